@@ -1,0 +1,155 @@
+"""Argument checks shared by every layer: an error names the argument, what was expected, what came."""
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+
+def fail(name: str, expected: str, got: str, exc: type[Exception] = ValueError) -> NoReturn:
+    """Raise ``exc`` with the message ``<name>: expected <expected>, got <got>``."""
+    raise exc(f"{name}: expected {expected}, got {got}")
+
+
+def describe(value: object) -> str:
+    """Say in a few words what ``value`` is, e.g. ``float32 of shape (20, 1) on cpu``."""
+    if not isinstance(value, Tensor):
+        return f"{type(value).__name__} {value!r}"[:80]
+    dtype = str(value.dtype).removeprefix("torch.")
+    return f"{dtype} of shape {tuple(value.shape)} on {value.device}"
+
+
+def values_are_readable(tensor: Tensor) -> bool:
+    """Whether reading the values of ``tensor`` costs no wait for a device and no break of a graph."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def floating(name: str, value: object) -> Tensor:
+    """Check that ``value`` is a floating-point tensor."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        fail(name, "a floating-point tensor", describe(value), TypeError)
+    return value
+
+
+def like(name: str, tensor: Tensor, other: Tensor, other_name: str) -> None:
+    """Check that ``tensor`` has the dtype and the device of ``other``."""
+    if not isinstance(tensor, Tensor) or tensor.dtype != other.dtype or tensor.device != other.device:
+        dtype = str(other.dtype).removeprefix("torch.")
+        fail(name, f"{dtype} on {other.device} as {other_name} has", describe(tensor))
+
+
+def shape(name: str, tensor: Tensor, expected: Sequence[int]) -> None:
+    """Check the shape of ``tensor`` exactly."""
+    if tuple(tensor.shape) != tuple(expected):
+        fail(name, f"shape {tuple(expected)}", describe(tensor))
+
+
+def trailing(name: str, tensor: Tensor, dims: Sequence[int], layout: str) -> None:
+    """Check the last dimensions of ``tensor``; ``-1`` admits any size. ``layout`` is for the message."""
+    if tensor.dim() < len(dims) or any(
+        want not in (-1, have) for want, have in zip(dims, tensor.shape[-len(dims) :], strict=True)
+    ):
+        wanted = ", ".join("*" if d == -1 else str(d) for d in dims)
+        fail(name, f"shape (..., {wanted}) as {layout}", describe(tensor))
+
+
+def lengths(value: object, batch: int, T: int, device: torch.device, minimum: int = 0) -> Tensor:
+    """Check ``lengths``: int64 of shape ``(batch,)`` on ``device`` with values in ``[minimum, T]``.
+
+    Values are read only where that costs no wait for a device, that is on a CPU.
+    """
+    if (
+        not isinstance(value, Tensor)
+        or value.dtype != torch.int64
+        or tuple(value.shape) != (batch,)
+        or value.device != device
+    ):
+        fail("lengths", f"int64 of shape ({batch},) on {device}", describe(value))
+    if values_are_readable(value) and batch > 0:
+        low, high = (int(v) for v in value.aminmax())
+        if low < minimum or high > T:
+            bad = low if low < minimum else high
+            fail("lengths", f"values between {minimum} and T = {T}", str(bad))
+    return value
+
+
+def nonempty(name: str, tensor: Tensor, dims: dict[str, int]) -> None:
+    """Check that no dimension named in ``dims`` (name to size) is empty."""
+    empty = [dim for dim, size in dims.items() if size == 0]
+    if empty:
+        fail(name, f"at least one element in {', '.join(dims)}", f"{empty[0]} = 0")
+
+
+def weights(
+    values: tuple[Tensor, ...], spec: str, like_tensor: Tensor, like_name: str, **sizes: int
+) -> dict[str, int]:
+    """Check a named tuple of weights against ``spec``, one word of size letters for each field.
+
+    ``sizes`` fixes the letters that are known; the others are taken from where they first appear and
+    returned with them, e.g. ``spec="RZ R"`` with ``Z=100`` checks ``[R, 100]`` and ``[R]``.
+    """
+    fields = getattr(values, "_fields", None)
+    words = spec.split()
+    if fields is None or len(fields) != len(words):
+        fail("weights", f"a named tuple of {len(words)} tensors", describe(values), TypeError)
+    for field, word, tensor in zip(fields, words, values, strict=True):
+        like(f"weights.{field}", tensor, like_tensor, like_name)
+        if tensor.dim() == len(word):
+            for letter, size in zip(word, tensor.shape, strict=True):
+                sizes.setdefault(letter, size)
+        shape(f"weights.{field}", tensor, [sizes.get(letter, -1) for letter in word])
+    return sizes
+
+
+def observation_mask(name: str, mask: Tensor | None, x: Tensor) -> None:
+    """Check a mask of ``x [..., B, T, D]``: bool or floating, ``[B, T]`` or ``[B, T, D]``."""
+    if mask is None:
+        return
+    B, T, D = x.shape[-3:]
+    if not isinstance(mask, Tensor) or tuple(mask.shape) not in ((B, T), (B, T, D)):
+        fail(name, f"shape ({B}, {T}) or ({B}, {T}, {D})", describe(mask))
+    if mask.device != x.device:
+        fail(name, f"a tensor on {x.device}", describe(mask))
+    if values_are_readable(mask) and mask.dtype != torch.bool:
+        strange = mask[(mask != 0) & (mask != 1)]
+        if strange.numel():
+            fail(name, "values 0 or 1", str(strange[0].item()))
+
+
+def broadcastable(name: str, tensor: Tensor, target: Sequence[int], layout: str) -> None:
+    """Check that ``tensor`` expands to the shape ``target``."""
+    fits = tensor.dim() <= len(target) and all(
+        have in (1, want) for have, want in zip(reversed(tensor.shape), reversed(target), strict=False)
+    )
+    if not fits:
+        fail(name, f"a shape that broadcasts to {tuple(target)} as {layout}", describe(tensor))
+
+
+def sequences(name: str, tensor: Tensor) -> tuple[int, int, int]:
+    """Check a floating ``[..., B, T, D]`` with at least one step, and return ``B, T, D``."""
+    floating(name, tensor)
+    trailing(name, tensor, (-1, -1, -1), "[..., B, T, D]")
+    B, T, D = tensor.shape[-3:]
+    nonempty(name, tensor, {"T": T})
+    return B, T, D
+
+
+def kind(name: str, value: object, *kinds: type) -> None:
+    """Check that ``value`` is of one of the types ``kinds``."""
+    if not isinstance(value, kinds):
+        fail(name, " or ".join(k.__name__ for k in kinds), describe(value), TypeError)
+
+
+def leading(name: str, tensor: Tensor, lead: Sequence[int], event_dims: int, like_name: str) -> None:
+    """Check that what precedes the last ``event_dims`` dimensions broadcasts with ``lead``."""
+    have = tensor.shape[: tensor.dim() - event_dims]
+    pairs = zip(reversed(have), reversed(lead), strict=False)
+    if any(a != b and 1 not in (a, b) for a, b in pairs):
+        fail(name, f"leading dimensions that broadcast with {tuple(lead)} of {like_name}", describe(tensor))
+
+
+def vector(name: str, value: object) -> None:
+    """Check that ``value`` is a tensor of one dimension."""
+    if not isinstance(value, Tensor) or value.dim() != 1:
+        fail(name, "int64 of shape (B,)", describe(value))

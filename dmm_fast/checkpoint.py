@@ -1,0 +1,306 @@
+"""Checkpoints: one safetensors file that holds a whole training run, written atomically.
+
+A file has its tensors under readable names (``model.emitter.lin_z_to_hidden.weight``,
+``optimizer.<parameter>.state.0.exp_avg``, ``rng.cpu``, ``order``) and one JSON document in the
+safetensors metadata with everything else. JSON writes a float64 with as many digits as it takes
+to read the same bits back. A CRC-32 over the document and all tensors finds flipped bits.
+Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+from dmm_fast.check import fail
+from dmm_fast.data.files import atomic_write
+from dmm_fast.model import DMM
+
+FORMAT = "dmm_fast"
+VERSION = 1
+
+PathLike = str | os.PathLike[str]
+
+_PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
+"""How a bare pickle begins; what torch saves today is a zip archive around one."""
+
+_CONVERT = (
+    "a file of torch.save, which is never unpickled here; convert a state dict you trust with "
+    "safetensors.torch.save_file(torch.load(old, weights_only=True), new) and an optimizer state "
+    "with dmm_fast.checkpoint.save_optimizer(new, torch.load(old, weights_only=True))"
+)
+
+
+class CheckpointError(ValueError):
+    """A file that is not the checkpoint asked for: names the file, what was expected, what came."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Everything a training run needs to go on to the same bits.
+
+    Attributes:
+        sizes: the constructor arguments of the :class:`~dmm_fast.model.DMM`.
+        config: the training settings, JSON values only.
+        data: what the run was trained on (a fingerprint, compared on resume).
+        model: the DMM's ``state_dict()``.
+        optimizer: ``PyroOptim.get_state()``.
+        rng: states of torch's global generators, ``"cpu"`` and, on a GPU, ``"cuda"``.
+        epoch: epochs finished.
+        step: mini-batches of the current epoch finished.
+        order: int64 ``[N]``, the current epoch's permutation; None between epochs.
+        epoch_loss: the current epoch's loss so far, nats.
+        best: lowest validation loss so far, nats per time step; None before the first.
+        metrics_bytes: length of ``metrics.jsonl`` when this was saved.
+    """
+
+    sizes: dict[str, Any]
+    config: dict[str, Any]
+    data: str
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    rng: dict[str, Tensor]
+    epoch: int
+    step: int
+    order: Tensor | None
+    epoch_loss: float
+    best: float | None
+    metrics_bytes: int
+
+
+_FIELD_TYPES: dict[str, tuple[type, ...]] = {
+    "sizes": (dict,),
+    "config": (dict,),
+    "data": (str,),
+    "model": (dict,),
+    "optimizer": (dict,),
+    "rng": (dict,),
+    "epoch": (int,),
+    "step": (int,),
+    "order": (Tensor, type(None)),
+    "epoch_loss": (float,),
+    "best": (float, type(None)),
+    "metrics_bytes": (int,),
+}
+
+
+def save(path: PathLike, checkpoint: Checkpoint) -> None:
+    """Write ``checkpoint`` to ``path``: the earlier file stays until the new one is whole.
+
+    Raises:
+        OSError: the folder is missing or the disk is full; the earlier file is untouched.
+        TypeError: ``config``, ``sizes`` or ``optimizer`` hold something that is neither a tensor
+            nor a JSON value.
+    """
+    fields = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
+    _write(path, "checkpoint", fields)
+
+
+def load(path: PathLike) -> Checkpoint:
+    """Read a checkpoint; tensors come on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is truncated, corrupt, of another format or version.
+    """
+    fields = _read(path, "checkpoint")
+    if set(fields) != set(_FIELD_TYPES):
+        _fail(path, f"the fields {sorted(_FIELD_TYPES)}", sorted(fields))
+    for name, types in _FIELD_TYPES.items():
+        if not isinstance(fields[name], types):
+            expected = " or ".join(kind.__name__ for kind in types)
+            _fail(path, f"{name} of type {expected}", type(fields[name]).__name__)
+    return Checkpoint(**fields)
+
+
+def load_dmm(path: PathLike, *, cuda: bool = False) -> DMM:
+    """The model of a checkpoint, in evaluation mode.
+
+    Args:
+        path: a file that :func:`save` wrote.
+        cuda: put it on the current CUDA device.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is not a checkpoint, or its tensors do not fit its sizes.
+    """
+    checkpoint = load(path)
+    dmm = build_dmm(path, checkpoint.sizes, cuda=cuda)
+    load_state(path, dmm, checkpoint.model)
+    return dmm.eval()
+
+
+def build_dmm(path: PathLike, sizes: Mapping[str, Any], *, cuda: bool = False) -> DMM:
+    """A DMM of a checkpoint's sizes.
+
+    Raises:
+        CheckpointError: the DMM does not take these sizes.
+    """
+    try:
+        return DMM(**sizes, use_cuda=cuda)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: expected the sizes of a DMM, got {error}") from error
+
+
+def save_model(path: PathLike, dmm: DMM) -> None:
+    """Write the plain ``state_dict()`` as safetensors; the names are those of Pyro's example."""
+    tensors = {name: _portable(tensor) for name, tensor in dmm.state_dict().items()}
+    _write_bytes(path, safetensors_bytes(tensors))
+
+
+def load_model(path: PathLike, dmm: DMM) -> None:
+    """Load parameters from a checkpoint or from a safetensors state dict (also of Pyro's DMM).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: no safetensors file, or other names or shapes than ``dmm`` has.
+    """
+    tensors, metadata = _open(path)
+    state = load(path).model if FORMAT in metadata else tensors
+    load_state(path, dmm, state)
+
+
+def load_state(path: PathLike, dmm: DMM, state: Mapping[str, Tensor]) -> None:
+    """Copy ``state`` into ``dmm``, strictly; ``path`` is where it came from, for the message.
+
+    Raises:
+        CheckpointError: other names or shapes than ``dmm`` has.
+    """
+    for name, parameter in dmm.state_dict().items():
+        if name in state and state[name].shape != parameter.shape:
+            _fail(path, f"{name} of shape {tuple(parameter.shape)}", tuple(state[name].shape))
+    try:
+        dmm.load_state_dict(dict(state), strict=True)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: expected the parameters of this DMM, got {reason}") from error
+
+
+def save_optimizer(path: PathLike, state: Mapping[str, Any]) -> None:
+    """Write ``PyroOptim.get_state()`` as safetensors.
+
+    Raises:
+        TypeError: ``state`` holds something that is neither a tensor nor a JSON value.
+    """
+    _write(path, "optimizer", {"optimizer": dict(state)})
+
+
+def load_optimizer(path: PathLike) -> dict[str, Any]:
+    """Read what :func:`save_optimizer` or :func:`save` wrote, for ``PyroOptim.set_state``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is truncated, corrupt, of another format or version.
+    """
+    state = _read(path, "optimizer", "checkpoint").get("optimizer")
+    if not isinstance(state, dict):
+        _fail(path, "an optimizer state", type(state).__name__)
+    return state
+
+
+def _write(path: PathLike, kind: str, fields: dict[str, Any]) -> None:
+    tensors: dict[str, Tensor] = {}
+    tree = _encode(fields, "", tensors)
+    document = json.dumps({"version": VERSION, "kind": kind, "tree": tree})
+    metadata = {FORMAT: document, "crc32": str(_crc32(document, tensors))}
+    _write_bytes(path, safetensors_bytes(tensors, metadata))
+
+
+def _write_bytes(path: PathLike, data: bytes) -> None:
+    with atomic_write(Path(path)) as file:
+        file.write(data)
+    # The rename is in the folder: only once that is on the disk does a power cut not undo it.
+    folder = os.open(Path(path).parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _read(path: PathLike, *kinds: str) -> dict[str, Any]:
+    tensors, metadata = _open(path)
+    if FORMAT not in metadata:
+        _fail(path, f"a dmm_fast {kinds[0]}", "another kind of safetensors file")
+    document = metadata[FORMAT]
+    if metadata.get("crc32") != str(_crc32(document, tensors)):
+        _fail(path, f"CRC-32 {metadata.get('crc32')}", f"{_crc32(document, tensors)}: corrupt")
+    header = dict(json.loads(document))
+    if header.get("version") != VERSION:
+        _fail(path, f"format version {VERSION}", f"version {header.get('version')}")
+    if header.get("kind") not in kinds:
+        _fail(path, f"a dmm_fast {' or '.join(kinds)}", f"a dmm_fast {header.get('kind')}")
+    return dict(_decode(header["tree"], tensors))
+
+
+def _open(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of a safetensors file."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            # Copies, as what safetensors returns may be a map of a file about to be replaced.
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+            return tensors, opened.metadata() or {}
+    except SafetensorError as error:
+        with open(path, "rb") as file:
+            start = file.read(2)
+        if start == b"PK" or start in _PICKLES:
+            _fail(path, "a safetensors file", _CONVERT)
+        _fail(path, "a whole safetensors file", f"a truncated, corrupt or foreign one ({error})")
+
+
+def _encode(node: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """``node`` as JSON; its tensors go to ``tensors`` under their dotted place in the tree."""
+    if node is None or isinstance(node, bool | int | float | str):
+        return node
+    if isinstance(node, Tensor):
+        tensors[name] = _portable(node)
+        return {"tensor": name}
+    if isinstance(node, Mapping):
+        return {"dict": [[key, _encode(node[key], _join(name, key), tensors)] for key in node]}
+    if isinstance(node, tuple | list):
+        values = [_encode(value, _join(name, place), tensors) for place, value in enumerate(node)]
+        return {"tuple" if isinstance(node, tuple) else "list": values}
+    fail(name, "a tensor, dict, list, tuple or JSON value", type(node).__name__, TypeError)
+
+
+def _decode(node: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What :func:`_encode` was given."""
+    if not isinstance(node, dict):
+        return node
+    ((kind, value),) = node.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {key: _decode(item, tensors) for key, item in value}
+    if kind in ("tuple", "list"):
+        return (tuple if kind == "tuple" else list)(_decode(item, tensors) for item in value)
+    raise ValueError(f"unknown node {kind!r}")
+
+
+def _join(name: str, key: object) -> str:
+    return f"{name}.{key}" if name else str(key)
+
+
+def _portable(tensor: Tensor) -> Tensor:
+    """Contiguous on the CPU with its own storage: safetensors refuses tensors that share one."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _crc32(document: str, tensors: Mapping[str, Tensor]) -> int:
+    crc = zlib.crc32(document.encode())
+    for name in sorted(tensors):
+        crc = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy().data, crc)
+    return crc
+
+
+def _fail(path: PathLike, expected: str, got: object) -> NoReturn:
+    fail(str(path), expected, str(got), CheckpointError)

@@ -1,0 +1,230 @@
+"""What the subcommands of ``dmm-fast`` do with their parsed arguments."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dmm_fast
+from dmm_fast import checkpoint as ckpt
+from dmm_fast import data as datasets
+from dmm_fast.check import fail
+from dmm_fast.config import TrainConfig
+from dmm_fast.data import Dataset
+from dmm_fast.infer import evaluate_elbo, evaluate_importance_nll
+from dmm_fast.interrupt import TrainingInterrupted
+from dmm_fast.model import DMM
+from dmm_fast.runlog import logger
+from dmm_fast.train import BEST, LAST, NonFiniteLossError, load_data, train
+
+_JIT = (
+    "--jit: expected not to be given: tracing unrolls the time steps of the first batch and "
+    "silently truncates longer ones; dmm-fast needs no tracing to be fast"
+)
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """``dmm-fast train``."""
+    if args.jit:
+        raise ValueError(_JIT)
+    config = train_config(args)
+    with _logging(args):
+        try:
+            train(config)
+        except TrainingInterrupted as interruption:
+            print(f"dmm-fast: {interruption}", file=sys.stderr)
+            return 130
+        except NonFiniteLossError as error:
+            print(f"dmm-fast: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def train_config(args: argparse.Namespace) -> TrainConfig:
+    """The settings that the flags of ``dmm-fast train`` ask for."""
+    given = vars(args)
+    names = [field.name for field in dataclasses.fields(TrainConfig)]
+    settings: dict[str, Any] = {name: given[name] for name in names}
+    for name in ("load_model", "load_opt", "save_model", "save_opt"):
+        settings[name] = Path(given[name]) if given[name] else None
+    if args.tmc or args.tmcelbo:
+        settings["elbo"] = "tmc" if args.tmc else "tmcelbo"
+    if args.checkpoint_freq == 0 and args.out is not None:
+        settings["checkpoint_freq"] = 1
+    return TrainConfig(**settings)
+
+
+def settings_to_resume(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings kept in the checkpoint that ``--resume`` is to go on from."""
+    if args.out is None:
+        fail("--resume", "the folder of a run in --out", "none")
+    return ckpt.load(args.out / LAST).config
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    """``dmm-fast evaluate``."""
+    path, dmm, data = _trained(args)
+    report: dict[str, Any] = {
+        "checkpoint": str(path),
+        "data": data.name,
+        "num_particles": args.num_particles,
+        "unit": "nats per time step",
+        "splits": {},
+    }
+    for split in [args.split] if args.split else ["train", "valid", "test"]:
+        sequences = getattr(data, split)
+        torch.manual_seed(args.seed)
+        elbo = evaluate_elbo(dmm, sequences)
+        nll = evaluate_importance_nll(dmm, sequences, num_particles=args.num_particles)
+        report["splits"][split] = {
+            "negative_elbo": elbo._asdict(),
+            "importance_nll": nll._asdict(),
+        }
+    if args.json:
+        print(json.dumps(report, indent=2))
+        return 0
+    print(f"{path} on {data.name}, nats per time step, lower is better")
+    print(f"{'':8}{'negative ELBO':>28}{f'NLL, {args.num_particles} particles':>28}")
+    print(f"{'':8}" + f"{'total/total':>14}{'sequences':>14}" * 2)
+    for split, measured in report["splits"].items():
+        numbers = [number for pair in measured.values() for number in pair.values()]
+        print(f"{split:8}" + "".join(f"{number:14.4f}" for number in numbers))
+    return 0
+
+
+def run_generate(args: argparse.Namespace) -> int:
+    """``dmm-fast generate``."""
+    from dmm_fast.gallery import draw_gallery
+
+    path, dmm, data = _trained(args)
+    torch.manual_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    written = draw_gallery(
+        dmm,
+        data.test,
+        args.out,
+        num=args.num,
+        num_steps=args.num_steps,
+        prefix_steps=args.prefix_steps,
+        tempo=args.tempo,
+        program=args.program,
+        metrics=path.parent / "metrics.jsonl",
+    )
+    for file in written:
+        print(file)
+    return 0
+
+
+def run_info(args: argparse.Namespace) -> int:
+    """``dmm-fast info``."""
+    facts = dmm_fast.info()
+    if args.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            for key, item in value.items():
+                print(f"  {key:28}{_readable(item)}")
+        else:
+            print(f"{name:30}{_readable(value)}")
+    return 0
+
+
+def run_download(args: argparse.Namespace) -> int:
+    """``dmm-fast download``."""
+    print(datasets.download(args.name, args.directory, progress=sys.stderr.isatty()))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "train": run_train,
+    "evaluate": run_evaluate,
+    "generate": run_generate,
+    "info": run_info,
+    "download": run_download,
+}
+
+
+def set_threads(number: int) -> None:
+    """Compute on this many CPU threads.
+
+    Raises:
+        ValueError: not at least 1.
+    """
+    if number < 1:
+        fail("--threads", "at least 1", str(number))
+    torch.set_num_threads(number)
+
+
+def _trained(args: argparse.Namespace) -> tuple[Path, DMM, Dataset]:
+    """The checkpoint that was asked for, its model, and its data or those asked for."""
+    if args.cuda and not torch.cuda.is_available():
+        fail("--cuda", "a CUDA device", "torch.cuda.is_available() is False")
+    path = args.checkpoint
+    if path.is_dir():
+        path = path / BEST if (path / BEST).exists() else path / LAST
+    saved = ckpt.load(path)
+    dmm = ckpt.load_dmm(path, cuda=args.cuda)
+    config = TrainConfig(**saved.config)
+    if args.data is not None:
+        config = dataclasses.replace(config, data=args.data, num_sequences=None)
+    data = load_data(config)
+    D = data.test.sequences.shape[-1]
+    if dmm.input_dim != D:
+        fail("--data", f"{dmm.input_dim} features a time step, as {path} has", str(D))
+    return path, dmm, data.to("cuda" if args.cuda else "cpu")
+
+
+@contextmanager
+def _logging(args: argparse.Namespace) -> Iterator[None]:
+    """Training's lines go to standard output and, if there is one, to the log file."""
+    handlers: list[logging.Handler] = [_AroundTheBar()]
+    if args.log:
+        # An absolute path stays what it is.
+        path = args.log if args.out is None else args.out / args.log
+        # Opened at the first line: a refused run must not empty the log of an earlier one.
+        mode = "a" if args.resume else "w"
+        handlers.append(logging.FileHandler(path, mode=mode, delay=True))
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+class _AroundTheBar(logging.Handler):
+    """Prints to standard output without tearing the progress bar.
+
+    Unlike a ``StreamHandler`` it lets a broken pipe through, so that training ends with its reader.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def _readable(value: Any) -> str:
+    """A fact for people: yes, no, none, or ``cpu cpp, cuda triton``."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_readable(item)}" for key, item in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)

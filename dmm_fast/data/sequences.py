@@ -1,0 +1,193 @@
+"""Sets of sequences of different lengths, and mini-batches of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from dmm_fast import check
+
+
+class Batch(NamedTuple):
+    """The positional arguments of ``DMM.model`` and ``DMM.guide``: ``svi.step(*batch)``.
+
+    ``mini_batch`` is ``[B, T, D]``, ``mini_batch_mask`` ``[B, T]`` of the same floating dtype (1
+    inside a sequence, 0 past its end), ``mini_batch_seq_lengths`` ``[B]`` int64.
+    ``mini_batch_reversed`` is the packed, time-reversed batch that Pyro's example feeds to its RNN,
+    or ``None``.
+    """
+
+    mini_batch: Tensor
+    mini_batch_reversed: PackedSequence | None
+    mini_batch_mask: Tensor
+    mini_batch_seq_lengths: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceSet:
+    """N sequences, padded at the end to the longest.
+
+    Args:
+        sequences: ``[N, T_max, D]``, float32 or float64, zero past the end of each sequence.
+        lengths: ``[N]`` int64 on the same device, each in ``1 .. T_max``.
+
+    Raises:
+        TypeError: ``sequences`` is not a floating-point tensor.
+        ValueError: a shape, dtype, device or length is wrong, the set is empty, or (looked at only
+            on a CPU, where reading costs no wait) something other than zero lies past the end of a
+            sequence.
+    """
+
+    sequences: Tensor
+    lengths: Tensor
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        x = check.floating("sequences", self.sequences)
+        if x.dim() != 3 or 0 in x.shape or x.dtype not in (torch.float32, torch.float64):
+            expected = "float32 or float64 of shape [N, T, D] with N, T and D at least 1"
+            check.fail("sequences", expected, check.describe(x))
+        N, T, _ = x.shape
+        check.lengths(self.lengths, N, T, x.device, minimum=1)
+        if check.values_are_readable(x):
+            padding = ~_valid(self.lengths, T)
+            dirty = ((x != 0).any(dim=2) & padding).any(dim=1)
+            if bool(dirty.any()):
+                row = int(dirty.nonzero()[0])
+                expected = "zeros past the end of each sequence"
+                check.fail("sequences", expected, f"something else in sequence {row}")
+
+    def __len__(self) -> int:
+        """N, the number of sequences."""
+        return self.sequences.shape[0]
+
+    @property
+    def num_time_steps(self) -> int:
+        """The time steps of all sequences together, padding not counted (read on the host)."""
+        return int(self.lengths.sum())
+
+    def to(self, device: torch.device | str) -> SequenceSet:
+        """The same set on ``device``."""
+        return SequenceSet(self.sequences.to(device), self.lengths.to(device))
+
+    def batch(self, indices: Tensor, T: int | None = None) -> Batch:
+        """Gather the sequences ``indices``, in that order, on the device the set lives on.
+
+        Args:
+            indices: ``[B]`` int64 on the device of the set.
+            T: time steps of the result, ``1 .. T_max``. ``None`` is the longest of these sequences,
+                which the host must read; with a number nothing waits for a device, so a step can be
+                captured in a CUDA graph. A sequence longer than ``T`` is refused on a CPU; on a
+                GPU, where looking at its length would wait, it is cut to ``T`` steps.
+
+        Returns:
+            A :class:`Batch` without ``mini_batch_reversed``: our guide reads ``mini_batch``
+            backwards.
+
+        Raises:
+            ValueError: ``indices`` or ``T`` is not of that form, or (on a CPU) out of range.
+        """
+        T_max = self.sequences.shape[1]
+        self._check_indices(indices)
+        lengths = self.lengths.index_select(0, indices)
+        if T is None:
+            T = int(lengths.max())
+        elif not 1 <= T <= T_max:
+            check.fail("T", f"a number of time steps between 1 and {T_max}", str(T))
+        elif check.values_are_readable(lengths) and int(lengths.max()) > T:
+            longest = int(lengths.max())
+            check.fail("T", f"at least {longest}, the longest sequence of the batch", str(T))
+        lengths = lengths.clamp(max=T)
+        mini_batch = self.sequences[:, :T].index_select(0, indices)
+        mask = _valid(lengths, T).to(mini_batch.dtype)
+        return Batch(mini_batch, None, mask, lengths)
+
+    def _check_indices(self, indices: Tensor) -> None:
+        N, device = len(self), self.sequences.device
+        if (
+            not isinstance(indices, Tensor)
+            or indices.dtype != torch.int64
+            or indices.dim() != 1
+            or indices.numel() == 0
+            or indices.device != device
+        ):
+            check.fail("indices", f"int64 of shape (B,) on {device}, B >= 1", check.describe(indices))
+        if check.values_are_readable(indices):
+            low, high = (int(v) for v in indices.aminmax())
+            if low < 0 or high >= N:
+                check.fail("indices", f"values between 0 and {N - 1}", str(low if low < 0 else high))
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A named data set in its three splits."""
+
+    name: str
+    train: SequenceSet
+    valid: SequenceSet
+    test: SequenceSet
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same data set on ``device``."""
+        splits = (split.to(device) for split in (self.train, self.valid, self.test))
+        return Dataset(self.name, *splits)
+
+
+def reverse_sequences(mini_batch: Tensor, lengths: Tensor) -> Tensor:
+    """Reverse each sequence in time within its length: ``y[b, t] = x[b, lengths[b] - 1 - t]``.
+
+    Args:
+        mini_batch: ``[B, T, D]``, any dtype.
+        lengths: ``[B]`` int64, each in ``0 .. T``.
+
+    Returns:
+        ``[B, T, D]``, zero past the end of each sequence whatever ``mini_batch`` holds there.
+    """
+    T = mini_batch.shape[1]
+    lengths = lengths.to(mini_batch.device)
+    t = torch.arange(T, device=mini_batch.device)
+    valid = _valid(lengths, T)
+    source = torch.where(valid, lengths[:, None] - 1 - t, t)
+    gathered = mini_batch.gather(1, source[:, :, None].expand_as(mini_batch))
+    return gathered.masked_fill(~valid[:, :, None], 0)
+
+
+def get_mini_batch(
+    mini_batch_indices: Tensor, sequences: Tensor, seq_lengths: Tensor, cuda: bool = False
+) -> Batch:
+    """Stand in for Pyro's ``get_mini_batch``, without its loops over rows.
+
+    That is ``pyro.contrib.examples.polyphonic_data_loader.get_mini_batch``. The sequences are
+    sorted by length, longest first, ties in the order Pyro gives them, and cut to the longest.
+
+    Args:
+        mini_batch_indices: ``[B]`` int64.
+        sequences: ``[N, T_max, D]``.
+        seq_lengths: ``[N]`` int64.
+        cuda: move batch, mask and packed reverse to the current CUDA device; the lengths stay.
+
+    Returns:
+        A :class:`Batch` of ``[B, T, D]``, the packed reverse, ``[B, T]`` in torch's default dtype,
+        ``[B]``.
+    """
+    lengths = seq_lengths[mini_batch_indices]
+    # Pyro's order: an ascending sort flipped, which is not a descending sort where lengths tie.
+    order = torch.sort(lengths).indices.flip(0)
+    lengths = lengths[order]
+    T = int(lengths[0])
+    mini_batch = sequences[mini_batch_indices[order], :T]
+    mask = _valid(lengths, T).to(device=mini_batch.device, dtype=torch.get_default_dtype())
+    if cuda:
+        mini_batch, mask = mini_batch.cuda(), mask.cuda()
+    backwards = reverse_sequences(mini_batch, lengths)
+    packed = pack_padded_sequence(backwards, lengths.cpu(), batch_first=True)
+    return Batch(mini_batch, packed, mask, lengths)
+
+
+def _valid(lengths: Tensor, T: int) -> Tensor:
+    """``[B, T]`` bool: whether time step t lies inside sequence b."""
+    return torch.arange(T, device=lengths.device) < lengths[:, None]

@@ -1,0 +1,27 @@
+"""The compiled library: found beside this file, loaded once, absent without harm."""
+
+from pathlib import Path
+
+import torch
+
+
+def _load() -> str | None:
+    """Load the library; None, or why there is none."""
+    found = sorted(Path(__file__).parent.glob("_C*.so"))
+    if not found:
+        return (
+            "none was built when the package was installed: that takes a C++ compiler, and torch in the "
+            "same environment (pip install --no-build-isolation)"
+        )
+    try:
+        torch.ops.load_library(str(found[0]))
+    except OSError as error:
+        return f"{found[0].name} does not load with torch {torch.__version__}: {error}"
+    return None
+
+
+missing: str | None = _load()
+"""Why the compiled library is not there; None where it is."""
+
+DTYPES = (torch.float32, torch.float64)
+"""What the compiled CPU ops compute in."""

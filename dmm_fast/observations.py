@@ -1,0 +1,194 @@
+"""What a model and a guide are given: one mini-batch, checked once and put into a plain form."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from dmm_fast import check
+
+
+class Observations(NamedTuple):
+    """A checked mini-batch.
+
+    ``x`` is ``[B, T, D]`` with 0 wherever nothing is observed, or None where there is no data to
+    condition on; ``lengths`` is int64 ``[B]`` on the device of the model; ``mask`` (``[B, T]`` or
+    ``[B, T, D]``, None: all) says what is observed.
+    """
+
+    x: Tensor | None
+    lengths: Tensor
+    mask: Tensor | None
+    T: int
+
+    @property
+    def valid(self) -> Tensor:
+        """``[B, T]`` bool: the steps within each row."""
+        return torch.arange(self.T, device=self.lengths.device) < self.lengths.unsqueeze(-1)
+
+    @property
+    def observed(self) -> Tensor:
+        """``[B, T, 1]`` or ``[B, T, D]`` bool: what is both valid and not masked out."""
+        valid = self.valid.unsqueeze(-1)
+        if self.mask is None:
+            return valid
+        return valid & (self.mask if self.mask.dim() == 3 else self.mask.unsqueeze(-1)).bool()
+
+
+def observe(
+    mini_batch: Tensor | None,
+    mini_batch_reversed: Tensor | PackedSequence | None,
+    mini_batch_mask: Tensor | None,
+    mini_batch_seq_lengths: Tensor | None,
+    *,
+    input_dim: int,
+    like: Tensor,
+    boolean: bool,
+    validate: bool | None,
+) -> Observations:
+    """Check a mini-batch as :meth:`dmm_fast.DMM.model` and ``guide`` take it.
+
+    Args:
+        mini_batch: ``[B, T, D]``, or None for a model without data.
+        mini_batch_reversed: None, or what holds the same data backward: its size is checked and it is
+            not read, since the data are read backward from ``mini_batch`` itself.
+        mini_batch_mask: ``[B, T]`` or ``[B, T, D]`` of 0 and 1, or None.
+        mini_batch_seq_lengths: int64 ``[B]``, or None: read off the mask, which must then be a prefix
+            of ones in each row, or all T.
+        input_dim: ``D``.
+        like: a parameter of the model, for dtype and device.
+        boolean: whether observed data must be 0 or 1.
+        validate: whether to check values and not just shapes. None: where that costs no wait for
+            a device.
+
+    Raises:
+        ValueError: an argument that does not fit; the message names it.
+        TypeError: ``mini_batch`` is no floating-point tensor.
+    """
+    if mini_batch is not None:
+        check.floating("mini_batch", mini_batch)
+        if mini_batch.dim() != 3 or mini_batch.shape[-1] != input_dim:
+            check.fail("mini_batch", f"shape (B, T, {input_dim})", check.describe(mini_batch))
+        check.like("mini_batch", mini_batch, like, "the model")
+    B, T = _batch_and_steps(mini_batch, mini_batch_mask, mini_batch_seq_lengths)
+    lengths = _lengths(mini_batch_seq_lengths, mini_batch_mask, B, T, like.device, validate)
+    _check_mask_shape(mini_batch_mask, B, T, input_dim, like.device)
+    observations = Observations(mini_batch, lengths, mini_batch_mask, T)
+    if _reads(like, validate):
+        _check_values(observations, boolean)
+    if isinstance(mini_batch_reversed, PackedSequence):
+        if _reads(like, validate):
+            _check_packed(mini_batch_reversed, observations)
+    elif mini_batch_reversed is not None:
+        check.shape("mini_batch_reversed", mini_batch_reversed, (B, T, input_dim))
+    if mini_batch is None:
+        return observations
+    return observations._replace(x=torch.where(observations.observed, mini_batch, 0.0))
+
+
+def _reads(tensor: Tensor, validate: bool | None) -> bool:
+    """Whether the values of ``tensor`` are checked: as was asked, else where that waits for nothing."""
+    return check.values_are_readable(tensor) if validate is None else validate
+
+
+def _batch_and_steps(x: Tensor | None, mask: Tensor | None, lengths: Tensor | None) -> tuple[int, int]:
+    for name, tensor in (("mini_batch", x), ("mini_batch_mask", mask)):
+        if tensor is not None:
+            if not isinstance(tensor, Tensor) or tensor.dim() < 2:
+                check.fail(name, "a tensor of shape (B, T, ...)", check.describe(tensor))
+            check.nonempty(name, tensor, {"B": tensor.shape[0], "T": tensor.shape[1]})
+            return tensor.shape[0], tensor.shape[1]
+    if lengths is None:
+        check.fail("mini_batch", "data, a mask or lengths to say how many steps there are", "None")
+    if not isinstance(lengths, Tensor) or lengths.dim() != 1 or lengths.numel() == 0:
+        check.fail("mini_batch_seq_lengths", "int64 of shape (B,)", check.describe(lengths))
+    return lengths.shape[0], int(lengths.max())
+
+
+def _lengths(
+    lengths: Tensor | None,
+    mask: Tensor | None,
+    B: int,
+    T: int,
+    device: torch.device,
+    validate: bool | None,
+) -> Tensor:
+    name = "mini_batch_seq_lengths"
+    if lengths is None:
+        if mask is None:
+            return torch.full((B,), T, dtype=torch.int64, device=device)
+        return _lengths_of_prefix(mask, validate)
+    if (
+        not isinstance(lengths, Tensor)
+        or lengths.dtype != torch.int64
+        or tuple(lengths.shape) != (B,)
+        # Pyro's loader leaves the lengths on the CPU when it moves the rest to a GPU.
+        or lengths.device not in (device, torch.device("cpu"))
+    ):
+        check.fail(name, f"int64 of shape ({B},) on {device} or cpu", check.describe(lengths))
+    if _reads(lengths, validate):
+        low, high = (int(v) for v in lengths.aminmax())
+        if low < 1 or high > T:
+            check.fail(name, f"values between 1 and T = {T}", str(low if low < 1 else high))
+    return lengths.to(device, non_blocking=True)
+
+
+def _lengths_of_prefix(mask: Tensor, validate: bool | None) -> Tensor:
+    if mask.dim() != 2:
+        check.fail("mini_batch_seq_lengths", "lengths beside a mask [B, T, D]", "None")
+    lengths = mask.to(torch.int64).sum(-1)
+    if _reads(mask, validate):
+        falls = mask[:, 1:].to(torch.int64) <= mask[:, :-1].to(torch.int64)
+        if not bool(falls.all()) or int(lengths.min()) < 1:
+            row = int((~falls.all(-1) | (lengths < 1)).nonzero()[0, 0])
+            check.fail(
+                "mini_batch_mask",
+                "ones and then zeros in each row (lengths are read off it when none are given)",
+                f"row {row}: {mask[row].tolist()}"[:120],
+            )
+    return lengths
+
+
+def _check_mask_shape(mask: Tensor | None, B: int, T: int, D: int, device: torch.device) -> None:
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or tuple(mask.shape) not in ((B, T), (B, T, D)):
+        check.fail("mini_batch_mask", f"shape ({B}, {T}) or ({B}, {T}, {D})", check.describe(mask))
+    if mask.device != device:
+        check.fail("mini_batch_mask", f"a tensor on {device}", check.describe(mask))
+
+
+def _check_packed(packed: PackedSequence, given: Observations) -> None:
+    rows = given.valid.sum(0).cpu()
+    if not torch.equal(packed.batch_sizes, rows[rows > 0]):
+        check.fail(
+            "mini_batch_reversed",
+            "a packed batch of the same lengths",
+            f"one of {packed.data.shape[0]} steps in {len(packed.batch_sizes)}, "
+            f"where mini_batch has {int(rows.sum())} in {int((rows > 0).sum())}",
+        )
+
+
+def _check_values(given: Observations, boolean: bool) -> None:
+    x, mask = given.x, given.mask
+    if mask is not None:
+        strange = mask[(mask != 0) & (mask != 1)] if mask.dtype != torch.bool else mask[:0]
+        if strange.numel():
+            check.fail("mini_batch_mask", "values 0 or 1", str(strange.flatten()[0].item()))
+        beyond = mask.bool() & ~(given.valid if mask.dim() == 2 else given.valid.unsqueeze(-1))
+        if bool(beyond.any()):
+            row = int(beyond.nonzero()[0, 0])
+            length = int(given.lengths[row])
+            check.fail("mini_batch_mask", f"0 past the length {length} of row {row}", "1")
+    if x is None:
+        return
+    bad = given.observed & (((x != 0) & (x != 1)) if boolean else ~x.isfinite())
+    if bool(bad.any()):
+        b, t, d = (int(i) for i in bad.nonzero()[0])
+        wanted = "0 or 1" if boolean else "a finite number"
+        check.fail(
+            "mini_batch",
+            f"{wanted} wherever it is not masked",
+            f"{x[b, t, d].item()} at {(b, t, d)}",
+        )

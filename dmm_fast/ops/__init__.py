@@ -1,0 +1,46 @@
+"""The ops of a Deep Markov Model: pure functions of tensors, each with a choice of backends."""
+
+from dmm_fast.ops.backend import BACKENDS, BackendError, info, use_backend
+from dmm_fast.ops.bernoulli_log_prob import bernoulli_log_prob
+from dmm_fast.ops.clipped_adam import clipped_adam
+from dmm_fast.ops.combiner import combiner, combiner_log_prob
+from dmm_fast.ops.combiner_scan import combiner_scan
+from dmm_fast.ops.emission_log_prob import emission_log_prob, gaussian_emission_log_prob
+from dmm_fast.ops.emitter import emitter, gaussian_emitter
+from dmm_fast.ops.gated_transition import gated_transition
+from dmm_fast.ops.normal_log_prob import drawn_log_prob, normal_log_prob
+from dmm_fast.ops.rnn_scan import rnn_scan
+from dmm_fast.ops.transition_kl import transition_kl
+from dmm_fast.ops.transition_log_prob import transition_log_prob
+from dmm_fast.reference import (
+    CombinerWeights,
+    EmitterWeights,
+    GaussianEmitterWeights,
+    TransitionWeights,
+)
+
+__all__ = [
+    "BACKENDS",
+    "BackendError",
+    "CombinerWeights",
+    "EmitterWeights",
+    "GaussianEmitterWeights",
+    "TransitionWeights",
+    "bernoulli_log_prob",
+    "clipped_adam",
+    "combiner",
+    "combiner_log_prob",
+    "combiner_scan",
+    "drawn_log_prob",
+    "emission_log_prob",
+    "emitter",
+    "gated_transition",
+    "gaussian_emission_log_prob",
+    "gaussian_emitter",
+    "info",
+    "normal_log_prob",
+    "rnn_scan",
+    "transition_kl",
+    "transition_log_prob",
+    "use_backend",
+]

@@ -1,0 +1,99 @@
+"""Drawing the posterior chain z_{1:T}, forward in time."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmm_fast import check, native, reference
+from dmm_fast.ops import backend
+from dmm_fast.ops.combiner import check_combiner_weights
+from dmm_fast.ops.layout import fresh, particles, register
+from dmm_fast.reference import CombinerWeights
+
+_pick = backend.reference_op("combiner_scan", reference.combiner_scan)
+
+
+def combiner_scan(
+    h: Tensor, eps: Tensor, z_q_0: Tensor, weights: CombinerWeights, lengths: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Draw ``z_t = loc_t + softplus(pre_scale_t) eps_t`` with ``loc, pre_scale`` from the combiner.
+
+    ``c_t = (tanh(W_z z_{t-1} + b_z) + h_t) / 2``, ``loc_t = W_loc c_t + b_loc``,
+    ``pre_scale_t = W_scale c_t + b_scale``. The pre-activation is returned in place of the scale:
+    from it the log-density stays finite where the scale underflows.
+
+    Args:
+        h: ``[..., B, T, H]`` or ``[B, T, H]`` for all particles, what the inference network gives.
+        eps: ``[..., B, T, Z]``, standard normal noise; leading dimensions are particles.
+        z_q_0: what z_0 stands for in the guide; broadcastable to ``[..., B, Z]``.
+        weights: of the combiner.
+        lengths: int64 ``[B]``, values in ``[0, T]``.
+
+    Returns:
+        ``z, loc, pre_scale``, each ``[..., B, T, Z]`` and zero past the end of each row.
+
+    Raises:
+        ValueError: a shape, dtype, device or length that does not fit.
+        TypeError: ``eps`` or ``weights`` is of another kind.
+
+    Source: arXiv 1609.09869, section 4 (structured inference, DKS).
+    """
+    B, T, Z = check.sequences("eps", eps)
+    sizes = check_combiner_weights(weights, eps, "eps", Z)
+    check.like("h", h, eps, "eps")
+    check.broadcastable("h", h, (*eps.shape[:-1], sizes["H"]), "[..., B, T, H]")
+    check.trailing("h", h, (B, T, sizes["H"]), "[..., B, T, H]")
+    check.like("z_q_0", z_q_0, eps, "eps")
+    check.broadcastable("z_q_0", z_q_0, eps[..., 0, :].shape, "[..., B, Z]")
+    check.lengths(lengths, B, T, eps.device)
+    return _pick(eps)(h, eps, z_q_0, weights, lengths)
+
+
+def _cpp(
+    h: Tensor, eps: Tensor, z_q_0: Tensor, weights: CombinerWeights, lengths: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    lead = eps.shape[:-2]
+    z, loc, pre_scale = torch.ops.dmm_fast.combiner_scan(
+        particles(h, lead, 2), particles(eps, lead, 2), particles(z_q_0, lead, 1), *weights, lengths
+    )
+    return z.reshape(eps.shape), loc.reshape(eps.shape), pre_scale.reshape(eps.shape)
+
+
+def _fake(h: Tensor, eps: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
+    return fresh(eps, eps, eps)
+
+
+def _fake_backward(
+    dz: Tensor,
+    dloc: Tensor,
+    dpre_scale: Tensor,
+    h: Tensor,
+    eps: Tensor,
+    z_q_0: Tensor,
+    z: Tensor,
+    pre_scale: Tensor,
+    w_z: Tensor,
+    b_z: Tensor,
+    w_loc: Tensor,
+    w_scale: Tensor,
+    lengths: Tensor,
+) -> tuple[Tensor, ...]:
+    biases = w_loc.new_empty(w_loc.shape[:1]), w_scale.new_empty(w_scale.shape[:1])
+    return fresh(h, eps, z_q_0, w_z, b_z, w_loc, biases[0], w_scale, biases[1])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    h, eps, z_q_0, w_z, b_z, w_loc, _, w_scale, _, lengths = inputs
+    z, _, pre_scale = output
+    ctx.save_for_backward(h, eps, z_q_0, z, pre_scale, w_z, b_z, w_loc, w_scale, lengths)
+
+
+def _backward(ctx: Any, dz: Tensor, dloc: Tensor, dpre_scale: Tensor) -> tuple[Tensor | None, ...]:
+    grads = torch.ops.dmm_fast.combiner_scan_backward(dz, dloc, dpre_scale, *ctx.saved_tensors)
+    return (*grads, None)
+
+
+if native.missing is None:
+    register("combiner_scan", _fake, _fake_backward, _save, _backward)
+    backend.register("combiner_scan", "cpp", _cpp, native.DTYPES)

@@ -1,0 +1,39 @@
+"""The one layout that compiled ops take: ``[P, B, ...]`` with a single particle dimension."""
+
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+
+
+def particles(tensor: Tensor, lead: Size, keep: int) -> Tensor:
+    """``tensor`` broadcast to the leading dimensions ``lead`` (particles, then B) and flattened.
+
+    ``keep`` trailing dimensions stay; the result is ``[P, B, ...]``, a view wherever strides allow.
+    """
+    wide = tensor.expand(*lead, *tensor.shape[tensor.dim() - keep :])
+    if len(lead) == 1:
+        return wide.unsqueeze(0)
+    return wide if len(lead) == 2 else wide.flatten(0, len(lead) - 2)
+
+
+def single_steps(tensor: Tensor, lead: Size) -> Tensor:
+    """``tensor [..., width]`` broadcast to leading dimensions ``lead`` and flattened to ``[N, width]``."""
+    return tensor.expand(*lead, tensor.shape[-1]).reshape(lead.numel(), tensor.shape[-1])
+
+
+def as_bool(mask: Tensor | None) -> Tensor | None:
+    """What is observed, as bools."""
+    return None if mask is None else mask.to(torch.bool)
+
+
+def fresh(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Contiguous tensors of these shapes: what a compiled op makes for the gradients."""
+    return tuple(tensor.new_empty(tensor.shape) for tensor in tensors)
+
+
+def register(name: str, fake: Any, fake_backward: Any, save: Any, backward: Any) -> None:
+    """Tell torch the shapes of a compiled op and of its ``_backward``, and how the two belong together."""
+    torch.library.register_fake(f"dmm_fast::{name}", fake)
+    torch.library.register_fake(f"dmm_fast::{name}_backward", fake_backward)
+    torch.library.register_autograd(f"dmm_fast::{name}", backward, setup_context=save)

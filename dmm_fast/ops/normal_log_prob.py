@@ -1,0 +1,122 @@
+"""Gaussian log-densities of whole sequences, masked and summed over time."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmm_fast import check, native, reference
+from dmm_fast.ops import backend
+from dmm_fast.ops.layout import as_bool, fresh, particles, register
+
+_pick = backend.reference_op("normal_log_prob", reference.normal_log_prob)
+_pick_drawn = backend.reference_op("drawn_log_prob", reference.drawn_log_prob)
+
+
+def normal_log_prob(
+    value: Tensor, loc: Tensor, scale: Tensor, lengths: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """Sum over what is observed of log N(value; loc, scale), in nats.
+
+    Args:
+        value: ``[..., B, T, D]``; this and the next two broadcast on the particle dimensions.
+        loc: ``[..., B, T, D]``.
+        scale: ``[..., B, T, D]``, positive where observed.
+        lengths: int64 ``[B]``, values in ``[0, T]``.
+        mask: ``[B, T]`` or ``[B, T, D]``, bool or 0/1: what is observed. None: all of it.
+
+    Returns:
+        ``[..., B]``.
+
+    Raises:
+        ValueError: a shape, dtype, device, length or mask that does not fit.
+        TypeError: ``value`` is no floating-point tensor.
+    """
+    B, T, D = check.sequences("value", value)
+    for name, tensor in (("loc", loc), ("scale", scale)):
+        check.like(name, tensor, value, "value")
+        check.trailing(name, tensor, (B, T, D), "[..., B, T, D]")
+        check.leading(name, tensor, value.shape[:-3], 3, "value")
+    check.lengths(lengths, B, T, value.device)
+    check.observation_mask("mask", mask, value)
+    return _pick(value)(value, loc, scale, lengths, mask)
+
+
+def drawn_log_prob(eps: Tensor, pre_scale: Tensor, lengths: Tensor) -> Tensor:
+    """Sum over valid t of the log-density of ``z_t = loc_t + softplus(pre_scale_t) eps_t``, in nats.
+
+    As a function of its noise the density is ``-eps^2 / 2 - log scale - log(2 pi) / 2``: the location
+    cancels, nothing is divided by the scale, and the gradient is that of the reparameterised draw.
+
+    Args:
+        eps: ``[..., B, T, Z]``.
+        pre_scale: of the shape of ``eps``.
+        lengths: int64 ``[B]``, values in ``[0, T]``.
+
+    Returns:
+        ``[..., B]``.
+
+    Raises:
+        ValueError: a shape, dtype, device or length that does not fit.
+        TypeError: ``eps`` is no floating-point tensor.
+    """
+    B, T, _ = check.sequences("eps", eps)
+    check.like("pre_scale", pre_scale, eps, "eps")
+    check.shape("pre_scale", pre_scale, eps.shape)
+    check.lengths(lengths, B, T, eps.device)
+    return _pick_drawn(eps)(eps, pre_scale, lengths)
+
+
+def _cpp(value: Tensor, loc: Tensor, scale: Tensor, lengths: Tensor, mask: Tensor | None = None) -> Tensor:
+    given = (value, loc, scale)
+    lead = torch.broadcast_shapes(*(tensor.shape[:-2] for tensor in given))
+    total: Tensor = torch.ops.dmm_fast.normal_log_prob(
+        *(particles(tensor, lead, 2) for tensor in given), lengths, as_bool(mask)
+    )
+    return total.reshape(lead)
+
+
+def _fake(value: Tensor, loc: Tensor, scale: Tensor, lengths: Tensor, mask: Tensor | None) -> Tensor:
+    return value.new_empty(value.shape[:2])
+
+
+def _fake_backward(
+    dout: Tensor, value: Tensor, loc: Tensor, scale: Tensor, lengths: Tensor, mask: Tensor | None
+) -> tuple[Tensor, ...]:
+    return fresh(value, loc, scale)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
+    grads = torch.ops.dmm_fast.normal_log_prob_backward(dout, *ctx.saved_tensors)
+    return (*grads, None, None)
+
+
+def _cpp_drawn(eps: Tensor, pre_scale: Tensor, lengths: Tensor) -> Tensor:
+    lead = eps.shape[:-2]
+    total: Tensor = torch.ops.dmm_fast.drawn_log_prob(
+        particles(eps, lead, 2), particles(pre_scale, lead, 2), lengths
+    )
+    return total.reshape(lead)
+
+
+def _fake_drawn(eps: Tensor, pre_scale: Tensor, lengths: Tensor) -> Tensor:
+    return eps.new_empty(eps.shape[:2])
+
+
+def _fake_drawn_backward(dout: Tensor, eps: Tensor, pre_scale: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+    return fresh(eps, pre_scale)
+
+
+def _backward_drawn(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
+    return (*torch.ops.dmm_fast.drawn_log_prob_backward(dout, *ctx.saved_tensors), None)
+
+
+if native.missing is None:
+    register("normal_log_prob", _fake, _fake_backward, _save, _backward)
+    register("drawn_log_prob", _fake_drawn, _fake_drawn_backward, _save, _backward_drawn)
+    backend.register("normal_log_prob", "cpp", _cpp, native.DTYPES)
+    backend.register("drawn_log_prob", "cpp", _cpp_drawn, native.DTYPES)

@@ -1,0 +1,306 @@
+"""``ClippedAdam``, as Pyro defines it, with all parameters stepped at once.
+
+:class:`ClippedAdam` is a plain ``torch.optim.Optimizer``; :class:`PyroClippedAdam` is what
+``pyro.infer.SVI`` takes. The states of both are those of Pyro's classes and load either way.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from numbers import Real
+from typing import Any, NamedTuple, overload
+
+import pyro
+import torch
+from pyro.optim import PyroOptim
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dmm_fast.check import describe, fail
+from dmm_fast.ops.clipped_adam import clipped_adam
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class ClippedAdam(Optimizer):
+    """Adam with elementwise gradient clipping, learning-rate decay and L2 weight decay.
+
+    A step, in this order: ``lr *= lrd`` for each group; each gradient element is clamped to
+    ``[-clip_norm, clip_norm]``, in ``p.grad`` itself; ``weight_decay * p`` is added to a copy of
+    the gradient; then Adam. :func:`dmm_fast.ops.clipped_adam.clipped_adam` has the formulas. A
+    parameter whose ``grad`` is None is left as it is, and each parameter counts its own steps.
+    Parameters of one device and dtype, at one step count, under equal hyper-parameters are stepped
+    by one call, whatever group they are in.
+
+    Args:
+        params: parameters, or dicts that define groups of them.
+        lr: learning rate of the first step, before its decay.
+        betas: decay of the averages of the gradient and of its square, each in [0, 1).
+        eps: added to the denominator.
+        weight_decay: strength of the L2 penalty.
+        clip_norm: largest magnitude of a gradient element; ``inf`` clips nothing.
+        lrd: factor of the learning rate in each step.
+        centered_variance: average the squared distance from the mean gradient, not the square.
+
+    Raises:
+        TypeError: a hyper-parameter is not a number; on a step, a gradient is sparse or complex.
+        ValueError: a hyper-parameter is out of range.
+
+    Source: ``pyro.optim.clipped_adam.ClippedAdam``, whose bits the reference backend gives on a CPU; the
+    compiled one differs in the last of them.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        clip_norm: float = 10.0,
+        lrd: float = 1.0,
+        centered_variance: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "clip_norm": clip_norm,
+            "lrd": lrd,
+            "centered_variance": centered_variance,
+        }
+        super().__init__(params, defaults)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Do one step; a ``closure`` computes gradients first, and its loss is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        _step_together([self])
+        return loss
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters; what it leaves out is as the constructor was told."""
+        _check_group({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state of a ``ClippedAdam``, this class's or Pyro's.
+
+        Raises:
+            ValueError: the state is another optimizer's, or belongs to other parameters. The state
+                there was is kept.
+        """
+        missing = {"state", "param_groups"} - state_dict.keys()
+        if missing:
+            fail("state_dict", f"an entry {sorted(missing)[0]!r}", f"{list(state_dict)}")
+        super().load_state_dict(state_dict)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # torch comes through here with the whole new state, from load_state_dict, copy and pickle.
+        for group in state["param_groups"]:
+            group.setdefault("centered_variance", False)  # Pyro's states of before it had one
+            _check_group(group)
+            for param in group["params"]:
+                _check_state(param, state["state"].get(param))
+        super().__setstate__(state)
+
+
+class PyroClippedAdam(PyroOptim):
+    """:class:`ClippedAdam` as ``pyro.infer.SVI`` takes it: ``SVI(model, guide, optim, loss)``.
+
+    As with ``pyro.optim.ClippedAdam``, each parameter has an optimizer in ``optim_objs`` that holds
+    its state, so ``get_state``, ``set_state``, ``save`` and ``load`` speak Pyro's format. A call
+    steps all parameters together, with as many operations as there are different hyper-parameters,
+    step counts, devices and dtypes. It does not go through the ``step`` of the single optimizers:
+    hooks on those do not run.
+
+    Args:
+        optim_args: arguments of :class:`ClippedAdam`, or a function of a parameter's name that
+            returns them.
+        clip_args: ``clip_norm`` and ``clip_value`` for Pyro's clipping of each whole gradient
+            before the step, or a function of a parameter's module name and name that returns them.
+
+    Raises:
+        TypeError: an argument is neither a dict nor a function.
+    """
+
+    def __init__(
+        self,
+        optim_args: dict[str, Any] | Callable[..., dict[str, Any]],
+        clip_args: dict[str, Any] | Callable[..., dict[str, Any]] | None = None,
+    ) -> None:
+        for name, value in (("optim_args", optim_args), ("clip_args", clip_args or {})):
+            if not (isinstance(value, dict) or callable(value)):
+                fail(name, "a dict or a function that returns one", describe(value), TypeError)
+        super().__init__(ClippedAdam, optim_args, clip_args)
+
+    def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
+        """Do one step for every parameter in ``params``, each of which may stand there once.
+
+        Raises:
+            TypeError: there are other arguments: a closure would have to run once a parameter.
+            ValueError: a parameter stands in ``params`` twice.
+        """
+        if args or kwargs:
+            fail("arguments", "params alone", f"{len(args) + len(kwargs)} more", TypeError)
+        once = list(params)
+        if len({id(p) for p in once}) != len(once):
+            fail("params", "each parameter once", f"{len(once)} with repetitions")
+        optimizers = [self._optimizer_of(p) for p in once]
+        for p in once:
+            if self.grad_clip[p] is not None:
+                self.grad_clip[p](p)
+        _step_together(optimizers)
+
+    def _optimizer_of(self, param: Tensor) -> ClippedAdam:
+        """The optimizer of ``param``, made on first sight, with the state that waits for it."""
+        if param not in self.optim_objs:
+            optimizer = self._get_optim(param)
+            name = pyro.get_param_store().param_name(param)
+            if name in self._state_waiting_to_be_consumed:
+                optimizer.load_state_dict(self._state_waiting_to_be_consumed[name])
+                del self._state_waiting_to_be_consumed[name]
+            self.grad_clip[param] = self._get_grad_clip(param)  # type: ignore[arg-type]
+            self.optim_objs[param] = optimizer
+        return self.optim_objs[param]
+
+
+class _Rule(NamedTuple):
+    """What parameters must have in common to be stepped by one call."""
+
+    device: torch.device
+    dtype: torch.dtype
+    step: int
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    clip_norm: float
+    centered_variance: bool
+
+
+class _Bucket(NamedTuple):
+    """The tensors under one rule: parallel lists."""
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    exp_avgs: list[Tensor]
+    exp_avg_sqs: list[Tensor]
+
+
+def _step_together(optimizers: Iterable[Optimizer]) -> None:
+    """One step of all parameters of all ``optimizers``; nothing changes if a gradient is unfit."""
+    groups = [(optimizer, group) for optimizer in optimizers for group in optimizer.param_groups]
+    for _, group in groups:
+        for param in group["params"]:
+            _check_gradient(param)
+
+    buckets: dict[_Rule, _Bucket] = {}
+    for optimizer, group in groups:
+        group["lr"] *= group["lrd"]
+        for param in group["params"]:
+            if param.grad is not None:
+                _put_into_bucket(param, param.grad, optimizer.state[param], group, buckets)
+
+    for rule, bucket in buckets.items():
+        clipped_adam(
+            *bucket,
+            step=rule.step,
+            lr=rule.lr,
+            beta1=rule.betas[0],
+            beta2=rule.betas[1],
+            eps=rule.eps,
+            weight_decay=rule.weight_decay,
+            clip_norm=rule.clip_norm,
+            centered_variance=rule.centered_variance,
+        )
+
+
+def _put_into_bucket(
+    param: Tensor,
+    grad: Tensor,
+    state: dict[str, Any],
+    group: dict[str, Any],
+    buckets: dict[_Rule, _Bucket],
+) -> None:
+    """Count the step of ``param`` and put it with those that step by the same rule."""
+    if not state:
+        state["step"] = 0
+        for moment in _MOMENTS:
+            state[moment] = torch.zeros_like(grad)
+    state["step"] += 1
+    rule = _Rule(
+        device=param.device,
+        dtype=param.dtype,
+        step=state["step"],
+        lr=group["lr"],
+        betas=tuple(group["betas"]),
+        eps=group["eps"],
+        weight_decay=group["weight_decay"],
+        clip_norm=group["clip_norm"],
+        centered_variance=group["centered_variance"],
+    )
+    bucket = buckets.setdefault(rule, _Bucket([], [], [], []))
+    for tensors, tensor in zip(bucket, (param, grad, *(state[m] for m in _MOMENTS)), strict=True):
+        tensors.append(tensor)
+
+
+def _check_gradient(param: Tensor) -> None:
+    """Check that ``param`` has no gradient, or one that is dense and real."""
+    if param.grad is None:
+        return
+    if param.grad.layout != torch.strided:
+        fail("grad", "a dense gradient", str(param.grad.layout), TypeError)
+    if not param.is_floating_point():
+        fail("params", "floating-point parameters", describe(param), TypeError)
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    """Check the hyper-parameters of a parameter group."""
+    _check_number(group, "lr", "a finite number from 0", lambda v: 0 <= v < math.inf)
+    _check_number(group, "eps", "a finite number from 0", lambda v: 0 <= v < math.inf)
+    _check_number(group, "weight_decay", "a finite number from 0", lambda v: 0 <= v < math.inf)
+    _check_number(group, "clip_norm", "a number above 0", lambda v: v > 0)
+    _check_number(group, "lrd", "a finite number above 0", lambda v: 0 < v < math.inf)
+    betas = group.get("betas")
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        fail("betas", "two numbers", describe(betas), TypeError)
+    for index, beta in enumerate(betas):
+        name = f"betas[{index}]"
+        _check_number({name: beta}, name, "a number in [0, 1)", lambda v: 0 <= v < 1)
+    if not isinstance(group.get("centered_variance"), bool):
+        fail("centered_variance", "a bool", describe(group.get("centered_variance")), TypeError)
+
+
+def _check_number(group: dict[str, Any], name: str, expected: str, admits: Callable[[Any], bool]) -> None:
+    """Check that ``group[name]`` is a number that ``admits`` takes; no range admits NaN."""
+    value = group.get(name)
+    if not isinstance(value, Real):
+        fail(name, expected, describe(value), TypeError)
+    if not admits(value):
+        fail(name, expected, repr(value))
+
+
+def _check_state(param: Tensor, state: dict[str, Any] | None) -> None:
+    """Check what a loaded state says of ``param``: nothing, or a step count and two averages."""
+    if not state:
+        return
+    if state.keys() != {"step", *_MOMENTS}:
+        fail("state_dict", f"step, {', '.join(_MOMENTS)} for a parameter", f"{list(state)}")
+    if not isinstance(state["step"], int) or state["step"] < 1:
+        fail("state_dict", "step as an int from 1", describe(state["step"]))
+    for moment in _MOMENTS:
+        if not isinstance(state[moment], Tensor) or state[moment].shape != param.shape:
+            fail(
+                "state_dict",
+                f"{moment} of shape {tuple(param.shape)} as its parameter has",
+                describe(state[moment]),
+            )

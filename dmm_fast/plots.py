@@ -1,0 +1,211 @@
+"""Piano rolls and training curves, drawn without pyplot: no global figure, no display, no backend.
+
+Every function draws into axes or figures it is given or makes; :func:`save_png` writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from dmm_fast.check import describe, fail
+from dmm_fast.data.files import atomic_write
+from dmm_fast.data.music import LOWEST_NOTE
+
+VOICES = ("#c44e52", "#dd8f45", "#4c9f70", "#3b6fb6", "#7d5ba6", "#6b7280")
+"""Colours of the highest sounding note of a step, the next one, and so on; the last repeats."""
+
+_INK = "#2b2f36"
+_GRID = "#e3e6ea"
+_MARGIN = 3  # rows shown above the highest and below the lowest note
+
+
+class Panel(NamedTuple):
+    """One piano roll of a comparison.
+
+    Attributes:
+        title: what it shows.
+        roll: ``[T, D]``, 0 or 1, or probabilities.
+    """
+
+    title: str
+    roll: Tensor
+
+
+def piano_roll(
+    ax: Axes,
+    roll: Tensor,
+    *,
+    title: str = "",
+    lowest_note: int = LOWEST_NOTE,
+    notes: tuple[int, int] | None = None,
+) -> None:
+    """Draw a piano roll: time in steps to the right, pitch upwards, octaves named at their C.
+
+    A roll of zeros and ones is coloured by voice, counted from the highest note of each step; any
+    other is drawn as intensity between 0 and 1.
+
+    Args:
+        ax: where to draw.
+        roll: ``[T, D]`` with entries between 0 and 1.
+        title: text above the roll.
+        lowest_note: MIDI number of column 0.
+        notes: the MIDI notes at the lower and the upper edge; by default just around the music.
+
+    Raises:
+        ValueError: ``roll`` has another shape, is empty, or leaves [0, 1].
+    """
+    values = _values(roll)
+    low, high = notes if notes is not None else note_range([roll], lowest_note)
+    binary = bool(np.isin(values, (0.0, 1.0)).all())
+    image = _voices(values) if binary else values
+    ax.imshow(
+        np.ma.masked_equal(image.T, 0) if binary else image.T,
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+        extent=(0.5, len(values) + 0.5, lowest_note - 0.5, lowest_note + values.shape[1] - 0.5),
+        cmap=ListedColormap(VOICES) if binary else _intensity_map(),
+        vmin=1 if binary else 0,
+        vmax=len(VOICES) if binary else 1,
+        zorder=2,
+    )
+    ax.set_ylim(low - 0.5, high + 0.5)
+    octaves = [note for note in range(low, high + 1) if note % 12 == 0]
+    ax.set_yticks(octaves, labels=[f"C{note // 12 - 1}" for note in octaves])
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 4, 8, 10]))
+    ax.set_xlabel("time step", color=_INK)
+    _decorate(ax, title)
+
+
+def note_range(rolls: Iterable[Tensor], lowest_note: int = LOWEST_NOTE) -> tuple[int, int]:
+    """The lowest and the highest MIDI note worth showing, one octave at least.
+
+    Args:
+        rolls: piano rolls ``[T, D]``; an entry above 0.05 counts as sounding.
+        lowest_note: MIDI number of column 0.
+    """
+    sounding = [torch.nonzero((roll > 0.05).any(0)).flatten() + lowest_note for roll in rolls]
+    notes = torch.cat(sounding)
+    if len(notes) == 0:
+        return 60, 72
+    low, high = int(notes.min()) - _MARGIN, int(notes.max()) + _MARGIN
+    return low, max(high, low + 12)
+
+
+def compare(
+    panels: Sequence[Panel], *, lowest_note: int = LOWEST_NOTE, boundary: int | None = None
+) -> Figure:
+    """Piano rolls one below the other on the same axes, e.g. a piece and its reconstruction.
+
+    Args:
+        panels: what to draw, from top to bottom.
+        lowest_note: MIDI number of column 0.
+        boundary: a line after this many steps, e.g. where a forecast begins.
+
+    Raises:
+        ValueError: there is no panel, or a roll is none.
+    """
+    if not panels:
+        fail("panels", "at least one", "none")
+    notes = note_range([panel.roll for panel in panels], lowest_note)
+    figure = Figure(figsize=(10, 0.4 + 2.9 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for ax, panel in zip(axes, panels, strict=True):
+        piano_roll(ax, panel.roll, title=panel.title, lowest_note=lowest_note, notes=notes)
+        if boundary is not None:
+            ax.axvline(boundary + 0.5, color=_INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=3)
+        ax.label_outer()
+    return figure
+
+
+def training_curve(metrics: Sequence[Mapping[str, float]]) -> Figure:
+    """Negative ELBO in nats per time step over the epochs, for training, validation and test.
+
+    Args:
+        metrics: the lines of ``metrics.jsonl``: ``epoch`` and ``train``, and where the model was
+            evaluated ``valid`` and ``test``.
+
+    Raises:
+        ValueError: ``metrics`` is empty.
+    """
+    if not metrics:
+        fail("metrics", "at least one epoch", "none")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    ax = figure.subplots()
+    for name, label, colour in (
+        ("train", "training (annealed)", VOICES[-1]),
+        ("valid", "validation", VOICES[3]),
+        ("test", "test", VOICES[0]),
+    ):
+        points = [(line["epoch"] + 1, line[name]) for line in metrics if name in line]
+        if points:
+            marker = "" if name == "train" and len(points) > 1 else "o"
+            xs, ys = zip(*points, strict=True)
+            ax.plot(xs, ys, color=colour, label=label, marker=marker, markersize=4, linewidth=1.6)
+    # The first epochs fall from 60 nats and more: drawn whole, they would flatten all the rest.
+    settled = metrics[len(metrics) // 10 :]
+    losses = [line[name] for line in settled for name in ("train", "valid", "test") if name in line]
+    margin = 0.05 * (max(losses) - min(losses))
+    if margin > 0:
+        ax.set_ylim(min(losses) - margin, max(losses) + margin)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    ax.set_xlabel("epochs", color=_INK)
+    ax.set_ylabel("negative ELBO, nats per time step", color=_INK)
+    _decorate(ax, "Training")
+    ax.grid(axis="x", color=_GRID, linewidth=0.8)
+    ax.legend(frameon=False)
+    return figure
+
+
+def save_png(path: str | Path, figure: Figure, *, dpi: int = 150) -> None:
+    """Write ``figure`` as a PNG, atomically.
+
+    Raises:
+        OSError: the folder is missing or cannot be written; an earlier file is untouched.
+    """
+    figure.set_dpi(dpi)
+    with atomic_write(Path(path)) as file:
+        FigureCanvasAgg(figure).print_png(file)
+
+
+def _values(roll: Tensor) -> np.ndarray:
+    if roll.dim() != 2 or roll.numel() == 0:
+        fail("roll", "a tensor of shape (T, D), not empty", describe(roll))
+    values = roll.detach().to("cpu", torch.float64).numpy()
+    if not ((values >= 0) & (values <= 1)).all():
+        fail("roll", "entries between 0 and 1", f"{values.min()} to {values.max()}")
+    return values
+
+
+def _voices(values: np.ndarray) -> np.ndarray:
+    """1 for the highest note of a step, 2 for the next, ...; 0 where there is none."""
+    from_the_top = np.cumsum(values[:, ::-1], axis=1)[:, ::-1]
+    return np.minimum(from_the_top, len(VOICES)) * values
+
+
+def _intensity_map() -> ListedColormap:
+    """White to the ink blue of the voices, even in lightness."""
+    white, blue = np.ones(3), np.array(to_rgb("#1f3f77"))
+    steps = np.linspace(0, 1, 256)[:, None]
+    return ListedColormap(white + (blue - white) * steps)
+
+
+def _decorate(ax: Axes, title: str) -> None:
+    ax.set_title(title, loc="left", fontsize=11, color=_INK)
+    ax.grid(axis="y", color=_GRID, linewidth=0.8, zorder=0)
+    ax.set_axisbelow(True)
+    ax.tick_params(length=0, colors=_INK)
+    for side in ("top", "right", "left"):
+        ax.spines[side].set_visible(False)
+    ax.spines["bottom"].set_color(_GRID)

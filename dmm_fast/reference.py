@@ -1,0 +1,334 @@
+r"""The definition of correct: every op of the package in eager PyTorch, in any floating dtype.
+
+Layout is ``[..., B, T, D]``: particles on the left, then batch, time and features. ``lengths`` is int64
+of shape ``(B,)`` and a step ``t`` (from 0) of row ``b`` is *valid* when ``t < lengths[b]``. Whatever
+stands at an invalid step or under a mask, NaN included, leaves no trace in values or gradients.
+Log-probabilities and divergences are in nats and are taken from the pre-activation of the scale
+(``scale = softplus(pre_scale)``), so they stay finite where the scale itself underflows to zero.
+
+Source: Krishnan, Shalit and Sontag, "Structured Inference Networks for Nonlinear State Space Models",
+arXiv 1609.09869, sections 4 and 5; parameterised as in Pyro's ``examples/dmm.py``.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
+
+
+class TransitionWeights(NamedTuple):
+    """Weights ``[out, in]`` and biases of the gated transition; ``R`` hidden units, ``Z`` latents."""
+
+    w_gate_in: Tensor  # [R, Z]
+    b_gate_in: Tensor
+    w_gate_out: Tensor  # [Z, R]
+    b_gate_out: Tensor
+    w_mean_in: Tensor  # [R, Z]
+    b_mean_in: Tensor
+    w_mean_out: Tensor  # [Z, R]
+    b_mean_out: Tensor
+    w_scale: Tensor  # [Z, Z]
+    b_scale: Tensor
+    w_loc: Tensor  # [Z, Z]
+    b_loc: Tensor
+
+
+class CombinerWeights(NamedTuple):
+    """Weights ``[out, in]`` and biases of the combiner; ``H`` inference-network units, ``Z`` latents."""
+
+    w_z: Tensor  # [H, Z]
+    b_z: Tensor
+    w_loc: Tensor  # [Z, H]
+    b_loc: Tensor
+    w_scale: Tensor  # [Z, H]
+    b_scale: Tensor
+
+
+class EmitterWeights(NamedTuple):
+    """Weights ``[out, in]`` and biases of the Bernoulli emitter; ``E`` hidden units, ``D`` outputs."""
+
+    w_in: Tensor  # [E, Z]
+    b_in: Tensor
+    w_hidden: Tensor  # [E, E]
+    b_hidden: Tensor
+    w_out: Tensor  # [D, E]
+    b_out: Tensor
+
+
+class GaussianEmitterWeights(NamedTuple):
+    """Weights ``[out, in]`` and biases of the Gaussian emitter: two heads on the same hidden layers."""
+
+    w_in: Tensor  # [E, Z]
+    b_in: Tensor
+    w_hidden: Tensor  # [E, E]
+    b_hidden: Tensor
+    w_loc: Tensor  # [D, E]
+    b_loc: Tensor
+    w_scale: Tensor  # [D, E]
+    b_scale: Tensor
+
+
+# --- pieces ---------------------------------------------------------------------------------------
+
+
+def valid_steps(lengths: Tensor, T: int) -> Tensor:
+    """``[B, T]`` bool: whether step ``t`` of row ``b`` lies within ``lengths[b]``."""
+    return torch.arange(T, device=lengths.device) < lengths.unsqueeze(-1)
+
+
+def previous(z: Tensor, z_0: Tensor) -> Tensor:
+    """``z`` one step later, ``[..., B, T, Z]``: ``z_0`` (broadcast) and then ``z[..., :-1, :]``."""
+    first = z_0.unsqueeze(-2) if z_0.dim() > 1 else z_0
+    return torch.cat([first.expand_as(z[..., :1, :]), z[..., :-1, :]], dim=-2)
+
+
+def log_softplus(x: Tensor) -> Tensor:
+    """``log(log(1 + exp(x)))``, finite for any finite ``x``: for very negative ``x`` it is ``x``."""
+    # Below the cut, log(1 + e^x) = e^x (1 - e^x / 2) to within rounding, and e^x may underflow.
+    cut = math.log(torch.finfo(x.dtype).eps)
+    small = x < cut
+    return torch.where(small, x, F.softplus(x.masked_fill(small, 0.0)).log())
+
+
+def _positive_softplus(x: Tensor) -> Tensor:
+    """Softplus kept off zero, so that a residual of zero over a vanished scale is zero and not NaN."""
+    return F.softplus(x).clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def _normal_log_density(value: Tensor, loc: Tensor, pre_scale: Tensor) -> Tensor:
+    residual = (value - loc) / _positive_softplus(pre_scale)
+    return -0.5 * residual.square() - log_softplus(pre_scale) - _HALF_LOG_2PI
+
+
+def _sum_normal(value: Tensor, loc: Tensor, pre_scale: Tensor, keep: Tensor) -> Tensor:
+    # The scale too: over one that vanishes, what is dropped would still send NaN backward.
+    pre_scale = torch.where(keep, pre_scale, 0.0)
+    return _sum_steps(_normal_log_density(value, loc, pre_scale), keep)
+
+
+def _sum_steps(terms: Tensor, keep: Tensor) -> Tensor:
+    return terms.masked_fill(~keep, 0.0).sum((-2, -1))
+
+
+def _observed(lengths: Tensor, T: int, mask: Tensor | None) -> Tensor:
+    """``[B, T, 1]`` or ``[B, T, D]`` bool: what is both valid and not masked out."""
+    valid = valid_steps(lengths, T).unsqueeze(-1)
+    if mask is None:
+        return valid
+    return valid & (mask if mask.dim() == 3 else mask.unsqueeze(-1)).bool()
+
+
+# --- rowwise --------------------------------------------------------------------------------------
+
+
+def _gated_transition(z_prev: Tensor, w: TransitionWeights) -> tuple[Tensor, Tensor]:
+    gate = F.linear(F.relu(F.linear(z_prev, w.w_gate_in, w.b_gate_in)), w.w_gate_out, w.b_gate_out)
+    gate = torch.sigmoid(gate)
+    hidden = F.relu(F.linear(z_prev, w.w_mean_in, w.b_mean_in))
+    proposed_mean = F.linear(hidden, w.w_mean_out, w.b_mean_out)
+    loc = (1 - gate) * F.linear(z_prev, w.w_loc, w.b_loc) + gate * proposed_mean
+    return loc, F.linear(F.relu(proposed_mean), w.w_scale, w.b_scale)
+
+
+def gated_transition(z_prev: Tensor, weights: TransitionWeights) -> tuple[Tensor, Tensor]:
+    """``loc, scale`` of p(z_t | z_{t-1}), each ``[..., Z]``."""
+    loc, pre_scale = _gated_transition(z_prev, weights)
+    return loc, F.softplus(pre_scale)
+
+
+def _combiner(z_prev: Tensor, h: Tensor, w: CombinerWeights) -> tuple[Tensor, Tensor]:
+    combined = 0.5 * (torch.tanh(F.linear(z_prev, w.w_z, w.b_z)) + h)
+    return F.linear(combined, w.w_loc, w.b_loc), F.linear(combined, w.w_scale, w.b_scale)
+
+
+def combiner(z_prev: Tensor, h: Tensor, weights: CombinerWeights) -> tuple[Tensor, Tensor]:
+    """``loc, scale`` of q(z_t | z_{t-1}, x_{t:T}), each ``[..., Z]``; ``h`` is ``[..., H]``."""
+    loc, pre_scale = _combiner(z_prev, h, weights)
+    return loc, F.softplus(pre_scale)
+
+
+def emitter(z: Tensor, weights: EmitterWeights) -> Tensor:
+    """``logits [..., D]`` of p(x_t | z_t)."""
+    w = weights
+    hidden = F.relu(F.linear(F.relu(F.linear(z, w.w_in, w.b_in)), w.w_hidden, w.b_hidden))
+    return F.linear(hidden, w.w_out, w.b_out)
+
+
+def gaussian_emitter(z: Tensor, weights: GaussianEmitterWeights) -> tuple[Tensor, Tensor]:
+    """``loc, pre_scale`` of a Gaussian p(x_t | z_t), each ``[..., D]``."""
+    w = weights
+    hidden = F.relu(F.linear(F.relu(F.linear(z, w.w_in, w.b_in)), w.w_hidden, w.b_hidden))
+    return F.linear(hidden, w.w_loc, w.b_loc), F.linear(hidden, w.w_scale, w.b_scale)
+
+
+# --- rowwise, reduced over time ---------------------------------------------------------------------
+
+
+def transition_log_prob(z: Tensor, z_0: Tensor, weights: TransitionWeights, lengths: Tensor) -> Tensor:
+    """``[..., B]``: sum over valid t of log N(z_t; gated_transition(z_{t-1}))."""
+    valid = valid_steps(lengths, z.shape[-2]).unsqueeze(-1)
+    z = torch.where(valid, z, 0.0)
+    loc, pre_scale = _gated_transition(previous(z, z_0), weights)
+    return _sum_normal(z, loc, pre_scale, valid)
+
+
+def transition_kl(
+    z: Tensor,
+    loc: Tensor,
+    pre_scale: Tensor,
+    z_0: Tensor,
+    weights: TransitionWeights,
+    lengths: Tensor,
+) -> Tensor:
+    """``[..., B]``: sum over valid t of KL(N(loc_t, softplus(pre_scale_t)) || p(z_t | z_{t-1}))."""
+    valid = valid_steps(lengths, z.shape[-2]).unsqueeze(-1)
+    z, loc, pre_scale = (torch.where(valid, v, 0.0) for v in (z, loc, pre_scale))
+    loc_p, pre_scale_p = _gated_transition(previous(z, z_0), weights)
+    pre_scale_p = torch.where(valid, pre_scale_p, 0.0)
+    log_ratio = log_softplus(pre_scale) - log_softplus(pre_scale_p)
+    residual = (loc - loc_p) / _positive_softplus(pre_scale_p)
+    terms = 0.5 * ((2.0 * log_ratio).expm1() + residual.square()) - log_ratio
+    return _sum_steps(terms, valid)
+
+
+def combiner_log_prob(
+    z: Tensor, h: Tensor, z_q_0: Tensor, weights: CombinerWeights, lengths: Tensor
+) -> Tensor:
+    """``[..., B]``: sum over valid t of log q(z_t | z_{t-1}, x_{t:T}) at any ``z``."""
+    valid = valid_steps(lengths, z.shape[-2]).unsqueeze(-1)
+    z, h = torch.where(valid, z, 0.0), torch.where(valid, h, 0.0)
+    loc, pre_scale = _combiner(previous(z, z_q_0), h, weights)
+    return _sum_normal(z, loc, pre_scale, valid)
+
+
+def drawn_log_prob(eps: Tensor, pre_scale: Tensor, lengths: Tensor) -> Tensor:
+    """``[..., B]``: log-density of ``z = loc + scale * eps`` from its own noise, without a division."""
+    valid = valid_steps(lengths, eps.shape[-2]).unsqueeze(-1)
+    eps, pre_scale = torch.where(valid, eps, 0.0), torch.where(valid, pre_scale, 0.0)
+    return _sum_steps(-0.5 * eps.square() - log_softplus(pre_scale) - _HALF_LOG_2PI, valid)
+
+
+def emission_log_prob(
+    x: Tensor, z: Tensor, weights: EmitterWeights, lengths: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """``[..., B]``: sum over what is observed of log Bernoulli(x_t; logits = emitter(z_t))."""
+    valid = valid_steps(lengths, z.shape[-2]).unsqueeze(-1)
+    return bernoulli_log_prob(x, emitter(torch.where(valid, z, 0.0), weights), lengths, mask)
+
+
+def gaussian_emission_log_prob(
+    x: Tensor,
+    z: Tensor,
+    weights: GaussianEmitterWeights,
+    lengths: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """``[..., B]``: sum over what is observed of log N(x_t; gaussian_emitter(z_t))."""
+    keep = _observed(lengths, z.shape[-2], mask)
+    valid = valid_steps(lengths, z.shape[-2]).unsqueeze(-1)
+    loc, pre_scale = gaussian_emitter(torch.where(valid, z, 0.0), weights)
+    return _sum_normal(torch.where(keep, x, 0.0), loc, pre_scale, keep)
+
+
+def normal_log_prob(
+    value: Tensor, loc: Tensor, scale: Tensor, lengths: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """``[..., B]``: sum over what is observed of log N(value; loc, scale)."""
+    keep = _observed(lengths, value.shape[-2], mask)
+    value, loc = torch.where(keep, value, 0.0), torch.where(keep, loc, 0.0)
+    scale = torch.where(keep, scale, 1.0)
+    terms = -0.5 * ((value - loc) / scale).square() - scale.log() - _HALF_LOG_2PI
+    return _sum_steps(terms, keep)
+
+
+def bernoulli_log_prob(x: Tensor, logits: Tensor, lengths: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``[..., B]``: sum over what is observed of log Bernoulli(x; sigmoid(logits))."""
+    keep = _observed(lengths, x.shape[-2], mask)
+    x, logits = torch.broadcast_tensors(torch.where(keep, x, 0.0), torch.where(keep, logits, 0.0))
+    return _sum_steps(-F.binary_cross_entropy_with_logits(logits, x, reduction="none"), keep)
+
+
+# --- scans ------------------------------------------------------------------------------------------
+
+
+def rnn_scan(
+    x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str = "relu"
+) -> Tensor:
+    """``h [..., B, T, H]``, backward in time: ``h_t = f(x_proj_t + W_hh h_{t+1})`` on valid steps.
+
+    Row ``b`` starts at ``t = lengths[b] - 1`` from ``h_0``; past the end ``h = 0``.
+    """
+    activation = torch.relu if nonlinearity == "relu" else torch.tanh
+    valid = valid_steps(lengths, x_proj.shape[-2])
+    inputs = torch.where(valid.unsqueeze(-1), x_proj, 0.0).unbind(-2)
+    h = h_0.expand_as(inputs[0])
+    steps: list[Tensor] = []
+    for x_t, active in zip(reversed(inputs), reversed(valid.unbind(-1)), strict=True):
+        h = torch.where(active.unsqueeze(-1), activation(x_t + F.linear(h, w_hh)), h)
+        steps.append(h)
+    return torch.stack(steps[::-1], dim=-2).masked_fill(~valid.unsqueeze(-1), 0.0)
+
+
+def combiner_scan(
+    h: Tensor, eps: Tensor, z_q_0: Tensor, weights: CombinerWeights, lengths: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``z, loc, pre_scale``, each ``[..., B, T, Z]``, forward in time; all three 0 past the end.
+
+    ``loc_t, pre_scale_t = combiner(z_{t-1}, h_t)`` and ``z_t = loc_t + softplus(pre_scale_t) eps_t``.
+    """
+    valid = valid_steps(lengths, eps.shape[-2]).unsqueeze(-1)
+    h_steps = torch.where(valid, h, 0.0).unbind(-2)
+    eps_steps = torch.where(valid, eps, 0.0).unbind(-2)
+    w_out = torch.cat([weights.w_loc, weights.w_scale])
+    b_out = torch.cat([weights.b_loc, weights.b_scale])
+    z_t = z_q_0.expand_as(eps_steps[0])
+    steps: list[tuple[Tensor, Tensor, Tensor]] = []
+    for h_t, eps_t in zip(h_steps, eps_steps, strict=True):
+        combined = 0.5 * (torch.tanh(F.linear(z_t, weights.w_z, weights.b_z)) + h_t)
+        loc, pre_scale = F.linear(combined, w_out, b_out).chunk(2, dim=-1)
+        z_t = loc + F.softplus(pre_scale) * eps_t
+        steps.append((z_t, loc, pre_scale))
+    z, loc, pre_scale = (torch.stack(s, dim=-2).masked_fill(~valid, 0.0) for s in zip(*steps, strict=True))
+    return z, loc, pre_scale
+
+
+# --- multi-tensor ----------------------------------------------------------------------------------
+
+
+def clipped_adam(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    *,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    clip_norm: float,
+    centered_variance: bool = False,
+) -> None:
+    """One step of Adam with clipped gradients, in place; one ``torch._foreach`` call an operation."""
+    with torch.no_grad():
+        torch._foreach_clamp_min_(grads, -clip_norm)
+        torch._foreach_clamp_max_(grads, clip_norm)
+        decayed: list[Tensor] | tuple[Tensor, ...] = grads
+        if weight_decay != 0:
+            decayed = torch._foreach_add(grads, params, alpha=weight_decay)
+
+        torch._foreach_mul_(exp_avgs, beta1)
+        torch._foreach_add_(exp_avgs, decayed, alpha=1 - beta1)
+        deviations = torch._foreach_sub(decayed, exp_avgs) if centered_variance else decayed
+        torch._foreach_mul_(exp_avg_sqs, beta2)
+        torch._foreach_addcmul_(exp_avg_sqs, deviations, deviations, value=1 - beta2)
+
+        denominators = torch._foreach_sqrt(exp_avg_sqs)
+        torch._foreach_add_(denominators, eps)
+        step_size = lr * math.sqrt(1 - beta2**step) / (1 - beta1**step)
+        torch._foreach_addcdiv_(params, exp_avgs, denominators, value=-step_size)
