@@ -1,0 +1,19 @@
+// The standard headers come first, so that no inline function of theirs is compiled for a wider target
+// and then shared with code that runs everywhere.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "dispatch.h"
+#include "team.h"
+
+#pragma GCC target("avx2,fma")
+#define DMM_ISA avx2
+#define DMM_VECTOR_BYTES 32
+#define DMM_BLOCK_ROWS 6
+#include "kernels.h"

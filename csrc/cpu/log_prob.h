@@ -1,0 +1,315 @@
+// Log-densities and their slopes, elementwise, from the pre-activation of the scale; and the ops that only
+// reduce them.
+//
+// Included once for each instruction set, inside its namespace.
+
+template <class S>
+constexpr S kHalfLogTwoPi = S(0.91893853320467274178);
+
+template <class S>
+constexpr S kTiny = sizeof(S) == 4 ? S(1.17549435e-38) : S(2.2250738585072014e-308);
+
+// Softplus kept off zero, so that a residual of zero over a vanished scale is zero and not NaN.
+template <class S>
+inline S positive_softplus_(S x) {
+  return at_least_(softplus_(x), kTiny<S>);
+}
+
+template <class S>
+inline S normal_log_density_(S value, S loc, S pre_scale) {
+  const S residual = (value - loc) / positive_softplus_(pre_scale);
+  return S(-0.5) * residual * residual - log_softplus_(pre_scale) - kHalfLogTwoPi<S>;
+}
+
+template <class S>
+struct Slopes {
+  S loc, pre_scale;
+};
+
+// d log N(value; loc, softplus(pre_scale)); the slope by value is minus that by loc.
+template <class S>
+inline Slopes<S> normal_slopes_(S value, S loc, S pre_scale) {
+  const S scale = softplus_(pre_scale), bounded = at_least_(scale, kTiny<S>);
+  const S residual = (value - loc) / bounded;
+  // Where the scale is held at its bound, the residual no longer depends on it.
+  const S square = select_(scale < kTiny<S>, S(0), residual * residual);
+  return {residual / bounded, (square - S(1)) * log_softplus_slope_(pre_scale)};
+}
+
+// KL(N(loc, softplus(pre_scale)) || N(loc_p, softplus(pre_scale_p))).
+template <class S>
+inline S normal_kl_(S loc, S pre_scale, S loc_p, S pre_scale_p) {
+  const S log_ratio = log_softplus_(pre_scale) - log_softplus_(pre_scale_p);
+  const S residual = (loc - loc_p) / positive_softplus_(pre_scale_p);
+  return S(0.5) * (expm1_(S(2) * log_ratio) + residual * residual) - log_ratio;
+}
+
+template <class S>
+struct KlSlopes {
+  S loc, pre_scale, pre_scale_p;
+};
+
+// Its slopes; that by loc_p is minus that by loc.
+template <class S>
+inline KlSlopes<S> normal_kl_slopes_(S loc, S pre_scale, S loc_p, S pre_scale_p) {
+  const S excess = expm1_(S(2) * (log_softplus_(pre_scale) - log_softplus_(pre_scale_p)));
+  const S scale = softplus_(pre_scale_p), bounded = at_least_(scale, kTiny<S>);
+  const S residual = (loc - loc_p) / bounded;
+  const S square = select_(scale < kTiny<S>, S(0), residual * residual);
+  return {residual / bounded, excess * log_softplus_slope_(pre_scale),
+          -(excess + square) * log_softplus_slope_(pre_scale_p)};
+}
+
+// log Bernoulli(x; sigmoid(logit)); for x of 0 or 1 nothing cancels.
+template <class S>
+inline S bernoulli_log_density_(S x, S logit) {
+  return (x * logit - at_least_(logit, S(0))) - log1p_exp_minus_(logit);
+}
+
+// Its slope by the logit, x - sigmoid(logit), again without cancellation.
+template <class S>
+inline S bernoulli_slope_(S x, S logit) {
+  const S q = sigmoid_(-std::fabs(logit));
+  return select_(logit > S(0), (x - S(1)) + q, x - q);
+}
+
+// Which entries of a step count: its line of the mask, or null for all.
+class Mask {
+ public:
+  explicit Mask(const Sequences& s) : s_(s) {}
+  const uint8_t* at(const Place& place) const {
+    if (!s_.mask) return nullptr;
+    return s_.mask + ((place.row % s_.steps.batch) * s_.steps.steps + place.step) * s_.width;
+  }
+
+ private:
+  const Sequences& s_;
+};
+
+// The entries from j on as ones and zeros.
+template <class S, class N>
+inline Lanes<S> kept(const uint8_t* keep, int64_t j, N n) {
+  if (keep) return Lanes<S>(keep + j, n);
+  Lanes<S> all;
+  for (int64_t l = 0; l < kLanes<S>; ++l) all[l] = S(1);
+  return all;
+}
+
+// A step's log-density; its terms take the place of loc, which pre_scale follows at `width`.
+template <class S>
+inline double normal_forward(const S* value, const uint8_t* keep, int64_t width, S* loc) {
+  for_lanes<S>(width, [&](int64_t j, auto n) {
+    const Lanes<S> v(value + j, n), k = kept<S>(keep, j, n), pre_scale(loc + width + j, n);
+    Lanes<S> terms(loc + j, n);
+#pragma GCC ivdep
+    for (int64_t l = 0; l < kLanes<S>; ++l) {
+      const S term = normal_log_density_(v[l], terms[l], pre_scale[l]);
+      terms[l] = select_(k[l] != S(0), term, S(0));
+    }
+    terms.store(loc + j, n);
+  });
+  return sum_of(loc, width);
+}
+
+// d times the slopes take the place of loc and pre_scale; that by the value goes to dvalue unless null.
+template <class S>
+inline void normal_backward(const S* value, const uint8_t* keep, S d, int64_t width, S* loc, S* dvalue) {
+  for_lanes<S>(width, [&](int64_t j, auto n) {
+    const Lanes<S> v(value + j, n), k = kept<S>(keep, j, n);
+    Lanes<S> to_loc(loc + j, n), to_pre_scale(loc + width + j, n), to_value;
+#pragma GCC ivdep
+    for (int64_t l = 0; l < kLanes<S>; ++l) {
+      const Slopes<S> slope = normal_slopes_(v[l], to_loc[l], to_pre_scale[l]);
+      to_loc[l] = select_(k[l] != S(0), d * slope.loc, S(0));
+      to_pre_scale[l] = select_(k[l] != S(0), d * slope.pre_scale, S(0));
+      to_value[l] = -to_loc[l];
+    }
+    to_loc.store(loc + j, n);
+    to_pre_scale.store(loc + width + j, n);
+    if (dvalue) to_value.store(dvalue + j, n);
+  });
+}
+
+// The same for a Bernoulli's logits.
+template <class S>
+inline double bernoulli_forward(const S* x, const uint8_t* keep, int64_t width, S* logits) {
+  for_lanes<S>(width, [&](int64_t j, auto n) {
+    const Lanes<S> from(x + j, n), k = kept<S>(keep, j, n);
+    Lanes<S> terms(logits + j, n);
+#pragma GCC ivdep
+    for (int64_t l = 0; l < kLanes<S>; ++l) {
+      const S term = bernoulli_log_density_(from[l], terms[l]);
+      terms[l] = select_(k[l] != S(0), term, S(0));
+    }
+    terms.store(logits + j, n);
+  });
+  return sum_of(logits, width);
+}
+
+template <class S>
+inline void bernoulli_backward(const S* x, const uint8_t* keep, S d, int64_t width, S* logits, S* dx) {
+  for_lanes<S>(width, [&](int64_t j, auto n) {
+    const Lanes<S> from(x + j, n), k = kept<S>(keep, j, n);
+    Lanes<S> to(logits + j, n), to_x;
+#pragma GCC ivdep
+    for (int64_t l = 0; l < kLanes<S>; ++l) {
+      const S slope = d * bernoulli_slope_(from[l], to[l]);
+      to_x[l] = select_(k[l] != S(0), d * to[l], S(0));
+      to[l] = select_(k[l] != S(0), slope, S(0));
+    }
+    to.store(logits + j, n);
+    if (dx) to_x.store(dx + j, n);
+  });
+}
+
+// From the gradient by softplus(x) to that by x, in the place of x.
+template <class S>
+inline void softplus_backward(const S* gradient, int64_t width, S* x) {
+  for_lanes<S>(width, [&](int64_t j, auto n) {
+    const Lanes<S> from(gradient + j, n);
+    Lanes<S> to(x + j, n);
+#pragma GCC ivdep
+    for (int64_t l = 0; l < kLanes<S>; ++l) to[l] = from[l] * sigmoid_(to[l]);
+    to.store(x + j, n);
+  });
+}
+
+// out [rows] = the sum over the steps that count of term(place, keep, scratch), the scratch being a row.
+template <class S, class Term>
+inline void reduce(const Sequences& sequences, S* out, Term term) {
+  const std::vector<Place> places = places_of(sequences.steps);
+  const Mask keep(sequences);
+  std::vector<double> terms(places.size());
+  for_blocks(static_cast<int64_t>(places.size()), [&] {
+    return [&, scratch = std::vector<S>(sequences.width)](int64_t first, int64_t count) mutable {
+      for (int64_t i = first; i < first + count; ++i)
+        terms[i] = term(places[i], keep.at(places[i]), scratch.data());
+    };
+  });
+  sum_steps(places, terms, sequences.steps.rows, out);
+}
+
+// slopes(place, keep, at): gradients of a step, which lie at element `at` of the outputs, all [width];
+// the outputs are zero where a step does not count.
+template <class S, class Slope>
+inline void reduce_backward(const Sequences& sequences, std::initializer_list<S*> outputs, Slope slopes) {
+  const Steps& steps = sequences.steps;
+  const int64_t width = sequences.width, parts = parts_for(steps.rows * steps.steps);
+  const Mask keep(sequences);
+  parallel_for(parts, [&](int64_t begin, int64_t end) {
+    const int64_t last = steps.rows * steps.steps * end / parts;
+    for (int64_t i = steps.rows * steps.steps * begin / parts; i < last; ++i) {
+      const Place place{i / steps.steps, i % steps.steps};
+      if (steps.counts(place.row, place.step)) {
+        slopes(place, keep.at(place), i * width);
+        continue;
+      }
+      for (S* out : outputs) std::fill_n(out + i * width, width, S(0));
+    }
+  });
+}
+
+template <class S>
+void normal_log_prob(const Sequences& sequences, const Rows<const S>& value, const Rows<const S>& loc,
+                     const Rows<const S>& scale, S* out) {
+  const int64_t width = sequences.width;
+  reduce(sequences, out, [&](const Place& p, const uint8_t* keep, S* scratch) {
+    const S *v_row = value.at(p.row, p.step), *m_row = loc.at(p.row, p.step),
+            *s_row = scale.at(p.row, p.step);
+    for_lanes<S>(width, [&](int64_t j, auto n) {
+      const Lanes<S> v(v_row + j, n), m(m_row + j, n), s(s_row + j, n), k = kept<S>(keep, j, n);
+      Lanes<S> terms;
+#pragma GCC ivdep
+      for (int64_t l = 0; l < kLanes<S>; ++l) {
+        const S residual = (v[l] - m[l]) / s[l];
+        const S term = S(-0.5) * residual * residual - log_(s[l]) - kHalfLogTwoPi<S>;
+        terms[l] = select_(k[l] != S(0), term, S(0));
+      }
+      terms.store(scratch + j, n);
+    });
+    return sum_of(scratch, width);
+  });
+}
+
+template <class S>
+void normal_log_prob_backward(const Sequences& sequences, const Rows<const S>& value,
+                              const Rows<const S>& loc, const Rows<const S>& scale, const S* dout, S* dvalue,
+                              S* dloc, S* dscale) {
+  const int64_t width = sequences.width;
+  reduce_backward<S>(sequences, {dvalue, dloc, dscale}, [&](const Place& p, const uint8_t* keep, int64_t at) {
+    const S *v_row = value.at(p.row, p.step), *m_row = loc.at(p.row, p.step),
+            *s_row = scale.at(p.row, p.step);
+    const S d = dout[p.row];
+    for_lanes<S>(width, [&](int64_t j, auto n) {
+      const Lanes<S> v(v_row + j, n), m(m_row + j, n), s(s_row + j, n), k = kept<S>(keep, j, n);
+      Lanes<S> to_value, to_loc, to_scale;
+#pragma GCC ivdep
+      for (int64_t l = 0; l < kLanes<S>; ++l) {
+        const S residual = (v[l] - m[l]) / s[l];
+        to_loc[l] = select_(k[l] != S(0), d * residual / s[l], S(0));
+        to_value[l] = -to_loc[l];
+        to_scale[l] = select_(k[l] != S(0), d * (residual * residual - S(1)) / s[l], S(0));
+      }
+      to_value.store(dvalue + at + j, n);
+      to_loc.store(dloc + at + j, n);
+      to_scale.store(dscale + at + j, n);
+    });
+  });
+}
+
+template <class S>
+void bernoulli_log_prob(const Sequences& sequences, const Rows<const S>& x, const Rows<const S>& logits,
+                        S* out) {
+  reduce(sequences, out, [&](const Place& p, const uint8_t* keep, S* scratch) {
+    std::copy_n(logits.at(p.row, p.step), sequences.width, scratch);
+    return bernoulli_forward(x.at(p.row, p.step), keep, sequences.width, scratch);
+  });
+}
+
+template <class S>
+void bernoulli_log_prob_backward(const Sequences& sequences, const Rows<const S>& x,
+                                 const Rows<const S>& logits, const S* dout, S* dx, S* dlogits) {
+  reduce_backward<S>(sequences, {dx, dlogits}, [&](const Place& p, const uint8_t* keep, int64_t at) {
+    std::copy_n(logits.at(p.row, p.step), sequences.width, dlogits + at);
+    bernoulli_backward(x.at(p.row, p.step), keep, dout[p.row], sequences.width, dlogits + at, dx + at);
+  });
+}
+
+template <class S>
+void drawn_log_prob(const Sequences& sequences, const Rows<const S>& eps, const Rows<const S>& pre_scale,
+                    S* out) {
+  const int64_t width = sequences.width;
+  reduce(sequences, out, [&](const Place& p, const uint8_t*, S* scratch) {
+    const S *e_row = eps.at(p.row, p.step), *s_row = pre_scale.at(p.row, p.step);
+    for_lanes<S>(width, [&](int64_t j, auto n) {
+      const Lanes<S> e(e_row + j, n), s(s_row + j, n);
+      Lanes<S> terms;
+#pragma GCC ivdep
+      for (int64_t l = 0; l < kLanes<S>; ++l)
+        terms[l] = S(-0.5) * e[l] * e[l] - log_softplus_(s[l]) - kHalfLogTwoPi<S>;
+      terms.store(scratch + j, n);
+    });
+    return sum_of(scratch, width);
+  });
+}
+
+template <class S>
+void drawn_log_prob_backward(const Sequences& sequences, const Rows<const S>& eps,
+                             const Rows<const S>& pre_scale, const S* dout, S* deps, S* dpre_scale) {
+  const int64_t width = sequences.width;
+  reduce_backward<S>(sequences, {deps, dpre_scale}, [&](const Place& p, const uint8_t*, int64_t at) {
+    const S *e_row = eps.at(p.row, p.step), *s_row = pre_scale.at(p.row, p.step);
+    const S d = dout[p.row];
+    for_lanes<S>(width, [&](int64_t j, auto n) {
+      const Lanes<S> e(e_row + j, n), s(s_row + j, n);
+      Lanes<S> to_eps, to_pre_scale;
+#pragma GCC ivdep
+      for (int64_t l = 0; l < kLanes<S>; ++l) {
+        to_eps[l] = -d * e[l];
+        to_pre_scale[l] = -d * log_softplus_slope_(s[l]);
+      }
+      to_eps.store(deps + at + j, n);
+      to_pre_scale.store(dpre_scale + at + j, n);
+    });
+  });
+}
