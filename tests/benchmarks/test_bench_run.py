@@ -1,0 +1,102 @@
+"""``benchmarks.run`` from the command line to the JSON file, in tiny."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import cases, run
+from benchmarks.baseline import BaselineDMM
+from benchmarks.contestants import BASELINE, CONTESTANTS, Contestant
+
+
+@pytest.fixture
+def no_music(monkeypatch, tmp_path):
+    """Neither the variable nor the folder beside the checkout."""
+    monkeypatch.delenv(cases.DATA_VARIABLE, raising=False)
+    monkeypatch.setattr(cases, "DATA_BESIDE_THE_CHECKOUT", tmp_path / "absent.mat")
+
+
+def results_in(folder):
+    (path,) = folder.glob("*.json")
+    return json.loads(path.read_text())
+
+
+@pytest.mark.usefixtures("no_music")
+def test_quick_run_end_to_end(tmp_path, capsys):
+    assert run.main(["--suite", "cpu", "--quick", "--threads", "1", "--out", str(tmp_path)]) == 0
+    results = results_in(tmp_path)
+    assert results["suite"] == "cpu"
+    meta = results["meta"]
+    for name in ("commit", "device", "driver", "torch", "triton", "cuda", "python", "date", "cpu"):
+        assert name in meta
+    assert (meta["threads"], meta["quick"]) == (1, True)
+    assert all(row["ok"] for row in results["correctness"])
+    names = [row["impl"] for row in results["cases"]]
+    assert names == [c.name for c in CONTESTANTS] * 2
+    for row in results["cases"]:
+        assert 0 < row["min_ms"] <= row["median_ms"] <= row["max_ms"]
+        assert row["extra"]["saved_for_backward_bytes"] > 0
+        assert set(row["extra"]["speed_up"]) == {"tutorial", "tutorial mended"}
+    # Without a data file the case says that its chorales are not JSB's.
+    assert "JSB" not in json.dumps(results["cases"])
+    assert results["cases"][-1]["case"].startswith("built-in chorales")
+    assert "written: " in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_music")
+def test_a_contestant_that_is_wrong_is_not_timed(tmp_path, monkeypatch, capsys):
+    class Wrong(BaselineDMM):
+        def model(self, *args):
+            super().model(*args[:4], 1.0)
+
+    wrong = Contestant("wrong", lambda sizes: Wrong(**sizes), BASELINE.optimizer)
+    monkeypatch.setattr(run, "CONTESTANTS", (*CONTESTANTS[:2], wrong))
+    assert run.main(["--quick", "--threads", "1", "--out", str(tmp_path)]) == 1
+    results = results_in(tmp_path)
+    assert results["cases"] == []
+    assert {row["backend"] for row in results["correctness"] if not row["ok"]} == {"wrong"}
+    printed = capsys.readouterr()
+    assert "not timed" in printed.err
+    assert "times faster" not in printed.out
+
+
+def test_never_writes_over_an_old_file(tmp_path):
+    results = {"suite": "cpu", "meta": {"date": "2026-01-02T03:04:05+00:00", "commit": "abc"}}
+    path = run.write(results, tmp_path / "new")
+    assert path.name == "cpu-20260102T030405-abc.json"
+    with pytest.raises(FileExistsError):
+        run.write(results, tmp_path / "new")
+
+
+@pytest.mark.usefixtures("no_music")
+def test_where_the_data_come_from(tmp_path, monkeypatch):
+    assert cases.data_file(None) is None
+    beside = tmp_path / "beside.mat"
+    beside.touch()
+    monkeypatch.setattr(cases, "DATA_BESIDE_THE_CHECKOUT", beside)
+    assert cases.data_file(None) == beside
+    named = tmp_path / cases.JSB_FILE
+    named.touch()
+    monkeypatch.setenv(cases.DATA_VARIABLE, str(tmp_path))
+    assert cases.data_file(None) == named
+    asked = tmp_path / "asked.mat"
+    asked.touch()
+    assert cases.data_file(asked) == asked
+    # What was asked for and is not there is an error, never a fall back to something else.
+    with pytest.raises(FileNotFoundError, match=r"absent\.npz"):
+        cases.data_file(tmp_path / "absent.npz")
+    named.unlink()
+    with pytest.raises(FileNotFoundError, match=cases.JSB_FILE):
+        cases.data_file(None)
+
+
+def test_an_epoch_is_every_chorale_once():
+    epoch = cases.jsb_epoch(None, rounds=1, quick=False)
+    assert [len(b.mini_batch) for b in epoch.batches] == [20] * 11 + [9]
+    assert epoch.checked == (0, 11)
+    described = epoch.describe()
+    assert described["svi_steps"] == 12
+    assert 0.3 < described["valid_fraction"] < 1
+    lengths = torch.cat([b.mini_batch_seq_lengths for b in epoch.batches])
+    assert described["time_steps"] == int(lengths.sum())

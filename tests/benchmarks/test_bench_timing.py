@@ -1,0 +1,88 @@
+"""Timing in turn, with a clock that tells what the test says."""
+
+from contextlib import contextmanager
+
+import pytest
+
+from benchmarks.timing import Samples, Timed, load_warning, paired_ratio, time_in_turn
+
+
+class Clock:
+    """Seconds that pass only when somebody works."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Worker:
+    """Takes the given seconds, one entry a call, and writes down that it was called."""
+
+    def __init__(self, name, clock, seconds, diary):
+        self.name, self.clock, self.diary = name, clock, diary
+        self.seconds = iter(seconds)
+
+    def __call__(self):
+        self.diary.append(self.name)
+        self.clock.now += next(self.seconds)
+
+
+def test_takes_turns_and_forgets_the_warm_up():
+    clock, diary = Clock(), []
+    a = Worker("a", clock, [9.0, 1.0, 2.0, 6.0], diary)
+    b = Worker("b", clock, [9.0, 0.5, 0.5, 0.5], diary)
+    samples = time_in_turn({"a": Timed(a), "b": Timed(b)}, warmup=1, rounds=3, clock=clock)
+    assert diary == ["a", "b"] * 4
+    assert samples["a"].ms == (1000.0, 2000.0, 6000.0)
+    assert samples["a"].as_dict() == {"median_ms": 2e3, "min_ms": 1e3, "max_ms": 6e3, "n": 3}
+    assert samples["b"].ms == (500.0, 500.0, 500.0)
+
+
+def test_the_context_is_off_the_clock_and_the_device_is_waited_for():
+    clock, diary = Clock(), []
+    work = Worker("work", clock, [1.0], diary)
+
+    @contextmanager
+    def context():
+        clock.now += 50.0
+        diary.append("enter")
+        yield
+        clock.now += 50.0
+        diary.append("leave")
+
+    def synchronize():
+        diary.append("wait")
+        clock.now += 0.25
+
+    samples = time_in_turn(
+        {"a": Timed(work, context)}, warmup=0, rounds=1, clock=clock, synchronize=synchronize
+    )
+    assert diary == ["enter", "wait", "work", "wait", "leave"]
+    # The second wait belongs to the work, the first to whatever came before it.
+    assert samples["a"].ms == (1250.0,)
+
+
+def test_no_rounds_is_an_error():
+    with pytest.raises(ValueError, match="rounds: expected at least 1, got 0"):
+        time_in_turn({}, warmup=1, rounds=0)
+
+
+def test_ratio_is_taken_round_by_round():
+    # The machine was twice as slow in the last round: the ratio does not notice.
+    ratio = paired_ratio(Samples((6.0, 9.0, 12.0)), Samples((2.0, 1.0, 4.0)))
+    assert ratio.as_dict() == {"median": 3.0, "low": 3.0, "high": 9.0}
+
+
+def test_rounds_must_match():
+    with pytest.raises(ValueError, match="zip"):
+        paired_ratio(Samples((1.0, 2.0)), Samples((1.0,)))
+
+
+def test_load_warning():
+    assert load_warning(0.1, threads=2, cpus=2) is None
+    assert load_warning(1.4, threads=1, cpus=2) is None
+    warning = load_warning(1.3, threads=2, cpus=2)
+    assert warning is not None
+    assert "load average 1.30" in warning

@@ -1,0 +1,197 @@
+"""Run an op with its gradients, and hold a backend to the float64 reference."""
+
+import zlib
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dmm_fast import ops, reference
+from dmm_fast.ops import BackendError, backend
+from tests.cases import OPS, TINY, Case
+from tests.inputs import Inputs, build, differentiable, hidden, lay_out, tensors
+
+Results = dict[str, Tensor]
+
+# A float32 backend may be this much further from the truth than eager PyTorch is ...
+EAGER_FACTOR = 3.0
+# ... and where eager PyTorch is lucky, as on a single number, this far in units of eps.
+FLOOR_EPS = 8.0
+DOUBLE_BOUND = 1e-12
+
+
+def backends_for(op_name: str, device: str = "cpu") -> list[str]:
+    """The backends that compute the op on the device in this build."""
+    able = []
+    for name in ops.BACKENDS:
+        with ops.use_backend(name):
+            try:
+                able.append(backend.chosen(op_name, device))
+            except BackendError:
+                continue
+    return able
+
+
+def incoming_gradients(outputs: tuple[Tensor, ...], case: Case) -> list[Tensor | None]:
+    """A gradient for each output in the memory order the case asks for; the same for every dtype."""
+    seed = zlib.crc32(f"incoming {case.name} {case.seed}".encode())
+    generator = torch.Generator().manual_seed(seed)
+    gradients: list[Tensor | None] = []
+    for output in outputs:
+        number = torch.randn(
+            [1] * output.dim() if case.incoming == "expanded" else output.shape, generator=generator
+        ).to(output)
+        if case.incoming == "expanded":
+            gradients.append(number.expand(output.shape))
+        else:
+            layout = "feature_major" if case.incoming == "strided" else "contiguous"
+            gradients.append(lay_out(number, layout))
+    return gradients[:1] + [None] * (len(outputs) - 1) if case.incoming == "partial" else gradients
+
+
+def evaluate(
+    function: Callable[..., Any],
+    inputs: Inputs,
+    gradients_for: Callable[[tuple[Tensor, ...]], list[Tensor | None]],
+    only: str | None = None,
+) -> tuple[tuple[Tensor, ...], Results]:
+    """The outputs of ``function(**inputs)`` and the gradient of each differentiable input.
+
+    ``only`` names the one input to differentiate by, None takes them all.
+    """
+    wanted = {n: t for n, t in differentiable(inputs).items() if only in (None, n)}
+    for tensor in wanted.values():
+        tensor.requires_grad_()
+    outputs = function(**inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    pairs = zip(outputs, gradients_for(outputs), strict=True)
+    used = [(o, gradient) for o, gradient in pairs if gradient is not None and o.requires_grad]
+    gradients = torch.autograd.grad(
+        [output for output, _ in used],
+        list(wanted.values()),
+        [gradient for _, gradient in used],
+        allow_unused=True,
+    )
+    named = zip(wanted.items(), gradients, strict=True)
+    return (
+        tuple(output.detach() for output in outputs),
+        {name: torch.zeros_like(t) if g is None else g for (name, t), g in named},
+    )
+
+
+def results(function: Callable[..., Any], case: Case, inputs: Inputs, only: str | None = None) -> Results:
+    """Outputs and gradients by name, for the incoming gradients of the case."""
+    outputs, gradients = evaluate(function, inputs, partial(incoming_gradients, case=case), only)
+    named = {f"output {k}": output for k, output in enumerate(outputs)}
+    return named | {f"gradient of {name}": gradient for name, gradient in gradients.items()}
+
+
+@lru_cache(maxsize=512)
+def eager(op_name: str, case: Case, dtype: torch.dtype) -> Results:
+    """What eager PyTorch makes of the case; in float64 this is the truth."""
+    inputs = build(op_name, case, dtype)
+    return results(getattr(reference, op_name), case, inputs)
+
+
+def error(value: Tensor, truth: Tensor) -> float:
+    """The norm of the difference relative to the norm of the truth; 0 for two zeros."""
+    difference = (value.cpu().double() - truth).norm().item()
+    norm = truth.norm().item()
+    return difference / norm if norm > 0 else (0.0 if difference == 0 else float("inf"))
+
+
+def run_backend(op_name: str, inputs: Inputs, case: Case, name: str, only: str | None = None) -> Results:
+    """The results of the public op, computed by the backend of that name."""
+    with ops.use_backend(name):
+        return results(getattr(ops, op_name), case, inputs, only)
+
+
+def compare(
+    op_name: str,
+    case: Case,
+    backend_name: str,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> None:
+    """Hold a backend to the float64 reference on a case: values and every gradient.
+
+    Also: nothing of what is invalid or masked comes through, inputs are left as they were, and
+    results have the dtype, device and shape of the reference's.
+
+    Raises:
+        AssertionError: with a line for each result that is off, and by how much.
+    """
+    inputs = build(op_name, case, dtype, device)
+    before = {name: tensor.clone() for name, tensor in tensors(inputs)}
+    got = run_backend(op_name, inputs, case, backend_name)
+    truth = eager(op_name, case, torch.float64)
+    yardstick = eager(op_name, case, dtype)
+    faults = [
+        f"{name}: changed in place"
+        for name, tensor in tensors(inputs)
+        if not _same(tensor.detach(), before[name])
+    ]
+    for name, expected in truth.items():
+        value = got[name]
+        if (value.shape, value.dtype, value.device.type) != (expected.shape, dtype, device):
+            faults.append(f"{name}: {value.dtype} {tuple(value.shape)} on {value.device}")
+            continue
+        bound = DOUBLE_BOUND
+        if dtype != torch.float64:
+            floor = FLOOR_EPS * torch.finfo(dtype).eps
+            bound = max(floor, EAGER_FACTOR * error(yardstick[name], expected))
+        off = error(value, expected)
+        if not off <= bound:
+            faults.append(f"{name}: relative error {off:.2e}, bound {bound:.2e}")
+    faults += _traces(op_name, inputs, got)
+    if faults:
+        raise AssertionError("\n".join([f"{op_name}, {case.name}, {backend_name}:", *faults]))
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _traces(op_name: str, inputs: Inputs, got: Results) -> list[str]:
+    """Results that are not exactly zero where nothing is valid or observed."""
+    op = OPS[op_name]
+    faults = []
+    for name in differentiable(inputs):
+        gradient = got[f"gradient of {name}"]
+        entries = hidden(op, inputs, name, gradient)
+        if entries is not None and gradient[entries].count_nonzero():
+            faults.append(f"gradient of {name}: not zero at what is invalid or masked")
+    for k, spec in enumerate(op.outputs):
+        if op.is_sequence and "T" in spec:
+            output = got[f"output {k}"]
+            valid = reference.valid_steps(inputs["lengths"], output.shape[-2])
+            if output.masked_select(~valid.unsqueeze(-1)).count_nonzero():
+                faults.append(f"output {k}: not zero past the end")
+    return faults
+
+
+def check_gradients(op_name: str, backend_name: str, case: Case = TINY, device: str = "cpu") -> None:
+    """Hold the gradients of a backend that takes float64 to numerical differentiation."""
+    inputs = build(op_name, case, torch.float64, device)
+    wanted = differentiable(inputs)
+
+    def function(*values: Tensor) -> Any:
+        given = iter(values)
+        changed: Inputs = {}
+        for name, value in inputs.items():
+            if isinstance(value, tuple):
+                changed[name] = type(value)(*(next(given) for _ in value))
+            else:
+                changed[name] = next(given) if name in wanted else value
+        return getattr(ops, op_name)(**changed)
+
+    with ops.use_backend(backend_name):
+        torch.autograd.gradcheck(function, [t.requires_grad_() for t in wanted.values()])
+
+
+def each_backend(op_name: str) -> pytest.MarkDecorator:
+    """Run a test with ``backend`` each of those that compute the op on a CPU in this build."""
+    return pytest.mark.parametrize("backend", backends_for(op_name))

@@ -1,0 +1,45 @@
+"""What every test starts from: one thread, Pyro's validation, a seed, an empty parameter store."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pyro
+import pytest
+import torch
+
+# Workers share the cores: with more threads than cores, small kernels wait for each other.
+torch.set_num_threads(1)
+
+# Examples follow from the test's source alone, so a run says the same thing everywhere.
+hypothesis.settings.register_profile(
+    "dmm_fast", deadline=None, derandomize=True, database=None, max_examples=25
+)
+hypothesis.settings.load_profile("dmm_fast")
+
+
+@pytest.fixture(autouse=True)
+def clean_slate() -> Iterator[None]:
+    """An empty parameter store, seed 0 and validation on; torch's global modes as they were."""
+    dtype = torch.get_default_dtype()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    with pyro.validation_enabled(True):
+        yield
+    pyro.clear_param_store()
+    torch.set_default_dtype(dtype)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The directory with the polyphonic music files: ``DMM_FAST_DATA``, else ``../shared/data``."""
+    named = os.environ.get("DMM_FAST_DATA")
+    path = Path(named) if named else Path(__file__).parents[2] / "shared" / "data"
+    if not path.is_dir():
+        if named:
+            pytest.fail(f"DMM_FAST_DATA: expected a directory, got {named!r}")
+        pytest.skip(f"needs the music files: {path} is no directory; set DMM_FAST_DATA to one")
+    return path

@@ -1,0 +1,230 @@
+"""Who computes: the default, the explicit choice that never falls back, and the report of both."""
+
+import platform
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dmm_fast
+from dmm_fast import ops, reference
+from dmm_fast.ops import BACKENDS, BackendError, backend
+from tests.cases import CASES, OPS
+from tests.compare import backends_for, compare
+from tests.inputs import build
+
+
+@pytest.fixture(autouse=True)
+def no_request() -> Iterator[None]:
+    ops.use_backend(None)
+    yield
+    ops.use_backend(None)
+
+
+@pytest.fixture
+def double_op(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor], Tensor]:
+    """An op that only the reference has, and that says what it was computed by."""
+    monkeypatch.setattr(backend, "_implementations", {})
+    pick = backend.reference_op("double", lambda x: 2 * x)
+    return lambda x: pick(x)(x)
+
+
+def fail_if_called(*args: Any, **kwargs: Any) -> Any:
+    raise AssertionError("this backend was not asked for")
+
+
+# --- requests -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [b for b in BACKENDS if b != "reference"])
+def test_a_backend_without_the_op_is_refused_and_nothing_else_computes(
+    double_op: Callable[[Tensor], Tensor], name: str
+) -> None:
+    backend.register("double", "reference", fail_if_called)
+    with ops.use_backend(name), pytest.raises(BackendError) as caught:
+        double_op(torch.ones(2))
+    message = str(caught.value)
+    assert message.startswith("backend: expected one that computes double on cpu in float32 (reference), got")
+    assert repr(name) in message
+
+
+@pytest.mark.parametrize("op_name", OPS)
+def test_every_op_refuses_a_backend_it_lacks(op_name: str) -> None:
+    inputs = build(op_name, CASES["small"])
+    lacking = [name for name in BACKENDS if name not in backends_for(op_name)]
+    assert "cuda" in lacking  # the tensors are on a CPU
+    for name in lacking:
+        with ops.use_backend(name), pytest.raises(BackendError, match=f"{op_name} on cpu"):
+            getattr(ops, op_name)(**inputs)
+
+
+def test_a_backend_for_another_device_is_refused(double_op: Callable[[Tensor], Tensor]) -> None:
+    backend.register("double", "cuda", fail_if_called)
+    assert double_op(torch.ones(2)).tolist() == [2, 2]
+    with ops.use_backend("cuda"), pytest.raises(BackendError):
+        double_op(torch.ones(2))
+
+
+def test_an_error_of_the_backend_is_not_answered_by_another(
+    double_op: Callable[[Tensor], Tensor],
+) -> None:
+    def broken(x: Tensor) -> Tensor:
+        raise RuntimeError("broken")
+
+    backend.register("double", "cpp", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        double_op(torch.ones(2))
+    with ops.use_backend("cpp"), pytest.raises(RuntimeError, match="broken"):
+        double_op(torch.ones(2))
+
+
+def test_the_default_is_the_best_that_is_registered(
+    double_op: Callable[[Tensor], Tensor],
+) -> None:
+    assert backend.chosen("double", "cpu") == "reference"
+    backend.register("double", "triton", fail_if_called)
+    assert backend.chosen("double", "cuda") == "triton"
+    backend.register("double", "cuda", fail_if_called)
+    assert backend.chosen("double", "cuda") == "cuda"
+    assert backend.chosen("double", "cpu") == "reference"
+    backend.register("double", "cpp", lambda x: 3 * x)
+    assert backend.chosen("double", "cpu") == "cpp"
+    assert backend.chosen("double", "meta") == "reference"
+    assert double_op(torch.ones(2)).tolist() == [3, 3]
+    with ops.use_backend("reference"):
+        assert double_op(torch.ones(2)).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("op_name", OPS)
+def test_every_op_asks_for_its_own_implementation(op_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sentinel = object()
+    monkeypatch.setitem(
+        backend._implementations[op_name], "cpp", backend.Implementation(lambda *args: sentinel, None)
+    )
+    with ops.use_backend("cpp"):
+        assert getattr(ops, op_name)(**build(op_name, CASES["small"])) is sentinel
+
+
+# --- the choice holds and ends ------------------------------------------------------------------------
+
+
+def requested() -> str | None:
+    return ops.info()["requested"]
+
+
+@pytest.mark.parametrize("name", ["CPP", "", "numpy", "cpp ", 1])
+def test_unknown_name_is_refused_and_changes_nothing(name: Any) -> None:
+    ops.use_backend("reference")
+    with pytest.raises(ValueError, match=r"^name: expected None or one of reference, .+, got"):
+        ops.use_backend(name)
+    assert requested() == "reference"
+
+
+def test_a_call_holds_until_the_next() -> None:
+    assert requested() is None
+    ops.use_backend("triton")
+    assert requested() == "triton"
+    ops.use_backend("reference")
+    assert requested() == "reference"
+    ops.use_backend(None)
+    assert requested() is None
+
+
+def test_blocks_nest_and_restore() -> None:
+    ops.use_backend("cuda")
+    with ops.use_backend("reference"):
+        with ops.use_backend(None):
+            assert requested() is None
+        assert requested() == "reference"
+    assert requested() == "cuda"
+
+
+def test_a_block_restores_after_an_exception() -> None:
+    with pytest.raises(KeyError), ops.use_backend("cpp"):
+        raise KeyError
+    assert requested() is None
+
+
+# --- the report -----------------------------------------------------------------------------------------
+
+
+def test_info() -> None:
+    info = dmm_fast.info()
+    assert info["dmm_fast"] == dmm_fast.__version__
+    assert info["torch"] == torch.__version__
+    assert info["python"] == platform.python_version()
+    assert info["cuda"] == torch.version.cuda
+    assert (info["device"] is None) == (not torch.cuda.is_available())
+    assert info["threads"] == torch.get_num_threads()
+    assert tuple(info["backends"]) == BACKENDS
+    assert info["backends"]["reference"] is True
+    assert info["requested"] is None
+    assert set(OPS) | {"clipped_adam"} == set(info["ops"])
+    for op_name in OPS:
+        assert info["ops"][op_name]["cpu"] in backends_for(op_name)
+        assert info["ops"][op_name].keys() == {"cpu", "cuda"}
+
+
+def test_info_follows_what_is_registered(double_op: Callable[[Tensor], Tensor]) -> None:
+    assert dmm_fast.info()["backends"] == {b: b == "reference" for b in BACKENDS}
+    backend.register("double", "cpp", fail_if_called)
+    with ops.use_backend("reference"):
+        info = dmm_fast.info()
+    assert info["backends"]["cpp"] is True
+    assert info["ops"] == {"double": {"cpu": "cpp", "cuda": "reference"}}
+    assert info["requested"] == "reference"
+
+
+# --- the comparison that backends are held to can fail --------------------------------------------------
+
+
+def _scaled(factor: float) -> Callable[..., Any]:
+    return lambda z, weights: reference.emitter(z, weights) * factor
+
+
+def _without_gradient_of_weights(z: Tensor, weights: Any) -> Tensor:
+    return reference.emitter(z, type(weights)(*(w.detach() for w in weights)))
+
+
+def _in_place(z: Tensor, weights: Any) -> Tensor:
+    z.data.add_(1)
+    return reference.emitter(z, weights)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (_scaled(1 + 1e-5), "output 0: relative error 1.00e-05"),
+        (_scaled(float("nan")), "output 0: relative error nan"),
+        (_without_gradient_of_weights, "gradient of weights.w_in: relative error 1.00e"),
+        (_in_place, "z: changed in place"),
+        (lambda z, w: reference.emitter(z, w).double(), "output 0: torch.float64"),
+        (lambda z, w: reference.emitter(z, w)[..., :1], "output 0: torch.float32"),
+    ],
+    ids=["value", "nan", "gradient", "in place", "dtype", "shape"],
+)
+def test_compare_tells_a_wrong_backend(
+    wrong: Callable[..., Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        backend._implementations["emitter"], "cpp", backend.Implementation(reference.emitter, None)
+    )
+    compare("emitter", CASES["particles"], "cpp")
+    monkeypatch.setitem(backend._implementations["emitter"], "cpp", backend.Implementation(wrong, None))
+    with pytest.raises(AssertionError) as caught:
+        compare("emitter", CASES["particles"], "cpp")
+    assert said in str(caught.value)
+
+
+def test_compare_tells_a_trace_of_what_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    def leaky(x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, kind: str) -> Tensor:
+        return reference.rnn_scan(x_proj, w_hh, h_0, lengths, kind) + 1e-30 * x_proj
+
+    monkeypatch.setitem(backend._implementations["rnn_scan"], "cpp", backend.Implementation(leaky, None))
+    case = CASES["one_row"]
+    with pytest.raises(AssertionError) as caught:
+        compare("rnn_scan", case, "cpp", torch.float64)
+    assert "gradient of x_proj: not zero at what is invalid or masked" in str(caught.value)
+    assert "output 0: not zero past the end" in str(caught.value)

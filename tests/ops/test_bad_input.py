@@ -1,0 +1,180 @@
+"""Whatever does not fit an op is refused with the argument's name, what was expected, what came."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dmm_fast import ops
+from dmm_fast.ops import CombinerWeights
+from tests.cases import OPS, SEQUENCE_OPS, WEIGHTS, Case, Op
+from tests.inputs import Inputs, build
+
+CASE = Case("bad", B=3, T=4, D=5, Z=8, H=6, R=4, G=7, E=9, start="rows", mask="dims")
+WITH_PARTICLES = Case(**{**vars(CASE), "particles": (3,)})
+
+Spoil = Callable[[Any], Any]
+
+
+def _tensor_spoils(op: Op, name: str, spec: str) -> Iterator[tuple[str, Spoil]]:
+    """Ways to spoil a tensor argument for which the argument itself is to blame."""
+    yield "None", lambda t: None
+    yield "number", lambda t: 3.0
+    yield "int", lambda t: t.long()
+    if name == op.leading:
+        if op.is_sequence:
+            yield "2 dimensions", lambda t: t[0]
+            yield "no time", lambda t: t[:, :0]
+        else:
+            yield "no dimension", lambda t: t[0, 0, 0]
+        return
+    yield "dtype", lambda t: t.double()
+    yield "device", lambda t: t.to("meta")
+    yield "features", lambda t: t[..., :-1]
+    if "B" in spec or spec[0] == "s":
+        yield "batch", lambda t: t[:-1]
+    if spec[0] in "sH" or "Z" in spec:  # the others broadcast
+        yield "dimensions", lambda t: t.expand(2, 1, *t.shape)
+    if "T" in spec and op.is_sequence:
+        yield "time", lambda t: t[:, :-1]
+        yield "1 dimension", lambda t: t[0, 0]
+
+
+def _length_spoils() -> Iterator[tuple[str, Spoil]]:
+    yield "None", lambda t: None
+    yield "list", lambda t: t.tolist()
+    yield "float", lambda t: t.float()
+    yield "int32", lambda t: t.int()
+    yield "column", lambda t: t.unsqueeze(-1)
+    yield "rows", lambda t: t[:-1]
+    yield "device", lambda t: t.to("meta")
+    yield "negative", lambda t: t.clone().index_fill_(0, torch.tensor(1), -1)
+    yield "beyond T", lambda t: t.clone().index_fill_(0, torch.tensor(1), CASE.T + 1)
+
+
+def _mask_spoils() -> Iterator[tuple[str, Spoil]]:
+    yield "number", lambda t: 1.0
+    yield "rows", lambda t: t[:-1]
+    yield "time", lambda t: t[:, :-1]
+    yield "features", lambda t: t[..., :-1]
+    yield "particles", lambda t: t.unsqueeze(0)
+    yield "device", lambda t: t.to("meta")
+    yield "two", lambda t: 2.0 * torch.ones_like(t, dtype=torch.float32)
+    yield "half", lambda t: 0.5 * torch.ones_like(t, dtype=torch.float32)
+    yield "nan", lambda t: torch.full_like(t, torch.nan, dtype=torch.float32)
+
+
+def _field_spoils() -> Iterator[tuple[str, Spoil]]:
+    yield "None", lambda t: None
+    yield "number", lambda t: 3.0
+    yield "dtype", lambda t: t.double()
+    yield "device", lambda t: t.to("meta")
+    yield "inputs", lambda t: torch.cat([t, t[..., :1]], -1)
+    yield "dimension more", lambda t: t.unsqueeze(0)
+    yield "dimension less", lambda t: t[0]
+
+
+def _weights_spoils(kind: str) -> Iterator[tuple[str, Spoil]]:
+    yield "None", lambda w: None
+    yield "tensor", lambda w: w[0]
+    yield "tuple", tuple
+    yield "dict", lambda w: w._asdict()
+    for other, (cls, spec) in WEIGHTS.items():
+        if other != kind:
+            sizes = [[getattr(CASE, letter) for letter in word] for word in spec.split()]
+            yield other, lambda w, c=cls, s=sizes: c(*(torch.zeros(shape) for shape in s))
+
+
+def _spoils(op: Op, name: str, spec: str) -> Iterator[tuple[str, Spoil]]:
+    """Ways to spoil an argument as a whole."""
+    if spec in WEIGHTS:
+        yield from _weights_spoils(spec)
+    elif spec == "lengths":
+        yield from _length_spoils()
+    elif spec == "mask":
+        yield from _mask_spoils()
+    elif spec == "name":
+        for wrong in ("gelu", "ReLU", "", None, 0):
+            yield repr(wrong), lambda _, wrong=wrong: wrong
+    else:
+        yield from _tensor_spoils(op, name, spec)
+
+
+SPOILT = [
+    pytest.param(op.name, name, spoil, id=f"{op.name}-{name}-{label}")
+    for op in OPS.values()
+    for name, spec in op.args.items()
+    for label, spoil in _spoils(op, name, spec)
+]
+FIELD_SPOILS = [pytest.param(spoil, id=label) for label, spoil in _field_spoils()]
+
+
+def refusal(op_name: str, inputs: Inputs) -> str:
+    with pytest.raises((ValueError, TypeError)) as caught:
+        getattr(ops, op_name)(**inputs)
+    return str(caught.value)
+
+
+def assert_named(name: str, message: str) -> None:
+    assert re.match(rf"{re.escape(name)}: expected .+, got .+", message), message
+
+
+@pytest.mark.parametrize("op_name", OPS)
+def test_what_fits_is_taken(op_name: str) -> None:
+    # The inputs that the other tests spoil.
+    for case in (CASE, WITH_PARTICLES):
+        getattr(ops, op_name)(**build(op_name, case))
+
+
+@pytest.mark.parametrize(("op_name", "name", "spoil"), SPOILT)
+def test_what_does_not_fit_is_named(op_name: str, name: str, spoil: Spoil) -> None:
+    inputs = build(op_name, CASE)
+    inputs[name] = spoil(inputs[name])
+    assert_named(name, refusal(op_name, inputs))
+
+
+@pytest.mark.parametrize("spoil", FIELD_SPOILS)
+@pytest.mark.parametrize("op_name", [op.name for op in OPS.values() if "weights" in op.args])
+def test_field_of_the_weights_that_does_not_fit_is_named(op_name: str, spoil: Spoil) -> None:
+    inputs = build(op_name, CASE)
+    weights = inputs["weights"]
+    for field in weights._fields:
+        inputs["weights"] = weights._replace(**{field: spoil(getattr(weights, field))})
+        assert_named(f"weights.{field}", refusal(op_name, inputs))
+
+
+PARTICLED = [
+    (op.name, name)
+    for op in OPS.values()
+    for name, spec in op.args.items()
+    if spec[0] in "Pps" and name not in ("pre_scale", op.leading)
+]
+
+
+@pytest.mark.parametrize(("op_name", "name"), PARTICLED)
+def test_particles_that_do_not_broadcast_are_named(op_name: str, name: str) -> None:
+    inputs = build(op_name, WITH_PARTICLES)
+    value: Tensor = inputs[name]
+    inputs[name] = value.expand(3, *value.shape[-3:])[:2] if value.dim() > 3 else torch.stack([value, value])
+    assert_named(name, refusal(op_name, inputs))
+
+
+@pytest.mark.parametrize("op_name", SEQUENCE_OPS)
+def test_lengths_error_quotes_what_came(op_name: str) -> None:
+    inputs = build(op_name, CASE)
+    inputs["lengths"] = torch.tensor([4.0, 4.0, 4.0]).unsqueeze(-1)
+    wanted = r"lengths: expected int64 of shape \(3,\).*, got float32 of shape \(3, 1\)"
+    assert re.match(wanted, refusal(op_name, inputs))
+    inputs["lengths"] = torch.tensor([4, 9, -2])
+    assert re.match(r"lengths: expected values between 0 and T = 4, got (9|-2)", refusal(op_name, inputs))
+
+
+def test_weights_of_another_kind_are_told_by_their_type() -> None:
+    # The shapes fit; only the names of the fields do not.
+    size = Case("square", D=4, Z=4, E=4, H=4)
+    inputs = build("emitter", size)
+    inputs["weights"] = CombinerWeights(*inputs["weights"])
+    assert refusal("emitter", inputs).startswith("weights: expected")

@@ -1,0 +1,196 @@
+"""What must hold of every sequence op whatever the numbers: padding, rows, particles, traces."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dmm_fast import ops
+from tests.cases import OPS, SEQUENCE_OPS, Case, Op
+from tests.compare import Results, backends_for, error, evaluate, incoming_gradients
+from tests.inputs import Inputs, build, map_tensors
+
+OP_BACKENDS = [(op, backend) for op in SEQUENCE_OPS for backend in backends_for(op)]
+each_op = pytest.mark.parametrize(("op_name", "backend"), OP_BACKENDS)
+
+Pick = Callable[[Tensor, int], Tensor]
+
+cases = st.builds(
+    Case,
+    name=st.just("drawn"),
+    B=st.integers(1, 4),
+    T=st.integers(1, 5),
+    **{letter: st.integers(1, 4) for letter in "DZHRGE"},
+    particles=st.sampled_from([(), (1,), (3,)]),
+    shared=st.booleans(),
+    start=st.sampled_from(["one", "rows", "particles"]),
+    lengths=st.sampled_from(["full", "ragged", "zeros"]),
+    mask=st.sampled_from(["none", "steps", "dims"]),
+    mask_dtype=st.sampled_from(["bool", "float"]),
+    poison=st.sampled_from(["", "nan", "inf"]),
+    nonlinearity=st.sampled_from(["relu", "tanh"]),
+    seed=st.integers(0, 1000),
+)
+
+
+def run(
+    op_name: str, backend: str, inputs: Inputs, incoming: list[Tensor]
+) -> tuple[tuple[Tensor, ...], Results]:
+    with ops.use_backend(backend):
+        return evaluate(getattr(ops, op_name), inputs, lambda outputs: incoming)
+
+
+def run_whole(op_name: str, backend: str, case: Case) -> tuple[tuple[Tensor, ...], Results, list[Tensor]]:
+    """Outputs and gradients of the case in float64, and the incoming gradients they were for."""
+    incoming: list[Tensor] = []
+
+    def draw(outputs: tuple[Tensor, ...]) -> list[Tensor]:
+        incoming.extend(incoming_gradients(outputs, case))
+        return incoming
+
+    with ops.use_backend(backend):
+        inputs = build(op_name, case, torch.float64)
+        outputs, gradients = evaluate(getattr(ops, op_name), inputs, draw)
+    return outputs, gradients, incoming
+
+
+def row_dim(op: Op, case: Case, name: str) -> int | None:
+    """Which dimension of an argument, or of an output given by its letters, is the batch."""
+    spec = op.args.get(name, name).partition(":")[0]
+    if spec in ("lengths", "mask"):
+        return 0
+    if spec[0] == "s":
+        return None if case.start == "one" else -2
+    return spec.index("B") - len(spec) if set(spec) <= set("PpBTDZH") and "B" in spec else None
+
+
+def particle_dim(op: Op, case: Case, name: str) -> int | None:
+    """Which dimension of an argument, or of an output given by its letters, is the particles."""
+    spec = op.args.get(name, name)
+    has = {"P": True, "p": not case.shared, "s": case.start == "particles"}.get(spec[0], False)
+    return 0 if has else None
+
+
+def near(got: Tensor, expected: Tensor) -> bool:
+    return got.shape == expected.shape and error(got, expected) <= 1e-10
+
+
+def assert_parts_make_the_whole(
+    op_name: str,
+    backend: str,
+    case: Case,
+    dim_of: Callable[[Op, Case, str], int | None],
+    parts: list[Pick],
+    join: Callable[[list[Tensor], int], Tensor],
+) -> None:
+    """Run each part of the case alone; outputs and gradients join, shared gradients add up."""
+    op = OPS[op_name]
+    outputs, gradients, incoming = run_whole(op_name, backend, case)
+    runs = []
+    for pick in parts:
+
+        def part(name: str, tensor: Tensor, pick: Pick = pick) -> Tensor:
+            dim = dim_of(op, case, name)
+            return tensor if dim is None else pick(tensor, dim).clone()
+
+        pieces = zip(op.outputs, incoming, strict=True)
+        wanted = [pick(g, dim_of(op, case, spec)) for spec, g in pieces]
+        runs.append(run(op_name, backend, map_tensors(build(op_name, case, torch.float64), part), wanted))
+    for k, spec in enumerate(op.outputs):
+        assert near(join([outs[k] for outs, _ in runs], dim_of(op, case, spec)), outputs[k])
+    for name, whole in gradients.items():
+        of_parts = [grads[name] for _, grads in runs]
+        dim = dim_of(op, case, name)
+        joined = sum(of_parts[1:], of_parts[0]) if dim is None else join(of_parts, dim)
+        assert near(joined, whole), name
+
+
+@each_op
+@given(case=cases, data=st.data())
+@settings(max_examples=15)
+def test_order_of_rows_is_order_of_results(
+    op_name: str, backend: str, case: Case, data: st.DataObject
+) -> None:
+    order = torch.tensor(data.draw(st.permutations(range(case.B))))
+    back = order.argsort()
+    assert_parts_make_the_whole(
+        *(op_name, backend, case, row_dim),
+        parts=[lambda tensor, dim: tensor.index_select(dim, order)],
+        join=lambda tensors, dim: tensors[0].index_select(dim, back),
+    )
+
+
+@each_op
+@given(case=cases, data=st.data())
+@settings(max_examples=15)
+def test_batch_in_two_is_the_batch(op_name: str, backend: str, case: Case, data: st.DataObject) -> None:
+    k = data.draw(st.integers(0, case.B))
+    assert_parts_make_the_whole(
+        *(op_name, backend, case, row_dim),
+        parts=[
+            lambda tensor, dim: tensor.narrow(dim, 0, k),
+            lambda tensor, dim: tensor.narrow(dim, k, case.B - k),
+        ],
+        join=torch.cat,
+    )
+
+
+@each_op
+@given(case=cases.filter(lambda case: case.particles))
+@settings(max_examples=15)
+def test_particles_are_a_loop(op_name: str, backend: str, case: Case) -> None:
+    if case.shared and all("P" not in spec for spec in OPS[op_name].args.values()):
+        case = replace(case, shared=False)
+    assert_parts_make_the_whole(
+        *(op_name, backend, case, particle_dim),
+        parts=[lambda tensor, dim, p=p: tensor.select(dim, p) for p in range(case.particles[0])],
+        join=torch.stack,
+    )
+
+
+@each_op
+@given(case=cases, extra=st.integers(1, 4), junk=st.sampled_from([0.0, 1e30, float("nan")]))
+@settings(max_examples=15)
+def test_padding_further_changes_nothing(
+    op_name: str, backend: str, case: Case, extra: int, junk: float
+) -> None:
+    op = OPS[op_name]
+    outputs, gradients, incoming = run_whole(op_name, backend, case)
+
+    def time_dim(name: str) -> int | None:
+        spec = op.args.get(name, name).partition(":")[0]
+        return 1 if spec == "mask" else (-2 if "T" in spec else None)
+
+    def longer(name: str, tensor: Tensor, filler: float = junk) -> Tensor:
+        dim = time_dim(name)
+        if dim is None:
+            return tensor
+        shape = list(tensor.shape)
+        shape[dim] = extra
+        filler = 1.0 if name == "mask" else filler
+        return torch.cat([tensor, tensor.new_full(shape, filler)], dim)
+
+    inputs = map_tensors(build(op_name, case, torch.float64), longer)
+    wanted = [longer(spec, g) for spec, g in zip(op.outputs, incoming, strict=True)]
+    padded_outputs, padded_gradients = run(op_name, backend, inputs, wanted)
+    for k, spec in enumerate(op.outputs):
+        assert near(padded_outputs[k], longer(spec, outputs[k], 0.0))
+    for name, gradient in gradients.items():
+        assert near(padded_gradients[name], longer(name, gradient, 0.0)), name
+
+
+@each_op
+@given(case=cases, junk=st.sampled_from(["nan", "inf", "-inf", "1e38", "7"]))
+@settings(max_examples=15)
+def test_what_is_invalid_or_masked_leaves_no_trace(op_name: str, backend: str, case: Case, junk: str) -> None:
+    # Exactly: the same bits as with the numbers that were drawn for these entries.
+    clean, clean_gradients, _ = run_whole(op_name, backend, replace(case, poison=""))
+    outputs, gradients, _ = run_whole(op_name, backend, replace(case, poison=junk))
+    for value, expected in zip(outputs, clean, strict=True):
+        assert torch.equal(value, expected)
+    for name, expected in clean_gradients.items():
+        assert torch.equal(gradients[name], expected), name

@@ -1,0 +1,100 @@
+"""Every op at every shape, through every backend that computes it on a CPU in this build."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dmm_fast import ops
+from tests.cases import CASES, OPS, SEQUENCE_OPS, TINY
+from tests.compare import backends_for, check_gradients, compare, error, run_backend
+from tests.inputs import build, differentiable
+
+OP_BACKENDS = [(op, backend) for op in OPS for backend in backends_for(op)]
+DTYPES = [torch.float32, torch.float64]
+each_op = pytest.mark.parametrize(("op_name", "backend"), OP_BACKENDS)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
+
+
+@pytest.mark.parametrize("case_name", CASES)
+@each_dtype
+@each_op
+def test_backend_is_as_near_the_truth_as_eager_pytorch(
+    op_name: str, backend: str, dtype: torch.dtype, case_name: str
+) -> None:
+    compare(op_name, CASES[case_name], backend, dtype)
+
+
+@each_op
+def test_gradients_are_the_numerical_ones(op_name: str, backend: str) -> None:
+    check_gradients(op_name, backend, TINY)
+    if op_name == "rnn_scan":
+        check_gradients(op_name, backend, replace(TINY, nonlinearity="tanh"))
+
+
+@pytest.mark.parametrize("case_name", ["particles", "primes"])
+@each_op
+def test_gradient_of_one_input_alone_is_its_part_of_all(op_name: str, backend: str, case_name: str) -> None:
+    case = CASES[case_name]
+    inputs = build(op_name, case)
+    names = list(differentiable(inputs))
+    of_all = run_backend(op_name, inputs, case, backend)
+    for name in names:
+        of_one = run_backend(op_name, build(op_name, case), case, backend, only=name)
+        key = f"gradient of {name}"
+        assert error(of_one[key], of_all[key].double()) <= 1e-6
+        assert of_one.keys() == {key} | {k for k in of_all if k.startswith("output")}
+
+
+@each_op
+def test_no_input_with_a_gradient_no_graph(op_name: str, backend: str) -> None:
+    case = CASES["particles"]
+    inputs = build(op_name, case)
+    with ops.use_backend(backend):
+        without = getattr(ops, op_name)(**inputs)
+        for tensor in differentiable(inputs).values():
+            tensor.requires_grad_()
+        attached = getattr(ops, op_name)(**inputs)
+        with torch.no_grad():
+            detached = getattr(ops, op_name)(**inputs)
+    for a, b, c in zip(
+        *(t if isinstance(t, tuple) else (t,) for t in (without, attached, detached)), strict=True
+    ):
+        assert not a.requires_grad
+        assert b.requires_grad
+        assert not c.requires_grad
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+
+
+@pytest.mark.parametrize("case_name", ["tutorial", "many_rows"])
+@each_op
+def test_the_same_call_gives_the_same_bits(op_name: str, backend: str, case_name: str) -> None:
+    torch.use_deterministic_algorithms(True)
+    case = CASES[case_name]
+    first, second = (run_backend(op_name, build(op_name, case), case, backend) for _ in range(2))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize("particles", [(), (2,)], ids=["", "particles"])
+@each_op
+def test_no_row_gives_an_empty_result_and_gradients_of_zero(
+    op_name: str, backend: str, particles: tuple[int, ...]
+) -> None:
+    case = replace(CASES["small"], name="no_rows", B=0, particles=particles, mask="dims")
+    got = run_backend(op_name, build(op_name, case), case, backend)
+    of_one_row = run_backend(op_name, build(op_name, replace(case, B=1)), replace(case, B=1), backend)
+    for name, value in got.items():
+        assert value.count_nonzero() == 0, name
+        if name.startswith("output"):
+            shape = list(of_one_row[name].shape)
+            shape[len(particles)] = 0
+            assert list(value.shape) == shape
+
+
+@pytest.mark.parametrize(("op_name", "backend"), [pair for pair in OP_BACKENDS if pair[0] in SEQUENCE_OPS])
+def test_rows_without_a_step_give_zero(op_name: str, backend: str) -> None:
+    case = replace(CASES["empty_rows"], name="no_steps", B=1)
+    for name, value in run_backend(op_name, build(op_name, case), case, backend).items():
+        assert value.count_nonzero() == 0, name

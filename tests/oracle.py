@@ -1,0 +1,290 @@
+"""Every op defined a second time, so slowly that it is plain: the judge of ``dmm_fast.reference``.
+
+Python loops over particles, rows and steps that exist, one vector at a time, in float64, with the
+densities of ``torch.distributions``. No masks and nothing for extremes. Arguments are those of the ops.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Distribution, Normal, kl_divergence
+
+from dmm_fast.reference import (
+    CombinerWeights,
+    EmitterWeights,
+    GaussianEmitterWeights,
+    TransitionWeights,
+)
+
+Index = tuple[int, ...]
+
+
+# --- how a tensor is read -----------------------------------------------------------------------------
+
+
+def at(tensor: Tensor, index: Index, event_dims: int) -> Tensor:
+    """What ``tensor``, broadcast from the right over the dimensions of ``index``, holds there."""
+    lead = tensor.shape[: tensor.dim() - event_dims]
+    for size, i in zip(lead, index[len(index) - len(lead) :], strict=True):
+        tensor = tensor[i if size > 1 else 0]
+    return tensor
+
+
+def rows(particles: Sequence[int], lengths: Tensor) -> Iterator[tuple[Index, int]]:
+    """Every row of every particle: its index ``(*particle, b)`` and its number of steps."""
+    for *particle, b in product(*(range(n) for n in particles), range(len(lengths))):
+        yield (*particle, b), int(lengths[b])
+
+
+def particles_of(*tensors: Tensor) -> torch.Size:
+    """The broadcast particle dimensions of tensors ``[..., B, T, *]``."""
+    return torch.broadcast_shapes(*(t.shape[:-3] for t in tensors))
+
+
+def sums(particles: Sequence[int], lengths: Tensor, row: Callable[[Index, int], list[Tensor]]) -> Tensor:
+    """``[..., B]``: for each row, the sum of the terms that ``row(index, length)`` lists."""
+    zero = torch.zeros((), dtype=torch.float64)
+    totals = [sum(row(index, length), zero) for index, length in rows(particles, lengths)]
+    return torch.stack(totals).reshape(*particles, len(lengths))
+
+
+def stack_rows(particles: Sequence[int], B: int, T: int, width: int, filled: list[list[Tensor]]) -> Tensor:
+    """``[..., B, T, width]`` from a list of steps for each row, zero past the end of each."""
+    zero = torch.zeros(width, dtype=torch.float64)
+    padded = [step for steps in filled for step in steps + [zero] * (T - len(steps))]
+    return torch.stack(padded).reshape(*particles, B, T, width)
+
+
+def each_vector(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> list[Tensor]:
+    """``function`` of every vector along the last dimension, tensors broadcast on the others."""
+    lead = torch.broadcast_shapes(*(t.shape[:-1] for t in tensors))
+    indices = product(*(range(n) for n in lead))
+    results = [function(*(at(t, index, 1) for t in tensors)) for index in indices]
+    return [torch.stack(column).reshape(*lead, -1) for column in zip(*results, strict=True)]
+
+
+# --- the networks, one vector at a time ---------------------------------------------------------------
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    return 1 / (1 + torch.exp(-x))
+
+
+def softplus(x: Tensor) -> Tensor:
+    return torch.log(1 + torch.exp(x))
+
+
+def relu(x: Tensor) -> Tensor:
+    return torch.maximum(x, torch.zeros_like(x))
+
+
+def transition_step(z: Tensor, w: TransitionWeights) -> tuple[Tensor, Tensor]:
+    gate = sigmoid(w.w_gate_out @ relu(w.w_gate_in @ z + w.b_gate_in) + w.b_gate_out)
+    mean = w.w_mean_out @ relu(w.w_mean_in @ z + w.b_mean_in) + w.b_mean_out
+    loc = (1 - gate) * (w.w_loc @ z + w.b_loc) + gate * mean
+    return loc, softplus(w.w_scale @ relu(mean) + w.b_scale)
+
+
+def combiner_step(z: Tensor, h: Tensor, w: CombinerWeights) -> tuple[Tensor, Tensor]:
+    combined = (torch.tanh(w.w_z @ z + w.b_z) + h) / 2
+    return w.w_loc @ combined + w.b_loc, w.w_scale @ combined + w.b_scale
+
+
+def emitter_hidden(z: Tensor, w: EmitterWeights | GaussianEmitterWeights) -> Tensor:
+    return relu(w.w_hidden @ relu(w.w_in @ z + w.b_in) + w.b_hidden)
+
+
+def emitter_step(z: Tensor, w: EmitterWeights) -> Tensor:
+    return w.w_out @ emitter_hidden(z, w) + w.b_out
+
+
+def gaussian_emitter_step(z: Tensor, w: GaussianEmitterWeights) -> tuple[Tensor, Tensor]:
+    hidden = emitter_hidden(z, w)
+    return w.w_loc @ hidden + w.b_loc, w.w_scale @ hidden + w.b_scale
+
+
+# --- the ops --------------------------------------------------------------------------------------------
+
+
+def gated_transition(z_prev: Tensor, weights: TransitionWeights) -> tuple[Tensor, ...]:
+    return tuple(each_vector(lambda z: transition_step(z, weights), z_prev))
+
+
+def combiner(z_prev: Tensor, h: Tensor, weights: CombinerWeights) -> tuple[Tensor, ...]:
+    def step(z: Tensor, h_t: Tensor) -> tuple[Tensor, Tensor]:
+        loc, pre_scale = combiner_step(z, h_t, weights)
+        return loc, softplus(pre_scale)
+
+    return tuple(each_vector(step, z_prev, h))
+
+
+def emitter(z: Tensor, weights: EmitterWeights) -> Tensor:
+    return each_vector(lambda z_t: (emitter_step(z_t, weights),), z)[0]
+
+
+def gaussian_emitter(z: Tensor, weights: GaussianEmitterWeights) -> tuple[Tensor, ...]:
+    return tuple(each_vector(lambda z_t: gaussian_emitter_step(z_t, weights), z))
+
+
+def transition_log_prob(z: Tensor, z_0: Tensor, weights: TransitionWeights, lengths: Tensor) -> Tensor:
+    def row(index: Index, length: int) -> list[Tensor]:
+        z_row, z_prev, terms = at(z, index, 2), at(z_0, index, 1), []
+        for t in range(length):
+            loc, scale = transition_step(z_prev, weights)
+            terms.append(Normal(loc, scale).log_prob(z_row[t]).sum())
+            z_prev = z_row[t]
+        return terms
+
+    return sums(particles_of(z), lengths, row)
+
+
+def transition_kl(
+    z: Tensor,
+    loc: Tensor,
+    pre_scale: Tensor,
+    z_0: Tensor,
+    weights: TransitionWeights,
+    lengths: Tensor,
+) -> Tensor:
+    def row(index: Index, length: int) -> list[Tensor]:
+        z_prev, terms = at(z_0, index, 1), []
+        z_row, loc_row, pre_scale_row = (at(v, index, 2) for v in (z, loc, pre_scale))
+        for t in range(length):
+            posterior = Normal(loc_row[t], softplus(pre_scale_row[t]))
+            prior = Normal(*transition_step(z_prev, weights))
+            terms.append(kl_divergence(posterior, prior).sum())
+            z_prev = z_row[t]
+        return terms
+
+    return sums(particles_of(z), lengths, row)
+
+
+def combiner_log_prob(
+    z: Tensor, h: Tensor, z_q_0: Tensor, weights: CombinerWeights, lengths: Tensor
+) -> Tensor:
+    def row(index: Index, length: int) -> list[Tensor]:
+        z_row, h_row = at(z, index, 2), at(h, index, 2)
+        z_prev, terms = at(z_q_0, index, 1), []
+        for t in range(length):
+            loc, pre_scale = combiner_step(z_prev, h_row[t], weights)
+            terms.append(Normal(loc, softplus(pre_scale)).log_prob(z_row[t]).sum())
+            z_prev = z_row[t]
+        return terms
+
+    return sums(particles_of(z, h), lengths, row)
+
+
+def drawn_log_prob(eps: Tensor, pre_scale: Tensor, lengths: Tensor) -> Tensor:
+    def row(index: Index, length: int) -> list[Tensor]:
+        eps_row, pre_scale_row, terms = at(eps, index, 2), at(pre_scale, index, 2), []
+        for t in range(length):
+            scale = softplus(pre_scale_row[t])
+            draw = scale * eps_row[t]
+            terms.append(Normal(torch.zeros_like(draw), scale).log_prob(draw).sum())
+        return terms
+
+    return sums(particles_of(eps), lengths, row)
+
+
+def observed(
+    x: Tensor,
+    index: Index,
+    length: int,
+    mask: Tensor | None,
+    distribution: Callable[[int, list[int]], Distribution],
+) -> list[Tensor]:
+    """Log-probabilities of a row under ``distribution(t, entries)``, of its observed entries alone."""
+    x_row, terms = at(x, index, 2), []
+    for t in range(length):
+        entries = list(range(x_row.shape[-1]))
+        if mask is not None:
+            of_step = mask[index[-1], t].expand(len(entries))
+            entries = [d for d in entries if of_step[d] != 0]
+        terms.append(distribution(t, entries).log_prob(x_row[t][entries]).sum())
+    return terms
+
+
+def emission_log_prob(
+    x: Tensor, z: Tensor, weights: EmitterWeights, lengths: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    def row(index: Index, length: int) -> list[Tensor]:
+        def emission(t: int, entries: list[int]) -> Bernoulli:
+            return Bernoulli(logits=emitter_step(at(z, index, 2)[t], weights)[entries])
+
+        return observed(x, index, length, mask, emission)
+
+    return sums(particles_of(x, z), lengths, row)
+
+
+def gaussian_emission_log_prob(
+    x: Tensor,
+    z: Tensor,
+    weights: GaussianEmitterWeights,
+    lengths: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
+    def row(index: Index, length: int) -> list[Tensor]:
+        def emission(t: int, entries: list[int]) -> Normal:
+            loc, pre_scale = gaussian_emitter_step(at(z, index, 2)[t], weights)
+            return Normal(loc[entries], softplus(pre_scale[entries]))
+
+        return observed(x, index, length, mask, emission)
+
+    return sums(particles_of(x, z), lengths, row)
+
+
+def normal_log_prob(
+    value: Tensor, loc: Tensor, scale: Tensor, lengths: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    def row(index: Index, length: int) -> list[Tensor]:
+        def normal(t: int, entries: list[int]) -> Normal:
+            return Normal(at(loc, index, 2)[t][entries], at(scale, index, 2)[t][entries])
+
+        return observed(value, index, length, mask, normal)
+
+    return sums(particles_of(value, loc, scale), lengths, row)
+
+
+def bernoulli_log_prob(x: Tensor, logits: Tensor, lengths: Tensor, mask: Tensor | None = None) -> Tensor:
+    def row(index: Index, length: int) -> list[Tensor]:
+        def bernoulli(t: int, entries: list[int]) -> Bernoulli:
+            return Bernoulli(logits=at(logits, index, 2)[t][entries])
+
+        return observed(x, index, length, mask, bernoulli)
+
+    return sums(particles_of(x, logits), lengths, row)
+
+
+def rnn_scan(
+    x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str = "relu"
+) -> Tensor:
+    activation = {"relu": relu, "tanh": torch.tanh}[nonlinearity]
+    filled = []
+    for index, length in rows(x_proj.shape[:-3], lengths):
+        x_row, h = at(x_proj, index, 2), at(h_0, index, 1)
+        steps = []
+        for t in reversed(range(length)):
+            h = activation(x_row[t] + w_hh @ h)
+            steps.append(h)
+        filled.append(steps[::-1])
+    return stack_rows(x_proj.shape[:-3], *x_proj.shape[-3:], filled)
+
+
+def combiner_scan(
+    h: Tensor, eps: Tensor, z_q_0: Tensor, weights: CombinerWeights, lengths: Tensor
+) -> tuple[Tensor, ...]:
+    filled: list[list[tuple[Tensor, ...]]] = []
+    for index, length in rows(eps.shape[:-3], lengths):
+        h_row, eps_row, z = at(h, index, 2), at(eps, index, 2), at(z_q_0, index, 1)
+        steps = []
+        for t in range(length):
+            loc, pre_scale = combiner_step(z, h_row[t], weights)
+            z = loc + softplus(pre_scale) * eps_row[t]
+            steps.append((z, loc, pre_scale))
+        filled.append(steps)
+    return tuple(
+        stack_rows(eps.shape[:-3], *eps.shape[-3:], [[step[k] for step in row] for row in filled])
+        for k in range(3)
+    )

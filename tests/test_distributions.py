@@ -1,0 +1,285 @@
+"""What the sequence-level distributions share, the noise they draw, and the emissions."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Normal
+
+from dmm_fast import DMM
+from dmm_fast.distributions import (
+    BernoulliEmission,
+    GaussianEmission,
+    MarkovPosterior,
+    MarkovPrior,
+    standard_noise,
+)
+from tests.helpers_model import (
+    FLOWS,
+    LENGTHS,
+    assert_close,
+    assert_means_agree,
+    gradients,
+    make_batch,
+    missing_mask,
+    posterior_of,
+    small_dmm,
+    valid_steps,
+)
+
+B, T, Z, D = len(LENGTHS), max(LENGTHS), 3, 5
+NAN = float("nan")
+
+
+def distribution(kind: str, dtype: torch.dtype = torch.float32, **kwargs: Any) -> Any:
+    """One of each kind, on the ragged lengths."""
+    emission = "gaussian" if kind == "gaussian" else "bernoulli"
+    dmm = small_dmm(dtype=dtype, emission=emission, **(FLOWS if kind == "flows" else {}))
+    lengths = torch.tensor(LENGTHS)
+    if kind in ("posterior", "flows"):
+        return posterior_of(dmm, dtype)
+    if kind == "prior":
+        return dmm.prior(lengths, T)
+    z = torch.randn(B, T, Z, dtype=dtype, generator=torch.Generator().manual_seed(4))
+    return dmm.emission(z, lengths, **kwargs)
+
+
+KINDS = ["prior", "posterior", "flows", "bernoulli", "gaussian"]
+CLASSES = {
+    "prior": MarkovPrior,
+    "posterior": MarkovPosterior,
+    "flows": MarkovPosterior,
+    "bernoulli": BernoulliEmission,
+    "gaussian": GaussianEmission,
+}
+EVENT = {kind: (T, Z if kind in ("prior", "posterior", "flows") else D) for kind in KINDS}
+
+
+# --- shapes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shapes_of_draws_and_densities(kind: str) -> None:
+    q = distribution(kind)
+    assert isinstance(q, CLASSES[kind])
+    assert q.has_rsample == (kind != "bernoulli")
+    assert (q.batch_shape, q.event_shape) == ((B,), EVENT[kind])
+    for sample_shape in ((), (2,), (2, 3)):
+        value = q.sample(torch.Size(sample_shape))
+        assert value.shape == (*sample_shape, B, *EVENT[kind])
+        assert q.log_prob(value).shape == (*sample_shape, B)
+        assert not value.requires_grad
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lead", [(7,), (2, 7), (1, 7)])
+def test_expand_adds_particles_on_the_left(kind: str, lead: tuple[int, ...]) -> None:
+    q = distribution(kind)
+    wide = q.expand((*lead, B))
+    assert type(wide) is type(q)
+    assert (wide.batch_shape, wide.event_shape) == ((*lead, B), EVENT[kind])
+    assert q.batch_shape == (B,)
+    value = wide.sample()
+    assert value.shape == (*lead, B, *EVENT[kind])
+    assert wide.log_prob(value).shape == (*lead, B)
+    assert wide.sample(torch.Size((4,))).shape == (4, *lead, B, *EVENT[kind])
+    particles = value.flatten(0, len(lead) - 1)
+    assert not torch.equal(particles[0], particles[-1]), "every particle draws for itself"
+    # A value without particles has the same density under each of them.
+    one = particles[0].clone()
+    torch.testing.assert_close(wide.log_prob(one), q.log_prob(one).expand(*lead, B))
+    torch.testing.assert_close(wide.log_prob(one)[(0,) * len(lead)], q.log_prob(one))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_expand_to_a_shape_that_does_not_fit_is_refused(kind: str) -> None:
+    q = distribution(kind)
+    for shape in ((B + 3,), (2, 1), (B, 2), ()):
+        with pytest.raises(ValueError, match=r"^batch_shape: expected one that \(4,\) expands to"):
+            q.expand(shape)
+    assert q.batch_shape == (B,)
+
+
+def test_one_row_does_not_expand_into_more_rows() -> None:
+    """Its lengths, inputs or latents are those of one row; particles go further left."""
+    dmm, lengths = small_dmm(), torch.tensor([3])
+    for q in (
+        dmm.prior(lengths, 3),
+        dmm.posterior(torch.zeros(1, 3, 7), lengths),
+        dmm.emission(torch.zeros(1, 3, Z), lengths),
+    ):
+        assert q.expand((5, 1)).sample().shape[:3] == (5, 1, 3)
+        with pytest.raises(ValueError, match=r"^batch_shape: expected one that \(1,\) expands to"):
+            q.expand((5,))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_draws_are_zero_past_the_end(kind: str) -> None:
+    q = distribution(kind)
+    for value in (q.sample((20,)), q.expand((20, B)).sample()):
+        assert bool((value[:, ~valid_steps()] == 0).all())
+        inside = value[:, valid_steps()]
+        assert bool(((inside != 0).any(0) if kind == "bernoulli" else inside != 0).all())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_value_of_another_shape_is_refused(kind: str) -> None:
+    q = distribution(kind)
+    steps, width = EVENT[kind]
+    for shape in (
+        (B, steps, width + 1),
+        (B, steps - 1, width),
+        (B + 1, steps, width),
+        (1, steps, width),
+        (steps, width),
+    ):
+        with pytest.raises(ValueError, match=r"^value: expected shape \(\.\.\., 4, 6, \d\)"):
+            q.log_prob(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_stands_past_the_end_of_a_value_leaves_no_trace(kind: str) -> None:
+    q = distribution(kind)
+    value = q.sample().clone()
+    dirty = value.clone()
+    dirty[~valid_steps()] = NAN
+    clean_log_prob = q.log_prob(value)
+    assert bool(clean_log_prob.isfinite().all())
+    assert torch.equal(q.log_prob(dirty), clean_log_prob)
+
+
+@pytest.mark.parametrize("lengths", [(6, 7), (-1, 3)])
+def test_lengths_beyond_the_padding_are_refused(lengths: tuple[int, int]) -> None:
+    dmm = small_dmm()
+    bad, z = torch.tensor(lengths), torch.zeros(2, 6, Z)
+    message = rf"^lengths: expected values between 0 and T = 6, got {lengths[1 - (lengths[0] < 0)]}"
+    for make in (
+        lambda: dmm.prior(bad, 6),
+        lambda: dmm.posterior(torch.zeros(2, 6, 7), bad),
+        lambda: dmm.emission(z, bad),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
+# --- noise ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch", [(1, 1), (3, 5), (4, 4), (5, 7), (20, 100), (3, 5, 1), (2, 1, 4, 3)])
+def test_noise_is_bit_equal_to_that_of_step_after_step(batch: tuple[int, ...], dtype: torch.dtype) -> None:
+    """``batch`` is ``[..., B, Z]``; a vectorised generator treats multiples of 16 by themselves."""
+    *lead, z_dim = batch
+    torch.manual_seed(8)
+    eps = standard_noise(torch.Size((*lead, 5, z_dim)), torch.zeros((), dtype=dtype))
+    after = torch.rand(3)
+    torch.manual_seed(8)
+    standard = Normal(torch.zeros(batch, dtype=dtype), torch.ones(batch, dtype=dtype))
+    for t in range(5):
+        assert torch.equal(eps[..., t, :], standard.rsample())
+    assert torch.equal(after, torch.rand(3))
+
+
+def draw_by_steps(dmm: DMM, kind: str, lead: tuple[int, ...]) -> Tensor:
+    """The chain as an ordinary per-step model draws it."""
+    start = dmm.z_q_0 if kind == "posterior" else dmm.z_0
+    z_t, steps = start.expand(*lead, B, -1), []
+    h = posterior_of(dmm, torch.float64).h
+    for t in range(T):
+        step = dmm.combiner(z_t, h[:, t]) if kind == "posterior" else dmm.trans(z_t)
+        z_t = Normal(*step).rsample()
+        steps.append(z_t)
+    return torch.stack(steps, -2) * valid_steps().unsqueeze(-1)
+
+
+@pytest.mark.parametrize("kind", ["prior", "posterior"])
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
+def test_a_draw_is_the_chain_of_normal_draws_of_the_same_seed(kind: str, lead: tuple[int, ...]) -> None:
+    dmm = small_dmm(dtype=torch.float64)
+    q = posterior_of(dmm, torch.float64) if kind == "posterior" else dmm.prior(torch.tensor(LENGTHS), T)
+    torch.manual_seed(9)
+    expected = draw_by_steps(dmm, kind, lead)
+    torch.manual_seed(9)
+    wide = q.expand((*lead, B))
+    torch.testing.assert_close(wide.rsample(), expected, rtol=1e-12, atol=1e-12)
+    torch.manual_seed(9)
+    torch.testing.assert_close(q.rsample(lead), expected, rtol=1e-12, atol=1e-12)
+
+
+# --- emissions ------------------------------------------------------------------------------------
+
+
+def by_steps(dmm: DMM, z: Tensor) -> Any:
+    parameters = dmm.emitter(z)
+    return Normal(*parameters) if isinstance(parameters, tuple) else Bernoulli(parameters)
+
+
+@pytest.mark.parametrize("dims", [0, 2, 3])
+@pytest.mark.parametrize("lead", [(), (3,)])
+@pytest.mark.parametrize("kind", ["bernoulli", "gaussian"])
+def test_an_emission_is_the_sum_over_what_is_observed(kind: str, lead: tuple[int, ...], dims: int) -> None:
+    dmm = small_dmm(dtype=torch.float64, emission=kind)
+    batch = make_batch(emission=kind, dtype=torch.float64)
+    mask = None if dims == 0 else missing_mask(batch, dims)
+    keep = batch.mini_batch_mask if mask is None else mask
+    keep = (keep if keep.dim() == 3 else keep[:, :, None]).bool()
+    z = torch.randn(*lead, B, T, Z, dtype=torch.float64, requires_grad=True)
+    p = dmm.emission(z, batch.mini_batch_seq_lengths, mask)
+    assert p.batch_shape == (*lead, B)
+    exact = by_steps(dmm, z)
+    expected = exact.log_prob(batch.mini_batch).masked_fill(~keep, 0).sum((-2, -1))
+    x = batch.mini_batch.masked_fill(~keep, NAN)
+    log_prob = p.log_prob(x)
+    assert_close(log_prob, expected, 1e-12)
+    (grad,) = torch.autograd.grad(log_prob.sum(), z, retain_graph=True)
+    (expected_grad,) = torch.autograd.grad(expected.sum(), z, retain_graph=True)
+    assert_close(grad, expected_grad, 1e-12)
+    for name, value in gradients(expected.sum(), dmm).items():
+        assert_close(gradients(log_prob.sum(), dmm)[name], value, 1e-12, name)
+    inside = valid_steps()[:, :, None]
+    torch.testing.assert_close(p.mean, exact.mean.masked_fill(~inside, 0))
+
+
+@pytest.mark.parametrize("kind", ["bernoulli", "gaussian"])
+def test_draws_of_an_emission_have_its_mean_whatever_is_masked(kind: str) -> None:
+    batch = make_batch(emission=kind)
+    p = distribution(kind, mask=missing_mask(batch, 3))
+    with torch.no_grad():
+        x, mean = p.sample((3000,)), p.mean
+        assert bool((x[:, ~valid_steps()] == 0).all())
+        inside = x[:, valid_steps()]
+        assert_means_agree(inside, mean[valid_steps()])
+        if kind == "gaussian":
+            scale = small_dmm(emission=kind).emitter(p.z)[1][valid_steps()]
+            assert_means_agree((inside - mean[valid_steps()]).square(), scale.square())
+        else:
+            assert bool(((x == 0) | (x == 1)).all())
+
+
+def test_a_draw_of_a_gaussian_emission_is_differentiable_in_z_and_the_weights() -> None:
+    dmm = small_dmm(dtype=torch.float64, emission="gaussian")
+    z = torch.randn(B, T, Z, dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(3)
+    x = dmm.emission(z, torch.tensor(LENGTHS)).rsample()
+    torch.manual_seed(3)
+    by_hand = torch.stack([by_steps(dmm, z[:, t]).rsample() for t in range(T)], 1)
+    by_hand = by_hand * valid_steps()[:, :, None]
+    torch.testing.assert_close(x, by_hand)
+    ours, theirs = (torch.autograd.grad(v.square().sum(), z)[0] for v in (x, by_hand))
+    assert_close(ours, theirs, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.ones(B, T + 1), r"^mask: expected shape \(4, 6\) or \(4, 6, 5\), got .* \(4, 7\)"),
+        (torch.full((B, T), 0.5), "^mask: expected values 0 or 1, got 0.5"),
+        (torch.ones(B, T, device="meta"), "^mask: expected a tensor on cpu, got .* on meta"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["bernoulli", "gaussian"])
+def test_a_bad_mask_of_an_emission_is_refused(kind: str, mask: Tensor, message: str) -> None:
+    p = distribution(kind, mask=mask)
+    with pytest.raises(ValueError, match=message):
+        p.log_prob(torch.zeros(B, T, D))
