@@ -1,0 +1,114 @@
+"""Where and with what a run was measured, and what a step holds in memory."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from benchmarks.contestants import Racer
+from benchmarks.timing import load_average
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def commit() -> str:
+    """The short commit of this checkout, ``-dirty`` when tracked files differ; else ``unknown``."""
+    described = _output(["git", "describe", "--always", "--dirty", "--abbrev=8", "--exclude=*"])
+    return described or "unknown"
+
+
+def meta(device: torch.device, *, quick: bool) -> dict[str, Any]:
+    """Everything a number needs beside it to mean something."""
+    on_gpu = device.type == "cuda"
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "quick": quick,
+        "device": torch.cuda.get_device_name(device) if on_gpu else processor(),
+        "driver": _driver() if on_gpu else None,
+        "cpu": processor(),
+        "cpus": cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": load_average(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "triton": _version("triton"),
+        "cuda": torch.version.cuda,
+    }
+
+
+def processor() -> str:
+    """The processor's own name for itself."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def cpu_count() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory(racer: Racer, device: torch.device) -> dict[str, int]:
+    """Bytes behind a run of ``racer``: the allocator's peak on a GPU; on a CPU, which keeps no such
+    count, what autograd saves of the case's first mini-batch for the backward.
+    """
+    with racer.active():
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            racer.run()
+            return {"peak_allocated_bytes": torch.cuda.max_memory_allocated(device)}
+        batch = racer.case.batches[0]
+        return {"saved_for_backward_bytes": saved_bytes(racer, batch)}
+
+
+def saved_bytes(racer: Racer, batch: Any) -> int:
+    """Bytes of the distinct storages, parameters left out, that the ELBO keeps for its backward."""
+    own = {p.untyped_storage().data_ptr() for p in racer.module.parameters()}
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def unpack(tensor: Tensor) -> Tensor:
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        racer.elbo.differentiable_loss(racer.module.model, racer.module.guide, *batch)
+    return sum(storages.values())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _driver() -> str | None:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    answer = _output(query)
+    return answer.splitlines()[0] if answer else None
+
+
+def _output(command: list[str]) -> str | None:
+    """What a command prints, or None where it is absent or fails."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
