@@ -51,7 +51,7 @@ void combiner_block(const CombinerNet<S>& net, const S* const* before, const S* 
       for (int64_t l = 0; l < kLanes<S>; ++l) to[j + l] = S(0.5) * (S(1) - g[l] * g[l]);
     });
   };
-  multiply(before, count, net.w_z, 0, net.w_z.panels(), combine);
+  multiply(before, count, net.w_z, combine);
   layer(planes.c.rows() + at, count, net.w_out, net.b_stack.data(), planes.out, at, [](S x) { return x; });
 }
 
@@ -108,11 +108,11 @@ void combiner_backward(const Steps& steps, const std::vector<Place>& places, con
         to_g[j] *= dc[j];
       }
     };
-    multiply(planes.out.rows() + at, count, w_out, 0, w_out.panels(), split);
+    multiply(planes.out.rows() + at, count, w_out, split);
     const auto keep = [&](int64_t i, int64_t column, int64_t width, const S* sum) {
       std::copy_n(sum, width, dbefore[at + i] + column);
     };
-    multiply(dg.rows() + at, count, w_z, 0, w_z.panels(), keep);
+    multiply(dg.rows() + at, count, w_z, keep);
   };
   const auto after_each = [&](int64_t at, int64_t first, int64_t count) {
     for (int64_t i = 0; i < count; ++i) after(first + i, dbefore[at + i]);

@@ -40,9 +40,7 @@ inline std::vector<S> stacked(const S* loc, const S* scale, int64_t size) {
 template <class S>
 void combiner_scan(const CombinerScan<S>& a) {
   const int64_t Z = a.latents, H = a.units, parts = get_num_threads();
-  const int64_t slices = panels_of(H, kPanel<S>);
   const std::vector<S> w_out = stacked(a.w_loc, a.w_scale, Z * H), b_out = stacked(a.b_loc, a.b_scale, Z);
-  const Packed<S> w_z(a.w_z, H, Z, Z, 1);
   Partials<S> partials(parts, a.ragged.rows, 2 * Z);
   Barrier barrier(parts);
   parallel_for(parts, [&](int64_t begin, int64_t end) {
@@ -50,9 +48,9 @@ void combiner_scan(const CombinerScan<S>& a) {
     for (const Rows<S>* out : {&a.z, &a.loc, &a.pre_scale})
       clear_past_end(a.ragged, *out, Z, row_begin, row_end);
     std::vector<const S*> from(a.ragged.rows);
-    const int64_t first = slices * begin / parts, last = slices * end / parts;
-    const int64_t unit = std::min(first * kPanel<S>, H), units = std::min(last * kPanel<S>, H) - unit;
-    const Packed<S> w_slice(w_out.data() + unit, 2 * Z, units, H, 1);
+    const Slice<S> mine(H, begin, end, parts);
+    const int64_t unit = mine.begin, units = mine.count();
+    const Packed<S> w_z(a.w_z + unit * Z, units, Z, Z, 1), w_sums(w_out.data() + unit, 2 * Z, units, H, 1);
     std::vector<S> c(a.ragged.rows * units), sums(2 * Z);
     std::vector<S> z(a.ragged.rows * Z);  // this part's own copy of z_{t-1}, in the order of activity
     for (int64_t i = 0; i < a.ragged.rows; ++i) std::copy_n(a.z_q_0.at(a.ragged.order[i], 0), Z, z.data() + i * Z);
@@ -63,10 +61,10 @@ void combiner_scan(const CombinerScan<S>& a) {
         // From memory h comes fastest as whole rows, before the product asks for it a panel at a time.
         std::copy_n(a.h.at(a.ragged.order[i], t) + unit, units, c.data() + i * units);
       }
-      multiply(from.data(), active, w_z, first, last, [&](int64_t i, int64_t column, int64_t width, const S* sum) {
-        S* out = c.data() + i * units + column - unit;
+      multiply(from.data(), active, w_z, [&](int64_t i, int64_t column, int64_t width, const S* sum) {
+        S* out = c.data() + i * units + column;
         for_lanes<S>(width, [&](int64_t j, auto n) {
-          const Lanes<S> b(a.b_z + column + j, n), from(out + j, n);
+          const Lanes<S> b(a.b_z + unit + column + j, n), from(out + j, n);
           Lanes<S> to;
 #pragma GCC ivdep
           for (int64_t l = 0; l < kLanes<S>; ++l) to[l] = S(0.5) * (tanh_(sum[j + l] + b[l]) + from[l]);
@@ -74,7 +72,7 @@ void combiner_scan(const CombinerScan<S>& a) {
         });
       });
       for (int64_t i = 0; i < active; ++i) from[i] = c.data() + i * units;
-      multiply(from.data(), active, w_slice, 0, w_slice.panels(), [&](int64_t i, int64_t column, int64_t width, const S* sum) {
+      multiply(from.data(), active, w_sums, [&](int64_t i, int64_t column, int64_t width, const S* sum) {
         std::copy_n(sum, width, partials.at(t, begin, i) + column);
       });
       barrier.arrive(end - begin);
@@ -99,124 +97,171 @@ void combiner_scan(const CombinerScan<S>& a) {
   });
 }
 
+// One part's share of the backward. It goes back through time in chunks of a few steps: for a chunk, g
+// again in one product, the chain step by step, and what the chunk adds to the weight gradients while its
+// rows are still in the cache. Only the chain's partial sums pass between parts.
+template <class S>
+class CombinerScanBackwardPart {
+ public:
+  CombinerScanBackwardPart(const CombinerScanBackward<S>& a, const S* w_out, Partials<S>& partials, int64_t begin,
+                           int64_t end, int64_t parts)
+      : a_(a), Z_(a.latents), H_(a.units), mine_(H_, begin, end, parts), own_(a.ragged.rows, begin, end, parts),
+        units_(mine_.count()), part_(begin), partials_(partials),
+        w_z_(a.w_z + mine_.begin * Z_, units_, Z_, Z_, 1), w_c_(w_out + mine_.begin, units_, 2 * Z_, 1, H_),
+        w_before_(a.w_z + mine_.begin * Z_, Z_, units_, 1, Z_), dw_out_(2 * Z_ * units_, S(0)), db_out_(2 * Z_, S(0)),
+        dz_(Z_) {
+    const int64_t capacity = std::max(kDepth, a.ragged.rows);
+    for (std::vector<S>* rows : {&c_, &dg_}) rows->resize(capacity * units_);
+    dout_.resize(capacity * 2 * Z_);
+    z_before_.resize(capacity);
+    for (int64_t k = 0; k < capacity; ++k) {
+      c_rows_.push_back(c_.data() + k * units_);
+      dg_rows_.push_back(dg_.data() + k * units_);
+      dout_rows_.push_back(dout_.data() + k * 2 * Z_);
+    }
+    std::fill_n(a.dw_z + mine_.begin * Z_, units_ * Z_, S(0));
+    std::fill_n(a.db_z + mine_.begin, units_, S(0));
+    clear_past_end(a.ragged, a.dh, H_, own_.begin, own_.end);
+    clear_past_end(a.ragged, a.deps, Z_, own_.begin, own_.end);
+  }
+
+  // All steps, last to first; arrive() is called after each.
+  template <class Arrive>
+  void run(Arrive arrive) {
+    for (int64_t stop = a_.ragged.steps; stop > 0;) {
+      int64_t start = stop, count = 0;
+      while (start > 0 && (count == 0 || count + a_.ragged.active[start - 1] <= kDepth))
+        count += a_.ragged.active[--start];
+      recompute(start, stop);
+      int64_t first = count;  // where a step's rows begin in the chunk
+      for (int64_t t = stop - 1; t >= start; --t) {
+        first -= a_.ragged.active[t];
+        step(t, first);
+        arrive();
+      }
+      add_weights(count);
+      stop = start;
+    }
+    finish();
+  }
+
+ private:
+  // c, and in place of dg half of 1 - g^2, the slope from c to the pre-activation of g.
+  void recompute(int64_t start, int64_t stop) {
+    int64_t k = 0;
+    for (int64_t t = start; t < stop; ++t)
+      for (int64_t i = 0; i < a_.ragged.active[t]; ++i, ++k) {
+        const int64_t row = a_.ragged.order[i];
+        z_before_[k] = t == 0 ? a_.z_q_0.at(row, 0) : a_.z.at(row, t - 1);
+        // From memory h comes fastest as whole rows, before the product asks for it a panel at a time.
+        std::copy_n(a_.h.at(row, t) + mine_.begin, units_, c_.data() + k * units_);
+      }
+    multiply(z_before_.data(), k, w_z_, [&](int64_t row, int64_t column, int64_t width, const S* sum) {
+      S *out = c_.data() + row * units_ + column, *slope = dg_.data() + row * units_ + column;
+      for_lanes<S>(width, [&](int64_t j, auto n) {
+        const Lanes<S> b(a_.b_z + mine_.begin + column + j, n), h(out + j, n);
+        Lanes<S> c, half;
+#pragma GCC ivdep
+        for (int64_t l = 0; l < kLanes<S>; ++l) {
+          const S g = tanh_(sum[j + l] + b[l]);
+          c[l] = S(0.5) * (g + h[l]);
+          half[l] = S(0.5) * (S(1) - g * g);
+        }
+        c.store(out + j, n);
+        half.store(slope + j, n);
+      });
+    });
+  }
+
+  // From the partial sums that step t + 1 left to those for t - 1; the step's rows lie at `first`.
+  void step(int64_t t, int64_t first) {
+    const int64_t active = a_.ragged.active[t];
+    for (int64_t i = 0; i < active; ++i) output_gradient(t, i, dout_.data() + (first + i) * 2 * Z_);
+    multiply(dout_rows_.data() + first, active, w_c_, [&](int64_t i, int64_t column, int64_t width, const S* dc) {
+      S* dh = a_.dh.at(a_.ragged.order[i], t) + mine_.begin + column;
+      S* dg = dg_.data() + (first + i) * units_ + column;
+#pragma GCC ivdep
+      for (int64_t j = 0; j < width; ++j) {
+        dh[j] = S(0.5) * dc[j];
+        dg[j] *= dc[j];
+      }
+    });
+    multiply(dg_rows_.data() + first, active, w_before_, [&](int64_t i, int64_t column, int64_t width, const S* sum) {
+      std::copy_n(sum, width, partials_.at(t, part_, i) + column);
+    });
+  }
+
+  // dloc and dpre_scale at step t of the i-th row, all paths included; every part needs them all.
+  void output_gradient(int64_t t, int64_t i, S* dout) {
+    const int64_t row = a_.ragged.order[i];
+    const S *dz_given = a_.dz.at(row, t), *dloc = a_.dloc.at(row, t), *dpre = a_.dpre_scale.at(row, t);
+    const S *eps = a_.eps.at(row, t), *pre_scale = a_.pre_scale.at(row, t);
+    if (t + 1 == a_.ragged.length(row)) std::copy_n(dz_given, Z_, dz_.data());
+    else partials_.add_up(t + 1, i, dz_given, dz_.data());
+#pragma GCC ivdep
+    for (int64_t j = 0; j < Z_; ++j) dout[j] = dloc[j] + dz_[j];
+    for_lanes<S>(Z_, [&](int64_t j, auto n) {
+      const Lanes<S> from(dpre + j, n), dz(dz_.data() + j, n), e(eps + j, n), pre(pre_scale + j, n);
+      Lanes<S> to;
+#pragma GCC ivdep
+      for (int64_t l = 0; l < kLanes<S>; ++l) to[l] = from[l] + dz[l] * e[l] * sigmoid_(pre[l]);
+      to.store(dout + Z_ + j, n);
+    });
+    if (row < own_.begin || row >= own_.end) return;
+    for_lanes<S>(Z_, [&](int64_t j, auto n) {
+      const Lanes<S> dz(dz_.data() + j, n), pre(pre_scale + j, n);
+      Lanes<S> to;
+#pragma GCC ivdep
+      for (int64_t l = 0; l < kLanes<S>; ++l) to[l] = dz[l] * softplus_(pre[l]);
+      to.store(a_.deps.at(row, t) + j, n);
+    });
+  }
+
+  void add_weights(int64_t count) {
+    add_outer(dout_rows_.data(), c_rows_.data(), count, 2 * Z_, 0, units_, dw_out_.data(), units_);
+    add_outer(dg_rows_.data(), z_before_.data(), count, units_, 0, Z_, a_.dw_z + mine_.begin * Z_, Z_);
+    add_rows(dg_rows_.data(), count, 0, units_, a_.db_z + mine_.begin);
+    if (part_ == 0) add_rows(dout_rows_.data(), count, 0, 2 * Z_, db_out_.data());
+  }
+
+  void finish() {
+    const std::vector<S> zeros(Z_, S(0));
+    for (int64_t i = 0; i < a_.ragged.rows; ++i) {
+      const int64_t row = a_.ragged.order[i];
+      if (row < own_.begin || row >= own_.end) continue;
+      S* out = a_.dz_q_0 + row * Z_;
+      if (a_.ragged.length(row) == 0) std::fill_n(out, Z_, S(0));
+      else partials_.add_up(0, i, zeros.data(), out);
+    }
+    for (int64_t j = 0; j < Z_; ++j) {
+      std::copy_n(dw_out_.data() + j * units_, units_, a_.dw_loc + j * H_ + mine_.begin);
+      std::copy_n(dw_out_.data() + (Z_ + j) * units_, units_, a_.dw_scale + j * H_ + mine_.begin);
+    }
+    if (part_ != 0) return;
+    std::copy_n(db_out_.data(), Z_, a_.db_loc);
+    std::copy_n(db_out_.data() + Z_, Z_, a_.db_scale);
+  }
+
+  const CombinerScanBackward<S>& a_;
+  const int64_t Z_, H_;
+  const Slice<S> mine_;  // of the hidden units
+  const Share own_;      // of the rows, for what only one part may write
+  const int64_t units_, part_;
+  Partials<S>& partials_;
+  const Packed<S> w_z_, w_c_, w_before_;  // from z to g, from dout to dc, from dg to dz_{t-1}
+  std::vector<S> dw_out_, db_out_;        // [2 Z, units], [2 Z]
+  std::vector<S> c_, dg_, dout_, dz_;     // a chunk's rows: of `units`, `units` and 2 Z; and one of Z
+  std::vector<const S*> c_rows_, dg_rows_, dout_rows_, z_before_;
+};
+
 template <class S>
 void combiner_scan_backward(const CombinerScanBackward<S>& a) {
-  const int64_t Z = a.latents, H = a.units, parts = get_num_threads();
-  const int64_t rows = a.ragged.rows, steps = a.ragged.steps, slices = panels_of(H, kPanel<S>);
-  const std::vector<S> w_out = stacked(a.w_loc, a.w_scale, Z * H);
-  const Packed<S> w_z(a.w_z, H, Z, Z, 1);
-  const Packed<S> w_c(w_out.data(), H, 2 * Z, 1, H);  // from dloc, dpre_scale to dc
-  std::vector<S> c(rows * steps * H);      // (g + h) / 2
-  std::vector<S> dg(rows * steps * H);     // at the pre-activation of g
-  std::vector<S> dout(rows * steps * 2 * Z);  // dloc and dpre_scale, all paths included
-  Partials<S> partials(parts, rows, Z);
-  const std::vector<S> zeros(Z, S(0));
-  std::vector<const S*> c_rows, dg_rows, dout_rows, z_rows;
-  const auto z_before = [&](int64_t row, int64_t t) { return t == 0 ? a.z_q_0.at(row, 0) : a.z.at(row, t - 1); };
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t t = 0; t < a.ragged.length(row); ++t) {
-      c_rows.push_back(c.data() + (row * steps + t) * H);
-      dg_rows.push_back(dg.data() + (row * steps + t) * H);
-      dout_rows.push_back(dout.data() + (row * steps + t) * 2 * Z);
-      z_rows.push_back(z_before(row, t));
-    }
-  const int64_t valid = static_cast<int64_t>(c_rows.size());
-  std::vector<S> dw_out(2 * Z * H);
+  const int64_t parts = get_num_threads();
+  const std::vector<S> w_out = stacked(a.w_loc, a.w_scale, a.latents * a.units);
+  Partials<S> partials(parts, a.ragged.rows, a.latents);
   Barrier barrier(parts);
   parallel_for(parts, [&](int64_t begin, int64_t end) {
-    const int64_t first = slices * begin / parts, last = slices * end / parts;
-    const int64_t unit = std::min(first * kPanel<S>, H), units = std::min(last * kPanel<S>, H) - unit;
-    const int64_t row_begin = rows * begin / parts, row_end = rows * end / parts;
-    clear_past_end(a.ragged, a.dh, H, row_begin, row_end);
-    clear_past_end(a.ragged, a.deps, Z, row_begin, row_end);
-    // g again, for the slice of units that this part needs: all steps in one product.
-    std::vector<const S*> from(std::max(rows, steps));
-    for (int64_t row = 0; row < rows; ++row) {
-      const int64_t length = a.ragged.length(row);
-      for (int64_t t = 0; t < length; ++t) {
-        from[t] = z_before(row, t);
-        std::copy_n(a.h.at(row, t) + unit, units, c.data() + (row * steps + t) * H + unit);
-      }
-      multiply(from.data(), length, w_z, first, last, [&](int64_t t, int64_t column, int64_t width, const S* sum) {
-        // Until the scan comes by, dg holds 1 - g^2 over two, the slope from c to the pre-activation.
-        S *out = c.data() + (row * steps + t) * H + column, *slope = dg.data() + (row * steps + t) * H + column;
-        for_lanes<S>(width, [&](int64_t j, auto n) {
-          const Lanes<S> b(a.b_z + column + j, n), from(out + j, n);
-          Lanes<S> c_t, slope_t;
-#pragma GCC ivdep
-          for (int64_t l = 0; l < kLanes<S>; ++l) {
-            const S g = tanh_(sum[j + l] + b[l]);
-            c_t[l] = S(0.5) * (g + from[l]);
-            slope_t[l] = S(0.5) * (S(1) - g * g);
-          }
-          c_t.store(out + j, n);
-          slope_t.store(slope + j, n);
-        });
-      });
-    }
-    const Packed<S> w_slice(a.w_z + unit * Z, Z, units, 1, Z);  // from this slice of dg to dz_{t-1}
-    std::vector<S> d(rows * 2 * Z), dz(Z);
-    for (int64_t t = steps - 1; t >= 0; --t) {
-      const int64_t active = a.ragged.active[t];
-      for (int64_t i = 0; i < active; ++i) {
-        const int64_t row = a.ragged.order[i];
-        const bool end_of_row = t + 1 == a.ragged.length(row);
-        const S *dz_given = a.dz.at(row, t), *dloc = a.dloc.at(row, t), *dpre = a.dpre_scale.at(row, t);
-        const S *eps = a.eps.at(row, t), *pre_scale = a.pre_scale.at(row, t);
-        if (end_of_row) std::copy_n(dz_given, Z, dz.data());
-        else partials.add_up(t + 1, i, dz_given, dz.data());
-        S *d_loc = d.data() + i * 2 * Z, *d_pre = d_loc + Z;
-        for_lanes<S>(Z, [&](int64_t j, auto n) {
-          const Lanes<S> from(dpre + j, n), slope(dz.data() + j, n), e(eps + j, n), pre(pre_scale + j, n);
-          Lanes<S> to;
-#pragma GCC ivdep
-          for (int64_t l = 0; l < kLanes<S>; ++l) to[l] = from[l] + slope[l] * e[l] * sigmoid_(pre[l]);
-          to.store(d_pre + j, n);
-        });
-#pragma GCC ivdep
-        for (int64_t j = 0; j < Z; ++j) d_loc[j] = dloc[j] + dz[j];
-        from[i] = d_loc;
-        if (row < row_begin || row >= row_end) continue;
-        std::copy_n(d_loc, 2 * Z, dout.data() + (row * steps + t) * 2 * Z);
-        for_lanes<S>(Z, [&](int64_t j, auto n) {
-          const Lanes<S> slope(dz.data() + j, n), pre(pre_scale + j, n);
-          Lanes<S> to;
-#pragma GCC ivdep
-          for (int64_t l = 0; l < kLanes<S>; ++l) to[l] = slope[l] * softplus_(pre[l]);
-          to.store(a.deps.at(row, t) + j, n);
-        });
-      }
-      multiply(from.data(), active, w_c, first, last, [&](int64_t i, int64_t column, int64_t width, const S* dc) {
-        const int64_t row = a.ragged.order[i];
-        S *dh = a.dh.at(row, t) + column, *out = dg.data() + (row * steps + t) * H + column;
-#pragma GCC ivdep
-        for (int64_t j = 0; j < width; ++j) {
-          dh[j] = S(0.5) * dc[j];
-          out[j] *= dc[j];
-        }
-      });
-      for (int64_t i = 0; i < active; ++i) from[i] = dg.data() + (a.ragged.order[i] * steps + t) * H + unit;
-      multiply(from.data(), active, w_slice, 0, w_slice.panels(), [&](int64_t i, int64_t column, int64_t width, const S* sum) {
-        std::copy_n(sum, width, partials.at(t, begin, i) + column);
-      });
-      barrier.arrive(end - begin);
-    }
-    for (int64_t i = 0; i < rows; ++i) {
-      const int64_t row = a.ragged.order[i];
-      if (row < row_begin || row >= row_end) continue;
-      S* out = a.dz_q_0 + row * Z;
-      if (a.ragged.length(row) == 0) std::fill_n(out, Z, S(0));
-      else partials.add_up(0, i, zeros.data(), out);
-    }
-    outer_sum(dout_rows.data(), c_rows.data(), valid, 2 * Z, H, first, last, dw_out.data());
-    const int64_t z_panels = panels_of(Z, kPanel<S>);
-    outer_sum(dg_rows.data(), z_rows.data(), valid, H, Z, z_panels * begin / parts, z_panels * end / parts, a.dw_z);
+    CombinerScanBackwardPart<S> part(a, w_out.data(), partials, begin, end, parts);
+    part.run([&] { barrier.arrive(end - begin); });
   });
-  std::copy_n(dw_out.data(), Z * H, a.dw_loc);
-  std::copy_n(dw_out.data() + Z * H, Z * H, a.dw_scale);
-  sum_rows(dg_rows, H, a.db_z);
-  std::vector<S> db_out(2 * Z);
-  sum_rows(dout_rows, 2 * Z, db_out.data());
-  std::copy_n(db_out.data(), Z, a.db_loc);
-  std::copy_n(db_out.data() + Z, Z, a.db_scale);
 }

@@ -97,7 +97,7 @@ void emitter_backward(const Steps& steps, const std::vector<Place>& places, cons
       const auto [row, step] = places[first + i];
       std::copy_n(sum, width, dz + (row * steps.steps + step) * Z + column);
     };
-    multiply(dh_1.rows() + at, count, w_in, 0, w_in.panels(), keep);
+    multiply(dh_1.rows() + at, count, w_in, keep);
   };
   backward_blocks(chunks, gradients, clear_all, run, [](int64_t, int64_t, int64_t) {});
 }

@@ -127,16 +127,14 @@ inline TileFunction<S> tile_function(int64_t rows, int64_t lanes) {
   return (lanes == kPanel<S> ? kWide : kNarrow)[rows - 1];
 }
 
-// For `count` rows and the panels [first, last): finish(row, column, width, values) gets each row's
-// products, a panel's worth at a time.
+// For `count` rows: finish(row, column, width, values) gets each row's products, a panel's worth at a time.
 template <class S, class Finish>
-inline void multiply(
-    const S* const* rows, int64_t count, const Packed<S>& w, int64_t first, int64_t last, Finish finish) {
+inline void multiply(const S* const* rows, int64_t count, const Packed<S>& w, Finish finish) {
   if (count == 0) return;
   alignas(64) S tile[kBlock * kPanel<S>];
   // Blocks of equal height: 20 rows are 10 + 10 and not 14 + 6.
   const int64_t blocks = panels_of(count, kBlock);
-  for (int64_t p = first; p < last; ++p) {
+  for (int64_t p = 0; p < w.panels(); ++p) {
     const int64_t column = p * kPanel<S>, width = std::min(kPanel<S>, w.outputs() - column);
     const int64_t lanes = panel_lanes<S>(w.outputs(), column);
     for (int64_t block = 0; block < blocks; ++block) {
@@ -149,44 +147,71 @@ inline void multiply(
   }
 }
 
-// c [m, n] += the sum over `count` rows of a_k^T b_k: rows [begin, end) of c in its panel p.
+// The units of a layer that fall to parts [begin, end) of `parts`; cut between vectors, so that no part
+// has much more than another.
 template <class S>
-inline void add_outer(const S* const* a, const S* const* b, int64_t count, int64_t n, int64_t p,
-                      int64_t begin, int64_t end, S* c) {
-  constexpr int64_t kDepth = 224;  // rows packed at a time: a panel of them stays in the first cache
+struct Slice {
+  int64_t begin, end;
+  Slice(int64_t units, int64_t part, int64_t part_end, int64_t parts) {
+    const int64_t vectors = panels_of(units, kLanes<S>);
+    begin = std::min(vectors * part / parts * kLanes<S>, units);
+    end = std::min(vectors * part_end / parts * kLanes<S>, units);
+  }
+  int64_t count() const { return end - begin; }
+};
+
+constexpr int64_t kDepth = 112;  // rows of a sum packed at a time: a panel of them stays in the first cache
+
+// The rows [begin, end) and the columns [column, column + width) of c [.., stride] += the sum over `count`
+// rows, at most kDepth, of a_k^T b_k. The columns are at most a panel; rows stay where they are.
+template <class S>
+inline void add_outer_panel(const S* const* a, const S* const* b, int64_t count, int64_t begin, int64_t end,
+                            int64_t column, int64_t width, S* c, int64_t stride) {
   alignas(64) S packed[kDepth * kPanel<S>];
   alignas(64) S tile[kBlock * kPanel<S>];
-  const int64_t column = p * kPanel<S>, width = std::min(kPanel<S>, n - column);
-  const int64_t lanes = panel_lanes<S>(n, column), blocks = panels_of(end - begin, kBlock);
-  for (int64_t k = 0; k < count; k += kDepth) {
-    const int64_t depth = std::min(kDepth, count - k);
-    for (int64_t d = 0; d < depth; ++d) {
-      S* line = packed + d * lanes;
-      for (int64_t j = 0; j < width; ++j) line[j] = b[k + d][column + j];
-      for (int64_t j = width; j < lanes; ++j) line[j] = S(0);
-    }
-    for (int64_t block = 0; block < blocks; ++block) {
-      const Share share(end - begin, block, blocks);
-      const auto tile_of = tile_function<S, true>(share.end - share.begin, lanes);
-      tile_of(a + k, begin + share.begin, packed, depth, tile);
-      for (int64_t i = share.begin; i < share.end; ++i) {
-        S* line = c + (begin + i) * n + column;
-        const S* sum = tile + (i - share.begin) * kPanel<S>;
+  const int64_t lanes = panel_lanes<S>(width, 0), blocks = panels_of(end - begin, kBlock);
+  for (int64_t k = 0; k < count; ++k) {
+    S* line = packed + k * lanes;
+    for (int64_t j = 0; j < width; ++j) line[j] = b[k][column + j];
+    for (int64_t j = width; j < lanes; ++j) line[j] = S(0);
+  }
+  for (int64_t block = 0; block < blocks; ++block) {
+    const Share share(end - begin, block, blocks);
+    const auto tile_of = tile_function<S, true>(share.end - share.begin, lanes);
+    tile_of(a, begin + share.begin, packed, count, tile);
+    for (int64_t i = share.begin; i < share.end; ++i) {
+      S* line = c + (begin + i) * stride + column;
+      const S* sum = tile + (i - share.begin) * kPanel<S>;
 #pragma GCC ivdep
-        for (int64_t j = 0; j < width; ++j) line[j] += sum[j];
-      }
+      for (int64_t j = 0; j < width; ++j) line[j] += sum[j];
     }
   }
 }
 
-// c [m, n] = sum over count rows of a_k^T b_k, for the panels [first, last) of n: a weight gradient over
-// valid rows only, which stay where they are. `a` and `b` point at the rows.
+// c [m, stride] += the sum over `count` rows of a_k^T b_k, in the columns [begin, end).
 template <class S>
-inline void outer_sum(const S* const* a, const S* const* b, int64_t count, int64_t m, int64_t n,
-                      int64_t first, int64_t last, S* c) {
-  for (int64_t p = first; p < last; ++p) {
-    const int64_t column = p * kPanel<S>, width = std::min(kPanel<S>, n - column);
-    for (int64_t i = 0; i < m; ++i) std::fill_n(c + i * n + column, width, S(0));
-    add_outer(a, b, count, n, p, 0, m, c);
+inline void add_outer(const S* const* a, const S* const* b, int64_t count, int64_t m, int64_t begin,
+                      int64_t end, S* c, int64_t stride) {
+  for (int64_t k = 0; k < count; k += kDepth)  // all of c for some rows: these stay in the second cache
+    for (int64_t column = begin; column < end; column += kPanel<S>)
+      add_outer_panel(a + k, b + k, std::min(kDepth, count - k), 0, m, column,
+                      std::min(kPanel<S>, end - column), c, stride);
+}
+
+// out [begin, end) += the sum of the rows; a few at a time, so that no element is the end of a long chain
+// of roundings.
+template <class S>
+inline void add_rows(const S* const* rows, int64_t count, int64_t begin, int64_t end, S* out) {
+  constexpr int64_t kFew = 16;
+  S sum[kPanel<S>];
+  for (int64_t j = begin; j < end; j += kPanel<S>) {
+    const int64_t width = std::min(kPanel<S>, end - j);
+    for (int64_t k = 0; k < count; k += kFew) {
+      std::fill_n(sum, width, S(0));
+      for (int64_t few = k; few < std::min(k + kFew, count); ++few)
+#pragma GCC ivdep
+        for (int64_t l = 0; l < width; ++l) sum[l] += rows[few][j + l];
+      for (int64_t l = 0; l < width; ++l) out[j + l] += sum[l];
+    }
   }
 }

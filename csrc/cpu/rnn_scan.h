@@ -15,32 +15,23 @@ inline void clear_past_end(const Ragged& ragged, const Rows<S>& out, int64_t wid
     for (int64_t t = ragged.length(row); t < ragged.steps; ++t) std::fill_n(out.at(row, t), width, S(0));
 }
 
-// out [width] = the sum of the rows.
-template <class S>
-inline void sum_rows(const std::vector<const S*>& rows, int64_t width, S* out) {
-  std::fill_n(out, width, S(0));
-  for (const S* row : rows)
-#pragma GCC ivdep
-    for (int64_t j = 0; j < width; ++j) out[j] += row[j];
-}
-
 template <class S>
 void rnn_scan(const RnnScan<S>& a) {
-  const Packed<S> w(a.w_hh, a.units, a.units, a.units, 1);
-  const int64_t parts = get_num_threads();
+  const int64_t H = a.units, parts = get_num_threads();
   Barrier barrier(parts);
   parallel_for(parts, [&](int64_t begin, int64_t end) {
-    clear_past_end(a.ragged, a.h, a.units, a.ragged.rows * begin / parts, a.ragged.rows * end / parts);
-    const int64_t first = w.panels() * begin / parts, last = w.panels() * end / parts;
+    clear_past_end(a.ragged, a.h, H, a.ragged.rows * begin / parts, a.ragged.rows * end / parts);
+    const Slice<S> mine(H, begin, end, parts);
+    const Packed<S> w(a.w_hh + mine.begin * H, mine.count(), H, H, 1);
     std::vector<const S*> from(a.ragged.rows);
     for (int64_t t = a.ragged.steps - 1; t >= 0; --t) {
       const int64_t active = a.ragged.active[t];
       for (int64_t i = 0; i < active; ++i)
         from[i] = next_h(a.ragged, a.h, a.h_0, a.ragged.order[i], t);
-      multiply(from.data(), active, w, first, last, [&](int64_t i, int64_t column, int64_t width, const S* sum) {
-        const int64_t row = a.ragged.order[i];
-        const S* x = a.x_proj.at(row, t) + column;
-        S* h = a.h.at(row, t) + column;
+      multiply(from.data(), active, w, [&](int64_t i, int64_t column, int64_t width, const S* sum) {
+        const int64_t row = a.ragged.order[i], unit = mine.begin + column;
+        const S* x = a.x_proj.at(row, t) + unit;
+        S* h = a.h.at(row, t) + unit;
         if (a.nonlinearity == Nonlinearity::relu)
 #pragma GCC ivdep
           for (int64_t j = 0; j < width; ++j) h[j] = relu_(sum[j] + x[j]);
@@ -61,26 +52,27 @@ struct RowPairs {
 
 template <class S>
 void rnn_scan_backward(const RnnScanBackward<S>& a) {
-  const Packed<S> w(a.w_hh, a.units, a.units, 1, a.units);  // the transpose: outputs are inputs of W_hh
-  const int64_t parts = get_num_threads();
+  const int64_t H = a.units, parts = get_num_threads();
   RowPairs<S> pairs;
   for (int64_t row = 0; row < a.ragged.rows; ++row)
     for (int64_t t = 0; t < a.ragged.length(row); ++t) {
       pairs.a.push_back(a.dx_proj.at(row, t));
       pairs.b.push_back(next_h(a.ragged, a.h, a.h_0, row, t));
     }
+  const std::vector<S> nothing(H, S(0));
   Barrier barrier(parts);
   parallel_for(parts, [&](int64_t begin, int64_t end) {
-    clear_past_end(a.ragged, a.dx_proj, a.units, a.ragged.rows * begin / parts, a.ragged.rows * end / parts);
-    const int64_t first = w.panels() * begin / parts, last = w.panels() * end / parts;
-    const int64_t unit = std::min(first * kPanel<S>, a.units), unit_end = std::min(last * kPanel<S>, a.units);
+    clear_past_end(a.ragged, a.dx_proj, H, a.ragged.rows * begin / parts, a.ragged.rows * end / parts);
+    const Slice<S> mine(H, begin, end, parts);
+    // The transpose: outputs are inputs of W_hh.
+    const Packed<S> w(a.w_hh + mine.begin, mine.count(), H, 1, H);
     std::vector<const S*> from(a.ragged.rows);
     for (int64_t t = 0; t < a.ragged.steps; ++t) {
       const int64_t active = a.ragged.active[t];
       const auto delta = [&](int64_t i, int64_t column, int64_t width, const S* carry) {
-        const int64_t row = a.ragged.order[i];
-        const S *dh = a.dh.at(row, t) + column, *h = a.h.at(row, t) + column;
-        S* out = a.dx_proj.at(row, t) + column;
+        const int64_t row = a.ragged.order[i], unit = mine.begin + column;
+        const S *dh = a.dh.at(row, t) + unit, *h = a.h.at(row, t) + unit;
+        S* out = a.dx_proj.at(row, t) + unit;
         if (a.nonlinearity == Nonlinearity::relu)
 #pragma GCC ivdep
           for (int64_t j = 0; j < width; ++j) out[j] = h[j] > S(0) ? dh[j] + carry[j] : S(0);
@@ -89,27 +81,26 @@ void rnn_scan_backward(const RnnScanBackward<S>& a) {
           for (int64_t j = 0; j < width; ++j) out[j] = (dh[j] + carry[j]) * (S(1) - h[j] * h[j]);
       };
       if (t == 0) {
-        const std::vector<S> nothing(unit_end - unit, S(0));
-        for (int64_t i = 0; i < active; ++i) delta(i, unit, unit_end - unit, nothing.data());
+        for (int64_t i = 0; i < active; ++i) delta(i, 0, mine.count(), nothing.data());
       } else {
         for (int64_t i = 0; i < active; ++i) from[i] = a.dx_proj.at(a.ragged.order[i], t - 1);
-        multiply(from.data(), active, w, first, last, delta);
+        multiply(from.data(), active, w, delta);
       }
       barrier.arrive(end - begin);
     }
-    for (int64_t row = 0; row < a.ragged.rows; ++row) {
-      const int64_t length = a.ragged.length(row);
-      S* out = a.dh_0 + row * a.units;
-      if (length == 0) {
-        std::fill(out + unit, out + unit_end, S(0));
-        continue;
-      }
-      const S* last_delta = a.dx_proj.at(row, length - 1);
-      multiply(&last_delta, 1, w, first, last, [&](int64_t, int64_t column, int64_t width, const S* carry) {
-        std::copy_n(carry, width, out + column);
-      });
+    int64_t started = 0;  // rows with a step; in the order of activity those without come last
+    for (; started < a.ragged.rows; ++started) {
+      const int64_t row = a.ragged.order[started], length = a.ragged.length(row);
+      if (length == 0) break;
+      from[started] = a.dx_proj.at(row, length - 1);
     }
-    outer_sum(pairs.a.data(), pairs.b.data(), static_cast<int64_t>(pairs.a.size()), a.units, a.units, first,
-              last, a.dw_hh);
+    const auto dh_0 = [&](int64_t i) { return a.dh_0 + a.ragged.order[i] * H + mine.begin; };
+    multiply(from.data(), started, w, [&](int64_t i, int64_t column, int64_t width, const S* carry) {
+      std::copy_n(carry, width, dh_0(i) + column);
+    });
+    for (int64_t i = started; i < a.ragged.rows; ++i) std::fill_n(dh_0(i), mine.count(), S(0));
+    for (int64_t i = 0; i < H; ++i) std::fill_n(a.dw_hh + i * H + mine.begin, mine.count(), S(0));
+    add_outer(pairs.a.data(), pairs.b.data(), static_cast<int64_t>(pairs.a.size()), H, mine.begin, mine.end,
+              a.dw_hh, H);
   });
 }

@@ -8,6 +8,7 @@
 
 constexpr int64_t kBlockRows = kBlock * (56 / kBlock);  // activations of a block stay in the first caches
 constexpr int64_t kGroupRows = 2 * kBlockRows;
+static_assert(kGroupRows <= kDepth, "a group is summed in one go");
 
 struct Place {
   int64_t row, step;
@@ -54,7 +55,7 @@ class Plane {
 template <class S, class F>
 inline void layer(const S* const* rows, int64_t count, const Packed<S>& w, const S* bias, Plane<S>& out,
                   int64_t at, F f) {
-  multiply(rows, count, w, 0, w.panels(), [&](int64_t i, int64_t column, int64_t width, const S* sum) {
+  multiply(rows, count, w, [&](int64_t i, int64_t column, int64_t width, const S* sum) {
     S* to = out[at + i] + column;
     for_lanes<S>(width, [&](int64_t j, auto n) {
       const Lanes<S> b(bias + column + j, n);
@@ -68,7 +69,7 @@ inline void layer(const S* const* rows, int64_t count, const Packed<S>& w, const
 template <class S>
 inline void layer_backward(const S* const* rows, int64_t count, const Packed<S>& w, Plane<S>& activation,
                            Plane<S>& out, int64_t at, int64_t offset) {
-  multiply(rows, count, w, 0, w.panels(), [&](int64_t i, int64_t column, int64_t width, const S* sum) {
+  multiply(rows, count, w, [&](int64_t i, int64_t column, int64_t width, const S* sum) {
     S* to = out[at + i] + offset + column;
     const S* open = activation[at + i] + offset + column;
 #pragma GCC ivdep
@@ -186,7 +187,9 @@ class WeightGradients {
         const int64_t row = layer.m * block / layer.blocks, row_end = layer.m * block_end / layer.blocks;
         for (int64_t k = 0; k < count; k += kGroupRows) {
           const int64_t group = std::min(kGroupRows, count - k);
-          add_outer(layer.a + k, layer.b + k, group, layer.n, p, row, row_end, layer.dw);
+          const int64_t column = p * kPanel<S>;
+          add_outer_panel(layer.a + k, layer.b + k, group, row, row_end, column,
+                          std::min(kPanel<S>, layer.n - column), layer.dw, layer.n);
           if (p == 0) add_rows(layer.a + k, group, row, row_end, layer.db);
         }
       }
@@ -200,22 +203,6 @@ class WeightGradients {
     S *dw, *db;
     int64_t blocks;
   };
-
-  // A few rows at a time, so that no element is the end of a long chain of roundings.
-  static void add_rows(const S* const* a, int64_t count, int64_t begin, int64_t end, S* out) {
-    constexpr int64_t kFew = 16;
-    S sum[kPanel<S>];
-    for (int64_t j = begin; j < end; j += kPanel<S>) {
-      const int64_t width = std::min(kPanel<S>, end - j);
-      for (int64_t k = 0; k < count; k += kFew) {
-        std::fill_n(sum, width, S(0));
-        for (int64_t few = k; few < std::min(k + kFew, count); ++few)
-#pragma GCC ivdep
-          for (int64_t l = 0; l < width; ++l) sum[l] += a[few][j + l];
-        for (int64_t l = 0; l < width; ++l) out[j + l] += sum[l];
-      }
-    }
-  }
 
   std::vector<Layer> layers_;
   int64_t units_ = 0;

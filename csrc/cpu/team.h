@@ -42,11 +42,12 @@ class Barrier {
   alignas(64) std::atomic<uint64_t> step_{0};
 };
 
-// The run of `count` units that falls to `part` of `parts`.
+// The run of `count` units that falls to `part`, or to the parts [part, part_end), of `parts`.
 struct Share {
   int64_t begin, end;
-  Share(int64_t count, int64_t part, int64_t parts)
-      : begin(count * part / parts), end(count * (part + 1) / parts) {}
+  Share(int64_t count, int64_t part, int64_t part_end, int64_t parts)
+      : begin(count * part / parts), end(count * part_end / parts) {}
+  Share(int64_t count, int64_t part, int64_t parts) : Share(count, part, part + 1, parts) {}
 };
 
 }  // namespace dmm::cpu

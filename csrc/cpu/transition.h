@@ -68,7 +68,7 @@ inline TransitionRow<S> row_at(const TransitionNet<S>& net, TransitionPlanes<S>&
 template <class S>
 void transition_block(const TransitionNet<S>& net, const S* const* before, int64_t at, int64_t count,
                       TransitionPlanes<S>& planes) {
-  multiply(before, count, net.w_in, 0, net.w_in.panels(),
+  multiply(before, count, net.w_in,
            [&](int64_t i, int64_t column, int64_t width, const S* sum) {
              S* to = planes.first[at + i] + column;
              const S* b = net.b_stack.data() + column;
@@ -146,11 +146,11 @@ class TransitionBackward {
     for (int64_t i = 0; i < count; ++i)
       head(first + i, row_at(net_, planes_, at + i), dfirst_[at + i] + net_.hidden);
     multiply(
-        planes_.pre_scale.rows() + at, count, w_scale_, 0, w_scale_.panels(),
+        planes_.pre_scale.rows() + at, count, w_scale_,
         [&](int64_t i, int64_t column, int64_t width, const S* sum) { mix(at + i, column, width, sum); });
     layer_backward(planes_.gate.rows() + at, count, w_gate_, planes_.first, dfirst_, at, 0);
     layer_backward(planes_.mean.rows() + at, count, w_mean_, planes_.first, dfirst_, at, net_.t.gate_units);
-    multiply(dfirst_.rows() + at, count, w_in_, 0, w_in_.panels(),
+    multiply(dfirst_.rows() + at, count, w_in_,
              [&](int64_t i, int64_t column, int64_t width, const S* sum) {
                std::copy_n(sum, width, dbefore_[at + i] + column);
              });
