@@ -214,8 +214,7 @@ class InferenceNetwork(nn.Module):
         B, T, _ = check.sequences("x", x)
         check.trailing("x", x, (B, T, self.input_size), "[..., B, T, D]")
         check.lengths(lengths, B, T, x.device)
-        steps = torch.arange(T, device=x.device)
-        h = torch.where((steps < lengths.unsqueeze(-1)).unsqueeze(-1), x, 0.0)
+        h = x
         for layer in range(self.num_layers):
             w_ih, w_hh, b_ih, b_hh = (
                 self.get_parameter(f"{name}_l{layer}")
@@ -223,5 +222,6 @@ class InferenceNetwork(nn.Module):
             )
             if layer > 0:
                 h = F.dropout(h, self.dropout, self.training)
-            h = ops.rnn_scan(F.linear(h, w_ih, b_ih + b_hh), w_hh, h_0, lengths, self.nonlinearity)
+            x_proj = ops.input_projection(h, w_ih, b_ih + b_hh, lengths)
+            h = ops.rnn_scan(x_proj, w_hh, h_0, lengths, self.nonlinearity)
         return h

@@ -255,6 +255,12 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor, lengths: Tensor, mask: Tensor 
 # --- scans ------------------------------------------------------------------------------------------
 
 
+def input_projection(x: Tensor, w: Tensor, b: Tensor, lengths: Tensor) -> Tensor:
+    """``x_proj [..., B, T, H]``, ``x_proj_t = W x_t + b`` on valid steps and 0 past the end."""
+    valid = valid_steps(lengths, x.shape[-2]).unsqueeze(-1)
+    return torch.where(valid, F.linear(torch.where(valid, x, 0.0), w, b), 0.0)
+
+
 def rnn_scan(
     x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str = "relu"
 ) -> Tensor:

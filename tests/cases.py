@@ -163,6 +163,12 @@ OPS = {
         ),
         Op("bernoulli_log_prob", "logits", {"x": _BINARY, "logits": "PBTD", **_OBSERVED}, _SUM),
         Op(
+            "input_projection",
+            "x",
+            {"x": "PBTD:sparse", "w": "HD", "b": "H", **_LENGTHS},
+            ("PBTH",),
+        ),
+        Op(
             "rnn_scan",
             "x_proj",
             {"x_proj": "PBTH", "w_hh": "HH", "h_0": "sH", **_LENGTHS, "nonlinearity": "name"},

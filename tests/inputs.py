@@ -53,6 +53,9 @@ def _draw(spec: str, case: Case, generator: torch.Generator) -> Tensor:
         number = (number > 0.5).float()
     elif kind == "positive":
         number = 0.1 + torch.nn.functional.softplus(number)
+    elif kind == "sparse":  # rows from all zero to dense
+        density = torch.rand([*drawn[:-1], 1], generator=generator).square()
+        number = number * (torch.rand(drawn, generator=generator) < density)
     elif kind == "wide":
         number = 3.0 * number
     return number.expand(full)

@@ -257,6 +257,13 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor, lengths: Tensor, mask: Tensor 
     return sums(particles_of(x, logits), lengths, row)
 
 
+def input_projection(x: Tensor, w: Tensor, b: Tensor, lengths: Tensor) -> Tensor:
+    filled = [
+        [w @ at(x, index, 2)[t] + b for t in range(length)] for index, length in rows(x.shape[:-3], lengths)
+    ]
+    return stack_rows(x.shape[:-3], *x.shape[-3:-1], w.shape[0], filled)
+
+
 def rnn_scan(
     x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str = "relu"
 ) -> Tensor:

@@ -27,6 +27,27 @@ struct Ragged {  // who is active when
 
 enum class Nonlinearity { relu, tanh };
 
+// x_proj_t = W x_t + b on valid steps, zero past the end.
+template <class S>
+struct InputProjection {
+  Ragged ragged;
+  int64_t inputs, units;
+  Rows<const S> x;  // [rows, steps, inputs]
+  const S *w, *b;   // [units, inputs], contiguous; [units]
+  Rows<S> out;      // [rows, steps, units]
+};
+
+template <class S>
+struct InputProjectionBackward {
+  Ragged ragged;
+  int64_t inputs, units;
+  Rows<const S> dout, x;
+  const S* w;
+  bool wants_dx;  // else dx is not touched
+  Rows<S> dx;
+  S *dw, *db;
+};
+
 // h_t = f(x_proj_t + W_hh h_{t+1}), from each row's own end; h is zero past it.
 template <class S>
 struct RnnScan {

@@ -60,6 +60,8 @@ struct RowwiseKernels {
 
 template <class S>
 struct Kernels {
+  void (*input_projection)(const InputProjection<S>&);
+  void (*input_projection_backward)(const InputProjectionBackward<S>&);
   void (*rnn_scan)(const RnnScan<S>&);
   void (*rnn_scan_backward)(const RnnScanBackward<S>&);
   void (*combiner_scan)(const CombinerScan<S>&);

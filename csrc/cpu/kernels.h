@@ -16,6 +16,8 @@ inline S relu_(S x) {
 
 #include "gemm.h"
 #include "lanes.h"
+#include "ragged.h"
+#include "input_projection.h"
 #include "rnn_scan.h"
 #include "combiner_scan.h"
 #include "clipped_adam.h"
@@ -41,8 +43,9 @@ constexpr RowwiseKernels<S> rowwise_kernels() {
 
 template <class S>
 const Kernels<S>& all_kernels() {
-  static const Kernels<S> kernels{rnn_scan<S>, rnn_scan_backward<S>, combiner_scan<S>,
-                                  combiner_scan_backward<S>, clipped_adam<S>, rowwise_kernels<S>()};
+  static const Kernels<S> kernels{input_projection<S>, input_projection_backward<S>, rnn_scan<S>,
+                                  rnn_scan_backward<S>, combiner_scan<S>, combiner_scan_backward<S>,
+                                  clipped_adam<S>, rowwise_kernels<S>()};
   return kernels;
 }
 

@@ -10,12 +10,6 @@ inline const S* next_h(const Ragged& ragged, const Out& h, const Rows<const S>& 
 }
 
 template <class S>
-inline void clear_past_end(const Ragged& ragged, const Rows<S>& out, int64_t width, int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; ++row)
-    for (int64_t t = ragged.length(row); t < ragged.steps; ++t) std::fill_n(out.at(row, t), width, S(0));
-}
-
-template <class S>
 void rnn_scan(const RnnScan<S>& a) {
   const int64_t H = a.units, parts = get_num_threads();
   Barrier barrier(parts);

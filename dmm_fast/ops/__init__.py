@@ -8,6 +8,7 @@ from dmm_fast.ops.combiner_scan import combiner_scan
 from dmm_fast.ops.emission_log_prob import emission_log_prob, gaussian_emission_log_prob
 from dmm_fast.ops.emitter import emitter, gaussian_emitter
 from dmm_fast.ops.gated_transition import gated_transition
+from dmm_fast.ops.input_projection import input_projection
 from dmm_fast.ops.normal_log_prob import drawn_log_prob, normal_log_prob
 from dmm_fast.ops.rnn_scan import rnn_scan
 from dmm_fast.ops.transition_kl import transition_kl
@@ -38,6 +39,7 @@ __all__ = [
     "gaussian_emission_log_prob",
     "gaussian_emitter",
     "info",
+    "input_projection",
     "normal_log_prob",
     "rnn_scan",
     "transition_kl",

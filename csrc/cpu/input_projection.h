@@ -1,0 +1,142 @@
+// W x_t + b at the valid steps, and its gradient. A row of mostly zeros, as a piano roll's are, costs only what
+// is not zero: its product is a sum of a few columns of W. All other rows go through the dense product.
+//
+// Included once for each instruction set, inside its namespace.
+
+// Sorts rows of x into sparse ones, handed on at once with the places of their nonzero values, and dense ones.
+template <class S>
+class RowSorter {
+ public:
+  explicit RowSorter(int64_t inputs) : inputs_(inputs), places_(inputs) {}
+
+  // sparse(places, count), or dense().
+  template <class Sparse, class Dense>
+  void sort(const S* x, Sparse sparse, Dense dense) {
+    const int64_t most = inputs_ / 4;  // of more, the dense product is cheaper
+    int64_t count = 0;
+    for (int64_t k = 0; k < inputs_; ++k) {
+      places_[count] = k;
+      count += x[k] != S(0);
+    }
+    if (count <= most) sparse(places_.data(), count);
+    else dense();
+  }
+
+ private:
+  int64_t inputs_;
+  std::vector<int64_t> places_;
+};
+
+// Rows and columns of a [rows, columns] swapped.
+template <class S>
+inline std::vector<S> transposed(const S* a, int64_t rows, int64_t columns) {
+  std::vector<S> out(rows * columns);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < columns; ++j) out[j * rows + i] = a[i * columns + j];
+  return out;
+}
+
+template <class S>
+void input_projection(const InputProjection<S>& a) {
+  const int64_t D = a.inputs, H = a.units, parts = get_num_threads();
+  const std::vector<S> columns = transposed(a.w, H, D);
+  std::vector<std::pair<const S*, S*>> all;  // x_t and where its projection goes
+  for (int64_t row = 0; row < a.ragged.rows; ++row)
+    for (int64_t t = 0; t < a.ragged.length(row); ++t) all.emplace_back(a.x.at(row, t), a.out.at(row, t));
+  parallel_for(parts, [&](int64_t begin, int64_t end) {
+    clear_past_end(a.ragged, a.out, H, a.ragged.rows * begin / parts, a.ragged.rows * end / parts);
+    const Share own(static_cast<int64_t>(all.size()), begin, end, parts);
+    std::vector<const S*> dense;
+    std::vector<S*> dense_out;
+    RowSorter<S> sorter(D);
+    for (int64_t i = own.begin; i < own.end; ++i) {
+      const auto [x, out] = all[i];
+      const auto sum_columns = [&, x = x, out = out](const int64_t* places, int64_t count) {
+        std::copy_n(a.b, H, out);
+        for (int64_t n = 0; n < count; ++n) {
+          const S* column = columns.data() + places[n] * H;
+          const S value = x[places[n]];
+#pragma GCC ivdep
+          for (int64_t j = 0; j < H; ++j) out[j] += value * column[j];
+        }
+      };
+      sorter.sort(x, sum_columns, [&, x = x, out = out] {
+        dense.push_back(x);
+        dense_out.push_back(out);
+      });
+    }
+    if (dense.empty()) return;
+    const Packed<S> w(a.w, H, D, D, 1);
+    multiply(dense.data(), static_cast<int64_t>(dense.size()), w,
+             [&](int64_t i, int64_t column, int64_t width, const S* sum) {
+               S* out = dense_out[i] + column;
+#pragma GCC ivdep
+               for (int64_t j = 0; j < width; ++j) out[j] = sum[j] + a.b[column + j];
+             });
+  });
+}
+
+// dw [units, inputs] and db of the units in `mine`: the sums over all rows of dout x^T and of dout. What some
+// rows add is gathered first, so that no element is the end of a long chain of roundings.
+template <class S>
+void add_projection_weights(const InputProjectionBackward<S>& a, const std::vector<const S*>& x,
+                            const std::vector<const S*>& dout, const Slice<S>& mine) {
+  constexpr int64_t kRows = 512;
+  const int64_t D = a.inputs, width = mine.count(), count = static_cast<int64_t>(x.size());
+  std::vector<S> total(D * width, S(0)), some(D * width);  // [inputs, units]
+  std::vector<const S*> dense_x, dense_dout;
+  RowSorter<S> sorter(D);
+  std::fill_n(a.db + mine.begin, width, S(0));
+  for (int64_t start = 0; start < count; start += kRows) {
+    const int64_t stop = std::min(start + kRows, count);
+    std::fill(some.begin(), some.end(), S(0));
+    dense_x.clear();
+    dense_dout.clear();
+    for (int64_t i = start; i < stop; ++i) {
+      const S* from = dout[i] + mine.begin;
+      const auto add_to_columns = [&](const int64_t* places, int64_t nonzero) {
+        for (int64_t n = 0; n < nonzero; ++n) {
+          S* to = some.data() + places[n] * width;
+          const S value = x[i][places[n]];
+#pragma GCC ivdep
+          for (int64_t j = 0; j < width; ++j) to[j] += value * from[j];
+        }
+      };
+      sorter.sort(x[i], add_to_columns, [&] {
+        dense_x.push_back(x[i]);
+        dense_dout.push_back(from);
+      });
+    }
+    add_outer(dense_x.data(), dense_dout.data(), static_cast<int64_t>(dense_x.size()), D, 0, width, some.data(),
+              width);
+#pragma GCC ivdep
+    for (int64_t i = 0; i < D * width; ++i) total[i] += some[i];
+    add_rows(dout.data() + start, stop - start, mine.begin, mine.end, a.db);
+  }
+  for (int64_t j = 0; j < width; ++j)
+    for (int64_t k = 0; k < D; ++k) a.dw[(mine.begin + j) * D + k] = total[k * width + j];
+}
+
+template <class S>
+void input_projection_backward(const InputProjectionBackward<S>& a) {
+  const int64_t D = a.inputs, H = a.units, parts = get_num_threads();
+  std::vector<const S*> x, dout;
+  std::vector<S*> dx;
+  for (int64_t row = 0; row < a.ragged.rows; ++row)
+    for (int64_t t = 0; t < a.ragged.length(row); ++t) {
+      x.push_back(a.x.at(row, t));
+      dout.push_back(a.dout.at(row, t));
+      if (a.wants_dx) dx.push_back(a.dx.at(row, t));
+    }
+  parallel_for(parts, [&](int64_t begin, int64_t end) {
+    add_projection_weights(a, x, dout, Slice<S>(H, begin, end, parts));
+    if (!a.wants_dx) return;
+    clear_past_end(a.ragged, a.dx, D, a.ragged.rows * begin / parts, a.ragged.rows * end / parts);
+    const Share own(static_cast<int64_t>(x.size()), begin, end, parts);
+    const Packed<S> w(a.w, D, H, 1, D);
+    multiply(dout.data() + own.begin, own.end - own.begin, w,
+             [&](int64_t i, int64_t column, int64_t width, const S* sum) {
+               std::copy_n(sum, width, dx[own.begin + i] + column);
+             });
+  });
+}
