@@ -32,20 +32,20 @@ Tensor input_projection(const Tensor& x_, const Tensor& w_, const Tensor& b_, co
   return out;
 }
 
-// Without `wants_dx`, dx is empty.
+// Without `with_dx`, dx is empty.
 std::tuple<Tensor, Tensor, Tensor> input_projection_backward(const Tensor& dout_, const Tensor& x_, const Tensor& w_,
-                                                             const Tensor& lengths_, bool wants_dx) {
+                                                             const Tensor& lengths_, bool with_dx) {
   const Sizes s = check(x_, w_, lengths_);
   Common(x_).check("dout", dout_, {s.P, s.B, s.T, s.H});
   const Tensor dout = with_dense_rows(dout_), x = with_dense_rows(x_), w = torch::stable::contiguous(w_),
                lengths = torch::stable::contiguous(lengths_);
-  const int64_t steps = wants_dx ? s.T : 0;
+  const int64_t steps = with_dx ? s.T : 0;
   const Tensor dx = torch::stable::new_empty(x, {s.P, s.B, steps, s.D}),
                dw = torch::stable::new_empty(x, {s.H, s.D}), db = torch::stable::new_empty(x, {s.H});
   by_dtype(x.scalar_type(), [&](auto scalar) {
     using S = decltype(scalar);
     cpu::kernels<S>().input_projection_backward({ragged_of(s.P, s.B, s.T, lengths), s.D, s.H, rows_of<const S>(dout),
-                                                 rows_of<const S>(x), w.const_data_ptr<S>(), wants_dx,
+                                                 rows_of<const S>(x), w.const_data_ptr<S>(), with_dx,
                                                  rows_of<S>(dx), dw.mutable_data_ptr<S>(), db.mutable_data_ptr<S>()});
   });
   return {dx, dw, db};
@@ -56,7 +56,7 @@ std::tuple<Tensor, Tensor, Tensor> input_projection_backward(const Tensor& dout_
 STABLE_TORCH_LIBRARY_FRAGMENT(dmm_fast, m) {
   m.def("input_projection(Tensor x, Tensor w, Tensor b, Tensor lengths) -> Tensor");
   m.def(
-      "input_projection_backward(Tensor dout, Tensor x, Tensor w, Tensor lengths, bool wants_dx)"
+      "input_projection_backward(Tensor dout, Tensor x, Tensor w, Tensor lengths, bool with_dx)"
       " -> (Tensor dx, Tensor dw, Tensor db)");
 }
 

@@ -43,7 +43,7 @@ struct InputProjectionBackward {
   int64_t inputs, units;
   Rows<const S> dout, x;
   const S* w;
-  bool wants_dx;  // else dx is not touched
+  bool with_dx;  // else dx is not touched
   Rows<S> dx;
   S *dw, *db;
 };

@@ -126,11 +126,11 @@ void input_projection_backward(const InputProjectionBackward<S>& a) {
     for (int64_t t = 0; t < a.ragged.length(row); ++t) {
       x.push_back(a.x.at(row, t));
       dout.push_back(a.dout.at(row, t));
-      if (a.wants_dx) dx.push_back(a.dx.at(row, t));
+      if (a.with_dx) dx.push_back(a.dx.at(row, t));
     }
   parallel_for(parts, [&](int64_t begin, int64_t end) {
     add_projection_weights(a, x, dout, Slice<S>(H, begin, end, parts));
-    if (!a.wants_dx) return;
+    if (!a.with_dx) return;
     clear_past_end(a.ragged, a.dx, D, a.ragged.rows * begin / parts, a.ragged.rows * end / parts);
     const Share own(static_cast<int64_t>(x.size()), begin, end, parts);
     const Packed<S> w(a.w, D, H, 1, D);

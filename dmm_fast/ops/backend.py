@@ -12,14 +12,18 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from dmm_fast import native
+from dmm_fast import kernels, native
 from dmm_fast.check import fail
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 
 # What a device prefers, best first. A backend that is not registered for an op is passed over here,
-# and only here: this order is the default, not an answer to an explicit request.
-_PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")}
+# and only here: this order is the default, not an answer to an explicit request. Where Triton's kernels
+# are interpreted they take CPU tensors, for whoever asks for them.
+_PREFERENCE = {
+    "cpu": ("cpp", "reference", *(("triton",) if kernels.INTERPRETED else ())),
+    "cuda": ("cuda", "triton", "reference"),
+}
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -112,12 +116,19 @@ def chosen(op: str, device: str, dtype: torch.dtype = torch.float32) -> str:
         return candidates[0]
     if _requested not in candidates:
         name = str(dtype).removeprefix("torch.")
-        why = f" ({native.missing})" if _requested == "cpp" and native.missing else ""
+        missing = _missing().get(_requested)
+        why = f" ({missing})" if missing else ""
         raise BackendError(
             f"backend: expected one that computes {op} on {device} in {name} "
             f"({', '.join(candidates)}), got {_requested!r}, which has none there{why}"
         )
     return _requested
+
+
+def _missing() -> dict[str, str]:
+    """Why a backend is not there at all, for each that is not."""
+    reasons = {"cpp": native.missing, "triton": kernels.missing}
+    return {name: why for name, why in reasons.items() if why}
 
 
 def info() -> dict[str, Any]:
@@ -133,7 +144,7 @@ def info() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "backends": {b: b in holders for b in BACKENDS},
-        "missing": {"cpp": native.missing} if native.missing else {},
+        "missing": _missing(),
         "ops": {
             op: {device: _candidates(op, device, torch.float32)[0] for device in _PREFERENCE}
             for op in sorted(_implementations)

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmm_fast import check, native, reference
-from dmm_fast.ops import backend
-from dmm_fast.ops.layout import as_bool, fresh, particles, register
+from dmm_fast import check, reference
+from dmm_fast.ops import backend, compiled
+from dmm_fast.ops.layout import as_bool, fresh, particles
 
 _pick = backend.reference_op("bernoulli_log_prob", reference.bernoulli_log_prob)
 
@@ -37,9 +37,9 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor, lengths: Tensor, mask: Tensor 
     return _pick(logits)(x, logits, lengths, mask)
 
 
-def _cpp(x: Tensor, logits: Tensor, lengths: Tensor, mask: Tensor | None = None) -> Tensor:
+def _compute(library: Any, x: Tensor, logits: Tensor, lengths: Tensor, mask: Tensor | None = None) -> Tensor:
     lead = torch.broadcast_shapes(x.shape[:-2], logits.shape[:-2])
-    total: Tensor = torch.ops.dmm_fast.bernoulli_log_prob(
+    total: Tensor = library.bernoulli_log_prob(
         particles(x, lead, 2), particles(logits, lead, 2), lengths, as_bool(mask)
     )
     return total.reshape(lead)
@@ -59,11 +59,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
-    grads = torch.ops.dmm_fast.bernoulli_log_prob_backward(dout, *ctx.saved_tensors)
+def _backward(library: Any, ctx: Any, dout: Tensor) -> tuple[Any, ...]:
+    grads = library.bernoulli_log_prob_backward(dout, *ctx.saved_tensors)
     return (*grads, None, None)
 
 
-if native.missing is None:
-    register("bernoulli_log_prob", _fake, _fake_backward, _save, _backward)
-    backend.register("bernoulli_log_prob", "cpp", _cpp, native.DTYPES)
+compiled.differentiate("bernoulli_log_prob", "bernoulli_log_prob", _fake, _fake_backward, _save, _backward)
+compiled.provide("bernoulli_log_prob", "bernoulli_log_prob", _compute)

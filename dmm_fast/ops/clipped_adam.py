@@ -1,10 +1,12 @@
 """``clipped_adam``: one step of Adam with clipped gradients, for any number of tensors at once."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from dmm_fast import check, native, reference
-from dmm_fast.ops import backend
+from dmm_fast import check, reference
+from dmm_fast.ops import backend, compiled
 
 _pick = backend.reference_op("clipped_adam", reference.clipped_adam)
 
@@ -89,7 +91,8 @@ def _share_one_dense_layout(tensors: tuple[Tensor, ...]) -> bool:
 
 
 @torch.no_grad()
-def _cpp(
+def _compute(
+    library: Any,
     params: list[Tensor],
     grads: list[Tensor],
     exp_avgs: list[Tensor],
@@ -101,7 +104,7 @@ def _cpp(
     given = list(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True))
     # The kernel walks memory; tensors laid out each in its own way go through copies.
     dense = [four if _share_one_dense_layout(four) else tuple(t.contiguous() for t in four) for four in given]
-    torch.ops.dmm_fast.clipped_adam(
+    library.clipped_adam(
         *(list(tensors) for tensors in zip(*dense, strict=True)),
         centered_variance=centered_variance,
         **settings,
@@ -112,5 +115,4 @@ def _cpp(
                 tensor.copy_(copy)
 
 
-if native.missing is None:
-    backend.register("clipped_adam", "cpp", _cpp, native.DTYPES)
+compiled.provide("clipped_adam", "clipped_adam", _compute)

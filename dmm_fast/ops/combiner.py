@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmm_fast import check, native, reference
-from dmm_fast.ops import backend
-from dmm_fast.ops.layout import fresh, particles, register, single_steps
+from dmm_fast import check, reference
+from dmm_fast.ops import backend, compiled
+from dmm_fast.ops.layout import fresh, particles, single_steps
 from dmm_fast.reference import CombinerWeights
 
 _pick_step = backend.reference_op("combiner", reference.combiner)
@@ -79,9 +79,9 @@ def combiner_log_prob(
     return _pick_log_prob(z)(z, h, z_q_0, weights, lengths)
 
 
-def _cpp_step(z_prev: Tensor, h: Tensor, weights: CombinerWeights) -> tuple[Tensor, Tensor]:
+def _compute_step(library: Any, z_prev: Tensor, h: Tensor, weights: CombinerWeights) -> tuple[Tensor, Tensor]:
     lead = torch.broadcast_shapes(z_prev.shape[:-1], h.shape[:-1])
-    loc, scale = torch.ops.dmm_fast.combiner(single_steps(z_prev, lead), single_steps(h, lead), list(weights))
+    loc, scale = library.combiner(single_steps(z_prev, lead), single_steps(h, lead), list(weights))
     shape = (*lead, z_prev.shape[-1])
     return loc.reshape(shape), scale.reshape(shape)
 
@@ -101,14 +101,16 @@ def _save_step(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor])
     ctx.save_for_backward(z_prev, h, *weights)
 
 
-def _backward_step(ctx: Any, dloc: Tensor, dscale: Tensor) -> tuple[Any, ...]:
+def _backward_step(library: Any, ctx: Any, dloc: Tensor, dscale: Tensor) -> tuple[Any, ...]:
     z_prev, h, *weights = ctx.saved_tensors
-    return tuple(torch.ops.dmm_fast.combiner_backward(dloc, dscale, z_prev, h, weights))
+    return tuple(library.combiner_backward(dloc, dscale, z_prev, h, weights))
 
 
-def _cpp_log_prob(z: Tensor, h: Tensor, z_q_0: Tensor, weights: CombinerWeights, lengths: Tensor) -> Tensor:
+def _compute_log_prob(
+    library: Any, z: Tensor, h: Tensor, z_q_0: Tensor, weights: CombinerWeights, lengths: Tensor
+) -> Tensor:
     lead = z.shape[:-2]
-    total: Tensor = torch.ops.dmm_fast.combiner_log_prob(
+    total: Tensor = library.combiner_log_prob(
         particles(z, lead, 2), particles(h, lead, 2), particles(z_q_0, lead, 1), list(weights), lengths
     )
     return total.reshape(lead)
@@ -129,14 +131,20 @@ def _save_log_prob(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(z, h, z_q_0, lengths, *weights)
 
 
-def _backward_log_prob(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
+def _backward_log_prob(library: Any, ctx: Any, dout: Tensor) -> tuple[Any, ...]:
     z, h, z_q_0, lengths, *weights = ctx.saved_tensors
-    grads = torch.ops.dmm_fast.combiner_log_prob_backward(dout, z, h, z_q_0, weights, lengths)
+    grads = library.combiner_log_prob_backward(dout, z, h, z_q_0, weights, lengths)
     return (*grads, None)
 
 
-if native.missing is None:
-    register("combiner", _fake_step, _fake_step_backward, _save_step, _backward_step)
-    register("combiner_log_prob", _fake_log_prob, _fake_log_prob_backward, _save_log_prob, _backward_log_prob)
-    backend.register("combiner", "cpp", _cpp_step, native.DTYPES)
-    backend.register("combiner_log_prob", "cpp", _cpp_log_prob, native.DTYPES)
+compiled.differentiate("combiner", "combiner", _fake_step, _fake_step_backward, _save_step, _backward_step)
+compiled.differentiate(
+    "combiner",
+    "combiner_log_prob",
+    _fake_log_prob,
+    _fake_log_prob_backward,
+    _save_log_prob,
+    _backward_log_prob,
+)
+compiled.provide("combiner", "combiner", _compute_step)
+compiled.provide("combiner", "combiner_log_prob", _compute_log_prob)

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from dmm_fast import check, native, reference
-from dmm_fast.ops import backend
+from dmm_fast import check, reference
+from dmm_fast.ops import backend, compiled
 from dmm_fast.ops.combiner import check_combiner_weights
-from dmm_fast.ops.layout import fresh, particles, register
+from dmm_fast.ops.layout import fresh, particles
 from dmm_fast.reference import CombinerWeights
 
 _pick = backend.reference_op("combiner_scan", reference.combiner_scan)
@@ -50,11 +49,11 @@ def combiner_scan(
     return _pick(eps)(h, eps, z_q_0, weights, lengths)
 
 
-def _cpp(
-    h: Tensor, eps: Tensor, z_q_0: Tensor, weights: CombinerWeights, lengths: Tensor
+def _compute(
+    library: Any, h: Tensor, eps: Tensor, z_q_0: Tensor, weights: CombinerWeights, lengths: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     lead = eps.shape[:-2]
-    z, loc, pre_scale = torch.ops.dmm_fast.combiner_scan(
+    z, loc, pre_scale = library.combiner_scan(
         particles(h, lead, 2), particles(eps, lead, 2), particles(z_q_0, lead, 1), *weights, lengths
     )
     return z.reshape(eps.shape), loc.reshape(eps.shape), pre_scale.reshape(eps.shape)
@@ -89,11 +88,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.save_for_backward(h, eps, z_q_0, z, pre_scale, w_z, b_z, w_loc, w_scale, lengths)
 
 
-def _backward(ctx: Any, dz: Tensor, dloc: Tensor, dpre_scale: Tensor) -> tuple[Tensor | None, ...]:
-    grads = torch.ops.dmm_fast.combiner_scan_backward(dz, dloc, dpre_scale, *ctx.saved_tensors)
+def _backward(
+    library: Any, ctx: Any, dz: Tensor, dloc: Tensor, dpre_scale: Tensor
+) -> tuple[Tensor | None, ...]:
+    grads = library.combiner_scan_backward(dz, dloc, dpre_scale, *ctx.saved_tensors)
     return (*grads, None)
 
 
-if native.missing is None:
-    register("combiner_scan", _fake, _fake_backward, _save, _backward)
-    backend.register("combiner_scan", "cpp", _cpp, native.DTYPES)
+compiled.differentiate("combiner_scan", "combiner_scan", _fake, _fake_backward, _save, _backward)
+compiled.provide("combiner_scan", "combiner_scan", _compute)

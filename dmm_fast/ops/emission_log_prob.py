@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmm_fast import check, native, reference
-from dmm_fast.ops import backend
+from dmm_fast import check, reference
+from dmm_fast.ops import backend, compiled
 from dmm_fast.ops.emitter import check_emitter_weights
-from dmm_fast.ops.layout import as_bool, fresh, particles, register
+from dmm_fast.ops.layout import as_bool, fresh, particles
 from dmm_fast.reference import EmitterWeights, GaussianEmitterWeights
 
 _pick = backend.reference_op("emission_log_prob", reference.emission_log_prob)
@@ -72,7 +72,8 @@ def gaussian_emission_log_prob(
     return _pick_gaussian(z)(x, z, weights, lengths, mask)
 
 
-def _cpp(
+def _compute(
+    library: Any,
     x: Tensor,
     z: Tensor,
     weights: EmitterWeights | GaussianEmitterWeights,
@@ -80,7 +81,7 @@ def _cpp(
     mask: Tensor | None = None,
 ) -> Tensor:
     lead = torch.broadcast_shapes(x.shape[:-2], z.shape[:-2])
-    total: Tensor = torch.ops.dmm_fast.emission_log_prob(
+    total: Tensor = library.emission_log_prob(
         particles(x, lead, 2), particles(z, lead, 2), list(weights), lengths, as_bool(mask)
     )
     return total.reshape(lead)
@@ -107,16 +108,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x, z, lengths, mask, *weights)
 
 
-def _backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
+def _backward(library: Any, ctx: Any, dout: Tensor) -> tuple[Any, ...]:
     x, z, lengths, mask, *weights = ctx.saved_tensors
     with_dx = ctx.needs_input_grad[0]
-    dx, dz, dweights = torch.ops.dmm_fast.emission_log_prob_backward(
-        dout, x, z, weights, lengths, mask, with_dx
-    )
+    dx, dz, dweights = library.emission_log_prob_backward(dout, x, z, weights, lengths, mask, with_dx)
     return dx if with_dx else None, dz, dweights, None, None
 
 
-if native.missing is None:
-    register("emission_log_prob", _fake, _fake_backward, _save, _backward)
-    backend.register("emission_log_prob", "cpp", _cpp, native.DTYPES)
-    backend.register("gaussian_emission_log_prob", "cpp", _cpp, native.DTYPES)
+compiled.differentiate("emission_log_prob", "emission_log_prob", _fake, _fake_backward, _save, _backward)
+compiled.provide("emission_log_prob", "emission_log_prob", _compute)
+compiled.provide("emission_log_prob", "gaussian_emission_log_prob", _compute)

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from dmm_fast import check, native, reference
-from dmm_fast.ops import backend
-from dmm_fast.ops.layout import fresh, register, single_steps
+from dmm_fast import check, reference
+from dmm_fast.ops import backend, compiled
+from dmm_fast.ops.layout import fresh, single_steps
 from dmm_fast.reference import EmitterWeights, GaussianEmitterWeights
 
 _pick = backend.reference_op("emitter", reference.emitter)
@@ -58,18 +57,20 @@ def gaussian_emitter(z: Tensor, weights: GaussianEmitterWeights) -> tuple[Tensor
     return _pick_gaussian(z)(z, weights)
 
 
-def _cpp_outputs(z: Tensor, weights: EmitterWeights | GaussianEmitterWeights) -> list[Tensor]:
+def _compute_outputs(
+    library: Any, z: Tensor, weights: EmitterWeights | GaussianEmitterWeights
+) -> list[Tensor]:
     lead = z.shape[:-1]
-    outputs = torch.ops.dmm_fast.emitter(single_steps(z, lead), list(weights))
+    outputs = library.emitter(single_steps(z, lead), list(weights))
     return [out.reshape(*lead, out.shape[-1]) for out in outputs]
 
 
-def _cpp(z: Tensor, weights: EmitterWeights) -> Tensor:
-    return _cpp_outputs(z, weights)[0]
+def _compute(library: Any, z: Tensor, weights: EmitterWeights) -> Tensor:
+    return _compute_outputs(library, z, weights)[0]
 
 
-def _cpp_gaussian(z: Tensor, weights: GaussianEmitterWeights) -> tuple[Tensor, Tensor]:
-    loc, pre_scale = _cpp_outputs(z, weights)
+def _compute_gaussian(library: Any, z: Tensor, weights: GaussianEmitterWeights) -> tuple[Tensor, Tensor]:
+    loc, pre_scale = _compute_outputs(library, z, weights)
     return loc, pre_scale
 
 
@@ -86,12 +87,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.save_for_backward(z, *weights)
 
 
-def _backward(ctx: Any, dout: list[Tensor]) -> tuple[Any, ...]:
+def _backward(library: Any, ctx: Any, dout: list[Tensor]) -> tuple[Any, ...]:
     z, *weights = ctx.saved_tensors
-    return tuple(torch.ops.dmm_fast.emitter_backward(dout, z, weights))
+    return tuple(library.emitter_backward(dout, z, weights))
 
 
-if native.missing is None:
-    register("emitter", _fake, _fake_backward, _save, _backward)
-    backend.register("emitter", "cpp", _cpp, native.DTYPES)
-    backend.register("gaussian_emitter", "cpp", _cpp_gaussian, native.DTYPES)
+compiled.differentiate("emitter", "emitter", _fake, _fake_backward, _save, _backward)
+compiled.provide("emitter", "emitter", _compute)
+compiled.provide("emitter", "gaussian_emitter", _compute_gaussian)

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from dmm_fast import check, native, reference
-from dmm_fast.ops import backend
-from dmm_fast.ops.layout import fresh, register, single_steps
+from dmm_fast import check, reference
+from dmm_fast.ops import backend, compiled
+from dmm_fast.ops.layout import fresh, single_steps
 from dmm_fast.reference import TransitionWeights
 
 _pick = backend.reference_op("gated_transition", reference.gated_transition)
@@ -48,9 +47,9 @@ def gated_transition(z_prev: Tensor, weights: TransitionWeights) -> tuple[Tensor
     return _pick(z_prev)(z_prev, weights)
 
 
-def _cpp(z_prev: Tensor, weights: TransitionWeights) -> tuple[Tensor, Tensor]:
+def _compute(library: Any, z_prev: Tensor, weights: TransitionWeights) -> tuple[Tensor, Tensor]:
     steps = single_steps(z_prev, z_prev.shape[:-1])
-    loc, scale = torch.ops.dmm_fast.gated_transition(steps, list(weights))
+    loc, scale = library.gated_transition(steps, list(weights))
     return loc.reshape(z_prev.shape), scale.reshape(z_prev.shape)
 
 
@@ -69,11 +68,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(z_prev, *weights)
 
 
-def _backward(ctx: Any, dloc: Tensor, dscale: Tensor) -> tuple[Any, ...]:
+def _backward(library: Any, ctx: Any, dloc: Tensor, dscale: Tensor) -> tuple[Any, ...]:
     z_prev, *weights = ctx.saved_tensors
-    return tuple(torch.ops.dmm_fast.gated_transition_backward(dloc, dscale, z_prev, weights))
+    return tuple(library.gated_transition_backward(dloc, dscale, z_prev, weights))
 
 
-if native.missing is None:
-    register("gated_transition", _fake, _fake_backward, _save, _backward)
-    backend.register("gated_transition", "cpp", _cpp, native.DTYPES)
+compiled.differentiate("gated_transition", "gated_transition", _fake, _fake_backward, _save, _backward)
+compiled.provide("gated_transition", "gated_transition", _compute)

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from dmm_fast import check, native, reference
-from dmm_fast.ops import backend
-from dmm_fast.ops.layout import fresh, particles, register
+from dmm_fast import check, reference
+from dmm_fast.ops import backend, compiled
+from dmm_fast.ops.layout import fresh, particles
 
 _pick = backend.reference_op("input_projection", reference.input_projection)
 
@@ -43,9 +42,9 @@ def input_projection(x: Tensor, w: Tensor, b: Tensor, lengths: Tensor) -> Tensor
     return _pick(x)(x, w, b, lengths)
 
 
-def _cpp(x: Tensor, w: Tensor, b: Tensor, lengths: Tensor) -> Tensor:
+def _compute(library: Any, x: Tensor, w: Tensor, b: Tensor, lengths: Tensor) -> Tensor:
     lead = x.shape[:-2]
-    x_proj: Tensor = torch.ops.dmm_fast.input_projection(particles(x, lead, 2), w, b, lengths)
+    x_proj: Tensor = library.input_projection(particles(x, lead, 2), w, b, lengths)
     return x_proj.reshape(*x.shape[:-1], w.shape[0])
 
 
@@ -53,11 +52,9 @@ def _fake(x: Tensor, w: Tensor, b: Tensor, lengths: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], w.shape[0]))
 
 
-def _fake_backward(
-    dout: Tensor, x: Tensor, w: Tensor, lengths: Tensor, wants_dx: bool
-) -> tuple[Tensor, ...]:
+def _fake_backward(dout: Tensor, x: Tensor, w: Tensor, lengths: Tensor, with_dx: bool) -> tuple[Tensor, ...]:
     P, B, T, D = x.shape
-    return x.new_empty((P, B, T if wants_dx else 0, D)), *fresh(w), w.new_empty(w.shape[:1])
+    return x.new_empty((P, B, T if with_dx else 0, D)), *fresh(w), w.new_empty(w.shape[:1])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -65,12 +62,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x, w, lengths)
 
 
-def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-    wants_dx = ctx.needs_input_grad[0]
-    dx, dw, db = torch.ops.dmm_fast.input_projection_backward(dout, *ctx.saved_tensors, wants_dx)
-    return dx if wants_dx else None, dw, db, None
+def _backward(library: Any, ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    with_dx = ctx.needs_input_grad[0]
+    dx, dw, db = library.input_projection_backward(dout, *ctx.saved_tensors, with_dx)
+    return dx if with_dx else None, dw, db, None
 
 
-if native.missing is None:
-    register("input_projection", _fake, _fake_backward, _save, _backward)
-    backend.register("input_projection", "cpp", _cpp, native.DTYPES)
+compiled.differentiate("input_projection", "input_projection", _fake, _fake_backward, _save, _backward)
+compiled.provide("input_projection", "input_projection", _compute)

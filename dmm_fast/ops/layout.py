@@ -1,7 +1,5 @@
 """The one layout that compiled ops take: ``[P, B, ...]`` with a single particle dimension."""
 
-from typing import Any
-
 import torch
 from torch import Size, Tensor
 
@@ -30,10 +28,3 @@ def as_bool(mask: Tensor | None) -> Tensor | None:
 def fresh(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Contiguous tensors of these shapes: what a compiled op makes for the gradients."""
     return tuple(tensor.new_empty(tensor.shape) for tensor in tensors)
-
-
-def register(name: str, fake: Any, fake_backward: Any, save: Any, backward: Any) -> None:
-    """Tell torch the shapes of a compiled op and of its ``_backward``, and how the two belong together."""
-    torch.library.register_fake(f"dmm_fast::{name}", fake)
-    torch.library.register_fake(f"dmm_fast::{name}_backward", fake_backward)
-    torch.library.register_autograd(f"dmm_fast::{name}", backward, setup_context=save)

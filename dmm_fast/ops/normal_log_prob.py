@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmm_fast import check, native, reference
-from dmm_fast.ops import backend
-from dmm_fast.ops.layout import as_bool, fresh, particles, register
+from dmm_fast import check, reference
+from dmm_fast.ops import backend, compiled
+from dmm_fast.ops.layout import as_bool, fresh, particles
 
 _pick = backend.reference_op("normal_log_prob", reference.normal_log_prob)
 _pick_drawn = backend.reference_op("drawn_log_prob", reference.drawn_log_prob)
@@ -67,10 +67,12 @@ def drawn_log_prob(eps: Tensor, pre_scale: Tensor, lengths: Tensor) -> Tensor:
     return _pick_drawn(eps)(eps, pre_scale, lengths)
 
 
-def _cpp(value: Tensor, loc: Tensor, scale: Tensor, lengths: Tensor, mask: Tensor | None = None) -> Tensor:
+def _compute(
+    library: Any, value: Tensor, loc: Tensor, scale: Tensor, lengths: Tensor, mask: Tensor | None = None
+) -> Tensor:
     given = (value, loc, scale)
     lead = torch.broadcast_shapes(*(tensor.shape[:-2] for tensor in given))
-    total: Tensor = torch.ops.dmm_fast.normal_log_prob(
+    total: Tensor = library.normal_log_prob(
         *(particles(tensor, lead, 2) for tensor in given), lengths, as_bool(mask)
     )
     return total.reshape(lead)
@@ -90,16 +92,14 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
-    grads = torch.ops.dmm_fast.normal_log_prob_backward(dout, *ctx.saved_tensors)
+def _backward(library: Any, ctx: Any, dout: Tensor) -> tuple[Any, ...]:
+    grads = library.normal_log_prob_backward(dout, *ctx.saved_tensors)
     return (*grads, None, None)
 
 
-def _cpp_drawn(eps: Tensor, pre_scale: Tensor, lengths: Tensor) -> Tensor:
+def _compute_drawn(library: Any, eps: Tensor, pre_scale: Tensor, lengths: Tensor) -> Tensor:
     lead = eps.shape[:-2]
-    total: Tensor = torch.ops.dmm_fast.drawn_log_prob(
-        particles(eps, lead, 2), particles(pre_scale, lead, 2), lengths
-    )
+    total: Tensor = library.drawn_log_prob(particles(eps, lead, 2), particles(pre_scale, lead, 2), lengths)
     return total.reshape(lead)
 
 
@@ -111,12 +111,13 @@ def _fake_drawn_backward(dout: Tensor, eps: Tensor, pre_scale: Tensor, lengths: 
     return fresh(eps, pre_scale)
 
 
-def _backward_drawn(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
-    return (*torch.ops.dmm_fast.drawn_log_prob_backward(dout, *ctx.saved_tensors), None)
+def _backward_drawn(library: Any, ctx: Any, dout: Tensor) -> tuple[Any, ...]:
+    return (*library.drawn_log_prob_backward(dout, *ctx.saved_tensors), None)
 
 
-if native.missing is None:
-    register("normal_log_prob", _fake, _fake_backward, _save, _backward)
-    register("drawn_log_prob", _fake_drawn, _fake_drawn_backward, _save, _backward_drawn)
-    backend.register("normal_log_prob", "cpp", _cpp, native.DTYPES)
-    backend.register("drawn_log_prob", "cpp", _cpp_drawn, native.DTYPES)
+compiled.differentiate("normal_log_prob", "normal_log_prob", _fake, _fake_backward, _save, _backward)
+compiled.differentiate(
+    "normal_log_prob", "drawn_log_prob", _fake_drawn, _fake_drawn_backward, _save, _backward_drawn
+)
+compiled.provide("normal_log_prob", "normal_log_prob", _compute)
+compiled.provide("normal_log_prob", "drawn_log_prob", _compute_drawn)

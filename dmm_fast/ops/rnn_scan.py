@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from dmm_fast import check, native, reference
-from dmm_fast.ops import backend
-from dmm_fast.ops.layout import fresh, particles, register
+from dmm_fast import check, reference
+from dmm_fast.ops import backend, compiled
+from dmm_fast.ops.layout import fresh, particles
 
 _pick = backend.reference_op("rnn_scan", reference.rnn_scan)
 
@@ -44,9 +43,11 @@ def rnn_scan(
     return _pick(x_proj)(x_proj, w_hh, h_0, lengths, nonlinearity)
 
 
-def _cpp(x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str = "relu") -> Tensor:
+def _compute(
+    library: Any, x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str = "relu"
+) -> Tensor:
     lead = x_proj.shape[:-2]
-    h: Tensor = torch.ops.dmm_fast.rnn_scan(
+    h: Tensor = library.rnn_scan(
         particles(x_proj, lead, 2), w_hh, particles(h_0, lead, 1), lengths, nonlinearity
     )
     return h.reshape(x_proj.shape)
@@ -67,11 +68,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(output, w_hh, h_0, lengths)
 
 
-def _backward(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
-    grads = torch.ops.dmm_fast.rnn_scan_backward(dh, *ctx.saved_tensors, ctx.nonlinearity)
+def _backward(library: Any, ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
+    grads = library.rnn_scan_backward(dh, *ctx.saved_tensors, ctx.nonlinearity)
     return (*grads, None, None)
 
 
-if native.missing is None:
-    register("rnn_scan", _fake, _fake_backward, _save, _backward)
-    backend.register("rnn_scan", "cpp", _cpp, native.DTYPES)
+compiled.differentiate("rnn_scan", "rnn_scan", _fake, _fake_backward, _save, _backward)
+compiled.provide("rnn_scan", "rnn_scan", _compute)

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from dmm_fast import check, native, reference
-from dmm_fast.ops import backend
+from dmm_fast import check, reference
+from dmm_fast.ops import backend, compiled
 from dmm_fast.ops.gated_transition import check_transition_weights
-from dmm_fast.ops.layout import fresh, particles, register
+from dmm_fast.ops.layout import fresh, particles
 from dmm_fast.reference import TransitionWeights
 
 _pick = backend.reference_op("transition_kl", reference.transition_kl)
@@ -55,7 +54,8 @@ def transition_kl(
     return _pick(z)(z, loc, pre_scale, z_0, weights, lengths)
 
 
-def _cpp(
+def _compute(
+    library: Any,
     z: Tensor,
     loc: Tensor,
     pre_scale: Tensor,
@@ -65,7 +65,7 @@ def _cpp(
 ) -> Tensor:
     lead = z.shape[:-2]
     chain = (particles(tensor, lead, 2) for tensor in (z, loc, pre_scale))
-    total: Tensor = torch.ops.dmm_fast.transition_kl(*chain, particles(z_0, lead, 1), list(weights), lengths)
+    total: Tensor = library.transition_kl(*chain, particles(z_0, lead, 1), list(weights), lengths)
     return total.reshape(lead)
 
 
@@ -92,12 +92,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(z, loc, pre_scale, z_0, lengths, *weights)
 
 
-def _backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
+def _backward(library: Any, ctx: Any, dout: Tensor) -> tuple[Any, ...]:
     z, loc, pre_scale, z_0, lengths, *weights = ctx.saved_tensors
-    grads = torch.ops.dmm_fast.transition_kl_backward(dout, z, loc, pre_scale, z_0, weights, lengths)
+    grads = library.transition_kl_backward(dout, z, loc, pre_scale, z_0, weights, lengths)
     return (*grads, None)
 
 
-if native.missing is None:
-    register("transition_kl", _fake, _fake_backward, _save, _backward)
-    backend.register("transition_kl", "cpp", _cpp, native.DTYPES)
+compiled.differentiate("transition_kl", "transition_kl", _fake, _fake_backward, _save, _backward)
+compiled.provide("transition_kl", "transition_kl", _compute)

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from dmm_fast import check, native, reference
-from dmm_fast.ops import backend
+from dmm_fast import check, reference
+from dmm_fast.ops import backend, compiled
 from dmm_fast.ops.gated_transition import check_transition_weights
-from dmm_fast.ops.layout import fresh, particles, register
+from dmm_fast.ops.layout import fresh, particles
 from dmm_fast.reference import TransitionWeights
 
 _pick = backend.reference_op("transition_log_prob", reference.transition_log_prob)
@@ -40,9 +39,9 @@ def transition_log_prob(z: Tensor, z_0: Tensor, weights: TransitionWeights, leng
     return _pick(z)(z, z_0, weights, lengths)
 
 
-def _cpp(z: Tensor, z_0: Tensor, weights: TransitionWeights, lengths: Tensor) -> Tensor:
+def _compute(library: Any, z: Tensor, z_0: Tensor, weights: TransitionWeights, lengths: Tensor) -> Tensor:
     lead = z.shape[:-2]
-    total: Tensor = torch.ops.dmm_fast.transition_log_prob(
+    total: Tensor = library.transition_log_prob(
         particles(z, lead, 2), particles(z_0, lead, 1), list(weights), lengths
     )
     return total.reshape(lead)
@@ -64,11 +63,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(z, z_0, lengths, *weights)
 
 
-def _backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
+def _backward(library: Any, ctx: Any, dout: Tensor) -> tuple[Any, ...]:
     z, z_0, lengths, *weights = ctx.saved_tensors
-    return (*torch.ops.dmm_fast.transition_log_prob_backward(dout, z, z_0, weights, lengths), None)
+    return (*library.transition_log_prob_backward(dout, z, z_0, weights, lengths), None)
 
 
-if native.missing is None:
-    register("transition_log_prob", _fake, _fake_backward, _save, _backward)
-    backend.register("transition_log_prob", "cpp", _cpp, native.DTYPES)
+compiled.differentiate("transition_log_prob", "transition_log_prob", _fake, _fake_backward, _save, _backward)
+compiled.provide("transition_log_prob", "transition_log_prob", _compute)

@@ -1,0 +1,49 @@
+"""The libraries of compiled ops, C++ and Triton: the same ops behind one way of registering them.
+
+What an op's file says once (how its arguments are laid out, the shapes of its results, what its backward
+needs) holds for every library: each function that calls one takes it as its first argument.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from dmm_fast import kernels, native
+from dmm_fast.ops import backend
+
+Dtypes = tuple[torch.dtype, ...]
+
+
+def provide(stem: str, op: str, compute: Callable[..., Any]) -> None:
+    """Register ``compute(library, ...)`` for ``op`` with each backend whose library has its file's ops."""
+    for name, library, dtypes in _libraries(stem):
+        backend.register(op, name, partial(compute, library), dtypes)
+
+
+def differentiate(
+    stem: str,
+    name: str,
+    fake: Callable[..., Any],
+    fake_backward: Callable[..., Any],
+    save: Callable[..., Any],
+    backward: Callable[..., Any],
+) -> None:
+    """Tell torch the shapes of a compiled op and of its ``_backward``, and how the two belong together.
+
+    ``backward`` takes the library, then what autograd gives.
+    """
+    for _, library, _ in _libraries(stem):
+        op = f"{library.name}::{name}"
+        torch.library.register_fake(op, fake)
+        torch.library.register_fake(f"{op}_backward", fake_backward)
+        torch.library.register_autograd(op, partial(backward, library), setup_context=save)
+
+
+def _libraries(stem: str) -> Iterator[tuple[str, Any, Dtypes]]:
+    """The backend, the library and the dtypes of each library that holds the ops of a file."""
+    if native.missing is None:
+        yield "cpp", torch.ops.dmm_fast, native.DTYPES
+    if kernels.holds(stem):
+        yield "triton", torch.ops.dmm_fast_triton, kernels.DTYPES
