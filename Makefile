@@ -23,7 +23,7 @@ help:  ## list the targets
 install: $(STAMP)  ## the environment, the pinned tools and this package (editable)
 
 # Made again when the pins, the package's metadata or the C++ change; a failed install leaves no stamp.
-$(STAMP): requirements-dev.txt pyproject.toml setup.py $(wildcard csrc/*.* csrc/cpu/*.*)
+$(STAMP): requirements-dev.txt pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo "make: $(PYTHON) not found; install Python 3.10 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
