@@ -12,8 +12,10 @@ import torch
 
 from benchmarks import cases, machine
 from benchmarks.cases import Case
-from benchmarks.contestants import BASELINE, CONTESTANTS, MENDED, Contestant
+from benchmarks.contestants import BASELINE, CONTESTANTS, MENDED
 from benchmarks.correctness import Verdict, check
+from benchmarks.pyro_racer import PyroRacer
+from benchmarks.racer import Contestant
 from benchmarks.timing import Ratio, load_average, load_warning, paired_ratio, time_in_turn
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -62,7 +64,8 @@ def run_case(
         print("  not timed: the sides do not compute the same", file=sys.stderr)
         return verdicts, []
     racers = {c.name: c.setup(case, parameters) for c in contestants}
-    held = {name: machine.memory(racer, device) for name, racer in racers.items()}
+    in_pyro = {name: racer for name, racer in racers.items() if isinstance(racer, PyroRacer)}
+    held = {name: machine.memory(racer, device) for name, racer in in_pyro.items()}
     samples = time_in_turn(
         {name: racer.timed() for name, racer in racers.items()},
         warmup=case.warmup,
@@ -72,7 +75,7 @@ def run_case(
     for name, sample in samples.items():
         ratios = {b.name: paired_ratio(samples[b.name], sample) for b in (BASELINE, MENDED)}
         speed_up = {b: r.as_dict() for b, r in ratios.items()}
-        extra = {"speed_up": speed_up, **held[name], **case.describe()}
+        extra = {"speed_up": speed_up, **held.get(name, {}), **case.describe()}
         rows.append({"suite": suite, "case": case.name, "impl": name, **sample.as_dict(), "extra": extra})
         print(
             f"  {name:22s} {sample.median:9.1f} ms ({min(sample.ms):.1f} to {max(sample.ms):.1f}), "
