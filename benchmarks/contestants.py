@@ -1,5 +1,7 @@
 """Who is timed: Pyro's tutorial, ``dmm_fast``, and peers that do the same without Pyro."""
 
+import importlib.util
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +14,10 @@ from benchmarks.pyro_racer import AnyDMM, PyroContestant
 from benchmarks.racer import OPTIMIZER, Contestant
 from dmm_fast.model import DMM
 from dmm_fast.optim import PyroClippedAdam
+
+JAX_IS_THERE = importlib.util.find_spec("jax") is not None and hasattr(os, "sched_setaffinity")
+WITHOUT_JAX = "JAX is left out: it takes Linux and pip install -r benchmarks/requirements.txt"
+LEFT_OUT = () if JAX_IS_THERE else (WITHOUT_JAX,)
 
 
 def _adam() -> PyroOptim:
@@ -34,9 +40,18 @@ def _ours(sizes: Mapping[str, Any]) -> AnyDMM:
     return DMM(**sizes)
 
 
+def _jax() -> tuple[Contestant, ...]:
+    """The peer in JAX where JAX is installed."""
+    if not JAX_IS_THERE:
+        return ()
+    from benchmarks.peer_jax import JaxContestant
+
+    return (JaxContestant(),)
+
+
 BASELINE = PyroContestant("tutorial", _tutorial, _adam)
 MENDED = PyroContestant("tutorial mended", _mended, _adam)
-PEERS: tuple[Contestant, ...] = (TorchContestant(),)
+PEERS: tuple[Contestant, ...] = (TorchContestant(), *_jax())
 OURS = (
     PyroContestant("dmm_fast", _ours, _batched_adam),
     PyroContestant("dmm_fast, analytic KL", _ours, _batched_adam, TraceMeanField_ELBO),

@@ -41,6 +41,7 @@ def meta(device: torch.device, *, quick: bool) -> dict[str, Any]:
         "torch": torch.__version__,
         "pyro": pyro.__version__,
         "triton": _version("triton"),
+        "jax": _version("jax"),
         "cuda": torch.version.cuda,
     }
 

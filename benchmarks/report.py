@@ -88,7 +88,7 @@ def section(newest: dict[str, tuple[Path, Results]], folder: Path, base: Path) -
 def where_and_with_what(results: Results) -> str:
     """One paragraph: commit, device, versions, and how near the gate came to its bound."""
     meta = results["meta"]
-    versions = [f"{n} {meta[n]}" for n in ("python", "torch", "pyro", "triton", "cuda") if meta[n]]
+    versions = [f"{n} {meta[n]}" for n in ("python", "torch", "pyro", "jax", "triton", "cuda") if meta.get(n)]
     driver = f", driver {meta['driver']}" if meta["driver"] else ""
     closest = max(row["max_rel_error"] / row["bound"] for row in results["correctness"])
     text = (

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import cases, machine
 from benchmarks.cases import Case
-from benchmarks.contestants import BASELINE, CONTESTANTS, MENDED
+from benchmarks.contestants import BASELINE, CONTESTANTS, LEFT_OUT, MENDED
 from benchmarks.correctness import Verdict, check
 from benchmarks.pyro_racer import PyroRacer
 from benchmarks.racer import Contestant
@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     meta["load_warning"] = load_warning(meta["load"], meta["threads"], meta["cpus"])
     if meta["load_warning"]:
         print(f"warning: {meta['load_warning']}", file=sys.stderr)
+    for line in LEFT_OUT:
+        print(line)
     results: dict[str, Any] = {
         "suite": args.suite,
         "meta": meta,
