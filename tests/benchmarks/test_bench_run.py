@@ -7,8 +7,9 @@ import torch
 
 from benchmarks import cases, run
 from benchmarks.baseline import BaselineDMM
-from benchmarks.contestants import BASELINE, CONTESTANTS, PEERS
+from benchmarks.contestants import BASELINE, CONTESTANTS, OURS, PEERS
 from benchmarks.pyro_racer import PyroContestant
+from benchmarks.timing import Ratio, Samples
 
 
 @pytest.fixture
@@ -41,12 +42,25 @@ def test_quick_run_end_to_end(tmp_path, capsys, monkeypatch):
         if row["impl"] not in {peer.name for peer in PEERS}:
             assert row["extra"]["saved_for_backward_bytes"] > 0
         assert set(row["extra"]["speed_up"]) == {"tutorial", "tutorial mended"}
+        peers = {peer.name for peer in PEERS} if row["impl"] == "dmm_fast" else set()
+        assert set(row["extra"]["against_peers"]) == peers
     # Without a data file the case says that its chorales are not JSB's.
     assert "JSB" not in json.dumps(results["cases"])
     assert results["cases"][-1]["case"].startswith("built-in chorales")
     printed = capsys.readouterr().out
     assert printed.startswith("somebody is left out\n")
     assert "written: " in printed
+
+
+def test_ours_are_compared_with_peers_of_the_same_loss():
+    ours, analytic = OURS
+    names = {c.name: Samples((4.0, 9.0)) for c in (BASELINE, *PEERS)}
+    samples = names | {c.name: Samples((2.0, 3.0)) for c in OURS}
+    ratios = run.against_peers(ours, samples)
+    assert ratios == {peer.name: Ratio(2.5, 2.0, 3.0) for peer in PEERS}
+    assert run.against_peers(analytic, samples) == {}
+    assert run.against_peers(BASELINE, samples) == {}
+    assert run.against_peers(ours, {ours.name: samples[ours.name]}) == {}
 
 
 @pytest.mark.usefixtures("no_music")
