@@ -12,7 +12,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from benchmarks.contestants import Racer
+from benchmarks.pyro_racer import PyroRacer
 from benchmarks.timing import load_average
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +41,7 @@ def meta(device: torch.device, *, quick: bool) -> dict[str, Any]:
         "torch": torch.__version__,
         "pyro": pyro.__version__,
         "triton": _version("triton"),
+        "jax": _version("jax"),
         "cuda": torch.version.cuda,
     }
 
@@ -60,7 +61,7 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def memory(racer: Racer, device: torch.device) -> dict[str, int]:
+def memory(racer: PyroRacer, device: torch.device) -> dict[str, int]:
     """Bytes behind a run of ``racer``: the allocator's peak on a GPU; on a CPU, which keeps no such
     count, what autograd saves of the case's first mini-batch for the backward.
     """
@@ -73,7 +74,7 @@ def memory(racer: Racer, device: torch.device) -> dict[str, int]:
         return {"saved_for_backward_bytes": saved_bytes(racer, batch)}
 
 
-def saved_bytes(racer: Racer, batch: Any) -> int:
+def saved_bytes(racer: PyroRacer, batch: Any) -> int:
     """Bytes of the distinct storages, parameters left out, that the ELBO keeps for its backward."""
     own = {p.untyped_storage().data_ptr() for p in racer.module.parameters()}
     storages: dict[int, int] = {}

@@ -81,14 +81,15 @@ def section(newest: dict[str, tuple[Path, Results]], folder: Path, base: Path) -
         plot = plot_path(folder, results)
         link = plot.relative_to(base) if plot.is_relative_to(base) else plot
         picture = f"![How many times faster, suite {suite}]({link.as_posix()})"
-        parts += [f"### Suite `{suite}`", where_and_with_what(results), table(results), picture]
+        parts += [f"### Suite `{suite}`", where_and_with_what(results), table(results)]
+        parts += [*peers_table(results), picture]
     return "\n\n".join(parts)
 
 
 def where_and_with_what(results: Results) -> str:
     """One paragraph: commit, device, versions, and how near the gate came to its bound."""
     meta = results["meta"]
-    versions = [f"{n} {meta[n]}" for n in ("python", "torch", "pyro", "triton", "cuda") if meta[n]]
+    versions = [f"{n} {meta[n]}" for n in ("python", "torch", "pyro", "jax", "triton", "cuda") if meta.get(n)]
     driver = f", driver {meta['driver']}" if meta["driver"] else ""
     closest = max(row["max_rel_error"] / row["bound"] for row in results["correctness"])
     text = (
@@ -115,11 +116,30 @@ def table(results: Results) -> str:
             str(row["n"]),
         ]
         for baseline in baselines:
-            faster = row["extra"]["speed_up"][baseline]
-            cells.append(f"{faster['median']:.2f} ({faster['low']:.2f} to {faster['high']:.2f})")
+            cells.append(_ratio(row["extra"]["speed_up"][baseline]))
         lines.append(_row(cells))
     legend = "Ratios are taken round by round: their median, lowest and highest in brackets."
     return "\n".join([*lines, "", legend])
+
+
+def peers_table(results: Results) -> list[str]:
+    """How many times faster ours are than the peers without Pyro; nothing where none was timed."""
+    rows = [row for row in results["cases"] if row["extra"].get("against_peers")]
+    if not rows:
+        return []
+    peers = list(dict.fromkeys(peer for row in rows for peer in row["extra"]["against_peers"]))
+    titles = ["case", "implementation", *(f"times faster than {peer}" for peer in peers)]
+    lines = [_row(titles), "|---|---|" + "--:|" * len(peers)]
+    for row in rows:
+        ratios = row["extra"]["against_peers"]
+        lines.append(_row([row["case"], row["impl"], *(_ratio(ratios.get(peer)) for peer in peers)]))
+    return ["Against the same step without Pyro, also round by round:", "\n".join(lines)]
+
+
+def _ratio(faster: dict[str, float] | None) -> str:
+    if faster is None:
+        return ""
+    return f"{faster['median']:.2f} ({faster['low']:.2f} to {faster['high']:.2f})"
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -12,9 +12,11 @@ import torch
 
 from benchmarks import cases, machine
 from benchmarks.cases import Case
-from benchmarks.contestants import BASELINE, CONTESTANTS, MENDED, Contestant
+from benchmarks.contestants import BASELINE, CONTESTANTS, LEFT_OUT, MENDED, OURS, PEERS
 from benchmarks.correctness import Verdict, check
-from benchmarks.timing import Ratio, load_average, load_warning, paired_ratio, time_in_turn
+from benchmarks.pyro_racer import PyroRacer
+from benchmarks.racer import Contestant
+from benchmarks.timing import Ratio, Samples, load_average, load_warning, paired_ratio, time_in_turn
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -28,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     meta["load_warning"] = load_warning(meta["load"], meta["threads"], meta["cpus"])
     if meta["load_warning"]:
         print(f"warning: {meta['load_warning']}", file=sys.stderr)
+    for line in LEFT_OUT:
+        print(line)
     results: dict[str, Any] = {
         "suite": args.suite,
         "meta": meta,
@@ -57,28 +61,39 @@ def run_case(
         mark = "ok " if v.ok else "BAD"
         batch = v.case.rpartition(", ")[2]
         error = f"error {v.max_rel_error:.1e}, bound {v.bound:.1e}"
-        print(f"  {mark} {v.op:14s} {v.backend:22s} {batch:8s} {error}")
+        print(f"  {mark} {v.op:14s} {v.backend:30s} {batch:8s} {error}")
     if not all(v.ok for v in verdicts):
         print("  not timed: the sides do not compute the same", file=sys.stderr)
         return verdicts, []
     racers = {c.name: c.setup(case, parameters) for c in contestants}
-    held = {name: machine.memory(racer, device) for name, racer in racers.items()}
+    in_pyro = {name: racer for name, racer in racers.items() if isinstance(racer, PyroRacer)}
+    held = {name: machine.memory(racer, device) for name, racer in in_pyro.items()}
     samples = time_in_turn(
         {name: racer.timed() for name, racer in racers.items()},
         warmup=case.warmup,
         rounds=case.rounds,
     )
     rows = []
-    for name, sample in samples.items():
+    for contestant in contestants:
+        name, sample = contestant.name, samples[contestant.name]
         ratios = {b.name: paired_ratio(samples[b.name], sample) for b in (BASELINE, MENDED)}
         speed_up = {b: r.as_dict() for b, r in ratios.items()}
-        extra = {"speed_up": speed_up, **held[name], **case.describe()}
+        peers = {p: r.as_dict() for p, r in against_peers(contestant, samples).items()}
+        extra = {"speed_up": speed_up, "against_peers": peers, **held.get(name, {}), **case.describe()}
         rows.append({"suite": suite, "case": case.name, "impl": name, **sample.as_dict(), "extra": extra})
         print(
-            f"  {name:22s} {sample.median:9.1f} ms ({min(sample.ms):.1f} to {max(sample.ms):.1f}), "
+            f"  {name:30s} {sample.median:9.1f} ms ({min(sample.ms):.1f} to {max(sample.ms):.1f}), "
             f"times faster than {_sentence(ratios)}"
         )
     return verdicts, rows
+
+
+def against_peers(contestant: Contestant, samples: Mapping[str, Samples]) -> dict[str, Ratio]:
+    """How many times faster one of ours is than each peer that minimises the same loss."""
+    if contestant not in OURS:
+        return {}
+    like = [p.name for p in PEERS if p.name in samples and p.elbo is contestant.elbo]
+    return {peer: paired_ratio(samples[peer], samples[contestant.name]) for peer in like}
 
 
 def _sentence(ratios: Mapping[str, Ratio]) -> str:

@@ -90,6 +90,25 @@ def test_writes_table_and_plot_and_then_checks_green(place):
     assert call(place, "--check") == 0
 
 
+def test_a_second_table_has_the_peers(place):
+    results = a_run()
+    put(place, "a.json", results)
+    assert call(place) == 0
+    assert "without Pyro" not in (place / "README.md").read_text()
+    (ours,) = results["cases"]
+    ours["extra"]["against_peers"] = {"one": RATIO, "another": {"median": 1.25, "low": 1.0, "high": 1.5}}
+    other = {**ours, "case": "an epoch", "extra": {**ours["extra"], "against_peers": {"one": RATIO}}}
+    peer = {**ours, "impl": "one", "extra": {"speed_up": ours["extra"]["speed_up"], "against_peers": {}}}
+    results["cases"] += [other, peer]
+    put(place, "a.json", results)
+    assert call(place) == 0
+    text = (place / "README.md").read_text()
+    assert "| case | implementation | times faster than one | times faster than another |" in text
+    assert "| a step | dmm_fast | 2.50 (2.00 to 3.00) | 1.25 (1.00 to 1.50) |" in text
+    assert "| an epoch | dmm_fast | 2.50 (2.00 to 3.00) |  |" in text
+    assert "| a step | one | 2.50" not in text
+
+
 def test_check_sees_a_number_typed_by_hand(place, capsys):
     put(place, "a.json", a_run())
     call(place)

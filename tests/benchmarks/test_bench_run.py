@@ -7,7 +7,9 @@ import torch
 
 from benchmarks import cases, run
 from benchmarks.baseline import BaselineDMM
-from benchmarks.contestants import BASELINE, CONTESTANTS, Contestant
+from benchmarks.contestants import BASELINE, CONTESTANTS, OURS, PEERS
+from benchmarks.pyro_racer import PyroContestant
+from benchmarks.timing import Ratio, Samples
 
 
 @pytest.fixture
@@ -23,7 +25,8 @@ def results_in(folder):
 
 
 @pytest.mark.usefixtures("no_music")
-def test_quick_run_end_to_end(tmp_path, capsys):
+def test_quick_run_end_to_end(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "LEFT_OUT", ("somebody is left out",))
     assert run.main(["--suite", "cpu", "--quick", "--threads", "1", "--out", str(tmp_path)]) == 0
     results = results_in(tmp_path)
     assert results["suite"] == "cpu"
@@ -36,12 +39,28 @@ def test_quick_run_end_to_end(tmp_path, capsys):
     assert names == [c.name for c in CONTESTANTS] * 2
     for row in results["cases"]:
         assert 0 < row["min_ms"] <= row["median_ms"] <= row["max_ms"]
-        assert row["extra"]["saved_for_backward_bytes"] > 0
+        if row["impl"] not in {peer.name for peer in PEERS}:
+            assert row["extra"]["saved_for_backward_bytes"] > 0
         assert set(row["extra"]["speed_up"]) == {"tutorial", "tutorial mended"}
+        peers = {peer.name for peer in PEERS} if row["impl"] == "dmm_fast" else set()
+        assert set(row["extra"]["against_peers"]) == peers
     # Without a data file the case says that its chorales are not JSB's.
     assert "JSB" not in json.dumps(results["cases"])
     assert results["cases"][-1]["case"].startswith("built-in chorales")
-    assert "written: " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.startswith("somebody is left out\n")
+    assert "written: " in printed
+
+
+def test_ours_are_compared_with_peers_of_the_same_loss():
+    ours, analytic = OURS
+    names = {c.name: Samples((4.0, 9.0)) for c in (BASELINE, *PEERS)}
+    samples = names | {c.name: Samples((2.0, 3.0)) for c in OURS}
+    ratios = run.against_peers(ours, samples)
+    assert ratios == {peer.name: Ratio(2.5, 2.0, 3.0) for peer in PEERS}
+    assert run.against_peers(analytic, samples) == {}
+    assert run.against_peers(BASELINE, samples) == {}
+    assert run.against_peers(ours, {ours.name: samples[ours.name]}) == {}
 
 
 @pytest.mark.usefixtures("no_music")
@@ -50,7 +69,7 @@ def test_a_contestant_that_is_wrong_is_not_timed(tmp_path, monkeypatch, capsys):
         def model(self, *args):
             super().model(*args[:4], 1.0)
 
-    wrong = Contestant("wrong", lambda sizes: Wrong(**sizes), BASELINE.optimizer)
+    wrong = PyroContestant("wrong", lambda sizes: Wrong(**sizes), BASELINE.optimizer)
     monkeypatch.setattr(run, "CONTESTANTS", (*CONTESTANTS[:2], wrong))
     assert run.main(["--quick", "--threads", "1", "--out", str(tmp_path)]) == 1
     results = results_in(tmp_path)
