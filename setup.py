@@ -23,7 +23,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
-SOURCES = sorted(str(p.relative_to(HERE)) for p in (HERE / "csrc").rglob("*.cpp"))
+SOURCES = sorted(str(p.relative_to(HERE)) for d in (".", "cpu") for p in (HERE / "csrc" / d).glob("*.cpp"))
 CUDA_SOURCES = sorted(p.relative_to(HERE) for p in (HERE / "csrc" / "cuda").glob("*.cu"))
 # The oldest torch whose stable ABI is enough, as the macro wants it: 2.10.
 TARGET_TORCH = "0x020a000000000000"

@@ -15,6 +15,10 @@ struct ExchangeFloor {
   int clusters, cluster_size, width, threads;
 };
 
+inline int64_t shared_bytes(const ExchangeFloor& a) {
+  return static_cast<int64_t>(sizeof(float)) * 2 * a.cluster_size * a.width;
+}
+
 // Null, or what went wrong: static text.
 const char* exchange_floor(const ExchangeFloor& args, void* stream);
 
