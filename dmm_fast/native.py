@@ -25,3 +25,8 @@ missing: str | None = _load()
 
 DTYPES = (torch.float32, torch.float64)
 """What the compiled CPU ops compute in."""
+
+
+def instruction_set() -> str | None:
+    """What the compiled CPU ops run on: avx512, avx2 or baseline; None without the library."""
+    return None if missing else torch.ops.dmm_fast._instruction_set()
