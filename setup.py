@@ -5,6 +5,8 @@ same and ``dmm_fast.info()`` says what is missing. Its ops go through LibTorch's
 torch's headers to build and no particular torch to run.
 """
 
+import os
+import shlex
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,7 +37,11 @@ def extensions() -> list[Extension]:
                 ("Py_LIMITED_API", "0x030a0000"),
                 ("TORCH_TARGET_VERSION", TARGET_TORCH),
             ],
-            extra_compile_args=["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-Wall"],
+            # What the environment asks for has the last word.
+            extra_compile_args=[
+                *("-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-Wall"),
+                *shlex.split(os.environ.get("CXXFLAGS", "")),
+            ],
             depends=[str(p.relative_to(HERE)) for p in (HERE / "csrc").rglob("*.h")],
             py_limited_api=True,
             optional=True,
