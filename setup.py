@@ -13,6 +13,7 @@ CUDA kernels are built where there is an nvcc: no GPU is needed for it, and no C
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -77,7 +78,11 @@ def extensions() -> list[Extension]:
                 ("Py_LIMITED_API", "0x030a0000"),
                 ("TORCH_TARGET_VERSION", TARGET_TORCH),
             ],
-            extra_compile_args=["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-Wall"],
+            # What the environment asks for has the last word.
+            extra_compile_args=[
+                *("-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-Wall"),
+                *shlex.split(os.environ.get("CXXFLAGS", "")),
+            ],
             depends=[str(p.relative_to(HERE)) for p in (HERE / "csrc").rglob("*.[hc]*")],
             py_limited_api=True,
             optional=True,

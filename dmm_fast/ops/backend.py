@@ -143,6 +143,7 @@ def info() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
+        "instruction_set": native.instruction_set(),
         "backends": {b: b in holders for b in BACKENDS},
         "missing": _missing(),
         "ops": {

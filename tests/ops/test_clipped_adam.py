@@ -53,6 +53,18 @@ def run(function: Any, dtype: torch.dtype, strided: bool, **options: Any) -> lis
 def test_steps_are_as_near_the_truth_as_eager_pytorch(
     backend: str, dtype: torch.dtype, options: dict[str, Any], strided: bool
 ) -> None:
+    hold(backend, dtype, options, strided)
+
+
+@pytest.mark.usefixtures("narrower")
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: ",".join(o) or "plain")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_so_is_the_library_on_narrower_instruction_sets(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    hold("cpp", dtype, options, strided=False)
+
+
+def hold(backend: str, dtype: torch.dtype, options: dict[str, Any], strided: bool) -> None:
+    """Compare with the float64 reference, by what eager PyTorch is off."""
     truth = run(reference.clipped_adam, torch.float64, strided, **options)
     eager = run(reference.clipped_adam, dtype, strided, **options)
     with use_backend(backend):

@@ -8,6 +8,7 @@ import torch
 from dmm_fast import ops
 from tests.cases import CASES, OPS, SEQUENCE_OPS, TINY
 from tests.compare import backends_for, check_gradients, compare, error, run_backend
+from tests.compiled import COMPILED
 from tests.inputs import build, differentiable
 
 OP_BACKENDS = [(op, backend) for op in OPS for backend in backends_for(op)]
@@ -23,6 +24,16 @@ def test_backend_is_as_near_the_truth_as_eager_pytorch(
     op_name: str, backend: str, dtype: torch.dtype, case_name: str
 ) -> None:
     compare(op_name, CASES[case_name], backend, dtype)
+
+
+@pytest.mark.usefixtures("narrower")
+@pytest.mark.parametrize("case_name", CASES)
+@each_dtype
+@pytest.mark.parametrize("op_name", COMPILED)
+def test_so_is_the_library_on_narrower_instruction_sets(
+    op_name: str, dtype: torch.dtype, case_name: str
+) -> None:
+    compare(op_name, CASES[case_name], "cpp", dtype)
 
 
 @each_op
