@@ -37,7 +37,8 @@ def memory(racer: Racer, device: torch.device) -> dict[str, int | None]:
 def peak_resident(run: Callable[[], object]) -> int | None:
     """The most by which this process's resident memory grows while ``run`` runs.
 
-    None where the platform cannot tell: it takes Linux's count and glibc's ``malloc_trim``.
+    Free memory that shares a page with memory in use is not seen when ``run`` takes it. None where the
+    platform cannot tell: it takes Linux's count and glibc's ``malloc_trim``.
     """
     gc.collect()
     if not (_give_back_free_heap() and _forget_the_peak()):

@@ -1,5 +1,7 @@
 """Peak memory, against allocations of a known size."""
 
+import mmap
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from benchmarks import memory
 from benchmarks.memory import peak_resident
 
 MB = 2**20
+PAGE = mmap.PAGESIZE
 
 can_tell = pytest.mark.skipif(
     peak_resident(lambda: None) is None, reason="this platform does not tell its peak of resident memory"
@@ -31,7 +34,8 @@ def test_what_the_heap_kept_from_before_is_counted_again():
         pieces.append(torch.ones(MB // 64))
         ballast.append(torch.ones(2048))  # lies between them, so that the heap cannot shrink
     pieces.clear()
-    assert peak_resident(lambda: sixty_four_mb(1024)) == pytest.approx(64 * MB, rel=0.05)
+    shared = 1024 * 2 * PAGE  # each gap shares its first and last page with what is in use
+    assert peak_resident(lambda: sixty_four_mb(1024)) == pytest.approx(64 * MB, abs=shared)
 
 
 @can_tell
