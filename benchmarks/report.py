@@ -9,15 +9,20 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from benchmarks.plots import SOURCE_KEY, plot_source, speed_up_plot
+from benchmarks.plots import SOURCE_KEY, plot_source, scaling_plot, speed_up_plot
+from benchmarks.tables import (
+    Results,
+    errors_table,
+    peers_table,
+    scaling_table,
+    table,
+    where_and_with_what,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 NOTHING_YET = "No results have been measured yet."
-
-Results = dict[str, Any]
 
 
 class ReportError(ValueError):
@@ -38,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"report: {error}", file=sys.stderr)
         return 1
     for path, results in newest.values():
-        speed_up_plot(results, plot_path(folder, results), {SOURCE_KEY: path.name})
+        draw(results, plot_path(folder, results), path.name)
     readme.write_text(new, encoding="utf-8")
     print(f"{readme.name}: {'unchanged' if old == new else 'rewritten'}")
     return 0
@@ -48,7 +53,8 @@ def newest_per_suite(folder: Path) -> dict[str, tuple[Path, Results]]:
     """The newest results of each suite, by the date inside the file.
 
     Raises:
-        ReportError: a newest file has a red or empty correctness list, no rows, or is a quick run.
+        ReportError: a newest file has an error beyond its bound, nothing checked, no rows, or is a
+            quick run.
     """
     newest: dict[str, tuple[Path, Results]] = {}
     for path in sorted(folder.glob("*.json")):
@@ -62,7 +68,7 @@ def newest_per_suite(folder: Path) -> dict[str, tuple[Path, Results]]:
 
 
 def _refuse_unfit(path: Path, results: Results) -> None:
-    red = [row for row in results["correctness"] if row["ok"] is not True]
+    red = [row for row in results["correctness"] + results.get("errors", []) if row["ok"] is not True]
     if red:
         first = f"{red[0]['op']} of {red[0]['backend']} on {red[0]['case']}"
         raise ReportError(f"{path.name}: correctness: expected all ok, got a failure: {first}")
@@ -78,72 +84,28 @@ def section(newest: dict[str, tuple[Path, Results]], folder: Path, base: Path) -
         return NOTHING_YET
     parts = []
     for suite, (_, results) in newest.items():
-        plot = plot_path(folder, results)
+        plot, axes = plot_path(folder, results), axes_of(results)
         link = plot.relative_to(base) if plot.is_relative_to(base) else plot
-        picture = f"![How many times faster, suite {suite}]({link.as_posix()})"
-        parts += [f"### Suite `{suite}`", where_and_with_what(results), table(results)]
-        parts += [*peers_table(results), picture]
-    return "\n\n".join(parts)
+        shown = f"Milliseconds over {', '.join(axes)}" if axes else "How many times faster"
+        times = scaling_table(results) if axes else table(results)
+        picture = f"![{shown}, suite {suite}]({link.as_posix()})"
+        parts += [f"### Suite `{suite}`", where_and_with_what(results), times, peers_table(results), picture]
+        parts.append(errors_table(results))
+    return "\n\n".join(filter(None, parts))
 
 
-def where_and_with_what(results: Results) -> str:
-    """One paragraph: commit, device, versions, and how near the gate came to its bound."""
-    meta = results["meta"]
-    versions = [f"{n} {meta[n]}" for n in ("python", "torch", "pyro", "jax", "triton", "cuda") if meta.get(n)]
-    driver = f", driver {meta['driver']}" if meta["driver"] else ""
-    closest = max(row["max_rel_error"] / row["bound"] for row in results["correctness"])
-    text = (
-        f"Measured {meta['date'][:10]} at commit `{meta['commit']}` on {meta['device']}{driver}, "
-        f"{meta['threads']} of {meta['cpus']} threads, load {meta['load']:.2f} before the start; "
-        f"{', '.join(versions)}. {len(results['correctness'])} checks against the baseline passed "
-        f"in the same run, the closest at {closest:.0%} of its bound."
-    )
-    return f"{text} **Beware: {meta['load_warning']}.**" if meta.get("load_warning") else text
+def axes_of(results: Results) -> list[str]:
+    """Along what the cases of a scaling suite grow; empty for other suites."""
+    return list(dict.fromkeys(axis for row in results["cases"] for axis in row["extra"].get("along", {})))
 
 
-def table(results: Results) -> str:
-    """A Markdown table: a row for each case and contestant, a ratio to each baseline."""
-    baselines = list(results["cases"][0]["extra"]["speed_up"])
-    titles = ["case", "implementation", "median, ms", "min to max, ms", "n"]
-    titles += [f"times faster than {baseline}" for baseline in baselines]
-    lines = [_row(titles), "|---|---|" + "--:|" * (len(titles) - 2)]
-    for row in results["cases"]:
-        cells = [
-            row["case"],
-            row["impl"],
-            f"{row['median_ms']:.1f}",
-            f"{row['min_ms']:.1f} to {row['max_ms']:.1f}",
-            str(row["n"]),
-        ]
-        for baseline in baselines:
-            cells.append(_ratio(row["extra"]["speed_up"][baseline]))
-        lines.append(_row(cells))
-    legend = "Ratios are taken round by round: their median, lowest and highest in brackets."
-    return "\n".join([*lines, "", legend])
-
-
-def peers_table(results: Results) -> list[str]:
-    """How many times faster ours are than the peers without Pyro; nothing where none was timed."""
-    rows = [row for row in results["cases"] if row["extra"].get("against_peers")]
-    if not rows:
-        return []
-    peers = list(dict.fromkeys(peer for row in rows for peer in row["extra"]["against_peers"]))
-    titles = ["case", "implementation", *(f"times faster than {peer}" for peer in peers)]
-    lines = [_row(titles), "|---|---|" + "--:|" * len(peers)]
-    for row in rows:
-        ratios = row["extra"]["against_peers"]
-        lines.append(_row([row["case"], row["impl"], *(_ratio(ratios.get(peer)) for peer in peers)]))
-    return ["Against the same step without Pyro, also round by round:", "\n".join(lines)]
-
-
-def _ratio(faster: dict[str, float] | None) -> str:
-    if faster is None:
-        return ""
-    return f"{faster['median']:.2f} ({faster['low']:.2f} to {faster['high']:.2f})"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def draw(results: Results, path: Path, source: str) -> None:
+    """The suite's plot, with the name of its results file inside."""
+    metadata, axes = {SOURCE_KEY: source}, axes_of(results)
+    if axes:
+        scaling_plot(results, axes, path, metadata)
+    else:
+        speed_up_plot(results, path, metadata)
 
 
 def with_section(readme: str, text: str) -> str:
