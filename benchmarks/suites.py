@@ -18,7 +18,7 @@ from benchmarks.cases import (
 )
 from benchmarks.machine import cpu_count
 
-SCALING_CONTESTANTS = ("tutorial", "tutorial mended", "dmm_fast")
+SCALING_CONTESTANTS = ("tutorial", "tutorial mended", "PyTorch, hand-written backward", "dmm_fast")
 TOO_LONG = "the backward of its slices is O(B T^2)"
 
 
