@@ -1,7 +1,8 @@
-"""``python -m benchmarks.report``: write the README's results and the plots from the JSON files.
+"""``python -m benchmarks.report``: write the README's results, all tables and the plots from the JSON files.
 
-Every number between the README's two markers comes from the newest results file of its suite. A
-file that names a disagreement, or a quick run, is refused: nothing older is shown in its place.
+Every number between the README's two markers, and in the page beside the JSON files, comes from the
+newest results file of its suite. A file that names a disagreement, or a quick run, is refused: nothing
+older is shown in its place.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 from benchmarks.plots import SOURCE_KEY, plot_source, scaling_plot, speed_up_plot
 from benchmarks.tables import (
     Results,
+    errors_sentence,
     errors_table,
     peers_table,
     scaling_table,
@@ -37,14 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         newest = newest_per_suite(folder)
         old = readme.read_text(encoding="utf-8")
         new = with_section(old, section(newest, folder, readme.parent))
+        page = all_tables(newest, folder)
         if args.check:
-            return _check(readme, old == new, newest, folder)
+            return _check(readme, old == new, newest, folder, page)
     except ReportError as error:
         print(f"report: {error}", file=sys.stderr)
         return 1
     for path, results in newest.values():
         draw(results, plot_path(folder, results), path.name)
     readme.write_text(new, encoding="utf-8")
+    page_path(folder).write_text(page, encoding="utf-8")
     print(f"{readme.name}: {'unchanged' if old == new else 'rewritten'}")
     return 0
 
@@ -84,14 +88,34 @@ def section(newest: dict[str, tuple[Path, Results]], folder: Path, base: Path) -
         return NOTHING_YET
     parts = []
     for suite, (_, results) in newest.items():
-        plot, axes = plot_path(folder, results), axes_of(results)
-        link = plot.relative_to(base) if plot.is_relative_to(base) else plot
-        shown = f"Milliseconds over {', '.join(axes)}" if axes else "How many times faster"
-        times = scaling_table(results) if axes else table(results)
-        picture = f"![{shown}, suite {suite}]({link.as_posix()})"
-        parts += [f"### Suite `{suite}`", where_and_with_what(results), times, peers_table(results), picture]
-        parts.append(errors_table(results))
+        short = "" if axes_of(results) else "\n\n".join(filter(None, (table(results), peers_table(results))))
+        parts += [f"### Suite `{suite}`", where_and_with_what(results), short, picture(results, folder, base)]
+        parts.append(errors_sentence(results))
+    parts.append(
+        f"[All tables]({_link(page_path(folder), base)}): over sizes and threads, errors of every op."
+    )
     return "\n\n".join(filter(None, parts))
+
+
+def all_tables(newest: dict[str, tuple[Path, Results]], folder: Path) -> str:
+    """The page beside the JSON files: every table of every suite."""
+    parts = ["# Results", "Written by `python -m benchmarks.report` from the JSON files beside it."]
+    for suite, (path, results) in newest.items():
+        times = scaling_table(results) if axes_of(results) else table(results)
+        parts += [f"## Suite `{suite}`", f"From `{path.name}`.", where_and_with_what(results), times]
+        parts += [peers_table(results), picture(results, folder, folder), errors_table(results)]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def picture(results: Results, folder: Path, base: Path) -> str:
+    """The suite's plot in Markdown."""
+    axes = axes_of(results)
+    shown = f"Milliseconds over {', '.join(axes)}" if axes else "How many times faster"
+    return f"![{shown}, suite {results['suite']}]({_link(plot_path(folder, results), base)})"
+
+
+def _link(path: Path, base: Path) -> str:
+    return (path.relative_to(base) if path.is_relative_to(base) else path).as_posix()
 
 
 def axes_of(results: Results) -> list[str]:
@@ -128,8 +152,16 @@ def plot_path(folder: Path, results: Results) -> Path:
     return folder / f"{results['suite']}.png"
 
 
-def _check(readme: Path, same: bool, newest: dict[str, tuple[Path, Results]], folder: Path) -> int:
+def page_path(folder: Path) -> Path:
+    """Where all tables lie: a folder's README is what people are shown of it."""
+    return folder / "README.md"
+
+
+def _check(readme: Path, same: bool, newest: dict[str, tuple[Path, Results]], folder: Path, page: str) -> int:
     stale = [] if same else [readme.name]
+    written = page_path(folder)
+    if not written.is_file() or written.read_text(encoding="utf-8") != page:
+        stale.append(f"{folder.name}/{written.name}")
     for path, results in newest.values():
         plot = plot_path(folder, results)
         if plot_source(plot) != path.name:

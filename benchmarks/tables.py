@@ -134,6 +134,19 @@ def _legend(with_peak: bool) -> str:
 # --- errors of single ops ---------------------------------------------------------------------------
 
 
+def errors_sentence(results: Results) -> str:
+    """How near the ops came to the bounds of their errors; empty where none was measured."""
+    rows = results.get("errors")
+    if not rows:
+        return ""
+    ops, closest = {_op(row) for row in rows}, max(map(share_of_bound, rows))
+    return (
+        f"{len(rows)} values and gradients of {len(ops)} ops were held to float64 in the same run; "
+        f"the bound is {results['errors_about']['eager_factor']:g} times what eager PyTorch errs in "
+        f"float32, and the closest came to {closest:.0%} of it."
+    )
+
+
 def errors_table(results: Results) -> str:
     """For each op the value and the gradient that come nearest to their bounds."""
     if "errors" not in results:

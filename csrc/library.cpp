@@ -81,15 +81,26 @@ void set_instruction_set(std::string name) {
   STD_TORCH_CHECK(false, "name: expected one that this processor runs (", known, "), got ", name);
 }
 
+// What the CUDA kernels were compiled for, as nvcc names it; empty where none were built.
+std::string cuda_architectures() {
+#ifdef DMM_FAST_CUDA
+  return DMM_FAST_CUDA;
+#else
+  return "";
+#endif
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(dmm_fast, m) {
+  m.def("_cuda_architectures() -> str");
   m.def("_instruction_set() -> str");
   m.def("_set_instruction_set(str name) -> ()");
 }
 
 // No tensor comes with these calls, so there is no device to choose by.
 STABLE_TORCH_LIBRARY_IMPL(dmm_fast, CompositeExplicitAutograd, m) {
+  m.impl("_cuda_architectures", TORCH_BOX(&cuda_architectures));
   m.impl("_instruction_set", TORCH_BOX(&instruction_set));
   m.impl("_set_instruction_set", TORCH_BOX(&set_instruction_set));
 }

@@ -36,6 +36,11 @@ DTYPES = (torch.float32, torch.float64)
 """What the compiled CPU ops compute in."""
 
 
+def cuda_architectures() -> str:
+    """What the library's CUDA kernels were compiled for, as nvcc names it; empty where there are none."""
+    return "" if missing else torch.ops.dmm_fast._cuda_architectures()
+
+
 def instruction_set() -> str | None:
     """What the compiled CPU ops run on: avx512, avx2 or baseline; None without the library."""
     return None if missing else torch.ops.dmm_fast._instruction_set()

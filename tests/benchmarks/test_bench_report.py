@@ -163,6 +163,18 @@ def test_a_second_table_has_the_peers(place):
     assert "| a step | one | 2.50" not in text
 
 
+def test_check_sees_a_page_of_tables_that_is_not_the_results(place, capsys):
+    put(place, "a.json", with_errors(an_error()))
+    call(place)
+    page = report.page_path(place / "benchmarks/results")
+    assert "in the same run; the bound is 3 times" in (place / "README.md").read_text()
+    page.write_text(page.read_text().replace("123.4", "12.3"))
+    assert call(place, "--check") == 1
+    assert "stale: results/README.md;" in capsys.readouterr().err
+    page.unlink()
+    assert call(place, "--check") == 1
+
+
 def test_check_sees_a_number_typed_by_hand(place, capsys):
     put(place, "a.json", a_run())
     call(place)
@@ -219,8 +231,10 @@ def test_scaling_table_says_what_did_not_run_and_what_was_checked_in_halves():
 def test_scaling_suite_has_its_own_table_and_plot(place):
     put(place, "a.json", a_scaling_run())
     assert call(place) == 0
-    text = (place / "README.md").read_text()
-    assert "![Milliseconds over B, T, suite cpu-scaling](benchmarks/results/cpu-scaling.png)" in text
+    text = report.page_path(place / "benchmarks/results").read_text()
+    picture = "![Milliseconds over B, T, suite cpu-scaling]"
+    assert f"{picture}(cpu-scaling.png)" in text
+    assert f"{picture}(benchmarks/results/cpu-scaling.png)" in (place / "README.md").read_text()
     assert "| wide | 900.0 ms" in text
     with Image.open(place / "benchmarks" / "results" / "cpu-scaling.png") as image:
         assert image.info["Source"] == "a.json"
@@ -238,7 +252,7 @@ def test_errors_table_shows_the_nearest_to_its_bound_of_each_op(place):
     ]
     put(place, "a.json", with_errors(*rows))
     assert call(place) == 0
-    text = (place / "README.md").read_text()
+    text = report.page_path(place / "benchmarks/results").read_text()
     assert "| `rnn_scan` | cpp | value, ragged | 5.0e-07 | 2.50 | h_0, full | 6.0e-07 | 6.00 |" in text
     assert "| `clipped_adam` | cpp | value of params, full | 0.0e+00 | – | – | – | – |" in text
     assert "3 times the error of eager" in text
@@ -248,7 +262,10 @@ def test_errors_table_shows_the_nearest_to_its_bound_of_each_op(place):
 def test_errors_of_an_older_file_are_said_not_to_be_measured(place):
     put(place, "a.json", a_run())
     assert call(place) == 0
-    assert "Errors of single ops against float64: not measured" in (place / "README.md").read_text()
+    assert (
+        "Errors of single ops against float64: not measured"
+        in report.page_path(place / "benchmarks/results").read_text()
+    )
     assert errors_table(with_errors()) == ""  # a suite that asks for none says nothing
 
 
