@@ -39,6 +39,23 @@ def softplus(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def sigmoid(x):  # type: ignore[no-untyped-def]
+    """1 / (1 + e^-x), where no exponential overflows."""
+    e = tl.exp(-tl.abs(x))
+    return tl.where(x > 0.0, 1.0, e) / (1.0 + e)
+
+
+@triton.jit
+def expm1(x):  # type: ignore[no-untyped-def]
+    """e^x - 1, without cancellation near zero."""
+    s = tl.where(tl.abs(x) < 0.5, x, 0.0)
+    # Taylor, nine terms: below 0.5 the next is under 1e-9 of the value.
+    tail = 1.0 + s / 6.0 * (1.0 + s / 7.0 * (1.0 + s / 8.0 * (1.0 + s / 9.0)))
+    near = s * (1.0 + s / 2.0 * (1.0 + s / 3.0 * (1.0 + s / 4.0 * (1.0 + s / 5.0 * tail))))
+    return tl.where(tl.abs(x) < 0.5, near, tl.exp(x) - 1.0)
+
+
+@triton.jit
 def log_1_plus(u):  # type: ignore[no-untyped-def]
     """log(1 + u) for 0 <= u <= 1 to the last digits: what rounding 1 + u loses is put back."""
     w = 1.0 + u
@@ -66,3 +83,8 @@ def tanh(x):  # type: ignore[no-untyped-def]
     )
     far = (1.0 - e) / (1.0 + e)
     return tl.where(small, near, tl.where(x < 0, -far, far))
+
+
+def input_precision() -> str:
+    """How ``tl.dot`` multiplies float32: IEEE unless torch's own setting for matrix products allows tf32."""
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

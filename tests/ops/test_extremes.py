@@ -11,7 +11,7 @@ from torch.distributions import Normal
 from dmm_fast import ops, reference
 from dmm_fast.ops import CombinerWeights, GaussianEmitterWeights, TransitionWeights
 from tests.cases import CASES, Case
-from tests.compare import each_backend
+from tests.compare import each_backend, each_backend_and_dtype
 from tests.inputs import build
 
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -107,8 +107,7 @@ def test_log_softplus_rises_and_its_slope_falls(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("eps", [0.0, 3.0])
 @pytest.mark.parametrize("pre_scale", FAR)
-@each_dtype
-@each_backend("drawn_log_prob")
+@each_backend_and_dtype("drawn_log_prob")
 def test_drawn_log_prob(backend: str, dtype: torch.dtype, pre_scale: float, eps: float) -> None:
     noise, pre = leaf(eps, dtype, B, T, Z), leaf(pre_scale, dtype, B, T, Z)
     with ops.use_backend(backend):
@@ -121,8 +120,7 @@ def test_drawn_log_prob(backend: str, dtype: torch.dtype, pre_scale: float, eps:
 
 
 @pytest.mark.parametrize("pre_scale", FAR)
-@each_dtype
-@each_backend("transition_log_prob")
+@each_backend_and_dtype("transition_log_prob")
 def test_transition_log_prob_at_its_mean(backend: str, dtype: torch.dtype, pre_scale: float) -> None:
     z, z_0, weights = leaf(0, dtype, B, T, Z), leaf(0, dtype, Z), zero_transition(dtype, pre_scale)
     with ops.use_backend(backend):
@@ -132,8 +130,7 @@ def test_transition_log_prob_at_its_mean(backend: str, dtype: torch.dtype, pre_s
 
 
 @pytest.mark.parametrize("pre_scale", FAR)
-@each_dtype
-@each_backend("combiner_log_prob")
+@each_backend_and_dtype("combiner_log_prob")
 def test_combiner_log_prob_at_its_mean(backend: str, dtype: torch.dtype, pre_scale: float) -> None:
     z, h, z_q_0 = leaf(0, dtype, B, T, Z), leaf(1, dtype, B, T, 3), leaf(0, dtype, Z)
     weights = zero_combiner(dtype, pre_scale)
@@ -144,8 +141,7 @@ def test_combiner_log_prob_at_its_mean(backend: str, dtype: torch.dtype, pre_sca
 
 
 @pytest.mark.parametrize("pre_scale", FAR)
-@each_dtype
-@each_backend("transition_kl")
+@each_backend_and_dtype("transition_kl")
 def test_transition_kl_of_a_posterior_at_its_priors_mean(
     backend: str, dtype: torch.dtype, pre_scale: float
 ) -> None:
@@ -160,8 +156,7 @@ def test_transition_kl_of_a_posterior_at_its_priors_mean(
 
 
 @pytest.mark.parametrize("pre_scale", FAR)
-@each_dtype
-@each_backend("transition_kl")
+@each_backend_and_dtype("transition_kl")
 def test_transition_kl_of_the_prior_itself_is_zero(
     backend: str, dtype: torch.dtype, pre_scale: float
 ) -> None:
@@ -174,8 +169,7 @@ def test_transition_kl_of_the_prior_itself_is_zero(
     assert_finite_gradients(got, z, loc, pre, z_0, weights)
 
 
-@each_dtype
-@each_backend("transition_kl")
+@each_backend_and_dtype("transition_kl")
 def test_transition_kl_over_a_vanished_prior_is_infinite_and_no_nan(backend: str, dtype: torch.dtype) -> None:
     z, loc, pre = (leaf(0, dtype, B, T, Z) for _ in range(3))
     with ops.use_backend(backend):
@@ -186,8 +180,7 @@ def test_transition_kl_over_a_vanished_prior_is_infinite_and_no_nan(backend: str
 
 @pytest.mark.parametrize("logit", [-1e4, -200.0, 0.0, 200.0, 1e4])
 @pytest.mark.parametrize("x", [0.0, 1.0])
-@each_dtype
-@each_backend("bernoulli_log_prob")
+@each_backend_and_dtype("bernoulli_log_prob")
 def test_bernoulli_log_prob(backend: str, dtype: torch.dtype, x: float, logit: float) -> None:
     value, logits = leaf(x, dtype, B, T, Z), leaf(logit, dtype, B, T, Z)
     with ops.use_backend(backend):
@@ -200,8 +193,7 @@ def test_bernoulli_log_prob(backend: str, dtype: torch.dtype, x: float, logit: f
 
 
 @pytest.mark.parametrize("logit", [-1e4, 1e4])
-@each_dtype
-@each_backend("emission_log_prob")
+@each_backend_and_dtype("emission_log_prob")
 def test_emission_log_prob(backend: str, dtype: torch.dtype, logit: float) -> None:
     case = Case("certain", B=B, T=T, D=Z, Z=Z, E=3)
     inputs = build("emission_log_prob", case, dtype)
@@ -220,8 +212,7 @@ def test_emission_log_prob(backend: str, dtype: torch.dtype, logit: float) -> No
 
 
 @pytest.mark.parametrize("pre_scale", [-1e4, -200.0, -60.0])
-@each_dtype
-@each_backend("transition_log_prob")
+@each_backend_and_dtype("transition_log_prob")
 def test_padding_of_transition_log_prob_is_quiet(backend: str, dtype: torch.dtype, pre_scale: float) -> None:
     # Valid steps are at their mean of 1. Whatever stands for the others is far from theirs.
     z, z_0 = leaf(1, dtype, B, T, Z), leaf(1, dtype, Z)
@@ -233,8 +224,7 @@ def test_padding_of_transition_log_prob_is_quiet(backend: str, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("pre_scale", [-1e4, -200.0, -60.0])
-@each_dtype
-@each_backend("transition_kl")
+@each_backend_and_dtype("transition_kl")
 def test_padding_of_transition_kl_is_quiet(backend: str, dtype: torch.dtype, pre_scale: float) -> None:
     z, loc, z_0 = leaf(1, dtype, B, T, Z), leaf(1, dtype, B, T, Z), leaf(1, dtype, Z)
     pre, weights = leaf(pre_scale, dtype, B, T, Z), zero_transition(dtype, pre_scale, loc=1.0)
@@ -245,8 +235,7 @@ def test_padding_of_transition_kl_is_quiet(backend: str, dtype: torch.dtype, pre
 
 
 @pytest.mark.parametrize("pre_scale", [-1e4, -200.0, -60.0])
-@each_dtype
-@each_backend("combiner_log_prob")
+@each_backend_and_dtype("combiner_log_prob")
 def test_padding_of_combiner_log_prob_is_quiet(backend: str, dtype: torch.dtype, pre_scale: float) -> None:
     z, h, z_q_0 = leaf(1, dtype, B, T, Z), leaf(1, dtype, B, T, 3), leaf(1, dtype, Z)
     weights = zero_combiner(dtype, pre_scale, loc=1.0)
@@ -257,8 +246,7 @@ def test_padding_of_combiner_log_prob_is_quiet(backend: str, dtype: torch.dtype,
 
 
 @pytest.mark.parametrize("pre_scale", [-1e4, -200.0, -60.0])
-@each_dtype
-@each_backend("gaussian_emission_log_prob")
+@each_backend_and_dtype("gaussian_emission_log_prob")
 def test_what_gaussian_emission_does_not_observe_is_quiet(
     backend: str, dtype: torch.dtype, pre_scale: float
 ) -> None:
@@ -287,8 +275,7 @@ def _assert_no_new_nan(ours: tuple[Tensor, ...], eager: tuple[Tensor, ...]) -> N
         assert not (mine.isnan().flatten() & ~theirs.isnan().flatten()).any()
 
 
-@each_dtype
-@each_backend("gaussian_emission_log_prob")
+@each_backend_and_dtype("gaussian_emission_log_prob")
 def test_gaussian_emission_has_no_nan_that_eager_normal_lacks(backend: str, dtype: torch.dtype) -> None:
     value, loc, pre_scale = _grid(dtype, [*FAR, -103.0, -87.0, -45.0])
     leaves = [t.clone().requires_grad_() for t in (value, loc, pre_scale)]
@@ -312,8 +299,7 @@ def test_gaussian_emission_has_no_nan_that_eager_normal_lacks(backend: str, dtyp
     assert not any(g.isnan().any() for g in ours)
 
 
-@each_dtype
-@each_backend("normal_log_prob")
+@each_backend_and_dtype("normal_log_prob")
 def test_normal_log_prob_has_no_nan_that_eager_normal_lacks(backend: str, dtype: torch.dtype) -> None:
     grid = _grid(dtype, [1e-37, 1e-30, 1e-20, 1e-10, 1.0, 1e10, 1e30])
     leaves = [t.clone().requires_grad_() for t in grid]
@@ -334,8 +320,7 @@ def test_normal_log_prob_has_no_nan_that_eager_normal_lacks(backend: str, dtype:
 
 
 @pytest.mark.parametrize("pre_scale", FAR)
-@each_dtype
-@each_backend("combiner_scan")
+@each_backend_and_dtype("combiner_scan")
 def test_combiner_scan(backend: str, dtype: torch.dtype, pre_scale: float) -> None:
     h, eps, z_q_0 = leaf(1, dtype, B, T, 3), leaf(2, dtype, B, T, Z), leaf(0, dtype, Z)
     weights = zero_combiner(dtype, pre_scale)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dmm_fast import ops
 from tests.cases import OPS, SEQUENCE_OPS, Case, Op
-from tests.compare import Results, backends_for, error, evaluate, incoming_gradients
+from tests.compare import Results, backends_for, dtypes_for, error, evaluate, incoming_gradients
 from tests.inputs import Inputs, build, map_tensors
 
 OP_BACKENDS = [(op, backend) for op in SEQUENCE_OPS for backend in backends_for(op)]
@@ -44,8 +44,13 @@ def run(
         return evaluate(getattr(ops, op_name), inputs, lambda outputs: incoming)
 
 
+def precision(op_name: str, backend: str) -> torch.dtype:
+    """The finest dtype that the backend computes the op in."""
+    return dtypes_for(op_name, backend)[-1]
+
+
 def run_whole(op_name: str, backend: str, case: Case) -> tuple[tuple[Tensor, ...], Results, list[Tensor]]:
-    """Outputs and gradients of the case in float64, and the incoming gradients they were for."""
+    """Outputs and gradients of the case, and the incoming gradients they were for."""
     incoming: list[Tensor] = []
 
     def draw(outputs: tuple[Tensor, ...]) -> list[Tensor]:
@@ -53,7 +58,7 @@ def run_whole(op_name: str, backend: str, case: Case) -> tuple[tuple[Tensor, ...
         return incoming
 
     with ops.use_backend(backend):
-        inputs = build(op_name, case, torch.float64)
+        inputs = build(op_name, case, precision(op_name, backend))
         outputs, gradients = evaluate(getattr(ops, op_name), inputs, draw)
     return outputs, gradients, incoming
 
@@ -76,7 +81,8 @@ def particle_dim(op: Op, case: Case, name: str) -> int | None:
 
 
 def near(got: Tensor, expected: Tensor) -> bool:
-    return got.shape == expected.shape and error(got, expected) <= 1e-10
+    bound = 1e-10 if expected.dtype == torch.float64 else 1e-5
+    return got.shape == expected.shape and error(got, expected.double()) <= bound
 
 
 def assert_parts_make_the_whole(
@@ -99,7 +105,11 @@ def assert_parts_make_the_whole(
 
         pieces = zip(op.outputs, incoming, strict=True)
         wanted = [pick(g, dim_of(op, case, spec)) for spec, g in pieces]
-        runs.append(run(op_name, backend, map_tensors(build(op_name, case, torch.float64), part), wanted))
+        runs.append(
+            run(
+                op_name, backend, map_tensors(build(op_name, case, precision(op_name, backend)), part), wanted
+            )
+        )
     for k, spec in enumerate(op.outputs):
         assert near(join([outs[k] for outs, _ in runs], dim_of(op, case, spec)), outputs[k])
     for name, whole in gradients.items():
@@ -174,7 +184,7 @@ def test_padding_further_changes_nothing(
         filler = 1.0 if name == "mask" else filler
         return torch.cat([tensor, tensor.new_full(shape, filler)], dim)
 
-    inputs = map_tensors(build(op_name, case, torch.float64), longer)
+    inputs = map_tensors(build(op_name, case, precision(op_name, backend)), longer)
     wanted = [longer(spec, g) for spec, g in zip(op.outputs, incoming, strict=True)]
     padded_outputs, padded_gradients = run(op_name, backend, inputs, wanted)
     for k, spec in enumerate(op.outputs):

@@ -7,19 +7,22 @@ import torch
 
 from dmm_fast import ops
 from tests.cases import CASES, OPS, SEQUENCE_OPS, TINY
-from tests.compare import backends_for, check_gradients, compare, error, run_backend
+from tests.compare import backends_for, check_gradients, compare, dtypes_for, error, run_backend
 from tests.compiled import COMPILED
 from tests.inputs import build, differentiable
 
 OP_BACKENDS = [(op, backend) for op in OPS for backend in backends_for(op)]
-DTYPES = [torch.float32, torch.float64]
+OP_BACKEND_DTYPES = [(*pair, dtype) for pair in OP_BACKENDS for dtype in dtypes_for(*pair)]
 each_op = pytest.mark.parametrize(("op_name", "backend"), OP_BACKENDS)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
+each_op_in_each_dtype = pytest.mark.parametrize(
+    ("op_name", "backend", "dtype"),
+    OP_BACKEND_DTYPES,
+    ids=[f"{op}-{backend}-{str(dtype).removeprefix('torch.')}" for op, backend, dtype in OP_BACKEND_DTYPES],
+)
 
 
 @pytest.mark.parametrize("case_name", CASES)
-@each_dtype
-@each_op
+@each_op_in_each_dtype
 def test_backend_is_as_near_the_truth_as_eager_pytorch(
     op_name: str, backend: str, dtype: torch.dtype, case_name: str
 ) -> None:
@@ -28,7 +31,7 @@ def test_backend_is_as_near_the_truth_as_eager_pytorch(
 
 @pytest.mark.usefixtures("narrower")
 @pytest.mark.parametrize("case_name", CASES)
-@each_dtype
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("op_name", COMPILED)
 def test_so_is_the_library_on_narrower_instruction_sets(
     op_name: str, dtype: torch.dtype, case_name: str
@@ -36,7 +39,10 @@ def test_so_is_the_library_on_narrower_instruction_sets(
     compare(op_name, CASES[case_name], "cpp", dtype)
 
 
-@each_op
+@pytest.mark.parametrize(
+    ("op_name", "backend"),
+    [(op, backend) for op, backend, dtype in OP_BACKEND_DTYPES if dtype == torch.float64],
+)
 def test_gradients_are_the_numerical_ones(op_name: str, backend: str) -> None:
     check_gradients(op_name, backend, TINY)
     if op_name == "rnn_scan":

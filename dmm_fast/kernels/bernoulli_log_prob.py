@@ -1,0 +1,93 @@
+"""Bernoulli log-probabilities of given logits."""
+
+import triton.language as tl
+from torch import Tensor
+
+from dmm_fast.kernels.densities import bernoulli_log_density, bernoulli_slope
+from dmm_fast.kernels.rows import (
+    at,
+    block_of_places,
+    every_place,
+    kept,
+    launch,
+    load,
+    mask_of,
+    rows_of,
+    rowwise_kernel,
+    steps_of,
+    store_row,
+    sum_steps,
+    terms_of,
+    width_block,
+)
+
+__all__ = ["bernoulli_log_prob", "bernoulli_log_prob_backward"]
+
+
+@rowwise_kernel
+def bernoulli_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
+    x, logits, steps, mask, terms, first, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """A block of steps: terms [P, B, T] is a step's sum over what is observed of it."""
+    index = block_of_places(first, BLOCK_M)
+    row, step, _, valid = every_place(steps, index)
+    x_row, logits_row = at(x, steps, row, step), at(logits, steps, row, step)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for n in range(0, WIDTH, BLOCK_N):
+        columns = n + tl.arange(0, BLOCK_N)
+        keep = kept(mask, steps, row, step, columns, WIDTH, valid)
+        term = bernoulli_log_density(load(x_row, columns, keep), load(logits_row, columns, keep))
+        acc += tl.where(keep, term, 0.0)
+    tl.store(terms + index, tl.sum(acc, 1), mask=valid)
+
+
+@rowwise_kernel
+def bernoulli_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
+    dout,
+    x,
+    logits,
+    steps,
+    mask,
+    dx,
+    dlogits,
+    first,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """A block of steps: from dout [P, B] both gradients [P, B, T, WIDTH], zero where nothing counts."""
+    index = block_of_places(first, BLOCK_M)
+    row, step, inside, valid = every_place(steps, index)
+    x_row, logits_row = at(x, steps, row, step), at(logits, steps, row, step)
+    d = tl.load(dout + row, mask=valid, other=0.0).to(tl.float32)[:, None]
+    for n in range(0, WIDTH, BLOCK_N):
+        columns = n + tl.arange(0, BLOCK_N)
+        keep = kept(mask, steps, row, step, columns, WIDTH, valid)
+        value, logit = load(x_row, columns, keep), load(logits_row, columns, keep)
+        slope = tl.where(keep, d * bernoulli_slope(value, logit), 0.0)
+        store_row(dx + index * WIDTH, columns, WIDTH, inside, d * logit)  # a logit not to keep is zero
+        store_row(dlogits + index * WIDTH, columns, WIDTH, inside, slope)
+
+
+def bernoulli_log_prob(x: Tensor, logits: Tensor, lengths: Tensor, mask: Tensor | None) -> Tensor:
+    """``[P, B]``: the sum over what is observed of log Bernoulli(x; sigmoid(logits))."""
+    P, B, T, D = logits.shape
+    terms = terms_of(logits)
+    given = (rows_of(x), rows_of(logits), steps_of(logits, lengths), mask_of(mask), terms)
+    launch(bernoulli_log_prob_fwd_kernel, P * B * T, logits, *given, WIDTH=D, BLOCK_N=width_block(D, 128))
+    return sum_steps(terms, logits, lengths)
+
+
+def bernoulli_log_prob_backward(
+    dout: Tensor, x: Tensor, logits: Tensor, lengths: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """``dx, dlogits``, each ``[P, B, T, D]``."""
+    P, B, T, D = logits.shape
+    dx, dlogits = logits.new_empty(logits.shape), logits.new_empty(logits.shape)
+    given = (rows_of(x), rows_of(logits), steps_of(logits, lengths), mask_of(mask), dx, dlogits)
+    launch(
+        *(bernoulli_log_prob_bwd_kernel, P * B * T, logits, dout.contiguous(), *given),
+        WIDTH=D,
+        BLOCK_N=width_block(D, 128),
+    )
+    return dx, dlogits

@@ -1,0 +1,153 @@
+"""Linear layers within a rowwise kernel, forward and backward, and the gradients of their weights.
+
+A layer reads its rows from memory, a block of features at a time, so a kernel's blocks have a fixed size
+whatever the widths. Threads of a program see each other's stores after ``tl.debug_barrier()``, which is
+CUDA's ``__syncthreads()``.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dmm_fast.kernels.common import input_precision
+from dmm_fast.kernels.rows import constants, load_row, store_row, width_block
+
+# Rows of scratch that a backward pass keeps at a time; longer batches are taken in parts.
+SCRATCH_ROWS = 1 << 15
+
+
+class Blocks(NamedTuple):
+    """How many hidden units, outputs and inputs of a layer are taken at a time, and how they multiply."""
+
+    H: Any
+    N: Any
+    K: Any
+    precision: Any
+
+
+def blocks_for(hidden: int, outputs: int) -> Blocks:
+    """The blocks of a network whose hidden layers and outputs have at most these widths."""
+    sizes = width_block(hidden, 32), width_block(outputs, 128), width_block(max(hidden, outputs), 32)
+    return constants(Blocks(*sizes, input_precision()))
+
+
+@triton.jit
+def bias(pointer, columns, WIDTH):  # type: ignore[no-untyped-def]
+    """``[1, columns]`` of a bias in float32."""
+    return tl.load(pointer + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def tile(w, columns, N, stride_n, ks, K, stride_k):  # type: ignore[no-untyped-def]
+    """``[ks, columns]`` of a weight in float32, zero outside of it; (n, k) is at n stride_n + k stride_k."""
+    inside = (ks < K)[:, None] & (columns < N)[None, :]
+    pointers = w + ks[:, None].to(tl.int64) * stride_k + columns[None, :].to(tl.int64) * stride_n
+    return tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def product(rows, valid, K, w, columns, N, stride_n, stride_k, blocks):  # type: ignore[no-untyped-def]
+    """``[rows, columns]``: rows of K features times the columns of a weight, laid out as in :func:`tile`."""
+    acc = tl.zeros((valid.shape[0], columns.shape[0]), tl.float32)
+    for k in range(0, K, blocks.K):
+        ks = k + tl.arange(0, blocks.K)
+        weight = tile(w, columns, N, stride_n, ks, K, stride_k)
+        acc = tl.dot(load_row(rows, ks, K, valid), weight, acc=acc, input_precision=blocks.precision)
+    return acc
+
+
+@triton.jit
+def linear(rows, valid, K, w, b, columns, N, blocks):  # type: ignore[no-untyped-def]
+    """The given columns of ``W x + b`` for rows x of K features, ``w`` being ``[N, K]``."""
+    return product(rows, valid, K, w, columns, N, K, 1, blocks) + bias(b, columns, N)
+
+
+@triton.jit
+def linear_backward(drows, valid, N, w, columns, K, blocks):  # type: ignore[no-untyped-def]
+    """The given columns of the gradient by x of :func:`linear`, from that by its N outputs."""
+    return product(drows, valid, N, w, columns, K, 1, K, blocks)
+
+
+@triton.jit
+def two_layers(rows, valid, K, w_in, b_in, H, w_out, b_out, columns, N, blocks):  # type: ignore[no-untyped-def]
+    """The given columns of ``W_out relu(W_in x + b_in) + b_out``; a block of the H hidden units at a time."""
+    acc = tl.zeros((valid.shape[0], columns.shape[0]), tl.float32)
+    for h in range(0, H, blocks.H):
+        units = h + tl.arange(0, blocks.H)
+        hidden = relu(linear(rows, valid, K, w_in, b_in, units, H, blocks))
+        acc = tl.dot(
+            hidden, tile(w_out, columns, N, H, units, H, 1), acc=acc, input_precision=blocks.precision
+        )
+    return acc + bias(b_out, columns, N)
+
+
+@triton.jit
+def hidden_rows(rows, valid, K, w, b, to, H, blocks):  # type: ignore[no-untyped-def]
+    """Write ``relu(W x + b)`` of rows x of K features to the rows ``to``, H units each."""
+    for h in range(0, H, blocks.H):
+        units = h + tl.arange(0, blocks.H)
+        store_row(to, units, H, valid, relu(linear(rows, valid, K, w, b, units, H, blocks)))
+
+
+@triton.jit
+def hidden_rows_backward(drows, valid, N, w, hidden, to, H, blocks):  # type: ignore[no-untyped-def]
+    """Write the gradient by what ``hidden = relu(...)`` was of, from that by the layer ``w [N, H]`` on it."""
+    for h in range(0, H, blocks.H):
+        units = h + tl.arange(0, blocks.H)
+        gradient = linear_backward(drows, valid, N, w, units, H, blocks)
+        store_row(to, units, H, valid, tl.where(load_row(hidden, units, H, valid) > 0.0, gradient, 0.0))
+
+
+@triton.jit
+def copy_rows(rows, valid, to, WIDTH, blocks):  # type: ignore[no-untyped-def]
+    """Write the rows to ``to``, in float32."""
+    for n in range(0, WIDTH, blocks.N):
+        columns = n + tl.arange(0, blocks.N)
+        store_row(to, columns, WIDTH, valid, load_row(rows, columns, WIDTH, valid))
+
+
+@triton.jit
+def relu(x):  # type: ignore[no-untyped-def]
+    """max(x, 0), and NaN where x is."""
+    return tl.where(x < 0.0, 0.0, x)
+
+
+def in_parts(count: int) -> Iterator[tuple[int, int]]:
+    """``first, size`` of each part of ``count`` places that a backward pass takes at a time; at least one."""
+    for first in range(0, max(count, 1), SCRATCH_ROWS):
+        yield first, min(SCRATCH_ROWS, count - first)
+
+
+def weight_gradients(
+    weights: list[Tensor],
+    layers: list[tuple[slice, slice]],
+    width: int,
+    count: int,
+    fill: Callable[[Tensor, int], None],
+) -> list[Tensor]:
+    """Gradients of weights and biases: products over the rows of scratch, one part of them after another.
+
+    ``fill(scratch, first)`` writes the rows of ``scratch [size, width]`` of the valid ones among the places
+    from ``first`` on; the others are zero. ``layers`` has, for each weight with its bias, the columns that
+    hold the gradient by the layer's outputs, and those that hold its inputs.
+    """
+    totals: list[Tensor] = []
+    for first, size in in_parts(count):
+        scratch = torch.zeros(size, width, dtype=torch.float32, device=weights[0].device)
+        fill(scratch, first)
+        parts: list[Tensor] = []
+        for delta, given in layers:
+            parts += [scratch[:, delta].t() @ scratch[:, given], scratch[:, delta].sum(0)]
+        totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
+    return [total.to(w.dtype) for total, w in zip(totals, weights, strict=True)]
+
+
+def stacked(*widths: int) -> list[slice]:
+    """Columns of these widths, side by side."""
+    ends = list(accumulate(widths))
+    return [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]

@@ -1,0 +1,256 @@
+"""What the rowwise ops share: which steps a program takes, how it reads them, sums over time.
+
+A program takes a block of *places*: steps (p, b, t), of which only the valid ones have a number, counted
+row after row. So short sequences leave no gaps, and which step a number means is found on the device: the
+host never reads ``lengths``, launches as many programs as full rows would need, and those past the last
+valid step return at once.
+
+Features are dense (:func:`dense`), all other strides are arguments.
+"""
+
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dmm_fast.kernels.common import cdiv, next_power_of_2, on_device_of, row_start
+
+# Sizes and strides that differ from batch to batch: no kernel is compiled anew for them.
+VARYING = (
+    "steps",
+    "first",
+    "mask",
+    "value",
+    "loc",
+    "scale",
+    "eps",
+    "pre_scale",
+    "x",
+    "logits",
+    "z",
+    "z_0",
+    "h",
+    "rows",
+    "batch",
+    "T",
+)
+
+# Lengths that a search for the place of a number reads at a time.
+SEARCHED = tl.constexpr(64)
+
+
+_Fields = TypeVar("_Fields", bound=tuple[Any, ...])
+
+rowwise_kernel = triton.jit(do_not_specialize=VARYING)
+
+
+class Rows(NamedTuple):
+    """A ``[P, B, T, width]`` tensor with dense features, as a kernel takes it."""
+
+    ptr: Any
+    stride_p: int
+    stride_b: int
+    stride_t: int
+
+
+class Steps(NamedTuple):
+    """How many steps there are, and which of them are valid: all where ``lengths`` is None."""
+
+    lengths: Any
+    particles: int
+    batch: int
+    steps: int
+
+
+class Mask(NamedTuple):
+    """What is observed, ``[B, T]`` (no stride over features) or ``[B, T, width]``."""
+
+    ptr: Any
+    stride_b: int
+    stride_t: int
+    stride_d: int
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """``tensor`` itself where its features are dense, else a copy."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def rows_of(tensor: Tensor) -> Rows:
+    """``tensor [P, B, T, width]``, or ``[P, B, width]`` as rows of one step, for a kernel."""
+    held = dense(tensor)
+    strides = held.stride()[:-1]
+    return Rows(held, *strides, *(3 - len(strides)) * (0,))
+
+
+def steps_of(tensor: Tensor, lengths: Tensor | None) -> Steps:
+    """The steps of a ``[P, B, T, ...]`` tensor."""
+    P, B, T = tensor.shape[:3]
+    return Steps(None if lengths is None else lengths.contiguous(), P, B, T)
+
+
+def mask_of(mask: Tensor | None) -> Mask | None:
+    """A bool mask ``[B, T]`` or ``[B, T, width]`` for a kernel."""
+    if mask is None:
+        return None
+    return Mask(mask, mask.stride(0), mask.stride(1), mask.stride(2) if mask.dim() == 3 else 0)
+
+
+def constants(fields: _Fields) -> _Fields:
+    """The same named tuple with each field a constant of the kernel that takes it."""
+    return type(fields)(*(tl.constexpr(field) for field in fields))
+
+
+def width_block(size: int, most: int) -> int:
+    """The block for so many features: a power of two that ``tl.dot`` takes."""
+    return min(max(next_power_of_2(size), 16), most)
+
+
+def row_block(count: int) -> int:
+    """How many places a program takes: few where the batch would not give each multiprocessor a program."""
+    return 16 if count <= 8192 else 32
+
+
+def launch(kernel: Any, count: int, on: Tensor, *args: Any, first: int = 0, **options: Any) -> None:
+    """Run ``kernel(*args, first, ...)``, a program for each block of ``count`` places from ``first`` on."""
+    if count == 0:
+        return
+    block = row_block(count)
+    with on_device_of(on):
+        kernel[(cdiv(count, block),)](*args, first, BLOCK_M=block, num_warps=8, num_stages=2, **options)
+
+
+@triton.jit
+def block_of_places(first, BLOCK_M: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The numbers of the places of this program, the first program's beginning with ``first``."""
+    return first + tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+
+
+@triton.jit
+def places(steps, index):  # type: ignore[no-untyped-def]
+    """``row, step, valid`` of the valid steps with numbers ``index [BLOCK]``; ``row`` is p * batch + b."""
+    index = index.to(tl.int64)
+    if steps.lengths is None:
+        row = index // steps.steps
+        return row, index % steps.steps, row < steps.batch * steps.particles
+    passed = tl.zeros_like(index)  # rows that end before the number
+    start = tl.zeros_like(index)  # where the first that does not begins
+    total = tl.full((), 0, tl.int64)
+    first = 0
+    while first < steps.batch:
+        b = first + tl.arange(0, SEARCHED)
+        length = tl.load(steps.lengths + b, mask=b < steps.batch, other=0)
+        # A length that is no length must not lead outside of a tensor.
+        length = tl.minimum(tl.maximum(length, 0), steps.steps) * steps.particles
+        ends = (total + tl.cumsum(length, 0))[None, :]
+        over = (ends <= index[:, None]) & (b < steps.batch)[None, :]
+        passed += tl.sum(over.to(tl.int64), 1)
+        start = tl.maximum(start, tl.max(tl.where(over, ends, 0), 1))
+        total += tl.sum(length, 0)
+        first += SEARCHED
+    valid = index < total
+    b = tl.where(valid, passed, 0)
+    length = tl.load(steps.lengths + b, mask=valid, other=1)
+    length = tl.minimum(tl.maximum(length, 1), steps.steps)
+    offset = index - start
+    return (offset // length) * steps.batch + b, offset % length, valid
+
+
+@triton.jit
+def every_place(steps, index):  # type: ignore[no-untyped-def]
+    """``row, step, inside, valid`` of places counted without regard to lengths, for what writes them all."""
+    index = index.to(tl.int64)
+    row, step = index // steps.steps, index % steps.steps
+    inside = row < steps.batch * steps.particles
+    return row, step, inside, step < tl.load(steps.lengths + row % steps.batch, mask=inside, other=0)
+
+
+@triton.jit
+def kept(mask, steps, row, step, columns, WIDTH, valid):  # type: ignore[no-untyped-def]
+    """``[rows, columns]``: what is valid, within the width, and observed."""
+    keep = valid[:, None] & (columns < WIDTH)[None, :]
+    if mask is not None:
+        pointers = mask.ptr + (row % steps.batch) * mask.stride_b + step * mask.stride_t
+        places = pointers[:, None] + columns[None, :].to(tl.int64) * mask.stride_d
+        keep &= tl.load(places, mask=keep, other=0) != 0
+    return keep
+
+
+@triton.jit
+def at(rows, steps, row, step):  # type: ignore[no-untyped-def]
+    """Pointers to the first feature of the steps ``row, step`` of a tensor."""
+    return rows.ptr + row_start(row, steps.batch, rows.stride_p, rows.stride_b) + step * rows.stride_t
+
+
+@triton.jit
+def before(rows, start, steps, row, step):  # type: ignore[no-untyped-def]
+    """Pointers to the steps before: at the first step of a row, to its ``start``."""
+    return tl.where(step > 0, at(rows, steps, row, step - 1), at(start, steps, row, tl.zeros_like(step)))
+
+
+@triton.jit
+def load(pointers, columns, keep):  # type: ignore[no-untyped-def]
+    """``[rows, columns]`` in float32; zero for what is not to keep."""
+    return tl.load(pointers[:, None] + columns[None, :], mask=keep, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_row(pointers, columns, WIDTH, valid):  # type: ignore[no-untyped-def]
+    """``[rows, columns]`` in float32; zero for what is not valid or beyond the width."""
+    return load(pointers, columns, valid[:, None] & (columns < WIDTH)[None, :])
+
+
+@triton.jit
+def store_row(pointers, columns, WIDTH, valid, value):  # type: ignore[no-untyped-def]
+    """Write ``value [rows, columns]`` where it is valid and within the width."""
+    inside = valid[:, None] & (columns < WIDTH)[None, :]
+    tl.store(pointers[:, None] + columns[None, :], value.to(pointers.dtype.element_ty), mask=inside)
+
+
+@rowwise_kernel
+def sum_steps_kernel(  # type: ignore[no-untyped-def]
+    terms, lengths, out, rows, batch, T, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr
+):
+    """Out [rows] is the sum over the valid steps of terms [rows, T], a block of rows a program."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    length = tl.load(lengths + row % batch, mask=row < rows, other=0)
+    length = tl.minimum(length, T)
+    longest = tl.max(length, 0)
+    acc = tl.zeros((BLOCK_M, BLOCK_T), tl.float32)
+    first = tl.full((), 0, tl.int64)
+    while first < longest:
+        t = first + tl.arange(0, BLOCK_T)
+        inside = t[None, :] < length[:, None]
+        acc += tl.load(terms + row[:, None] * T + t[None, :], mask=inside, other=0.0)
+        first += BLOCK_T
+    tl.store(out + row, tl.sum(acc, 1).to(out.dtype.element_ty), mask=row < rows)
+
+
+def sum_steps(terms: Tensor, like: Tensor, lengths: Tensor) -> Tensor:
+    """``[P, B]`` of the dtype of ``like [P, B, T, ...]``: ``terms [P, B, T]`` summed in a fixed order."""
+    P, B, T = like.shape[:3]
+    out = like.new_empty(P, B)
+    if out.numel():
+        with on_device_of(like):
+            sum_steps_kernel[(cdiv(P * B, 4),)](
+                terms, lengths.contiguous(), out, P * B, B, T, BLOCK_M=4, BLOCK_T=128, num_warps=4
+            )
+    return out
+
+
+def terms_of(tensor: Tensor) -> Tensor:
+    """Room for a number a step of ``tensor [P, B, T, ...]``."""
+    return tensor.new_empty(tensor.shape[:3], dtype=torch.float32)
+
+
+def split_chain(dvalue: Tensor, dbefore: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """``dz, dz_0`` from a step's gradients by z_t and by z_{t-1}, both ``[P, B, T, Z]``.
+
+    ``dvalue`` becomes the sum of both paths to z_t.
+    """
+    dvalue[:, :, :-1] += dbefore[:, :, 1:]
+    if dvalue.shape[2] == 0:
+        return dvalue.to(like.dtype), like.new_zeros(*like.shape[:2], like.shape[3])
+    return dvalue.to(like.dtype), dbefore[:, :, 0].to(like.dtype, memory_format=torch.contiguous_format)
