@@ -66,3 +66,8 @@ def tanh(x):  # type: ignore[no-untyped-def]
     )
     far = (1.0 - e) / (1.0 + e)
     return tl.where(small, near, tl.where(x < 0, -far, far))
+
+
+def input_precision() -> str:
+    """How ``tl.dot`` multiplies float32: IEEE unless torch's own setting for matrix products allows tf32."""
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
