@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.common import input_precision, on_device_of, row_start, tanh
-from dmm_fast.kernels.scan import ROWS, clear_steps, grid, launch_options, rows_times, tile
+from dmm_fast.kernels.scan import LAUNCH, ROWS, clear_steps, grid, rows_times, tile
 
 __all__ = ["rnn_scan", "rnn_scan_backward"]
 
@@ -25,13 +25,8 @@ def rnn_scan(x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonline
             _two_states(x_proj, P * B, H),
             h,
             *(P * B, B, T),
-            H=H,
-            TANH=nonlinearity == "tanh",
-            ROWS=ROWS,
-            BLOCK_N=tile(H, 128),
-            BLOCK_K=tile(H, 32),
-            PRECISION=input_precision(),
-            **launch_options(),
+            **_constants(H, nonlinearity),
+            **LAUNCH,
         )
     return h
 
@@ -52,17 +47,23 @@ def rnn_scan_backward(
             dx_proj,
             dh_0,
             *(P * B, B, T),
-            H=H,
-            TANH=nonlinearity == "tanh",
-            ROWS=ROWS,
-            BLOCK_N=tile(H, 128),
-            BLOCK_K=tile(H, 32),
-            PRECISION=input_precision(),
-            **launch_options(),
+            **_constants(H, nonlinearity),
+            **LAUNCH,
         )
     # Of what is invalid both factors are zero, so all steps of all rows may go into one product.
     dw_hh = dx_proj.flatten(0, 2).mT @ _next(h, h_0, lengths).flatten(0, 2)
     return dx_proj, dw_hh, dh_0
+
+
+def _constants(H: int, nonlinearity: str) -> dict[str, int | str]:
+    return {
+        "H": H,
+        "TANH": nonlinearity == "tanh",
+        "ROWS": ROWS,
+        "BLOCK_N": tile(H, 128),
+        "BLOCK_K": tile(H, 64),
+        "PRECISION": input_precision(),
+    }
 
 
 def _two_states(like: Tensor, rows: int, width: int) -> Tensor:
@@ -116,8 +117,7 @@ def rnn_scan_fwd_kernel(  # type: ignore[no-untyped-def]
     length = tl.load(lengths + row % batch, mask=exists, other=0)
     longest = tl.max(length, 0)
     x_row = x_proj + row_start(row, batch, x_p, x_b)
-    h_row, even = h + row * T * H, state + row * H
-    odd = even + rows.to(tl.int64) * H
+    h_row, state_row, size = h + row * T * H, state + row * H, rows.to(tl.int64) * H
 
     first = h_0 + row_start(row, batch, h_0_p, h_0_b)
     for start in range(0, H, BLOCK_N):
@@ -125,15 +125,15 @@ def rnn_scan_fwd_kernel(  # type: ignore[no-untyped-def]
         here = exists[:, None] & (n < H)[None, :]
         value = tl.load(first[:, None] + n[None, :] * h_0_h, mask=here, other=0.0).to(tl.float32)
         # A row starts at its own step, so either may be what it reads first.
-        tl.store(even[:, None] + n[None, :], value, mask=here)
-        tl.store(odd[:, None] + n[None, :], value, mask=here)
+        tl.store(state_row[:, None] + n[None, :], value, mask=here)
+        tl.store(state_row[:, None] + size + n[None, :], value, mask=here)
     clear_steps(h_row, exists, longest, T, H, BLOCK_N)
 
     t = longest - 1
     while t >= 0:
         tl.debug_barrier()
         active = t < length
-        before, after = tl.where(t % 2 == 0, odd, even), tl.where(t % 2 == 0, even, odd)
+        before, after = state_row + (t + 1) % 2 * size, state_row + t % 2 * size
         for start in range(0, H, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
             computed = active[:, None] & (n < H)[None, :]
@@ -189,8 +189,8 @@ def rnn_scan_bwd_kernel(  # type: ignore[no-untyped-def]
     longest = tl.max(length, 0)
     dh_row = dh + row_start(row, batch, dh_p, dh_b)
     h_row = h + row_start(row, batch, h_p, h_b)
-    dx_row, dh_0_row, even = dx_proj + row * T * H, dh_0 + row * H, state + row * H
-    odd = even + rows.to(tl.int64) * H
+    dx_row, dh_0_row = dx_proj + row * T * H, dh_0 + row * H
+    state_row, size = state + row * H, rows.to(tl.int64) * H
     clear_steps(dx_row, exists, longest, T, H, BLOCK_N)
 
     written = tl.where(exists, longest, 0)  # steps of each row that the loop writes
@@ -199,7 +199,7 @@ def rnn_scan_bwd_kernel(  # type: ignore[no-untyped-def]
     while t <= longest:
         tl.debug_barrier()
         active, has_ended = t < length, exists & (t == length)
-        before, after = tl.where(t % 2 == 0, odd, even), tl.where(t % 2 == 0, even, odd)
+        before, after = state_row + (t + 1) % 2 * size, state_row + t % 2 * size
         for start in range(0, H, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
             fits = (n < H)[None, :]

@@ -7,14 +7,13 @@ each other's stores to device memory after ``tl.debug_barrier()``: it is CUDA's 
 orders global memory within the block as it does shared memory.
 """
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 from dmm_fast.kernels.common import cdiv, next_power_of_2
 
 ROWS = 16  # the least that tensor cores take
+LAUNCH = {"num_warps": 8, "num_stages": 3}
 
 
 def grid(rows: int) -> tuple[int]:
@@ -25,11 +24,6 @@ def grid(rows: int) -> tuple[int]:
 def tile(size: int, most: int) -> int:
     """How wide a block of ``size`` outputs or inputs is: at least what ``tl.dot`` takes."""
     return min(max(next_power_of_2(size), 16), most)
-
-
-def launch_options() -> dict[str, Any]:
-    """Warps and stages of a scan's programs."""
-    return {"num_warps": 8, "num_stages": 3}
 
 
 @triton.jit
