@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any
 
@@ -32,6 +33,16 @@ def backends_for(op_name: str, device: str = "cpu") -> list[str]:
                 able.append(backend.chosen(op_name, device))
             except BackendError:
                 continue
+    return able
+
+
+def dtypes_for(op_name: str, backend_name: str, device: str = "cpu") -> list[torch.dtype]:
+    """Which of float32 and float64 a backend computes the op in."""
+    able = []
+    for dtype in (torch.float32, torch.float64):
+        with ops.use_backend(backend_name), suppress(BackendError):
+            backend.chosen(op_name, device, dtype)
+            able.append(dtype)
     return able
 
 
@@ -195,3 +206,10 @@ def check_gradients(op_name: str, backend_name: str, case: Case = TINY, device: 
 def each_backend(op_name: str) -> pytest.MarkDecorator:
     """Run a test with ``backend`` each of those that compute the op on a CPU in this build."""
     return pytest.mark.parametrize("backend", backends_for(op_name))
+
+
+def each_backend_and_dtype(op_name: str) -> pytest.MarkDecorator:
+    """Run a test with each ``backend`` in each ``dtype`` that it takes."""
+    pairs = [(name, dtype) for name in backends_for(op_name) for dtype in dtypes_for(op_name, name)]
+    ids = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, dtype in pairs]
+    return pytest.mark.parametrize(("backend", "dtype"), pairs, ids=ids)
