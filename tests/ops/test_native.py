@@ -11,23 +11,25 @@ from torch.utils._pytree import tree_map_only
 
 from dmm_fast import native, ops, reference
 from tests.cases import CASES, OPS
-from tests.compare import backends_for, results, run_backend
+from tests.compare import backends_for, dtypes_for, results, run_backend
 from tests.inputs import build, differentiable, tensors
 
 pytestmark = pytest.mark.skipif(native.missing is not None, reason=f"no compiled library: {native.missing}")
 
 COMPILED = [op for op in OPS if "cpp" in backends_for(op)]
+LIBRARIES = {"cpp": "dmm_fast", "triton": "dmm_fast_triton"}
+OP_LIBRARIES = [(op, backend) for op in OPS for backend in backends_for(op) if backend in LIBRARIES]
 
 
 class _Calls(TorchDispatchMode):
-    """Keeps every call of a compiled op."""
+    """Keeps every call of a compiled op, C++ or Triton."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: dict[Any, tuple[Any, ...]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "dmm_fast":
+        if func.namespace in LIBRARIES.values():
             self.seen[func] = args
         return func(*args, **(kwargs or {}))
 
@@ -36,11 +38,12 @@ def test_a_build_with_a_library_has_compiled_ops() -> None:
     assert {"rnn_scan", "combiner_scan"} <= set(COMPILED)
 
 
-@pytest.mark.parametrize("op_name", COMPILED)
-def test_schema_fake_and_autograd_agree_with_the_kernels(op_name: str) -> None:
-    case = CASES["particles"]
+@pytest.mark.parametrize(("op_name", "backend"), OP_LIBRARIES)
+def test_schema_fake_and_autograd_agree_with_the_kernels(op_name: str, backend: str) -> None:
+    case, dtype = CASES["particles"], dtypes_for(op_name, backend)[-1]
     with _Calls() as calls:
-        run_backend(op_name, build(op_name, case, torch.float64), case, "cpp")
+        run_backend(op_name, build(op_name, case, dtype), case, backend)
+    assert {func.namespace for func in calls.seen} == {LIBRARIES[backend]}
     names = {str(func).split(".")[1] for func in calls.seen}
     assert any(name.endswith("_backward") for name in names), names
     for func, args in calls.seen.items():
