@@ -17,8 +17,8 @@ def input_projection(x: Tensor, w: Tensor, b: Tensor, lengths: Tensor) -> Tensor
     """``x_proj [P, B, T, H]``, zero past the end of each row."""
     P, B, T, D = x.shape
     valid = valid_steps(lengths, T)[..., None]
-    rows = torch.where(valid, x, 0.0).reshape(P * B * T, D)
-    return F.linear(rows, w, b).view(P, B, T, w.shape[0]).masked_fill_(~valid, 0.0)
+    x_proj = F.linear(x.reshape(P * B * T, D), w, b).view(P, B, T, w.shape[0])
+    return x_proj.masked_fill_(~valid, 0.0)  # whatever came of an invalid row stayed in it
 
 
 def input_projection_backward(
