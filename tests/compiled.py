@@ -9,10 +9,12 @@ from torch.utils._pytree import tree_map_only
 
 from dmm_fast import ops
 from tests.cases import OPS, Case
-from tests.compare import backends_for, run_backend
+from tests.compare import backends_for, dtypes_for, run_backend
 from tests.inputs import build
 
 COMPILED = [op for op in OPS if "cpp" in backends_for(op)]
+LIBRARIES = {"cpp": "dmm_fast", "triton": "dmm_fast_triton"}
+OP_LIBRARIES = [(op, backend) for op in OPS for backend in backends_for(op) if backend in LIBRARIES]
 
 
 class Call(NamedTuple):
@@ -25,7 +27,7 @@ class Call(NamedTuple):
     @property
     def name(self) -> str:
         """The op's name without namespace and overload."""
-        return str(self.function._schema.name).removeprefix("dmm_fast::")
+        return str(self.function._schema.name).partition("::")[2]
 
     @property
     def names(self) -> list[str]:
@@ -44,15 +46,17 @@ class _Calls(TorchDispatchMode):
         self.seen: list[Call] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "dmm_fast":
+        if func.namespace in LIBRARIES.values():
             self.seen.append(Call(func, *tree_map_only(Tensor, Tensor.detach, (args, kwargs or {}))))
         return func(*args, **(kwargs or {}))
 
 
-def calls_of(op_name: str, case: Case, dtype: torch.dtype = torch.float64) -> list[Call]:
-    """The calls, forward and backward, that a public op makes of compiled ones."""
+def calls_of(op_name: str, case: Case, backend: str = "cpp") -> list[Call]:
+    """The calls, forward and backward, that a public op makes of compiled ones; in the widest dtype."""
+    inputs = build(op_name, case, dtypes_for(op_name, backend)[-1])
     with _Calls() as calls:
-        run_backend(op_name, build(op_name, case, dtype), case, "cpp")
+        run_backend(op_name, inputs, case, backend)
+    assert {call.function.namespace for call in calls.seen} == {LIBRARIES[backend]}
     return calls.seen
 
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from dmm_fast import native, ops
 from tests.cases import CASES, OPS, SEQUENCE_OPS, Case
 from tests.compare import eager, error, results, run_backend
-from tests.compiled import COMPILED, calls_of
+from tests.compiled import COMPILED, OP_LIBRARIES, calls_of
 from tests.inputs import build, differentiable, map_tensors, tensors
 
 pytestmark = pytest.mark.skipif(native.missing is not None, reason=f"no compiled library: {native.missing}")
@@ -22,9 +22,9 @@ def test_a_build_with_a_library_has_compiled_ops() -> None:
     assert {"rnn_scan", "combiner_scan"} <= set(COMPILED)
 
 
-@pytest.mark.parametrize("op_name", COMPILED)
-def test_schema_fake_and_autograd_agree_with_the_kernels(op_name: str) -> None:
-    calls = calls_of(op_name, CASES["particles"])
+@pytest.mark.parametrize(("op_name", "backend"), OP_LIBRARIES)
+def test_schema_fake_and_autograd_agree_with_the_kernels(op_name: str, backend: str) -> None:
+    calls = calls_of(op_name, CASES["particles"], backend)
     assert any(call.name.endswith("_backward") for call in calls), calls
     for call in calls:
 
