@@ -99,7 +99,8 @@ def test_every_op_of_the_library_is_called() -> None:
         for schema in torch._C._jit_get_all_schemas()
         if schema.name.startswith("dmm_fast::") and "Tensor" in str(schema)
     }
-    assert registered == {call.name for call in CALLS.values()}
+    # The floor of a scan's exchanges is measured on a GPU, and has nothing for CPU tensors.
+    assert registered - {"exchange_floor"} == {call.name for call in CALLS.values()}
 
 
 @each_call
@@ -115,13 +116,17 @@ def test_a_tensor_of_another_kind_is_named(label: str) -> None:
     assert faults == []
 
 
+# Ops of one tensor besides the weights: any number of single steps, or of particles, fits.
+ANY_NUMBER = ("emitter", "gated_transition", "input_projection")
+
+
 @each_call
 def test_a_tensor_that_does_not_fit_the_others_is_refused(label: str) -> None:
     call, faults = CALLS[label], []
     for name, index, in_message in _places(label, call):
         for size, spoil in SIZES.items():
-            if size in ("short", "long") and index is None and call.name in ("emitter", "gated_transition"):
-                continue  # any number of single steps fits
+            if size in ("short", "long") and index is None and call.name in ANY_NUMBER:
+                continue
             message = refusal(call, _spoilt(call, name, index, spoil))
             if not re.search(r", \w+(\[\d\])?: expected .+, got .+ of shape \(.*\)", message):
                 faults.append(f"{in_message}, {size}: {message}")
