@@ -15,7 +15,7 @@ DEMO_TRAIN    ?= --data chorales --num-epochs 100 --annealing-epochs 400 --minim
 DEMO_GENERATE ?= --seed 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit report bench clean
+.PHONY: help install demo test lint types unit triton report bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,7 +39,7 @@ demo: $(STAMP)  ## train on built-in chorales, then draw and play what the model
 	$(BIN)/dmm-fast train $(DEMO_TRAIN) --out $(DEMO_OUT)
 	$(BIN)/dmm-fast generate $(DEMO_OUT) $(DEMO_GENERATE) --out $(DEMO_OUT)
 
-test: lint types unit report  ## all that must pass: lint, types, unit, report
+test: lint types unit triton report  ## all that must pass: lint, types, unit, triton, report
 
 lint: $(STAMP)  ## style and formatting
 	$(BIN)/ruff check
@@ -50,6 +50,12 @@ types: $(STAMP)  ## static types
 
 unit: $(STAMP)  ## the tests
 	$(BIN)/python -m pytest
+
+# Triton reads its switch when it is imported, and a process that interprets cannot compile. pytest fails
+# where no test is left to run.
+triton: $(STAMP)  ## the Triton kernels, interpreted on the CPU
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -k triton tests/kernels \
+	  tests/ops/test_table.py tests/ops/test_extremes.py tests/ops/test_invariants.py
 
 report: $(STAMP)  ## the README's tables are what the committed results say
 	$(BIN)/python -m benchmarks.report --check
