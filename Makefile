@@ -25,7 +25,7 @@ SANITIZED_RUN  = ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=prin
                  LD_PRELOAD="$(foreach lib,asan stdc++,$(shell $(CXX) -print-file-name=lib$(lib).so))"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit emulate sanitize other-torch report bench clean
+.PHONY: help install demo test lint types unit triton emulate sanitize other-torch report bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,7 +49,7 @@ demo: $(STAMP)  ## train on built-in chorales, then draw and play what the model
 	$(BIN)/dmm-fast train $(DEMO_TRAIN) --out $(DEMO_OUT)
 	$(BIN)/dmm-fast generate $(DEMO_OUT) $(DEMO_GENERATE) --out $(DEMO_OUT)
 
-test: lint types unit emulate report  ## all that must pass: lint, types, unit, emulate, report
+test: lint types unit triton emulate report  ## all that must pass: lint, types, unit, triton, emulate, report
 
 lint: $(STAMP)  ## style and formatting
 	$(BIN)/ruff check
@@ -60,6 +60,12 @@ types: $(STAMP)  ## static types
 
 unit: $(STAMP)  ## the tests
 	$(BIN)/python -m pytest
+
+# Triton reads its switch when it is imported, and a process that interprets cannot compile. pytest fails
+# where no test is left to run.
+triton: $(STAMP)  ## the Triton kernels, interpreted on the CPU
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -k triton tests/kernels \
+	  tests/ops/test_table.py tests/ops/test_extremes.py tests/ops/test_invariants.py
 
 sanitize: $(STAMP)  ## the tests of the ops, with the C++ built to tell wrong memory and undefined behaviour
 	CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" \

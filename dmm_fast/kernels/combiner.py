@@ -17,9 +17,11 @@ from dmm_fast.kernels.common import sigmoid, softplus, tanh
 from dmm_fast.kernels.densities import normal_log_density, normal_slopes
 from dmm_fast.kernels.layers import (
     Blocks,
+    BlocksFor,
+    backward_blocks,
     bias,
-    blocks_for,
     copy_rows,
+    forward_blocks,
     linear,
     linear_backward,
     stacked,
@@ -64,7 +66,7 @@ class Scratch(NamedTuple):
     dpre_scale: Any
 
 
-def network(weights: list[Tensor]) -> tuple[CombinerWeights, Sizes, Blocks]:
+def network(weights: list[Tensor], blocks_for: BlocksFor) -> tuple[CombinerWeights, Sizes, Blocks]:
     """The weights, contiguous, and a kernel's constants for them."""
     w = CombinerWeights(*(weight.contiguous() for weight in weights))
     H, Z = w.w_z.shape
@@ -176,7 +178,7 @@ def combiner(z_prev: Tensor, h: Tensor, weights: list[Tensor]) -> tuple[Tensor, 
     """``loc, scale``, each ``[N, Z]``."""
     loc, scale = z_prev.new_empty(z_prev.shape), z_prev.new_empty(z_prev.shape)
     z_steps, h_steps = z_prev[None, :, None], h[None, :, None]
-    w, size, blocks = network(weights)
+    w, size, blocks = network(weights, forward_blocks)
     given = (rows_of(z_steps), rows_of(h_steps), steps_of(z_steps, None), w, loc, scale)
     launch(combiner_fwd_kernel, len(z_prev), z_prev, *given, size=size, blocks=blocks)
     return loc, scale
@@ -188,7 +190,7 @@ def combiner_backward(
     """``dz_prev [N, Z]``, ``dh [N, H]`` and the gradients of the weights."""
     dz_prev, dh = z_prev.new_empty(z_prev.shape), h.new_empty(h.shape)
     rows = (rows_of(tensor[None, :, None]) for tensor in (dloc, dscale, z_prev, h))
-    w, size, blocks = network(weights)
+    w, size, blocks = network(weights, backward_blocks)
     given = (*rows, steps_of(z_prev[None, :, None], None), w, dz_prev, dh)
 
     def fill(scratch: Tensor, first: int) -> None:
@@ -250,7 +252,7 @@ def combiner_log_prob(z: Tensor, h: Tensor, z_q_0: Tensor, weights: list[Tensor]
     """``[P, B]``: the sum over valid steps of log q(z_t | z_{t-1}, x_{t:T})."""
     P, B, T, _ = z.shape
     terms = terms_of(z)
-    w, size, blocks = network(weights)
+    w, size, blocks = network(weights, forward_blocks)
     given = (rows_of(z), rows_of(h), rows_of(z_q_0), steps_of(z, lengths), w, terms)
     launch(combiner_log_prob_fwd_kernel, P * B * T, z, *given, size=size, blocks=blocks)
     return sum_steps(terms, z, lengths)
@@ -263,7 +265,7 @@ def combiner_log_prob_backward(
     P, B, T, _ = z.shape
     dvalue, dbefore = (z.new_zeros(z.shape, dtype=torch.float32) for _ in range(2))
     dh = h.new_zeros(h.shape)
-    w, size, blocks = network(weights)
+    w, size, blocks = network(weights, backward_blocks)
     rows = (rows_of(z), rows_of(h), rows_of(z_q_0))
     given = (dout.contiguous(), *rows, steps_of(z, lengths), w, dvalue, dbefore, dh)
 

@@ -19,6 +19,7 @@ from dmm_fast.kernels.emitter import (
     network,
     scratch_of,
 )
+from dmm_fast.kernels.layers import backward_blocks, forward_blocks
 from dmm_fast.kernels.rows import (
     at,
     block_of_places,
@@ -103,7 +104,7 @@ def emission_log_prob(
     P, B, T, _ = z.shape
     terms = terms_of(z)
     work = z.new_empty(P * B * T, weights[0].shape[0], dtype=torch.float32)
-    w, size, blocks = network(weights)
+    w, size, blocks = network(weights, forward_blocks)
     launch(
         *(emission_log_prob_fwd_kernel, P * B * T, z, rows_of(x), rows_of(z), steps_of(z, lengths)),
         *(mask_of(mask), w, terms, work),
@@ -125,7 +126,7 @@ def emission_log_prob_backward(
     """``dx [P, B, T, D]``, or empty where it is not wanted, ``dz [P, B, T, Z]``, gradients of the weights."""
     P, B, T, _ = z.shape
     dx, dz = x.new_zeros(x.shape if with_dx else (0,)), z.new_zeros(z.shape)
-    w, size, blocks = network(weights)
+    w, size, blocks = network(weights, backward_blocks)
     given = (dout.contiguous(), rows_of(x), rows_of(z), steps_of(z, lengths), mask_of(mask), w)
 
     def fill(scratch: Tensor, first: int) -> None:

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from dmm_fast.kernels.layers import (
     Blocks,
-    blocks_for,
+    BlocksFor,
+    backward_blocks,
     copy_rows,
+    forward_blocks,
     hidden_rows,
     hidden_rows_backward,
     linear,
@@ -83,7 +85,7 @@ def widths(weights: list[Tensor]) -> list[int]:
     return [Z, E, E, E, E, D, D if len(weights) == 8 else 0]
 
 
-def network(weights: list[Tensor]) -> tuple[Weights, Sizes, Blocks]:
+def network(weights: list[Tensor], blocks_for: BlocksFor) -> tuple[Weights, Sizes, Blocks]:
     """The weights, contiguous, and a kernel's constants for them."""
     w = Weights(*(weight.contiguous() for weight in weights))
     (E, Z), D = w.w_in.shape, w.w_out.shape[0]
@@ -191,7 +193,7 @@ def emitter_bwd_kernel(  # type: ignore[no-untyped-def]
 def emitter(z: Tensor, weights: list[Tensor]) -> list[Tensor]:
     """The logits; or loc and pre_scale. Each is ``[N, D]``."""
     N, steps = len(z), z[None, :, None]
-    w, size, blocks = network(weights)
+    w, size, blocks = network(weights, forward_blocks)
     out = [z.new_empty(N, head.shape[0]) for head in weights[4::2]]
     work = z.new_empty(N, weights[0].shape[0], dtype=torch.float32)
     pre_scale = out[1] if len(out) == 2 else None
@@ -207,7 +209,7 @@ def emitter_backward(dout: list[Tensor], z: Tensor, weights: list[Tensor]) -> tu
     """``dz [N, Z]`` and the gradients of the weights."""
     N, steps = len(z), z[None, :, None]
     dz = z.new_empty(z.shape)
-    w, size, blocks = network(weights)
+    w, size, blocks = network(weights, backward_blocks)
     heads = [rows_of(gradient[None, :, None]) for gradient in dout]
     dpre_scale = heads[1] if len(heads) == 2 else None
     given = (heads[0], dpre_scale, rows_of(steps), steps_of(steps, None), w, dz)

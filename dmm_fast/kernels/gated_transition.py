@@ -5,6 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.common import sigmoid, softplus
+from dmm_fast.kernels.layers import backward_blocks, forward_blocks
 from dmm_fast.kernels.rows import (
     at,
     block_of_places,
@@ -71,7 +72,7 @@ def gated_transition(z_prev: Tensor, weights: list[Tensor]) -> tuple[Tensor, Ten
     z = z_prev[None, :, None]
     loc, scale = z_prev.new_empty(N, Z), z_prev.new_empty(N, Z)
     work = z_prev.new_empty(N, 2 * Z, dtype=torch.float32)
-    w, size, blocks = network(weights)
+    w, size, blocks = network(weights, forward_blocks)
     launch(
         *(gated_transition_fwd_kernel, N, z, rows_of(z), steps_of(z, None), w, loc, scale, work),
         size=size,
@@ -87,7 +88,7 @@ def gated_transition_backward(
     N, Z = z_prev.shape
     loc, scale, z = (tensor[None, :, None] for tensor in (dloc, dscale, z_prev))
     dz_prev = z_prev.new_empty(N, Z)
-    w, size, blocks = network(weights)
+    w, size, blocks = network(weights, backward_blocks)
 
     def fill(scratch: Tensor, first: int) -> None:
         launch(

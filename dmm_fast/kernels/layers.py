@@ -30,9 +30,19 @@ class Blocks(NamedTuple):
     precision: Any
 
 
-def blocks_for(hidden: int, outputs: int) -> Blocks:
-    """The blocks of a network whose hidden layers and outputs have at most these widths."""
-    sizes = width_block(hidden, 32), width_block(outputs, 128), width_block(max(hidden, outputs), 32)
+BlocksFor = Callable[[int, int], Blocks]
+"""From the widths of the widest hidden layer and of the outputs."""
+
+
+def forward_blocks(hidden: int, outputs: int) -> Blocks:
+    """For :func:`two_layers` and its like: all outputs at once where they are few, hidden units in slices."""
+    sizes = width_block(hidden, 32), width_block(outputs, 128), width_block(max(hidden, outputs), 16)
+    return constants(Blocks(*sizes, input_precision()))
+
+
+def backward_blocks(hidden: int, outputs: int) -> Blocks:
+    """For passes in which every layer goes through scratch."""
+    sizes = width_block(hidden, 64), width_block(outputs, 64), width_block(max(hidden, outputs), 16)
     return constants(Blocks(*sizes, input_precision()))
 
 

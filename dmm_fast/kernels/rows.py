@@ -119,7 +119,7 @@ def launch(kernel: Any, count: int, on: Tensor, *args: Any, first: int = 0, **op
         return
     block = row_block(count)
     with on_device_of(on):
-        kernel[(cdiv(count, block),)](*args, first, BLOCK_M=block, num_warps=8, num_stages=2, **options)
+        kernel[(cdiv(count, block),)](*args, first, BLOCK_M=block, num_warps=8, num_stages=3, **options)
 
 
 @triton.jit
@@ -133,8 +133,16 @@ def places(steps, index):  # type: ignore[no-untyped-def]
     """``row, step, valid`` of the valid steps with numbers ``index [BLOCK]``; ``row`` is p * batch + b."""
     index = index.to(tl.int64)
     if steps.lengths is None:
-        row = index // steps.steps
-        return row, index % steps.steps, row < steps.batch * steps.particles
+        row, step = index // steps.steps, index % steps.steps
+        valid = row < steps.batch * steps.particles
+    else:
+        row, step, valid = valid_places(steps, index)
+    return row, step, valid
+
+
+@triton.jit
+def valid_places(steps, index):  # type: ignore[no-untyped-def]
+    """:func:`places` where there are lengths."""
     passed = tl.zeros_like(index)  # rows that end before the number
     start = tl.zeros_like(index)  # where the first that does not begins
     total = tl.full((), 0, tl.int64)

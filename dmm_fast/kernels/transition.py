@@ -17,7 +17,7 @@ from torch import Tensor
 from dmm_fast.kernels.common import sigmoid
 from dmm_fast.kernels.layers import (
     Blocks,
-    blocks_for,
+    BlocksFor,
     copy_rows,
     hidden_rows,
     hidden_rows_backward,
@@ -40,7 +40,7 @@ class Sizes(NamedTuple):
     R: Any
 
 
-def network(weights: list[Tensor]) -> tuple[TransitionWeights, Sizes, Blocks]:
+def network(weights: list[Tensor], blocks_for: BlocksFor) -> tuple[TransitionWeights, Sizes, Blocks]:
     """The weights, contiguous, and a kernel's constants for them."""
     w = TransitionWeights(*(weight.contiguous() for weight in weights))
     (G, Z), R = w.w_gate_in.shape, w.w_mean_in.shape[0]

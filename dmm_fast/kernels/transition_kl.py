@@ -5,6 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.densities import normal_kl, normal_kl_slopes
+from dmm_fast.kernels.layers import backward_blocks, forward_blocks
 from dmm_fast.kernels.rows import (
     at,
     before,
@@ -102,7 +103,7 @@ def transition_kl(
     P, B, T, Z = z.shape
     terms = terms_of(z)
     work = z.new_empty(P * B * T, 2 * Z, dtype=torch.float32)
-    w, size, blocks = network(weights)
+    w, size, blocks = network(weights, forward_blocks)
     given = (rows_of(tensor) for tensor in (z, loc, pre_scale, z_0))
     launch(
         *(transition_kl_fwd_kernel, P * B * T, z, *given, steps_of(z, lengths), w, terms, work),
@@ -125,7 +126,7 @@ def transition_kl_backward(
     P, B, T, _ = z.shape
     dloc, dpre_scale = z.new_zeros(z.shape), z.new_zeros(z.shape)
     dbefore = z.new_zeros(z.shape, dtype=torch.float32)
-    w, size, blocks = network(weights)
+    w, size, blocks = network(weights, backward_blocks)
     rows = (rows_of(tensor) for tensor in (z, loc, pre_scale, z_0))
     given = (dout.contiguous(), *rows, steps_of(z, lengths), w, dloc, dpre_scale, dbefore)
 

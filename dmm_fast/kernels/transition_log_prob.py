@@ -5,6 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.densities import normal_log_density, normal_slopes
+from dmm_fast.kernels.layers import backward_blocks, forward_blocks
 from dmm_fast.kernels.rows import (
     at,
     before,
@@ -81,7 +82,7 @@ def transition_log_prob(z: Tensor, z_0: Tensor, weights: list[Tensor], lengths: 
     P, B, T, Z = z.shape
     terms = terms_of(z)
     work = z.new_empty(P * B * T, 2 * Z, dtype=torch.float32)
-    w, size, blocks = network(weights)
+    w, size, blocks = network(weights, forward_blocks)
     launch(
         *(transition_log_prob_fwd_kernel, P * B * T, z, rows_of(z), rows_of(z_0), steps_of(z, lengths)),
         *(w, terms, work),
@@ -97,7 +98,7 @@ def transition_log_prob_backward(
     """``dz [P, B, T, Z]``, ``dz_0 [P, B, Z]`` and the gradients of the weights."""
     P, B, T, _ = z.shape
     dvalue, dbefore = (z.new_zeros(z.shape, dtype=torch.float32) for _ in range(2))
-    w, size, blocks = network(weights)
+    w, size, blocks = network(weights, backward_blocks)
     given = (dout.contiguous(), rows_of(z), rows_of(z_0), steps_of(z, lengths), w, dvalue, dbefore)
 
     def fill(scratch: Tensor, first: int) -> None:

@@ -9,13 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dmm_fast import ops
+from dmm_fast import kernels, ops
 from tests.cases import OPS, SEQUENCE_OPS, Case, Op
 from tests.compare import Results, backends_for, dtypes_for, error, evaluate, incoming_gradients
 from tests.inputs import Inputs, build, map_tensors
 
 OP_BACKENDS = [(op, backend) for op in SEQUENCE_OPS for backend in backends_for(op)]
 each_op = pytest.mark.parametrize(("op_name", "backend"), OP_BACKENDS)
+
+# A kernel that is interpreted takes a hundred times longer.
+EXAMPLES = 4 if kernels.INTERPRETED else 15
 
 Pick = Callable[[Tensor, int], Tensor]
 
@@ -121,7 +124,7 @@ def assert_parts_make_the_whole(
 
 @each_op
 @given(case=cases, data=st.data())
-@settings(max_examples=15)
+@settings(max_examples=EXAMPLES)
 def test_order_of_rows_is_order_of_results(
     op_name: str, backend: str, case: Case, data: st.DataObject
 ) -> None:
@@ -136,7 +139,7 @@ def test_order_of_rows_is_order_of_results(
 
 @each_op
 @given(case=cases, data=st.data())
-@settings(max_examples=15)
+@settings(max_examples=EXAMPLES)
 def test_batch_in_two_is_the_batch(op_name: str, backend: str, case: Case, data: st.DataObject) -> None:
     k = data.draw(st.integers(0, case.B))
     assert_parts_make_the_whole(
@@ -151,7 +154,7 @@ def test_batch_in_two_is_the_batch(op_name: str, backend: str, case: Case, data:
 
 @each_op
 @given(case=cases.filter(lambda case: case.particles))
-@settings(max_examples=15)
+@settings(max_examples=EXAMPLES)
 def test_particles_are_a_loop(op_name: str, backend: str, case: Case) -> None:
     if case.shared and all("P" not in spec for spec in OPS[op_name].args.values()):
         case = replace(case, shared=False)
@@ -164,7 +167,7 @@ def test_particles_are_a_loop(op_name: str, backend: str, case: Case) -> None:
 
 @each_op
 @given(case=cases, extra=st.integers(1, 4), junk=st.sampled_from([0.0, 1e30, float("nan")]))
-@settings(max_examples=15)
+@settings(max_examples=EXAMPLES)
 def test_padding_further_changes_nothing(
     op_name: str, backend: str, case: Case, extra: int, junk: float
 ) -> None:
@@ -195,7 +198,7 @@ def test_padding_further_changes_nothing(
 
 @each_op
 @given(case=cases, junk=st.sampled_from(["nan", "inf", "-inf", "1e38", "7"]))
-@settings(max_examples=15)
+@settings(max_examples=EXAMPLES)
 def test_what_is_invalid_or_masked_leaves_no_trace(op_name: str, backend: str, case: Case, junk: str) -> None:
     # Exactly: the same bits as with the numbers that were drawn for these entries.
     clean, clean_gradients, _ = run_whole(op_name, backend, replace(case, poison=""))
