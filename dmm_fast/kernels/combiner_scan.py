@@ -107,7 +107,7 @@ def _constants(H: int, Z: int) -> dict[str, int | str]:
         "BLOCK_H": tile(H, 128),
         "BLOCK_Z": tile(Z, 64),
         "BLOCK_K_H": tile(H, 64),
-        "BLOCK_K_Z": tile(Z, 64),
+        "BLOCK_K_Z": tile(Z, 32),
         "PRECISION": input_precision(),
     }
 

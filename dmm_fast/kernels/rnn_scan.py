@@ -61,7 +61,7 @@ def _constants(H: int, nonlinearity: str) -> dict[str, int | str]:
         "TANH": nonlinearity == "tanh",
         "ROWS": ROWS,
         "BLOCK_N": tile(H, 128),
-        "BLOCK_K": tile(H, 64),
+        "BLOCK_K": tile(H, 32),
         "PRECISION": input_precision(),
     }
 
