@@ -14,16 +14,26 @@ DEMO_TRAIN    ?= --data chorales --num-epochs 100 --annealing-epochs 400 --minim
                  --eval-frequency 10 --seed 0
 DEMO_GENERATE ?= --seed 0
 
+# The sanitizers. -O2 and no more: at -O3 the kernels take many minutes to compile, below -O2 they have no
+# fused multiply-add and miss bounds by a hair. Their run-time must be the first library of the process,
+# and python was not linked to it, so it is preloaded, with libstdc++ whose exceptions it watches. Leaks
+# are not looked for: CPython and torch keep memory until the process ends. A fault aborts, so that pytest
+# shows the test it was in, and --capture=sys leaves the sanitizers' own report on the terminal.
+SANITIZED     := build/sanitize
+SANITIZE      := -fsanitize=address,undefined -fno-sanitize-recover=all -O2 -g
+SANITIZED_RUN  = ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1 \
+                 LD_PRELOAD="$(foreach lib,asan stdc++,$(shell $(CXX) -print-file-name=lib$(lib).so))"
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit triton report bench clean
+.PHONY: help install demo test lint types unit triton emulate sanitize other-torch report bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP)  ## the environment, the pinned tools and this package (editable)
 
 # Made again when the pins, the package's metadata or the C++ change; a failed install leaves no stamp.
-$(STAMP): requirements-dev.txt pyproject.toml setup.py $(wildcard csrc/*.* csrc/cpu/*.*)
+$(STAMP): requirements-dev.txt pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo "make: $(PYTHON) not found; install Python 3.10 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
@@ -39,7 +49,7 @@ demo: $(STAMP)  ## train on built-in chorales, then draw and play what the model
 	$(BIN)/dmm-fast train $(DEMO_TRAIN) --out $(DEMO_OUT)
 	$(BIN)/dmm-fast generate $(DEMO_OUT) $(DEMO_GENERATE) --out $(DEMO_OUT)
 
-test: lint types unit triton report  ## all that must pass: lint, types, unit, triton, report
+test: lint types unit triton emulate report  ## all that must pass: lint, types, unit, triton, emulate, report
 
 lint: $(STAMP)  ## style and formatting
 	$(BIN)/ruff check
@@ -56,6 +66,34 @@ unit: $(STAMP)  ## the tests
 triton: $(STAMP)  ## the Triton kernels, interpreted on the CPU
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -k triton tests/kernels \
 	  tests/ops/test_table.py tests/ops/test_extremes.py tests/ops/test_invariants.py
+
+sanitize: $(STAMP)  ## the tests of the ops, with the C++ built to tell wrong memory and undefined behaviour
+	CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" \
+	  $(BIN)/python setup.py build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
+	$(SANITIZED_RUN) $(BIN)/python -m pytest -n 0 --capture=sys \
+	  -o pythonpath="$(SANITIZED)/lib ." -p tests.sanitized tests/ops
+
+# CUDA kernels on the CPU, thread-block clusters and all, under the same sanitizers.
+EMULATOR := build/emulator
+emulate: $(STAMP)  ## the CUDA kernels under the emulator, with the sanitizers
+	@mkdir -p $(EMULATOR)
+	@echo "python_includes = $$($(BIN)/python -m pybind11 --includes)" > $(EMULATOR)/settings.ninja
+	@echo "module = $(EMULATOR)/dmm_emulator$$($(BIN)/python -m pybind11 --extension-suffix)" >> $(EMULATOR)/settings.ninja
+	$(BIN)/ninja -f csrc/emulator/build.ninja
+	$(SANITIZED_RUN) $(BIN)/python -m pytest -n 0 --capture=sys -o pythonpath="$(EMULATOR) ." tests/cuda
+
+# Gigabytes are fetched for it, so `make test` leaves it out. Tests are copied: beside the sources they would
+# import those and not the wheel.
+OTHER_TORCH ?= 2.11.0
+OTHER       := build/other-torch
+other-torch: $(STAMP)  ## the wheel built here, installed beside another torch (OTHER_TORCH), passes the tests of the ops
+	$(BIN)/python -m pip wheel --disable-pip-version-check --no-build-isolation --no-deps -w $(OTHER)/wheel .
+	$(PYTHON) -m venv $(OTHER)/venv
+	grep -E '^(numpy|pyro-ppl|hypothesis|pytest|pytest-xdist)==' requirements-dev.txt > $(OTHER)/requirements.txt
+	$(OTHER)/venv/bin/python -m pip install --disable-pip-version-check torch==$(OTHER_TORCH) -r $(OTHER)/requirements.txt
+	$(OTHER)/venv/bin/python -m pip install --disable-pip-version-check --force-reinstall --no-deps $(OTHER)/wheel/*.whl
+	cp -r tests pyproject.toml $(OTHER)
+	cd $(OTHER) && venv/bin/python -m pytest tests/ops
 
 report: $(STAMP)  ## the README's tables are what the committed results say
 	$(BIN)/python -m benchmarks.report --check

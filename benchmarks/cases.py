@@ -1,7 +1,7 @@
-"""What is timed: sizes, mini-batches and suites."""
+"""What is timed: sizes and mini-batches."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from dmm_fast.data import Batch, SequenceSet, chorales, load
 TUTORIAL_BATCH = 20
 TUTORIAL_STEPS = 129
 QUICK_SIZES = {"z_dim": 8, "emission_dim": 8, "transition_dim": 12, "rnn_dim": 16}
+RANDOM_FRAMES = "random frames, 5% of notes sounding"
 DATA_VARIABLE = "DMM_FAST_DATA"
 JSB_FILE = "JSB_Chorales.mat"
 JSB_SEQUENCES = 229
@@ -25,7 +26,10 @@ class Case:
     """One line of the results: the mini-batches one timed run goes through, one SVI step each.
 
     ``checked`` are the indices of the batches on which every contestant must agree with the
-    baseline before anything is timed. ``sizes`` are constructor arguments of the model.
+    baseline before anything is timed. Where that would be too dear, ``gate`` has cases that are checked
+    in place of this one. ``sizes`` are constructor arguments of the model. ``threads``: None is the
+    run's own number. ``contestants`` names those that take part, None all; ``not_run`` says of some of
+    them why they do not. ``along`` places the case on the axes of a scaling plot.
     """
 
     name: str
@@ -36,6 +40,11 @@ class Case:
     checked: tuple[int, ...] = (0,)
     annealing_factor: float = 0.7
     sizes: Mapping[str, Any] = field(default_factory=dict)
+    threads: int | None = None
+    contestants: tuple[str, ...] | None = None
+    not_run: Mapping[str, str] = field(default_factory=dict)
+    gate: tuple["Case", ...] = ()
+    along: Mapping[str, int] = field(default_factory=dict)
 
     def describe(self) -> dict[str, object]:
         """What a reader needs in order to run the same case."""
@@ -48,6 +57,9 @@ class Case:
             "valid_fraction": time_steps / padded,
             "sizes": dict(self.sizes),
             "annealing_factor": self.annealing_factor,
+            "threads": self.threads or torch.get_num_threads(),
+            "along": dict(self.along),
+            "checked_on": [case.name for case in self.gate] or [self.name],
         }
 
 
@@ -82,10 +94,10 @@ def svi_step(B: int, T: int, *, rounds: int, quick: bool) -> Case:
     case = Case(
         name=f"SVI step, B={B}, T={T}, all full",
         batches=(full_batch(B, T),),
-        data="random frames, 5% of notes sounding",
+        data=RANDOM_FRAMES,
         rounds=rounds,
     )
-    return _quick(case) if quick else case
+    return quick_case(case) if quick else case
 
 
 def jsb_epoch(path: Path | None, *, rounds: int, quick: bool) -> Case:
@@ -110,7 +122,7 @@ def jsb_epoch(path: Path | None, *, rounds: int, quick: bool) -> Case:
         warmup=1,
         checked=(0, len(batches) - 1),  # the last batch is the short one
     )
-    return _quick(case) if quick else case
+    return quick_case(case) if quick else case
 
 
 def _beginnings(data: SequenceSet) -> SequenceSet:
@@ -120,20 +132,13 @@ def _beginnings(data: SequenceSet) -> SequenceSet:
     return SequenceSet(data.sequences[:5, :7] * valid.unsqueeze(-1), lengths)
 
 
-def _quick(case: Case) -> Case:
+def quick_case(case: Case) -> Case:
     """The same case in tiny: for trying the machinery, never for the README."""
-    return replace(case, name=f"{case.name} (quick)", rounds=2, warmup=1, sizes=QUICK_SIZES)
-
-
-def _cpu(path: Path | None, quick: bool) -> list[Case]:
-    return [
-        svi_step(TUTORIAL_BATCH, TUTORIAL_STEPS, rounds=15, quick=quick),
-        jsb_epoch(path, rounds=5, quick=quick),
-    ]
-
-
-def _cpu_long(path: Path | None, quick: bool) -> list[Case]:
-    return [svi_step(TUTORIAL_BATCH, 512, rounds=5, quick=quick)]
-
-
-SUITES: dict[str, Callable[[Path | None, bool], list[Case]]] = {"cpu": _cpu, "cpu-long": _cpu_long}
+    return replace(
+        case,
+        name=f"{case.name} (quick)",
+        rounds=2,
+        warmup=1,
+        sizes=QUICK_SIZES,
+        gate=tuple(replace(smaller, sizes=QUICK_SIZES) for smaller in case.gate),
+    )

@@ -1,96 +1,23 @@
-"""Who is timed: each contestant builds, for a case, a racer with parameters and optimizer."""
+"""Who is timed: Pyro's tutorial, ``dmm_fast``, and peers that do the same without Pyro."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import importlib.util
+import os
+from collections.abc import Mapping
 from typing import Any
 
-import pyro
-import torch
-from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import TraceMeanField_ELBO
 from pyro.optim import ClippedAdam, PyroOptim
-from torch import Tensor
 
 from benchmarks.baseline import BaselineDMM
-from benchmarks.cases import Case
-from benchmarks.timing import Timed
-from dmm_fast.data import Batch
+from benchmarks.peer_torch import TorchContestant
+from benchmarks.pyro_racer import AnyDMM, PyroContestant
+from benchmarks.racer import OPTIMIZER, Contestant
 from dmm_fast.model import DMM
 from dmm_fast.optim import PyroClippedAdam
 
-# The tutorial's optimizer settings.
-OPTIMIZER = {
-    "lr": 3e-4,
-    "betas": (0.96, 0.999),
-    "clip_norm": 10.0,
-    "lrd": 0.99996,
-    "weight_decay": 2.0,
-}
-
-
-AnyDMM = BaselineDMM | DMM
-
-
-class Racer:
-    """One contestant on one case: parameters, optimizer, and a Pyro parameter store of its own.
-
-    Both sides register their parameters under the name ``dmm``, hence the stores.
-    """
-
-    def __init__(self, case: Case, module: AnyDMM, optimizer: PyroOptim, elbo: Any) -> None:
-        self.case = case
-        self.module = module
-        self.elbo = elbo
-        self._store: Any = None
-        self._svi = SVI(module.model, module.guide, optimizer, loss=elbo)
-
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """Make this racer's parameter store the current one."""
-        with pyro.get_param_store().scope(self._store) as self._store:
-            yield
-
-    def run(self) -> float:
-        """One timed run: an SVI step on every batch of the case. Returns the last loss."""
-        loss = float("nan")
-        for batch in self.case.batches:
-            loss = self._svi.step(*batch, self.case.annealing_factor)
-        return loss
-
-    def loss_and_grads(self, batch: Batch, seed: int) -> tuple[float, dict[str, Tensor]]:
-        """The loss and every parameter's gradient with the noise that ``seed`` gives."""
-        with self.active():
-            pyro.set_rng_seed(seed)
-            self.module.zero_grad(set_to_none=True)
-            loss = self.elbo.loss_and_grads(
-                self.module.model, self.module.guide, *batch, self.case.annealing_factor
-            )
-            grads = {
-                name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
-                for name, p in self.module.named_parameters()
-            }
-            self.module.zero_grad(set_to_none=True)
-        return float(loss), grads
-
-    def timed(self) -> Timed:
-        """This racer as the clock wants it."""
-        return Timed(self.run, self.active)
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """A row of the results. ``setup`` builds the racer; ``elbo`` is the loss it minimises."""
-
-    name: str
-    module: Callable[[Mapping[str, Any]], AnyDMM]
-    optimizer: Callable[[], PyroOptim]
-    elbo: Callable[[], Any] = Trace_ELBO
-
-    def setup(self, case: Case, parameters: Mapping[str, Tensor]) -> Racer:
-        """A racer for ``case`` that starts from ``parameters``."""
-        module = self.module(case.sizes)
-        module.load_state_dict(dict(parameters), strict=True)
-        return Racer(case, module, self.optimizer(), self.elbo())
+JAX_IS_THERE = importlib.util.find_spec("jax") is not None and hasattr(os, "sched_setaffinity")
+WITHOUT_JAX = "JAX is left out: it takes Linux and pip install -r benchmarks/requirements.txt"
+LEFT_OUT = () if JAX_IS_THERE else (WITHOUT_JAX,)
 
 
 def _adam() -> PyroOptim:
@@ -113,11 +40,20 @@ def _ours(sizes: Mapping[str, Any]) -> AnyDMM:
     return DMM(**sizes)
 
 
-BASELINE = Contestant("tutorial", _tutorial, _adam)
-MENDED = Contestant("tutorial mended", _mended, _adam)
-CONTESTANTS = (
-    BASELINE,
-    MENDED,
-    Contestant("dmm_fast", _ours, _batched_adam),
-    Contestant("dmm_fast, analytic KL", _ours, _batched_adam, TraceMeanField_ELBO),
+def _jax() -> tuple[Contestant, ...]:
+    """The peer in JAX where JAX is installed."""
+    if not JAX_IS_THERE:
+        return ()
+    from benchmarks.peer_jax import JaxContestant
+
+    return (JaxContestant(),)
+
+
+BASELINE = PyroContestant("tutorial", _tutorial, _adam)
+MENDED = PyroContestant("tutorial mended", _mended, _adam)
+PEERS: tuple[Contestant, ...] = (TorchContestant(), *_jax())
+OURS = (
+    PyroContestant("dmm_fast", _ours, _batched_adam),
+    PyroContestant("dmm_fast, analytic KL", _ours, _batched_adam, TraceMeanField_ELBO),
 )
+CONTESTANTS: tuple[Contestant, ...] = (BASELINE, MENDED, *PEERS, *OURS)

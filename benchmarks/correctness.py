@@ -10,7 +10,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from benchmarks.cases import Case
-from benchmarks.contestants import BASELINE, Contestant, Racer
+from benchmarks.contestants import BASELINE
+from benchmarks.pyro_racer import PyroContestant, PyroRacer
+from benchmarks.racer import Contestant, Racer
 from dmm_fast.data import Batch
 
 LOSS_BOUND = 1e-5
@@ -53,7 +55,7 @@ class SinglePrecisionNoise(Messenger):
         msg["value"] = loc + scale * eps.to(loc.dtype)
 
 
-def double_reference(case: Case, parameters: Mapping[str, Tensor], elbo: Callable[[], Any]) -> Racer:
+def double_reference(case: Case, parameters: Mapping[str, Tensor], elbo: Callable[[], Any]) -> PyroRacer:
     """The baseline in float64 with the noise of a float32 run."""
     racer = BASELINE.setup(case, parameters)
     racer.module.double()
@@ -103,7 +105,7 @@ def check(case: Case, parameters: Mapping[str, Tensor], contestants: Iterable[Co
         groups.setdefault(contestant.elbo, []).append(contestant)
     for elbo, members in groups.items():
         reference = double_reference(case, parameters, elbo)
-        eager = Contestant(BASELINE.name, BASELINE.module, BASELINE.optimizer, elbo)
+        eager = PyroContestant(BASELINE.name, BASELINE.module, BASELINE.optimizer, elbo)
         for index in case.checked:
             batch = case.batches[index]
             where = f"{case.name}, batch {index}"

@@ -1,4 +1,4 @@
-"""Where and with what a run was measured, and what a step holds in memory."""
+"""Where and with what a run was measured."""
 
 import datetime
 import importlib.metadata
@@ -10,9 +10,7 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor
 
-from benchmarks.contestants import Racer
 from benchmarks.timing import load_average
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +38,7 @@ def meta(device: torch.device, *, quick: bool) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "pyro": pyro.__version__,
+        "jax": _version("jax"),
         "triton": _version("triton"),
         "cuda": torch.version.cuda,
     }
@@ -58,38 +57,6 @@ def processor() -> str:
 def cpu_count() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def memory(racer: Racer, device: torch.device) -> dict[str, int]:
-    """Bytes behind a run of ``racer``: the allocator's peak on a GPU; on a CPU, which keeps no such
-    count, what autograd saves of the case's first mini-batch for the backward.
-    """
-    with racer.active():
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            racer.run()
-            return {"peak_allocated_bytes": torch.cuda.max_memory_allocated(device)}
-        batch = racer.case.batches[0]
-        return {"saved_for_backward_bytes": saved_bytes(racer, batch)}
-
-
-def saved_bytes(racer: Racer, batch: Any) -> int:
-    """Bytes of the distinct storages, parameters left out, that the ELBO keeps for its backward."""
-    own = {p.untyped_storage().data_ptr() for p in racer.module.parameters()}
-    storages: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    def unpack(tensor: Tensor) -> Tensor:
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        racer.elbo.differentiable_loss(racer.module.model, racer.module.guide, *batch)
-    return sum(storages.values())
 
 
 def _version(package: str) -> str | None:

@@ -1,6 +1,7 @@
 """Plots of results. Each picture names, in its metadata, the results file it was drawn from."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 SOURCE_KEY = "Source"
+MARKERS = "osD^vPX"
 
 
 def speed_up_plot(results: dict[str, Any], path: Path, metadata: Mapping[str, str]) -> None:
@@ -39,6 +41,48 @@ def speed_up_plot(results: dict[str, Any], path: Path, metadata: Mapping[str, st
     highest = max(row["extra"]["speed_up"][baseline]["high"] for row in rows)
     grid[-1, 0].set_xlim(0, 1.35 * highest)
     grid[-1, 0].set_xlabel(f"times faster than {baseline} (median, lowest and highest round)")
+    _save(figure, results, path, metadata)
+
+
+def scaling_plot(
+    results: dict[str, Any], axes_names: Sequence[str], path: Path, metadata: Mapping[str, str]
+) -> None:
+    """A panel for each axis, both scales logarithmic: median, lowest and highest round in ms."""
+    figure = Figure(figsize=(4 * len(axes_names), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    names = list(dict.fromkeys(row["impl"] for row in results["cases"]))
+    grid = figure.subplots(1, len(axes_names), squeeze=False, sharey=True)[0]
+    for axes, along in zip(grid, axes_names, strict=True):
+        on_axis = [row for row in results["cases"] if along in row["extra"].get("along", {})]
+        on_axis.sort(key=lambda row: row["extra"]["along"][along])
+        for name, marker in zip(names, itertools.cycle(MARKERS)):
+            mine = [row for row in on_axis if row["impl"] == name]
+            medians = [row["median_ms"] for row in mine]
+            spread = [
+                [row["median_ms"] - row["min_ms"] for row in mine],
+                [row["max_ms"] - row["median_ms"] for row in mine],
+            ]
+            places = [row["extra"]["along"][along] for row in mine]
+            axes.errorbar(places, medians, yerr=spread, marker=marker, markersize=4, capsize=3, label=name)
+        axes.set(xscale="log", yscale="log", xlabel=along)
+        axes.set_title(_held_fixed(results["cases"], along), fontsize=9)
+        places = sorted({row["extra"]["along"][along] for row in on_axis})
+        axes.set_xticks(places, [str(place) for place in places])
+        axes.set_xticks([], minor=True)
+        axes.grid(visible=True, color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[0].set_ylabel("ms a step")
+    grid[0].legend(frameon=False)
+    _save(figure, results, path, metadata)
+
+
+def _held_fixed(rows: Sequence[dict[str, Any]], along: str) -> str:
+    """Where the other axes stand: at the point that lies on all of them."""
+    meeting = max((row["extra"].get("along", {}) for row in rows), key=len)
+    return ", ".join(f"{axis}={value}" for axis, value in meeting.items() if axis != along)
+
+
+def _save(figure: Figure, results: dict[str, Any], path: Path, metadata: Mapping[str, str]) -> None:
     meta = results["meta"]
     figure.suptitle(f"{meta['device']}, threads: {meta['threads']}, commit {meta['commit']}", fontsize=9)
     figure.savefig(path, dpi=120, metadata=dict(metadata))

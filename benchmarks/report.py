@@ -1,7 +1,8 @@
-"""``python -m benchmarks.report``: write the README's results and the plots from the JSON files.
+"""``python -m benchmarks.report``: write the README's results, all tables and the plots from the JSON files.
 
-Every number between the README's two markers comes from the newest results file of its suite. A
-file that names a disagreement, or a quick run, is refused: nothing older is shown in its place.
+Every number between the README's two markers, and in the page beside the JSON files, comes from the
+newest results file of its suite. A file that names a disagreement, or a quick run, is refused: nothing
+older is shown in its place.
 """
 
 import argparse
@@ -9,15 +10,21 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from benchmarks.plots import SOURCE_KEY, plot_source, speed_up_plot
+from benchmarks.plots import SOURCE_KEY, plot_source, scaling_plot, speed_up_plot
+from benchmarks.tables import (
+    Results,
+    errors_sentence,
+    errors_table,
+    peers_table,
+    scaling_table,
+    table,
+    where_and_with_what,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 NOTHING_YET = "No results have been measured yet."
-
-Results = dict[str, Any]
 
 
 class ReportError(ValueError):
@@ -32,14 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         newest = newest_per_suite(folder)
         old = readme.read_text(encoding="utf-8")
         new = with_section(old, section(newest, folder, readme.parent))
+        page = all_tables(newest, folder)
         if args.check:
-            return _check(readme, old == new, newest, folder)
+            return _check(readme, old == new, newest, folder, page)
     except ReportError as error:
         print(f"report: {error}", file=sys.stderr)
         return 1
     for path, results in newest.values():
-        speed_up_plot(results, plot_path(folder, results), {SOURCE_KEY: path.name})
+        draw(results, plot_path(folder, results), path.name)
     readme.write_text(new, encoding="utf-8")
+    page_path(folder).write_text(page, encoding="utf-8")
     print(f"{readme.name}: {'unchanged' if old == new else 'rewritten'}")
     return 0
 
@@ -48,7 +57,8 @@ def newest_per_suite(folder: Path) -> dict[str, tuple[Path, Results]]:
     """The newest results of each suite, by the date inside the file.
 
     Raises:
-        ReportError: a newest file has a red or empty correctness list, no rows, or is a quick run.
+        ReportError: a newest file has an error beyond its bound, nothing checked, no rows, or is a
+            quick run.
     """
     newest: dict[str, tuple[Path, Results]] = {}
     for path in sorted(folder.glob("*.json")):
@@ -62,7 +72,7 @@ def newest_per_suite(folder: Path) -> dict[str, tuple[Path, Results]]:
 
 
 def _refuse_unfit(path: Path, results: Results) -> None:
-    red = [row for row in results["correctness"] if row["ok"] is not True]
+    red = [row for row in results["correctness"] + results.get("errors", []) if row["ok"] is not True]
     if red:
         first = f"{red[0]['op']} of {red[0]['backend']} on {red[0]['case']}"
         raise ReportError(f"{path.name}: correctness: expected all ok, got a failure: {first}")
@@ -78,52 +88,48 @@ def section(newest: dict[str, tuple[Path, Results]], folder: Path, base: Path) -
         return NOTHING_YET
     parts = []
     for suite, (_, results) in newest.items():
-        plot = plot_path(folder, results)
-        link = plot.relative_to(base) if plot.is_relative_to(base) else plot
-        picture = f"![How many times faster, suite {suite}]({link.as_posix()})"
-        parts += [f"### Suite `{suite}`", where_and_with_what(results), table(results), picture]
-    return "\n\n".join(parts)
-
-
-def where_and_with_what(results: Results) -> str:
-    """One paragraph: commit, device, versions, and how near the gate came to its bound."""
-    meta = results["meta"]
-    versions = [f"{n} {meta[n]}" for n in ("python", "torch", "pyro", "triton", "cuda") if meta[n]]
-    driver = f", driver {meta['driver']}" if meta["driver"] else ""
-    closest = max(row["max_rel_error"] / row["bound"] for row in results["correctness"])
-    text = (
-        f"Measured {meta['date'][:10]} at commit `{meta['commit']}` on {meta['device']}{driver}, "
-        f"{meta['threads']} of {meta['cpus']} threads, load {meta['load']:.2f} before the start; "
-        f"{', '.join(versions)}. {len(results['correctness'])} checks against the baseline passed "
-        f"in the same run, the closest at {closest:.0%} of its bound."
+        short = "" if axes_of(results) else "\n\n".join(filter(None, (table(results), peers_table(results))))
+        parts += [f"### Suite `{suite}`", where_and_with_what(results), short, picture(results, folder, base)]
+        parts.append(errors_sentence(results))
+    parts.append(
+        f"[All tables]({_link(page_path(folder), base)}): over sizes and threads, errors of every op."
     )
-    return f"{text} **Beware: {meta['load_warning']}.**" if meta.get("load_warning") else text
+    return "\n\n".join(filter(None, parts))
 
 
-def table(results: Results) -> str:
-    """A Markdown table: a row for each case and contestant, a ratio to each baseline."""
-    baselines = list(results["cases"][0]["extra"]["speed_up"])
-    titles = ["case", "implementation", "median, ms", "min to max, ms", "n"]
-    titles += [f"times faster than {baseline}" for baseline in baselines]
-    lines = [_row(titles), "|---|---|" + "--:|" * (len(titles) - 2)]
-    for row in results["cases"]:
-        cells = [
-            row["case"],
-            row["impl"],
-            f"{row['median_ms']:.1f}",
-            f"{row['min_ms']:.1f} to {row['max_ms']:.1f}",
-            str(row["n"]),
-        ]
-        for baseline in baselines:
-            faster = row["extra"]["speed_up"][baseline]
-            cells.append(f"{faster['median']:.2f} ({faster['low']:.2f} to {faster['high']:.2f})")
-        lines.append(_row(cells))
-    legend = "Ratios are taken round by round: their median, lowest and highest in brackets."
-    return "\n".join([*lines, "", legend])
+def all_tables(newest: dict[str, tuple[Path, Results]], folder: Path) -> str:
+    """The page beside the JSON files: every table of every suite."""
+    parts = ["# Results", "Written by `python -m benchmarks.report` from the JSON files beside it."]
+    for suite, (path, results) in newest.items():
+        times = scaling_table(results) if axes_of(results) else table(results)
+        parts += [f"## Suite `{suite}`", f"From `{path.name}`.", where_and_with_what(results), times]
+        parts += [peers_table(results), picture(results, folder, folder), errors_table(results)]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def picture(results: Results, folder: Path, base: Path) -> str:
+    """The suite's plot in Markdown."""
+    axes = axes_of(results)
+    shown = f"Milliseconds over {', '.join(axes)}" if axes else "How many times faster"
+    return f"![{shown}, suite {results['suite']}]({_link(plot_path(folder, results), base)})"
+
+
+def _link(path: Path, base: Path) -> str:
+    return (path.relative_to(base) if path.is_relative_to(base) else path).as_posix()
+
+
+def axes_of(results: Results) -> list[str]:
+    """Along what the cases of a scaling suite grow; empty for other suites."""
+    return list(dict.fromkeys(axis for row in results["cases"] for axis in row["extra"].get("along", {})))
+
+
+def draw(results: Results, path: Path, source: str) -> None:
+    """The suite's plot, with the name of its results file inside."""
+    metadata, axes = {SOURCE_KEY: source}, axes_of(results)
+    if axes:
+        scaling_plot(results, axes, path, metadata)
+    else:
+        speed_up_plot(results, path, metadata)
 
 
 def with_section(readme: str, text: str) -> str:
@@ -146,8 +152,16 @@ def plot_path(folder: Path, results: Results) -> Path:
     return folder / f"{results['suite']}.png"
 
 
-def _check(readme: Path, same: bool, newest: dict[str, tuple[Path, Results]], folder: Path) -> int:
+def page_path(folder: Path) -> Path:
+    """Where all tables lie: a folder's README is what people are shown of it."""
+    return folder / "README.md"
+
+
+def _check(readme: Path, same: bool, newest: dict[str, tuple[Path, Results]], folder: Path, page: str) -> int:
     stale = [] if same else [readme.name]
+    written = page_path(folder)
+    if not written.is_file() or written.read_text(encoding="utf-8") != page:
+        stale.append(f"{folder.name}/{written.name}")
     for path, results in newest.values():
         plot = plot_path(folder, results)
         if plot_source(plot) != path.name:

@@ -40,14 +40,16 @@ void check(const char* name, size_t index, const Tensor& t, const Tensor& param)
 void clipped_adam(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, int64_t step, double lr,
                   double beta1, double beta2, double eps, double weight_decay, double clip_norm,
                   bool centered_variance) {
-  if (params.empty()) return;
-  const ScalarType dtype = params[0].scalar_type();
   for (const auto& [name, list] : {std::pair<const char*, const Tensors&>{"grads", grads},
                                    {"exp_avgs", exp_avgs},
                                    {"exp_avg_sqs", exp_avg_sqs}}) {
     STD_TORCH_CHECK(list.size() == params.size(), name, ": expected ", params.size(), " tensors, got ", list.size());
     for (size_t i = 0; i < list.size(); ++i) check(name, i, list[i], params[i]);
   }
+  if (params.empty()) return;
+  const ScalarType dtype = params[0].scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
+                  "params[0]: expected Float or Double, got ", describe(params[0]));
   for (size_t i = 0; i < params.size(); ++i) {
     STD_TORCH_CHECK(params[i].scalar_type() == dtype, "params[", i, "]: expected one dtype, got ", describe(params[i]));
     check("params", i, params[i], params[i]);

@@ -45,11 +45,9 @@ struct Args {
         H(h_.size(3)),
         weights(common, Z, H, weights_),
         z(with_dense_rows(z_)),
-        h(with_dense_rows(h_)),
-        z_q_0(with_dense_rows(z_q_0_)),
+        h((common.check("h", h_, {P, B, T, H}), with_dense_rows(h_))),
+        z_q_0((common.check("z_q_0", z_q_0_, {P, B, Z}), with_dense_rows(z_q_0_))),
         lengths(torch::stable::contiguous(lengths_)) {
-    common.check("h", h_, {P, B, T, H});
-    common.check("z_q_0", z_q_0_, {P, B, Z});
     check_lengths(lengths_, B, T);
   }
 

@@ -10,9 +10,9 @@ struct Weights {
   Tensors dense;
 
   Weights(const Common& common, int64_t Z, const Tensors& weights) : latents(Z) {
-    check_number(weights, weights.size() == 8 ? 8 : 6);
-    units = weights[0].size(0);
-    outputs = weights[4].size(0);
+    check_number(weights, gaussian(weights) ? 8 : 6);
+    units = outputs_of("w_in", weights[0]);
+    outputs = outputs_of(gaussian(weights) ? "w_loc" : "w_out", weights[4]);
     const int64_t E = units, D = outputs;
     std::vector<Weight> expected{{"w_in", {E, Z}},
                                  {"b_in", {E}},

@@ -1,10 +1,18 @@
-// The extension module: loading it registers the ops. What it is built for lies in the other files.
+// The extension module: loading it registers the ops. What it is built for lies in the other files; here is
+// which instruction set the kernels are taken from.
 #include <Python.h>
+#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <atomic>
+#include <string>
+#include <vector>
 
 #include "cpu/dispatch.h"
 
-namespace dmm::cpu {
+namespace dmm {
+namespace cpu {
 
 int64_t get_num_threads() { return torch::stable::get_num_threads(); }
 
@@ -14,30 +22,90 @@ void parallel_for(int64_t parts, const std::function<void(int64_t, int64_t)>& ru
 
 namespace {
 
-template <class S>
-const Kernels<S>& of(const Kernels<float>& (*f)(), const Kernels<double>& (*d)()) {
-  if constexpr (std::is_same_v<S, float>) return f();
-  else return d();
+struct InstructionSet {
+  const char* name;
+  const Kernels<float>& (*float_kernels)();
+  const Kernels<double>& (*double_kernels)();
+};
+
+// Those that this processor runs, widest first.
+const std::vector<InstructionSet>& instruction_sets() {
+  static const std::vector<InstructionSet> sets = [] {
+    std::vector<InstructionSet> found;
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+      found.push_back({"avx512", avx512::float_kernels, avx512::double_kernels});
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+      found.push_back({"avx2", avx2::float_kernels, avx2::double_kernels});
+#endif
+    found.push_back({"baseline", baseline::float_kernels, baseline::double_kernels});
+    return found;
+  }();
+  return sets;
+}
+
+std::atomic<const InstructionSet*>& in_use() {
+  static std::atomic<const InstructionSet*> set{&instruction_sets().front()};
+  return set;
 }
 
 }  // namespace
 
 template <class S>
 const Kernels<S>& kernels() {
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return of<S>(avx512::float_kernels, avx512::double_kernels);
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    return of<S>(avx2::float_kernels, avx2::double_kernels);
-#endif
-  return of<S>(baseline::float_kernels, baseline::double_kernels);
+  const InstructionSet& set = *in_use();
+  if constexpr (std::is_same_v<S, float>) return set.float_kernels();
+  else return set.double_kernels();
 }
 
 template const Kernels<float>& kernels<float>();
 template const Kernels<double>& kernels<double>();
 
-}  // namespace dmm::cpu
+}  // namespace cpu
+
+namespace {
+
+std::string instruction_set() { return cpu::in_use().load()->name; }
+
+// For tests: each of the sets must be right, and a machine takes only its widest.
+void set_instruction_set(std::string name) {
+  std::string known;
+  for (const cpu::InstructionSet& set : cpu::instruction_sets()) {
+    if (name == set.name) {
+      cpu::in_use() = &set;
+      return;
+    }
+    known += known.empty() ? set.name : std::string(", ") + set.name;
+  }
+  STD_TORCH_CHECK(false, "name: expected one that this processor runs (", known, "), got ", name);
+}
+
+// What the CUDA kernels were compiled for, as nvcc names it; empty where none were built.
+std::string cuda_architectures() {
+#ifdef DMM_FAST_CUDA
+  return DMM_FAST_CUDA;
+#else
+  return "";
+#endif
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(dmm_fast, m) {
+  m.def("_cuda_architectures() -> str");
+  m.def("_instruction_set() -> str");
+  m.def("_set_instruction_set(str name) -> ()");
+}
+
+// No tensor comes with these calls, so there is no device to choose by.
+STABLE_TORCH_LIBRARY_IMPL(dmm_fast, CompositeExplicitAutograd, m) {
+  m.impl("_cuda_architectures", TORCH_BOX(&cuda_architectures));
+  m.impl("_instruction_set", TORCH_BOX(&instruction_set));
+  m.impl("_set_instruction_set", TORCH_BOX(&set_instruction_set));
+}
+
+}  // namespace dmm
 
 extern "C" PyObject* PyInit__C() {
   static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};

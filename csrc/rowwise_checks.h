@@ -29,8 +29,12 @@ inline Tensors dense_weights(const Common& common, const std::vector<Weight>& ex
 // `weights` must have so many before a size is read off one of them.
 inline void check_number(const Tensors& weights, size_t number) {
   STD_TORCH_CHECK(weights.size() == number, "weights: expected ", number, " tensors, got ", weights.size());
-  for (const Tensor& weight : weights)
-    STD_TORCH_CHECK(weight.dim() >= 1, "weights: expected at least one dimension, got ", describe(weight));
+}
+
+// How many outputs a layer has, from its weight [out, in].
+inline int64_t outputs_of(const char* name, const Tensor& weight) {
+  STD_TORCH_CHECK(weight.dim() == 2, name, ": expected 2 dimensions, got ", describe(weight));
+  return weight.size(0);
 }
 
 inline Tensors gradients_of(const Tensors& weights) {

@@ -11,8 +11,8 @@ struct Weights {
 
   Weights(const Common& common, int64_t Z, const Tensors& weights) : latents(Z) {
     check_number(weights, 12);
-    gate_units = weights[0].size(0);
-    mean_units = weights[4].size(0);
+    gate_units = outputs_of("w_gate_in", weights[0]);
+    mean_units = outputs_of("w_mean_in", weights[4]);
     const int64_t G = gate_units, R = mean_units;
     dense = dense_weights(common,
                           {{"w_gate_in", {G, Z}},
@@ -53,9 +53,8 @@ struct Args {
         Z(z_.size(3)),
         weights(common, Z, weights_),
         z(with_dense_rows(z_)),
-        z_0(with_dense_rows(z_0_)),
+        z_0((common.check("z_0", z_0_, {P, B, Z}), with_dense_rows(z_0_))),
         lengths(torch::stable::contiguous(lengths_)) {
-    common.check("z_0", z_0_, {P, B, Z});
     check_lengths(lengths_, B, T);
   }
 

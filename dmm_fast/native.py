@@ -1,5 +1,6 @@
 """The compiled library: found beside this file, loaded once, absent without harm."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -16,7 +17,15 @@ def _load() -> str | None:
     try:
         torch.ops.load_library(str(found[0]))
     except OSError as error:
-        return f"{found[0].name} does not load with torch {torch.__version__}: {error}"
+        why = f"{found[0]} does not load with torch {torch.__version__}: {error}"
+        # Who has built a library counts on its speed: eager is right too, and many times slower.
+        warnings.warn(
+            f"dmm_fast computes in eager PyTorch: {why}. Build it again beside this torch, in the "
+            "package's source: pip install --no-build-isolation --no-deps --force-reinstall .",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return why
     return None
 
 
@@ -25,3 +34,13 @@ missing: str | None = _load()
 
 DTYPES = (torch.float32, torch.float64)
 """What the compiled CPU ops compute in."""
+
+
+def cuda_architectures() -> str:
+    """What the library's CUDA kernels were compiled for, as nvcc names it; empty where there are none."""
+    return "" if missing else torch.ops.dmm_fast._cuda_architectures()
+
+
+def instruction_set() -> str | None:
+    """What the compiled CPU ops run on: avx512, avx2 or baseline; None without the library."""
+    return None if missing else torch.ops.dmm_fast._instruction_set()

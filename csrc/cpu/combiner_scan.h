@@ -97,6 +97,9 @@ void combiner_scan(const CombinerScan<S>& a) {
   });
 }
 
+constexpr int64_t kChunkRows = 112;
+
+
 // One part's share of the backward. It goes back through time in chunks of a few steps: for a chunk, g
 // again in one product, the chain step by step, and what the chunk adds to the weight gradients while its
 // rows are still in the cache. Only the chain's partial sums pass between parts.
@@ -110,7 +113,7 @@ class CombinerScanBackwardPart {
         w_z_(a.w_z + mine_.begin * Z_, units_, Z_, Z_, 1), w_c_(w_out + mine_.begin, units_, 2 * Z_, 1, H_),
         w_before_(a.w_z + mine_.begin * Z_, Z_, units_, 1, Z_), dw_out_(2 * Z_ * units_, S(0)), db_out_(2 * Z_, S(0)),
         dz_(Z_) {
-    const int64_t capacity = std::max(kDepth, a.ragged.rows);
+    const int64_t capacity = std::max(kChunkRows, a.ragged.rows);
     for (std::vector<S>* rows : {&c_, &dg_}) rows->resize(capacity * units_);
     dout_.resize(capacity * 2 * Z_);
     z_before_.resize(capacity);
@@ -130,7 +133,7 @@ class CombinerScanBackwardPart {
   void run(Arrive arrive) {
     for (int64_t stop = a_.ragged.steps; stop > 0;) {
       int64_t start = stop, count = 0;
-      while (start > 0 && (count == 0 || count + a_.ragged.active[start - 1] <= kDepth))
+      while (start > 0 && (count == 0 || count + a_.ragged.active[start - 1] <= kChunkRows))
         count += a_.ragged.active[--start];
       recompute(start, stop);
       int64_t first = count;  // where a step's rows begin in the chunk

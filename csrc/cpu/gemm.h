@@ -160,7 +160,7 @@ struct Slice {
   int64_t count() const { return end - begin; }
 };
 
-constexpr int64_t kDepth = 112;  // rows of a sum packed at a time: a panel of them stays in the first cache
+constexpr int64_t kDepth = 224;  // rows of a sum packed at a time: a panel of them stays in the first cache
 
 // The rows [begin, end) and the columns [column, column + width) of c [.., stride] += the sum over `count`
 // rows, at most kDepth, of a_k^T b_k. The columns are at most a panel; rows stay where they are.
@@ -192,10 +192,13 @@ inline void add_outer_panel(const S* const* a, const S* const* b, int64_t count,
 template <class S>
 inline void add_outer(const S* const* a, const S* const* b, int64_t count, int64_t m, int64_t begin,
                       int64_t end, S* c, int64_t stride) {
-  for (int64_t k = 0; k < count; k += kDepth)  // all of c for some rows: these stay in the second cache
+  const int64_t chunks = panels_of(count, kDepth);
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {  // all of c for some rows: these stay in the second cache
+    const Share rows(count, chunk, chunks);
     for (int64_t column = begin; column < end; column += kPanel<S>)
-      add_outer_panel(a + k, b + k, std::min(kDepth, count - k), 0, m, column,
+      add_outer_panel(a + rows.begin, b + rows.begin, rows.end - rows.begin, 0, m, column,
                       std::min(kPanel<S>, end - column), c, stride);
+  }
 }
 
 // out [begin, end) += the sum of the rows; a few at a time, so that no element is the end of a long chain

@@ -125,9 +125,20 @@ def chosen(op: str, device: str, dtype: torch.dtype = torch.float32) -> str:
     return _requested
 
 
+def _holders() -> set[str]:
+    """The backends that compute any op."""
+    return {backend for by_backend in _implementations.values() for backend in by_backend}
+
+
 def _missing() -> dict[str, str]:
     """Why a backend is not there at all, for each that is not."""
-    reasons = {"cpp": native.missing, "triton": kernels.missing}
+    without_nvcc = "no nvcc was found when the package was built: CUDA_HOME, or nvcc on PATH"
+    without_ops = None if "cuda" in _holders() else "no op has a CUDA C++ kernel yet"
+    reasons = {
+        "cpp": native.missing,
+        "triton": kernels.missing,
+        "cuda": native.missing or (without_ops if native.cuda_architectures() else without_nvcc),
+    }
     return {name: why for name, why in reasons.items() if why}
 
 
@@ -135,7 +146,7 @@ def info() -> dict[str, Any]:
     """What is installed, which backends hold an op, and which computes each op by default."""
     from dmm_fast import __version__
 
-    holders = {b for by_backend in _implementations.values() for b in by_backend}
+    holders = _holders()
     return {
         "dmm_fast": __version__,
         "torch": torch.__version__,
@@ -143,6 +154,8 @@ def info() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
+        "instruction_set": native.instruction_set(),
+        "cuda_architectures": native.cuda_architectures() or None,
         "backends": {b: b in holders for b in BACKENDS},
         "missing": _missing(),
         "ops": {

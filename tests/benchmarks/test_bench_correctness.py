@@ -8,8 +8,9 @@ import torch
 
 from benchmarks.baseline import BaselineDMM
 from benchmarks.cases import QUICK_SIZES, Case, full_batch
-from benchmarks.contestants import BASELINE, CONTESTANTS, Contestant
+from benchmarks.contestants import BASELINE, CONTESTANTS
 from benchmarks.correctness import check, double_reference, to_double, worst_gradient_error
+from benchmarks.pyro_racer import PyroContestant
 
 
 class WithoutAnnealing(BaselineDMM):
@@ -35,7 +36,7 @@ def case(annealing_factor=0.7) -> Case:
 
 
 def verdicts(module) -> dict[str, bool]:
-    contestant = Contestant("it", lambda sizes: module(**sizes), BASELINE.optimizer)
+    contestant = PyroContestant("it", lambda sizes: module(**sizes), BASELINE.optimizer)
     parameters = BASELINE.module(QUICK_SIZES).state_dict()
     return {v.op: v.ok for v in check(case(), parameters, [contestant])}
 

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from PIL import Image
 
 from benchmarks import report
+from benchmarks.tables import NOT_RUN, errors_table, scaling_table, table
 
 RATIO = {"median": 2.5, "low": 2.0, "high": 3.0}
 EMPTY = f"# Title\n\n{report.START}\nold text\n{report.END}\n\nAfter.\n"
@@ -56,6 +58,58 @@ def a_run(date="2026-01-02T00:00:00+00:00", **changes):
     return results
 
 
+ABOUT = {
+    "seeds": 3,
+    "eager_factor": 3.0,
+    "floor": 1e-6,
+    "relu_margin": 1e-6,
+    "sizes": {"B": 2, "T": 3, "Z": 4},
+}
+
+
+def an_error(op="rnn_scan: value", case="B=2, T=3, full", error=4e-7, bound=1e-6, eager=2e-7, **changes):
+    row = {"op": op, "backend": "cpp", "case": case, "max_rel_error": error, "bound": bound}
+    return {**row, "ok": error <= bound, "eager_rel_error": eager, **changes}
+
+
+def with_errors(*rows):
+    return {**a_run(), "errors": list(rows), "errors_about": ABOUT}
+
+
+def a_point(impl, case, ms, along, speed_up, **extra):
+    row = {
+        "suite": "cpu-scaling",
+        "case": case,
+        "impl": impl,
+        "median_ms": ms,
+        "min_ms": ms,
+        "max_ms": ms,
+        "n": 3,
+    }
+    return {**row, "extra": {"along": along, "speed_up": speed_up, **extra}}
+
+
+def a_scaling_run():
+    """Three cases: the second on halves, the third without the tutorial."""
+    middle, wide, long = {"B": 2, "T": 4}, {"B": 8}, {"T": 9}
+    both, mended = {"tutorial": RATIO, "tutorial mended": RATIO}, {"tutorial mended": RATIO}
+    halves = {"checked_on": ["half", "other half"]}
+    results = a_run()
+    results["suite"] = "cpu-scaling"
+    results["cases"] = [
+        a_point("tutorial", "middle", 90.0, middle, both, peak_resident_bytes=12_600_000),
+        a_point("tutorial mended", "middle", 80.0, middle, both, peak_resident_bytes=None),
+        a_point("dmm_fast", "middle", 10.04, middle, both, checked_on=["middle"]),
+        a_point("tutorial", "wide", 900.0, wide, both, **halves),
+        a_point("tutorial mended", "wide", 800.0, wide, both, **halves),
+        a_point("dmm_fast", "wide", 100.0, wide, both, **halves),
+        a_point("tutorial mended", "long", 850.0, long, mended),
+        a_point("dmm_fast", "long", 50.0, long, mended),
+    ]
+    results["not_run"] = [{"case": "long", "impl": "tutorial", "why": "it takes minutes"}]
+    return results
+
+
 @pytest.fixture
 def place(tmp_path):
     folder = tmp_path / "benchmarks" / "results"
@@ -90,6 +144,37 @@ def test_writes_table_and_plot_and_then_checks_green(place):
     assert call(place, "--check") == 0
 
 
+def test_a_second_table_has_the_peers(place):
+    results = a_run()
+    put(place, "a.json", results)
+    assert call(place) == 0
+    assert "without Pyro" not in (place / "README.md").read_text()
+    (ours,) = results["cases"]
+    ours["extra"]["against_peers"] = {"one": RATIO, "another": {"median": 1.25, "low": 1.0, "high": 1.5}}
+    other = {**ours, "case": "an epoch", "extra": {**ours["extra"], "against_peers": {"one": RATIO}}}
+    peer = {**ours, "impl": "one", "extra": {"speed_up": ours["extra"]["speed_up"], "against_peers": {}}}
+    results["cases"] += [other, peer]
+    put(place, "a.json", results)
+    assert call(place) == 0
+    text = (place / "README.md").read_text()
+    assert "| case | implementation | times faster than one | times faster than another |" in text
+    assert "| a step | dmm_fast | 2.50 (2.00 to 3.00) | 1.25 (1.00 to 1.50) |" in text
+    assert "| an epoch | dmm_fast | 2.50 (2.00 to 3.00) | not run |" in text
+    assert "| a step | one | 2.50" not in text
+
+
+def test_check_sees_a_page_of_tables_that_is_not_the_results(place, capsys):
+    put(place, "a.json", with_errors(an_error()))
+    call(place)
+    page = report.page_path(place / "benchmarks/results")
+    assert "in the same run; the bound is 3 times" in (place / "README.md").read_text()
+    page.write_text(page.read_text().replace("123.4", "12.3"))
+    assert call(place, "--check") == 1
+    assert "stale: results/README.md;" in capsys.readouterr().err
+    page.unlink()
+    assert call(place, "--check") == 1
+
+
 def test_check_sees_a_number_typed_by_hand(place, capsys):
     put(place, "a.json", a_run())
     call(place)
@@ -122,6 +207,72 @@ def test_the_newest_run_of_each_suite_counts(place):
     assert "A GPU, driver 1.2" in text
 
 
+def test_peak_memory_has_a_column_where_it_was_measured():
+    results = a_run()
+    assert "peak" not in table(results)
+    results["cases"][0]["extra"]["peak_resident_bytes"] = 43_600_000
+    text = table(results)
+    assert "| n | peak, MB |" in text
+    assert "| 7 | 44 |" in text
+    results["cases"].append({**results["cases"][0], "extra": {"speed_up": {"tutorial": RATIO}}})
+    assert "| 7 | – |" in table(results)
+
+
+def test_scaling_table_says_what_did_not_run_and_what_was_checked_in_halves():
+    text = scaling_table(a_scaling_run())
+    ratio = "2.50 (2.00 to 3.00)"
+    assert f"| middle | 90.0 ms, 13 MB | 80.0 ms, – MB | 10.0 ms, – MB | {ratio} | {ratio} |" in text
+    assert f"| long | {NOT_RUN} | 850.0 ms, – MB | 50.0 ms, – MB | {NOT_RUN} | {ratio} |" in text
+    assert "dmm_fast, times faster than tutorial mended" in text
+    assert "Not run: tutorial in long; it takes minutes." in text
+    assert "in float32 against each other: wide." in text
+
+
+def test_scaling_suite_has_its_own_table_and_plot(place):
+    put(place, "a.json", a_scaling_run())
+    assert call(place) == 0
+    text = report.page_path(place / "benchmarks/results").read_text()
+    picture = "![Milliseconds over B, T, suite cpu-scaling]"
+    assert f"{picture}(cpu-scaling.png)" in text
+    assert f"{picture}(benchmarks/results/cpu-scaling.png)" in (place / "README.md").read_text()
+    assert "| wide | 900.0 ms" in text
+    with Image.open(place / "benchmarks" / "results" / "cpu-scaling.png") as image:
+        assert image.info["Source"] == "a.json"
+        assert image.width > 1.5 * image.height  # two panels beside each other
+    assert call(place, "--check") == 0
+
+
+def test_errors_table_shows_the_nearest_to_its_bound_of_each_op(place):
+    rows = [
+        an_error(),
+        an_error("rnn_scan: value", "B=2, T=3, ragged", error=5e-7),
+        an_error("rnn_scan: gradient of w_hh", error=9e-7, bound=3e-6, eager=1e-6),
+        an_error("rnn_scan: gradient of h_0", error=6e-7, eager=1e-7),
+        an_error("clipped_adam: value of params", error=0.0, eager=0.0),
+    ]
+    put(place, "a.json", with_errors(*rows))
+    assert call(place) == 0
+    text = report.page_path(place / "benchmarks/results").read_text()
+    assert "| `rnn_scan` | cpp | value, ragged | 5.0e-07 | 2.50 | h_0, full | 6.0e-07 | 6.00 |" in text
+    assert "| `clipped_adam` | cpp | value of params, full | 0.0e+00 | – | – | – | – |" in text
+    assert "3 times the error of eager" in text
+    assert "B=2, T=3, full and B=2, T=3, ragged, Z=4" in text
+
+
+def test_errors_of_an_older_file_are_said_not_to_be_measured(place):
+    put(place, "a.json", a_run())
+    assert call(place) == 0
+    assert (
+        "Errors of single ops against float64: not measured"
+        in report.page_path(place / "benchmarks/results").read_text()
+    )
+    assert errors_table(with_errors()) == ""  # a suite that asks for none says nothing
+
+
+def inexact(results):
+    results.update(with_errors(an_error("rnn_scan: gradient of w_hh", error=2e-6)), meta=results["meta"])
+
+
 def failed(results):
     results["correctness"].append(dict(results["correctness"][0], op="SVI gradients", ok=False))
 
@@ -136,7 +287,12 @@ def quick(results):
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
-    [(failed, "SVI gradients of dmm_fast"), (unchecked, "got none"), (quick, "a quick one")],
+    [
+        (failed, "SVI gradients of dmm_fast"),
+        (inexact, "rnn_scan: gradient of w_hh of cpp"),
+        (unchecked, "got none"),
+        (quick, "a quick one"),
+    ],
 )
 @pytest.mark.parametrize("option", [[], ["--check"]], ids=["write", "check"])
 def test_refuses_unfit_results_even_with_older_good_ones(place, capsys, spoil, message, option):

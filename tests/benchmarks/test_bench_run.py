@@ -5,9 +5,13 @@ import json
 import pytest
 import torch
 
-from benchmarks import cases, run
+from benchmarks import cases, errors, run
 from benchmarks.baseline import BaselineDMM
-from benchmarks.contestants import BASELINE, CONTESTANTS, Contestant
+from benchmarks.contestants import BASELINE, CONTESTANTS, OURS, PEERS
+from benchmarks.memory import peak_resident
+from benchmarks.pyro_racer import PyroContestant
+from benchmarks.timing import Ratio, Samples
+from dmm_fast import ops
 
 
 @pytest.fixture
@@ -23,7 +27,8 @@ def results_in(folder):
 
 
 @pytest.mark.usefixtures("no_music")
-def test_quick_run_end_to_end(tmp_path, capsys):
+def test_quick_run_end_to_end(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "LEFT_OUT", ("somebody is left out",))
     assert run.main(["--suite", "cpu", "--quick", "--threads", "1", "--out", str(tmp_path)]) == 0
     results = results_in(tmp_path)
     assert results["suite"] == "cpu"
@@ -36,12 +41,73 @@ def test_quick_run_end_to_end(tmp_path, capsys):
     assert names == [c.name for c in CONTESTANTS] * 2
     for row in results["cases"]:
         assert 0 < row["min_ms"] <= row["median_ms"] <= row["max_ms"]
-        assert row["extra"]["saved_for_backward_bytes"] > 0
+        if row["impl"] not in {peer.name for peer in PEERS}:
+            assert row["extra"]["saved_for_backward_bytes"] > 0
+        assert row["extra"]["threads"] == 1
+        assert row["extra"]["checked_on"] == [row["case"]]
+        assert (row["extra"]["peak_resident_bytes"] is None) == (peak_resident(lambda: None) is None)
         assert set(row["extra"]["speed_up"]) == {"tutorial", "tutorial mended"}
+        peers = {peer.name for peer in PEERS} if row["impl"] == "dmm_fast" else set()
+        assert set(row["extra"]["against_peers"]) == peers
+    if ops.info()["backends"]["cpp"]:
+        assert {row["backend"] for row in results["errors"]} == {"cpp"}
+        assert all(row["ok"] for row in results["errors"])
+        assert results["errors_about"]["sizes"]["T"] == errors.QUICK.T
+    else:
+        assert "errors" not in results
     # Without a data file the case says that its chorales are not JSB's.
     assert "JSB" not in json.dumps(results["cases"])
     assert results["cases"][-1]["case"].startswith("built-in chorales")
-    assert "written: " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.startswith("somebody is left out\n")
+    assert "written: " in printed
+
+
+def test_ours_are_compared_with_peers_of_the_same_loss():
+    ours, analytic = OURS
+    names = {c.name: Samples((4.0, 9.0)) for c in (BASELINE, *PEERS)}
+    samples = names | {c.name: Samples((2.0, 3.0)) for c in OURS}
+    ratios = run.against_peers(ours, samples)
+    assert ratios == {peer.name: Ratio(2.5, 2.0, 3.0) for peer in PEERS}
+    assert run.against_peers(analytic, samples) == {}
+    assert run.against_peers(BASELINE, samples) == {}
+    assert run.against_peers(ours, {ours.name: samples[ours.name]}) == {}
+
+
+@pytest.mark.usefixtures("no_music")
+def test_quick_scaling_end_to_end(tmp_path):
+    out = ["--threads", "1", "--out", str(tmp_path)]
+    assert run.main(["--suite", "cpu-scaling", "--quick", *out]) == 0
+    results = results_in(tmp_path)
+    assert results["errors"] == []
+    axes = {axis for row in results["cases"] for axis in row["extra"]["along"]}
+    assert axes == {"B", "T", "threads"}
+    # Whatever is timed has been checked in this very run: itself, or every case that stands in for it.
+    checked = {(row["case"].rpartition(", batch")[0], row["backend"]) for row in results["correctness"]}
+    for row in results["cases"]:
+        assert {(case, row["impl"]) for case in row["extra"]["checked_on"]} <= checked
+    (left_out,) = results["not_run"]
+    assert left_out["impl"] == "tutorial"
+    mine = [row for row in results["cases"] if row["case"] == left_out["case"]]
+    assert [row["impl"] for row in mine] == ["tutorial mended", "PyTorch, hand-written backward", "dmm_fast"]
+    assert all(set(row["extra"]["speed_up"]) == {"tutorial mended"} for row in mine)
+
+
+@pytest.mark.usefixtures("no_music")
+def test_an_op_beyond_its_bound_is_an_error_of_the_run(tmp_path, monkeypatch, capsys):
+    bad = errors.ErrorRow("rnn_scan: value", "cpp", "B=3, T=5, full", 1e-3, 1e-6, False, 1e-7)
+    monkeypatch.setattr(errors, "measure", lambda *args: [bad])
+    assert run.main(["--quick", "--threads", "1", "--out", str(tmp_path)]) == 1
+    results = results_in(tmp_path)
+    assert results["errors"] == [bad.as_dict()]
+    assert all(row["ok"] for row in results["correctness"])
+    assert "BAD rnn_scan: value" in capsys.readouterr().out
+
+
+def test_without_the_backend_errors_are_not_measured(monkeypatch, capsys):
+    monkeypatch.setattr(errors, "measure", lambda *args: [])
+    assert run.measure_errors(("cpp",), torch.device("cpu"), errors.QUICK) == {}
+    assert "not measured, cpp computes none here" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("no_music")
@@ -50,7 +116,7 @@ def test_a_contestant_that_is_wrong_is_not_timed(tmp_path, monkeypatch, capsys):
         def model(self, *args):
             super().model(*args[:4], 1.0)
 
-    wrong = Contestant("wrong", lambda sizes: Wrong(**sizes), BASELINE.optimizer)
+    wrong = PyroContestant("wrong", lambda sizes: Wrong(**sizes), BASELINE.optimizer)
     monkeypatch.setattr(run, "CONTESTANTS", (*CONTESTANTS[:2], wrong))
     assert run.main(["--quick", "--threads", "1", "--out", str(tmp_path)]) == 1
     results = results_in(tmp_path)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import dmm_fast
-from dmm_fast import ops, reference
+from dmm_fast import native, ops, reference
 from dmm_fast.ops import BACKENDS, BackendError, backend
 from tests.cases import CASES, OPS
 from tests.compare import backends_for, compare
@@ -158,6 +158,8 @@ def test_info() -> None:
     assert info["cuda"] == torch.version.cuda
     assert (info["device"] is None) == (not torch.cuda.is_available())
     assert info["threads"] == torch.get_num_threads()
+    known = (None,) if native.missing else ("avx512", "avx2", "baseline")
+    assert info["instruction_set"] in known
     assert tuple(info["backends"]) == BACKENDS
     assert info["backends"]["reference"] is True
     assert info["requested"] is None

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dmm_fast import reference, use_backend
 from dmm_fast.ops import clipped_adam
-from tests.compare import EAGER_FACTOR, FLOOR_EPS, backends_for, error
+from tests.compare import EAGER_FACTOR, FLOOR_EPS, each_backend, each_backend_and_dtype, error
 
 SHAPES = [(), (1,), (7,), (3, 5), (33, 65), (0,), (600, 88), (2, 3, 4)]
 OPTIONS: list[dict[str, Any]] = [
@@ -48,11 +48,22 @@ def run(function: Any, dtype: torch.dtype, strided: bool, **options: Any) -> lis
 
 @pytest.mark.parametrize("strided", [False, True], ids=["dense", "strided"])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: ",".join(o) or "plain")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("backend", backends_for("clipped_adam"))
+@each_backend_and_dtype("clipped_adam")
 def test_steps_are_as_near_the_truth_as_eager_pytorch(
     backend: str, dtype: torch.dtype, options: dict[str, Any], strided: bool
 ) -> None:
+    hold(backend, dtype, options, strided)
+
+
+@pytest.mark.usefixtures("narrower")
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: ",".join(o) or "plain")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_so_is_the_library_on_narrower_instruction_sets(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    hold("cpp", dtype, options, strided=False)
+
+
+def hold(backend: str, dtype: torch.dtype, options: dict[str, Any], strided: bool) -> None:
+    """Compare with the float64 reference, by what eager PyTorch is off."""
     truth = run(reference.clipped_adam, torch.float64, strided, **options)
     eager = run(reference.clipped_adam, dtype, strided, **options)
     with use_backend(backend):
@@ -64,7 +75,7 @@ def test_steps_are_as_near_the_truth_as_eager_pytorch(
             assert value.stride() == yardstick.stride()
 
 
-@pytest.mark.parametrize("backend", backends_for("clipped_adam"))
+@each_backend("clipped_adam")
 def test_a_gradient_that_is_no_number_reaches_its_parameter(backend: str) -> None:
     tensors = [[torch.ones(40)], [torch.zeros(40)], [torch.zeros(40)], [torch.zeros(40)]]
     tensors[1][0][17] = float("nan")

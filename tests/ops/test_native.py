@@ -1,55 +1,37 @@
 """The compiled ops as torch sees them: schemas, fakes, autograd, tracing, threads, huge strides."""
 
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from dmm_fast import native, ops, reference
-from tests.cases import CASES, OPS
-from tests.compare import backends_for, results, run_backend
-from tests.inputs import build, differentiable, tensors
+from dmm_fast import native, ops
+from tests.cases import CASES, OPS, SEQUENCE_OPS, Case
+from tests.compare import eager, error, results, run_backend
+from tests.compiled import COMPILED, OP_LIBRARIES, calls_of
+from tests.inputs import build, differentiable, map_tensors, tensors
 
 pytestmark = pytest.mark.skipif(native.missing is not None, reason=f"no compiled library: {native.missing}")
-
-COMPILED = [op for op in OPS if "cpp" in backends_for(op)]
-
-
-class _Calls(TorchDispatchMode):
-    """Keeps every call of a compiled op."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: dict[Any, tuple[Any, ...]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "dmm_fast":
-            self.seen[func] = args
-        return func(*args, **(kwargs or {}))
 
 
 def test_a_build_with_a_library_has_compiled_ops() -> None:
     assert {"rnn_scan", "combiner_scan"} <= set(COMPILED)
 
 
-@pytest.mark.parametrize("op_name", COMPILED)
-def test_schema_fake_and_autograd_agree_with_the_kernels(op_name: str) -> None:
-    case = CASES["particles"]
-    with _Calls() as calls:
-        run_backend(op_name, build(op_name, case, torch.float64), case, "cpp")
-    names = {str(func).split(".")[1] for func in calls.seen}
-    assert any(name.endswith("_backward") for name in names), names
-    for func, args in calls.seen.items():
-        is_forward = not str(func).split(".")[1].endswith("_backward")
+@pytest.mark.parametrize(("op_name", "backend"), OP_LIBRARIES)
+def test_schema_fake_and_autograd_agree_with_the_kernels(op_name: str, backend: str) -> None:
+    calls = calls_of(op_name, CASES["particles"], backend)
+    assert any(call.name.endswith("_backward") for call in calls), calls
+    for call in calls:
 
-        def fresh(tensor: Tensor, wanted: bool = is_forward) -> Tensor:
-            return tensor.detach().clone().requires_grad_(wanted and tensor.is_floating_point())
+        def fresh(tensor: Tensor, wanted: bool = not call.name.endswith("_backward")) -> Tensor:
+            return tensor.clone().requires_grad_(wanted and tensor.is_floating_point())
 
-        torch.library.opcheck(func, tree_map_only(Tensor, fresh, args))
+        torch.library.opcheck(call.function, tree_map_only(Tensor, fresh, call.args))
 
 
 @pytest.mark.parametrize("op_name", COMPILED)
@@ -93,50 +75,40 @@ def test_any_number_of_threads_gives_the_same_result(op_name: str, count: int) -
         torch.testing.assert_close(together[name], value, rtol=1e-12, atol=1e-13, msg=name)
 
 
-def test_strides_past_two_to_the_31_are_followed() -> None:
-    far, T, H = 2**31 + 8, 3, 5
+@pytest.mark.parametrize("op_name", [op for op in COMPILED if op in SEQUENCE_OPS])
+def test_strides_past_two_to_the_31_are_followed(op_name: str) -> None:
+    case = Case("far", B=2, lengths="ragged")
+    apart, places = 2**31 + 8, count(step=64)
     # Memory that is never touched is never there: only the two ends of this are.
-    memory = torch.empty(far + T * H)
-    x_proj = memory.as_strided((2, T, H), (far, H, 1))
-    x_proj.copy_(torch.randn(2, T, H))
-    w_hh, h_0, lengths = torch.randn(H, H) / 3, torch.randn(H), torch.tensor([T, T - 1])
-    with ops.use_backend("cpp"):
-        h = ops.rnn_scan(x_proj, w_hh, h_0, lengths)
-    torch.testing.assert_close(h, reference.rnn_scan(x_proj, w_hh, h_0, lengths))
+    memory = torch.empty(apart + 1024)
+
+    def move(name: str, tensor: Tensor) -> Tensor:
+        if "BT" not in OPS[op_name].args.get(name, ""):
+            return tensor
+        _, T, width = tensor.shape
+        assert T * width <= 64
+        return memory.as_strided((2, T, width), (apart, width, 1), next(places)).copy_(tensor)
+
+    got = run_backend(op_name, map_tensors(build(op_name, case), move), case, "cpp")
+    for name, expected in eager(op_name, case, torch.float64).items():
+        assert error(got[name], expected) <= 1e-5, name
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"x_proj": torch.zeros(2, 3, 5)},
-            r"x_proj: expected Float or Double of 4 dim.*got Float of shape \(2, 3, 5\)",
-        ),
-        ({"x_proj": torch.zeros(1, 2, 3, 5, dtype=torch.int64)}, "x_proj: expected Float or Double"),
-        (
-            {"w_hh": torch.zeros(5, 4)},
-            r"w_hh: expected Float of shape \(5, 5\) on cpu, got Float of shape \(5, 4\)",
-        ),
-        ({"w_hh": torch.zeros(5, 5).double()}, r"w_hh: expected Float of shape \(5, 5\) on cpu, got Double"),
-        ({"h_0": torch.zeros(2, 5)}, r"h_0: expected Float of shape \(1, 2, 5\)"),
-        ({"lengths": torch.tensor([3, 4])}, "lengths: expected values between 0 and T = 3, got 4 in row 1"),
-        ({"lengths": torch.tensor([-1, 2])}, "lengths: expected values between 0 and T = 3, got -1 in row 0"),
-        ({"lengths": torch.tensor([1.0, 2.0])}, "lengths: expected Long of shape"),
-        ({"nonlinearity": "gelu"}, "nonlinearity: expected relu or tanh, got gelu"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_the_library_checks_before_it_touches_memory(change: dict[str, Any], message: str) -> None:
-    good: dict[str, Any] = {
-        "x_proj": torch.zeros(1, 2, 3, 5),
-        "w_hh": torch.zeros(5, 5),
-        "h_0": torch.zeros(1, 2, 5),
-        "lengths": torch.tensor([3, 1]),
-        "nonlinearity": "relu",
-    }
-    torch.ops.dmm_fast.rnn_scan(*good.values())
-    with pytest.raises(RuntimeError, match=message):
-        torch.ops.dmm_fast.rnn_scan(*(good | change).values())
+def test_the_instruction_set_in_use_is_the_one_that_computes(narrower: str) -> None:
+    case = CASES["tutorial"]
+    got = run_backend("transition_log_prob", build("transition_log_prob", case), case, "cpp")
+    assert native.instruction_set() == narrower
+    # Only baseline has no fused multiply-add, so its bits are not the others'.
+    torch.ops.dmm_fast._set_instruction_set("avx2" if narrower == "baseline" else "baseline")
+    other = run_backend("transition_log_prob", build("transition_log_prob", case), case, "cpp")
+    assert any(not torch.equal(value, other[name]) for name, value in got.items())
+
+
+def test_an_instruction_set_that_is_not_there_is_refused() -> None:
+    before = native.instruction_set()
+    with pytest.raises(RuntimeError, match=r"name: expected one .*baseline\), got sse9"):
+        torch.ops.dmm_fast._set_instruction_set("sse9")
+    assert native.instruction_set() == before
 
 
 @pytest.mark.parametrize("op_name", COMPILED)

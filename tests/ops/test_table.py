@@ -8,6 +8,7 @@ import torch
 from dmm_fast import ops
 from tests.cases import CASES, OPS, SEQUENCE_OPS, TINY
 from tests.compare import backends_for, check_gradients, compare, dtypes_for, error, run_backend
+from tests.compiled import COMPILED
 from tests.inputs import build, differentiable
 
 OP_BACKENDS = [(op, backend) for op in OPS for backend in backends_for(op)]
@@ -26,6 +27,16 @@ def test_backend_is_as_near_the_truth_as_eager_pytorch(
     op_name: str, backend: str, dtype: torch.dtype, case_name: str
 ) -> None:
     compare(op_name, CASES[case_name], backend, dtype)
+
+
+@pytest.mark.usefixtures("narrower")
+@pytest.mark.parametrize("case_name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("op_name", COMPILED)
+def test_so_is_the_library_on_narrower_instruction_sets(
+    op_name: str, dtype: torch.dtype, case_name: str
+) -> None:
+    compare(op_name, CASES[case_name], "cpp", dtype)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,287 @@
+"""The peer "PyTorch, hand-written backward": the step as a careful user of PyTorch would write it.
+
+No Pyro, none of ``dmm_fast``'s ops. A mini-batch is kept as its valid rows alone, N of them, step
+after step, as in a ``PackedSequence``: every linear map outside the scans is one product of N rows
+and nothing is masked. The two scans are autograd functions: a loop backward carries deltas only,
+a weight gradient is one product after it. Their large buffers live from step to step.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.infer import Trace_ELBO
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import binary_cross_entropy_with_logits, linear, softplus
+
+from benchmarks.cases import Case
+from benchmarks.racer import OPTIMIZER, tutorial_noise
+from benchmarks.timing import Timed
+from dmm_fast.data import Batch
+
+Parameters = dict[str, Tensor]
+
+
+class Buffers:
+    """Uninitialised memory by name, kept and grown: fresh pages for every step would cost more."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def rows(self, name: str, N: int, width: int) -> Tensor:
+        """A matrix ``[N, width]`` of the memory called ``name``, good until that is asked for again."""
+        if name not in self._held or self._held[name].numel() < N * width:
+            self._held[name] = torch.empty(N * width)
+        return self._held[name][: N * width].view(N, width)
+
+
+class Rows:
+    """A mini-batch as its N valid rows, the ``sizes[0]`` of the first step first.
+
+    Args:
+        batch: rows sorted by falling length, as the tutorial's ``get_mini_batch`` sorts them.
+        buffers: memory for the scans.
+
+    Raises:
+        ValueError: the rows are not sorted, so those of a step are not the first of the step before.
+    """
+
+    def __init__(self, batch: Batch, buffers: Buffers) -> None:
+        lengths = batch.mini_batch_seq_lengths
+        if bool((lengths.diff() > 0).any()):
+            raise ValueError(f"batch: expected rows sorted by falling length, got {lengths.tolist()}")
+        self.valid = torch.arange(batch.mini_batch.shape[1]).unsqueeze(1) < lengths  # [T, B]
+        self.x = batch.mini_batch.transpose(0, 1)[self.valid]
+        self.sizes: list[int] = self.valid.sum(1)[: int(lengths.max())].tolist()
+        number = self.valid.flatten().cumsum(0).view_as(self.valid) - 1
+        self.last = number[lengths - 1, torch.arange(len(lengths))]  # the row each sequence ends with
+        self.before = number[:-1][self.valid[1:]]  # the same sequence's row one step ago, from step 2 on
+        self.buffers = buffers
+
+    @property
+    def B(self) -> int:
+        """How many sequences there are."""
+        return self.sizes[0]
+
+    def steps(self, *packed: Tensor) -> list[tuple[Tensor, ...]]:
+        """Each step's rows of matrices with N rows."""
+        return list(zip(*(p.split(self.sizes) for p in packed), strict=True))
+
+
+class RnnScan(torch.autograd.Function):
+    """``h_t = relu(a_t + W h_{t+1})`` from each sequence's end to its start; ``h_0`` lies past the end."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, weight: Tensor, h_0: Tensor, rows: Rows) -> Tensor:
+        h = rows.buffers.rows("h", *a.shape)
+        after = rows.buffers.rows("after", *a.shape)  # of each row, the h one step later
+        after[rows.last] = h_0
+        steps = rows.steps(a, after, h)
+        for t in reversed(range(len(steps))):
+            a_t, after_t, h_t = steps[t]
+            torch.addmm(a_t, after_t, weight.t(), out=h_t).relu_()
+            if t > 0:
+                steps[t - 1][1][: len(h_t)] = h_t
+        ctx.save_for_backward(h, after, weight)
+        ctx.rows = rows
+        return h
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dh: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        h, after, weight = ctx.saved_tensors
+        rows: Rows = ctx.rows
+        delta = rows.buffers.rows("delta", *h.shape)
+        alive = torch.sign(h, out=rows.buffers.rows("alive", *h.shape))  # relu's slope: h is 0 or more
+        carried: Tensor | None = None
+        for dh_t, alive_t, delta_t in rows.steps(dh, alive, delta):
+            if carried is None:
+                torch.mul(dh_t, alive_t, out=delta_t)
+            else:
+                torch.addmm(dh_t, carried[: len(dh_t)], weight, out=delta_t).mul_(alive_t)
+            carried = delta_t
+        return delta, delta.t() @ after, delta[rows.last].sum(0) @ weight, None
+
+
+class CombinerScan(torch.autograd.Function):
+    """The guide's chain: ``z_t = loc_t + scale_t eps_t`` of ``tanh(W_z z_{t-1} + b_z) + h_t``.
+
+    ``W_out``, ``b_out`` hold both heads, loc over scale. Returns ``z`` and ``scale`` ``[N, Z]``, and
+    the ``z`` before each row from step 2 on.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        h: Tensor,
+        eps: Tensor,
+        z_q_0: Tensor,
+        W_z: Tensor,
+        b_z: Tensor,
+        W_out: Tensor,
+        b_out: Tensor,
+        rows: Rows,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        (N, H), Z = h.shape, eps.shape[1]
+        u, g = rows.buffers.rows("u", N, H), rows.buffers.rows("g", N, H)
+        heads = rows.buffers.rows("heads", N, 2 * Z)
+        z, scale = torch.empty_like(eps), torch.empty_like(eps)
+        before = z_q_0.expand(rows.B, -1)
+        steps = rows.steps(h, eps, u, g, heads, heads[:, :Z], heads[:, Z:], scale, z)
+        for h_t, eps_t, u_t, g_t, heads_t, loc_t, raw_t, scale_t, z_t in steps:
+            torch.addmm(b_z, before[: len(h_t)], W_z.t(), out=u_t).tanh_()
+            torch.add(u_t, h_t, out=g_t)
+            torch.addmm(b_out, g_t, W_out.t(), out=heads_t)
+            softplus(raw_t, out=scale_t)  # type: ignore[call-arg]  # the stub lacks it
+            torch.addcmul(loc_t, scale_t, eps_t, out=z_t)
+            before = z_t
+        z_before = z.index_select(0, rows.before)
+        ctx.save_for_backward(eps, z_q_0, W_z, W_out, u, g, heads, z_before)
+        ctx.rows = rows
+        return z, scale, z_before
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dz: Tensor, dscale: Tensor, dz_before: Tensor) -> tuple[Tensor | None, ...]:
+        eps, z_q_0, W_z, W_out, u, g, heads, z_before = ctx.saved_tensors
+        rows: Rows = ctx.rows
+        (N, H), Z, B = u.shape, eps.shape[1], rows.B
+        slope = torch.sigmoid(heads[:, Z:])
+        dheads = torch.cat([dz, dscale * slope], 1)
+        dheads[:, :Z].index_put_((rows.before,), dz_before, accumulate=True)
+        # Until its step comes, dheads holds what reaches z from outside the chain.
+        du, dg = rows.buffers.rows("du", N, H), rows.buffers.rows("dg", N, H)
+        torch.addcmul(torch.ones(()), u, u, value=-1, out=du)  # the slope of tanh
+        steps = rows.steps(slope.mul_(eps), dheads, dheads[:, :Z], dheads[:, Z:], dg, du)
+        later: Tensor | None = None
+        for by_scale, dheads_t, dz_t, draw_t, dg_t, du_t in reversed(steps):
+            if later is not None:
+                dz_t[: len(later)].addmm_(later, W_z)
+            draw_t.addcmul_(dz_t, by_scale)
+            torch.mm(dheads_t, W_out, out=dg_t)
+            later = du_t.mul_(dg_t)
+        first = du[:B].sum(0)
+        dW_z = (du[B:].t() @ z_before).addr_(first, z_q_0)
+        return dg, None, first @ W_z, dW_z, du.sum(0), dheads.t() @ g, dheads.sum(0), None
+
+
+def loss(p: Parameters, rows: Rows, eps: Tensor, annealing_factor: float) -> Tensor:
+    """The negative ELBO of one sample, as ``Trace_ELBO`` estimates it; ``eps`` is ``[N, Z]``."""
+
+    def layer(name: str, inputs: Tensor) -> Tensor:
+        return linear(inputs, p[f"{name}.weight"], p[f"{name}.bias"])
+
+    def heads(kind: str) -> Tensor:
+        return torch.cat([p[f"combiner.lin_hidden_to_{head}.{kind}"] for head in ("loc", "scale")])
+
+    bias = p["rnn.bias_ih_l0"] + p["rnn.bias_hh_l0"]
+    projected = linear(rows.x, p["rnn.weight_ih_l0"], bias)
+    h = RnnScan.apply(projected, p["rnn.weight_hh_l0"], p["h_0"].view(-1), rows)
+    # The combiner's average of two is a half in its heads.
+    W_z, b_z = p["combiner.lin_z_to_hidden.weight"], p["combiner.lin_z_to_hidden.bias"]
+    z, q_scale, z_before = CombinerScan.apply(
+        h, eps, p["z_q_0"], W_z, b_z, 0.5 * heads("weight"), heads("bias"), rows
+    )
+
+    z_before = torch.cat([p["z_0"].expand(rows.B, -1), z_before])
+    gate = layer("trans.lin_gate_hidden_to_z", layer("trans.lin_gate_z_to_hidden", z_before).relu()).sigmoid()
+    hidden = layer("trans.lin_proposed_mean_z_to_hidden", z_before).relu()
+    proposed = layer("trans.lin_proposed_mean_hidden_to_z", hidden)
+    p_loc = torch.lerp(layer("trans.lin_z_to_loc", z_before), proposed, gate)
+    p_scale = softplus(layer("trans.lin_sig", proposed.relu()))
+    # log q(z) - log p(z); in q, z is loc + scale eps and the constants are those of p.
+    excess = 0.5 * (((z - p_loc) / p_scale).square() - eps.square()) + (p_scale / q_scale).log()
+
+    hidden = layer("emitter.lin_hidden_to_hidden", layer("emitter.lin_z_to_hidden", z).relu()).relu()
+    logits = layer("emitter.lin_hidden_to_input", hidden)
+    surprise = binary_cross_entropy_with_logits(logits, rows.x, reduction="sum")
+    return surprise + annealing_factor * excess.sum()
+
+
+def _gradient(p: Tensor) -> Tensor:
+    assert p.grad is not None, "every parameter is used"
+    return p.grad
+
+
+class FusedClippedAdam(torch.optim.Adam):
+    """Pyro's ``ClippedAdam`` on torch's fused ``Adam``: one pass over each parameter.
+
+    Pyro adds ``eps`` before the second moment's bias is corrected, torch after; hence the group's.
+    """
+
+    def __init__(self, params: list[Tensor], *, clip_norm: float, lrd: float, **options: Any) -> None:
+        super().__init__(params, fused=True, **options)
+        self._clip_norm, self._lrd, self._steps = clip_norm, lrd, 0
+        self._eps: float = self.defaults["eps"]
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Decay the rate, clamp each element of the gradients, then Adam with L2 weight decay."""
+        self._steps += 1
+        for group in self.param_groups:
+            group["lr"] *= self._lrd
+            group["eps"] = self._eps / (1 - group["betas"][1] ** self._steps) ** 0.5
+            grads = [_gradient(p) for p in group["params"]]
+            torch._foreach_clamp_min_(grads, -self._clip_norm)
+            torch._foreach_clamp_max_(grads, self._clip_norm)
+        super().step()
+
+
+class TorchRacer:
+    """Parameters by the tutorial's names, their optimizer, and the case's batches as rows."""
+
+    def __init__(self, case: Case, parameters: Mapping[str, Tensor]) -> None:
+        self.case = case
+        self.parameters = {name: value.clone().requires_grad_() for name, value in parameters.items()}
+        self._optimizer = FusedClippedAdam(list(self.parameters.values()), **OPTIMIZER)
+        self._buffers = Buffers()
+        self._batches = [Rows(batch, self._buffers) for batch in case.batches]
+
+    def active(self) -> nullcontext[None]:
+        """Nothing must hold."""
+        return nullcontext()
+
+    def run(self) -> float:
+        """One timed run: a step on every batch of the case. Returns the last loss."""
+        value = float("nan")
+        z_dim = self.parameters["z_0"].numel()
+        for rows in self._batches:
+            value = self.step(rows, torch.randn(len(rows.x), z_dim))
+        return value
+
+    def step(self, rows: Rows, eps: Tensor) -> float:
+        """One optimizer step with the noise ``eps`` ``[N, Z]``; the loss before it."""
+        value = self._backward(rows, eps)
+        self._optimizer.step()
+        return value
+
+    def loss_and_grads(self, batch: Batch, seed: int) -> tuple[float, dict[str, Tensor]]:
+        """The loss and every parameter's gradient with the noise that ``seed`` gives the tutorial."""
+        rows = Rows(batch, self._buffers)
+        noise = tutorial_noise(batch, self.parameters["z_0"].numel(), seed)
+        value = self._backward(rows, noise[rows.valid])
+        return value, {name: _gradient(p).clone() for name, p in self.parameters.items()}
+
+    def timed(self) -> Timed:
+        """This racer as the clock wants it."""
+        return Timed(self.run)
+
+    def _backward(self, rows: Rows, eps: Tensor) -> float:
+        self._optimizer.zero_grad(set_to_none=True)
+        value = loss(self.parameters, rows, eps, self.case.annealing_factor)
+        value.backward()
+        return value.item()
+
+
+@dataclass(frozen=True)
+class TorchContestant:
+    """The row of this peer."""
+
+    name: str = "PyTorch, hand-written backward"
+    elbo: Callable[[], Any] = Trace_ELBO
+
+    def setup(self, case: Case, parameters: Mapping[str, Tensor]) -> TorchRacer:
+        """A racer for ``case`` that starts from ``parameters``."""
+        return TorchRacer(case, parameters)

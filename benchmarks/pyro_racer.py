@@ -1,0 +1,86 @@
+"""Contestants that are a Pyro model and guide, stepped by ``SVI``."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import PyroOptim
+from torch import Tensor
+
+from benchmarks.baseline import BaselineDMM
+from benchmarks.cases import Case
+from benchmarks.timing import Timed
+from dmm_fast.data import Batch
+from dmm_fast.model import DMM
+
+AnyDMM = BaselineDMM | DMM
+
+
+class PyroRacer:
+    """Parameters, optimizer, and a Pyro parameter store of its own.
+
+    Both sides register their parameters under the name ``dmm``, hence the stores.
+    """
+
+    def __init__(self, case: Case, module: AnyDMM, optimizer: PyroOptim, elbo: Any) -> None:
+        self.case = case
+        self.module = module
+        self.elbo = elbo
+        self._store: Any = None
+        self._svi = SVI(module.model, module.guide, optimizer, loss=elbo)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Make this racer's parameter store the current one."""
+        with pyro.get_param_store().scope(self._store) as self._store:
+            yield
+
+    def run(self) -> float:
+        """One timed run: an SVI step on every batch of the case. Returns the last loss."""
+        loss = float("nan")
+        for batch in self.case.batches:
+            loss = self.step(batch)
+        return loss
+
+    def step(self, batch: Batch) -> float:
+        """One SVI step; the loss before it."""
+        return self._svi.step(*batch, self.case.annealing_factor)
+
+    def loss_and_grads(self, batch: Batch, seed: int) -> tuple[float, dict[str, Tensor]]:
+        """The loss and every parameter's gradient with the noise that ``seed`` gives."""
+        with self.active():
+            pyro.set_rng_seed(seed)
+            self.module.zero_grad(set_to_none=True)
+            loss = self.elbo.loss_and_grads(
+                self.module.model, self.module.guide, *batch, self.case.annealing_factor
+            )
+            grads = {
+                name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+                for name, p in self.module.named_parameters()
+            }
+            self.module.zero_grad(set_to_none=True)
+        return float(loss), grads
+
+    def timed(self) -> Timed:
+        """This racer as the clock wants it."""
+        return Timed(self.run, self.active)
+
+
+@dataclass(frozen=True)
+class PyroContestant:
+    """A row of the results. ``setup`` builds the racer; ``elbo`` is the loss it minimises."""
+
+    name: str
+    module: Callable[[Mapping[str, Any]], AnyDMM]
+    optimizer: Callable[[], PyroOptim]
+    elbo: Callable[[], Any] = Trace_ELBO
+
+    def setup(self, case: Case, parameters: Mapping[str, Tensor]) -> PyroRacer:
+        """A racer for ``case`` that starts from ``parameters``."""
+        module = self.module(case.sizes)
+        module.load_state_dict(dict(parameters), strict=True)
+        return PyroRacer(case, module, self.optimizer(), self.elbo())

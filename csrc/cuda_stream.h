@@ -1,0 +1,32 @@
+// The device and the stream that torch is on. Only torch's own libraries know the stream, and they are opened so that
+// a plain reference to the function finds nothing: it is looked up in the library that is already there.
+#pragma once
+
+#include <dlfcn.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "checks.h"
+
+namespace dmm {
+
+inline void* current_stream(const Tensor& t) {
+  using Get = AOTITorchError (*)(int32_t, void**);
+  static const Get get = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    return library ? reinterpret_cast<Get>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
+  }();
+  STD_TORCH_CHECK(get != nullptr, "the current CUDA stream: expected it in libtorch_cuda.so, got no such function");
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(get(t.get_device_index(), &stream));
+  return stream;
+}
+
+// Runs `launch(stream)` on the tensor's own device; an error of it becomes an exception that begins with `what`.
+template <class Launch>
+void on_stream_of(const Tensor& t, const std::string& what, Launch launch) {
+  const torch::stable::accelerator::DeviceGuard guard(t.get_device_index());
+  const char* error = launch(current_stream(t));
+  STD_TORCH_CHECK(error == nullptr, what, ": ", error ? error : "");
+}
+
+}  // namespace dmm

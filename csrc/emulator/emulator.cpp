@@ -1,0 +1,191 @@
+#include "emulator.h"
+
+#include <ucontext.h>
+
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace dmm::emulator {
+namespace {
+
+constexpr size_t kStackBytes = 64 * 1024;
+
+// Whoever arrives gets the phase's number, and waits for as long as that is the phase.
+class Barrier {
+ public:
+  void expect(int threads) { expected_ = threads; }
+  uint64_t arrive() {
+    const uint64_t token = phase_;
+    ++arrived_;
+    complete();
+    return token;
+  }
+  void leave() {  // a thread that has ended is not waited for
+    --expected_;
+    complete();
+  }
+  bool passed(uint64_t token) const { return phase_ != token; }
+
+ private:
+  void complete() {
+    if (arrived_ < expected_ || arrived_ == 0) return;
+    arrived_ = 0;
+    ++phase_;
+  }
+  int expected_ = 0, arrived_ = 0;
+  uint64_t phase_ = 0;
+};
+
+struct Block {
+  Dim3 index;
+  unsigned rank;
+  Barrier barrier;
+  std::unique_ptr<unsigned char[]> shared;
+};
+
+struct Thread {
+  Dim3 index;
+  Block* block;
+  ucontext_t context;
+  std::unique_ptr<unsigned char[]> stack;
+  const Barrier* waits_at = nullptr;
+  uint64_t token = 0, cluster_token = 0;
+  bool ended = false;
+};
+
+// The cluster that runs. Its threads leave it only for one another's turns, so one at a time is enough.
+struct Cluster {
+  const Launch& launch;
+  const std::function<void()>& kernel;
+  Dim3 block_size;
+  Barrier barrier;
+  std::vector<Block> blocks;
+  std::vector<Thread> threads;
+  Thread* running = nullptr;
+  ucontext_t scheduler;
+};
+
+thread_local Cluster* cluster = nullptr;
+
+// The address sanitizer has to know which stack is in use.
+void switch_stack(ucontext_t* from, ucontext_t* to, const void* stack, size_t bytes, bool ends = false) {
+#if defined(__SANITIZE_ADDRESS__)
+  void* fake = nullptr;
+  __sanitizer_start_switch_fiber(ends ? nullptr : &fake, stack, bytes);
+  swapcontext(from, to);
+  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#else
+  (void)stack, (void)bytes, (void)ends;
+  swapcontext(from, to);
+#endif
+}
+
+#if defined(__SANITIZE_ADDRESS__)
+thread_local const void* scheduler_stack = nullptr;
+thread_local size_t scheduler_bytes = 0;
+#else
+constexpr const void* scheduler_stack = nullptr;
+constexpr size_t scheduler_bytes = 0;
+#endif
+
+void yield(bool ends = false) {
+  switch_stack(&cluster->running->context, &cluster->scheduler, scheduler_stack, scheduler_bytes, ends);
+}
+
+void wait(const Barrier& barrier, uint64_t token) {
+  if (cluster->launch.ignore_barriers || barrier.passed(token)) return;
+  cluster->running->waits_at = &barrier;
+  cluster->running->token = token;
+  yield();
+}
+
+void thread_main() {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_bytes);
+#endif
+  cluster->kernel();
+  Thread& thread = *cluster->running;
+  thread.ended = true;
+  thread.block->barrier.leave();
+  cluster->barrier.leave();
+  yield(true);
+}
+
+bool can_run(const Thread& t) { return !t.ended && (t.waits_at == nullptr || t.waits_at->passed(t.token)); }
+
+void take_turns() {
+  const size_t count = cluster->threads.size();
+  for (size_t left = count; left > 0;) {
+    bool progress = false;
+    for (size_t i = 0; i < count; ++i) {
+      Thread& thread = cluster->threads[cluster->launch.reversed ? count - 1 - i : i];
+      if (!can_run(thread)) continue;
+      progress = true;
+      thread.waits_at = nullptr;
+      cluster->running = &thread;
+      switch_stack(&cluster->scheduler, &thread.context, thread.stack.get(), kStackBytes);
+      left -= thread.ended;
+    }
+    if (!progress) throw std::runtime_error("threads wait at a barrier that others do not reach");
+  }
+}
+
+void prepare(Thread& thread, Block& block, int index) {
+  thread.index = {static_cast<unsigned>(index), 0, 0};
+  thread.block = &block;
+  thread.stack.reset(new unsigned char[kStackBytes]);
+  getcontext(&thread.context);
+  thread.context.uc_stack.ss_sp = thread.stack.get();
+  thread.context.uc_stack.ss_size = kStackBytes;
+  thread.context.uc_link = nullptr;
+  makecontext(&thread.context, thread_main, 0);
+}
+
+void run_cluster(const Launch& launch, const std::function<void()>& kernel, unsigned first_block) {
+  Cluster self{launch, kernel, {static_cast<unsigned>(launch.threads), 1, 1}, {}, {}, {}, nullptr, {}};
+  cluster = &self;
+  self.blocks.resize(launch.cluster_size);
+  self.threads.resize(static_cast<size_t>(launch.cluster_size) * launch.threads);
+  self.barrier.expect(static_cast<int>(self.threads.size()));
+  for (int b = 0; b < launch.cluster_size; ++b) {
+    Block& block = self.blocks[b];
+    block.index = {first_block + b, 0, 0};
+    block.rank = static_cast<unsigned>(b);
+    block.barrier.expect(launch.threads);
+    block.shared.reset(new unsigned char[launch.shared_bytes]);
+    std::fill_n(block.shared.get(), launch.shared_bytes, static_cast<unsigned char>(0xff));  // NaN
+    for (int i = 0; i < launch.threads; ++i)
+      prepare(self.threads[static_cast<size_t>(b) * launch.threads + i], block, i);
+  }
+  take_turns();
+  cluster = nullptr;
+}
+
+}  // namespace
+
+void run(const Launch& launch, const std::function<void()>& kernel) {
+  for (int block = 0; block < launch.blocks; block += launch.cluster_size)
+    run_cluster(launch, kernel, static_cast<unsigned>(block));
+}
+
+const Dim3& thread_index() { return cluster->running->index; }
+const Dim3& block_index() { return cluster->running->block->index; }
+const Dim3& block_size() { return cluster->block_size; }
+unsigned cluster_rank() { return cluster->running->block->rank; }
+unsigned cluster_blocks() { return static_cast<unsigned>(cluster->blocks.size()); }
+unsigned char* shared_memory() { return cluster->running->block->shared.get(); }
+unsigned char* shared_memory_of(unsigned rank) { return cluster->blocks[rank].shared.get(); }
+
+void block_sync() {
+  Barrier& barrier = cluster->running->block->barrier;
+  wait(barrier, barrier.arrive());
+}
+void cluster_arrive() { cluster->running->cluster_token = cluster->barrier.arrive(); }
+void cluster_wait() { wait(cluster->barrier, cluster->running->cluster_token); }
+
+}  // namespace dmm::emulator

@@ -1,0 +1,47 @@
+// exchange_floor for CUDA tensors: a scan's exchanges and nothing else, for the benchmarks.
+#include "checks.h"
+#ifdef DMM_FAST_CUDA
+#include "cuda/exchange_floor.h"
+#include "cuda_stream.h"
+#endif
+
+namespace dmm {
+
+STABLE_TORCH_LIBRARY_FRAGMENT(dmm_fast, m) {
+  m.def("exchange_floor(Tensor rings, int steps, int cluster_size, int threads) -> Tensor");
+}
+
+#ifdef DMM_FAST_CUDA
+namespace {
+
+// rings [clusters, cluster_size * width], each turned by `steps` places.
+Tensor exchange_floor(const Tensor& rings_, int64_t steps, int64_t cluster_size, int64_t threads) {
+  STD_TORCH_CHECK(rings_.scalar_type() == ScalarType::Float && rings_.dim() == 2,
+                  "rings: expected Float of 2 dimensions, got ", describe(rings_));
+  STD_TORCH_CHECK(steps >= 0, "steps: expected an int from 0, got ", steps);
+  STD_TORCH_CHECK(cluster_size >= 1 && cluster_size <= 16, "cluster_size: expected an int from 1 to 16, got ",
+                  cluster_size);
+  STD_TORCH_CHECK(threads >= 32 && threads <= 1024, "threads: expected an int from 32 to 1024, got ", threads);
+  STD_TORCH_CHECK(rings_.size(1) % cluster_size == 0, "rings: expected rows of a multiple of cluster_size = ",
+                  cluster_size, ", got ", describe(rings_));
+  const Tensor rings = torch::stable::contiguous(rings_), out = torch::stable::empty_like(rings);
+  const cuda::ExchangeFloor args{rings.const_data_ptr<float>(),
+                                 out.mutable_data_ptr<float>(),
+                                 steps,
+                                 static_cast<int>(rings.size(0)),
+                                 static_cast<int>(cluster_size),
+                                 static_cast<int>(rings.size(1) / cluster_size),
+                                 static_cast<int>(threads)};
+  std::ostringstream plan;
+  plan << "exchange_floor on " << args.clusters << " clusters of " << cluster_size << " blocks of " << threads
+       << " threads";
+  on_stream_of(rings, plan.str(), [&](void* stream) { return cuda::exchange_floor(args, stream); });
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(dmm_fast, CUDA, m) { m.impl("exchange_floor", TORCH_BOX(&exchange_floor)); }
+#endif
+
+}  // namespace dmm

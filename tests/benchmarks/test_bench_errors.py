@@ -1,0 +1,126 @@
+"""The errors table measures what it says, and turns red for an op that is off."""
+
+import pytest
+import torch
+
+from benchmarks import errors
+from benchmarks.errors import QUICK
+from dmm_fast import ops, reference
+from dmm_fast.ops import backend
+
+ALL = sorted(ops.info()["ops"])
+
+
+@pytest.fixture
+def wrong_backend(monkeypatch):
+    """A function that makes an op's implementation a backend of its own, named "triton"."""
+
+    def register(op, compute):
+        held = {**backend._implementations[op], "triton": backend.Implementation(compute, None)}
+        monkeypatch.setitem(backend._implementations, op, held)
+        monkeypatch.setitem(backend._PREFERENCE, "cpu", ("cpp", "triton", "reference"))
+
+    return register
+
+
+@pytest.mark.parametrize("op", ALL)
+def test_eager_measured_against_itself(op):
+    rows = list(errors.op_rows(op, "reference", "cpu", QUICK))
+    assert all(row.ok for row in rows)
+    assert all(row.max_rel_error == row.eager_rel_error for row in rows)
+    assert max(row.eager_rel_error for row in rows) > 1e-9  # float32 is not float64
+    cases = {row.case for row in rows}
+    ragged = "lengths" in errors._arguments(op)
+    assert cases == {"B=3, T=5, full", "B=3, T=5, ragged"} if ragged else {"B=3, T=5, full"}
+
+
+def test_every_floating_argument_has_a_gradient():
+    names = {row.op for row in errors.op_rows("emission_log_prob", "reference", "cpu", QUICK)}
+    weights = {f"weights.{field}" for field in reference.EmitterWeights._fields}
+    want = {"value"} | {f"gradient of {name}" for name in {"x", "z", *weights}}
+    assert names == {f"emission_log_prob: {name}" for name in want}
+
+
+@pytest.mark.skipif("cpp" not in backend._implementations["rnn_scan"], reason="no C++ ops were built")
+def test_the_compiled_ops_are_all_there_and_green():
+    rows = errors.measure("cpp", sizes=QUICK)
+    assert {row.op.partition(": ")[0] for row in rows} == set(ALL)
+    assert [row for row in rows if not row.ok] == []
+    # Another sum order than eager's: were it eager that is measured, all would be equal.
+    assert any(row.max_rel_error != row.eager_rel_error for row in rows)
+
+
+class SlightlyOff(torch.autograd.Function):
+    """The identity, with a gradient that is a hundred thousandth too large."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, dx):
+        return dx * (1 + 1e-5)
+
+
+def test_a_wrong_gradient_is_red_and_named(wrong_backend):
+    def off(x_proj, w_hh, h_0, lengths, nonlinearity="relu"):
+        return reference.rnn_scan(x_proj, SlightlyOff.apply(w_hh), h_0, lengths, nonlinearity)
+
+    wrong_backend("rnn_scan", off)
+    rows = errors.measure("triton", sizes=QUICK)
+    red = {row.op for row in rows if not row.ok}
+    assert red == {"rnn_scan: gradient of w_hh"}
+    assert {row.backend for row in rows} == {"triton"}
+    assert [row.max_rel_error for row in rows if not row.ok] == pytest.approx([1e-5, 1e-5], rel=0.1)
+
+
+def test_a_wrong_value_is_red(wrong_backend):
+    def off(value, loc, scale, lengths, mask=None):
+        return reference.normal_log_prob(value, loc, scale, lengths, mask) * (1 + 1e-5)
+
+    wrong_backend("normal_log_prob", off)
+    red = {row.op for row in errors.measure("triton", sizes=QUICK) if not row.ok}
+    assert "normal_log_prob: value" in red
+
+
+def test_a_wrong_step_of_the_optimizer_is_red(wrong_backend):
+    def off(*lists, **options):
+        reference.clipped_adam(*lists, **{**options, "weight_decay": 0.0})
+
+    wrong_backend("clipped_adam", off)
+    red = {row.op for row in errors.measure("triton", sizes=QUICK) if not row.ok}
+    assert red == {f"clipped_adam: value of {name}" for name in ("params", "exp_avgs", "exp_avg_sqs")}
+
+
+def test_a_backend_that_has_nothing_here():
+    assert errors.measure("cuda", sizes=QUICK) == []
+
+
+def test_errors_are_norm_wise_and_nan_is_the_worst():
+    truth = {"a": torch.tensor([3.0, 4.0]).double(), "b": torch.zeros(2).double()}
+    near = {"a": torch.tensor([3.0, 4.5]), "b": torch.zeros(2)}
+    assert errors.relative_errors(near, truth) == {"a": pytest.approx(0.1), "b": 0.0}
+    off = {"a": torch.tensor([torch.nan, 4.0]), "b": torch.tensor([0.0, 1e-30])}
+    assert errors.relative_errors(off, truth) == {"a": torch.inf, "b": torch.inf}
+
+
+def test_inputs_keep_off_the_kinks():
+    for seed in range(5):
+        inputs = errors.draw("rnn_scan", errors.Sizes(B=20, T=20, H=50), "full", seed)
+        doubles = errors.map_tensors(inputs, errors.to_double)
+        h = reference.rnn_scan(**doubles)
+        later = torch.cat([h[:, 1:], doubles["h_0"].expand(20, 1, -1)], dim=1)
+        before_relu = doubles["x_proj"] + later @ doubles["w_hh"].T
+        assert before_relu.abs().min() > errors.RELU_MARGIN
+
+
+def test_no_draw_off_the_kinks_is_an_error(monkeypatch):
+    monkeypatch.setattr(errors, "RELU_MARGIN", 10.0)
+    monkeypatch.setattr(errors, "MAX_DRAWS", 3)
+    with pytest.raises(RuntimeError, match="emitter: expected a draw off every kink in 3"):
+        errors.draw("emitter", QUICK, "full", 0)
+
+
+def test_ragged_lengths_go_from_all_steps_to_one():
+    assert errors.draw("drawn_log_prob", QUICK, "ragged", 0)["lengths"].tolist() == [5, 3, 1]
+    assert errors.draw("drawn_log_prob", QUICK, "full", 0)["lengths"].tolist() == [5, 5, 5]

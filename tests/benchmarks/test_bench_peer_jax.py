@@ -1,0 +1,81 @@
+"""The JAX peer computes what the tutorial computes, steps as it steps, and keeps to its processors."""
+
+import importlib
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.racer import OPTIMIZER, tutorial_noise
+from tests.helpers_peers import STEPS, baseline_losses, disagreements, parameters, ragged_case
+
+jax = pytest.importorskip("jax", reason="needs JAX: pip install -r benchmarks/requirements.txt")
+peer_jax = importlib.import_module("benchmarks.peer_jax")
+
+
+def test_the_gate_is_green_on_ragged_batches():
+    assert disagreements(peer_jax.JaxContestant(), ragged_case()) == set()
+
+
+def test_the_gate_sees_a_wrong_loss(monkeypatch):
+    def wrong(p, batch, eps, annealing_factor):
+        return peer_jax.loss(p, batch, eps, 1.001 * annealing_factor)
+
+    monkeypatch.setattr(peer_jax, "loss_and_gradients", jax.jit(jax.value_and_grad(wrong)))
+    assert disagreements(peer_jax.JaxContestant(), ragged_case(1)) == {"SVI loss", "SVI gradients"}
+
+
+def test_training_has_the_losses_of_the_tutorial():
+    case, start = ragged_case(2), parameters()  # each shape is a compilation
+    racer = peer_jax.JaxContestant().setup(case, start)
+    step = jax.jit(peer_jax.step_with)
+    state, losses = racer.state, []
+    for seed in range(STEPS):
+        batch = case.batches[seed % len(case.batches)]
+        eps = tutorial_noise(batch, 8, seed).numpy()
+        state, value = step(state, peer_jax.padded(batch), eps, case.annealing_factor)
+        losses.append(float(value))
+    assert losses == pytest.approx(baseline_losses(case, start), rel=2e-6)
+    assert int(state.steps) == STEPS
+    assert float(state.lr) == pytest.approx(OPTIMIZER["lr"] * OPTIMIZER["lrd"] ** STEPS, rel=1e-6)
+
+
+def test_the_optimizer_clips_each_element():
+    p = {"a": jax.numpy.array([1.0, -2.0])}
+    zero = {"a": jax.numpy.zeros(2)}
+    state = peer_jax.State(p, zero, zero, jax.numpy.float32(0.1), jax.numpy.int32(0), jax.random.key(0))
+    moved = peer_jax.clipped_adam(state, {"a": jax.numpy.array([50.0, -3.0])})
+    clipped = torch.tensor([10.0 + 2.0, -3.0 - 4.0])  # and the weight decay of 2
+    assert moved.mean["a"].tolist() == pytest.approx((0.04 * clipped).tolist())
+    assert moved.square["a"].tolist() == pytest.approx((0.001 * clipped.square()).tolist())
+
+
+def test_a_run_is_a_step_a_batch_with_noise_of_its_own():
+    case, start = ragged_case(2), parameters()  # each shape is a compilation
+    racer = peer_jax.JaxContestant().setup(case, start)
+    key = jax.random.key_data(racer.state.key).tolist()
+    with racer.active():
+        assert racer.run() > 0
+    assert int(racer.state.steps) == len(case.batches)
+    assert jax.random.key_data(racer.state.key).tolist() != key
+    for name, p in racer.state.parameters.items():
+        assert p.shape == start[name].shape
+        assert not torch.equal(torch.tensor(p.tolist()), start[name]), name
+
+
+def test_runs_on_as_many_processors_as_torch_has_threads():
+    racer = peer_jax.JaxContestant().setup(ragged_case(1), parameters())
+    allowed = os.sched_getaffinity(0)
+    with racer.active():
+        assert len(os.sched_getaffinity(0)) == torch.get_num_threads() == 1
+    assert os.sched_getaffinity(0) == allowed
+    tasks = [task for task in Path("/proc/self/task").iterdir() if "Eigen" in (task / "comm").read_text()]
+    assert [len(os.sched_getaffinity(int(task.name))) for task in tasks] == [1]
+
+
+def test_refuses_another_number_of_threads(monkeypatch):
+    peer_jax.start_client()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    with pytest.raises(RuntimeError, match=r"threads: expected 1, with which XLA was started .* got 3"):
+        peer_jax.JaxContestant().setup(ragged_case(1), parameters())

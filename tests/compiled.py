@@ -1,0 +1,70 @@
+"""Every call of a compiled op that a public op makes: its function, its arguments."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from dmm_fast import ops
+from tests.cases import OPS, Case
+from tests.compare import backends_for, dtypes_for, run_backend
+from tests.inputs import build
+
+COMPILED = [op for op in OPS if "cpp" in backends_for(op)]
+LIBRARIES = {"cpp": "dmm_fast", "triton": "dmm_fast_triton"}
+OP_LIBRARIES = [(op, backend) for op in OPS for backend in backends_for(op) if backend in LIBRARIES]
+
+
+class Call(NamedTuple):
+    """What a compiled op was called with; ``names`` are those of its schema."""
+
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The op's name without namespace and overload."""
+        return str(self.function._schema.name).partition("::")[2]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of ``args``."""
+        return [argument.name for argument in self.function._schema.arguments][: len(self.args)]
+
+    def run(self, **changed: Any) -> Any:
+        """Call again with arguments of these names changed."""
+        given = dict(zip(self.names, self.args, strict=True)) | self.kwargs | changed
+        return self.function(**given)
+
+
+class _Calls(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Call] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace in LIBRARIES.values():
+            self.seen.append(Call(func, *tree_map_only(Tensor, Tensor.detach, (args, kwargs or {}))))
+        return func(*args, **(kwargs or {}))
+
+
+def calls_of(op_name: str, case: Case, backend: str = "cpp") -> list[Call]:
+    """The calls, forward and backward, that a public op makes of compiled ones; in the widest dtype."""
+    inputs = build(op_name, case, dtypes_for(op_name, backend)[-1])
+    with _Calls() as calls:
+        run_backend(op_name, inputs, case, backend)
+    assert {call.function.namespace for call in calls.seen} == {LIBRARIES[backend]}
+    return calls.seen
+
+
+def clipped_adam_call(dtype: torch.dtype = torch.float64) -> Call:
+    """A step for two parameters."""
+    lists = [[torch.ones(3, 5, dtype=dtype), torch.ones(4, dtype=dtype)] for _ in range(4)]
+    with _Calls() as calls, ops.use_backend("cpp"):
+        ops.clipped_adam(
+            *lists, step=1, lr=0.1, beta1=0.9, beta2=0.9, eps=1e-8, weight_decay=0.0, clip_norm=1.0
+        )
+    return calls.seen[0]
