@@ -92,7 +92,7 @@ def normal_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
         keep = kept(mask, steps, row, step, columns, WIDTH, valid)
         s = tl.where(keep, load(scale_row, columns, keep), 1.0)
         standard = (load(value_row, columns, keep) - load(loc_row, columns, keep)) / s
-        to_loc = tl.where(keep, d * standard / s, 0.0)
+        to_loc = d * standard / s  # what is not to keep counts as a residual of zero
         to_scale = tl.where(keep, d * (standard * standard - 1.0) / s, 0.0)
         store_row(dvalue + index * WIDTH, columns, WIDTH, inside, -to_loc)
         store_row(dloc + index * WIDTH, columns, WIDTH, inside, to_loc)

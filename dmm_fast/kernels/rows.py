@@ -261,4 +261,4 @@ def split_chain(dvalue: Tensor, dbefore: Tensor, like: Tensor) -> tuple[Tensor, 
     dvalue[:, :, :-1] += dbefore[:, :, 1:]
     if dvalue.shape[2] == 0:
         return dvalue.to(like.dtype), like.new_zeros(*like.shape[:2], like.shape[3])
-    return dvalue.to(like.dtype), dbefore[:, :, 0].to(like.dtype, memory_format=torch.contiguous_format)
+    return dvalue.to(like.dtype), dbefore[:, :, 0].to(like.dtype).contiguous()

@@ -93,6 +93,7 @@ def compile_all(arch: int) -> list[Compiled]:
     import triton
     from triton.runtime.jit import JITFunction
 
+    from dmm_fast import ops
     from tests.cases import CASES, OPS
     from tests.compare import backends_for, run_backend
     from tests.inputs import build
@@ -112,6 +113,9 @@ def compile_all(arch: int) -> list[Compiled]:
     for op in OPS:
         if "triton" in backends_for(op):
             run_backend(op, build(op, case), case, "triton")
+    rates = {"lr": 0.1, "beta1": 0.9, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0.0, "clip_norm": 1.0}
+    with ops.use_backend("triton"):
+        ops.clipped_adam(*([torch.ones(7)] for _ in range(4)), step=1, **rates)
     return sorted((resources(k, arch) for k in found.values()), key=lambda c: (c.name, c.shared))
 
 
