@@ -97,8 +97,7 @@ void combiner_scan(const CombinerScan<S>& a) {
   });
 }
 
-constexpr int64_t kChunkRows = 112;
-
+constexpr int64_t kChunkRows = 112;  // c, dg and dout of so many rows stay in the second cache
 
 // One part's share of the backward. It goes back through time in chunks of a few steps: for a chunk, g
 // again in one product, the chain step by step, and what the chunk adds to the weight gradients while its

@@ -1,4 +1,4 @@
-// The inference network's recurrence. Each part owns some panels of output units for the whole scan, so
+// The inference network's recurrence. Each part owns a slice of the output units for the whole scan, so
 // its share of W_hh stays in its core's cache; one barrier a time step.
 //
 // Included once for each instruction set, inside its namespace.

@@ -132,7 +132,7 @@ def _holders() -> set[str]:
 
 def _missing() -> dict[str, str]:
     """Why a backend is not there at all, for each that is not."""
-    without_nvcc = "no nvcc was found when the package was built: CUDA_HOME, or nvcc on PATH"
+    without_nvcc = "built without CUDA kernels: no nvcc in CUDA_HOME or on PATH, or it failed"
     without_ops = None if "cuda" in _holders() else "no op has a CUDA C++ kernel yet"
     reasons = {
         "cpp": native.missing,
