@@ -8,10 +8,9 @@ namespace dmm::cuda {
 // One block of a cluster. Shared memory: two rings, so that a step writes one while the other is still read, and one
 // barrier a step is enough: whoever writes a ring again has passed the barrier after all had read it.
 __global__ void exchange_floor_kernel(ExchangeFloor a) {
-#ifdef DMM_HAS_CLUSTERS
   DMM_SHARED(float, rings);
-  const Cluster cluster;
-  const int ring = a.cluster_size * a.width, first = static_cast<int>(cluster.rank()) * a.width;
+  const Cluster cluster{};
+  const int ring = a.cluster_size * a.width, first = cluster.rank() * a.width;
   const int64_t base = static_cast<int64_t>(blockIdx.x / a.cluster_size) * ring + first;
   cluster.sync();  // no block may be written to before it runs
   for (int64_t t = 0; t <= a.steps; ++t) {
@@ -26,7 +25,6 @@ __global__ void exchange_floor_kernel(ExchangeFloor a) {
     cluster.arrive();
     cluster.wait();
   }
-#endif
 }
 
 }  // namespace dmm::cuda

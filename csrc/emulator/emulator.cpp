@@ -2,6 +2,8 @@
 
 #include <ucontext.h>
 
+#include <cstring>
+#include <deque>
 #include <memory>
 #include <stdexcept>
 #include <vector>
@@ -48,6 +50,12 @@ struct Block {
   std::unique_ptr<unsigned char[]> shared;
 };
 
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+
 struct Thread {
   Dim3 index;
   Block* block;
@@ -55,6 +63,7 @@ struct Thread {
   std::unique_ptr<unsigned char[]> stack;
   const Barrier* waits_at = nullptr;
   uint64_t token = 0, cluster_token = 0;
+  std::deque<std::vector<Copy>> copies{1};  // in groups; the last is not ended
   bool ended = false;
 };
 
@@ -187,5 +196,13 @@ void block_sync() {
 }
 void cluster_arrive() { cluster->running->cluster_token = cluster->barrier.arrive(); }
 void cluster_wait() { wait(cluster->barrier, cluster->running->cluster_token); }
+
+void copy_async(void* to, const void* from, size_t bytes) { cluster->running->copies.back().push_back({to, from, bytes}); }
+void copies_end() { cluster->running->copies.emplace_back(); }
+void copies_done(int later_groups) {
+  auto& groups = cluster->running->copies;
+  for (; static_cast<int>(groups.size()) - 1 > later_groups; groups.pop_front())
+    for (const Copy& copy : groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
+}
 
 }  // namespace dmm::emulator

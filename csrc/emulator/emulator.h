@@ -14,6 +14,8 @@
 #define DMM_EMULATOR 1
 #define __global__
 #define __device__
+#define __host__
+#define __grid_constant__
 #define __launch_bounds__(...)
 #define DMM_SHARED(type, name) type* const name = reinterpret_cast<type*>(dmm::emulator::shared_memory())
 
@@ -44,6 +46,10 @@ unsigned char* shared_memory_of(unsigned rank);
 void block_sync();
 void cluster_arrive();
 void cluster_wait();
+// An asynchronous copy takes place when it is waited for, and not before.
+void copy_async(void* to, const void* from, size_t bytes);
+void copies_end();
+void copies_done(int later_groups);
 
 }  // namespace dmm::emulator
 
@@ -51,6 +57,13 @@ void cluster_wait();
 #define blockIdx (dmm::emulator::block_index())
 #define blockDim (dmm::emulator::block_size())
 #define __syncthreads() dmm::emulator::block_sync()
+#define __pipeline_memcpy_async(to, from, bytes) dmm::emulator::copy_async(to, from, bytes)
+#define __pipeline_commit() dmm::emulator::copies_end()
+#define __pipeline_wait_prior(later) dmm::emulator::copies_done(later)
+
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
 
 namespace cooperative_groups {
 

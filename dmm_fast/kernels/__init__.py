@@ -5,14 +5,12 @@ its ``_backward``: the names, arguments and layouts ``[P, B, T, ...]`` of the C+
 checked. Kernels are ``<op>_fwd_kernel`` and ``<op>_bwd_kernel``.
 """
 
-import importlib
 import os
-from collections.abc import Callable
-from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any
 
 import torch
+
+from dmm_fast.library import Library
 
 # Triton's own switch, which it reads when it is imported: kernels then run on CPU tensors, step by step.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -36,25 +34,9 @@ missing: str | None = _why_not()
 """Why the kernels cannot run here; None where they can."""
 
 NAMESPACE = "dmm_fast_triton"
-_library = torch.library.Library(NAMESPACE, "FRAGMENT") if missing is None else None
+_library = Library(NAMESPACE, __name__, DEVICE.upper()) if missing is None else None
 
 
 def holds(stem: str) -> bool:
     """Whether there is a module ``stem`` that can run here; its ops are then ``dmm_fast_triton::<name>``."""
-    if missing is not None or find_spec(f"{__name__}.{stem}") is None:
-        return False
-    _define(stem)
-    return True
-
-
-@lru_cache
-def _define(stem: str) -> None:
-    """Make torch ops of the functions in ``__all__``; their annotations are the schemas."""
-    assert _library is not None
-    module = importlib.import_module(f"{__name__}.{stem}")
-    mutated: dict[str, tuple[str, ...]] = getattr(module, "MUTATED", {})
-    for name in module.__all__:
-        function: Callable[..., Any] = getattr(module, name)
-        schema = torch.library.infer_schema(function, mutates_args=mutated.get(name, ()))
-        _library.define(name + schema)
-        _library.impl(name, function, DEVICE.upper())
+    return _library is not None and _library.holds(stem)

@@ -5,14 +5,13 @@ units, and from the hidden units back to the latents.
 """
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.common import input_precision, on_device_of, row_start, softplus, tanh
 from dmm_fast.kernels.scan import LAUNCH, ROWS, clear_steps, grid, rows_times, tile
-from dmm_fast.reference import previous, valid_steps
+from dmm_fast.products import combiner_states, combiner_weight_gradients
 
 __all__ = ["combiner_scan", "combiner_scan_backward"]
 
@@ -70,11 +69,7 @@ def combiner_scan_backward(
     P, B, T, Z = eps.shape
     H = h.shape[-1]
     dh, deps, dz_q_0 = h.new_empty((P, B, T, H)), eps.new_empty((P, B, T, Z)), eps.new_empty((P, B, Z))
-    # What the forward did not keep, for all steps at once. Zeros stand for what is invalid.
-    valid = valid_steps(lengths, T)[..., None]
-    z_before = torch.where(valid, previous(z, z_q_0), 0.0).float()
-    g = torch.where(valid, torch.tanh(F.linear(z_before, w_z.float(), b_z.float())), 0.0).contiguous()
-    c = torch.where(valid, 0.5 * (g + h), 0.0)
+    z_before, g, c = combiner_states(h, z, z_q_0, w_z, b_z, lengths)
     dout = g.new_zeros((P, B, T, 2 * Z))
     with on_device_of(h):
         combiner_scan_bwd_kernel[grid(P * B)](
@@ -90,12 +85,9 @@ def combiner_scan_backward(
             **_constants(H, Z),
             **LAUNCH,
         )
-    da = g.flatten(0, 2)  # of what g is the tanh of: the kernel left it there
-    dloc_all, dpre_scale_all = dout.flatten(0, 2).split(Z, dim=1)
-    z_before, c = z_before.flatten(0, 2), c.flatten(0, 2)
-    products = (da.mT @ z_before, dloc_all.mT @ c, dpre_scale_all.mT @ c)
-    dw_z, dw_loc, dw_scale = (dw.to(h.dtype) for dw in products)
-    db_z, db_loc, db_scale = (d.sum(0).to(h.dtype) for d in (da, dloc_all, dpre_scale_all))
+    # The kernel left in g what is of its tanh's argument.
+    gradients = combiner_weight_gradients(g, dout, z_before, c)
+    dw_z, db_z, dw_loc, db_loc, dw_scale, db_scale = (d.to(h.dtype) for d in gradients)
     return dh, deps, dz_q_0, dw_z, db_z, dw_loc, db_loc, dw_scale, db_scale
 
 

@@ -1,13 +1,13 @@
 """The inference network's recurrence, backward in time, and its gradient."""
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.common import input_precision, on_device_of, row_start, tanh
 from dmm_fast.kernels.scan import LAUNCH, ROWS, clear_steps, grid, rows_times, tile
+from dmm_fast.products import following
 
 __all__ = ["rnn_scan", "rnn_scan_backward"]
 
@@ -51,7 +51,7 @@ def rnn_scan_backward(
             **LAUNCH,
         )
     # Of what is invalid both factors are zero, so all steps of all rows may go into one product.
-    dw_hh = dx_proj.flatten(0, 2).mT @ _next(h, h_0, lengths).flatten(0, 2)
+    dw_hh = dx_proj.flatten(0, 2).mT @ following(h, h_0, lengths).flatten(0, 2)
     return dx_proj, dw_hh, dh_0
 
 
@@ -68,14 +68,6 @@ def _constants(H: int, nonlinearity: str) -> dict[str, int | str]:
 
 def _two_states(like: Tensor, rows: int, width: int) -> Tensor:
     return like.new_empty((2, rows, width), dtype=torch.float32)
-
-
-def _next(h: Tensor, h_0: Tensor, lengths: Tensor) -> Tensor:
-    """``h_{t+1}`` at every step: what each step read, ``h_0`` at a row's own end and zero past it."""
-    T = h.shape[2]
-    is_last = torch.arange(1, T + 1, device=h.device) == lengths[:, None]
-    later = F.pad(h[:, :, 1:], (0, 0, 0, 1))
-    return torch.where(is_last[..., None], h_0[:, :, None], later)
 
 
 _ANY_VALUE = ["rows", "batch", "T"]  # recompiling is for feature sizes

@@ -22,7 +22,8 @@ BACKENDS = ("reference", "cpp", "triton", "cuda")
 # are interpreted they take CPU tensors, for whoever asks for them.
 _PREFERENCE = {
     "cpu": ("cpp", "reference", *(("triton",) if kernels.INTERPRETED else ())),
-    "cuda": ("cuda", "triton", "reference"),
+    # Ops are registered for backend "cuda" with every library; not every library has the kernels.
+    "cuda": (*(("cuda",) if native.cuda_architectures() else ()), "triton", "reference"),
 }
 
 _P = ParamSpec("_P")
@@ -133,11 +134,10 @@ def _holders() -> set[str]:
 def _missing() -> dict[str, str]:
     """Why a backend is not there at all, for each that is not."""
     without_nvcc = "built without CUDA kernels: no nvcc in CUDA_HOME or on PATH, or it failed"
-    without_ops = None if "cuda" in _holders() else "no op has a CUDA C++ kernel yet"
     reasons = {
         "cpp": native.missing,
         "triton": kernels.missing,
-        "cuda": native.missing or (without_ops if native.cuda_architectures() else without_nvcc),
+        "cuda": native.missing or (None if native.cuda_architectures() else without_nvcc),
     }
     return {name: why for name, why in reasons.items() if why}
 
@@ -146,7 +146,8 @@ def info() -> dict[str, Any]:
     """What is installed, which backends hold an op, and which computes each op by default."""
     from dmm_fast import __version__
 
-    holders = _holders()
+    missing = _missing()
+    holders = _holders() - missing.keys()
     return {
         "dmm_fast": __version__,
         "torch": torch.__version__,
@@ -157,7 +158,7 @@ def info() -> dict[str, Any]:
         "instruction_set": native.instruction_set(),
         "cuda_architectures": native.cuda_architectures() or None,
         "backends": {b: b in holders for b in BACKENDS},
-        "missing": _missing(),
+        "missing": missing,
         "ops": {
             op: {device: _candidates(op, device, torch.float32)[0] for device in _PREFERENCE}
             for op in sorted(_implementations)

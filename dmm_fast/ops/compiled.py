@@ -1,4 +1,4 @@
-"""The libraries of compiled ops, C++ and Triton: the same ops behind one way of registering them.
+"""The libraries of compiled ops, C++, CUDA C++ and Triton: the same ops behind one way of registering them.
 
 What an op's file says once (how its arguments are laid out, the shapes of its results, what its backward
 needs) holds for every library: each function that calls one takes it as its first argument.
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dmm_fast import kernels, native
+from dmm_fast import cuda, kernels, native
 from dmm_fast.ops import backend
 
 Dtypes = tuple[torch.dtype, ...]
@@ -45,5 +45,7 @@ def _libraries(stem: str) -> Iterator[tuple[str, Any, Dtypes]]:
     """The backend, the library and the dtypes of each library that holds the ops of a file."""
     if native.missing is None:
         yield "cpp", torch.ops.dmm_fast, native.DTYPES
+    if cuda.holds(stem):
+        yield "cuda", torch.ops.dmm_fast_cuda, cuda.DTYPES
     if kernels.holds(stem):
         yield "triton", torch.ops.dmm_fast_triton, kernels.DTYPES

@@ -1,0 +1,131 @@
+// What the two directions of combiner_scan do differently. A step begins with latents, made of what came from device
+// memory (`given`, which then takes what goes back there) and of the sums that the step before left; from them come
+// the hidden units, and from those the next sums.
+#pragma once
+
+#include "combiner_scan.h"
+#include "ragged.cuh"
+
+namespace dmm::cuda {
+
+__device__ inline float softplus(float x) {
+  return (x < 0.0f ? 0.0f : x) + log1pf(expf(-fabsf(x)));  // unlike a maximum, the comparison keeps NaN
+}
+__device__ inline float sigmoid(float x) {
+  const float e = expf(-fabsf(x));
+  return (x < 0.0f ? e : 1.0f) / (1.0f + e);
+}
+
+struct CombinerForward {  // from 0 to the longest row's end; the latents of step t are z_{t-1}
+  static constexpr int kLatentOperands = 3, kSums = 2;
+  const CombinerScan& a;
+
+  __device__ int time(int step, int) const { return step; }
+  // The latents of step t are for rows that are longer than this: at 0 they are there already.
+  __device__ int shortest(int t) const { return t == 0 ? a.ragged.steps : t - 1; }
+  __device__ int latent_time(int t) const { return t - 1; }
+  __device__ bool has_sums(const Row&, int) const { return true; }
+  __device__ float to_unit(int unit, int latent) const { return a.w_z.at(unit, latent); }
+  __device__ float from_unit(int output, int unit) const {
+    return output < a.latents ? a.w_loc.at(output, unit) : a.w_scale.at(output - a.latents, unit);
+  }
+  __device__ float start(const Row& row, int latent) const {
+    return *a.z_q_0.at(row.particle, row.sequence, 0, latent);
+  }
+
+  __device__ void fetch_latent(const Row& row, int t, int latent, float* const (&to)[kLatentOperands]) const {
+    const float* base = a.base + (int64_t{row.index} * a.ragged.steps + t) * 2 * a.latents + latent;
+    copy_async(to[0], base);
+    copy_async(to[1], base + a.latents);
+    copy_async(to[2], a.eps.at(row.particle, row.sequence, t, latent));
+  }
+  __device__ const float* unit_operand(const Row&, int, int unit) const { return a.b_z + unit; }
+
+  __device__ void begin(const Row&, int, const float (&sums)[kSums], float* const (&given)[kLatentOperands],
+                        float* latents) const {
+    *given[0] += sums[0];
+    *given[1] += sums[1];
+    *latents = *given[2] = *given[0] + softplus(*given[1]) * *given[2];
+  }
+  __device__ float unit(float sum, float* b_z) const { return 0.5f * tanhf(sum + *b_z); }
+
+  __device__ void store_latent(const Row& row, int t, int latent, float* const (&made)[kLatentOperands]) const {
+    const int64_t at = (int64_t{row.index} * a.ragged.steps + t) * a.latents + latent;
+    a.loc[at] = *made[0];
+    a.pre_scale[at] = *made[1];
+    a.z[at] = *made[2];
+  }
+  __device__ void store_unit(const Row&, int, int, float, float) const {}
+
+  __device__ void clear(const Row& row, int t, int first, int stride) const {
+    const int64_t at = (int64_t{row.index} * a.ragged.steps + t) * a.latents;
+    for (int i = first; i < a.latents; i += stride) a.loc[at + i] = a.pre_scale[at + i] = a.z[at + i] = 0.0f;
+  }
+};
+
+struct CombinerBackward {  // from the longest row's end back to 0; the latents of step t are dloc_t and dpre_scale_t
+  static constexpr int kLatentOperands = 5, kSums = 1;
+  const CombinerScanBackward& a;
+
+  __device__ int time(int step, int longest) const { return longest - 1 - step; }
+  __device__ int shortest(int t) const { return t; }
+  __device__ int latent_time(int t) const { return t; }
+  // Nothing comes back to a row's last step.
+  __device__ bool has_sums(const Row& row, int t) const { return row.length > t + 1; }
+  __device__ float to_unit(int unit, int output) const {
+    return output < a.latents ? a.w_loc.at(output, unit) : a.w_scale.at(output - a.latents, unit);
+  }
+  __device__ float from_unit(int latent, int unit) const { return a.w_z.at(unit, latent); }
+  __device__ float start(const Row&, int) const { return 0.0f; }
+
+  __device__ void fetch_latent(const Row& row, int t, int latent, float* const (&to)[kLatentOperands]) const {
+    const Sequences<const float> all[] = {a.dz, a.dloc, a.dpre_scale, a.eps, a.pre_scale};
+#pragma unroll
+    for (int i = 0; i < kLatentOperands; ++i) copy_async(to[i], all[i].at(row.particle, row.sequence, t, latent));
+  }
+  __device__ const float* unit_operand(const Row& row, int t, int unit) const {
+    return a.g + (int64_t{row.index} * a.ragged.steps + t) * a.units + unit;
+  }
+
+  __device__ void begin(const Row&, int t, const float (&sums)[kSums], float* const (&given)[kLatentOperands],
+                        float* latents) const {
+    if (t < 0) {  // past the first step: what is left is for z_q_0
+      *given[0] = sums[0];
+      return;
+    }
+    const float dz = *given[0] + sums[0], s = *given[4];
+    latents[0] = *given[0] = *given[1] + dz;
+    latents[a.latents] = *given[1] = *given[2] + dz * *given[3] * sigmoid(s);
+    *given[2] = dz * softplus(s);
+  }
+  __device__ float unit(float sum, float* g) const {
+    const float slope = 1.0f - *g * *g;
+    *g = 0.5f * sum;  // of h
+    return *g * slope;
+  }
+
+  __device__ void store_latent(const Row& row, int t, int latent, float* const (&made)[kLatentOperands]) const {
+    if (t < 0) {
+      a.dz_q_0[int64_t{row.index} * a.latents + latent] = *made[0];
+      return;
+    }
+    const int64_t at = int64_t{row.index} * a.ragged.steps + t;
+    a.dout[at * 2 * a.latents + latent] = *made[0];
+    a.dout[at * 2 * a.latents + a.latents + latent] = *made[1];
+    a.deps[at * a.latents + latent] = *made[2];
+  }
+  __device__ void store_unit(const Row& row, int t, int unit, float da, float dh) const {
+    const int64_t at = (int64_t{row.index} * a.ragged.steps + t) * a.units + unit;
+    a.da[at] = da;
+    a.dh[at] = dh;
+  }
+
+  __device__ void clear(const Row& row, int t, int first, int stride) const {
+    const int64_t at = int64_t{row.index} * a.ragged.steps + t;
+    for (int i = first; i < 2 * a.latents; i += stride) a.dout[at * 2 * a.latents + i] = 0.0f;
+    for (int i = first; i < a.latents; i += stride) a.deps[at * a.latents + i] = 0.0f;
+    for (int i = first; i < a.units; i += stride) a.da[at * a.units + i] = a.dh[at * a.units + i] = 0.0f;
+  }
+};
+
+}  // namespace dmm::cuda

@@ -1,0 +1,66 @@
+// combiner_scan, forward and backward. Nothing of CUDA here.
+//
+// Every block of a cluster owns `to_units.outputs` of the H hidden units. A step goes from the latents, which every
+// block has whole, to the block's units, and from those to its part of what the latents are made of; the parts are
+// exchanged, and every block adds them up for itself.
+//
+// The tilings are, forward, of [Z, units of a block] and [units of a block, 2 Z], backward of [2 Z, units of a block]
+// and [units of a block, Z]. There are kernels for 0 and 0, 2 and 2, 4 and 4 quads in registers, and for the smaller
+// matrix's 2 and the larger's 4.
+#pragma once
+
+#include "ragged.h"
+
+namespace dmm::cuda {
+
+struct CombinerScan {
+  Ragged ragged;
+  int cluster_size;
+  Tiling to_units, from_units;
+  int units, latents;  // H, Z
+  Matrix w_z, w_loc, w_scale;
+  const float* b_z;   // [H]
+  const float* base;  // [P, B, T, 2 Z], dense: what h and the biases give to loc and pre_scale
+  Sequences<const float> eps, z_q_0;
+  float *z, *loc, *pre_scale;  // [P, B, T, Z], dense; written everywhere
+};
+
+struct CombinerScanBackward {
+  Ragged ragged;
+  int cluster_size;
+  Tiling to_units, from_units;
+  int units, latents;
+  Matrix w_z, w_loc, w_scale;
+  Sequences<const float> dz, dloc, dpre_scale, eps, pre_scale;
+  const float* g;  // [P, B, T, H], dense: tanh(W_z z_{t-1} + b_z)
+  float *dh, *da;  // [P, B, T, H], dense: of h, and of what g is the tanh of
+  float *dout;     // [P, B, T, 2 Z], dense: of loc and of pre_scale, whole
+  float *deps, *dz_q_0;  // [P, B, T, Z] and [P, B, Z], dense
+};
+
+template <class Args>
+inline int threads(const Args& a) {
+  const int to = a.to_units.threads(), from = a.from_units.threads();
+  return to > from ? to : from;
+}
+
+// Of a block, in bytes: the rows, latents, units, two inboxes, two buffers of partial sums, weights, and what comes
+// from device memory for two steps.
+template <class Args>
+inline int64_t combiner_scan_shared_bytes(const Args& a, int latent_operands, int unit_operands) {
+  const Tiling &to = a.to_units, &from = a.from_units;
+  const int64_t rows = a.ragged.rows_per_cluster;
+  const int64_t partials = to.partials() > from.partials() ? to.partials() : from.partials();
+  return 16 * rows + 4 * (rows * (to.stride() + from.stride()) + 2 * partials +
+                          to.shared_weights(threads(a)) + from.shared_weights(threads(a)) +
+                          2 * rows * (a.cluster_size * from.outputs + latent_operands * a.latents +
+                                      unit_operands * to.outputs));
+}
+inline int64_t shared_bytes(const CombinerScan& a) { return combiner_scan_shared_bytes(a, 3, 1); }
+inline int64_t shared_bytes(const CombinerScanBackward& a) { return combiner_scan_shared_bytes(a, 5, 1); }
+
+// Null, or what went wrong: static text.
+const char* combiner_scan(const CombinerScan& args, void* stream);
+const char* combiner_scan_backward(const CombinerScanBackward& args, void* stream);
+
+}  // namespace dmm::cuda

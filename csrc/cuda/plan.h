@@ -1,0 +1,48 @@
+// A plan as it comes from outside, in numbers; checked, so that no plan makes a kernel touch memory that is not its
+// own. Nothing of CUDA here.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "tiling.h"
+
+namespace dmm::cuda {
+
+// rows_per_cluster, cluster_size, then seven numbers for each tiling, in the order of its fields.
+using Plan = std::vector<int64_t>;
+
+inline Tiling tiling_of(const Plan& plan, size_t which) {
+  const auto number = [&](size_t i) { return static_cast<int>(plan[2 + 7 * which + i]); };
+  return {number(0), number(1), number(2), number(3), number(4), number(5), number(6)};
+}
+
+// Null, or what is wrong with a plan of so many tilings.
+inline const char* fault(const Plan& plan, size_t tilings) {
+  if (plan.size() != 2 + 7 * tilings) return "another count of numbers";
+  for (const int64_t number : plan)
+    if (number < 0 || number > INT32_MAX / 64) return "a number out of range";
+  if (plan[0] < 1 || plan[0] > kMostRows) return "rows_per_cluster out of range";
+  if (plan[1] < 1 || plan[1] > 16) return "cluster_size out of range";
+  for (size_t i = 0; i < tilings; ++i) {
+    const Tiling t = tiling_of(plan, i);
+    if (t.inputs < 1 || t.outputs < 1 || t.parts < 1 || t.quads < 1) return "a tiling of nothing";
+    if (int64_t{4} * t.groups < t.outputs || t.groups > t.outputs) return "groups that are not the outputs'";
+    if (int64_t{t.groups_at_once()} * t.parts > kMostThreads) return "more threads than a block has";
+    if (int64_t{4} * t.parts * t.quads < t.inputs) return "fewer quads than the inputs have";
+    if (t.in_registers + t.in_shared > t.quads) return "more weights on the chip than there are";
+    if (t.groups > kMostThreads && t.in_registers + t.in_shared > 0) return "a turn's weights kept for another";
+  }
+  return nullptr;
+}
+
+// Whether a tiling is of [inputs, outputs] when the blocks of a cluster share the outputs, or the inputs.
+inline bool shares_outputs(const Tiling& t, int64_t cluster_size, int64_t inputs, int64_t outputs) {
+  return t.inputs == inputs && t.outputs * cluster_size >= outputs;
+}
+inline bool shares_inputs(const Tiling& t, int64_t cluster_size, int64_t inputs, int64_t outputs) {
+  return t.inputs * cluster_size >= inputs && t.outputs == outputs;
+}
+
+}  // namespace dmm::cuda

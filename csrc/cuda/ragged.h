@@ -1,0 +1,40 @@
+// Sequences in memory. Nothing of CUDA here.
+#pragma once
+
+#include <cstdint>
+
+#include "tiling.h"
+
+namespace dmm::cuda {
+
+// [P, B, T, W] with any strides, or [P, B, W] with none for T.
+template <class S>
+struct Sequences {
+  S* data;
+  int64_t particle, sequence, step, column;
+
+  __host__ __device__ S* at(int p, int b, int64_t t, int64_t w) const {
+    return data + p * particle + b * sequence + t * step + w * column;
+  }
+};
+
+// [rows, columns] with any strides.
+struct Matrix {
+  const float* data;
+  int64_t row, column;
+
+  __host__ __device__ float at(int64_t r, int64_t c) const { return data[r * row + c * column]; }
+};
+
+// Which rows there are, and how they are dealt to clusters.
+struct Ragged {
+  const int64_t* lengths;  // [B]
+  int64_t lengths_stride;
+  int particles, sequences, steps;  // P, B, T
+  int rows_per_cluster;
+
+  __host__ __device__ int rows() const { return particles * sequences; }
+  __host__ __device__ int clusters() const { return (rows() + rows_per_cluster - 1) / rows_per_cluster; }
+};
+
+}  // namespace dmm::cuda

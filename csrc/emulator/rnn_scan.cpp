@@ -1,0 +1,38 @@
+// rnn_scan under the emulator, for tensors of torch on the CPU.
+#include "tensors.h"
+
+#include "../cuda/rnn_scan.cuh"
+
+namespace dmm::emulator {
+namespace {
+
+void rnn_scan(py::object x_proj, py::object w_hh, py::object h_0, py::object lengths, bool tanh,
+              const cuda::Plan& plan, py::object h, const Options& options) {
+  const cuda::RnnScan a{ragged(x_proj, lengths, plan), static_cast<int>(plan[1]), cuda::tiling_of(plan, 0),
+                        size(x_proj, 3), tanh,          matrix(w_hh),
+                        sequences(x_proj), sequences(h_0), data<float>(h)};
+  const Launch launch = options.launch(a, a.tiling.threads());
+  by_registers<0, 2>(a.tiling.in_registers, [&](auto quads) {
+    run(launch, [&] { cuda::rnn_scan_fwd_kernel<quads>(a); });
+  });
+}
+
+void rnn_scan_backward(py::object dh, py::object h, py::object w_hh, py::object lengths, bool tanh,
+                       const cuda::Plan& plan, py::object dx_proj, py::object dh_0, const Options& options) {
+  const cuda::RnnScanBackward a{ragged(h, lengths, plan), static_cast<int>(plan[1]), cuda::tiling_of(plan, 0),
+                                size(h, 3), tanh,          matrix(w_hh),
+                                sequences(dh), sequences(h), data<float>(dx_proj), data<float>(dh_0)};
+  const Launch launch = options.launch(a, a.tiling.threads());
+  by_registers<0, 2>(a.tiling.in_registers, [&](auto quads) {
+    run(launch, [&] { cuda::rnn_scan_bwd_kernel<quads>(a); });
+  });
+}
+
+}  // namespace
+
+void bind_rnn_scan(py::module_& m) {
+  m.def("rnn_scan", &rnn_scan);
+  m.def("rnn_scan_backward", &rnn_scan_backward);
+}
+
+}  // namespace dmm::emulator

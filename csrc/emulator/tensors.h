@@ -1,0 +1,53 @@
+// Tensors of torch as the kernels' arguments, without torch: what they say of themselves in Python.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <type_traits>
+
+#include "../cuda/plan.h"
+#include "../cuda/ragged.h"
+#include "emulator.h"
+
+namespace dmm::emulator {
+
+namespace py = pybind11;
+
+template <class S>
+S* data(const py::object& t) {
+  return reinterpret_cast<S*>(t.attr("data_ptr")().cast<uintptr_t>());
+}
+inline int size(const py::object& t, int d) { return t.attr("size")(d).cast<int>(); }
+inline int64_t stride(const py::object& t, int d) { return t.attr("stride")(d).cast<int64_t>(); }
+
+// [P, B, T, W] or [P, B, W].
+inline cuda::Sequences<const float> sequences(const py::object& t) {
+  const bool steps = t.attr("dim")().cast<int>() == 4;
+  return {data<const float>(t), stride(t, 0), stride(t, 1), steps ? stride(t, 2) : 0, stride(t, -1)};
+}
+inline cuda::Matrix matrix(const py::object& t) { return {data<const float>(t), stride(t, 0), stride(t, 1)}; }
+inline cuda::Ragged ragged(const py::object& like, const py::object& lengths, const cuda::Plan& plan) {
+  return {data<const int64_t>(lengths), stride(lengths, 0), size(like, 0), size(like, 1), size(like, 2),
+          static_cast<int>(plan[0])};
+}
+
+struct Options {
+  bool reversed = false, ignore_barriers = false;
+
+  template <class Args>
+  Launch launch(const Args& a, int threads) const {
+    return {a.ragged.clusters() * a.cluster_size, a.cluster_size, threads, shared_bytes(a), reversed, ignore_barriers};
+  }
+};
+
+// Runs with `quads`, which is one of kQuads, as a compile-time constant. Under the sanitizers an instance takes half
+// a minute to compile, so the emulator has a few of those that nvcc makes of the same source.
+template <int... kQuads, class Run>
+void by_registers(int quads, Run run) {
+  if (!((quads == kQuads && (run(std::integral_constant<int, kQuads>{}), true)) || ...))
+    throw std::invalid_argument("no kernel keeps that many weights in registers");
+}
+
+}  // namespace dmm::emulator

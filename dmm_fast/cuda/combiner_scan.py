@@ -1,0 +1,58 @@
+"""Drawing the posterior chain z_{1:T}, forward in time, and its gradient."""
+
+import torch
+from torch import Tensor
+
+from dmm_fast.cuda.plan import combiner_plan, device_of
+from dmm_fast.products import combiner_states, combiner_weight_gradients
+
+__all__ = ["combiner_scan", "combiner_scan_backward"]
+
+
+def combiner_scan(
+    h: Tensor,
+    eps: Tensor,
+    z_q_0: Tensor,
+    w_z: Tensor,
+    b_z: Tensor,
+    w_loc: Tensor,
+    b_loc: Tensor,
+    w_scale: Tensor,
+    b_scale: Tensor,
+    lengths: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``z, loc, pre_scale``, each ``[P, B, T, Z]`` and zero past the end of each row."""
+    P, B, _, Z = eps.shape
+    plan = combiner_plan(P * B, h.shape[-1], Z, device_of(eps))
+    # Of c = (g + h) / 2 the part of h needs no scan.
+    w_out, b_out = torch.cat([w_loc, w_scale]), torch.cat([b_loc, b_scale])
+    base = torch.addmm(b_out, h.flatten(0, 2), w_out.mT, alpha=0.5)
+    return torch.ops.dmm_fast.combiner_scan_steps(
+        base.view(*eps.shape[:3], 2 * Z), eps, z_q_0, w_z, b_z, w_loc, w_scale, lengths, plan.numbers
+    )
+
+
+def combiner_scan_backward(
+    dz: Tensor,
+    dloc: Tensor,
+    dpre_scale: Tensor,
+    h: Tensor,
+    eps: Tensor,
+    z_q_0: Tensor,
+    z: Tensor,
+    pre_scale: Tensor,
+    w_z: Tensor,
+    b_z: Tensor,
+    w_loc: Tensor,
+    w_scale: Tensor,
+    lengths: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``dh, deps, dz_q_0`` and the gradients of the six weights, in the order of the forward's arguments."""
+    P, B, _, Z = eps.shape
+    plan = combiner_plan(P * B, h.shape[-1], Z, device_of(eps), backward=True)
+    z_before, g, c = combiner_states(h, z, z_q_0, w_z, b_z, lengths)
+    dh, da, dout, deps, dz_q_0 = torch.ops.dmm_fast.combiner_scan_steps_backward(
+        dz, dloc, dpre_scale, eps, pre_scale, g, w_z, w_loc, w_scale, lengths, plan.numbers
+    )
+    dw_z, db_z, dw_loc, db_loc, dw_scale, db_scale = combiner_weight_gradients(da, dout, z_before, c)
+    return dh, deps, dz_q_0, dw_z, db_z, dw_loc, db_loc, dw_scale, db_scale

@@ -1,0 +1,235 @@
+"""How a scan on thread-block clusters is cut up: a pure function of the sizes and the device.
+
+A cluster of blocks has some rows of the batch; every block of it has a part of the weights, on the chip for
+the whole scan, and at every step all blocks exchange what they made. Larger clusters leave less
+arithmetic to a block and have more to exchange. More rows to a cluster need fewer clusters at a time. A plan
+is the one of least estimated time.
+
+The estimate counts cycles from published throughputs; none of them has been measured here yet.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+THREADS = 256  # of a block: each may have 255 registers
+ROWS = 32  # of a cluster, at most
+CHUNK = 4  # rows that are multiplied at once
+CLUSTER_SIZES = (1, 2, 4, 8, 16)
+RNN_REGISTERS = (8, 6, 4, 2, 0)  # quads of weights a thread may keep there: what there are kernels for
+COMBINER_REGISTERS = ((4, 4), (2, 4), (2, 2), (0, 0))  # of the smaller matrix and of the larger
+
+# Cycles, and bytes a cycle, of one multiprocessor.
+_EXCHANGE = 350  # a store to another block's memory, and a barrier of the cluster
+_BARRIER = 60  # of a block, and a load from shared memory
+_NETWORK = 16.0  # bytes from other blocks
+_L2 = 48.0  # bytes from the second-level cache
+_SHARED = 128.0  # bytes of shared memory
+
+
+class Device(NamedTuple):
+    """What a plan depends on."""
+
+    multiprocessors: int = 132
+    shared_bytes: int = 232_448  # that a block may have
+    most_blocks: int = 16  # of a cluster
+
+
+H100 = Device()
+
+
+class Tiling(NamedTuple):
+    """How a block multiplies rows by its part of a matrix; ``csrc/cuda/tiling.h`` has the same fields."""
+
+    inputs: int
+    outputs: int
+    groups: int  # of four outputs; a thread has one
+    parts: int  # that the inputs are dealt to, each with partial sums
+    quads: int  # of four inputs in a part
+    in_registers: int  # quads whose weights are in registers
+    in_shared: int  # and the next, in shared memory; the rest is read from device memory at every step
+
+    @property
+    def threads(self) -> int:
+        return -(-min(self.groups, THREADS) * self.parts // 32) * 32
+
+    @property
+    def stride(self) -> int:
+        """Numbers of a row in shared memory."""
+        return 4 * self.parts * self.quads
+
+    @property
+    def partials(self) -> int:
+        """Numbers of a chunk's partial sums."""
+        return 4 * CHUNK * self.parts * self.groups
+
+    def cycles(self, rows: int) -> float:
+        """Estimated time of multiplying ``rows`` and adding up the partial sums."""
+        chunks = -(-rows // CHUNK)
+        warps = self.threads // 32
+        multiply = -(-warps // 4) * self.quads * 17 * rows  # 16 multiplications and a load
+        shared = chunks * self.in_shared * self.threads * 64 / _SHARED
+        streamed = chunks * (self.quads - self.in_registers - self.in_shared) * self.threads * 64 / _L2
+        sums = 2 * 4 * self.partials / CHUNK * rows / _SHARED
+        return max(multiply, shared) + streamed + sums + 2 * _BARRIER * chunks
+
+
+class Plan(NamedTuple):
+    """How a scan is cut up."""
+
+    rows_per_cluster: int
+    cluster_size: int
+    tilings: tuple[Tiling, ...]
+    clusters: int
+    shared_bytes: int  # of a block
+    step_cycles: float  # estimated, of all clusters
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return max(tiling.threads for tiling in self.tilings)
+
+    @property
+    def numbers(self) -> list[int]:
+        """What the compiled ops take."""
+        return [self.rows_per_cluster, self.cluster_size, *(n for tiling in self.tilings for n in tiling)]
+
+    def __str__(self) -> str:
+        kept = sum(tiling.in_registers for tiling in self.tilings)
+        shared = sum(tiling.in_shared for tiling in self.tilings)
+        streamed = sum(tiling.quads for tiling in self.tilings) - kept - shared
+        return (
+            f"{self.clusters} clusters of {self.cluster_size} blocks of {self.threads} threads, "
+            f"{self.rows_per_cluster} rows each; a thread's weights: {16 * kept} in registers, "
+            f"{16 * shared} in shared memory, {16 * streamed} read at every step; "
+            f"{self.shared_bytes} bytes of shared memory a block"
+        )
+
+
+@lru_cache(maxsize=1024)
+def rnn_plan(rows: int, units: int, device: Device = H100, backward: bool = False) -> Plan:
+    """The plan for ``rnn_scan`` of ``rows`` = P B sequences and H = ``units``.
+
+    Raises:
+        ValueError: not even one row fits a block's shared memory.
+    """
+    operands = 2 if backward else 1
+
+    def plans() -> Iterator[Plan]:
+        for size, count in _shapes(rows, device):
+            outputs = -(-units // size)
+            for registers in RNN_REGISTERS:
+                bare = _tiling(units, outputs, registers)
+                used = 16 * count + 4 * (
+                    2 * count * bare.stride + 2 * bare.partials + 2 * operands * count * outputs
+                )
+                tiling = _fill_shared(bare, device.shared_bytes - used, bare.threads)
+                used += 64 * tiling.in_shared * tiling.threads
+                cycles = tiling.cycles(count) + _exchange(size, 4 * units * count)
+                yield _plan(rows, size, count, (tiling,), used, cycles, device)
+
+    return _best(plans(), device, f"rnn_scan with H = {units}")
+
+
+@lru_cache(maxsize=1024)
+def combiner_plan(
+    rows: int, units: int, latents: int, device: Device = H100, backward: bool = False
+) -> Plan:
+    """The plan for ``combiner_scan`` of ``rows`` = P B sequences, H = ``units`` and Z = ``latents``.
+
+    Raises:
+        ValueError: not even one row fits a block's shared memory.
+    """
+    operands = 5 if backward else 3
+    inputs, outputs = (2 * latents, latents) if backward else (latents, 2 * latents)
+
+    def plans() -> Iterator[Plan]:
+        for size, count in _shapes(rows, device):
+            own = -(-units // size)
+            for smaller, larger in COMBINER_REGISTERS:
+                to_quads, from_quads = (larger, smaller) if backward else (smaller, larger)
+                to, back = _tiling(inputs, own, to_quads), _tiling(own, outputs, from_quads)
+                threads = max(to.threads, back.threads)
+                used = 16 * count + 4 * (
+                    count * (to.stride + back.stride)
+                    + 2 * max(to.partials, back.partials)
+                    + 2 * count * (size * outputs + operands * latents + own)
+                )
+                to = _fill_shared(to, device.shared_bytes - used, threads)
+                used += 64 * to.in_shared * threads
+                back = _fill_shared(back, device.shared_bytes - used, threads)
+                used += 64 * back.in_shared * threads
+                received = 4 * outputs * count * size
+                cycles = to.cycles(count) + back.cycles(count) + _exchange(size, received) + 2 * _BARRIER
+                yield _plan(rows, size, count, (to, back), used, cycles, device)
+
+    return _best(plans(), device, f"combiner_scan with H = {units} and Z = {latents}")
+
+
+def device_of(tensor: Tensor) -> Device:
+    """What a plan depends on, of the device that a tensor is on."""
+    # The CPU stands for a GPU where the kernels are emulated.
+    return _cuda_device(tensor.get_device()) if tensor.is_cuda else H100
+
+
+@lru_cache
+def _cuda_device(index: int) -> Device:
+    found = torch.cuda.get_device_properties(index)
+    # Clusters begin with compute capability 9; those of more than 8 blocks are for data centres' chips.
+    most = 1 if found.major < 9 else 16 if found.major < 12 else 8
+    return Device(found.multi_processor_count, found.shared_memory_per_block_optin, most)
+
+
+def _shapes(rows: int, device: Device) -> Iterator[tuple[int, int]]:
+    for size in CLUSTER_SIZES:
+        if size <= device.most_blocks:
+            for count in range(1, min(max(rows, 1), ROWS) + 1):
+                yield size, count
+
+
+def _tiling(inputs: int, outputs: int, registers: int) -> Tiling:
+    """A thread for each group and part, so that registers hold the weights if it can be."""
+    groups, quads = -(-outputs // 4), -(-inputs // 4)
+    if groups > THREADS:  # a thread takes several groups in turn and keeps no weights
+        return Tiling(inputs, outputs, groups, 1, quads, 0, 0)
+    parts = min(THREADS // groups, -(-quads // max(registers, 1)))
+    return Tiling(inputs, outputs, groups, parts, max(-(-quads // parts), registers), registers, 0)
+
+
+def _fill_shared(tiling: Tiling, room: int, threads: int) -> Tiling:
+    if tiling.groups > THREADS:
+        return tiling
+    left = tiling.quads - tiling.in_registers
+    return tiling._replace(in_shared=max(0, min(left, room // (64 * threads))))
+
+
+def _exchange(size: int, received: int) -> float:
+    return _BARRIER if size == 1 else _EXCHANGE + received / _NETWORK
+
+
+def _plan(
+    rows: int,
+    size: int,
+    count: int,
+    tilings: tuple[Tiling, ...],
+    used: int,
+    cycles: float,
+    device: Device,
+) -> Plan:
+    clusters = -(-rows // count)
+    # A cluster lies within one group of at least 16 multiprocessors.
+    at_once = device.multiprocessors if size == 1 else device.multiprocessors // 16 * (16 // size)
+    waves = -(-clusters // max(at_once, 1))
+    return Plan(count, size, tilings, clusters, used, cycles * waves)
+
+
+def _best(plans: Iterator[Plan], device: Device, what: str) -> Plan:
+    fitting = [plan for plan in plans if plan.shared_bytes <= device.shared_bytes]
+    if not fitting:
+        raise ValueError(
+            f"{what}: expected sizes of which one row fits {device.shared_bytes} bytes of shared memory"
+        )
+    return min(fitting, key=lambda plan: plan.step_cycles)

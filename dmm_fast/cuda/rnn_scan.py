@@ -1,0 +1,31 @@
+"""The inference network's recurrence, backward in time, and its gradient."""
+
+import torch
+from torch import Tensor
+
+from dmm_fast.cuda.plan import device_of, rnn_plan
+from dmm_fast.products import following
+
+__all__ = ["rnn_scan", "rnn_scan_backward"]
+
+
+def rnn_scan(x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str) -> Tensor:
+    """``h [P, B, T, H]``, zero past the end of each row."""
+    P, B, _, H = x_proj.shape
+    plan = rnn_plan(P * B, H, device_of(x_proj))
+    return torch.ops.dmm_fast.rnn_scan_steps(x_proj, w_hh, h_0, lengths, nonlinearity, plan.numbers)
+
+
+def rnn_scan_backward(
+    dh: Tensor, h: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``dx_proj [P, B, T, H], dw_hh [H, H], dh_0 [P, B, H]``."""
+    P, B, _, H = h.shape
+    plan = rnn_plan(P * B, H, device_of(h), backward=True)
+    dx_proj, dh_0 = torch.ops.dmm_fast.rnn_scan_steps_backward(
+        dh, h, w_hh, lengths, nonlinearity, plan.numbers
+    )
+    # Of what is invalid both factors are zero, so all steps of all rows may go into one product.
+    dw_hh = dx_proj.flatten(0, 2).mT @ following(h, h_0, lengths).flatten(0, 2)
+    return dx_proj, dw_hh, dh_0
+
