@@ -42,7 +42,7 @@ Sizes check(const OnDevice& common, const Tensor& eps, const Tensor& w_z, const 
 void check_tilings(const Plan& plan, int64_t inputs, int64_t units, int64_t outputs) {
   check_plan(plan, 2, [&] {
     const cuda::Tiling to = cuda::tiling_of(plan, 0), from = cuda::tiling_of(plan, 1);
-    return cuda::shares_outputs(to, plan[1], inputs, units) && cuda::shares_inputs(from, plan[1], units, outputs) &&
+    return cuda::shares_outputs(to, plan[2], inputs, units) && cuda::shares_inputs(from, plan[2], units, outputs) &&
            to.outputs == from.inputs;
   });
 }
@@ -61,7 +61,7 @@ std::tuple<Tensor, Tensor, Tensor> combiner_scan_steps(const Tensor& base_, cons
   if (z.numel() == 0) return {z, loc, pre_scale};
   check_tilings(plan, s.Z, s.H, 2 * s.Z);
   const cuda::CombinerScan args{on_device_ragged_of(eps, lengths, plan),
-                                static_cast<int>(plan[1]),
+                                static_cast<int>(plan[2]),
                                 cuda::tiling_of(plan, 0),
                                 cuda::tiling_of(plan, 1),
                                 static_cast<int>(s.H),
@@ -101,7 +101,7 @@ Five combiner_scan_steps_backward(const Tensor& dz, const Tensor& dloc, const Te
   if (dz_q_0.numel() == 0) return {dh, da, dout, deps, dz_q_0};
   check_tilings(plan, 2 * s.Z, s.H, s.Z);
   const cuda::CombinerScanBackward args{on_device_ragged_of(eps, lengths, plan),
-                                        static_cast<int>(plan[1]),
+                                        static_cast<int>(plan[2]),
                                         cuda::tiling_of(plan, 0),
                                         cuda::tiling_of(plan, 1),
                                         static_cast<int>(s.H),

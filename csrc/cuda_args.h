@@ -44,7 +44,7 @@ inline cuda::Ragged on_device_ragged_of(const Tensor& like, const Tensor& length
                   like.size(0) * like.size(1));
   return {lengths.const_data_ptr<int64_t>(), lengths.stride(0),
           static_cast<int>(like.size(0)),    static_cast<int>(like.size(1)),
-          static_cast<int>(like.size(2)),    static_cast<int>(plan[0])};
+          static_cast<int>(like.size(2)),    static_cast<int>(plan[0]), static_cast<int>(plan[1])};
 }
 
 inline std::string describe(const cuda::Plan& plan) {

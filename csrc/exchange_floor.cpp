@@ -18,7 +18,7 @@ namespace {
 Tensor exchange_floor(const Tensor& rings_, int64_t steps, int64_t cluster_size, int64_t threads) {
   STD_TORCH_CHECK(rings_.scalar_type() == ScalarType::Float && rings_.dim() == 2,
                   "rings: expected Float of 2 dimensions, got ", describe(rings_));
-  STD_TORCH_CHECK(steps >= 0, "steps: expected an int from 0, got ", steps);
+  STD_TORCH_CHECK(steps >= 0 && steps <= INT32_MAX / 2, "steps: expected an int from 0, got ", steps);
   STD_TORCH_CHECK(cluster_size >= 1 && cluster_size <= 16, "cluster_size: expected an int from 1 to 16, got ",
                   cluster_size);
   STD_TORCH_CHECK(threads >= 32 && threads <= 1024, "threads: expected an int from 32 to 1024, got ", threads);
@@ -27,7 +27,7 @@ Tensor exchange_floor(const Tensor& rings_, int64_t steps, int64_t cluster_size,
   const Tensor rings = torch::stable::contiguous(rings_), out = torch::stable::empty_like(rings);
   const cuda::ExchangeFloor args{rings.const_data_ptr<float>(),
                                  out.mutable_data_ptr<float>(),
-                                 steps,
+                                 static_cast<int>(steps),
                                  static_cast<int>(rings.size(0)),
                                  static_cast<int>(cluster_size),
                                  static_cast<int>(rings.size(1) / cluster_size),

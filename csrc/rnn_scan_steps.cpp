@@ -29,7 +29,7 @@ bool is_tanh(const std::string& nonlinearity) {
 }
 
 void check_tiling(const Plan& plan, int64_t H) {
-  check_plan(plan, 1, [&] { return cuda::shares_outputs(cuda::tiling_of(plan, 0), plan[1], H, H); });
+  check_plan(plan, 1, [&] { return cuda::shares_outputs(cuda::tiling_of(plan, 0), plan[2], H, H); });
 }
 
 Tensor rnn_scan_steps(const Tensor& x_proj, const Tensor& w_hh, const Tensor& h_0, const Tensor& lengths,
@@ -44,7 +44,7 @@ Tensor rnn_scan_steps(const Tensor& x_proj, const Tensor& w_hh, const Tensor& h_
   if (h.numel() == 0) return h;
   check_tiling(plan, H);
   const cuda::RnnScan args{on_device_ragged_of(x_proj, lengths, plan),
-                           static_cast<int>(plan[1]),
+                           static_cast<int>(plan[2]),
                            cuda::tiling_of(plan, 0),
                            static_cast<int>(H),
                            tanh,
@@ -69,7 +69,7 @@ std::tuple<Tensor, Tensor> rnn_scan_steps_backward(const Tensor& dh, const Tenso
   if (dh_0.numel() == 0) return {dx_proj, dh_0};
   check_tiling(plan, H);
   const cuda::RnnScanBackward args{on_device_ragged_of(h, lengths, plan),
-                                   static_cast<int>(plan[1]),
+                                   static_cast<int>(plan[2]),
                                    cuda::tiling_of(plan, 0),
                                    static_cast<int>(H),
                                    tanh,

@@ -1,6 +1,8 @@
-// Thread-block clusters and asynchronous copies as the kernels use them. A kernel includes this and nothing of CUDA
-// or torch, so that the emulator can compile the same source.
+// Thread-block clusters, barriers that count bytes, and asynchronous copies, as the kernels use them. A kernel includes
+// this and nothing of CUDA or torch, so that the emulator can compile the same source.
 #pragma once
+
+#include <cstdint>
 
 #ifndef DMM_EMULATOR
 #include <cooperative_groups.h>
@@ -12,47 +14,78 @@
   type* const name = reinterpret_cast<type*>(dmm_shared_bytes)
 #endif
 
+#if defined(DMM_EMULATOR) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
+#define DMM_HAS_CLUSTERS 1
+#endif
+
 namespace dmm::cuda {
 
-#if defined(DMM_EMULATOR) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
+// Before sm_90 a block is alone: it can be launched as a cluster of one and no other.
 struct Cluster {
+#ifdef DMM_HAS_CLUSTERS
   cooperative_groups::cluster_group group = cooperative_groups::this_cluster();
 
   __device__ int rank() const { return static_cast<int>(group.block_rank()); }
   __device__ int blocks() const { return static_cast<int>(group.num_blocks()); }
-  // Where `mine` lies in the shared memory of another block of the cluster.
-  template <class S>
-  __device__ S* in(int block, S* mine) const {
-    return group.map_shared_rank(mine, static_cast<unsigned>(block));
-  }
-  // What was written before, here or in other blocks, is seen by all once all have arrived.
-  __device__ void arrive() const { group.barrier_arrive(); }
-  __device__ void wait() const { group.barrier_wait(); }
-  __device__ void sync() const { arrive(), wait(); }
-  // Every block but this one; each begins with another, so that no block is all the others' first.
-  template <class Visit>
-  __device__ void for_others(Visit visit) const {
-    for (int i = 1, block = rank(); i < blocks(); ++i) {
-      if (++block == blocks()) block = 0;
-      visit(block);
-    }
-  }
-};
+  __device__ void sync() const { group.sync(); }
 #else
-// Before sm_90 a block is alone: it can be launched as a cluster of one and no other.
-struct Cluster {
   __device__ int rank() const { return 0; }
   __device__ int blocks() const { return 1; }
-  template <class S>
-  __device__ S* in(int, S* mine) const {
-    return mine;
-  }
-  __device__ void arrive() const {}
-  __device__ void wait() const { __syncthreads(); }
-  __device__ void sync() const { wait(); }
-  template <class Visit>
-  __device__ void for_others(Visit) const {}
+  __device__ void sync() const { __syncthreads(); }
+#endif
 };
+
+// A barrier in shared memory whose phase ends when the bytes that its block expects have come. It begins with phase 0
+// and is for one `expect` a phase; bytes may come before.
+#ifdef DMM_EMULATOR
+inline void transaction_init(uint64_t* barrier) { emulator::transaction_init(barrier); }
+inline void transaction_expect(uint64_t* barrier, int bytes) { emulator::transaction_expect(barrier, bytes); }
+inline void transaction_store(int block, float* mine, float value, uint64_t* barrier) {
+  emulator::transaction_store(block, mine, value, barrier);
+}
+inline void transaction_wait(uint64_t* barrier, int parity) { emulator::transaction_wait(barrier, parity); }
+#elif defined(DMM_HAS_CLUSTERS)
+__device__ inline unsigned shared_address(const void* p) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
+__device__ inline unsigned shared_address_in(int block, const void* mine) {
+  unsigned there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(mine)), "r"(block));
+  return there;
+}
+__device__ inline void transaction_init(uint64_t* barrier) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ inline void transaction_expect(uint64_t* barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+}
+// `value` to where `mine` is in another block, or in this one; counted by the barrier there.
+__device__ inline void transaction_store(int block, float* mine, float value, uint64_t* barrier) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
+                   shared_address_in(block, mine)),
+               "r"(__float_as_uint(value)), "r"(shared_address_in(block, barrier))
+               : "memory");
+}
+// Waits for the end of a phase, and sees what came in it.
+__device__ inline void transaction_wait(uint64_t* barrier, int parity) {
+  unsigned done;
+  do {
+    asm volatile(
+        "{\n.reg .pred done;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, done;\n}"
+        : "=r"(done)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+  } while (!done);
+}
+#else  // never reached in a cluster of one
+__device__ inline void transaction_init(uint64_t*) {}
+__device__ inline void transaction_expect(uint64_t*, int) {}
+__device__ inline void transaction_store(int, float*, float, uint64_t*) {}
+__device__ inline void transaction_wait(uint64_t*, int) {}
 #endif
 
 // A number on its way from device memory to shared memory; nobody else may touch it before it is there, which the

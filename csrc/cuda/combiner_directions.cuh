@@ -1,5 +1,5 @@
 // What the two directions of combiner_scan do differently. A step begins with latents, made of what came from device
-// memory (`given`, which then takes what goes back there) and of the sums that the step before left; from them come
+// memory (`given`) and of the sums that the step before left; from them come
 // the hidden units, and from those the next sums.
 #pragma once
 
@@ -21,9 +21,11 @@ struct CombinerForward {  // from 0 to the longest row's end; the latents of ste
   const CombinerScan& a;
 
   __device__ int time(int step, int) const { return step; }
-  // The latents of step t are for rows that are longer than this: at 0 they are there already.
-  __device__ int shortest(int t) const { return t == 0 ? a.ragged.steps : t - 1; }
   __device__ int latent_time(int t) const { return t - 1; }
+  // How many rows of a group begin the step: at 0 the latents are there already.
+  __device__ int beginning(const Rows& rows, int group, int t) const {
+    return t == 0 ? 0 : rows.more_than(group, t - 1);
+  }
   __device__ bool has_sums(const Row&, int) const { return true; }
   __device__ float to_unit(int unit, int latent) const { return a.w_z.at(unit, latent); }
   __device__ float from_unit(int output, int unit) const {
@@ -41,21 +43,17 @@ struct CombinerForward {  // from 0 to the longest row's end; the latents of ste
   }
   __device__ const float* unit_operand(const Row&, int, int unit) const { return a.b_z + unit; }
 
-  __device__ void begin(const Row&, int, const float (&sums)[kSums], float* const (&given)[kLatentOperands],
-                        float* latents) const {
-    *given[0] += sums[0];
-    *given[1] += sums[1];
-    *latents = *given[2] = *given[0] + softplus(*given[1]) * *given[2];
+  __device__ void begin(const Row& row, int t, int latent, const float (&sums)[kSums],
+                        float* const (&given)[kLatentOperands], float* latents, bool mine) const {
+    const float loc = *given[0] + sums[0], pre_scale = *given[1] + sums[1];
+    const float z = *latents = loc + softplus(pre_scale) * *given[2];
+    if (!mine) return;
+    const int64_t at = (int64_t{row.index} * a.ragged.steps + t - 1) * a.latents + latent;
+    a.loc[at] = loc;
+    a.pre_scale[at] = pre_scale;
+    a.z[at] = z;
   }
-  __device__ float unit(float sum, float* b_z) const { return 0.5f * tanhf(sum + *b_z); }
-
-  __device__ void store_latent(const Row& row, int t, int latent, float* const (&made)[kLatentOperands]) const {
-    const int64_t at = (int64_t{row.index} * a.ragged.steps + t) * a.latents + latent;
-    a.loc[at] = *made[0];
-    a.pre_scale[at] = *made[1];
-    a.z[at] = *made[2];
-  }
-  __device__ void store_unit(const Row&, int, int, float, float) const {}
+  __device__ float unit(const Row&, int, int, float sum, float b_z) const { return 0.5f * tanhf(sum + b_z); }
 
   __device__ void clear(const Row& row, int t, int first, int stride) const {
     const int64_t at = (int64_t{row.index} * a.ragged.steps + t) * a.latents;
@@ -68,8 +66,8 @@ struct CombinerBackward {  // from the longest row's end back to 0; the latents 
   const CombinerScanBackward& a;
 
   __device__ int time(int step, int longest) const { return longest - 1 - step; }
-  __device__ int shortest(int t) const { return t; }
   __device__ int latent_time(int t) const { return t; }
+  __device__ int beginning(const Rows& rows, int group, int t) const { return rows.more_than(group, t); }
   // Nothing comes back to a row's last step.
   __device__ bool has_sums(const Row& row, int t) const { return row.length > t + 1; }
   __device__ float to_unit(int unit, int output) const {
@@ -87,37 +85,27 @@ struct CombinerBackward {  // from the longest row's end back to 0; the latents 
     return a.g + (int64_t{row.index} * a.ragged.steps + t) * a.units + unit;
   }
 
-  __device__ void begin(const Row&, int t, const float (&sums)[kSums], float* const (&given)[kLatentOperands],
-                        float* latents) const {
+  __device__ void begin(const Row& row, int t, int latent, const float (&sums)[kSums],
+                        float* const (&given)[kLatentOperands], float* latents, bool mine) const {
     if (t < 0) {  // past the first step: what is left is for z_q_0
-      *given[0] = sums[0];
+      if (mine) a.dz_q_0[int64_t{row.index} * a.latents + latent] = sums[0];
       return;
     }
     const float dz = *given[0] + sums[0], s = *given[4];
-    latents[0] = *given[0] = *given[1] + dz;
-    latents[a.latents] = *given[1] = *given[2] + dz * *given[3] * sigmoid(s);
-    *given[2] = dz * softplus(s);
-  }
-  __device__ float unit(float sum, float* g) const {
-    const float slope = 1.0f - *g * *g;
-    *g = 0.5f * sum;  // of h
-    return *g * slope;
-  }
-
-  __device__ void store_latent(const Row& row, int t, int latent, float* const (&made)[kLatentOperands]) const {
-    if (t < 0) {
-      a.dz_q_0[int64_t{row.index} * a.latents + latent] = *made[0];
-      return;
-    }
+    const float dloc = latents[0] = *given[1] + dz;
+    const float dpre_scale = latents[a.latents] = *given[2] + dz * *given[3] * sigmoid(s);
+    if (!mine) return;
     const int64_t at = int64_t{row.index} * a.ragged.steps + t;
-    a.dout[at * 2 * a.latents + latent] = *made[0];
-    a.dout[at * 2 * a.latents + a.latents + latent] = *made[1];
-    a.deps[at * a.latents + latent] = *made[2];
+    a.dout[at * 2 * a.latents + latent] = dloc;
+    a.dout[at * 2 * a.latents + a.latents + latent] = dpre_scale;
+    a.deps[at * a.latents + latent] = dz * softplus(s);
   }
-  __device__ void store_unit(const Row& row, int t, int unit, float da, float dh) const {
+  __device__ float unit(const Row& row, int t, int unit, float sum, float g) const {
     const int64_t at = (int64_t{row.index} * a.ragged.steps + t) * a.units + unit;
-    a.da[at] = da;
+    const float dh = 0.5f * sum, da = dh * (1.0f - g * g);
     a.dh[at] = dh;
+    a.da[at] = da;
+    return da;
   }
 
   __device__ void clear(const Row& row, int t, int first, int stride) const {

@@ -2,6 +2,7 @@
 
 #include "combiner_directions.cuh"
 #include "combiner_scan.h"
+#include "exchange.cuh"
 #include "matrix.cuh"
 #include "ragged.cuh"
 
@@ -19,16 +20,17 @@ class CombinerScanBlock {
         units_(first_ >= a.units ? 0 : a.units - first_ < to_.outputs ? a.units - first_ : to_.outputs),
         unit_deal_(units_),
         latent_deal_(a.latents),
-        sum_deal_(from_.outputs) {
+        sum_deal_(from_.outputs),
+        rows_(a.ragged, cluster_, reinterpret_cast<Row*>(shared)) {
     const int rows = a.ragged.rows_per_cluster, threads = static_cast<int>(blockDim.x);
-    float* at = shared;
+    float* at = shared + 4 * rows;
     const auto take = [&](int64_t count) {
       float* const taken = at;
       at += count;
       return taken;
     };
     partials_size_ = static_cast<int>(to_.partials() > from_.partials() ? to_.partials() : from_.partials());
-    rows_ = reinterpret_cast<Row*>(take(4 * rows));
+    barriers_ = take(4 * a.ragged.groups());
     latents_ = take(rows * to_.stride());
     hidden_ = take(rows * from_.stride());
     partials_ = take(2 * partials_size_);
@@ -40,7 +42,6 @@ class CombinerScanBlock {
   }
 
   __device__ void run() {
-    const int count = take_rows(a_.ragged, rows_), longest = rows_[0].length;
     const auto to_source = [this](int output, int input) {
       return output < units_ && input < to_.inputs ? direction_.to_unit(first_ + output, input) : 0.0f;
     };
@@ -49,33 +50,28 @@ class CombinerScanBlock {
     };
     const Weights<kToQuads, decltype(to_source)> to(to_, to_weights_, to_source);
     const Weights<kFromQuads, decltype(from_source)> from(from_, from_weights_, from_source);
-    for_each(Deal(to_.stride()), count, to_.stride(), [&](int row, int i) {
+    for_each(Deal(to_.stride()), rows_.count(), to_.stride(), [&](int row, int i) {
       latents_[row * to_.stride() + i] = i < a_.latents ? direction_.start(rows_[row], i) : 0.0f;
     });
-    for_each(Deal(from_.stride()), count, from_.stride(),
+    for_each(Deal(from_.stride()), rows_.count(), from_.stride(),
              [&](int row, int i) { hidden_[row * from_.stride() + i] = 0.0f; });
-    clear_past_end(count);
-    Active active(rows_, count), next(rows_, count);
-    fetch_units(0, count, longest);
-    fetch_latents(0, count, longest);
-    cluster_.sync();  // no block may be written to before it runs
-    for (int step = 0; step < longest; ++step) {
-      const int t = direction_.time(step, longest);
-      begin(step, t, active.more_than(direction_.shortest(t)));
-      __syncthreads();
-      const int rows = active.more_than(t);
-      fetch_units(step + 1, step + 1 < longest ? next.more_than(direction_.time(step + 1, longest)) : 0, longest);
-      to_units(step, rows, to);
-      from_units(step, rows, from);
-      cluster_.arrive();
-      store_latents(step, t, active.more_than(direction_.shortest(t)));
-      store_units(step, t, rows);
-      fetch_latents(step + 1, count, longest);
-      cluster_.wait();
+    clear_past_end();
+    const Exchange exchange(cluster_, reinterpret_cast<uint64_t*>(barriers_));
+    exchange.start(rows_.groups());
+    for (int group = 0; group < rows_.groups(); ++group)
+      for (int step = 0; step < 2; ++step) expect(exchange, group, step);
+    fetch(0);
+    // Groups take turns, so that what one gives is on its way while another computes. The first has the longest row.
+    for (int step = 0; step <= rows_.longest(0); ++step) {
+      fetch(step + 1);
+      for (int group = 0; group < rows_.groups() && step <= rows_.longest(group); ++group) {
+        begin(exchange, group, step);
+        if (step == rows_.longest(group)) continue;
+        const int rows = rows_.more_than(group, direction_.time(step, rows_.longest(group)));
+        to_units(group, step, rows, to);
+        from_units(exchange, group, step, rows, from);
+      }
     }
-    const int t = direction_.time(longest, longest);
-    begin(longest, t, active.more_than(direction_.shortest(t)));
-    store_latents(longest, t, active.more_than(direction_.shortest(t)));
   }
 
  private:
@@ -83,102 +79,100 @@ class CombinerScanBlock {
     return latent_operands_ +
            (((step & 1) * Direction::kLatentOperands + i) * a_.ragged.rows_per_cluster + row) * a_.latents + latent;
   }
+  __device__ void latent_operands(int step, int row, int latent, float* (&at)[Direction::kLatentOperands]) const {
+    for (int i = 0; i < Direction::kLatentOperands; ++i) at[i] = latent_operand(step, i, row, latent);
+  }
   __device__ float* unit_operand(int step, int row, int unit) const {
     return unit_operands_ + ((step & 1) * a_.ragged.rows_per_cluster + row) * to_.outputs + unit;
   }
-  // A step writes one inbox while the other is still read: one barrier a step is enough, for whoever writes an inbox
-  // again has passed the barrier after all had read it.
+  // A step writes one inbox while the other is still read.
   __device__ float* inbox(int step, int block, int row, int output) const {
     return inbox_ + (((step & 1) * cluster_.blocks() + block) * a_.ragged.rows_per_cluster + row) * from_.outputs +
            output;
   }
 
-  // What comes from device memory is asked for about a step ahead, by the thread that will use it.
-  __device__ void fetch_latents(int step, int count, int longest) const {
-    const int t = direction_.latent_time(direction_.time(step, longest));
-    for_each(latent_deal_, count, a_.latents, [&](int row, int latent) {
-      if (t < 0 || rows_[row].length <= t) return;
+  __device__ void expect(const Exchange& exchange, int group, int step) const {
+    if (threadIdx.x != 0 || step >= rows_.longest(group)) return;
+    const int rows = rows_.more_than(group, direction_.time(step, rows_.longest(group)));
+    exchange.expect(group, step, 4 * rows * from_.outputs * cluster_.blocks());
+  }
+
+  // What a step will need from device memory, one step ahead. The thread that asks for it is the one to use it.
+  __device__ void fetch(int step) const {
+    for_each(latent_deal_, rows_.count(), a_.latents, [&](int row, int latent) {
+      const int t = direction_.latent_time(direction_.time(step, rows_.longest(rows_.group_of(row))));
+      if (t < 0 || t >= rows_[row].length) return;
       float* to[Direction::kLatentOperands];
-      for (int i = 0; i < Direction::kLatentOperands; ++i) to[i] = latent_operand(step, i, row, latent);
+      latent_operands(step, row, latent, to);
       direction_.fetch_latent(rows_[row], t, latent, to);
     });
-    copies_end();
-  }
-  __device__ void fetch_units(int step, int rows, int longest) const {
-    const int t = direction_.time(step, longest);
-    for_each(unit_deal_, rows, units_, [&](int row, int unit) {
-      if (t >= 0 && t < rows_[row].length)
-        copy_async(unit_operand(step, row, unit), direction_.unit_operand(rows_[row], t, first_ + unit));
+    for_each(unit_deal_, rows_.count(), units_, [&](int row, int unit) {
+      const int t = direction_.time(step, rows_.longest(rows_.group_of(row)));
+      if (t < 0 || t >= rows_[row].length) return;
+      copy_async(unit_operand(step, row, unit), direction_.unit_operand(rows_[row], t, first_ + unit));
     });
     copies_end();
   }
 
   // The step's latents, from what the blocks gave in the step before.
-  __device__ void begin(int step, int t, int rows) const {
-    copies_done<0>();
-    for_each(latent_deal_, rows, a_.latents, [&](int row, int latent) {
-      float* given[Direction::kLatentOperands];
-      for (int i = 0; i < Direction::kLatentOperands; ++i) given[i] = latent_operand(step, i, row, latent);
-      float sums[Direction::kSums] = {};
-      if (direction_.has_sums(rows_[row], t))
-        for (int block = 0; block < cluster_.blocks(); ++block)
-          for (int i = 0; i < Direction::kSums; ++i)
-            sums[i] += *inbox(step + 1, block, row, i * a_.latents + latent);
-      direction_.begin(rows_[row], t, sums, given, latents_ + row * to_.stride() + latent);
-    });
+  __device__ void begin(const Exchange& exchange, int group, int step) const {
+    if (step > 0) {
+      exchange.wait(group, step - 1);
+      expect(exchange, group, step + 1);
+    }
+    copies_done<1>();
+    const int t = direction_.time(step, rows_.longest(group));
+    for_rows(latent_deal_, rows_.first(group), direction_.beginning(rows_, group, t), a_.latents,
+             [&](int row, int latent) {
+               float *given[Direction::kLatentOperands], sums[Direction::kSums] = {};
+               latent_operands(step, row, latent, given);
+               if (direction_.has_sums(rows_[row], t))
+                 for (int block = 0; block < cluster_.blocks(); ++block)
+                   for (int i = 0; i < Direction::kSums; ++i)
+                     sums[i] += *inbox(step + 1, block, row, i * a_.latents + latent);
+               direction_.begin(rows_[row], t, latent, sums, given, latents_ + row * to_.stride() + latent, mine(latent));
+             });
+    __syncthreads();
+  }
+
+  // All blocks know the latents; each stores a part of them.
+  __device__ bool mine(int latent) const {
+    const int part = (a_.latents + cluster_.blocks() - 1) / cluster_.blocks();
+    return latent / part == cluster_.rank();
   }
 
   template <class W>
-  __device__ void to_units(int step, int rows, const W& weights) {
-    for (int begin = 0; begin < rows; begin += kChunk, turn_ ^= 1) {
-      const int chunk = rows - begin < kChunk ? rows - begin : kChunk;
-      float* const partials = partials_ + turn_ * partials_size_;
-      weights.multiply(chunk, latents_ + begin * to_.stride(), partials);
-      __syncthreads();
-      for_chunk(unit_deal_, begin, chunk, units_, [&](int row, int unit) {
-        hidden_[row * from_.stride() + unit] =
-            direction_.unit(add_up(to_, partials, chunk, row - begin, unit), unit_operand(step, row, unit));
-      });
-    }
+  __device__ void to_units(int group, int step, int rows, const W& weights) {
+    float* const partials = next_partials();
+    const int first = rows_.first(group), t = direction_.time(step, rows_.longest(group));
+    weights.multiply(rows, latents_ + first * to_.stride(), partials);
+    __syncthreads();
+    for_rows(unit_deal_, first, rows, units_, [&](int row, int unit) {
+      hidden_[row * from_.stride() + unit] =
+          direction_.unit(rows_[row], t, first_ + unit, add_up(to_, partials, rows, row - first, unit),
+                          *unit_operand(step, row, unit));
+    });
     __syncthreads();
   }
 
   template <class W>
-  __device__ void from_units(int step, int rows, const W& weights) {
-    for (int begin = 0; begin < rows; begin += kChunk, turn_ ^= 1) {
-      const int chunk = rows - begin < kChunk ? rows - begin : kChunk;
-      float* const partials = partials_ + turn_ * partials_size_;
-      weights.multiply(chunk, hidden_ + begin * from_.stride(), partials);
-      __syncthreads();
-      for_chunk(sum_deal_, begin, chunk, from_.outputs, [&](int row, int output) {
-        const float sum = add_up(from_, partials, chunk, row - begin, output);
-        float* const mine = inbox(step, cluster_.rank(), row, output);
-        *mine = sum;
-        cluster_.for_others([&](int block) { *cluster_.in(block, mine) = sum; });
-      });
-    }
-  }
-
-  // Stores to device memory wait until the others have what they wait for. Of what all blocks know each stores a part.
-  __device__ void store_latents(int step, int t, int rows) const {
-    const int part = (a_.latents + cluster_.blocks() - 1) / cluster_.blocks(), first = cluster_.rank() * part;
-    for_each(latent_deal_, rows, a_.latents, [&](int row, int latent) {
-      if (latent < first || latent >= first + part) return;
-      float* made[Direction::kLatentOperands];
-      for (int i = 0; i < Direction::kLatentOperands; ++i) made[i] = latent_operand(step, i, row, latent);
-      direction_.store_latent(rows_[row], direction_.latent_time(t), latent, made);
-    });
-  }
-  __device__ void store_units(int step, int t, int rows) const {
-    for_each(unit_deal_, rows, units_, [&](int row, int unit) {
-      direction_.store_unit(rows_[row], t, first_ + unit, hidden_[row * from_.stride() + unit],
-                            *unit_operand(step, row, unit));
+  __device__ void from_units(const Exchange& exchange, int group, int step, int rows, const W& weights) {
+    float* const partials = next_partials();
+    const int first = rows_.first(group);
+    weights.multiply(rows, hidden_ + first * from_.stride(), partials);
+    __syncthreads();
+    for_rows(sum_deal_, first, rows, from_.outputs, [&](int row, int output) {
+      exchange.give(group, step, inbox(step, cluster_.rank(), row, output),
+                    add_up(from_, partials, rows, row - first, output));
     });
   }
 
-  __device__ void clear_past_end(int count) const {
+  // Two take turns: one is written while the other may still be read.
+  __device__ float* next_partials() { return partials_ + (turn_ ^= 1) * partials_size_; }
+
+  __device__ void clear_past_end() const {
     const int rank = cluster_.rank(), blocks = cluster_.blocks();
-    for (int row = 0; row < count; ++row)
+    for (int row = 0; row < rows_.count(); ++row)
       for (int t = rows_[row].length + rank; t < a_.ragged.steps; t += blocks)
         direction_.clear(rows_[row], t, static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x));
   }
@@ -189,8 +183,9 @@ class CombinerScanBlock {
   const Tiling &to_, &from_;
   const int first_, units_;
   const Deal unit_deal_, latent_deal_, sum_deal_;
-  Row* rows_;
-  float *latents_, *hidden_, *partials_, *to_weights_, *from_weights_, *inbox_, *latent_operands_, *unit_operands_;
+  const Rows rows_;
+  float *barriers_, *latents_, *hidden_, *partials_, *to_weights_, *from_weights_, *inbox_, *latent_operands_,
+      *unit_operands_;
   int partials_size_, turn_ = 0;
 };
 

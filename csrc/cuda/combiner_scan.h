@@ -44,14 +44,14 @@ inline int threads(const Args& a) {
   return to > from ? to : from;
 }
 
-// Of a block, in bytes: the rows, latents, units, two inboxes, two buffers of partial sums, weights, and what comes
+// Of a block, in bytes: the rows, barriers, latents, units, two inboxes, two buffers of partial sums, weights, and what comes
 // from device memory for two steps.
 template <class Args>
 inline int64_t combiner_scan_shared_bytes(const Args& a, int latent_operands, int unit_operands) {
   const Tiling &to = a.to_units, &from = a.from_units;
   const int64_t rows = a.ragged.rows_per_cluster;
   const int64_t partials = to.partials() > from.partials() ? to.partials() : from.partials();
-  return 16 * rows + 4 * (rows * (to.stride() + from.stride()) + 2 * partials +
+  return 16 * rows + 16 * a.ragged.groups() + 4 * (rows * (to.stride() + from.stride()) + 2 * partials +
                           to.shared_weights(threads(a)) + from.shared_weights(threads(a)) +
                           2 * rows * (a.cluster_size * from.outputs + latent_operands * a.latents +
                                       unit_operands * to.outputs));

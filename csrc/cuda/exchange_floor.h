@@ -6,17 +6,16 @@
 namespace dmm::cuda {
 
 // Each cluster passes a ring of cluster_size * width floats along: in a step, block r gives its `width` floats to
-// every block, all wait for each other, and r takes what is one place further round the ring. After `steps` steps
+// every block, waits for the whole ring, and takes what is one place further round the ring. After `steps` steps
 // the ring has turned by as many places.
 struct ExchangeFloor {
   const float* in;  // [clusters, cluster_size * width], contiguous
   float* out;       // the same; may not overlap `in`
-  int64_t steps;
-  int clusters, cluster_size, width, threads;
+  int steps, clusters, cluster_size, width, threads;
 };
 
 inline int64_t shared_bytes(const ExchangeFloor& a) {
-  return static_cast<int64_t>(sizeof(float)) * 2 * a.cluster_size * a.width;
+  return static_cast<int64_t>(sizeof(float)) * (4 + 2 * a.cluster_size * a.width);
 }
 
 // Null, or what went wrong: static text.

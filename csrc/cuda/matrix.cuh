@@ -26,18 +26,18 @@ struct Deal {
   }
 };
 
+// Whose a row is does not depend on which these are.
 template <class Visit>
-__device__ void for_each(const Deal& deal, int rows, int width, Visit visit) {
-  for (int row = deal.row; row < rows; row += deal.rows)
+__device__ void for_rows(const Deal& deal, int first, int rows, int width, Visit visit) {
+  int row = deal.row;
+  while (row < first) row += deal.rows;
+  for (; row < first + rows; row += deal.rows)
     for (int column = deal.column; column < width; column += deal.columns) visit(row, column);
 }
 
-// Those of them that lie in the rows from `begin` on: a row's thread is the same whatever the chunk.
 template <class Visit>
-__device__ void for_chunk(const Deal& deal, int begin, int rows, int width, Visit visit) {
-  for_each(deal, begin + rows, width, [&](int row, int column) {
-    if (row >= begin) visit(row, column);
-  });
+__device__ void for_each(const Deal& deal, int rows, int width, Visit visit) {
+  for_rows(deal, 0, rows, width, visit);
 }
 
 // `Source` gives the weight of an output and an input of the block's part, zero where there is none.

@@ -1,4 +1,4 @@
-// The rows of a batch that a cluster has, each with a length of its own.
+// The rows of a batch that a cluster has, each with a length of its own, in groups that go their own ways.
 #pragma once
 
 #include "cluster.cuh"
@@ -12,40 +12,45 @@ struct Row {
   int length;
 };
 
-// The rows of this block's cluster, longest first, in shared memory: call it once, with room for a.rows of them.
-__device__ inline int take_rows(const Ragged& a, Row* rows) {
-  const Cluster cluster{};
-  const int first = static_cast<int>(blockIdx.x) / cluster.blocks() * a.rows_per_cluster;
-  const int count = first + a.rows_per_cluster < a.rows() ? a.rows_per_cluster : a.rows() - first;
-  const int mine = static_cast<int>(threadIdx.x);
-  const auto length = [&](int i) {
-    // Whoever gives a length outside [0, T] gets a wrong result, and touches no memory that is not his.
-    const int64_t given = a.lengths[(first + i) % a.sequences * a.lengths_stride];
-    return static_cast<int>(given < 0 ? 0 : given > a.steps ? a.steps : given);
-  };
-  if (mine < count) {
-    int longer = 0;
-    for (int i = 0; i < count; ++i) longer += length(i) > length(mine) || (length(i) == length(mine) && i < mine);
-    const int index = first + mine;
-    rows[longer] = {index / a.sequences, index % a.sequences, index, length(mine)};
-  }
-  __syncthreads();
-  return count;
-}
-
-// How many of the rows, longest first, have more than t steps; t goes by one step at a time, up or down.
-class Active {
+// The rows of this block's cluster in shared memory, longest first.
+class Rows {
  public:
-  __device__ Active(const Row* rows, int count) : rows_(rows), count_(count) {}
-  __device__ int more_than(int t) {
-    while (active_ < count_ && rows_[active_].length > t) ++active_;
-    while (active_ > 0 && rows_[active_ - 1].length <= t) --active_;
-    return active_;
+  // With room for a.rows_per_cluster of them. All threads have to be here.
+  __device__ Rows(const Ragged& a, const Cluster& cluster, Row* rows) : rows_(rows), per_group_(a.rows_per_group) {
+    const int first = static_cast<int>(blockIdx.x) / cluster.blocks() * a.rows_per_cluster;
+    count_ = first + a.rows_per_cluster < a.rows() ? a.rows_per_cluster : a.rows() - first;
+    const int mine = static_cast<int>(threadIdx.x);
+    const auto length = [&](int i) {
+      // Whoever gives a length outside [0, T] gets a wrong result, and touches no memory that is not his.
+      const int64_t given = a.lengths[(first + i) % a.sequences * a.lengths_stride];
+      return static_cast<int>(given < 0 ? 0 : given > a.steps ? a.steps : given);
+    };
+    if (mine < count_) {
+      int longer = 0;
+      for (int i = 0; i < count_; ++i) longer += length(i) > length(mine) || (length(i) == length(mine) && i < mine);
+      const int index = first + mine;
+      rows[longer] = {index / a.sequences, index % a.sequences, index, length(mine)};
+    }
+    __syncthreads();
+  }
+
+  __device__ int count() const { return count_; }
+  __device__ int groups() const { return (count_ + per_group_ - 1) / per_group_; }
+  __device__ int group_of(int row) const { return row / per_group_; }
+  __device__ int first(int group) const { return group * per_group_; }
+  __device__ int longest(int group) const { return rows_[first(group)].length; }
+  __device__ const Row& operator[](int row) const { return rows_[row]; }
+  // How many rows of a group have more than t steps: its first ones.
+  __device__ int more_than(int group, int t) const {
+    int n = 0;
+    for (int row = first(group); row < first(group) + per_group_ && row < count_; ++row) n += rows_[row].length > t;
+    return n;
   }
 
  private:
-  const Row* rows_;
-  int count_, active_ = 0;
+  const Row* const rows_;
+  const int per_group_;
+  int count_;
 };
 
 }  // namespace dmm::cuda

@@ -32,8 +32,10 @@ struct Ragged {
   int64_t lengths_stride;
   int particles, sequences, steps;  // P, B, T
   int rows_per_cluster;
+  int rows_per_group;  // that take their steps together, at most kChunk
 
   __host__ __device__ int rows() const { return particles * sequences; }
+  __host__ __device__ int groups() const { return (rows_per_cluster + rows_per_group - 1) / rows_per_group; }
   __host__ __device__ int clusters() const { return (rows() + rows_per_cluster - 1) / rows_per_cluster; }
 };
 

@@ -1,20 +1,22 @@
 #pragma once
 
+#include "exchange.cuh"
 #include "matrix.cuh"
 #include "ragged.cuh"
 #include "rnn_scan.h"
 
 namespace dmm::cuda {
 
-// What the two directions do differently. In both, step s multiplies a state by a weight, and `finish` makes of the
-// product the state of the next step, or tells that this row's ends here.
-struct RnnForward {  // from the longest row's end back to 0
+// What the two directions do differently. In both a step multiplies a state by a weight, and `finish` makes of the
+// product the next state, or tells that the row's ends here. A group takes its steps for itself: it begins with the
+// end, or the start, of its longest row.
+struct RnnForward {  // from the end back to 0
   static constexpr int kOperands = 1;
   const RnnScan& a;
 
   __device__ int steps(int longest) const { return longest; }
   __device__ int time(int step, int longest) const { return longest - 1 - step; }
-  // A row takes part from its last step on.
+  // A row takes part in a step if it is longer than this.
   __device__ int shortest(int t) const { return t; }
   __device__ float weight(int output, int input) const { return a.w_hh.at(output, input); }
   __device__ float start(const Row& row, int unit) const { return *a.h_0.at(row.particle, row.sequence, 0, unit); }
@@ -30,7 +32,7 @@ struct RnnForward {  // from the longest row's end back to 0
   }
 };
 
-struct RnnBackward {  // from 0 to the longest row's end, and there once more for dh_0
+struct RnnBackward {  // from 0 to the end, and there once more for dh_0
   static constexpr int kOperands = 2;
   const RnnScanBackward& a;
 
@@ -42,7 +44,6 @@ struct RnnBackward {  // from 0 to the longest row's end, and there once more fo
   __device__ float* out() const { return a.dx_proj; }
 
   __device__ void fetch(const Row& row, int t, int unit, float* const (&to)[kOperands]) const {
-    if (t >= row.length) return;
     copy_async(to[0], a.dh.at(row.particle, row.sequence, t, unit));
     copy_async(to[1], a.h.at(row.particle, row.sequence, t, unit));
   }
@@ -67,60 +68,62 @@ class RnnScanBlock {
         w_(a.tiling),
         first_(cluster_.rank() * w_.outputs),
         units_(first_ >= a.units ? 0 : a.units - first_ < w_.outputs ? a.units - first_ : w_.outputs),
-        deal_(units_) {
-    const int rows = a.ragged.rows_per_cluster;
-    rows_ = reinterpret_cast<Row*>(shared);
-    states_ = shared + 4 * rows;
-    partials_ = states_ + 2 * rows * w_.stride();
-    weights_ = partials_ + 2 * w_.partials();
-    operands_ = weights_ + w_.shared_weights(w_.threads());
-  }
+        deal_(units_),
+        rows_(a.ragged, cluster_, reinterpret_cast<Row*>(shared)),
+        barriers_(shared + 4 * a.ragged.rows_per_cluster),
+        states_(barriers_ + 4 * a.ragged.groups()),
+        partials_(states_ + 2 * a.ragged.rows_per_cluster * w_.stride()),
+        weights_(partials_ + 2 * w_.partials()),
+        operands_(weights_ + w_.shared_weights(w_.threads())) {}
 
   __device__ void run() {
-    const int count = take_rows(a_.ragged, rows_), longest = rows_[0].length;
     const auto source = [this](int output, int input) {
       return output < units_ && input < a_.units ? direction_.weight(first_ + output, input) : 0.0f;
     };
     const Weights<kQuads, decltype(source)> weights(w_, weights_, source);
-    for_each(Deal(w_.stride()), count, w_.stride(), [&](int row, int unit) {
+    for_each(Deal(w_.stride()), rows_.count(), w_.stride(), [&](int row, int unit) {
       const float value = unit < a_.units ? direction_.start(rows_[row], unit) : 0.0f;
-      state(0)[row * w_.stride() + unit] = state(1)[row * w_.stride() + unit] = value;
+      *state(0, row, unit) = *state(1, row, unit) = value;
     });
-    clear_past_end(count);
-    Active active(rows_, count), next(rows_, count);
-    const int steps = direction_.steps(longest);
-    fetch(0, next.more_than(direction_.shortest(direction_.time(0, longest))), longest);
-    cluster_.sync();  // no block may be written to before its state is there
+    clear_past_end();
+    const Exchange exchange(cluster_, reinterpret_cast<uint64_t*>(barriers_));
+    exchange.start(rows_.groups());
+    for (int group = 0; group < rows_.groups(); ++group)
+      for (int step = 0; step < 2; ++step) expect(exchange, group, step);
+    fetch(0);
+    // Groups take turns, so that what one gives is on its way while another computes. The first has the longest row.
+    const int steps = direction_.steps(rows_.longest(0));
     for (int step = 0; step < steps; ++step) {
-      const int t = direction_.time(step, longest), rows = active.more_than(direction_.shortest(t));
-      if (step + 1 < steps) fetch(step + 1, next.more_than(direction_.shortest(direction_.time(step + 1, longest))), longest);
-      else copies_end();
-      for (int begin = 0; begin < rows; begin += kChunk, turn_ ^= 1) {
-        const int chunk = rows - begin < kChunk ? rows - begin : kChunk;
-        float* const partials = partials_ + turn_ * w_.partials();
-        weights.multiply(chunk, state(step + 1) + begin * w_.stride(), partials);
-        __syncthreads();
-        finish(step, t, begin, chunk, partials);
-      }
-      cluster_.arrive();
-      store(step, t, active.more_than(t));
-      cluster_.wait();
+      fetch(step + 1);
+      for (int group = 0; group < rows_.groups() && step < direction_.steps(rows_.longest(group)); ++group, turn_ ^= 1)
+        take_step(exchange, group, step, weights);
     }
   }
 
  private:
-  // A step writes one state while the other is still read: one barrier a step is enough, for whoever writes a state
-  // again has passed the barrier after all had read it.
-  __device__ float* state(int step) const { return states_ + (step & 1) * a_.ragged.rows_per_cluster * w_.stride(); }
+  // A step writes one state while the other is still read.
+  __device__ float* state(int step, int row, int unit) const {
+    return states_ + ((step & 1) * a_.ragged.rows_per_cluster + row) * w_.stride() + unit;
+  }
   __device__ void given(int step, int row, int unit, float* (&at)[Direction::kOperands]) const {
     for (int i = 0; i < Direction::kOperands; ++i)
-      at[i] = operands_ + (((step & 1) * Direction::kOperands + i) * a_.ragged.rows_per_cluster + row) * w_.outputs + unit;
+      at[i] = operands_ +
+              (((step & 1) * Direction::kOperands + i) * a_.ragged.rows_per_cluster + row) * w_.outputs + unit;
   }
 
-  // What the step will need from device memory, one step ahead. The thread that asks for it is the one to use it.
-  __device__ void fetch(int step, int rows, int longest) {
-    const int t = direction_.time(step, longest);
-    for_each(deal_, rows, units_, [&](int row, int unit) {
+  // The last step of a group gives nothing: nobody reads its state.
+  __device__ bool gives(int group, int step) const { return step + 1 < direction_.steps(rows_.longest(group)); }
+  __device__ void expect(const Exchange& exchange, int group, int step) const {
+    if (threadIdx.x != 0 || !gives(group, step)) return;
+    const int rows = rows_.more_than(group, direction_.time(step, rows_.longest(group)));
+    exchange.expect(group, step, 4 * rows * a_.units);
+  }
+
+  // What a step will need from device memory, one step ahead. The thread that asks for it is the one to use it.
+  __device__ void fetch(int step) const {
+    for_each(deal_, rows_.count(), units_, [&](int row, int unit) {
+      const int t = direction_.time(step, rows_.longest(rows_.group_of(row)));
+      if (t < 0 || t >= rows_[row].length) return;
       float* to[Direction::kOperands];
       given(step, row, unit, to);
       direction_.fetch(rows_[row], t, first_ + unit, to);
@@ -128,29 +131,31 @@ class RnnScanBlock {
     copies_end();
   }
 
-  __device__ void finish(int step, int t, int begin, int chunk, const float* partials) {
+  template <class W>
+  __device__ void take_step(const Exchange& exchange, int group, int step, const W& weights) {
+    const int t = direction_.time(step, rows_.longest(group)), first = rows_.first(group);
+    const int rows = rows_.more_than(group, direction_.shortest(t));
+    float* const partials = partials_ + turn_ * w_.partials();
+    if (step > 0) {
+      exchange.wait(group, step - 1);
+      expect(exchange, group, step + 1);
+    }
+    weights.multiply(rows, state(step + 1, first, 0), partials);
     copies_done<1>();
-    for_chunk(deal_, begin, chunk, units_, [&](int row, int unit) {
+    __syncthreads();
+    const bool gives = this->gives(group, step);
+    for_rows(deal_, first, rows, units_, [&](int row, int unit) {
       float *from[Direction::kOperands], value;
       given(step, row, unit, from);
-      const float product = add_up(w_, partials, chunk, row - begin, unit);
+      const float product = add_up(w_, partials, rows, row - first, unit);
       if (!direction_.finish(rows_[row], t, first_ + unit, product, from, value)) return;
-      float* const mine = state(step) + row * w_.stride() + first_ + unit;
-      *mine = value;
-      cluster_.for_others([&](int block) { *cluster_.in(block, mine) = value; });
+      if (gives) exchange.give(group, step, state(step, row, first_ + unit), value);
+      direction_.out()[(int64_t{rows_[row].index} * a_.ragged.steps + t) * a_.units + first_ + unit] = value;
     });
   }
 
-  // Stores to device memory wait until the others have what they wait for.
-  __device__ void store(int step, int t, int rows) const {
-    for_each(deal_, rows, units_, [&](int row, int unit) {
-      direction_.out()[(int64_t{rows_[row].index} * a_.ragged.steps + t) * a_.units + first_ + unit] =
-          state(step)[row * w_.stride() + first_ + unit];
-    });
-  }
-
-  __device__ void clear_past_end(int count) const {
-    for (int row = 0; row < count; ++row) {
+  __device__ void clear_past_end() const {
+    for (int row = 0; row < rows_.count(); ++row) {
       float* const out = direction_.out() + int64_t{rows_[row].index} * a_.ragged.steps * a_.units + first_;
       for_each(deal_, a_.ragged.steps - rows_[row].length, units_, [&](int t, int unit) {
         out[int64_t{rows_[row].length + t} * a_.units + unit] = 0.0f;
@@ -164,8 +169,8 @@ class RnnScanBlock {
   const Tiling& w_;
   const int first_, units_;
   const Deal deal_;
-  Row* rows_;
-  float *states_, *partials_, *operands_, *weights_;
+  const Rows rows_;
+  float *const barriers_, *const states_, *const partials_, *const weights_, *const operands_;
   int turn_ = 0;
 };
 

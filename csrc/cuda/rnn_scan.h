@@ -32,13 +32,13 @@ struct RnnScanBackward {
   float *dx_proj, *dh_0;  // [P, B, T, H] and [P, B, H], dense; written everywhere
 };
 
-// Of a block, in bytes: the rows, two states, two buffers of partial sums, what comes from device memory for two
+// Of a block, in bytes: the rows, barriers, two states, two buffers of partial sums, what comes from device memory for two
 // steps, weights.
 template <class Args>
 inline int64_t rnn_scan_shared_bytes(const Args& a, int operands) {
   const Tiling& w = a.tiling;
   const int64_t rows = a.ragged.rows_per_cluster;
-  return 16 * rows + 4 * (2 * rows * w.stride() + 2 * w.partials() + w.shared_weights(w.threads()) +
+  return 16 * rows + 16 * a.ragged.groups() + 4 * (2 * rows * w.stride() + 2 * w.partials() + w.shared_weights(w.threads()) +
                           2 * operands * rows * w.outputs);
 }
 inline int64_t shared_bytes(const RnnScan& a) { return rnn_scan_shared_bytes(a, 1); }

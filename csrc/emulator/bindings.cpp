@@ -14,7 +14,7 @@ namespace {
 
 using Array = py::array_t<float, py::array::c_style>;
 
-Array exchange_floor(const Array& rings, int64_t steps, int cluster_size, int threads, bool reversed,
+Array exchange_floor(const Array& rings, int steps, int cluster_size, int threads, bool reversed,
                      bool ignore_barriers) {
   Array out({rings.shape(0), rings.shape(1)});
   const int clusters = static_cast<int>(rings.shape(0)), width = static_cast<int>(rings.shape(1)) / cluster_size;

@@ -9,7 +9,7 @@ namespace {
 void combiner_scan(py::object base, py::object eps, py::object z_q_0, py::object w_z, py::object b_z, py::object w_loc,
                    py::object w_scale, py::object lengths, const cuda::Plan& plan, py::object z, py::object loc,
                    py::object pre_scale, const Options& options) {
-  const cuda::CombinerScan a{ragged(eps, lengths, plan), static_cast<int>(plan[1]), cuda::tiling_of(plan, 0),
+  const cuda::CombinerScan a{ragged(eps, lengths, plan), static_cast<int>(plan[2]), cuda::tiling_of(plan, 0),
                              cuda::tiling_of(plan, 1), size(w_z, 0), size(w_z, 1),
                              matrix(w_z), matrix(w_loc), matrix(w_scale),
                              data<float>(b_z), data<float>(base), sequences(eps),
@@ -25,7 +25,7 @@ void combiner_scan_backward(py::object dz, py::object dloc, py::object dpre_scal
                             py::object g, py::object w_z, py::object w_loc, py::object w_scale, py::object lengths,
                             const cuda::Plan& plan, py::object dh, py::object da, py::object dout, py::object deps,
                             py::object dz_q_0, const Options& options) {
-  const cuda::CombinerScanBackward a{ragged(eps, lengths, plan), static_cast<int>(plan[1]), cuda::tiling_of(plan, 0),
+  const cuda::CombinerScanBackward a{ragged(eps, lengths, plan), static_cast<int>(plan[2]), cuda::tiling_of(plan, 0),
                                      cuda::tiling_of(plan, 1), size(w_z, 0), size(w_z, 1),
                                      matrix(w_z), matrix(w_loc), matrix(w_scale),
                                      sequences(dz), sequences(dloc), sequences(dpre_scale),

@@ -56,13 +56,45 @@ struct Copy {
   size_t bytes;
 };
 
+// What is in a barrier's eight bytes.
+struct Transactions {
+  int32_t bytes;  // still to come; below zero where they came before they were expected
+  uint16_t expected;
+  uint16_t phase;
+};
+static_assert(sizeof(Transactions) == sizeof(uint64_t));
+
+Transactions read(const uint64_t* barrier) {
+  Transactions t;
+  std::memcpy(&t, barrier, sizeof t);
+  return t;
+}
+void write(uint64_t* barrier, Transactions t) {
+  if (t.expected && t.bytes == 0) t = {0, 0, static_cast<uint16_t>(t.phase + 1)};
+  std::memcpy(barrier, &t, sizeof t);
+}
+
+struct Letter {
+  float* to;
+  float value;
+  uint64_t* barrier;
+};
+void deliver(const Letter& letter) {
+  *letter.to = letter.value;
+  Transactions t = read(letter.barrier);
+  t.bytes -= static_cast<int32_t>(sizeof(float));
+  write(letter.barrier, t);
+}
+
 struct Thread {
   Dim3 index;
   Block* block;
   ucontext_t context;
   std::unique_ptr<unsigned char[]> stack;
   const Barrier* waits_at = nullptr;
-  uint64_t token = 0, cluster_token = 0;
+  uint64_t token = 0;
+  const uint64_t* waits_for = nullptr;  // a barrier in shared memory
+  int parity = 0;
   std::deque<std::vector<Copy>> copies{1};  // in groups; the last is not ended
   bool ended = false;
 };
@@ -75,6 +107,8 @@ struct Cluster {
   Barrier barrier;
   std::vector<Block> blocks;
   std::vector<Thread> threads;
+  std::vector<Letter> letters;
+  const char* fault = nullptr;  // of a thread: none can throw out of its own stack
   Thread* running = nullptr;
   ucontext_t scheduler;
 };
@@ -125,7 +159,13 @@ void thread_main() {
   yield(true);
 }
 
-bool can_run(const Thread& t) { return !t.ended && (t.waits_at == nullptr || t.waits_at->passed(t.token)); }
+// Whether the phase of that parity has ended.
+bool has_ended(const uint64_t* barrier, int parity) { return (read(barrier).phase & 1) != parity; }
+
+bool can_run(const Thread& t) {
+  return !t.ended && (t.waits_at == nullptr || t.waits_at->passed(t.token)) &&
+         (t.waits_for == nullptr || has_ended(t.waits_for, t.parity));
+}
 
 void take_turns() {
   const size_t count = cluster->threads.size();
@@ -136,11 +176,16 @@ void take_turns() {
       if (!can_run(thread)) continue;
       progress = true;
       thread.waits_at = nullptr;
+      thread.waits_for = nullptr;
       cluster->running = &thread;
       switch_stack(&cluster->scheduler, &thread.context, thread.stack.get(), kStackBytes);
       left -= thread.ended;
+      if (cluster->fault) throw std::runtime_error(cluster->fault);
     }
-    if (!progress) throw std::runtime_error("threads wait at a barrier that others do not reach");
+    if (progress) continue;
+    if (cluster->letters.empty()) throw std::runtime_error("threads wait at a barrier that others do not reach");
+    for (const Letter& letter : cluster->letters) deliver(letter);
+    cluster->letters.clear();
   }
 }
 
@@ -156,7 +201,7 @@ void prepare(Thread& thread, Block& block, int index) {
 }
 
 void run_cluster(const Launch& launch, const std::function<void()>& kernel, unsigned first_block) {
-  Cluster self{launch, kernel, {static_cast<unsigned>(launch.threads), 1, 1}, {}, {}, {}, nullptr, {}};
+  Cluster self{launch, kernel, {static_cast<unsigned>(launch.threads), 1, 1}, {}, {}, {}, {}, nullptr, nullptr, {}};
   cluster = &self;
   self.blocks.resize(launch.cluster_size);
   self.threads.resize(static_cast<size_t>(launch.cluster_size) * launch.threads);
@@ -188,14 +233,12 @@ const Dim3& block_size() { return cluster->block_size; }
 unsigned cluster_rank() { return cluster->running->block->rank; }
 unsigned cluster_blocks() { return static_cast<unsigned>(cluster->blocks.size()); }
 unsigned char* shared_memory() { return cluster->running->block->shared.get(); }
-unsigned char* shared_memory_of(unsigned rank) { return cluster->blocks[rank].shared.get(); }
 
 void block_sync() {
   Barrier& barrier = cluster->running->block->barrier;
   wait(barrier, barrier.arrive());
 }
-void cluster_arrive() { cluster->running->cluster_token = cluster->barrier.arrive(); }
-void cluster_wait() { wait(cluster->barrier, cluster->running->cluster_token); }
+void cluster_sync() { wait(cluster->barrier, cluster->barrier.arrive()); }
 
 void copy_async(void* to, const void* from, size_t bytes) { cluster->running->copies.back().push_back({to, from, bytes}); }
 void copies_end() { cluster->running->copies.emplace_back(); }
@@ -203,6 +246,35 @@ void copies_done(int later_groups) {
   auto& groups = cluster->running->copies;
   for (; static_cast<int>(groups.size()) - 1 > later_groups; groups.pop_front())
     for (const Copy& copy : groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
+}
+
+
+namespace {
+
+template <class S>
+S* in_block(int block, S* mine) {
+  const auto offset = reinterpret_cast<unsigned char*>(mine) - shared_memory();
+  return reinterpret_cast<S*>(cluster->blocks[block].shared.get() + offset);
+}
+
+}  // namespace
+
+void transaction_init(uint64_t* barrier) { write(barrier, {0, 0, 0}); }
+void transaction_expect(uint64_t* barrier, int bytes) {
+  Transactions t = read(barrier);
+  if (t.expected && !cluster->launch.ignore_barriers) cluster->fault = "a phase of a barrier is expected twice";
+  write(barrier, {t.bytes + bytes, 1, t.phase});
+}
+void transaction_store(int block, float* mine, float value, uint64_t* barrier) {
+  const Letter letter{in_block(block, mine), value, in_block(block, barrier)};
+  if (cluster->launch.reversed) deliver(letter);
+  else cluster->letters.push_back(letter);
+}
+void transaction_wait(const uint64_t* barrier, int parity) {
+  if (cluster->launch.ignore_barriers || has_ended(barrier, parity)) return;
+  cluster->running->waits_for = barrier;
+  cluster->running->parity = parity;
+  yield();
 }
 
 }  // namespace dmm::emulator

@@ -42,14 +42,18 @@ const Dim3& block_size();
 unsigned cluster_rank();
 unsigned cluster_blocks();
 unsigned char* shared_memory();
-unsigned char* shared_memory_of(unsigned rank);
 void block_sync();
-void cluster_arrive();
-void cluster_wait();
+void cluster_sync();
 // An asynchronous copy takes place when it is waited for, and not before.
 void copy_async(void* to, const void* from, size_t bytes);
 void copies_end();
 void copies_done(int later_groups);
+// Barriers in shared memory that count bytes. What a block gives to another arrives when no thread can run any more,
+// or at once where threads run last to first.
+void transaction_init(uint64_t* barrier);
+void transaction_expect(uint64_t* barrier, int bytes);
+void transaction_store(int block, float* mine, float value, uint64_t* barrier);
+void transaction_wait(const uint64_t* barrier, int parity);
 
 }  // namespace dmm::emulator
 
@@ -70,14 +74,7 @@ namespace cooperative_groups {
 struct cluster_group {
   unsigned block_rank() const { return dmm::emulator::cluster_rank(); }
   unsigned num_blocks() const { return dmm::emulator::cluster_blocks(); }
-  template <class S>
-  S* map_shared_rank(S* mine, unsigned rank) const {
-    const auto offset = reinterpret_cast<unsigned char*>(mine) - dmm::emulator::shared_memory();
-    return reinterpret_cast<S*>(dmm::emulator::shared_memory_of(rank) + offset);
-  }
-  void barrier_arrive() const { dmm::emulator::cluster_arrive(); }
-  void barrier_wait() const { dmm::emulator::cluster_wait(); }
-  void sync() const { barrier_arrive(), barrier_wait(); }
+  void sync() const { dmm::emulator::cluster_sync(); }
 };
 
 inline cluster_group this_cluster() { return {}; }

@@ -8,7 +8,7 @@ namespace {
 
 void rnn_scan(py::object x_proj, py::object w_hh, py::object h_0, py::object lengths, bool tanh,
               const cuda::Plan& plan, py::object h, const Options& options) {
-  const cuda::RnnScan a{ragged(x_proj, lengths, plan), static_cast<int>(plan[1]), cuda::tiling_of(plan, 0),
+  const cuda::RnnScan a{ragged(x_proj, lengths, plan), static_cast<int>(plan[2]), cuda::tiling_of(plan, 0),
                         size(x_proj, 3), tanh,          matrix(w_hh),
                         sequences(x_proj), sequences(h_0), data<float>(h)};
   const Launch launch = options.launch(a, a.tiling.threads());
@@ -19,7 +19,7 @@ void rnn_scan(py::object x_proj, py::object w_hh, py::object h_0, py::object len
 
 void rnn_scan_backward(py::object dh, py::object h, py::object w_hh, py::object lengths, bool tanh,
                        const cuda::Plan& plan, py::object dx_proj, py::object dh_0, const Options& options) {
-  const cuda::RnnScanBackward a{ragged(h, lengths, plan), static_cast<int>(plan[1]), cuda::tiling_of(plan, 0),
+  const cuda::RnnScanBackward a{ragged(h, lengths, plan), static_cast<int>(plan[2]), cuda::tiling_of(plan, 0),
                                 size(h, 3), tanh,          matrix(w_hh),
                                 sequences(dh), sequences(h), data<float>(dx_proj), data<float>(dh_0)};
   const Launch launch = options.launch(a, a.tiling.threads());

@@ -30,7 +30,7 @@ inline cuda::Sequences<const float> sequences(const py::object& t) {
 inline cuda::Matrix matrix(const py::object& t) { return {data<const float>(t), stride(t, 0), stride(t, 1)}; }
 inline cuda::Ragged ragged(const py::object& like, const py::object& lengths, const cuda::Plan& plan) {
   return {data<const int64_t>(lengths), stride(lengths, 0), size(like, 0), size(like, 1), size(like, 2),
-          static_cast<int>(plan[0])};
+          static_cast<int>(plan[0]), static_cast<int>(plan[1])};
 }
 
 struct Options {

@@ -2,8 +2,8 @@
 
 A cluster of blocks has some rows of the batch; every block of it has a part of the weights, on the chip for
 the whole scan, and at every step all blocks exchange what they made. Larger clusters leave less
-arithmetic to a block and have more to exchange. More rows to a cluster need fewer clusters at a time. A plan
-is the one of least estimated time.
+arithmetic to a block and have more to exchange. The rows of a cluster go in groups: while what one group
+gave is on its way, the others compute. The plan is the one of least estimated time.
 
 The estimate counts cycles from published throughputs; none of them has been measured here yet.
 """
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 THREADS = 256  # of a block: each may have 255 registers
-ROWS = 32  # of a cluster, at most
+ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32)  # of a cluster
 CHUNK = 4  # rows that are multiplied at once
 CLUSTER_SIZES = (1, 2, 4, 8, 16)
 RNN_REGISTERS = (8, 6, 4, 2, 0)  # quads of weights a thread may keep there: what there are kernels for
-COMBINER_REGISTERS = ((4, 4), (2, 4), (2, 2), (0, 0))  # of the smaller matrix and of the larger
+COMBINER_REGISTERS = ((2, 4), (2, 2), (0, 0))  # of the smaller matrix and of the larger
 
 # Cycles, and bytes a cycle, of one multiprocessor.
-_EXCHANGE = 350  # a store to another block's memory, and a barrier of the cluster
+_EXCHANGE = 350  # from a store to another block's memory until it is seen there
 _BARRIER = 60  # of a block, and a load from shared memory
 _NETWORK = 16.0  # bytes from other blocks
 _L2 = 48.0  # bytes from the second-level cache
@@ -54,6 +54,7 @@ class Tiling(NamedTuple):
 
     @property
     def threads(self) -> int:
+        """That the tiling needs."""
         return -(-min(self.groups, THREADS) * self.parts // 32) * 32
 
     @property
@@ -67,20 +68,19 @@ class Tiling(NamedTuple):
         return 4 * CHUNK * self.parts * self.groups
 
     def cycles(self, rows: int) -> float:
-        """Estimated time of multiplying ``rows`` and adding up the partial sums."""
-        chunks = -(-rows // CHUNK)
-        warps = self.threads // 32
-        multiply = -(-warps // 4) * self.quads * 17 * rows  # 16 multiplications and a load
-        shared = chunks * self.in_shared * self.threads * 64 / _SHARED
-        streamed = chunks * (self.quads - self.in_registers - self.in_shared) * self.threads * 64 / _L2
+        """Estimated time of multiplying a group of ``rows`` and adding up the partial sums."""
+        multiply = -(-self.threads // 128) * self.quads * 17 * rows  # 16 multiplications and a load
+        shared = self.in_shared * self.threads * 64 / _SHARED
+        streamed = (self.quads - self.in_registers - self.in_shared) * self.threads * 64 / _L2
         sums = 2 * 4 * self.partials / CHUNK * rows / _SHARED
-        return max(multiply, shared) + streamed + sums + 2 * _BARRIER * chunks
+        return max(multiply, shared) + streamed + sums + 2 * _BARRIER
 
 
 class Plan(NamedTuple):
     """How a scan is cut up."""
 
     rows_per_cluster: int
+    rows_per_group: int  # that take their steps together
     cluster_size: int
     tilings: tuple[Tiling, ...]
     clusters: int
@@ -95,17 +95,17 @@ class Plan(NamedTuple):
     @property
     def numbers(self) -> list[int]:
         """What the compiled ops take."""
-        return [self.rows_per_cluster, self.cluster_size, *(n for tiling in self.tilings for n in tiling)]
+        return [*self[:3], *(n for tiling in self.tilings for n in tiling)]
 
     def __str__(self) -> str:
         kept = sum(tiling.in_registers for tiling in self.tilings)
         shared = sum(tiling.in_shared for tiling in self.tilings)
         streamed = sum(tiling.quads for tiling in self.tilings) - kept - shared
         return (
-            f"{self.clusters} clusters of {self.cluster_size} blocks of {self.threads} threads, "
-            f"{self.rows_per_cluster} rows each; a thread's weights: {16 * kept} in registers, "
-            f"{16 * shared} in shared memory, {16 * streamed} read at every step; "
-            f"{self.shared_bytes} bytes of shared memory a block"
+            f"{self.clusters} clusters of {self.cluster_size} blocks of {self.threads} threads; "
+            f"{self.rows_per_cluster} rows a cluster, {self.rows_per_group} at once; "
+            f"a thread's weights: {16 * kept} in registers, {16 * shared} in shared memory, "
+            f"{16 * streamed} read at every step; {self.shared_bytes} bytes of shared memory a block"
         )
 
 
@@ -116,22 +116,7 @@ def rnn_plan(rows: int, units: int, device: Device = H100, backward: bool = Fals
     Raises:
         ValueError: not even one row fits a block's shared memory.
     """
-    operands = 2 if backward else 1
-
-    def plans() -> Iterator[Plan]:
-        for size, count in _shapes(rows, device):
-            outputs = -(-units // size)
-            for registers in RNN_REGISTERS:
-                bare = _tiling(units, outputs, registers)
-                used = 16 * count + 4 * (
-                    2 * count * bare.stride + 2 * bare.partials + 2 * operands * count * outputs
-                )
-                tiling = _fill_shared(bare, device.shared_bytes - used, bare.threads)
-                used += 64 * tiling.in_shared * tiling.threads
-                cycles = tiling.cycles(count) + _exchange(size, 4 * units * count)
-                yield _plan(rows, size, count, (tiling,), used, cycles, device)
-
-    return _best(plans(), device, f"rnn_scan with H = {units}")
+    return _best(rnn_plans(rows, units, device, backward), device, f"rnn_scan with H = {units}")
 
 
 @lru_cache(maxsize=1024)
@@ -143,30 +128,49 @@ def combiner_plan(
     Raises:
         ValueError: not even one row fits a block's shared memory.
     """
+    plans = combiner_plans(rows, units, latents, device, backward)
+    return _best(plans, device, f"combiner_scan with H = {units} and Z = {latents}")
+
+
+def rnn_plans(rows: int, units: int, device: Device = H100, backward: bool = False) -> Iterator[Plan]:
+    """Every plan that :func:`rnn_plan` chooses from; not all of them fit the device."""
+    operands = 2 if backward else 1
+    for shape in _shapes(rows, device):
+        count = shape.rows
+        outputs = -(-units // shape.cluster_size)
+        for registers in RNN_REGISTERS:
+            tiling = _tiling(units, outputs, registers)
+            used = shape.shared_bytes + 4 * (
+                2 * count * tiling.stride + 2 * tiling.partials + 2 * operands * count * outputs
+            )
+            tiling = _fill_shared(tiling, device.shared_bytes - used, tiling.threads)
+            used += 64 * tiling.in_shared * tiling.threads
+            yield _plan(rows, shape, (tiling,), used, 4 * units, device)
+
+
+def combiner_plans(
+    rows: int, units: int, latents: int, device: Device = H100, backward: bool = False
+) -> Iterator[Plan]:
+    """Every plan that :func:`combiner_plan` chooses from; not all of them fit the device."""
     operands = 5 if backward else 3
     inputs, outputs = (2 * latents, latents) if backward else (latents, 2 * latents)
-
-    def plans() -> Iterator[Plan]:
-        for size, count in _shapes(rows, device):
-            own = -(-units // size)
-            for smaller, larger in COMBINER_REGISTERS:
-                to_quads, from_quads = (larger, smaller) if backward else (smaller, larger)
-                to, back = _tiling(inputs, own, to_quads), _tiling(own, outputs, from_quads)
-                threads = max(to.threads, back.threads)
-                used = 16 * count + 4 * (
-                    count * (to.stride + back.stride)
-                    + 2 * max(to.partials, back.partials)
-                    + 2 * count * (size * outputs + operands * latents + own)
-                )
-                to = _fill_shared(to, device.shared_bytes - used, threads)
-                used += 64 * to.in_shared * threads
-                back = _fill_shared(back, device.shared_bytes - used, threads)
-                used += 64 * back.in_shared * threads
-                received = 4 * outputs * count * size
-                cycles = to.cycles(count) + back.cycles(count) + _exchange(size, received) + 2 * _BARRIER
-                yield _plan(rows, size, count, (to, back), used, cycles, device)
-
-    return _best(plans(), device, f"combiner_scan with H = {units} and Z = {latents}")
+    for shape in _shapes(rows, device):
+        size, count = shape.cluster_size, shape.rows
+        own = -(-units // size)
+        for smaller, larger in COMBINER_REGISTERS:
+            to_quads, from_quads = (larger, smaller) if backward else (smaller, larger)
+            to, back = _tiling(inputs, own, to_quads), _tiling(own, outputs, from_quads)
+            threads = max(to.threads, back.threads)
+            used = shape.shared_bytes + 4 * (
+                count * (to.stride + back.stride)
+                + 2 * max(to.partials, back.partials)
+                + 2 * count * (size * outputs + operands * latents + own)
+            )
+            to = _fill_shared(to, device.shared_bytes - used, threads)
+            used += 64 * to.in_shared * threads
+            back = _fill_shared(back, device.shared_bytes - used, threads)
+            used += 64 * back.in_shared * threads
+            yield _plan(rows, shape, (to, back), used, 4 * outputs * size, device)
 
 
 def device_of(tensor: Tensor) -> Device:
@@ -183,13 +187,26 @@ def _cuda_device(index: int) -> Device:
     return Device(found.multi_processor_count, found.shared_memory_per_block_optin, most)
 
 
-def _shapes(rows: int, device: Device) -> Iterator[tuple[int, int]]:
+class _Shape(NamedTuple):
+    rows: int  # of a cluster
+    at_once: int
+    cluster_size: int
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of the rows and of two barriers a group."""
+        return 16 * self.rows + 16 * -(-self.rows // self.at_once)
+
+
+def _shapes(rows: int, device: Device) -> Iterator[_Shape]:
     for size in CLUSTER_SIZES:
         if size <= device.most_blocks:
-            for count in range(1, min(max(rows, 1), ROWS) + 1):
-                yield size, count
+            for count in (count for count in ROWS if count <= max(rows, 1)):
+                for at_once in range(1, min(count, CHUNK) + 1):
+                    yield _Shape(count, at_once, size)
 
 
+@lru_cache(maxsize=1024)
 def _tiling(inputs: int, outputs: int, registers: int) -> Tiling:
     """A thread for each group and part, so that registers hold the weights if it can be."""
     groups, quads = -(-outputs // 4), -(-inputs // 4)
@@ -206,24 +223,22 @@ def _fill_shared(tiling: Tiling, room: int, threads: int) -> Tiling:
     return tiling._replace(in_shared=max(0, min(left, room // (64 * threads))))
 
 
-def _exchange(size: int, received: int) -> float:
-    return _BARRIER if size == 1 else _EXCHANGE + received / _NETWORK
-
-
 def _plan(
-    rows: int,
-    size: int,
-    count: int,
-    tilings: tuple[Tiling, ...],
-    used: int,
-    cycles: float,
-    device: Device,
+    rows: int, shape: _Shape, tilings: tuple[Tiling, ...], used: int, received: int, device: Device
 ) -> Plan:
-    clusters = -(-rows // count)
+    """``received`` bytes come to a block for each row and step."""
+    size = shape.cluster_size
+    clusters = -(-rows // shape.rows)
     # A cluster lies within one group of at least 16 multiprocessors.
     at_once = device.multiprocessors if size == 1 else device.multiprocessors // 16 * (16 // size)
     waves = -(-clusters // max(at_once, 1))
-    return Plan(count, size, tilings, clusters, used, cycles * waves)
+    compute = sum(tiling.cycles(shape.at_once) for tiling in tilings)
+    network = 0.0 if size == 1 else received * shape.at_once / _NETWORK
+    exchange = _BARRIER if size == 1 else _EXCHANGE + network
+    groups = -(-shape.rows // shape.at_once)
+    # A group waits for what it gave; meanwhile the others compute, and all share the network.
+    step = max(groups * compute, compute + exchange, groups * network)
+    return Plan(*shape, tilings, clusters, used, step * waves)
 
 
 def _best(plans: Iterator[Plan], device: Device, what: str) -> Plan:
