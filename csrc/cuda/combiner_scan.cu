@@ -21,7 +21,6 @@ const char* combiner_scan(const CombinerScan& a, void* stream) {
     case pair(0, 0): return launch(combiner_scan_fwd_kernel<0, 0>, a, stream);
     case pair(2, 2): return launch(combiner_scan_fwd_kernel<2, 2>, a, stream);
     case pair(2, 4): return launch(combiner_scan_fwd_kernel<2, 4>, a, stream);
-    case pair(4, 4): return launch(combiner_scan_fwd_kernel<4, 4>, a, stream);
     default: return "no kernel keeps that many weights in registers";
   }
 }
@@ -31,7 +30,6 @@ const char* combiner_scan_backward(const CombinerScanBackward& a, void* stream) 
     case pair(0, 0): return launch(combiner_scan_bwd_kernel<0, 0>, a, stream);
     case pair(2, 2): return launch(combiner_scan_bwd_kernel<2, 2>, a, stream);
     case pair(4, 2): return launch(combiner_scan_bwd_kernel<4, 2>, a, stream);
-    case pair(4, 4): return launch(combiner_scan_bwd_kernel<4, 4>, a, stream);
     default: return "no kernel keeps that many weights in registers";
   }
 }

@@ -5,7 +5,7 @@
 // exchanged, and every block adds them up for itself.
 //
 // The tilings are, forward, of [Z, units of a block] and [units of a block, 2 Z], backward of [2 Z, units of a block]
-// and [units of a block, Z]. There are kernels for 0 and 0, 2 and 2, 4 and 4 quads in registers, and for the smaller
+// and [units of a block, Z]. There are kernels for 0 and 0, 2 and 2 quads in registers, and for the smaller
 // matrix's 2 and the larger's 4.
 #pragma once
 

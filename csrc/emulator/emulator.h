@@ -29,7 +29,7 @@ struct Launch {
   int blocks, cluster_size, threads;
   int64_t shared_bytes;
   bool reversed = false;         // threads run last to first
-  bool ignore_barriers = false;  // no thread waits for another
+  int heeded = INT32_MAX;  // a thread waits at its first so many barriers, and at no other
 };
 
 // Runs `kernel` once as every thread. Throws when threads wait for a barrier that can no longer be reached.

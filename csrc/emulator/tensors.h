@@ -34,11 +34,12 @@ inline cuda::Ragged ragged(const py::object& like, const py::object& lengths, co
 }
 
 struct Options {
-  bool reversed = false, ignore_barriers = false;
+  bool reversed = false;
+  int heeded = INT32_MAX;
 
   template <class Args>
   Launch launch(const Args& a, int threads) const {
-    return {a.ragged.clusters() * a.cluster_size, a.cluster_size, threads, shared_bytes(a), reversed, ignore_barriers};
+    return {a.ragged.clusters() * a.cluster_size, a.cluster_size, threads, shared_bytes(a), reversed, heeded};
   }
 };
 

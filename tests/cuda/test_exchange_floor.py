@@ -26,6 +26,6 @@ def test_the_ring_turns_by_a_place_a_step(
 @pytest.mark.parametrize("reversed", [False, True], ids=["", "reversed"])
 def test_a_missing_barrier_shows(reversed: bool) -> None:
     given = rings(1, 40)
-    turned = emulator.exchange_floor(given, 3, 8, 32, reversed=reversed, ignore_barriers=True)
+    turned = emulator.exchange_floor(given, 3, 8, 32, reversed=reversed, heeded=0)
     assert not np.array_equal(turned, np.roll(given, -3, axis=1))
     assert np.isnan(turned).any()

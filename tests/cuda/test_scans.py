@@ -1,0 +1,133 @@
+"""The scans on thread-block clusters, under the emulator: every way of cutting them up gives the truth."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from dmm_fast.cuda import combiner_scan, rnn_scan
+from dmm_fast.cuda.plan import H100, Plan, combiner_plans, rnn_plans
+from tests.cases import CASES, Case
+from tests.compare import backends_for, compare, run_backend
+from tests.inputs import build
+
+emulator = pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
+emulated = pytest.importorskip("tests.emulated")
+
+RAGGED = Case("cut", B=7, T=6, Z=9, H=22, particles=(3,), lengths="zeros", poison="nan", start="rows")
+SCANS = ("rnn_scan", "combiner_scan")
+WORST = H100._replace(shared_bytes=1 << 40)
+
+
+def wanted(plan: Plan, size: int, rows: int, at_once: int, registers: bool) -> bool:
+    in_registers = plan.tilings[0].in_registers > 0
+    return plan[:3] == (rows, at_once, size) and in_registers == registers
+
+
+@pytest.fixture
+def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes both scans take the plan of these features, on a device of so many bytes of shared memory."""
+
+    def force(size: int, rows: int, at_once: int, registers: bool, change: Callable[[Plan], Plan]) -> None:
+        def first(plans: Callable[..., Iterator[Plan]], *sizes: Any, **direction: bool) -> Plan:
+            of_these = plans(*sizes, **direction)
+            return change(next(p for p in of_these if wanted(p, size, rows, at_once, registers)))
+
+        monkeypatch.setattr(rnn_scan, "rnn_plan", partial(first, rnn_plans))
+        monkeypatch.setattr(combiner_scan, "combiner_plan", partial(first, combiner_plans))
+
+    return force
+
+
+def all_in_shared(plan: Plan) -> Plan:
+    filled = (t._replace(in_shared=t.quads - t.in_registers) for t in plan.tilings)
+    return plan._replace(tilings=tuple(filled))
+
+
+def none_in_shared(plan: Plan) -> Plan:
+    return plan._replace(tilings=tuple(t._replace(in_shared=0) for t in plan.tilings))
+
+
+def one_in_shared(plan: Plan) -> Plan:
+    filled = (t._replace(in_shared=min(1, t.quads - t.in_registers)) for t in plan.tilings)
+    return plan._replace(tilings=tuple(filled))
+
+
+@pytest.mark.parametrize("op", SCANS)
+@pytest.mark.parametrize("registers", [False, True], ids=["", "registers"])
+@pytest.mark.parametrize("change", [all_in_shared, one_in_shared, none_in_shared])
+@pytest.mark.parametrize(
+    ("size", "rows", "at_once"),
+    [(1, 1, 1), (1, 5, 2), (2, 3, 1), (4, 8, 4), (8, 4, 3), (16, 2, 1), (16, 16, 4)],
+)
+def test_every_cut_gives_the_truth(
+    op: str,
+    size: int,
+    rows: int,
+    at_once: int,
+    change: Callable[[Plan], Plan],
+    registers: bool,
+    cut: Callable[..., None],
+) -> None:
+    cut(size, rows, at_once, registers, change)
+    compare(op, RAGGED, "cuda")
+
+
+@pytest.mark.parametrize("op", SCANS)
+@pytest.mark.parametrize("size", [1, 4])
+def test_more_outputs_than_threads(op: str, size: int, cut: Callable[..., None]) -> None:
+    """Of 1030 outputs a thread takes two groups of four, where they are one block's."""
+    case = Case("very wide", B=3, T=3, Z=3, H=1030, lengths="ragged", poison="nan", nonlinearity="tanh")
+    cut(size, 3, 2, False, none_in_shared)
+    compare(op, case, "cuda")
+
+
+@pytest.fixture
+def options(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def choose(**given: int) -> None:
+        monkeypatch.setattr(emulated, "options", emulator.Options(**given))
+
+    return choose
+
+
+@pytest.mark.parametrize("op", SCANS)
+@pytest.mark.parametrize("name", ["primes", "particles", "many_steps"])
+@pytest.mark.parametrize("size", [1, 8])
+def test_threads_in_reverse_and_letters_at_once(
+    op: str, name: str, size: int, cut: Callable[..., None], options: Callable[..., None]
+) -> None:
+    cut(size, 2, 1, True, all_in_shared)
+    options(reversed=True)
+    compare(op, CASES[name], "cuda")
+
+
+@pytest.mark.parametrize("op", SCANS)
+@pytest.mark.parametrize("reversed", [False, True], ids=["", "reversed"])
+@pytest.mark.parametrize("size", [1, 8])
+def test_a_missing_barrier_shows(
+    op: str, size: int, reversed: bool, cut: Callable[..., None], options: Callable[..., None]
+) -> None:
+    case = replace(CASES["small"], H=40, Z=20)
+    cut(size, 2, 1, True, all_in_shared)
+    compare(op, case, "cuda")
+    options(reversed=reversed, heeded=2)  # those before the first step
+    got = run_backend(op, build(op, case), case, "cuda")
+    assert any(value.isnan().any() for value in got.values())
+
+
+def test_lengths_out_of_range_touch_no_other_memory() -> None:
+    """Checked where they can be read without waiting for the device; elsewhere the kernel keeps them in range."""
+    case = CASES["small"]
+    inputs = build("rnn_scan", case)
+    x_proj, h_0 = inputs["x_proj"][None], inputs["h_0"].expand(1, case.B, case.H)
+    whole, beyond = (torch.tensor(values) for values in ([4, 4, 0], [4, 400, -3]))
+    args = x_proj, inputs["w_hh"], h_0
+    h = rnn_scan.rnn_scan(*args, beyond, "relu")
+    torch.testing.assert_close(h, rnn_scan.rnn_scan(*args, whole, "relu"), rtol=0, atol=0)
+
+
+def test_the_table_of_shapes_is_run() -> None:
+    assert all("cuda" in backends_for(op) for op in SCANS)

@@ -1,0 +1,102 @@
+"""How the scans are cut up for a GPU: whatever the sizes, everything is computed once and fits."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmm_fast.cuda.plan import (
+    CHUNK,
+    H100,
+    ROWS,
+    THREADS,
+    Device,
+    Plan,
+    Tiling,
+    combiner_plan,
+    combiner_plans,
+    rnn_plan,
+    rnn_plans,
+)
+
+A100 = Device(multiprocessors=108, shared_bytes=166_912, most_blocks=1)
+sizes = st.integers(1, 1100)
+devices = st.sampled_from([H100, A100, H100._replace(multiprocessors=78)])
+
+
+def check_tiling(tiling: Tiling) -> None:
+    assert 4 * (tiling.groups - 1) < tiling.outputs <= 4 * tiling.groups
+    assert tiling.stride >= tiling.inputs
+    assert tiling.threads <= THREADS
+    kept = tiling.in_registers + tiling.in_shared
+    assert 0 <= tiling.in_shared and kept <= tiling.quads
+    assert kept == 0 or tiling.groups <= THREADS
+
+
+def check_plan(plan: Plan, rows: int, device: Device) -> None:
+    assert plan.clusters * plan.rows_per_cluster >= rows > (plan.clusters - 1) * plan.rows_per_cluster
+    assert 1 <= plan.rows_per_group <= CHUNK and plan.rows_per_cluster <= max(ROWS)
+    assert plan.cluster_size <= device.most_blocks
+    assert plan.shared_bytes <= device.shared_bytes
+    for tiling in plan.tilings:
+        check_tiling(tiling)
+
+
+@given(rows=sizes, units=sizes, device=devices, backward=st.booleans())
+def test_rnn_plans_cover_the_sizes(rows: int, units: int, device: Device, backward: bool) -> None:
+    plan = rnn_plan(rows, units, device, backward)
+    check_plan(plan, rows, device)
+    (tiling,) = plan.tilings
+    assert tiling.inputs == units
+    assert tiling.outputs * plan.cluster_size >= units
+
+
+@given(rows=sizes, units=sizes, latents=st.integers(1, 300), device=devices, backward=st.booleans())
+def test_combiner_plans_cover_the_sizes(
+    rows: int, units: int, latents: int, device: Device, backward: bool
+) -> None:
+    plan = combiner_plan(rows, units, latents, device, backward)
+    check_plan(plan, rows, device)
+    to, back = plan.tilings
+    inputs, outputs = (2 * latents, latents) if backward else (latents, 2 * latents)
+    assert (to.inputs, back.outputs) == (inputs, outputs)
+    assert to.outputs == back.inputs and to.outputs * plan.cluster_size >= units
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_the_tutorials_weights_stay_in_registers(backward: bool) -> None:
+    for plan in (rnn_plan(20, 600, H100, backward), combiner_plan(20, 600, 100, H100, backward)):
+        assert plan.cluster_size in (8, 16)
+        assert all(tiling.in_registers == tiling.quads for tiling in plan.tilings)
+
+
+def test_a_plan_is_the_one_of_least_estimated_time() -> None:
+    for plan, plans in (
+        (rnn_plan(20, 600), rnn_plans(20, 600)),
+        (combiner_plan(20, 600, 100), combiner_plans(20, 600, 100)),
+    ):
+        fitting = [p.step_cycles for p in plans if p.shared_bytes <= H100.shared_bytes]
+        assert plan.step_cycles == min(fitting) < max(fitting)
+
+
+def test_a_gpu_without_clusters_gets_none() -> None:
+    assert rnn_plan(20, 600, A100).cluster_size == 1
+    assert combiner_plan(20, 600, 100, A100).cluster_size == 1
+
+
+def test_no_rows_have_a_plan_too() -> None:
+    assert rnn_plan(0, 5).rows_per_cluster == 1
+
+
+def test_sizes_beyond_shared_memory_are_refused() -> None:
+    small = H100._replace(shared_bytes=4_000)
+    with pytest.raises(ValueError, match="^rnn_scan with H = 600: expected sizes of which one row fits 4000"):
+        rnn_plan(1, 600, small)
+    with pytest.raises(ValueError, match="^combiner_scan with H = 600 and Z = 100: expected sizes"):
+        combiner_plan(1, 600, 100, small)
+
+
+def test_a_plan_says_what_it_is() -> None:
+    said = str(rnn_plan(20, 600))
+    plan = rnn_plan(20, 600)
+    assert f"{plan.clusters} clusters of {plan.cluster_size} blocks of {plan.threads} threads" in said
+    assert f"{plan.shared_bytes} bytes of shared memory" in said
