@@ -62,7 +62,7 @@ def build_parser(train_defaults: Mapping[str, Any] | None = None) -> argparse.Ar
     _add_evaluate(commands.add_parser("evaluate", help="measure a trained model", **_STYLE))
     _add_generate(commands.add_parser("generate", help="draw and play what it makes", **_STYLE))
     info = commands.add_parser("info", help="what is installed and what would run", **_STYLE)
-    _add_json(info)
+    _add_info(info)
     download = commands.add_parser("download", help="fetch a data set", **_STYLE)
     download.add_argument("name", help="jsb_chorales, piano_midi, muse_data or nottingham (Pyro's copies)")
     download.add_argument("directory", type=Path, nargs="?", default=Path("."), help="where to")
@@ -179,6 +179,24 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--prefix-steps", type=int, default=32, help="steps of a test sequence to continue")
     add("--tempo", type=float, default=100.0, help="time steps a minute in the MIDI files")
     add("--program", type=int, default=0, help="General MIDI instrument, 0 to 127")
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    _add_json(parser)
+    parser.add_argument(
+        "--plan",
+        type=_count,
+        nargs=4,
+        metavar=("B", "T", "H", "Z"),
+        help="instead: how the scans of B sequences of T steps, with H units and Z latents, are cut up on "
+        "the GPU (an H100, where there is none)",
+    )
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and 0 < int(text) < 2**31):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:

@@ -19,6 +19,7 @@ from dmm_fast import checkpoint as ckpt
 from dmm_fast import data as datasets
 from dmm_fast.check import fail
 from dmm_fast.config import TrainConfig
+from dmm_fast.cuda import plan
 from dmm_fast.data import Dataset
 from dmm_fast.infer import evaluate_elbo, evaluate_importance_nll
 from dmm_fast.interrupt import TrainingInterrupted
@@ -126,7 +127,7 @@ def run_generate(args: argparse.Namespace) -> int:
 
 def run_info(args: argparse.Namespace) -> int:
     """``dmm-fast info``."""
-    facts = dmm_fast.info()
+    facts = dmm_fast.info() if args.plan is None else _plans(*args.plan)
     if args.json:
         print(json.dumps(facts, indent=2))
         return 0
@@ -138,6 +139,20 @@ def run_info(args: argparse.Namespace) -> int:
         else:
             print(f"{name:30}{_readable(value)}")
     return 0
+
+
+def _plans(B: int, T: int, H: int, Z: int) -> dict[str, Any]:
+    """How the scans of a batch are cut up on the GPU that is there, or on an H100."""
+    is_here = torch.cuda.is_available()
+    device = plan.cuda_device(torch.cuda.current_device()) if is_here else plan.H100
+    plans = plan.scan_plans(B, H, Z, device)
+    return {
+        "device": torch.cuda.get_device_name() if is_here else "H100 (none is here)",
+        "limits": device._asdict(),
+        "plans": {name: str(each) for name, each in plans.items()},
+        "exchanges_one_after_another": 4 * T,
+        "estimated_cycles_per_step": {name: round(each.step_cycles) for name, each in plans.items()},
+    }
 
 
 def run_download(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import dmm_fast
 from dmm_fast import DMM, checkpoint
+from dmm_fast.cuda.plan import scan_plans
 from dmm_fast.cli import build_parser, main
 from dmm_fast.commands import train_config
 from dmm_fast.config import TrainConfig
@@ -222,9 +223,20 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["torch"] == torch.__version__
 
 
+def test_info_shows_how_the_scans_are_cut_up(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--plan", "20", "129", "600", "100"]) == 0
+    said = capsys.readouterr().out
+    for scan, plan in scan_plans(20, 600, 100).items():
+        assert f"{scan:28}{plan}" in said
+    assert main(["info", "--plan", "20", "129", "600", "100", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["exchanges_one_after_another"] == 4 * 129
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["info", "--plan", "20", "129", "600", "0"], "--plan: expected a whole number from 1, got '0'"),
+        (["info", "--plan", "20", "129"], "--plan: expected 4 arguments"),
         (["train", "--jit"], "silently truncates longer ones"),
         (["train", "--num-epochs", "many"], "-n/--num-epochs: invalid int value: 'many'"),
         (["train", "--elbo", "renyi"], "--elbo: invalid choice: 'renyi'"),

@@ -132,6 +132,16 @@ def combiner_plan(
     return _best(plans, device, f"combiner_scan with H = {units} and Z = {latents}")
 
 
+def scan_plans(rows: int, units: int, latents: int, device: Device = H100) -> dict[str, Plan]:
+    """The plans of the four scans of a step of SVI."""
+    return {
+        "rnn_scan": rnn_plan(rows, units, device),
+        "rnn_scan_backward": rnn_plan(rows, units, device, backward=True),
+        "combiner_scan": combiner_plan(rows, units, latents, device),
+        "combiner_scan_backward": combiner_plan(rows, units, latents, device, backward=True),
+    }
+
+
 def rnn_plans(rows: int, units: int, device: Device = H100, backward: bool = False) -> Iterator[Plan]:
     """Every plan that :func:`rnn_plan` chooses from; not all of them fit the device."""
     operands = 2 if backward else 1
@@ -176,11 +186,12 @@ def combiner_plans(
 def device_of(tensor: Tensor) -> Device:
     """What a plan depends on, of the device that a tensor is on."""
     # The CPU stands for a GPU where the kernels are emulated.
-    return _cuda_device(tensor.get_device()) if tensor.is_cuda else H100
+    return cuda_device(tensor.get_device()) if tensor.is_cuda else H100
 
 
 @lru_cache
-def _cuda_device(index: int) -> Device:
+def cuda_device(index: int) -> Device:
+    """What a plan depends on, of the CUDA device of that index."""
     found = torch.cuda.get_device_properties(index)
     # Clusters begin with compute capability 9; those of more than 8 blocks are for data centres' chips.
     most = 1 if found.major < 9 else 16 if found.major < 12 else 8
