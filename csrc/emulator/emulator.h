@@ -15,6 +15,7 @@
 #define __global__
 #define __device__
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define DMM_SHARED(type, name) type* const name = reinterpret_cast<type*>(dmm::emulator::shared_memory())
 
 namespace dmm::emulator {
