@@ -135,14 +135,15 @@ def _compute(
     centered_variance: bool = False,
     **settings: float,
 ) -> None:
-    (step, steps), (lr, lrs) = (_for_each(number, len(params)) for number in (step, lr))
+    step_number, steps = _for_each(step, len(params))
+    lr_number, lrs = _for_each(lr, len(params))
     given = list(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True))
     # The kernel walks memory; tensors laid out each in its own way go through copies.
     dense = [four if _share_one_dense_layout(four) else tuple(t.contiguous() for t in four) for four in given]
     library.clipped_adam(
         *(list(tensors) for tensors in zip(*dense, strict=True)),
-        step=step,
-        lr=lr,
+        step=step_number,
+        lr=lr_number,
         steps=steps,
         lrs=lrs,
         centered_variance=centered_variance,
