@@ -7,6 +7,9 @@
 #include "../cuda/exchange_floor.cuh"
 
 namespace py = pybind11;
+
+void bind_clipped_adam(py::module_& m);
+
 using Array = py::array_t<float, py::array::c_style>;
 
 namespace {
@@ -28,4 +31,5 @@ Array exchange_floor(const Array& rings, int64_t steps, int cluster_size, int th
 PYBIND11_MODULE(dmm_emulator, m) {
   m.def("exchange_floor", &exchange_floor, py::arg("rings"), py::arg("steps"), py::arg("cluster_size"),
         py::arg("threads"), py::kw_only(), py::arg("reversed") = false, py::arg("ignore_barriers") = false);
+  bind_clipped_adam(m);
 }
