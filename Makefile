@@ -65,7 +65,8 @@ unit: $(STAMP)  ## the tests
 # where no test is left to run.
 triton: $(STAMP)  ## the Triton kernels, interpreted on the CPU
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -k triton tests/kernels \
-	  tests/ops/test_table.py tests/ops/test_extremes.py tests/ops/test_invariants.py tests/ops/test_native.py
+	  tests/ops/test_table.py tests/ops/test_extremes.py tests/ops/test_invariants.py tests/ops/test_native.py \
+	  tests/ops/test_clipped_adam.py
 
 sanitize: $(STAMP)  ## the tests of the ops, with the C++ built to tell wrong memory and undefined behaviour
 	CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" \
@@ -73,14 +74,17 @@ sanitize: $(STAMP)  ## the tests of the ops, with the C++ built to tell wrong me
 	$(SANITIZED_RUN) $(BIN)/python -m pytest -n 0 --capture=sys \
 	  -o pythonpath="$(SANITIZED)/lib ." -p tests.sanitized tests/ops
 
-# CUDA kernels on the CPU, thread-block clusters and all, under the same sanitizers.
+# CUDA kernels on the CPU, thread-block clusters and all, under the same sanitizers: tests of their own, and the
+# tests of the ops for backend "cuda".
 EMULATOR := build/emulator
 emulate: $(STAMP)  ## the CUDA kernels under the emulator, with the sanitizers
 	@mkdir -p $(EMULATOR)
 	@echo "python_includes = $$($(BIN)/python -m pybind11 --includes)" > $(EMULATOR)/settings.ninja
 	@echo "module = $(EMULATOR)/dmm_emulator$$($(BIN)/python -m pybind11 --extension-suffix)" >> $(EMULATOR)/settings.ninja
 	$(BIN)/ninja -f csrc/emulator/build.ninja
-	$(SANITIZED_RUN) $(BIN)/python -m pytest -n 0 --capture=sys -o pythonpath="$(EMULATOR) ." tests/cuda
+	$(SANITIZED_RUN) $(BIN)/python -m pytest -n 0 --capture=sys -o pythonpath="$(EMULATOR) ." -p tests.emulated \
+	  -k cuda tests/cuda tests/ops/test_table.py tests/ops/test_extremes.py tests/ops/test_invariants.py \
+	  tests/ops/test_native.py --ignore tests/cuda/test_compile.py
 
 # Gigabytes are fetched for it, so `make test` leaves it out. Tests are copied: beside the sources they would
 # import those and not the wheel.

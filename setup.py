@@ -26,6 +26,7 @@ from setuptools.command.build_ext import build_ext
 HERE = Path(__file__).parent
 SOURCES = sorted(str(p.relative_to(HERE)) for d in (".", "cpu") for p in (HERE / "csrc" / d).glob("*.cpp"))
 CUDA_SOURCES = sorted(p.relative_to(HERE) for p in (HERE / "csrc" / "cuda").glob("*.cu"))
+NVCC_FLAGS = ["-O3", "-std=c++17", "-Icsrc"]
 # The oldest torch whose stable ABI is enough, as the macro wants it: 2.10.
 TARGET_TORCH = "0x020a000000000000"
 
@@ -130,15 +131,16 @@ class Build(build_ext):
     def _compile_cuda(self, home: Path, source: Path) -> str:
         target = Path(self.build_temp) / source.with_suffix(".cu.o")
         target.parent.mkdir(parents=True, exist_ok=True)
-        flags = ["-O3", "-std=c++17", "-Icsrc", "-Xcompiler", "-fPIC,-fvisibility=hidden", *architectures()]
+        flags = [*NVCC_FLAGS, "-Xcompiler", "-fPIC,-fvisibility=hidden", *architectures()]
         command = [str(home / "bin" / "nvcc"), *flags, "-c", str(source), "-o", str(target)]
         print(" ".join(command), flush=True)
         subprocess.run(command, check=True, cwd=HERE)
         return str(target)
 
 
-setup(
-    ext_modules=extensions(),
-    cmdclass={"build_ext": Build},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=extensions(),
+        cmdclass={"build_ext": Build},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    )

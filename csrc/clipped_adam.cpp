@@ -1,8 +1,12 @@
-// clipped_adam for CPU tensors: four parallel lists, changed in place.
+// clipped_adam: four parallel lists, changed in place.
 #include <cmath>
 
 #include "checks.h"
 #include "cpu/dispatch.h"
+#ifdef DMM_FAST_CUDA
+#include "cuda/clipped_adam.h"
+#include "cuda_stream.h"
+#endif
 
 namespace dmm {
 namespace {
@@ -30,42 +34,104 @@ bool same_layout(const Tensor& a, const Tensor& b) {
   return same;
 }
 
-void check(const char* name, size_t index, const Tensor& t, const Tensor& param) {
-  STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == param.scalar_type() && same_layout(t, param) &&
+bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cpu() == b.is_cpu() && a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
+}
+
+// The lists of a step. `steps` and `lrs` have a tensor for each parameter; where one is empty, a number counts.
+struct Lists {
+  Tensors params, grads, exp_avgs, exp_avg_sqs, steps, lrs;
+};
+
+void check_dense(const char* name, size_t index, const Tensor& t, const Tensor& param) {
+  STD_TORCH_CHECK(same_device(t, param) && t.scalar_type() == param.scalar_type() && same_layout(t, param) &&
                       (t.numel() == 0 || is_dense(t)),
                   name, "[", index, "]: expected a dense ", torch::headeronly::toString(param.scalar_type()),
-                  " laid out in memory as its parameter, on cpu, got ", describe(t));
+                  " laid out in memory as its parameter and on its device, got ", describe(t));
+}
+
+void check_number(const char* name, size_t index, const Tensor& t, const Tensor& param, ScalarType dtype) {
+  STD_TORCH_CHECK(same_device(t, param) && t.scalar_type() == dtype && t.dim() == 0, name, "[", index,
+                  "]: expected ", torch::headeronly::toString(dtype),
+                  " of shape () on the device of its parameter, got ", describe(t));
+}
+
+void check(const Lists& a) {
+  const auto check_size = [&](const char* name, const Tensors& list) {
+    STD_TORCH_CHECK(list.size() == a.params.size(), name, ": expected ", a.params.size(), " tensors, got ",
+                    list.size());
+  };
+  for (const auto& [name, list] : {std::pair<const char*, const Tensors&>{"params", a.params},
+                                   {"grads", a.grads},
+                                   {"exp_avgs", a.exp_avgs},
+                                   {"exp_avg_sqs", a.exp_avg_sqs}}) {
+    check_size(name, list);
+    for (size_t i = 0; i < list.size(); ++i) check_dense(name, i, list[i], a.params[i]);
+  }
+  for (const auto& [name, list, dtype] :
+       {std::tuple<const char*, const Tensors&, ScalarType>{"steps", a.steps, ScalarType::Long},
+        {"lrs", a.lrs, ScalarType::Double}}) {
+    if (!list.empty()) check_size(name, list);
+    for (size_t i = 0; i < list.size(); ++i) check_number(name, i, list[i], a.params[i], dtype);
+  }
+  for (size_t i = 0; i < a.params.size(); ++i)
+    STD_TORCH_CHECK(a.params[i].scalar_type() == a.params[0].scalar_type() && same_device(a.params[i], a.params[0]),
+                    "params[", i, "]: expected one dtype and one device, got ", describe(a.params[i]));
 }
 
 void clipped_adam(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, int64_t step, double lr,
                   double beta1, double beta2, double eps, double weight_decay, double clip_norm,
-                  bool centered_variance) {
-  for (const auto& [name, list] : {std::pair<const char*, const Tensors&>{"grads", grads},
-                                   {"exp_avgs", exp_avgs},
-                                   {"exp_avg_sqs", exp_avg_sqs}}) {
-    STD_TORCH_CHECK(list.size() == params.size(), name, ": expected ", params.size(), " tensors, got ", list.size());
-    for (size_t i = 0; i < list.size(); ++i) check(name, i, list[i], params[i]);
-  }
+                  bool centered_variance, Tensors steps, Tensors lrs) {
+  const Lists lists{params, grads, exp_avgs, exp_avg_sqs, steps, lrs};
+  check(lists);
   if (params.empty()) return;
   const ScalarType dtype = params[0].scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
                   "params[0]: expected Float or Double, got ", describe(params[0]));
-  for (size_t i = 0; i < params.size(); ++i) {
-    STD_TORCH_CHECK(params[i].scalar_type() == dtype, "params[", i, "]: expected one dtype, got ", describe(params[i]));
-    check("params", i, params[i], params[i]);
-  }
-  const double step_size = lr * std::sqrt(1 - std::pow(beta2, step)) / (1 - std::pow(beta1, step));
   by_dtype(dtype, [&](auto scalar) {
     using S = decltype(scalar);
     cpu::ClippedAdam<S> args{{}, S(beta1), S(1 - beta1), S(beta2), S(1 - beta2), S(eps), S(weight_decay),
-                             S(clip_norm), S(step_size), centered_variance};
-    for (size_t i = 0; i < params.size(); ++i)
+                             S(clip_norm), centered_variance};
+    for (size_t i = 0; i < params.size(); ++i) {
+      const int64_t count = steps.empty() ? step : *steps[i].const_data_ptr<int64_t>();
+      const double rate = lrs.empty() ? lr : *lrs[i].const_data_ptr<double>();
+      const double step_size = rate * std::sqrt(1 - std::pow(beta2, count)) / (1 - std::pow(beta1, count));
       args.tensors.push_back({params[i].mutable_data_ptr<S>(), grads[i].mutable_data_ptr<S>(),
                               exp_avgs[i].mutable_data_ptr<S>(), exp_avg_sqs[i].mutable_data_ptr<S>(),
-                              params[i].numel()});
+                              params[i].numel(), S(step_size)});
+    }
     cpu::kernels<S>().clipped_adam(args);
   });
 }
+
+#ifdef DMM_FAST_CUDA
+void clipped_adam_cuda(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, int64_t step,
+                       double lr, double beta1, double beta2, double eps, double weight_decay, double clip_norm,
+                       bool centered_variance, Tensors steps, Tensors lrs) {
+  check({params, grads, exp_avgs, exp_avg_sqs, steps, lrs});
+  if (params.empty()) return;
+  STD_TORCH_CHECK(params[0].scalar_type() == ScalarType::Float, "params[0]: expected Float, got ",
+                  describe(params[0]));
+  const cuda::AdamRule rule{step,
+                            lr,
+                            beta1,
+                            beta2,
+                            static_cast<float>(eps),
+                            static_cast<float>(weight_decay),
+                            static_cast<float>(clip_norm),
+                            centered_variance};
+  std::vector<cuda::AdamTensor> tensors;
+  for (size_t i = 0; i < params.size(); ++i)
+    tensors.push_back({params[i].mutable_data_ptr<float>(), grads[i].mutable_data_ptr<float>(),
+                       exp_avgs[i].mutable_data_ptr<float>(), exp_avg_sqs[i].mutable_data_ptr<float>(),
+                       params[i].numel(), steps.empty() ? nullptr : steps[i].const_data_ptr<int64_t>(),
+                       lrs.empty() ? nullptr : lrs[i].const_data_ptr<double>()});
+  std::ostringstream plan;
+  plan << "clipped_adam on " << tensors.size() << " tensors, " << cuda::kAdamTensors << " at most in a launch, in "
+       << "blocks of " << cuda::kAdamThreads << " threads for " << cuda::kAdamChunk << " elements";
+  on_stream_of(params[0], plan.str(), [&](void* stream) { return cuda::clipped_adam(rule, tensors, stream); });
+}
+#endif
 
 }  // namespace
 
@@ -73,9 +139,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dmm_fast, m) {
   m.def(
       "clipped_adam(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs,"
       " int step, float lr, float beta1, float beta2, float eps, float weight_decay, float clip_norm,"
-      " bool centered_variance) -> ()");
+      " bool centered_variance, Tensor[] steps, Tensor[] lrs) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dmm_fast, CPU, m) { m.impl("clipped_adam", TORCH_BOX(&clipped_adam)); }
+#ifdef DMM_FAST_CUDA
+STABLE_TORCH_LIBRARY_IMPL(dmm_fast, CUDA, m) { m.impl("clipped_adam", TORCH_BOX(&clipped_adam_cuda)); }
+#endif
 
 }  // namespace dmm

@@ -15,6 +15,14 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dmm_fast.capturable import (
+    as_kept,
+    is_capturable,
+    is_number,
+    put_count_on_device,
+    put_rate_on_device,
+    with_number,
+)
 from dmm_fast.check import describe, fail
 from dmm_fast.ops.clipped_adam import clipped_adam
 
@@ -31,6 +39,11 @@ class ClippedAdam(Optimizer):
     Parameters of one device and dtype, at one step count, under equal hyper-parameters are stepped
     by one call, whatever group they are in.
 
+    With ``capturable`` the learning rates and the step counts are tensors beside the parameters: a step
+    can be captured in a CUDA graph, whose replays decay and count as steps do. One step has to come
+    before the capture. Then set a rate with ``group["lr"].fill_(rate)``, as torch's schedulers do: a
+    number put there instead becomes a tensor of its own in the next step, of which no graph knows.
+
     Args:
         params: parameters, or dicts that define groups of them.
         lr: learning rate of the first step, before its decay.
@@ -40,10 +53,13 @@ class ClippedAdam(Optimizer):
         clip_norm: largest magnitude of a gradient element; ``inf`` clips nothing.
         lrd: factor of the learning rate in each step.
         centered_variance: average the squared distance from the mean gradient, not the square.
+        capturable: keep ``lr`` as float64 and the step counts as int64 tensors on the parameters'
+            device. States load either way: whether numbers or tensors are kept is the optimizer's own.
 
     Raises:
         TypeError: a hyper-parameter is not a number; on a step, a gradient is sparse or complex.
-        ValueError: a hyper-parameter is out of range.
+        ValueError: a hyper-parameter is out of range; on a step, a capturable group is on two devices.
+        RuntimeError: a capture meets numbers or parameters that no step has put on the device.
 
     Source: ``pyro.optim.clipped_adam.ClippedAdam``, whose bits the reference backend gives on a CPU; the
     compiled one differs in the last of them.
@@ -59,8 +75,9 @@ class ClippedAdam(Optimizer):
         clip_norm: float = 10.0,
         lrd: float = 1.0,
         centered_variance: bool = False,
+        capturable: bool = False,
     ) -> None:
-        defaults = {
+        defaults: dict[str, Any] = {
             "lr": lr,
             "betas": betas,
             "eps": eps,
@@ -69,6 +86,9 @@ class ClippedAdam(Optimizer):
             "lrd": lrd,
             "centered_variance": centered_variance,
         }
+        # Where it is not, the state is Pyro's to the letter.
+        if capturable is not False:
+            defaults["capturable"] = capturable
         super().__init__(params, defaults)
 
     @overload
@@ -90,6 +110,7 @@ class ClippedAdam(Optimizer):
         """Add a group of parameters; what it leaves out is as the constructor was told."""
         _check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
+        put_rate_on_device(self.param_groups[-1])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the state of a ``ClippedAdam``, this class's or Pyro's.
@@ -101,15 +122,20 @@ class ClippedAdam(Optimizer):
         missing = {"state", "param_groups"} - state_dict.keys()
         if missing:
             fail("state_dict", f"an entry {sorted(missing)[0]!r}", f"{list(state_dict)}")
-        super().load_state_dict(state_dict)
+        super().load_state_dict(as_kept(state_dict, self.param_groups))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # torch comes through here with the whole new state, from load_state_dict, copy and pickle.
         for group in state["param_groups"]:
             group.setdefault("centered_variance", False)  # Pyro's states of before it had one
-            _check_group(group)
+            _check_group(with_number(group, "lr", torch.float64))
             for param in group["params"]:
                 _check_state(param, state["state"].get(param))
+        for group in filter(is_capturable, state["param_groups"]):
+            put_rate_on_device(group)
+            for param in group["params"]:
+                if param in state["state"]:
+                    put_count_on_device(param, state["state"][param])
         super().__setstate__(state)
 
 
@@ -178,8 +204,8 @@ class _Rule(NamedTuple):
 
     device: torch.device
     dtype: torch.dtype
-    step: int
-    lr: float
+    step: int | None  # None: each has its own, on the device
+    lr: float | None
     betas: tuple[float, float]
     eps: float
     weight_decay: float
@@ -188,33 +214,52 @@ class _Rule(NamedTuple):
 
 
 class _Bucket(NamedTuple):
-    """The tensors under one rule: parallel lists."""
+    """The tensors under one rule: parallel lists. The last two are of numbers where the rule has them."""
 
     params: list[Tensor]
     grads: list[Tensor]
     exp_avgs: list[Tensor]
     exp_avg_sqs: list[Tensor]
+    steps: list[Any]
+    lrs: list[Any]
+
+
+class _Stepped(NamedTuple):
+    """A parameter in this step, with its state and its group."""
+
+    param: Tensor
+    grad: Tensor
+    state: dict[str, Any]
+    group: dict[str, Any]
 
 
 def _step_together(optimizers: Iterable[Optimizer]) -> None:
     """One step of all parameters of all ``optimizers``; nothing changes if a gradient is unfit."""
     groups = [(optimizer, group) for optimizer in optimizers for group in optimizer.param_groups]
     for _, group in groups:
+        put_rate_on_device(group)
         for param in group["params"]:
-            _check_gradient(param)
-
+            _check_gradient(param, group)
+    stepped = [
+        _Stepped(param, param.grad, optimizer.state[param], group)
+        for optimizer, group in groups
+        for param in group["params"]
+        if param.grad is not None
+    ]
+    for each in stepped:
+        _begin(each)
+    _decay_rates([group for _, group in groups])
+    _count_steps(stepped)
     buckets: dict[_Rule, _Bucket] = {}
-    for optimizer, group in groups:
-        group["lr"] *= group["lrd"]
-        for param in group["params"]:
-            if param.grad is not None:
-                _put_into_bucket(param, param.grad, optimizer.state[param], group, buckets)
+    for each in stepped:
+        _put_into_bucket(each, buckets)
 
     for rule, bucket in buckets.items():
+        *tensors, steps, lrs = bucket
         clipped_adam(
-            *bucket,
-            step=rule.step,
-            lr=rule.lr,
+            *tensors,
+            step=steps if rule.step is None else rule.step,
+            lr=lrs if rule.lr is None else rule.lr,
             beta1=rule.betas[0],
             beta2=rule.betas[1],
             eps=rule.eps,
@@ -224,47 +269,72 @@ def _step_together(optimizers: Iterable[Optimizer]) -> None:
         )
 
 
-def _put_into_bucket(
-    param: Tensor,
-    grad: Tensor,
-    state: dict[str, Any],
-    group: dict[str, Any],
-    buckets: dict[_Rule, _Bucket],
-) -> None:
-    """Count the step of ``param`` and put it with those that step by the same rule."""
-    if not state:
-        state["step"] = 0
-        for moment in _MOMENTS:
-            state[moment] = torch.zeros_like(grad)
-    state["step"] += 1
+def _begin(each: _Stepped) -> None:
+    """Give a parameter a state before its first step."""
+    if not each.state:
+        state = {"step": 0, **{moment: torch.zeros_like(each.grad) for moment in _MOMENTS}}
+        if is_capturable(each.group):
+            put_count_on_device(each.param, state)
+        each.state.update(state)
+
+
+def _decay_rates(groups: list[dict[str, Any]]) -> None:
+    """``lr *= lrd`` in each group, by one operation for all that are on a device."""
+    on_device = [group for group in groups if is_capturable(group)]
+    if on_device:
+        torch._foreach_mul_([g["lr"] for g in on_device], [float(g["lrd"]) for g in on_device])
+    for group in groups:
+        if not is_capturable(group):
+            group["lr"] *= group["lrd"]
+
+
+def _count_steps(stepped: list[_Stepped]) -> None:
+    """Count one more step of each parameter, by one operation for all that are counted on a device."""
+    on_device = [each.state["step"] for each in stepped if is_capturable(each.group)]
+    if on_device:
+        torch._foreach_add_(on_device, 1)
+    for each in stepped:
+        if not is_capturable(each.group):
+            each.state["step"] += 1
+
+
+def _put_into_bucket(each: _Stepped, buckets: dict[_Rule, _Bucket]) -> None:
+    """Put a parameter with those that step by the same rule."""
+    param, grad, state, group = each
+    capturable = is_capturable(group)
     rule = _Rule(
         device=param.device,
         dtype=param.dtype,
-        step=state["step"],
-        lr=group["lr"],
+        step=None if capturable else state["step"],
+        lr=None if capturable else group["lr"],
         betas=tuple(group["betas"]),
         eps=group["eps"],
         weight_decay=group["weight_decay"],
         clip_norm=group["clip_norm"],
         centered_variance=group["centered_variance"],
     )
-    bucket = buckets.setdefault(rule, _Bucket([], [], [], []))
-    for tensors, tensor in zip(bucket, (param, grad, *(state[m] for m in _MOMENTS)), strict=True):
-        tensors.append(tensor)
+    bucket = buckets.setdefault(rule, _Bucket([], [], [], [], [], []))
+    row = (param, grad, *(state[m] for m in _MOMENTS), state["step"], group["lr"])
+    for column, value in zip(bucket, row, strict=True):
+        column.append(value)
 
 
-def _check_gradient(param: Tensor) -> None:
-    """Check that ``param`` has no gradient, or one that is dense and real."""
+def _check_gradient(param: Tensor, group: dict[str, Any]) -> None:
+    """Check that ``param`` has no gradient, or one that is dense and real, where its group's rate is."""
     if param.grad is None:
         return
     if param.grad.layout != torch.strided:
         fail("grad", "a dense gradient", str(param.grad.layout), TypeError)
     if not param.is_floating_point():
         fail("params", "floating-point parameters", describe(param), TypeError)
+    if is_capturable(group) and param.device != group["lr"].device:
+        fail("params", f"one device for a capturable group, {group['lr'].device}", describe(param))
 
 
 def _check_group(group: dict[str, Any]) -> None:
     """Check the hyper-parameters of a parameter group."""
+    if not isinstance(group.get("capturable", False), bool):
+        fail("capturable", "a bool", describe(group["capturable"]), TypeError)
     _check_number(group, "lr", "a finite number from 0", lambda v: 0 <= v < math.inf)
     _check_number(group, "eps", "a finite number from 0", lambda v: 0 <= v < math.inf)
     _check_number(group, "weight_decay", "a finite number from 0", lambda v: 0 <= v < math.inf)
@@ -295,7 +365,8 @@ def _check_state(param: Tensor, state: dict[str, Any] | None) -> None:
         return
     if state.keys() != {"step", *_MOMENTS}:
         fail("state_dict", f"step, {', '.join(_MOMENTS)} for a parameter", f"{list(state)}")
-    if not isinstance(state["step"], int) or state["step"] < 1:
+    counted = isinstance(state["step"], int) and state["step"] >= 1
+    if not counted and not is_number(state["step"], torch.int64):
         fail("state_dict", "step as an int from 1", describe(state["step"]))
     for moment in _MOMENTS:
         if not isinstance(state[moment], Tensor) or state[moment].shape != param.shape:

@@ -311,8 +311,8 @@ def clipped_adam(
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
     *,
-    step: int,
-    lr: float,
+    step: int | Tensor | list[Tensor],
+    lr: float | Tensor | list[Tensor],
     beta1: float,
     beta2: float,
     eps: float,
@@ -336,5 +336,35 @@ def clipped_adam(
 
         denominators = torch._foreach_sqrt(exp_avg_sqs)
         torch._foreach_add_(denominators, eps)
-        step_size = lr * math.sqrt(1 - beta2**step) / (1 - beta1**step)
-        torch._foreach_addcdiv_(params, exp_avgs, denominators, value=-step_size)
+        step_size = _adam_step_size(step, lr, beta1, beta2)
+        if isinstance(step_size, Tensor):
+            _move_by(step_size, params, exp_avgs, denominators)
+        else:
+            torch._foreach_addcdiv_(params, exp_avgs, denominators, value=-step_size)
+
+
+def _adam_step_size(
+    step: int | Tensor | list[Tensor], lr: float | Tensor | list[Tensor], beta1: float, beta2: float
+) -> float | Tensor:
+    """The learning rate times the correction of the averages' bias, in double precision.
+
+    A number where both arguments are; else a tensor, of one for each parameter where there are lists.
+    """
+    count, rate = (torch.stack(n) if isinstance(n, list) else n for n in (step, lr))
+    if isinstance(count, Tensor):
+        count = count.double()
+        return rate * torch.sqrt(1 - beta2**count) / (1 - beta1**count)
+    return rate * math.sqrt(1 - beta2**count) / (1 - beta1**count)
+
+
+def _move_by(
+    step_size: Tensor,
+    params: list[Tensor],
+    exp_avgs: list[Tensor],
+    denominators: list[Tensor] | tuple[Tensor, ...],
+) -> None:
+    """What ``torch._foreach_addcdiv_`` does, whose ``value`` is no tensor of a GPU; as precise for halves."""
+    wide = torch.promote_types(params[0].dtype, torch.float32)
+    step_sizes = step_size.to(wide).expand(len(params))
+    for p, m, denominator, size in zip(params, exp_avgs, denominators, step_sizes, strict=True):
+        p.sub_(size * m.to(wide) / denominator)

@@ -61,10 +61,17 @@ def calls_of(op_name: str, case: Case, backend: str = "cpp") -> list[Call]:
 
 
 def clipped_adam_call(dtype: torch.dtype = torch.float64) -> Call:
-    """A step for two parameters."""
+    """A step for two parameters, the number and the rate of which are tensors."""
     lists = [[torch.ones(3, 5, dtype=dtype), torch.ones(4, dtype=dtype)] for _ in range(4)]
     with _Calls() as calls, ops.use_backend("cpp"):
         ops.clipped_adam(
-            *lists, step=1, lr=0.1, beta1=0.9, beta2=0.9, eps=1e-8, weight_decay=0.0, clip_norm=1.0
+            *lists,
+            step=[torch.tensor(1), torch.tensor(2)],
+            lr=[torch.tensor(0.1, dtype=torch.float64) for _ in range(2)],
+            beta1=0.9,
+            beta2=0.9,
+            eps=1e-8,
+            weight_decay=0.0,
+            clip_norm=1.0,
         )
     return calls.seen[0]

@@ -104,13 +104,14 @@ template <class S>
 struct AdamTensor {  // four dense tensors of one layout
   S *param, *grad, *exp_avg, *exp_avg_sq;
   int64_t size;
+  S step_size;
 };
 
 template <class S>
 struct ClippedAdam {
   std::vector<AdamTensor<S>> tensors;
   S beta1, rest1, beta2, rest2;  // rest = 1 - beta, taken before it is rounded
-  S eps, weight_decay, clip_norm, step_size;
+  S eps, weight_decay, clip_norm;
   bool centered_variance;
 };
 

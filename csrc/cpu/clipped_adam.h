@@ -6,11 +6,12 @@ template <class S>
 void clipped_adam(const ClippedAdam<S>& a) {
   const int64_t parts = get_num_threads();
   const S clip = a.clip_norm, decay = a.weight_decay, beta1 = a.beta1, beta2 = a.beta2, eps = a.eps;
-  const S rest1 = a.rest1, rest2 = a.rest2, step_size = a.step_size;
+  const S rest1 = a.rest1, rest2 = a.rest2;
   parallel_for(parts, [&](int64_t begin, int64_t end) {
     for (const AdamTensor<S>& tensor : a.tensors) {
       // A share of every tensor and not some tensors whole: one weight is half of all there is.
       const int64_t first = tensor.size * begin / parts, last = tensor.size * end / parts;
+      const S step_size = tensor.step_size;
       S *p = tensor.param, *g = tensor.grad, *m = tensor.exp_avg, *v = tensor.exp_avg_sq;
 #pragma GCC ivdep
       for (int64_t i = first; i < last; ++i) {

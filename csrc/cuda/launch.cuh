@@ -1,9 +1,18 @@
-// Launching kernels on clusters; compiled by nvcc alone.
+// Launching kernels, on clusters or without; compiled by nvcc alone.
 #pragma once
 
 #include <cuda_runtime.h>
 
 namespace dmm::cuda {
+
+// Null, or what went wrong.
+template <class Kernel, class Args>
+const char* launch_blocks(Kernel kernel, const Args& args, int blocks, int threads, size_t shared_bytes,
+                          void* stream) {
+  kernel<<<blocks, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(args);
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
 
 // Null, or what went wrong.
 template <class Kernel, class Args>

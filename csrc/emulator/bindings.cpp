@@ -9,6 +9,7 @@ namespace dmm::emulator {
 
 void bind_rnn_scan(py::module_& m);
 void bind_combiner_scan(py::module_& m);
+void bind_clipped_adam(py::module_& m);
 
 namespace {
 
@@ -34,6 +35,7 @@ PYBIND11_MODULE(dmm_emulator, m) {
         py::arg("threads"), py::kw_only(), py::arg("reversed") = false, py::arg("heeded") = INT32_MAX);
   bind_rnn_scan(m);
   bind_combiner_scan(m);
+  bind_clipped_adam(m);
 }
 
 }  // namespace dmm::emulator

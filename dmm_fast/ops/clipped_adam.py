@@ -17,8 +17,8 @@ def clipped_adam(
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
     *,
-    step: int,
-    lr: float,
+    step: int | Tensor | list[Tensor],
+    lr: float | Tensor | list[Tensor],
     beta1: float,
     beta2: float,
     eps: float,
@@ -39,13 +39,17 @@ def clipped_adam(
     The clamp is written back into ``grads``; the weight decay is not. The four lists are parallel,
     with tensors of any shapes, all of one floating dtype on one device; one bucket of an optimizer.
 
+    ``step`` and ``lr`` are numbers, or tensors of no dimension beside the parameters: one for all, or
+    a list with one for each. Tensors are read where they are when the step runs, so that a CUDA graph
+    replays with what they hold by then; a number is a part of the graph for good.
+
     Args:
         params: parameters, changed in place.
         grads: gradients, clamped in place.
         exp_avgs: moving averages ``m``, changed in place.
         exp_avg_sqs: moving averages ``v``, changed in place.
-        step: number of this step, from 1.
-        lr: learning rate of this step: whatever decay there is has been applied.
+        step: number of this step, from 1; as a tensor int64.
+        lr: learning rate of this step: whatever decay there is has been applied; as a tensor float64.
         beta1: decay of ``m``.
         beta2: decay of ``v``.
         eps: added to the denominator.
@@ -54,17 +58,21 @@ def clipped_adam(
         centered_variance: let ``v`` average the squared distance from ``m``.
 
     Raises:
-        ValueError: the lists differ in length, or ``step`` is less than 1.
+        ValueError: the lists differ in length, a tensor stands twice in ``params``, ``step`` is less
+            than 1 where that can be read, or a tensor for ``step`` or ``lr`` is of another kind.
 
     Source: Kingma and Ba, arXiv 1412.6980; the centered variance is equation 2 of Rengaraj et al.,
     doi 10.3390/computation11050095. The order of operations is that of
     ``pyro.optim.clipped_adam.ClippedAdam``.
     """
-    for name, tensors in (("grads", grads), ("exp_avgs", exp_avgs), ("exp_avg_sqs", exp_avg_sqs)):
-        if len(tensors) != len(params):
+    lists = {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "step": step, "lr": lr}
+    for name, tensors in lists.items():
+        if isinstance(tensors, list) and len(tensors) != len(params):
             check.fail(name, f"{len(params)} tensors as params has", str(len(tensors)))
-    if step < 1:
-        check.fail("step", "an int from 1", repr(step))
+    if len({id(p) for p in params}) != len(params):
+        check.fail("params", "each tensor once", f"{len(params)} with repetitions")
+    _check_number("step", step, params, torch.int64)
+    _check_number("lr", lr, params, torch.float64)
     if not params:
         return
     _pick(params[0])(
@@ -83,6 +91,30 @@ def clipped_adam(
     )
 
 
+def _check_number(
+    name: str, number: float | Tensor | list[Tensor], params: list[Tensor], dtype: torch.dtype
+) -> None:
+    """Check a step count or a learning rate; a step count's value where reading it costs no wait."""
+    if not isinstance(number, Tensor | list):
+        if name == "step" and number < 1:
+            check.fail(name, "an int from 1", repr(number))
+        return
+    for tensor in number if isinstance(number, list) else [number] * min(len(params), 1):
+        check.kind(name, tensor, Tensor)
+        if tensor.dtype != dtype or tensor.dim() != 0 or tensor.device != params[0].device:
+            kind = str(dtype).removeprefix("torch.")
+            check.fail(name, f"{kind} of shape () on {params[0].device}", check.describe(tensor))
+        if name == "step" and check.values_are_readable(tensor):
+            _check_number(name, int(tensor), params, dtype)
+
+
+def _for_each(number: float | Tensor | list[Tensor], count: int) -> tuple[float, list[Tensor]]:
+    """A number and no tensors, or tensors for each of ``count`` parameters and a number of no account."""
+    if isinstance(number, Tensor):
+        return 0, [number] * count
+    return (0, number) if isinstance(number, list) else (number, [])
+
+
 def _share_one_dense_layout(tensors: tuple[Tensor, ...]) -> bool:
     first = tensors[0]
     return all(t.stride() == first.stride() for t in tensors) and (
@@ -98,14 +130,22 @@ def _compute(
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
     *,
+    step: int | Tensor | list[Tensor],
+    lr: float | Tensor | list[Tensor],
     centered_variance: bool = False,
     **settings: float,
 ) -> None:
+    step_number, steps = _for_each(step, len(params))
+    lr_number, lrs = _for_each(lr, len(params))
     given = list(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True))
     # The kernel walks memory; tensors laid out each in its own way go through copies.
     dense = [four if _share_one_dense_layout(four) else tuple(t.contiguous() for t in four) for four in given]
     library.clipped_adam(
         *(list(tensors) for tensors in zip(*dense, strict=True)),
+        step=step_number,
+        lr=lr_number,
+        steps=steps,
+        lrs=lrs,
         centered_variance=centered_variance,
         **settings,
     )
@@ -115,4 +155,4 @@ def _compute(
                 tensor.copy_(copy)
 
 
-compiled.provide("clipped_adam", "clipped_adam", _compute)
+compiled.provide("clipped_adam", "clipped_adam", _compute, on_gpu=(torch.float32,))

@@ -16,10 +16,15 @@ from dmm_fast.ops import backend
 Dtypes = tuple[torch.dtype, ...]
 
 
-def provide(stem: str, op: str, compute: Callable[..., Any]) -> None:
-    """Register ``compute(library, ...)`` for ``op`` with each backend whose library has its file's ops."""
+def provide(stem: str, op: str, compute: Callable[..., Any], on_gpu: Dtypes = ()) -> None:
+    """Register ``compute(library, ...)`` for ``op`` with each backend whose library has its file's ops.
+
+    ``on_gpu`` says for which dtypes the C++ library takes tensors of a GPU too, where it was built so.
+    """
     for name, library, dtypes in _libraries(stem):
         backend.register(op, name, partial(compute, library), dtypes)
+    if on_gpu and native.cuda_architectures():
+        backend.register(op, "cuda", partial(compute, torch.ops.dmm_fast), on_gpu)
 
 
 def differentiate(

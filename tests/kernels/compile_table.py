@@ -113,9 +113,10 @@ def compile_all(arch: int) -> list[Compiled]:
     for op in OPS:
         if "triton" in backends_for(op):
             run_backend(op, build(op, case), case, "triton")
-    rates = {"lr": 0.1, "beta1": 0.9, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0.0, "clip_norm": 1.0}
+    rule = {"lr": 0.1, "beta1": 0.9, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0.0, "clip_norm": 1.0}
     with ops.use_backend("triton"):
-        ops.clipped_adam(*([torch.ones(7)] for _ in range(4)), step=1, **rates)
+        for step in (1, torch.tensor(1)):
+            ops.clipped_adam(*([torch.ones(7)] for _ in range(4)), step=step, **rule)
     return sorted((resources(k, arch) for k in found.values()), key=lambda c: (c.name, c.shared))
 
 

@@ -107,6 +107,14 @@ def test_every_op_asks_for_its_own_implementation(op_name: str, monkeypatch: pyt
         assert getattr(ops, op_name)(**build(op_name, CASES["small"])) is sentinel
 
 
+@pytest.mark.skipif(not native.cuda_architectures(), reason="built without CUDA kernels")
+def test_a_cuda_kernel_is_preferred_for_the_dtypes_it_takes() -> None:
+    assert backend.chosen("clipped_adam", "cuda") == "cuda"
+    assert backend.chosen("clipped_adam", "cuda", torch.float64) == "reference"
+    with ops.use_backend("cuda"), pytest.raises(BackendError, match="clipped_adam on cuda in float64"):
+        backend.chosen("clipped_adam", "cuda", torch.float64)
+
+
 # --- the choice holds and ends ------------------------------------------------------------------------
 
 

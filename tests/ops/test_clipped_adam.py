@@ -1,5 +1,6 @@
 """``clipped_adam`` through every backend, held to the float64 reference."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -84,3 +85,117 @@ def test_a_gradient_that_is_no_number_reaches_its_parameter(backend: str) -> Non
             *tensors, step=1, lr=1.0, beta1=0.9, beta2=0.9, eps=1e-8, weight_decay=0.0, clip_norm=1.0
         )
     assert tensors[0][0].isnan().nonzero().flatten().tolist() == [17]
+
+
+# --- numbers that are tensors -----------------------------------------------------------------------------
+
+RULE = {"beta1": 0.96, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1, "clip_norm": 1.0}
+
+
+def count(n: int) -> Tensor:
+    return torch.tensor(n)
+
+
+def rate(x: float) -> Tensor:
+    return torch.tensor(x, dtype=torch.float64)
+
+
+FORMS: dict[str, Callable[[int, float], tuple[Any, Any]]] = {
+    "tensors": lambda n, x: (count(n), rate(x)),
+    "lists": lambda n, x: ([count(n) for _ in SHAPES], [rate(x) for _ in SHAPES]),
+    "count": lambda n, x: (count(n), x),
+    "rate": lambda n, x: (n, [rate(x)] * len(SHAPES)),
+}
+
+
+def assert_near(got: list[list[Tensor]], expected: list[list[Tensor]]) -> None:
+    """Two ways to the same step size are one rounding apart at most, and so is what it leads to."""
+    for ours, theirs in zip(got, expected, strict=True):
+        for value, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(value, other, rtol=4 * torch.finfo(value.dtype).eps, atol=1e-9)
+
+
+@pytest.mark.parametrize("step", [1, 2, 1000, 2**40])
+@pytest.mark.parametrize("form", FORMS)
+@each_backend_and_dtype("clipped_adam")
+def test_numbers_may_be_tensors(backend: str, dtype: torch.dtype, form: str, step: int) -> None:
+    expected, got = lists(dtype, strided=True), lists(dtype, strided=True)
+    numbers = FORMS[form](step, 0.01)
+    with use_backend(backend):
+        clipped_adam(*expected, step=step, lr=0.01, **RULE)
+        clipped_adam(*got, step=numbers[0], lr=numbers[1], **RULE)
+    assert not torch.equal(expected[0][3], lists(dtype, strided=True)[0][3])
+    assert_near(got, expected)
+
+
+@each_backend_and_dtype("clipped_adam")
+def test_each_parameter_may_have_numbers_of_its_own(backend: str, dtype: torch.dtype) -> None:
+    expected, got = lists(dtype, strided=False), lists(dtype, strided=False)
+    steps, lrs = [3 * i + 1 for i in range(len(SHAPES))], [0.1 / (i + 1) for i in range(len(SHAPES))]
+    with use_backend(backend):
+        for i, (step, lr) in enumerate(zip(steps, lrs, strict=True)):
+            clipped_adam(*([tensors[i]] for tensors in expected), step=step, lr=lr, **RULE)
+        clipped_adam(*got, step=[count(n) for n in steps], lr=[rate(x) for x in lrs], **RULE)
+    assert_near(got, expected)
+
+
+@each_backend("clipped_adam")
+def test_a_tensor_is_read_when_the_step_runs_and_left_as_it_is(backend: str) -> None:
+    step, lr = count(1), rate(0.5)
+    with use_backend(backend):
+        for _ in range(3):
+            expected, got = lists(torch.float32, strided=False), lists(torch.float32, strided=False)
+            clipped_adam(*expected, step=int(step), lr=float(lr), **RULE)
+            clipped_adam(*got, step=step, lr=lr, **RULE)
+            assert_near(got, expected)
+            step += 1
+            lr *= 0.5
+    assert (step, lr) == (4, 0.0625)
+
+
+@each_backend("clipped_adam")
+def test_averages_that_forget_at_once(backend: str) -> None:
+    rule = {**RULE, "beta1": 0.0, "beta2": 0.0, "weight_decay": 0.0}
+    tensors = [[torch.zeros(5)], [torch.full((5,), 0.5)], [torch.ones(5)], [torch.ones(5)]]
+    with use_backend(backend):
+        clipped_adam(*tensors, step=count(7), lr=rate(0.25), **rule)
+    torch.testing.assert_close(tensors[0][0], torch.full((5,), -0.25))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"step": torch.tensor(1.0)},
+            r"^step: expected int64 of shape \(\) on cpu, got float32 of shape \(\)",
+        ),
+        (
+            {"step": torch.tensor([1])},
+            r"^step: expected int64 of shape \(\) on cpu, got int64 of shape \(1,\)",
+        ),
+        ({"step": [count(1)]}, r"^step: expected 2 tensors as params has, got 1"),
+        ({"step": [count(1), count(0)]}, r"^step: expected an int from 1, got 0"),
+        ({"lr": torch.tensor(0.1)}, r"^lr: expected float64 of shape \(\) on cpu, got float32 of shape \(\)"),
+        ({"lr": rate(0.1).to("meta")}, r"^lr: expected float64 of shape \(\) on cpu, got .* on meta"),
+        ({"lr": [rate(0.1)] * 3}, r"^lr: expected 2 tensors as params has, got 3"),
+    ],
+    ids=str,
+)
+def test_other_tensors_are_refused(changed: dict[str, Any], message: str) -> None:
+    tensors = [[torch.ones(3), torch.ones(2)] for _ in range(4)]
+    with pytest.raises(ValueError, match=message):
+        clipped_adam(*tensors, **{"step": 1, "lr": 0.1, **RULE, **changed})
+    assert torch.equal(tensors[0][0], torch.ones(3))
+
+
+def test_numbers_in_a_list_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"^lr: expected Tensor, got float 0.1"):
+        clipped_adam(*([torch.ones(3)] for _ in range(4)), step=1, lr=[0.1], **RULE)
+
+
+def test_a_parameter_that_stands_there_twice_is_refused() -> None:
+    p = torch.ones(3)
+    others = ([torch.ones(3), torch.ones(3)] for _ in range(3))
+    with pytest.raises(ValueError, match=r"^params: expected each tensor once, got 2 with repetitions$"):
+        clipped_adam([p, p], *others, step=1, lr=0.1, **RULE)
+    assert torch.equal(p, torch.ones(3))

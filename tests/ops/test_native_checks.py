@@ -50,6 +50,8 @@ SIZES: dict[str, Spoil] = {
     "empty": lambda t: t[..., :0],
     "long": lambda t: torch.cat([t, t]),
 }
+# What can be done to a number that comes as a tensor.
+NUMBERS = ("half", "int32", "complex", "one dimension more", "float")
 
 
 def _fields(label: str) -> tuple[str, ...]:
@@ -74,6 +76,13 @@ def _spoilt(call: Call, name: str, index: int | None, spoil: Spoil) -> dict[str,
     if index is None:
         return {name: spoil(value)}
     return {name: [*value[:index], spoil(value[index]), *value[index + 1 :]]}
+
+
+def _spoils(spoils: dict[str, Spoil], call: Call, name: str, index: int | None) -> dict[str, Spoil]:
+    """Those that change the tensor there."""
+    value = call.args[call.names.index(name)]
+    tensor = value if index is None else value[index]
+    return spoils if tensor.dim() else {s: spoil for s, spoil in spoils.items() if s in NUMBERS}
 
 
 def refusal(call: Call, changed: dict[str, Any]) -> str:
@@ -109,7 +118,7 @@ def test_a_tensor_of_another_kind_is_named(label: str) -> None:
     for name, index, in_message in _places(label, call):
         # The parameters are what the other lists have to be like.
         named = r"\w+\[\d\]" if name == "params" else re.escape(in_message)
-        for kind, spoil in KINDS.items():
+        for kind, spoil in _spoils(KINDS, call, name, index).items():
             message = refusal(call, _spoilt(call, name, index, spoil))
             if not re.search(rf", {named}: expected .+, got .+ of shape \(.*\)", message):
                 faults.append(f"{in_message}, {kind}: {message}")
@@ -124,7 +133,7 @@ ANY_NUMBER = ("emitter", "gated_transition", "input_projection")
 def test_a_tensor_that_does_not_fit_the_others_is_refused(label: str) -> None:
     call, faults = CALLS[label], []
     for name, index, in_message in _places(label, call):
-        for size, spoil in SIZES.items():
+        for size, spoil in _spoils(SIZES, call, name, index).items():
             if size in ("short", "long") and index is None and call.name in ANY_NUMBER:
                 continue
             message = refusal(call, _spoilt(call, name, index, spoil))
@@ -140,11 +149,16 @@ def test_lengths_out_of_range_are_refused(label: str, wrong: int) -> None:
     assert f", lengths: expected values between 0 and T = 4, got {wrong} in row 1" in message
 
 
+# Without them there are numbers.
+MAY_BE_EMPTY = ("steps", "lrs")
+
+
 @each_call
 def test_a_list_of_another_length_is_refused(label: str) -> None:
     call, faults = CALLS[label], []
     for name, value in zip(call.names, call.args, strict=True):
-        for wrong in (value[:-1], [*value, value[0]], []) if isinstance(value, list) else ():
+        none = [] if name in MAY_BE_EMPTY else [[]]
+        for wrong in (value[:-1], [*value, value[0]], *none) if isinstance(value, list) else ():
             message = refusal(call, {name: wrong})
             if not re.search(r", \w+: expected .+, got \d+$", message):
                 faults.append(f"{name}, {len(wrong)}: {message}")

@@ -1,0 +1,132 @@
+"""One step of Adam with clipped gradients: the CUDA kernel against the float64 reference."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dmm_fast import reference
+
+emulator = pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
+
+RULE: dict[str, Any] = {
+    "step": 3,
+    "lr": 0.01,
+    "beta1": 0.96,
+    "beta2": 0.999,
+    "eps": 1e-8,
+    "weight_decay": 0.1,
+    "clip_norm": 1.0,
+}
+SIZES = [1, 3, 1000, 0, 40_000, 4, 1024, 1025, 0]
+TABLE = emulator.ADAM_TENSORS
+
+Lists = list[list[np.ndarray]]
+
+
+def draw(sizes: list[int], offset: int = 0) -> Lists:
+    """Parameters, gradients, averages and averages of squares, ``offset`` floats off their alignment.
+
+    Each lies at the end of its memory, so that the address sanitizer sees what goes past it.
+    """
+    rng = np.random.default_rng(0)
+
+    def one(size: int, scale: float = 1.0, absolute: bool = False) -> np.ndarray:
+        memory = np.empty(offset + size, np.float32)
+        memory[offset:] = scale * rng.standard_normal(size)
+        return np.abs(memory, out=memory)[offset:] if absolute else memory[offset:]
+
+    return [
+        [one(n) for n in sizes],
+        [one(n, 3.0) for n in sizes],
+        [one(n, 0.1) for n in sizes],
+        [one(n, 0.1, True) for n in sizes],
+    ]
+
+
+def expect(lists: Lists, **rule: Any) -> Lists:
+    """What the reference makes of copies, in float64."""
+    tensors = [[torch.from_numpy(a).double() for a in arrays] for arrays in lists]
+    reference.clipped_adam(*tensors, **rule)
+    return [[t.numpy() for t in parallel] for parallel in tensors]
+
+
+def assert_near(lists: Lists, expected: Lists) -> None:
+    for arrays, truths in zip(lists, expected, strict=True):
+        for array, truth in zip(arrays, truths, strict=True):
+            np.testing.assert_allclose(array, truth, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("reversed", [False, True], ids=["", "reversed"])
+@pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "misaligned"])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"weight_decay": 0.0, "step": 1},
+        {"centered_variance": True, "step": 2**40},
+        {"clip_norm": float("inf"), "beta1": 0.0, "beta2": 0.0},
+    ],
+    ids=str,
+)
+def test_a_step_is_the_reference_s(changed: dict[str, Any], offset: int, reversed: bool) -> None:
+    rule = {**RULE, **changed}
+    lists = draw(SIZES, offset)
+    expected = expect(lists, **rule)
+    assert emulator.clipped_adam(*lists, **rule, reversed=reversed) == 1
+    assert_near(lists, expected)
+
+
+def test_arrays_of_one_tensor_may_be_aligned_each_in_its_own_way() -> None:
+    lists = [draw([1030], offset)[k] for k, offset in enumerate([0, 1, 2, 3])]
+    expected = expect(lists, **RULE)
+    emulator.clipped_adam(*lists, **RULE)
+    assert_near(lists, expected)
+
+
+@pytest.mark.parametrize("steps", [False, True])
+@pytest.mark.parametrize("lrs", [False, True])
+def test_numbers_may_lie_beside_the_parameters(steps: bool, lrs: bool) -> None:
+    ours, theirs = draw(SIZES), draw(SIZES)
+    at = {
+        "steps": [np.array(2 * i + 1) for i in range(len(SIZES))] if steps else [],
+        "lrs": [np.array(0.1 / (i + 1)) for i in range(len(SIZES))] if lrs else [],
+    }
+    emulator.clipped_adam(*ours, **RULE, **at)
+    for i in range(len(SIZES)):
+        own = {"step": int(at["steps"][i])} if steps else {}
+        own |= {"lr": float(at["lrs"][i])} if lrs else {}
+        emulator.clipped_adam(*([arrays[i]] for arrays in theirs), **{**RULE, **own})
+    for a, b in zip(ours, theirs, strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("count", [0, TABLE - 1, TABLE, TABLE + 1, 2 * TABLE + 1])
+def test_more_tensors_than_the_table_holds_take_more_launches(count: int) -> None:
+    lists = draw([5 + i % 3 for i in range(count)])
+    expected = expect(lists, **RULE) if count else lists
+    assert emulator.clipped_adam(*lists, **RULE) == -(-count // TABLE)
+    assert_near(lists, expected)
+
+
+def test_nothing_but_empty_tensors_takes_no_launch() -> None:
+    assert emulator.clipped_adam(*draw([0] * 3), **RULE) == 0
+
+
+@pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "misaligned"])
+def test_gradients_that_are_no_numbers_do_as_in_the_reference(offset: int) -> None:
+    lists = draw([40], offset)
+    lists[1][0][:3] = [np.nan, np.inf, -np.inf]
+    lists[3][0][5] = np.nan
+    expected = expect(lists, **RULE)
+    emulator.clipped_adam(*lists, **RULE)
+    assert np.flatnonzero(np.isnan(lists[0][0])).tolist() == [0, 5]
+    assert_near(lists, expected)
+
+
+def test_a_missing_barrier_shows() -> None:
+    lists = draw([1000])
+    emulator.clipped_adam(*lists, **RULE, reversed=True, heeded=0)
+    assert np.isnan(lists[0][0]).any()
