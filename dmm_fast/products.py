@@ -10,6 +10,11 @@ from torch import Tensor
 from dmm_fast.reference import previous, valid_steps
 
 
+def allows_tf32() -> bool:
+    """Whether torch's own setting for matrix products in float32 allows tf32 on a GPU; by default it does not."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
 def following(h: Tensor, h_0: Tensor, lengths: Tensor) -> Tensor:
     """``h_{t+1}`` at every step: what each step read, ``h_0`` at a row's own end and zero past it."""
     T = h.shape[2]

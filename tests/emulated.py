@@ -33,6 +33,7 @@ def pytest_configure() -> None:
     backend._PREFERENCE["cpu"] = (*backend._PREFERENCE["cpu"], "cuda")
     # What the emulator was compiled with.
     plan.RNN_REGISTERS, plan.COMBINER_REGISTERS = (2, 0), ((2, 2), (0, 0))
+    plan.RNN_TENSOR_TILES = ((1, 4), (2, 8))
 
 
 def rnn_scan_steps(

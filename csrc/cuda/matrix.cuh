@@ -129,7 +129,7 @@ class Weights {
 
 // The whole of an output from the partial sums of a chunk of `rows`.
 __device__ inline float add_up(const Tiling& tiling, const float* partials, int rows, int row, int output) {
-  const int width = 4 * tiling.groups;
+  const int width = tiling.width();
   const float* at = partials + row * width + output;
   float sum = 0;
   for (int part = 0; part < tiling.parts; ++part) sum += at[part * rows * width];

@@ -10,26 +10,33 @@
 
 namespace dmm::cuda {
 
-// rows_per_cluster, rows_per_group, cluster_size, then seven numbers for each tiling, in the order of its fields.
+// rows_per_cluster, rows_per_group, cluster_size, then eight numbers for each tiling, in the order of its fields.
 using Plan = std::vector<int64_t>;
 
 inline Tiling tiling_of(const Plan& plan, size_t which) {
-  const auto number = [&](size_t i) { return static_cast<int>(plan[3 + 7 * which + i]); };
-  return {number(0), number(1), number(2), number(3), number(4), number(5), number(6)};
+  const auto number = [&](size_t i) { return static_cast<int>(plan[3 + 8 * which + i]); };
+  return {number(0), number(1), number(2), number(3), number(4), number(5), number(6), number(7)};
 }
 
 // Null, or what is wrong with a plan of so many tilings.
 inline const char* fault(const Plan& plan, size_t tilings) {
-  if (plan.size() != 3 + 7 * tilings) return "another count of numbers";
+  if (plan.size() != 3 + 8 * tilings) return "another count of numbers";
   for (const int64_t number : plan)
     if (number < 0 || number > INT32_MAX / 64) return "a number out of range";
   if (plan[0] < 1 || plan[0] > kMostRows) return "rows_per_cluster out of range";
-  if (plan[1] < 1 || plan[1] > kChunk) return "rows_per_group out of range";
+  if (plan[1] < 1) return "rows_per_group out of range";
   if (plan[2] < 1 || plan[2] > 16) return "cluster_size out of range";
   for (size_t i = 0; i < tilings; ++i) {
     const Tiling t = tiling_of(plan, i);
     if (t.inputs < 1 || t.outputs < 1 || t.parts < 1 || t.quads < 1) return "a tiling of nothing";
-    if (int64_t{4} * t.groups < t.outputs || t.groups > t.outputs) return "groups that are not the outputs'";
+    if (plan[1] > t.chunk()) return "rows_per_group out of range";
+    if (t.width() < t.outputs || t.groups > t.outputs) return "groups that are not the outputs'";
+    if (t.tensor_tiles) {
+      if (int64_t{t.groups} * t.parts > kMostThreads || t.threads() > kMostThreads) return "more threads than a block has";
+      if (int64_t{8} * t.parts * t.quads < t.inputs) return "fewer tiles than the inputs have";
+      if (t.in_registers != t.quads || t.in_shared) return "tensor cores with weights elsewhere";
+      continue;
+    }
     if (int64_t{t.groups_at_once()} * t.parts > kMostThreads) return "more threads than a block has";
     if (int64_t{4} * t.parts * t.quads < t.inputs) return "fewer quads than the inputs have";
     if (t.in_registers + t.in_shared > t.quads) return "more weights on the chip than there are";

@@ -12,28 +12,30 @@ const char* launch(void (*kernel)(Args), const Args& a, void* stream) {
                          static_cast<size_t>(shared_bytes(a)), stream);
 }
 
-}  // namespace
-
-const char* rnn_scan(const RnnScan& a, void* stream) {
-  switch (a.tiling.in_registers) {
-    case 0: return launch(rnn_scan_fwd_kernel<0>, a, stream);
-    case 2: return launch(rnn_scan_fwd_kernel<2>, a, stream);
-    case 4: return launch(rnn_scan_fwd_kernel<4>, a, stream);
-    case 6: return launch(rnn_scan_fwd_kernel<6>, a, stream);
-    case 8: return launch(rnn_scan_fwd_kernel<8>, a, stream);
+// Run `How` the tiling says.
+template <class Run>
+const char* by_tiling(const Tiling& tiling, Run run) {
+  switch (100 * tiling.tensor_tiles + tiling.in_registers) {
+    case 0: return run(InFloat32<0>{});
+    case 2: return run(InFloat32<2>{});
+    case 4: return run(InFloat32<4>{});
+    case 6: return run(InFloat32<6>{});
+    case 8: return run(InFloat32<8>{});
+    case 104: return run(OnTensorCores<1, 4>{});
+    case 208: return run(OnTensorCores<2, 8>{});
+    case 310: return run(OnTensorCores<3, 10>{});
     default: return "no kernel keeps that many weights in registers";
   }
 }
 
+}  // namespace
+
+const char* rnn_scan(const RnnScan& a, void* stream) {
+  return by_tiling(a.tiling, [&](auto how) { return launch(rnn_scan_fwd_kernel<decltype(how)>, a, stream); });
+}
+
 const char* rnn_scan_backward(const RnnScanBackward& a, void* stream) {
-  switch (a.tiling.in_registers) {
-    case 0: return launch(rnn_scan_bwd_kernel<0>, a, stream);
-    case 2: return launch(rnn_scan_bwd_kernel<2>, a, stream);
-    case 4: return launch(rnn_scan_bwd_kernel<4>, a, stream);
-    case 6: return launch(rnn_scan_bwd_kernel<6>, a, stream);
-    case 8: return launch(rnn_scan_bwd_kernel<8>, a, stream);
-    default: return "no kernel keeps that many weights in registers";
-  }
+  return by_tiling(a.tiling, [&](auto how) { return launch(rnn_scan_bwd_kernel<decltype(how)>, a, stream); });
 }
 
 }  // namespace dmm::cuda

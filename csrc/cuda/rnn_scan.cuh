@@ -4,6 +4,7 @@
 #include "matrix.cuh"
 #include "ragged.cuh"
 #include "rnn_scan.h"
+#include "tensor_cores.cuh"
 
 namespace dmm::cuda {
 
@@ -59,7 +60,19 @@ struct RnnBackward {  // from 0 to the end, and there once more for dh_0
   }
 };
 
-template <class Direction, int kQuads, class Args>
+// How the weights are multiplied: in float32, or on tensor cores.
+template <int kQuads>
+struct InFloat32 {
+  template <class Source>
+  using Of = Weights<kQuads, Source>;
+};
+template <int kTiles, int kQuads>
+struct OnTensorCores {
+  template <class Source>
+  using Of = TensorCoreWeights<kTiles, kQuads, Source>;
+};
+
+template <class Direction, class How, class Args>
 class RnnScanBlock {
  public:
   __device__ RnnScanBlock(const Args& a, float* shared)
@@ -80,7 +93,7 @@ class RnnScanBlock {
     const auto source = [this](int output, int input) {
       return output < units_ && input < a_.units ? direction_.weight(first_ + output, input) : 0.0f;
     };
-    const Weights<kQuads, decltype(source)> weights(w_, weights_, source);
+    const typename How::template Of<decltype(source)> weights(w_, weights_, source);
     for_each(Deal(w_.stride()), rows_.count(), w_.stride(), [&](int row, int unit) {
       const float value = unit < a_.units ? direction_.start(rows_[row], unit) : 0.0f;
       *state(0, row, unit) = *state(1, row, unit) = value;
@@ -174,16 +187,16 @@ class RnnScanBlock {
   int turn_ = 0;
 };
 
-template <int kQuads>
+template <class How>
 __global__ __launch_bounds__(kMostThreads, 1) void rnn_scan_fwd_kernel(const __grid_constant__ RnnScan a) {
   DMM_SHARED(float, shared);
-  RnnScanBlock<RnnForward, kQuads, RnnScan>(a, shared).run();
+  RnnScanBlock<RnnForward, How, RnnScan>(a, shared).run();
 }
 
-template <int kQuads>
+template <class How>
 __global__ __launch_bounds__(kMostThreads, 1) void rnn_scan_bwd_kernel(const __grid_constant__ RnnScanBackward a) {
   DMM_SHARED(float, shared);
-  RnnScanBlock<RnnBackward, kQuads, RnnScanBackward>(a, shared).run();
+  RnnScanBlock<RnnBackward, How, RnnScanBackward>(a, shared).run();
 }
 
 }  // namespace dmm::cuda

@@ -3,7 +3,8 @@
 // Every block of a cluster owns `tiling.outputs` of the H units of the cluster's rows. A step takes one exchange:
 // each block gives its units to all, and so has the whole vector that the next step multiplies.
 //
-// The tiling is of [H inputs, H / cluster_size outputs]; there are kernels for 0, 2, 4, 6 and 8 quads in registers.
+// The tiling is of [H inputs, H / cluster_size outputs]; there are kernels for 0, 2, 4, 6 and 8 quads in registers,
+// and on tensor cores for 1 tile of 4 quads, 2 of 8, and 3 of 10.
 #pragma once
 
 #include "ragged.h"

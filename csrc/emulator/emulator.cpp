@@ -43,10 +43,17 @@ class Barrier {
   uint64_t phase_ = 0;
 };
 
+// What the lanes of a warp lay open to one another.
+struct Warp {
+  Barrier barrier;
+  float left[16][8], right[8][8];
+};
+
 struct Block {
   Dim3 index;
   unsigned rank;
   Barrier barrier;
+  std::vector<Warp> warps;
   std::unique_ptr<unsigned char[]> shared;
 };
 
@@ -143,11 +150,18 @@ void yield(bool ends = false) {
 // Whether the thread waits at the barrier that it has come to.
 bool heeds() { return cluster->running->barriers++ < cluster->launch.heeded; }
 
-void wait(const Barrier& barrier, uint64_t token) {
-  if (!heeds() || barrier.passed(token)) return;
+void wait_for_all(Barrier& barrier) {
+  const uint64_t token = barrier.arrive();
+  if (barrier.passed(token)) return;
   cluster->running->waits_at = &barrier;
   cluster->running->token = token;
   yield();
+}
+
+// A barrier of the kernel's.
+void sync(Barrier& barrier) {
+  if (heeds()) wait_for_all(barrier);
+  else barrier.arrive();
 }
 
 void thread_main() {
@@ -214,6 +228,8 @@ void run_cluster(const Launch& launch, const std::function<void()>& kernel, unsi
     block.index = {first_block + b, 0, 0};
     block.rank = static_cast<unsigned>(b);
     block.barrier.expect(launch.threads);
+    block.warps.resize((launch.threads + 31) / 32);
+    for (Warp& warp : block.warps) warp.barrier.expect(32);
     block.shared.reset(new unsigned char[launch.shared_bytes]);
     std::fill_n(block.shared.get(), launch.shared_bytes, static_cast<unsigned char>(0xff));  // NaN
     for (int i = 0; i < launch.threads; ++i)
@@ -237,11 +253,8 @@ unsigned cluster_rank() { return cluster->running->block->rank; }
 unsigned cluster_blocks() { return static_cast<unsigned>(cluster->blocks.size()); }
 unsigned char* shared_memory() { return cluster->running->block->shared.get(); }
 
-void block_sync() {
-  Barrier& barrier = cluster->running->block->barrier;
-  wait(barrier, barrier.arrive());
-}
-void cluster_sync() { wait(cluster->barrier, cluster->barrier.arrive()); }
+void block_sync() { sync(cluster->running->block->barrier); }
+void cluster_sync() { sync(cluster->barrier); }
 
 void copy_async(void* to, const void* from, size_t bytes) { cluster->running->copies.back().push_back({to, from, bytes}); }
 void copies_end() { cluster->running->copies.emplace_back(); }
@@ -261,6 +274,27 @@ S* in_block(int block, S* mine) {
 }
 
 }  // namespace
+
+float to_tf32(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof x);
+  if ((bits & 0x7f800000u) != 0x7f800000u) bits += 0x1000u;  // to nearest, ties away from zero
+  bits &= 0xffffe000u;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+void multiply_tiles(float (&sums)[4], const float (&left)[4], const float (&right)[2]) {
+  const unsigned thread = cluster->running->index.x, lane = thread % 32, at = lane / 4, place = lane % 4;
+  Warp& warp = cluster->running->block->warps[thread / 32];
+  for (unsigned k = 0; k < 4; ++k) warp.left[at + 8 * (k % 2)][place + 4 * (k / 2)] = left[k];
+  for (unsigned k = 0; k < 2; ++k) warp.right[place + 4 * k][at] = right[k];
+  wait_for_all(warp.barrier);
+  for (unsigned k = 0; k < 4; ++k)
+    for (unsigned i = 0; i < 8; ++i)
+      sums[k] += warp.left[at + 8 * (k / 2)][i] * warp.right[i][2 * place + k % 2];
+  wait_for_all(warp.barrier);
+}
 
 void transaction_init(uint64_t* barrier) { write(barrier, {0, 0, 0}); }
 void transaction_expect(uint64_t* barrier, int bytes) {

@@ -48,6 +48,9 @@ void cluster_sync();
 void copy_async(void* to, const void* from, size_t bytes);
 void copies_end();
 void copies_done(int later_groups);
+// The tensor cores of a warp, all of whose threads have to come: mma.m16n8k8 of numbers in tf32.
+float to_tf32(float x);
+void multiply_tiles(float (&sums)[4], const float (&left)[4], const float (&right)[2]);
 // Barriers in shared memory that count bytes. What a block gives to another arrives when no thread can run any more,
 // or at once where threads run last to first.
 void transaction_init(uint64_t* barrier);

@@ -6,15 +6,20 @@
 namespace dmm::emulator {
 namespace {
 
+template <class Run>
+void by_tiling(const cuda::Tiling& tiling, Run run) {
+  if (tiling.tensor_tiles == 1 && tiling.in_registers == 4) run(cuda::OnTensorCores<1, 4>{});
+  else if (tiling.tensor_tiles == 2 && tiling.in_registers == 8) run(cuda::OnTensorCores<2, 8>{});
+  else by_registers<0, 2>(tiling.in_registers, [&](auto quads) { run(cuda::InFloat32<quads>{}); });
+}
+
 void rnn_scan(py::object x_proj, py::object w_hh, py::object h_0, py::object lengths, bool tanh,
               const cuda::Plan& plan, py::object h, const Options& options) {
   const cuda::RnnScan a{ragged(x_proj, lengths, plan), static_cast<int>(plan[2]), cuda::tiling_of(plan, 0),
                         size(x_proj, 3), tanh,          matrix(w_hh),
                         sequences(x_proj), sequences(h_0), data<float>(h)};
   const Launch launch = options.launch(a, a.tiling.threads());
-  by_registers<0, 2>(a.tiling.in_registers, [&](auto quads) {
-    run(launch, [&] { cuda::rnn_scan_fwd_kernel<quads>(a); });
-  });
+  by_tiling(a.tiling, [&](auto how) { run(launch, [&] { cuda::rnn_scan_fwd_kernel<decltype(how)>(a); }); });
 }
 
 void rnn_scan_backward(py::object dh, py::object h, py::object w_hh, py::object lengths, bool tanh,
@@ -23,9 +28,7 @@ void rnn_scan_backward(py::object dh, py::object h, py::object w_hh, py::object 
                                 size(h, 3), tanh,          matrix(w_hh),
                                 sequences(dh), sequences(h), data<float>(dx_proj), data<float>(dh_0)};
   const Launch launch = options.launch(a, a.tiling.threads());
-  by_registers<0, 2>(a.tiling.in_registers, [&](auto quads) {
-    run(launch, [&] { cuda::rnn_scan_bwd_kernel<quads>(a); });
-  });
+  by_tiling(a.tiling, [&](auto how) { run(launch, [&] { cuda::rnn_scan_bwd_kernel<decltype(how)>(a); }); });
 }
 
 }  // namespace

@@ -18,8 +18,10 @@ from torch import Tensor
 THREADS = 256  # of a block: each may have 255 registers
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32)  # of a cluster
 CHUNK = 4  # rows that are multiplied at once
+TENSOR_CHUNK = 16  # on tensor cores
 CLUSTER_SIZES = (1, 2, 4, 8, 16)
 RNN_REGISTERS = (8, 6, 4, 2, 0)  # quads of weights a thread may keep there: what there are kernels for
+RNN_TENSOR_TILES = ((1, 4), (2, 8), (3, 10))  # on tensor cores: of 16 outputs a warp, and its quads of 8 inputs
 COMBINER_REGISTERS = ((2, 4), (2, 2), (0, 0))  # of the smaller matrix and of the larger
 
 # Cycles, and bytes a cycle, of one multiprocessor.
@@ -28,6 +30,7 @@ _BARRIER = 60  # of a block, and a load from shared memory
 _NETWORK = 16.0  # bytes from other blocks
 _L2 = 48.0  # bytes from the second-level cache
 _SHARED = 128.0  # bytes of shared memory
+_TENSOR = 7.0  # a product of 16 x 8 by 8 x 8 in tf32, on one of four tensor cores
 
 
 class Device(NamedTuple):
@@ -51,28 +54,45 @@ class Tiling(NamedTuple):
     quads: int  # of four inputs in a part
     in_registers: int  # quads whose weights are in registers
     in_shared: int  # and the next, in shared memory; the rest is read from device memory at every step
+    # Not 0: of 16 outputs, to a warp; groups are then of 16 outputs and quads of 8 inputs.
+    tensor_tiles: int = 0
+
+    @property
+    def chunk(self) -> int:
+        """Rows that can be multiplied at once."""
+        return TENSOR_CHUNK if self.tensor_tiles else CHUNK
+
+    @property
+    def width(self) -> int:
+        """Of a row's partial sums."""
+        return (16 if self.tensor_tiles else 4) * self.groups
 
     @property
     def threads(self) -> int:
         """That the tiling needs."""
+        if self.tensor_tiles:
+            return -(-self.groups // self.tensor_tiles) * self.parts * 32
         return -(-min(self.groups, THREADS) * self.parts // 32) * 32
 
     @property
     def stride(self) -> int:
         """Numbers of a row in shared memory."""
-        return 4 * self.parts * self.quads
+        return 8 * self.parts * self.quads + 4 if self.tensor_tiles else 4 * self.parts * self.quads
 
     @property
     def partials(self) -> int:
         """Numbers of a chunk's partial sums."""
-        return 4 * CHUNK * self.parts * self.groups
+        return self.chunk * self.parts * self.width
 
     def cycles(self, rows: int) -> float:
         """Estimated time of multiplying a group of ``rows`` and adding up the partial sums."""
-        multiply = -(-self.threads // 128) * self.quads * 17 * rows  # 16 multiplications and a load
+        if self.tensor_tiles:
+            multiply = -(-self.threads // 128) * self.quads * self.tensor_tiles * -(-rows // 8) * _TENSOR
+        else:
+            multiply = -(-self.threads // 128) * self.quads * 17.0 * rows  # 16 multiplications and a load
         shared = self.in_shared * self.threads * 64 / _SHARED
         streamed = (self.quads - self.in_registers - self.in_shared) * self.threads * 64 / _L2
-        sums = 2 * 4 * self.partials / CHUNK * rows / _SHARED
+        sums = 2 * 4 * self.partials / self.chunk * rows / _SHARED
         return max(multiply, shared) + streamed + sums + 2 * _BARRIER
 
 
@@ -98,25 +118,31 @@ class Plan(NamedTuple):
         return [*self[:3], *(n for tiling in self.tilings for n in tiling)]
 
     def __str__(self) -> str:
-        kept = sum(tiling.in_registers for tiling in self.tilings)
-        shared = sum(tiling.in_shared for tiling in self.tilings)
-        streamed = sum(tiling.quads for tiling in self.tilings) - kept - shared
+        on_tensor_cores = any(tiling.tensor_tiles for tiling in self.tilings)
+        kept = sum(tiling.in_registers * (4 * tiling.tensor_tiles or 16) for tiling in self.tilings)
+        shared = sum(16 * tiling.in_shared for tiling in self.tilings)
+        streamed = sum(16 * (t.quads - t.in_registers - t.in_shared) for t in self.tilings)
         return (
             f"{self.clusters} clusters of {self.cluster_size} blocks of {self.threads} threads; "
             f"{self.rows_per_cluster} rows a cluster, {self.rows_per_group} at once; "
-            f"a thread's weights: {16 * kept} in registers, {16 * shared} in shared memory, "
-            f"{16 * streamed} read at every step; {self.shared_bytes} bytes of shared memory a block"
+            f"a thread's weights: {kept} in registers, {shared} in shared memory, "
+            f"{streamed} read at every step; {'on tensor cores; ' if on_tensor_cores else ''}"
+            f"{self.shared_bytes} bytes of shared memory a block"
         )
 
 
 @lru_cache(maxsize=1024)
-def rnn_plan(rows: int, units: int, device: Device = H100, backward: bool = False) -> Plan:
+def rnn_plan(
+    rows: int, units: int, device: Device = H100, backward: bool = False, tf32: bool = False
+) -> Plan:
     """The plan for ``rnn_scan`` of ``rows`` = P B sequences and H = ``units``.
+
+    ``tf32`` allows tensor cores, which round what they multiply to ten bits.
 
     Raises:
         ValueError: not even one row fits a block's shared memory.
     """
-    return _best(rnn_plans(rows, units, device, backward), device, f"rnn_scan with H = {units}")
+    return _best(rnn_plans(rows, units, device, backward, tf32), device, f"rnn_scan with H = {units}")
 
 
 @lru_cache(maxsize=1024)
@@ -142,14 +168,19 @@ def scan_plans(rows: int, units: int, latents: int, device: Device = H100) -> di
     }
 
 
-def rnn_plans(rows: int, units: int, device: Device = H100, backward: bool = False) -> Iterator[Plan]:
+def rnn_plans(
+    rows: int, units: int, device: Device = H100, backward: bool = False, tf32: bool = False
+) -> Iterator[Plan]:
     """Every plan that :func:`rnn_plan` chooses from; not all of them fit the device."""
     operands = 2 if backward else 1
     for shape in _shapes(rows, device):
         count = shape.rows
         outputs = -(-units // shape.cluster_size)
-        for registers in RNN_REGISTERS:
-            tiling = _tiling(units, outputs, registers)
+        if shape.at_once <= CHUNK:
+            tilings = [_tiling(units, outputs, registers) for registers in RNN_REGISTERS]
+        else:
+            tilings = _tensor_tilings(units, outputs) if tf32 else []
+        for tiling in tilings:
             used = shape.shared_bytes + 4 * (
                 2 * count * tiling.stride + 2 * tiling.partials + 2 * operands * count * outputs
             )
@@ -165,6 +196,8 @@ def combiner_plans(
     operands = 5 if backward else 3
     inputs, outputs = (2 * latents, latents) if backward else (latents, 2 * latents)
     for shape in _shapes(rows, device):
+        if shape.at_once > CHUNK:
+            continue
         size, count = shape.cluster_size, shape.rows
         own = -(-units // size)
         for smaller, larger in COMBINER_REGISTERS:
@@ -213,8 +246,9 @@ def _shapes(rows: int, device: Device) -> Iterator[_Shape]:
     for size in CLUSTER_SIZES:
         if size <= device.most_blocks:
             for count in (count for count in ROWS if count <= max(rows, 1)):
-                for at_once in range(1, min(count, CHUNK) + 1):
-                    yield _Shape(count, at_once, size)
+                for at_once in (*range(1, CHUNK + 1), TENSOR_CHUNK // 2, TENSOR_CHUNK):
+                    if at_once <= count:
+                        yield _Shape(count, at_once, size)
 
 
 @lru_cache(maxsize=1024)
@@ -227,8 +261,21 @@ def _tiling(inputs: int, outputs: int, registers: int) -> Tiling:
     return Tiling(inputs, outputs, groups, parts, max(-(-quads // parts), registers), registers, 0)
 
 
+@lru_cache(maxsize=1024)
+def _tensor_tilings(inputs: int, outputs: int) -> list[Tiling]:
+    """Those that keep all weights in the registers of a block's warps."""
+    groups, quads = -(-outputs // 16), -(-inputs // 8)
+    found = []
+    for tiles, most in RNN_TENSOR_TILES:
+        parts = -(-quads // most)
+        tiling = Tiling(inputs, outputs, groups, parts, most, most, 0, tiles)
+        if tiling.threads <= THREADS:
+            found.append(tiling)
+    return found
+
+
 def _fill_shared(tiling: Tiling, room: int, threads: int) -> Tiling:
-    if tiling.groups > THREADS:
+    if tiling.groups > THREADS or tiling.tensor_tiles:
         return tiling
     left = tiling.quads - tiling.in_registers
     return tiling._replace(in_shared=max(0, min(left, room // (64 * threads))))

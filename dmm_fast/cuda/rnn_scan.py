@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dmm_fast.cuda.plan import device_of, rnn_plan
-from dmm_fast.products import following
+from dmm_fast.products import allows_tf32, following
 
 __all__ = ["rnn_scan", "rnn_scan_backward"]
 
@@ -12,7 +12,7 @@ __all__ = ["rnn_scan", "rnn_scan_backward"]
 def rnn_scan(x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str) -> Tensor:
     """``h [P, B, T, H]``, zero past the end of each row."""
     P, B, _, H = x_proj.shape
-    plan = rnn_plan(P * B, H, device_of(x_proj))
+    plan = rnn_plan(P * B, H, device_of(x_proj), tf32=allows_tf32())
     return torch.ops.dmm_fast.rnn_scan_steps(x_proj, w_hh, h_0, lengths, nonlinearity, plan.numbers)
 
 
@@ -21,7 +21,7 @@ def rnn_scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``dx_proj [P, B, T, H], dw_hh [H, H], dh_0 [P, B, H]``."""
     P, B, _, H = h.shape
-    plan = rnn_plan(P * B, H, device_of(h), backward=True)
+    plan = rnn_plan(P * B, H, device_of(h), backward=True, tf32=allows_tf32())
     dx_proj, dh_0 = torch.ops.dmm_fast.rnn_scan_steps_backward(
         dh, h, w_hh, lengths, nonlinearity, plan.numbers
     )

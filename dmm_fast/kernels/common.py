@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dmm_fast.products import allows_tf32
+
 # No libdevice function is used: the interpreter has none of them.
 
 
@@ -87,4 +89,4 @@ def tanh(x):  # type: ignore[no-untyped-def]
 
 def input_precision() -> str:
     """How ``tl.dot`` multiplies float32: IEEE unless torch's own setting for matrix products allows tf32."""
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    return "tf32" if allows_tf32() else "ieee"

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from dmm_fast.cuda import combiner_scan, rnn_scan
-from dmm_fast.cuda.plan import H100, Plan, combiner_plans, rnn_plans
+from dmm_fast.cuda.plan import Plan, combiner_plans, rnn_plan, rnn_plans
 from tests.cases import CASES, Case
-from tests.compare import backends_for, compare, run_backend
+from tests.compare import backends_for, compare, eager, error, run_backend
 from tests.inputs import build
 
 emulator = pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
@@ -19,7 +19,6 @@ emulated = pytest.importorskip("tests.emulated")
 
 RAGGED = Case("cut", B=7, T=6, Z=9, H=22, particles=(3,), lengths="zeros", poison="nan", start="rows")
 SCANS = ("rnn_scan", "combiner_scan")
-WORST = H100._replace(shared_bytes=1 << 40)
 
 
 def wanted(plan: Plan, size: int, rows: int, at_once: int, registers: bool) -> bool:
@@ -83,6 +82,38 @@ def test_more_outputs_than_threads(op: str, size: int, cut: Callable[..., None])
     case = Case("very wide", B=3, T=3, Z=3, H=1030, lengths="ragged", poison="nan", nonlinearity="tanh")
     cut(size, 3, 2, False, none_in_shared)
     compare(op, case, "cuda")
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
+@pytest.mark.parametrize(("tiles", "size", "rows", "at_once"), [(1, 2, 8, 8), (2, 1, 12, 8), (1, 4, 16, 16)])
+def test_tensor_cores_are_as_near_as_tf32_is(
+    tiles: int, size: int, rows: int, at_once: int, nonlinearity: str, tf32: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding to ten bits is off by 2^-11 at most, and errors do not grow along these few steps."""
+
+    def chosen(*sizes: Any, **how: bool) -> Plan:
+        found = (p for p in rnn_plans(*sizes, **how) if p[:3] == (rows, at_once, size))
+        return next(p for p in found if p.tilings[0].tensor_tiles == tiles)
+
+    monkeypatch.setattr(rnn_scan, "rnn_plan", chosen)
+    case = replace(RAGGED, H=61, B=9, nonlinearity=nonlinearity, name="tensor cores")
+    got = run_backend("rnn_scan", build("rnn_scan", case), case, "cuda")
+    for name, truth in eager("rnn_scan", case, torch.float64).items():
+        off = error(got[name], truth)
+        assert 1e-6 < off < 2e-3 or off == 0.0, (name, off)
+
+
+def test_tensor_cores_take_large_batches_where_they_are_allowed() -> None:
+    assert rnn_plan(1024, 200, tf32=True).tilings[0].tensor_tiles
+    assert not rnn_plan(1024, 200).tilings[0].tensor_tiles
 
 
 @pytest.fixture
