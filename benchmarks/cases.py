@@ -74,10 +74,10 @@ class Case:
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
-    reversed_batch = batch.mini_batch_reversed
+    packed: Any = batch.mini_batch_reversed  # whose stub knows of dtypes alone
     return batch._replace(
         mini_batch=batch.mini_batch.to(device),
-        mini_batch_reversed=None if reversed_batch is None else reversed_batch.to(device=device),
+        mini_batch_reversed=None if packed is None else packed.to(device),
         mini_batch_mask=batch.mini_batch_mask.to(device),
     )
 

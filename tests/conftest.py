@@ -34,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def clean_slate() -> Iterator[None]:
     """An empty parameter store, seed 0 and validation on; torch's global modes as they were."""
+    device.leave_if_broken()
     dtype = torch.get_default_dtype()
     deterministic = torch.are_deterministic_algorithms_enabled()
     pyro.clear_param_store()

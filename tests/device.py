@@ -29,3 +29,18 @@ def use(name: str) -> None:
         # float32 means IEEE: cuDNN's recurrences would round to TF32 unless told.
         torch.backends.cudnn.allow_tf32 = False
     DEVICE = name
+
+
+def leave_if_broken() -> None:
+    """End this process when a test has broken its GPU, which stays broken for the process.
+
+    A worker of xdist is replaced; the test that would have been next counts as failed.
+    """
+    if DEVICE != "cuda":
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            os._exit(1)
+        pytest.exit(f"the GPU is broken for this process: {error}", returncode=1)

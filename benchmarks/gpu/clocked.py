@@ -26,7 +26,7 @@ def clock(
     stage: Stage, suite: str, case: str, impl: str, step: Step, extra: Extra, *, graph: bool = True
 ) -> None:
     """A row for calls as they come and, on a GPU, one for replays of a graph."""
-    seconds = 0.02 if stage.quick else 0.3
+    seconds = 0.02 if stage.quick else 0.12
     samples = time_calls(step, stage.device, seconds=seconds)
     stage.record.case(suite, case, impl, samples.as_dict(), **extra(samples))
     if stage.device != "cuda" or not graph:

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -45,16 +45,15 @@ class Stage:
         return self.end - time.monotonic()
 
 
-def run_units(units: Iterator[Unit], stage: Stage, skip: int) -> None:
+def run_units(units: Sequence[Unit], stage: Stage, skip: int) -> None:
     """Run them all but the first ``skip``; where the time is up, those that are left are named."""
-    for number, unit in enumerate(units):
-        if number < skip:
-            continue
+    for number in range(skip, len(units)):
+        unit, later = units[number], units[number + 1 :]
         if stage.left() <= 0:
-            stage.record.not_run(unit.name, "all", "the time of the stage was spent")
-            continue
+            _name_left(stage, units[number:])
+            return
         start = time.monotonic()
-        watch = _watch(unit, stage, start)
+        watch = _watch(unit, later, stage, start)
         error = None
         try:
             unit.run()
@@ -64,17 +63,30 @@ def run_units(units: Iterator[Unit], stage: Stage, skip: int) -> None:
         watch.cancel()
         stage.record.unit(unit.name, time.monotonic() - start, error)
         if error and stage.device == "cuda" and not device_works():
-            leave()
+            leave(START_AGAIN)
 
 
-def _watch(unit: Unit, stage: Stage, start: float) -> threading.Timer:
-    """What ends the process when the unit takes too long, with every thread's traceback in the log."""
-    seconds = min(unit.seconds, stage.left() + GRACE / 2)
+def _name_left(stage: Stage, units: Sequence[Unit]) -> None:
+    for unit in units:
+        stage.record.not_run(unit.name, "all", "the time of the stage was spent")
+
+
+def _watch(unit: Unit, later: Sequence[Unit], stage: Stage, start: float) -> threading.Timer:
+    """What ends the process when the unit takes too long, with every thread's traceback in the log.
+
+    A unit that is cut off by the end of the stage has not failed, unless the stage is all it needs.
+    """
+    left = stage.left() + GRACE / 2
+    cut_off = left < unit.seconds < float("inf")
+    seconds = min(unit.seconds, left)
 
     def expired() -> None:
         faulthandler.dump_traceback()
+        if cut_off:
+            _name_left(stage, [unit, *later])
+            leave(0)
         stage.record.unit(unit.name, time.monotonic() - start, f"no end within {seconds:.0f} s")
-        leave()
+        leave(START_AGAIN)
 
     timer = threading.Timer(seconds, expired)
     timer.daemon = True
@@ -82,10 +94,10 @@ def _watch(unit: Unit, stage: Stage, start: float) -> threading.Timer:
     return timer
 
 
-def leave() -> None:
-    """End the process at once, to be started again: a broken device stays broken for who broke it."""
+def leave(status: int) -> None:
+    """End the process at once, whatever its other threads do; what they broke ends with it."""
     sys.stdout.flush()
-    os._exit(START_AGAIN)
+    os._exit(status)
 
 
 def device_works() -> bool:
@@ -113,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print(f"\n--- {args.name}", flush=True)
     units = importlib.import_module(f"benchmarks.gpu.stages.{args.name}").units
-    run_units(units(stage), stage, args.skip)
+    run_units(list(units(stage)), stage, args.skip)
     return 0
 
 

@@ -50,7 +50,10 @@ def directional_error(op: str, function: Function, device: str) -> float:
     """
     drawn = errors.draw(op, SIZES, "ragged", seed=0)
     generator = torch.Generator().manual_seed(1)
-    moves = errors.map_tensors(drawn, lambda t: torch.randn(t.shape, generator=generator).to(device).double())
+    directions = {
+        name: torch.randn(t.shape, generator=generator).to(device).double()
+        for name, t in errors.differentiable(drawn)
+    }
     inputs = errors.map_tensors(drawn, lambda t: t.to(device))
     weights: list[Tensor] = []
 
@@ -64,13 +67,12 @@ def directional_error(op: str, function: Function, device: str) -> float:
     for tensor in wanted.values():
         tensor.requires_grad_()
     gradients = torch.autograd.grad(loss(function(**inputs)), list(wanted.values()), materialize_grads=True)
-    directions = dict(errors.differentiable(moves))
     pairs = [(g.double(), directions[n]) for n, g in zip(wanted, gradients, strict=True)]
     along = sum((g * v).sum() for g, v in pairs)
     norm = torch.stack([g.norm() for g, _ in pairs]).norm()
 
     def moved(by_how_much: float) -> Tensor:
-        steps = iter(v for _, v in errors.differentiable(moves))
+        steps = iter(directions.values())  # in the order of the arguments, as they are visited
         there = errors.map_tensors(
             inputs,
             lambda t: t.detach().double() + by_how_much * next(steps) if t.is_floating_point() else t,

@@ -12,9 +12,13 @@ from typing import Any
 from benchmarks.gpu.commands import LAST_WORDS, run
 from benchmarks.gpu.stage import Stage, Unit
 
+# In this order, so that what matters most is done if the time is too short.
 PATHS = (
-    *("tests/gpu", "tests/ops"),
+    "tests/ops/test_table.py",
+    "tests/gpu",
+    *("tests/ops/test_clipped_adam.py", "tests/ops/test_extremes.py", "tests/ops/test_bad_input.py"),
     *("tests/kernels/test_triton_functions.py", "tests/kernels/test_triton_half.py"),
+    *("tests/ops/test_native.py", "tests/ops/test_invariants.py"),
 )
 QUICK = ("tests/gpu", "tests/ops/test_table.py", "-k", "emitter and small or gpu")
 # Each worker has a context on the GPU and compiles kernels on a processor of its own.
@@ -47,7 +51,7 @@ def command(stage: Stage, report: Path) -> list[str]:
     words += ["--device", stage.device, "-p", "no:cacheprovider", "--tb=short", "-rfE"]
     words += ["--junitxml", str(report)]
     if find_spec("xdist"):
-        words += ["-n", str(min(MOST_WORKERS, os.cpu_count() or 1)), "--dist", "worksteal"]
+        words += ["-n", str(min(MOST_WORKERS, os.cpu_count() or 1)), "--dist", "load"]
     if find_spec("pytest_timeout"):
         words += [f"--timeout={SECONDS_A_TEST}", "--timeout-method=thread"]
     return [*words, *(QUICK if stage.quick else PATHS)]
