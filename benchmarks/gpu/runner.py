@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STAGES = {
     "machine": 25,
     "build": 90,
+    "kernels": 70,
     "tests": 220,
     "sanitizer": 100,
     "errors": 45,
@@ -117,7 +118,8 @@ def summary(name: str, rows: list[Row], ended: str | None, seconds: float) -> Ro
     failures = [unit for unit in of_kind(rows, "unit") if unit["error"]]
     bad = [row for row in of_kind(rows, "correctness") if not row["ok"]]
     errors = [ended] if ended else []
-    errors += [f"{unit['unit']}: {unit['error']}" for unit in failures[:3]]
+    errors += [f"{unit['unit']}: {unit['error'].splitlines()[-1]}" for unit in failures[:3]]
+    errors += [f"and {len(failures) - 3} more units"] if len(failures) > 3 else []
     if bad:
         errors.append(f"{len(bad)} beyond their bound, the first {bad[0]['op']} of {bad[0]['backend']}")
     return {

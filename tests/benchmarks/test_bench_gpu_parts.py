@@ -137,6 +137,24 @@ def test_everything_is_exercised_for_the_sanitizer(capsys):
     assert told == able
 
 
+def test_parts_make_the_whole_of_the_jobs():
+    everything = exercise.jobs(True)
+    assert set(exercise.jobs(False)) < set(everything)
+    timed = {(op, sizes.H) for op, sizes in everything if sizes.B == 20 or sizes.B == 256}
+    assert {(op, 600) for op in every_op()} | {("rnn_scan", 64), ("combiner_scan", 1024)} <= timed
+    parts = [job for part in range(5) for job in everything[part::5]]
+    assert sorted(map(str, parts)) == sorted(map(str, everything))
+
+
+def test_what_cannot_be_exercised_is_told_and_the_rest_goes_on(capsys, monkeypatch):
+    monkeypatch.setattr(exercise, "every_op", lambda: ["emitter", "nonsense", "combiner"])
+    monkeypatch.setattr(exercise, "backends_of", lambda op, device: ["some", "reference"])
+    monkeypatch.setattr(exercise, "by", lambda name, op: reference_of(op))
+    assert exercise.main(["--device", "cpu"]) == 1
+    words = [line.split(",")[0] for line in capsys.readouterr().out.splitlines() if line[0] in "eF"]
+    assert words == ["exercised emitter", "FAILED nonsense", "exercised combiner"]
+
+
 def test_a_rowwise_op_is_checked_and_then_timed(stage):
     rowwise.time_function(stage, "emitter", errors.QUICK, "reference", by("reference", "emitter"))
     wrong = by("reference", "emitter")

@@ -6,17 +6,15 @@ from functools import partial
 
 import torch
 
-from benchmarks.cases import TUTORIAL_BATCH
 from benchmarks.errors import QUICK, Sizes
 from benchmarks.gpu.agreement import Agreement
 from benchmarks.gpu.calls import Call, Function, backends_of, by, every_op, reference_of
 from benchmarks.gpu.ceilings import measured
 from benchmarks.gpu.clocked import agrees, clock, work_of
+from benchmarks.gpu.sizes import BATCHES, SCANS
 from benchmarks.gpu.stage import Stage, Unit
 
 SUITE = "gpu-rowwise"
-SCANS = ("rnn_scan", "combiner_scan")
-BATCHES = (TUTORIAL_BATCH, 256)
 COMPILED = "torch.compile of the reference"
 COMPILING = 60.0  # seconds, for all kernels of an op
 

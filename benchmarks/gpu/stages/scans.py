@@ -16,13 +16,11 @@ from benchmarks.gpu.calls import Call, backends_of, by
 from benchmarks.gpu.ceilings import measured
 from benchmarks.gpu.clocked import agrees, clock, work_of
 from benchmarks.gpu.measure import time_calls
+from benchmarks.gpu.sizes import ALONG, SCANS
 from benchmarks.gpu.stage import Stage, Unit
 from benchmarks.timing import Samples
 
 SUITE = "gpu-scans"
-SCANS = ("rnn_scan", "combiner_scan")
-# One is varied at a time, the others stay the tutorial's.
-ALONG = {"B": (1, 4, 64, 256, 1024), "T": (1024, 4096), "H": (64, 128, 256, 1024)}
 CLUSTERS = (4, 8, 16)
 THREADS = (256, 512)
 # The slope between two numbers of steps is free of the launch.
