@@ -3,10 +3,12 @@
 import sys
 import time
 
+import pyro
 import pytest
 import torch
 
 from benchmarks import errors
+from benchmarks.cases import full_batch
 from benchmarks.errors import Sizes
 from benchmarks.gpu import ceilings, commands, exercise, measure
 from benchmarks.gpu.agreement import Agreement
@@ -15,6 +17,7 @@ from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.record import Record, of_kind, read
 from benchmarks.gpu.stage import Stage
 from benchmarks.gpu.stages import build, derivatives, rowwise, sanitizer, tests
+from benchmarks.racer import NoiseOfTheCpu, tutorial_noise
 from dmm_fast import ops, reference
 
 SIZES = Sizes(B=2, T=3, D=5, Z=4, H=6, R=7, E=8)
@@ -181,6 +184,25 @@ def test_time_calls_by_the_clock():
     assert measure.LEAST_ROUNDS <= len(samples.ms) <= 10
     assert min(samples.ms) >= 2.0
     assert len(calls) > len(samples.ms)
+
+
+# --- noise --------------------------------------------------------------------------------------------------
+
+
+def test_noise_does_not_depend_on_how_it_is_drawn():
+    def drawn(draw):
+        pyro.set_rng_seed(3)
+        with NoiseOfTheCpu():
+            return draw()
+
+    step_by_step = drawn(lambda: torch.stack([torch.empty(3, 5).normal_() for _ in range(4)]))
+    at_once = drawn(lambda: torch.empty(4, 3, 5).normal_())
+    batch = full_batch(3, 4)
+    assert torch.equal(at_once, step_by_step)
+    assert torch.equal(at_once, tutorial_noise(batch, 5, seed=3))
+    # Without it one draw is another: 15 numbers a step, not a multiple of 16.
+    pyro.set_rng_seed(3)
+    assert not torch.equal(torch.empty(4, 3, 5).normal_(), step_by_step)
 
 
 # --- reports of other programs --------------------------------------------------------------------------
