@@ -1,17 +1,26 @@
 """The rows of one implementation on one call: checked, then timed as it comes and from a CUDA graph."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from benchmarks.gpu.agreement import Agreement
 from benchmarks.gpu.calls import Call, Function
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.measure import Step, time_calls, time_graph
 from benchmarks.gpu.record import last_lines
-from benchmarks.gpu.stage import Stage, device_works
+from benchmarks.gpu.stage import ProcessSpentError, Stage
 from benchmarks.timing import Samples
 
 Extra = Callable[[Samples], dict[str, Any]]
+
+
+class Part(NamedTuple):
+    """What is timed of a call, what a row says besides, and whether it is captured too."""
+
+    what: str
+    step: Step
+    extra: Extra
+    graph: bool = True
 
 
 def agrees(stage: Stage, agreement: Agreement, name: str, function: Function) -> bool:
@@ -22,24 +31,26 @@ def agrees(stage: Stage, agreement: Agreement, name: str, function: Function) ->
     return all(verdict.ok for verdict in verdicts)
 
 
-def clock(
-    stage: Stage, suite: str, case: str, impl: str, step: Step, extra: Extra, *, graph: bool = True
-) -> None:
-    """A row for calls as they come and, on a GPU, one for replays of a graph."""
+def clock(stage: Stage, suite: str, case: str, impl: str, parts: Sequence[Part]) -> None:
+    """A row for each part as it comes and then, on a GPU, for its replays from a graph.
+
+    Raises:
+        ProcessSpentError: a part could not be captured, which is recorded.
+    """
     seconds = 0.02 if stage.quick else 0.12
-    samples = time_calls(step, stage.device, seconds=seconds)
-    stage.record.case(suite, case, impl, samples.as_dict(), **extra(samples))
-    if stage.device != "cuda" or not graph:
-        return
-    replayed = f"{impl}, graph"
-    try:
-        samples = time_graph(step, seconds=seconds)
-    except RuntimeError as error:
-        stage.record.not_run(case, replayed, f"not captured: {last_lines(error)}")
-        if not device_works():
-            raise
-        return
-    stage.record.case(suite, case, replayed, samples.as_dict(), **extra(samples))
+    for part in parts:
+        samples = time_calls(part.step, stage.device, seconds=seconds)
+        stage.record.case(suite, f"{case}, {part.what}", impl, samples.as_dict(), **part.extra(samples))
+    for part in parts if stage.device == "cuda" else ():
+        if not part.graph:
+            continue
+        where, replayed = f"{case}, {part.what}", f"{impl}, graph"
+        try:
+            samples = time_graph(part.step, seconds=seconds)
+        except RuntimeError as error:
+            stage.record.not_run(where, replayed, f"not captured: {last_lines(error)}")
+            raise ProcessSpentError from error
+        stage.record.case(suite, where, replayed, samples.as_dict(), **part.extra(samples))
 
 
 def work_of(call: Call, ceilings: Ceilings, *, both: bool) -> Extra:

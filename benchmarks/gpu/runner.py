@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # has the same share of what is left as it has of these; what it leaves over goes to those after it.
 STAGES = {
     "machine": 25,
-    "build": 90,
+    "build": 150,
     "kernels": 70,
     "tests": 220,
     "sanitizer": 100,

@@ -6,7 +6,7 @@ import time
 from types import ModuleType
 
 from benchmarks.gpu import stage as stage_module
-from benchmarks.gpu.stage import Unit
+from benchmarks.gpu.stage import ProcessSpentError, Unit
 
 
 def verdict(ok):
@@ -37,6 +37,17 @@ def breaks(stage):
     object.__setattr__(stage, "device", "cuda")
     stage_module.device_works = lambda: False
     yield from fails(stage)
+
+
+def needs_another(stage):
+    def unfit():
+        raise ProcessSpentError
+
+    yield Unit("first", unfit)
+    yield Unit(
+        "last",
+        lambda: stage.record.detail(process=os.getpid(), skipped=sys.argv[sys.argv.index("--skip") + 1]),
+    )
 
 
 def dies(stage):

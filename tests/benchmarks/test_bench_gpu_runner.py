@@ -61,6 +61,12 @@ def test_what_a_unit_has_broken_ends_with_its_process(run):
     assert [unit["unit"] for unit in of(results, "breaks")["failures"]] == ["bad"]
 
 
+def test_a_new_process_that_a_unit_asks_for_is_no_failure(run):
+    stage = of(run("needs_another"), "needs_another")
+    assert stage["ok"]
+    assert stage["detail"]["skipped"] == "1"
+
+
 def test_a_process_that_dies_keeps_what_it_had_found(run):
     results = run("dies", "well")
     assert impls(results) == ["first"]

@@ -10,7 +10,7 @@ from benchmarks.errors import QUICK, Sizes
 from benchmarks.gpu.agreement import Agreement
 from benchmarks.gpu.calls import Call, Function, backends_of, by, every_op, reference_of
 from benchmarks.gpu.ceilings import measured
-from benchmarks.gpu.clocked import agrees, clock, work_of
+from benchmarks.gpu.clocked import Part, agrees, clock, work_of
 from benchmarks.gpu.sizes import BATCHES, SCANS
 from benchmarks.gpu.stage import Stage, Unit
 
@@ -47,8 +47,8 @@ def time_function(stage: Stage, op: str, sizes: Sizes, name: str, function: Func
     if name != "reference" and not agrees(stage, Agreement(call, case), name, function):
         stage.record.not_run(case, name, "beyond its bound")
         return
-    extra = work_of(call, ceilings, both=False)
-    clock(stage, SUITE, f"{case}, forward", name, call.forward(function), extra)
+    parts = [Part("forward", call.forward(function), work_of(call, ceilings, both=False))]
     if call.wanted:
-        extra = work_of(call, ceilings, both=True)
-        clock(stage, SUITE, f"{case}, forward and backward", name, call.both(function), extra)
+        both = work_of(call, ceilings, both=True)
+        parts.append(Part("forward and backward", call.both(function), both))
+    clock(stage, SUITE, case, name, parts)

@@ -1,6 +1,6 @@
 """Microseconds a time step of the two scans, beside cuDNN's recurrence and the floor of the exchanges."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -14,11 +14,10 @@ from benchmarks.errors import QUICK, Sizes
 from benchmarks.gpu.agreement import Agreement
 from benchmarks.gpu.calls import Call, backends_of, by
 from benchmarks.gpu.ceilings import measured
-from benchmarks.gpu.clocked import agrees, clock, work_of
+from benchmarks.gpu.clocked import Extra, Part, agrees, clock, work_of
 from benchmarks.gpu.measure import time_calls
 from benchmarks.gpu.sizes import ALONG, SCANS
 from benchmarks.gpu.stage import Stage, Unit
-from benchmarks.timing import Samples
 
 SUITE = "gpu-scans"
 CLUSTERS = (4, 8, 16)
@@ -57,7 +56,7 @@ def _case(sizes: Sizes) -> str:
     return f"B={sizes.B}, H={sizes.H}, Z={sizes.Z}, T={sizes.T}"
 
 
-def per_step(steps: int, further: Callable[[Samples], dict[str, Any]] | None = None) -> Any:
+def per_step(steps: int, further: Extra | None = None) -> Extra:
     """What a row's ``extra`` says: the median over the steps, and what ``further`` adds."""
     return lambda samples: {
         "us_per_step": 1e3 * samples.median / steps,
@@ -74,14 +73,13 @@ def time_scan(stage: Stage, op: str, name: str, sizes: Sizes) -> None:
         return
     # Thousands of steps of eager kernels take longer to capture than all else here together.
     graph = name != "reference" or sizes.T <= TUTORIAL_STEPS
-    work = partial(work_of, call, ceilings)
-    rows: tuple[tuple[str, Any, Any, bool], ...] = (
-        ("forward", call.forward(function), work(both=False), graph),
-        ("backward", call.backward(function), None, False),
-        ("forward and backward", call.both(function), work(both=True), graph),
+    forward, both = (work_of(call, ceilings, both=both) for both in (False, True))
+    parts = (
+        Part("forward", call.forward(function), per_step(sizes.T, forward), graph),
+        Part("backward", call.backward(function), per_step(sizes.T), graph=False),
+        Part("forward and backward", call.both(function), per_step(sizes.T, both), graph),
     )
-    for what, step, further, captured in rows:
-        clock(stage, SUITE, f"{case}, {what}", name, step, per_step(sizes.T, further), graph=captured)
+    clock(stage, SUITE, case, name, parts)
 
 
 def time_rnn(stage: Stage, sizes: Sizes) -> None:
@@ -100,15 +98,14 @@ def time_rnn(stage: Stage, sizes: Sizes) -> None:
         def both(rnn: Any = rnn, x: Any = x, wanted: Any = wanted, incoming: Any = incoming) -> object:
             return torch.autograd.grad(rnn(x)[0], wanted, incoming)
 
-        steps: dict[str, Any] = {
-            "forward": partial(rnn, x),
-            "backward": backward,
-            "forward and backward": both,
-        }
+        extra = per_step(sizes.T)
+        parts = (
+            Part("forward", partial(rnn, x), extra),
+            Part("backward", backward, extra, graph=False),
+            Part("forward and backward", both, extra),
+        )
         impl = f"nn.RNN, {str(dtype).removeprefix('torch.')}"
-        for what, step in steps.items():
-            case = f"rnn_scan, {_case(sizes)}, {what}"
-            clock(stage, SUITE, case, impl, step, per_step(sizes.T), graph=what != "backward")
+        clock(stage, SUITE, f"rnn_scan, {_case(sizes)}", impl, parts)
 
 
 def time_floor(stage: Stage, cluster_size: int, sizes: Sizes) -> None:
