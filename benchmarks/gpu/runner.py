@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STAGES = {
     "machine": 25,
     "build": 150,
-    "kernels": 70,
+    "kernels": 90,
     "tests": 220,
     "sanitizer": 100,
     "errors": 45,
