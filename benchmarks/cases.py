@@ -46,6 +46,16 @@ class Case:
     gate: tuple["Case", ...] = ()
     along: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are."""
+        return self.batches[0].mini_batch.device
+
+    def to(self, device: torch.device) -> "Case":
+        """The same case with its batches on ``device``; Pyro's loader too leaves lengths on the CPU."""
+        gate = tuple(case.to(device) for case in self.gate)
+        return replace(self, batches=tuple(_moved(batch, device) for batch in self.batches), gate=gate)
+
     def describe(self) -> dict[str, object]:
         """What a reader needs in order to run the same case."""
         time_steps = sum(int(b.mini_batch_seq_lengths.sum()) for b in self.batches)
@@ -61,6 +71,15 @@ class Case:
             "along": dict(self.along),
             "checked_on": [case.name for case in self.gate] or [self.name],
         }
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    packed: Any = batch.mini_batch_reversed  # whose stub knows of dtypes alone
+    return batch._replace(
+        mini_batch=batch.mini_batch.to(device),
+        mini_batch_reversed=None if packed is None else packed.to(device),
+        mini_batch_mask=batch.mini_batch_mask.to(device),
+    )
 
 
 def data_file(asked: Path | None) -> Path | None:

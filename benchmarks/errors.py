@@ -87,7 +87,7 @@ _WEIGHTS: dict[Any, str] = {
 _LEFT_AT_DEFAULT = ("mask", "nonlinearity")
 _ADAM_LISTS = ("params", "grads", "exp_avgs", "exp_avg_sqs")
 # In the middle of training, with the tutorial's settings.
-_ADAM_OPTIONS = {
+ADAM_OPTIONS = {
     "step": 10,
     "lr": 3e-4,
     "beta1": 0.96,
@@ -163,10 +163,10 @@ def _errors(
     op: str, backend_name: str, device: str, sizes: Sizes, case: str, seed: int
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The errors of eager float32, and of the backend, by result."""
-    results = _adam_results if op == "clipped_adam" else _op_results
+    results = results_of(op)
     inputs = draw(op, sizes, case, seed)
     here = map_tensors(inputs, lambda tensor: tensor.to(device))
-    truth = results(getattr(reference, op), map_tensors(inputs, to_double))
+    truth = results(getattr(reference, op), map_tensors(here, to_double))
     eager = results(getattr(reference, op), here)
     with ops.use_backend(backend_name):
         ours = results(getattr(ops, op), here)
@@ -177,7 +177,7 @@ def relative_errors(got: Results, truth: Results) -> dict[str, float]:
     """The norm of each difference relative to the norm of the truth; 0 for two zeros, NaN is inf."""
     errors = {}
     for name, expected in truth.items():
-        difference = (got[name].cpu().double() - expected).norm().item()
+        difference = (got[name].double() - expected).norm().item()
         norm = expected.norm().item()
         error = difference / norm if norm > 0 else (0.0 if difference == 0 else inf)
         errors[name] = error if error == error else inf
@@ -190,17 +190,22 @@ def relative_errors(got: Results, truth: Results) -> dict[str, float]:
 def draw(op: str, sizes: Sizes, case: str, seed: int) -> Inputs:
     """The arguments of the op by name, float32 on the CPU; the first draw that keeps off the kinks."""
     generator = torch.Generator().manual_seed(seed)
-    if op == "clipped_adam":
-        return _draw_adam(sizes, generator)
     for _ in range(MAX_DRAWS):
-        inputs = {
-            name: _draw_argument(name, kind, sizes, case, generator) for name, kind in _arguments(op).items()
-        }
+        inputs = draw_once(op, sizes, case, generator)
+        if op == "clipped_adam":
+            return inputs
         with torch.no_grad(), _NearestToAKink() as kinks:
             getattr(reference, op)(**map_tensors(inputs, to_double))
         if kinks.distance > RELU_MARGIN:
             return inputs
     raise RuntimeError(f"{op}: expected a draw off every kink in {MAX_DRAWS}, got none")
+
+
+def draw_once(op: str, sizes: Sizes, case: str, generator: torch.Generator) -> Inputs:
+    """The arguments of the op by name as they come, next to a kink or not."""
+    if op == "clipped_adam":
+        return _draw_adam(sizes, generator)
+    return {name: _draw_argument(name, kind, sizes, case, generator) for name, kind in _arguments(op).items()}
 
 
 def _arguments(op: str) -> dict[str, Any]:
@@ -244,7 +249,7 @@ def _draw_adam(sizes: Sizes, generator: torch.Generator) -> Inputs:
     def normal(scale: float) -> list[Tensor]:
         return [scale * torch.randn(shape, generator=generator) for shape in shapes]
 
-    clipped = normal(_ADAM_OPTIONS["clip_norm"])
+    clipped = normal(ADAM_OPTIONS["clip_norm"])
     squares = [number.square() for number in normal(1.0)]
     return dict(zip(_ADAM_LISTS, (normal(0.1), clipped, normal(1.0), squares), strict=True))
 
@@ -283,9 +288,14 @@ class _NearestToAKink(TorchFunctionMode):
 # --- results ----------------------------------------------------------------------------------------
 
 
+def results_of(op: str) -> Callable[[Callable[..., Any], Inputs], Results]:
+    """What calls a function with the arguments of ``op`` and names what comes of it."""
+    return _adam_results if op == "clipped_adam" else _op_results
+
+
 def _op_results(function: Callable[..., Any], inputs: Inputs) -> Results:
     """Outputs, and for one random gradient of each the gradients of every floating argument."""
-    wanted = dict(_differentiable(inputs))
+    wanted = dict(differentiable(inputs))
     for tensor in wanted.values():
         tensor.requires_grad_()
     outputs = function(**inputs)
@@ -299,7 +309,8 @@ def _op_results(function: Callable[..., Any], inputs: Inputs) -> Results:
     return values | {f"gradient of {n}": g for n, g in zip(wanted, gradients, strict=True)}
 
 
-def _differentiable(inputs: Inputs) -> Iterator[tuple[str, Tensor]]:
+def differentiable(inputs: Inputs) -> Iterator[tuple[str, Tensor]]:
+    """Every floating argument, those within weights too, by name."""
     for name, value in inputs.items():
         if isinstance(value, Tensor):
             if value.is_floating_point():
@@ -311,5 +322,5 @@ def _differentiable(inputs: Inputs) -> Iterator[tuple[str, Tensor]]:
 def _adam_results(function: Callable[..., Any], inputs: Inputs) -> Results:
     """What one step leaves in each list."""
     changed = map_tensors(inputs, lambda tensor: tensor)
-    function(**changed, **_ADAM_OPTIONS)
+    function(**changed, **ADAM_OPTIONS)
     return {f"value of {n}": torch.cat([tensor.flatten() for tensor in changed[n]]) for n in _ADAM_LISTS}

@@ -8,7 +8,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import pyro
 import torch
 
 from benchmarks.timing import load_average
@@ -37,7 +36,7 @@ def meta(device: torch.device, *, quick: bool) -> dict[str, Any]:
         "load": load_average(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "pyro": pyro.__version__,
+        "pyro": _version("pyro-ppl"),
         "jax": _version("jax"),
         "triton": _version("triton"),
         "cuda": torch.version.cuda,
@@ -57,6 +56,18 @@ def processor() -> str:
 def cpu_count() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def clocks() -> dict[str, str]:
+    """The first GPU's clocks, power and heat by nvidia-smi's names for them; empty without it."""
+    fields = (
+        *("name", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "temperature.gpu"),
+        *("power.draw", "power.limit", "pstate", "memory.used", "memory.total"),
+    )
+    answer = _output(["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"])
+    if not answer:
+        return {}
+    return dict(zip(fields, (value.strip() for value in answer.splitlines()[0].split(",")), strict=False))
 
 
 def _version(package: str) -> str | None:

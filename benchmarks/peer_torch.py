@@ -28,13 +28,14 @@ Parameters = dict[str, Tensor]
 class Buffers:
     """Uninitialised memory by name, kept and grown: fresh pages for every step would cost more."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._device = device
         self._held: dict[str, Tensor] = {}
 
     def rows(self, name: str, N: int, width: int) -> Tensor:
         """A matrix ``[N, width]`` of the memory called ``name``, good until that is asked for again."""
         if name not in self._held or self._held[name].numel() < N * width:
-            self._held[name] = torch.empty(N * width)
+            self._held[name] = torch.empty(N * width, device=self._device)
         return self._held[name][: N * width].view(N, width)
 
 
@@ -50,14 +51,17 @@ class Rows:
     """
 
     def __init__(self, batch: Batch, buffers: Buffers) -> None:
-        lengths = batch.mini_batch_seq_lengths
+        device = batch.mini_batch.device
+        lengths = batch.mini_batch_seq_lengths.to(device)
         if bool((lengths.diff() > 0).any()):
             raise ValueError(f"batch: expected rows sorted by falling length, got {lengths.tolist()}")
-        self.valid = torch.arange(batch.mini_batch.shape[1]).unsqueeze(1) < lengths  # [T, B]
+        self.valid = torch.arange(batch.mini_batch.shape[1], device=device).unsqueeze(1) < lengths  # [T, B]
         self.x = batch.mini_batch.transpose(0, 1)[self.valid]
         self.sizes: list[int] = self.valid.sum(1)[: int(lengths.max())].tolist()
         number = self.valid.flatten().cumsum(0).view_as(self.valid) - 1
-        self.last = number[lengths - 1, torch.arange(len(lengths))]  # the row each sequence ends with
+        self.last = number[
+            lengths - 1, torch.arange(len(lengths), device=device)
+        ]  # the row each sequence ends with
         self.before = number[:-1][self.valid[1:]]  # the same sequence's row one step ago, from step 2 on
         self.buffers = buffers
 
@@ -234,9 +238,11 @@ class TorchRacer:
 
     def __init__(self, case: Case, parameters: Mapping[str, Tensor]) -> None:
         self.case = case
-        self.parameters = {name: value.clone().requires_grad_() for name, value in parameters.items()}
+        self.parameters = {
+            name: value.to(case.device, copy=True).requires_grad_() for name, value in parameters.items()
+        }
         self._optimizer = FusedClippedAdam(list(self.parameters.values()), **OPTIMIZER)
-        self._buffers = Buffers()
+        self._buffers = Buffers(case.device)
         self._batches = [Rows(batch, self._buffers) for batch in case.batches]
 
     def active(self) -> nullcontext[None]:
@@ -248,7 +254,7 @@ class TorchRacer:
         value = float("nan")
         z_dim = self.parameters["z_0"].numel()
         for rows in self._batches:
-            value = self.step(rows, torch.randn(len(rows.x), z_dim))
+            value = self.step(rows, torch.randn(len(rows.x), z_dim, device=self.case.device))
         return value
 
     def step(self, rows: Rows, eps: Tensor) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks.baseline import BaselineDMM
 from benchmarks.cases import Case
+from benchmarks.racer import NoiseOfTheCpu
 from benchmarks.timing import Timed
 from dmm_fast.data import Batch
 from dmm_fast.model import DMM
@@ -52,7 +53,7 @@ class PyroRacer:
 
     def loss_and_grads(self, batch: Batch, seed: int) -> tuple[float, dict[str, Tensor]]:
         """The loss and every parameter's gradient with the noise that ``seed`` gives."""
-        with self.active():
+        with self.active(), NoiseOfTheCpu():
             pyro.set_rng_seed(seed)
             self.module.zero_grad(set_to_none=True)
             loss = self.elbo.loss_and_grads(
@@ -83,4 +84,5 @@ class PyroContestant:
         """A racer for ``case`` that starts from ``parameters``."""
         module = self.module(case.sizes)
         module.load_state_dict(dict(parameters), strict=True)
+        module.to(case.device)
         return PyroRacer(case, module, self.optimizer(), self.elbo())

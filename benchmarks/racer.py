@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import pyro
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from benchmarks.cases import Case
 from benchmarks.timing import Timed
@@ -56,7 +57,23 @@ class Contestant(Protocol):
 
 
 def tutorial_noise(batch: Batch, z_dim: int, seed: int) -> Tensor:
-    """The standard normals ``[T, B, Z]`` of the tutorial's guide after ``seed``: one draw a step."""
+    """The standard normals ``[T, B, Z]`` of the tutorial's guide after ``seed``: one draw a step on a CPU."""
     B, T, _ = batch.mini_batch.shape
     pyro.set_rng_seed(seed)
-    return torch.stack([torch.randn(B, z_dim) for _ in range(T)])
+    return torch.stack([torch.randn(B, z_dim) for _ in range(T)]).to(batch.mini_batch.device)
+
+
+class NoiseOfTheCpu(TorchFunctionMode):
+    """Normal noise is drawn on the CPU, step after step, whatever device it is for.
+
+    A GPU's generator gives T draws of ``[B, Z]`` other numbers than one draw of ``[T, B, Z]``: contestants
+    that draw differently could not be compared.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.Tensor.normal_:
+            return func(*args, **(kwargs or {}))
+        out: Tensor = args[0]
+        for step in out if out.dim() > 2 else (out,):
+            step.copy_(torch.empty(step.shape, dtype=out.dtype).normal_())
+        return out

@@ -123,7 +123,8 @@ def clocked(
 ) -> list[dict[str, Any]]:
     """The rows of one case: time in turn, then memory."""
     timed = {name: racer.timed() for name, racer in racers.items()}
-    samples = time_in_turn(timed, warmup=case.warmup, rounds=case.rounds)
+    wait = torch.cuda.synchronize if device.type == "cuda" else None
+    samples = time_in_turn(timed, warmup=case.warmup, rounds=case.rounds, synchronize=wait)
     baselines = [b.name for b in (BASELINE, MENDED) if b.name in samples]
     rows = []
     for contestant in contestants:

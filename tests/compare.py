@@ -13,6 +13,7 @@ from torch import Tensor
 from dmm_fast import native, ops, reference
 from dmm_fast.ops import BackendError, backend
 from tests.cases import OPS, TINY, Case
+from tests.device import DEVICE
 from tests.inputs import Inputs, build, differentiable, hidden, lay_out, tensors
 
 Results = dict[str, Tensor]
@@ -26,7 +27,7 @@ UNFUSED_FACTOR = 2.0
 DOUBLE_BOUND = 1e-12
 
 
-def backends_for(op_name: str, device: str = "cpu") -> list[str]:
+def backends_for(op_name: str, device: str = DEVICE) -> list[str]:
     """The backends that compute the op on the device in this build."""
     able = []
     for name in ops.BACKENDS:
@@ -38,7 +39,7 @@ def backends_for(op_name: str, device: str = "cpu") -> list[str]:
     return able
 
 
-def dtypes_for(op_name: str, backend_name: str, device: str = "cpu") -> list[torch.dtype]:
+def dtypes_for(op_name: str, backend_name: str, device: str = DEVICE) -> list[torch.dtype]:
     """Which of float32 and float64 a backend computes the op in."""
     able = []
     for dtype in (torch.float32, torch.float64):
@@ -104,13 +105,14 @@ def results(function: Callable[..., Any], case: Case, inputs: Inputs, only: str 
 
 @lru_cache(maxsize=512)
 def eager(op_name: str, case: Case, dtype: torch.dtype) -> Results:
-    """What eager PyTorch makes of the case; in float64 this is the truth."""
-    inputs = build(op_name, case, dtype)
+    """What eager PyTorch makes of the case on a CPU; in float64 this is the truth."""
+    inputs = build(op_name, case, dtype, "cpu")
     return results(getattr(reference, op_name), case, inputs)
 
 
 def error(value: Tensor, truth: Tensor) -> float:
     """The norm of the difference relative to the norm of the truth; 0 for two zeros."""
+    truth = truth.cpu()
     difference = (value.cpu().double() - truth).norm().item()
     norm = truth.norm().item()
     return difference / norm if norm > 0 else (0.0 if difference == 0 else float("inf"))
@@ -127,7 +129,7 @@ def compare(
     case: Case,
     backend_name: str,
     dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
+    device: str = DEVICE,
 ) -> None:
     """Hold a backend to the float64 reference on a case: values and every gradient.
 
@@ -188,7 +190,7 @@ def _traces(op_name: str, inputs: Inputs, got: Results) -> list[str]:
     return faults
 
 
-def check_gradients(op_name: str, backend_name: str, case: Case = TINY, device: str = "cpu") -> None:
+def check_gradients(op_name: str, backend_name: str, case: Case = TINY, device: str = DEVICE) -> None:
     """Hold the gradients of a backend that takes float64 to numerical differentiation."""
     inputs = build(op_name, case, torch.float64, device)
     wanted = differentiable(inputs)
@@ -208,7 +210,7 @@ def check_gradients(op_name: str, backend_name: str, case: Case = TINY, device: 
 
 
 def each_backend(op_name: str) -> pytest.MarkDecorator:
-    """Run a test with ``backend`` each of those that compute the op on a CPU in this build."""
+    """Run a test with ``backend`` each of those that compute the op on the tested device in this build."""
     return pytest.mark.parametrize("backend", backends_for(op_name))
 
 

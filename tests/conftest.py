@@ -9,6 +9,8 @@ import pyro
 import pytest
 import torch
 
+from tests import device
+
 # Workers share the cores: with more threads than cores, small kernels wait for each other.
 torch.set_num_threads(1)
 
@@ -19,9 +21,20 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("dmm_fast")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What the tests of the ops run on."""
+    parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where the ops are tested")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test module is imported."""
+    device.use(config.getoption("--device"))
+
+
 @pytest.fixture(autouse=True)
 def clean_slate() -> Iterator[None]:
     """An empty parameter store, seed 0 and validation on; torch's global modes as they were."""
+    device.leave_if_broken()
     dtype = torch.get_default_dtype()
     deterministic = torch.are_deterministic_algorithms_enabled()
     pyro.clear_param_store()

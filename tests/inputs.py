@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from dmm_fast import reference
 from tests.cases import OPS, WEIGHTS, Case, Op
+from tests.device import DEVICE
 
 RELU_MARGIN = 1e-5
 
@@ -203,7 +204,7 @@ def lay_out(tensor: Tensor, layout: str) -> Tensor:
     return tensor.movedim(axis, 0).contiguous().movedim(0, axis)
 
 
-def build(op_name: str, case: Case, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Inputs:
+def build(op_name: str, case: Case, dtype: torch.dtype = torch.float32, device: str = DEVICE) -> Inputs:
     """The arguments of the op by name, in the order of its signature; tensors need no gradient yet."""
     op, numbers = OPS[op_name], _numbers(op_name, case)
 

@@ -1,4 +1,4 @@
-"""The kernels' elementary functions against float64 over the whole range of float32, interpreted."""
+"""The kernels' elementary functions against float64 over the whole range of float32."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from dmm_fast import kernels
+from tests.device import DEVICE
 
-if not kernels.INTERPRETED:
-    pytest.skip("runs where Triton's kernels are interpreted: make triton", allow_module_level=True)
+if DEVICE != kernels.DEVICE:
+    pytest.skip(
+        "runs where Triton's kernels are interpreted, make triton, or on a GPU", allow_module_level=True
+    )
 
 import triton
 import triton.language as tl
@@ -28,9 +31,10 @@ def apply_kernel(x, out, size, FUNCTION: tl.constexpr, BLOCK: tl.constexpr):  # 
 def apply(name: str, x: Tensor) -> Tensor:
     """The function of that name, elementwise."""
     module = import_module(f"dmm_fast.kernels.{'densities' if name.endswith('slope') else 'common'}")
+    x = x.to(DEVICE)
     out = torch.full_like(x, float("nan"))
     apply_kernel[(triton.cdiv(len(x), 1 << 14),)](x, out, len(x), getattr(module, name), BLOCK=1 << 14)
-    return out
+    return out.cpu()
 
 
 def everywhere(least: float, most: float) -> Tensor:

@@ -6,10 +6,13 @@ import torch
 from dmm_fast import kernels
 from tests.cases import CASES, OPS
 from tests.compare import backends_for, error, run_backend
+from tests.device import DEVICE
 from tests.inputs import build, map_tensors
 
-if not kernels.INTERPRETED:
-    pytest.skip("runs where Triton's kernels are interpreted: make triton", allow_module_level=True)
+if DEVICE != kernels.DEVICE:
+    pytest.skip(
+        "runs where Triton's kernels are interpreted, make triton, or on a GPU", allow_module_level=True
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])

@@ -13,7 +13,10 @@ from dmm_fast import native, ops, reference
 from dmm_fast.ops import BACKENDS, BackendError, backend
 from tests.cases import CASES, OPS
 from tests.compare import backends_for, compare
+from tests.device import cpu_only
 from tests.inputs import build
+
+pytestmark = cpu_only
 
 
 @pytest.fixture(autouse=True)

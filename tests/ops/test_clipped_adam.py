@@ -10,6 +10,7 @@ from torch import Tensor
 from dmm_fast import reference, use_backend
 from dmm_fast.ops import clipped_adam
 from tests.compare import EAGER_FACTOR, FLOOR_EPS, each_backend, each_backend_and_dtype, error
+from tests.device import DEVICE
 
 SHAPES = [(), (1,), (7,), (3, 5), (33, 65), (0,), (600, 88), (2, 3, 4)]
 OPTIONS: list[dict[str, Any]] = [
@@ -21,13 +22,13 @@ OPTIONS: list[dict[str, Any]] = [
 STEPS = 5
 
 
-def lists(dtype: torch.dtype, strided: bool) -> list[list[Tensor]]:
-    """Parameters, gradients, averages and averages of squares, the same numbers for every dtype."""
+def lists(dtype: torch.dtype, strided: bool, device: str = "cpu") -> list[list[Tensor]]:
+    """Parameters, gradients, averages and averages of squares, the same numbers everywhere."""
     generator = torch.Generator().manual_seed(3)
 
     def draw(shape: tuple[int, ...], scale: float = 1.0, absolute: bool = False) -> Tensor:
         number = scale * torch.randn(shape, generator=generator)
-        number = (number.abs() if absolute else number).to(dtype)
+        number = (number.abs() if absolute else number).to(device, dtype)
         # A transposed copy: the same values in another order in memory, and each tensor in its own.
         return number.mT.contiguous().mT if strided and number.dim() == 2 else number
 
@@ -39,8 +40,10 @@ def lists(dtype: torch.dtype, strided: bool) -> list[list[Tensor]]:
     ]
 
 
-def run(function: Any, dtype: torch.dtype, strided: bool, **options: Any) -> list[list[Tensor]]:
-    tensors = lists(dtype, strided)
+def run(
+    function: Any, dtype: torch.dtype, strided: bool, device: str = "cpu", **options: Any
+) -> list[list[Tensor]]:
+    tensors = lists(dtype, strided, device)
     settings = {"weight_decay": 0.0, "clip_norm": 10.0, **options}
     for step in range(1, STEPS + 1):
         function(*tensors, step=step, lr=1e-2, beta1=0.96, beta2=0.999, eps=1e-8, **settings)
@@ -68,7 +71,7 @@ def hold(backend: str, dtype: torch.dtype, options: dict[str, Any], strided: boo
     truth = run(reference.clipped_adam, torch.float64, strided, **options)
     eager = run(reference.clipped_adam, dtype, strided, **options)
     with use_backend(backend):
-        got = run(clipped_adam, dtype, strided, **options)
+        got = run(clipped_adam, dtype, strided, DEVICE, **options)
     for of_truth, of_eager, of_got in zip(truth, eager, got, strict=True):
         for expected, yardstick, value in zip(of_truth, of_eager, of_got, strict=True):
             bound = max(EAGER_FACTOR * error(yardstick, expected), FLOOR_EPS * torch.finfo(dtype).eps)
@@ -78,7 +81,7 @@ def hold(backend: str, dtype: torch.dtype, options: dict[str, Any], strided: boo
 
 @each_backend("clipped_adam")
 def test_a_gradient_that_is_no_number_reaches_its_parameter(backend: str) -> None:
-    tensors = [[torch.ones(40)], [torch.zeros(40)], [torch.zeros(40)], [torch.zeros(40)]]
+    tensors = [[torch.full((40,), value, device=DEVICE)] for value in (1.0, 0.0, 0.0, 0.0)]
     tensors[1][0][17] = float("nan")
     with use_backend(backend):
         clipped_adam(

@@ -12,12 +12,13 @@ from dmm_fast import ops, reference
 from dmm_fast.ops import CombinerWeights, GaussianEmitterWeights, TransitionWeights
 from tests.cases import CASES, Case
 from tests.compare import each_backend, each_backend_and_dtype
+from tests.device import DEVICE
 from tests.inputs import build
 
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 FAR = [-1e4, -200.0, -90.0, -20.0, 0.0, 20.0, 90.0, 1e4]
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-LENGTHS = torch.tensor([2, 1, 0])
+LENGTHS = torch.tensor([2, 1, 0], device=DEVICE)
 STEPS = [2.0, 1.0, 0.0]
 B, T, Z = 3, 2, 2
 
@@ -40,7 +41,7 @@ def zero_weights(cls: type, spec: str, dtype: torch.dtype, **biases: float) -> A
     sizes = {"Z": Z}
     shapes = [[sizes.get(letter, 3) for letter in word] for word in spec.split()]
     fields = zip(cls._fields, shapes, strict=True)
-    tensors = (torch.full(s, biases.get(name, 0.0), dtype=dtype) for name, s in fields)
+    tensors = (torch.full(s, biases.get(name, 0.0), dtype=dtype, device=DEVICE) for name, s in fields)
     return cls(*(t.requires_grad_() for t in tensors))
 
 
@@ -56,7 +57,7 @@ def zero_combiner(dtype: torch.dtype, pre_scale: float, loc: float = 0.0) -> Com
 
 
 def leaf(value: float, dtype: torch.dtype, *shape: int) -> Tensor:
-    return torch.full(shape, value, dtype=dtype, requires_grad=True)
+    return torch.full(shape, value, dtype=dtype, device=DEVICE, requires_grad=True)
 
 
 def assert_finite_gradients(output: Tensor, *inputs: Any) -> None:
@@ -66,7 +67,7 @@ def assert_finite_gradients(output: Tensor, *inputs: Any) -> None:
 
 
 def assert_each_row(got: Tensor, per_step: float) -> None:
-    expected = torch.tensor([n * per_step for n in STEPS], dtype=got.dtype)
+    expected = torch.tensor([n * per_step for n in STEPS], dtype=got.dtype, device=DEVICE)
     torch.testing.assert_close(got.detach(), expected, rtol=2e-6, atol=1e-6)
 
 
@@ -253,7 +254,7 @@ def test_what_gaussian_emission_does_not_observe_is_quiet(
     x, z = leaf(1, dtype, B, T, 3), leaf(1, dtype, B, T, Z)
     spec = "EZ E EE E DE D DE D"
     weights = zero_weights(GaussianEmitterWeights, spec, dtype, b_loc=1.0, b_scale=pre_scale)
-    mask = torch.tensor([True, False, True]).expand(B, T, 3)
+    mask = torch.tensor([True, False, True], device=DEVICE).expand(B, T, 3)
     with ops.use_backend(backend):
         got = ops.gaussian_emission_log_prob(x, z, weights, LENGTHS, mask)
     assert_each_row(got, -2 * (pre_scale + HALF_LOG_2PI))
@@ -266,8 +267,8 @@ def test_what_gaussian_emission_does_not_observe_is_quiet(
 def _grid(dtype: torch.dtype, scales: list[float]) -> tuple[Tensor, Tensor, Tensor]:
     residuals = [0.0, 1e-30, 1e-8, 1.0, 1e4, 1e30]
     pairs = [(r, s) for r in residuals for s in scales]
-    value = torch.tensor([r for r, _ in pairs], dtype=dtype)
-    return value, torch.zeros_like(value), torch.tensor([s for _, s in pairs], dtype=dtype)
+    residual, scale = torch.tensor(pairs, dtype=dtype, device=DEVICE).unbind(1)
+    return residual, torch.zeros_like(residual), scale
 
 
 def _assert_no_new_nan(ours: tuple[Tensor, ...], eager: tuple[Tensor, ...]) -> None:
@@ -286,8 +287,8 @@ def test_gaussian_emission_has_no_nan_that_eager_normal_lacks(backend: str, dtyp
     inputs = build("gaussian_emission_log_prob", Case("grid", B=1, T=1, D=D, E=3), dtype)
     inputs["x"] = value.reshape(1, 1, D).clone().requires_grad_()
     inputs["weights"] = inputs["weights"]._replace(
-        w_loc=torch.zeros(D, 3, dtype=dtype),
-        w_scale=torch.zeros(D, 3, dtype=dtype),
+        w_loc=value.new_zeros(D, 3),
+        w_scale=value.new_zeros(D, 3),
         b_loc=loc.clone().requires_grad_(),
         b_scale=pre_scale.clone().requires_grad_(),
     )
@@ -307,7 +308,7 @@ def test_normal_log_prob_has_no_nan_that_eager_normal_lacks(backend: str, dtype:
     eager = torch.autograd.grad(terms.sum(), leaves)
     # A row for each number: the values are compared too.
     ours_in = [t.reshape(-1, 1, 1).clone().requires_grad_() for t in grid]
-    lengths = torch.ones(len(terms), dtype=torch.int64)
+    lengths = torch.ones(len(terms), dtype=torch.int64, device=DEVICE)
     with ops.use_backend(backend):
         got = ops.normal_log_prob(*ours_in, lengths)
     _assert_no_new_nan((got, *torch.autograd.grad(got.sum(), ours_in)), (terms, *eager))
@@ -349,7 +350,8 @@ def test_rnn_scan(backend: str, nonlinearity: str, size: float) -> None:
 
 
 def test_zero_weights_give_the_means_that_the_tests_rely_on() -> None:
-    loc, _ = ops.gated_transition(torch.ones(Z), zero_transition(torch.float32, 0.0, loc=1.0))
+    loc, _ = ops.gated_transition(torch.ones(Z, device=DEVICE), zero_transition(torch.float32, 0.0, loc=1.0))
     assert (loc == 1).all()
-    loc, _ = ops.combiner(torch.ones(Z), torch.ones(3), zero_combiner(torch.float32, 0.0, loc=1.0))
+    ones = torch.ones(Z, device=DEVICE), torch.ones(3, device=DEVICE)
+    loc, _ = ops.combiner(*ones, zero_combiner(torch.float32, 0.0, loc=1.0))
     assert (loc == 1).all()

@@ -13,11 +13,13 @@ from dmm_fast import native, ops
 from tests.cases import CASES, OPS, SEQUENCE_OPS, Case
 from tests.compare import eager, error, results, run_backend
 from tests.compiled import COMPILED, OP_LIBRARIES, calls_of
+from tests.device import cpu_only
 from tests.inputs import build, differentiable, map_tensors, tensors
 
 pytestmark = pytest.mark.skipif(native.missing is not None, reason=f"no compiled library: {native.missing}")
 
 
+@cpu_only
 def test_a_build_with_a_library_has_compiled_ops() -> None:
     assert {"rnn_scan", "combiner_scan"} <= set(COMPILED)
 

@@ -6,7 +6,10 @@ import torch
 from tests import oracle
 from tests.cases import CASES, OPS
 from tests.compare import eager, error, results
+from tests.device import cpu_only
 from tests.inputs import build
+
+pytestmark = cpu_only
 
 
 @pytest.mark.parametrize("case_name", CASES)

@@ -1,4 +1,4 @@
-"""Every op at every shape, through every backend that computes it on a CPU in this build."""
+"""Every op at every shape, through every backend that computes it on the tested device in this build."""
 
 from dataclasses import replace
 

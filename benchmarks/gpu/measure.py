@@ -1,0 +1,88 @@
+"""How long work takes on a device: by CUDA events on a GPU, by the clock on a CPU."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.timing import Samples
+
+Step = Callable[[], object]
+
+MOST_ROUNDS, LEAST_ROUNDS = 30, 3
+WARM_UP = 3
+# A replay of less takes turns with others between the same two events, whose own gap would count.
+SHORT_MS = 1.0
+TOGETHER = 20
+
+
+def time_calls(step: Step, device: str, *, seconds: float = 0.5) -> Samples:
+    """The durations of ``step``, called as it comes: as many rounds as fit into about ``seconds``.
+
+    On a GPU calls are queued and each is between two events, so one that takes the host longer to start than
+    the device to do counts what it takes to start.
+    """
+    step()
+    first = sum(_rounds(step, device, 1))
+    if 1e-3 * first < seconds:
+        _rounds(step, device, WARM_UP)
+    rounds = int(min(MOST_ROUNDS, max(LEAST_ROUNDS, seconds * 1e3 / max(first, 1e-6))))
+    return Samples(tuple(_rounds(step, device, rounds)))
+
+
+def time_graph(step: Step, *, seconds: float = 0.3) -> Samples:
+    """The durations of ``step`` replayed from a CUDA graph, several in a row where they are short.
+
+    Raises:
+        RuntimeError: it cannot be captured.
+    """
+    replay = capture(step)
+    replay()
+    together = TOGETHER if sum(_rounds(replay, "cuda", 1)) < SHORT_MS else 1
+
+    def several() -> None:
+        for _ in range(together):
+            replay()
+
+    samples = time_calls(several, "cuda", seconds=seconds)
+    return Samples(tuple(ms / together for ms in samples.ms))
+
+
+def capture(step: Step) -> Step:
+    """``step`` as a CUDA graph: what replays it on the memory it was captured with."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    held = []
+    with torch.cuda.graph(graph):
+        held.append(step())  # results live as long as the graph that writes them
+
+    def replay() -> object:
+        graph.replay()
+        return held
+
+    return replay
+
+
+def _rounds(step: Step, device: str, count: int) -> list[float]:
+    """Milliseconds of ``count`` calls."""
+    if device != "cuda":
+        return [_by_the_clock(step) for _ in range(count)]
+    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
+    torch.cuda.synchronize()
+    for begin, end in pairs:
+        begin.record()
+        step()
+        end.record()
+    torch.cuda.synchronize()
+    return [begin.elapsed_time(end) for begin, end in pairs]
+
+
+def _by_the_clock(step: Step) -> float:
+    start = time.perf_counter()
+    step()
+    return 1e3 * (time.perf_counter() - start)

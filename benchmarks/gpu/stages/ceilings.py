@@ -1,0 +1,42 @@
+"""What this device does at its best: a copy in its memory, products in IEEE float32 and in TF32."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from benchmarks.gpu.ceilings import COPY, IEEE, SUITE, TF32
+from benchmarks.gpu.measure import time_calls
+from benchmarks.gpu.stage import Stage, Unit
+
+
+def units(stage: Stage) -> Iterator[Unit]:
+    """A ceiling is a unit."""
+    yield Unit(COPY, lambda: copy(stage))
+    yield Unit(IEEE, lambda: product(stage, IEEE, "highest"))
+    yield Unit(TF32, lambda: product(stage, TF32, "high"))
+
+
+def copy(stage: Stage) -> None:
+    """Bytes read and written; far more than a cache holds."""
+    count = 1 << (16 if stage.quick else 28)
+    source = torch.randn(count, device=stage.device)
+    target = torch.empty_like(source)
+    _write(stage, COPY, lambda: target.copy_(source), 2 * 4 * count, "bytes", f"{4 * count} bytes")
+
+
+def product(stage: Stage, name: str, precision: str) -> None:
+    """Operations of a large product of random matrices; a multiply-add is two."""
+    size = 128 if stage.quick else 8192
+    a, b = (torch.randn(size, size, device=stage.device) for _ in range(2))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        _write(stage, name, lambda: torch.mm(a, b), 2 * size**3, "operations", f"{size} cubed")
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _write(stage: Stage, name: str, step: Callable[[], object], work: int, of: str, size: str) -> None:
+    samples = time_calls(step, stage.device, seconds=0.1 if stage.quick else 1.0)
+    rate = 1e3 * work / samples.median
+    stage.record.case(SUITE, name, "torch", samples.as_dict(), per_second=rate, of=of, size=size)

@@ -1,0 +1,84 @@
+"""Stages that go wrong, each in its own way, run as the runner runs real ones."""
+
+import os
+import sys
+import time
+from types import ModuleType
+
+from benchmarks.gpu import stage as stage_module
+from benchmarks.gpu.stage import ProcessSpentError, Unit
+
+
+def verdict(ok):
+    return {
+        "op": "f",
+        "backend": "b",
+        "case": "c",
+        "max_rel_error": 0.5,
+        "bound": 1.0 if ok else 0.1,
+        "ok": ok,
+    }
+
+
+def fails(stage):
+    yield Unit("first", lambda: stage.record.case("s", "c", "first", {"median_ms": 1.0}))
+    yield Unit("bad", lambda: 1 / 0)
+    yield Unit("last", lambda: stage.record.case("s", "c", "last", {"median_ms": 1.0}))
+
+
+def hangs(stage):
+    yield Unit("first", lambda: stage.record.case("s", "c", "first", {"median_ms": 1.0}))
+    yield Unit("bad", lambda: time.sleep(600), seconds=1.0)
+    yield Unit("last", lambda: stage.record.case("s", "c", "last", {"median_ms": 1.0}))
+
+
+def breaks(stage):
+    """After the second unit this process's device works no more."""
+    object.__setattr__(stage, "device", "cuda")
+    stage_module.device_works = lambda: False
+    yield from fails(stage)
+
+
+def needs_another(stage):
+    def unfit():
+        raise ProcessSpentError
+
+    yield Unit("first", unfit)
+    yield Unit(
+        "last",
+        lambda: stage.record.detail(process=os.getpid(), skipped=sys.argv[sys.argv.index("--skip") + 1]),
+    )
+
+
+def dies(stage):
+    yield Unit("first", lambda: stage.record.case("s", "c", "first", {"median_ms": 1.0}))
+    yield Unit("bad", lambda: os.abort())
+
+
+def never_begins(stage):
+    print("about to hang", flush=True)
+    time.sleep(600)
+    yield
+
+
+def runs_out(stage):
+    yield Unit("first", lambda: stage.record.case("s", "c", "first", {"median_ms": 1.0}))
+    yield Unit("long", lambda: time.sleep(600), seconds=300)
+    yield Unit("last", lambda: None)
+
+
+def disagrees(stage):
+    yield Unit("right", lambda: stage.record.correctness(verdict(True)))
+    yield Unit("wrong", lambda: stage.record.correctness(verdict(False)))
+
+
+def well(stage):
+    yield Unit("meta", lambda: stage.record.add("meta", {"commit": "abc"}))
+    yield Unit("all", lambda: stage.record.detail(seen=[stage.device, stage.quick, stage.left() > 0]))
+
+
+if __name__ == "__main__":
+    module = ModuleType("benchmarks.gpu.stages.fake")
+    module.units = globals()[sys.argv[1]]
+    sys.modules[module.__name__] = module
+    sys.exit(stage_module.main(["fake", *sys.argv[2:]]))

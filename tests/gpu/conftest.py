@@ -1,0 +1,14 @@
+"""What only a GPU can show; skipped elsewhere."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.device import gpu_only
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test of this folder wants a GPU."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(gpu_only)

@@ -1,0 +1,24 @@
+"""Every op goes into one graph of torch.compile with its gradient, by inductor as users have it."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.gpu.calls import OP_BACKENDS, assert_near, prepare
+
+KERNELS = [(op, backend) for op, backend in OP_BACKENDS if backend != "reference"]
+
+
+@pytest.mark.parametrize(("op_name", "backend"), KERNELS)
+def test_one_graph_holds_the_op_and_its_gradient(op_name: str, backend: str) -> None:
+    call = prepare(op_name, backend)
+    expected = call.run()
+    torch._dynamo.reset()  # one code object for all ops would run into the limit of recompilations
+    eager = call.function
+
+    def function(**given: Any) -> Any:
+        return eager(**given)
+
+    call.function = torch.compile(function, fullgraph=True)
+    assert_near(call.run(), expected)
