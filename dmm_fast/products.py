@@ -11,7 +11,7 @@ from dmm_fast.reference import previous, valid_steps
 
 
 def allows_tf32() -> bool:
-    """Whether torch's own setting for matrix products in float32 allows tf32 on a GPU; by default it does not."""
+    """Whether torch's own setting for products in float32 allows tf32 on a GPU; by default it does not."""
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
@@ -27,7 +27,8 @@ def combiner_states(
     h: Tensor, z: Tensor, z_q_0: Tensor, w_z: Tensor, b_z: Tensor, lengths: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the combiner's forward did not keep, in float32: ``z_{t-1}``, ``g = tanh(W_z z_{t-1} + b_z)``
-    and ``c = (g + h) / 2``."""
+    and ``c = (g + h) / 2``.
+    """
     valid = valid_steps(lengths, z.shape[2])[..., None]
     z_before = torch.where(valid, previous(z, z_q_0), 0.0).float()
     g = torch.where(valid, torch.tanh(F.linear(z_before, w_z.float(), b_z.float())), 0.0).contiguous()
@@ -40,7 +41,5 @@ def combiner_weight_gradients(da: Tensor, dout: Tensor, z_before: Tensor, c: Ten
     ``da`` is of what g is the tanh of; ``dout [P, B, T, 2 Z]`` is of loc and of pre_scale.
     """
     da, dout, z_before, c = (t.flatten(0, 2) for t in (da, dout, z_before, c))
-    dw_loc, dw_scale = (dout.mT @ c).chunk(2)
-    db_loc, db_scale = dout.sum(0).chunk(2)
-    # Results of an op may not share memory.
-    return da.mT @ z_before, da.sum(0), dw_loc, db_loc.clone(), dw_scale.clone(), db_scale
+    dloc, dpre_scale = dout.chunk(2, dim=1)
+    return da.mT @ z_before, da.sum(0), dloc.mT @ c, dloc.sum(0), dpre_scale.mT @ c, dpre_scale.sum(0)

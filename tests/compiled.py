@@ -13,7 +13,7 @@ from tests.compare import backends_for, dtypes_for, run_backend
 from tests.inputs import build
 
 COMPILED = [op for op in OPS if "cpp" in backends_for(op)]
-LIBRARIES = {"cpp": "dmm_fast", "cuda": "dmm_fast", "triton": "dmm_fast_triton"}
+LIBRARIES = {"cpp": "dmm_fast", "cuda": "dmm_fast_cuda", "triton": "dmm_fast_triton"}
 OP_LIBRARIES = [(op, backend) for op in OPS for backend in backends_for(op) if backend in LIBRARIES]
 
 

@@ -77,4 +77,3 @@ def combiner_scan_steps_backward(
             dz, dloc, dpre_scale, eps, pre_scale, g.contiguous(), *rest, *made, options
         )
     return made
-

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 import dmm_fast
 from dmm_fast import DMM, checkpoint
-from dmm_fast.cuda.plan import scan_plans
 from dmm_fast.cli import build_parser, main
 from dmm_fast.commands import train_config
 from dmm_fast.config import TrainConfig
+from dmm_fast.cuda.plan import scan_plans
 from dmm_fast.data import chorales, save_npz
 from dmm_fast.runlog import read_metrics
 from dmm_fast.train import BEST, LAST

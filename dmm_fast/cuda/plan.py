@@ -21,7 +21,7 @@ CHUNK = 4  # rows that are multiplied at once
 TENSOR_CHUNK = 16  # on tensor cores
 CLUSTER_SIZES = (1, 2, 4, 8, 16)
 RNN_REGISTERS = (8, 6, 4, 2, 0)  # quads of weights a thread may keep there: what there are kernels for
-RNN_TENSOR_TILES = ((1, 4), (2, 8), (3, 10))  # on tensor cores: of 16 outputs a warp, and its quads of 8 inputs
+RNN_TENSOR_TILES = ((1, 4), (2, 8), (3, 10))  # on tensor cores: 16 outputs each, and the quads of 8 inputs
 COMBINER_REGISTERS = ((2, 4), (2, 2), (0, 0))  # of the smaller matrix and of the larger
 
 # Cycles, and bytes a cycle, of one multiprocessor.
@@ -146,9 +146,7 @@ def rnn_plan(
 
 
 @lru_cache(maxsize=1024)
-def combiner_plan(
-    rows: int, units: int, latents: int, device: Device = H100, backward: bool = False
-) -> Plan:
+def combiner_plan(rows: int, units: int, latents: int, device: Device = H100, backward: bool = False) -> Plan:
     """The plan for ``combiner_scan`` of ``rows`` = P B sequences, H = ``units`` and Z = ``latents``.
 
     Raises:
@@ -228,7 +226,8 @@ def cuda_device(index: int) -> Device:
     found = torch.cuda.get_device_properties(index)
     # Clusters begin with compute capability 9; those of more than 8 blocks are for data centres' chips.
     most = 1 if found.major < 9 else 16 if found.major < 12 else 8
-    return Device(found.multi_processor_count, found.shared_memory_per_block_optin, most)
+    shared_bytes: int = found.shared_memory_per_block_optin  # type: ignore[attr-defined]  # not in the stubs
+    return Device(found.multi_processor_count, shared_bytes, most)
 
 
 class _Shape(NamedTuple):

@@ -28,4 +28,3 @@ def rnn_scan_backward(
     # Of what is invalid both factors are zero, so all steps of all rows may go into one product.
     dw_hh = dx_proj.flatten(0, 2).mT @ following(h, h_0, lengths).flatten(0, 2)
     return dx_proj, dw_hh, dh_0
-

@@ -95,7 +95,13 @@ def tf32() -> Iterator[None]:
 @pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
 @pytest.mark.parametrize(("tiles", "size", "rows", "at_once"), [(1, 2, 8, 8), (2, 1, 12, 8), (1, 4, 16, 16)])
 def test_tensor_cores_are_as_near_as_tf32_is(
-    tiles: int, size: int, rows: int, at_once: int, nonlinearity: str, tf32: None, monkeypatch: pytest.MonkeyPatch
+    tiles: int,
+    size: int,
+    rows: int,
+    at_once: int,
+    nonlinearity: str,
+    tf32: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Rounding to ten bits is off by 2^-11 at most, and errors do not grow along these few steps."""
 
@@ -150,7 +156,7 @@ def test_a_missing_barrier_shows(
 
 
 def test_lengths_out_of_range_touch_no_other_memory() -> None:
-    """Checked where they can be read without waiting for the device; elsewhere the kernel keeps them in range."""
+    """They are checked where that needs no wait for the device; elsewhere the kernel keeps them in range."""
     case = CASES["small"]
     inputs = build("rnn_scan", case)
     x_proj, h_0 = inputs["x_proj"][None], inputs["h_0"].expand(1, case.B, case.H)
