@@ -9,6 +9,7 @@ namespace dmm {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(dmm_fast, m) {
   m.def("exchange_floor(Tensor rings, int steps, int cluster_size, int threads) -> Tensor");
+  m.def("_clusters_at_once(int device, int cluster_size, int shared_bytes) -> int");
 }
 
 #ifdef DMM_FAST_CUDA
@@ -39,9 +40,24 @@ Tensor exchange_floor(const Tensor& rings_, int64_t steps, int64_t cluster_size,
   return out;
 }
 
+// What a plan has to know of a device: clusters lie within parts of it whose number it does not tell.
+int64_t clusters_at_once(int64_t device, int64_t cluster_size, int64_t shared_bytes) {
+  const torch::stable::accelerator::DeviceGuard guard(static_cast<int32_t>(device));
+  int count = 0;
+  const char* error =
+      cuda::clusters_at_once(static_cast<int>(cluster_size), static_cast<int>(shared_bytes), &count);
+  STD_TORCH_CHECK(error == nullptr, "clusters of ", cluster_size, " blocks with ", shared_bytes,
+                  " bytes of shared memory: ", error ? error : "");
+  return count;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(dmm_fast, CUDA, m) { m.impl("exchange_floor", TORCH_BOX(&exchange_floor)); }
+// No tensor comes with this call, so there is no device to choose by.
+STABLE_TORCH_LIBRARY_IMPL(dmm_fast, CompositeExplicitAutograd, m) {
+  m.impl("_clusters_at_once", TORCH_BOX(&clusters_at_once));
+}
 #endif
 
 }  // namespace dmm

@@ -17,9 +17,9 @@ from dmm_fast.cuda.plan import (
     rnn_plans,
 )
 
-A100 = Device(multiprocessors=108, shared_bytes=166_912, most_blocks=1)
+A100 = Device(166_912, (108, 0, 0, 0, 0))
 sizes = st.integers(1, 1100)
-devices = st.sampled_from([H100, A100, H100._replace(multiprocessors=78)])
+devices = st.sampled_from([H100, A100, H100._replace(clusters=(78, 38, 18, 9, 0))])
 
 
 def check_tiling(tiling: Tiling) -> None:
@@ -37,7 +37,7 @@ def check_plan(plan: Plan, rows: int, device: Device) -> None:
     assert plan.clusters * plan.rows_per_cluster >= rows > (plan.clusters - 1) * plan.rows_per_cluster
     assert 1 <= plan.rows_per_group <= plan.tilings[0].chunk
     assert plan.rows_per_cluster <= max(ROWS)
-    assert plan.cluster_size <= device.most_blocks
+    assert device.at_once(plan.cluster_size)
     assert plan.shared_bytes <= device.shared_bytes
     for tiling in plan.tilings:
         check_tiling(tiling)

@@ -14,28 +14,39 @@ const char* launch_blocks(Kernel kernel, const Args& args, int blocks, int threa
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
+// A launch on clusters, which config points into: it may not move.
+struct ClusterLaunch {
+  cudaLaunchConfig_t config{};
+  cudaLaunchAttribute size{};
+
+  template <class Kernel>
+  cudaError_t prepare(Kernel kernel, int blocks, int cluster_size, int threads, size_t shared_bytes) {
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = shared_bytes;
+    if (cluster_size > 1) {  // a GPU without clusters does not know the attribute
+      size.id = cudaLaunchAttributeClusterDimension;
+      size.val.clusterDim.x = static_cast<unsigned>(cluster_size);
+      size.val.clusterDim.y = size.val.clusterDim.z = 1;
+      config.attrs = &size;
+      config.numAttrs = 1;
+    }
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(shared_bytes));
+    // More than 8 blocks to a cluster have to be asked for.
+    if (error != cudaSuccess || cluster_size <= 8) return error;
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  }
+};
+
 // Null, or what went wrong.
 template <class Kernel, class Args>
 const char* launch_clusters(Kernel kernel, const Args& args, int blocks, int cluster_size, int threads,
                             size_t shared_bytes, void* stream) {
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           static_cast<int>(shared_bytes));
-  // More than 8 blocks to a cluster have to be asked for.
-  if (error == cudaSuccess && cluster_size > 8)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  if (error != cudaSuccess) return cudaGetErrorString(error);
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(cluster_size);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  error = cudaLaunchKernelEx(&config, kernel, args);
+  ClusterLaunch launch;
+  cudaError_t error = launch.prepare(kernel, blocks, cluster_size, threads, shared_bytes);
+  launch.config.stream = static_cast<cudaStream_t>(stream);
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&launch.config, kernel, args);
   if (error == cudaSuccess) error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }

@@ -36,12 +36,16 @@ _TENSOR = 7.0  # a product of 16 x 8 by 8 x 8 in tf32, on one of four tensor cor
 class Device(NamedTuple):
     """What a plan depends on."""
 
-    multiprocessors: int = 132
-    shared_bytes: int = 232_448  # that a block may have
-    most_blocks: int = 16  # of a cluster
+    shared_bytes: int  # that a block may have
+    clusters: tuple[int, ...]  # of each of CLUSTER_SIZES, that run at a time
+
+    def at_once(self, size: int) -> int:
+        """How many clusters of so many blocks run at a time."""
+        return self.clusters[CLUSTER_SIZES.index(size)]
 
 
-H100 = Device()
+# A cluster lies within a group of multiprocessors, of which there are eight with 16 or more.
+H100 = Device(232_448, (132, 64, 32, 16, 8))
 
 
 class Tiling(NamedTuple):
@@ -224,10 +228,13 @@ def device_of(tensor: Tensor) -> Device:
 def cuda_device(index: int) -> Device:
     """What a plan depends on, of the CUDA device of that index."""
     found = torch.cuda.get_device_properties(index)
-    # Clusters begin with compute capability 9; those of more than 8 blocks are for data centres' chips.
-    most = 1 if found.major < 9 else 16 if found.major < 12 else 8
     shared_bytes: int = found.shared_memory_per_block_optin  # type: ignore[attr-defined]  # not in the stubs
-    return Device(found.multi_processor_count, shared_bytes, most)
+    if found.major < 9:  # without clusters
+        return Device(shared_bytes, (found.multi_processor_count, 0, 0, 0, 0))
+    # More than 8 blocks are for data centres' chips.
+    sizes = [size for size in CLUSTER_SIZES if size <= 8 or found.major in (9, 10)]
+    count = [torch.ops.dmm_fast._clusters_at_once(index, size, shared_bytes) for size in sizes]
+    return Device(shared_bytes, (*count, *[0] * (len(CLUSTER_SIZES) - len(count))))
 
 
 class _Shape(NamedTuple):
@@ -243,7 +250,7 @@ class _Shape(NamedTuple):
 
 def _shapes(rows: int, device: Device) -> Iterator[_Shape]:
     for size in CLUSTER_SIZES:
-        if size <= device.most_blocks:
+        if device.at_once(size):
             for count in (count for count in ROWS if count <= max(rows, 1)):
                 for at_once in (*range(1, CHUNK + 1), TENSOR_CHUNK // 2, TENSOR_CHUNK):
                     if at_once <= count:
@@ -286,9 +293,7 @@ def _plan(
     """``received`` bytes come to a block for each row and step."""
     size = shape.cluster_size
     clusters = -(-rows // shape.rows)
-    # A cluster lies within one group of at least 16 multiprocessors.
-    at_once = device.multiprocessors if size == 1 else device.multiprocessors // 16 * (16 // size)
-    waves = -(-clusters // max(at_once, 1))
+    waves = -(-clusters // device.at_once(size))
     compute = sum(tiling.cycles(shape.at_once) for tiling in tilings)
     network = 0.0 if size == 1 else received * shape.at_once / _NETWORK
     exchange = _BARRIER if size == 1 else _EXCHANGE + network

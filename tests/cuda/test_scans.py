@@ -2,17 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import pytest
 import torch
 
-from dmm_fast.cuda import combiner_scan, rnn_scan
-from dmm_fast.cuda.plan import Plan, combiner_plans, rnn_plan, rnn_plans
+from dmm_fast.cuda import rnn_scan
+from dmm_fast.cuda.plan import rnn_plan
 from tests.cases import CASES, Case
 from tests.compare import backends_for, compare, eager, error, run_backend
+from tests.cuts import Choose, cut, in_shared, shaped
 from tests.inputs import build
+
+__all__ = ["cut"]
 
 emulator = pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
 emulated = pytest.importorskip("tests.emulated")
@@ -21,57 +22,22 @@ RAGGED = Case("cut", B=7, T=6, Z=9, H=22, particles=(3,), lengths="zeros", poiso
 SCANS = ("rnn_scan", "combiner_scan")
 
 
-def wanted(plan: Plan, size: int, rows: int, at_once: int, registers: bool) -> bool:
-    in_registers = plan.tilings[0].in_registers > 0
-    return plan[:3] == (rows, at_once, size) and in_registers == registers
+SHAPES = [(1, 1, 1), (1, 5, 2), (2, 3, 1), (4, 8, 4), (8, 4, 3), (16, 2, 1), (16, 16, 4)]
+ALL = 1 << 20
 
 
-@pytest.fixture
-def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Makes both scans take the plan of these features, on a device of so many bytes of shared memory."""
-
-    def force(size: int, rows: int, at_once: int, registers: bool, change: Callable[[Plan], Plan]) -> None:
-        def first(plans: Callable[..., Iterator[Plan]], *sizes: Any, **direction: bool) -> Plan:
-            of_these = plans(*sizes, **direction)
-            return change(next(p for p in of_these if wanted(p, size, rows, at_once, registers)))
-
-        monkeypatch.setattr(rnn_scan, "rnn_plan", partial(first, rnn_plans))
-        monkeypatch.setattr(combiner_scan, "combiner_plan", partial(first, combiner_plans))
-
-    return force
-
-
-def all_in_shared(plan: Plan) -> Plan:
-    filled = (t._replace(in_shared=t.quads - t.in_registers) for t in plan.tilings)
-    return plan._replace(tilings=tuple(filled))
-
-
-def none_in_shared(plan: Plan) -> Plan:
-    return plan._replace(tilings=tuple(t._replace(in_shared=0) for t in plan.tilings))
-
-
-def one_in_shared(plan: Plan) -> Plan:
-    filled = (t._replace(in_shared=min(1, t.quads - t.in_registers)) for t in plan.tilings)
-    return plan._replace(tilings=tuple(filled))
+def of_shape(registers: bool, *shape: int) -> Choose:
+    return lambda plan: shaped(*shape)(plan) and (plan.tilings[0].in_registers > 0) == registers
 
 
 @pytest.mark.parametrize("op", SCANS)
 @pytest.mark.parametrize("registers", [False, True], ids=["", "registers"])
-@pytest.mark.parametrize("change", [all_in_shared, one_in_shared, none_in_shared])
-@pytest.mark.parametrize(
-    ("size", "rows", "at_once"),
-    [(1, 1, 1), (1, 5, 2), (2, 3, 1), (4, 8, 4), (8, 4, 3), (16, 2, 1), (16, 16, 4)],
-)
+@pytest.mark.parametrize("shared", [ALL, 1, 0])
+@pytest.mark.parametrize("shape", SHAPES)
 def test_every_cut_gives_the_truth(
-    op: str,
-    size: int,
-    rows: int,
-    at_once: int,
-    change: Callable[[Plan], Plan],
-    registers: bool,
-    cut: Callable[..., None],
+    op: str, shape: tuple[int, ...], shared: int, registers: bool, cut: Callable[..., None]
 ) -> None:
-    cut(size, rows, at_once, registers, change)
+    cut(of_shape(registers, *shape), in_shared(shared))
     compare(op, RAGGED, "cuda")
 
 
@@ -80,7 +46,7 @@ def test_every_cut_gives_the_truth(
 def test_more_outputs_than_threads(op: str, size: int, cut: Callable[..., None]) -> None:
     """Of 1030 outputs a thread takes two groups of four, where they are one block's."""
     case = Case("very wide", B=3, T=3, Z=3, H=1030, lengths="ragged", poison="nan", nonlinearity="tanh")
-    cut(size, 3, 2, False, none_in_shared)
+    cut(of_shape(False, size, 3, 2), in_shared(0))
     compare(op, case, "cuda")
 
 
@@ -95,21 +61,10 @@ def tf32() -> Iterator[None]:
 @pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
 @pytest.mark.parametrize(("tiles", "size", "rows", "at_once"), [(1, 2, 8, 8), (2, 1, 12, 8), (1, 4, 16, 16)])
 def test_tensor_cores_are_as_near_as_tf32_is(
-    tiles: int,
-    size: int,
-    rows: int,
-    at_once: int,
-    nonlinearity: str,
-    tf32: None,
-    monkeypatch: pytest.MonkeyPatch,
+    tiles: int, size: int, rows: int, at_once: int, nonlinearity: str, tf32: None, cut: Callable[..., None]
 ) -> None:
     """Rounding to ten bits is off by 2^-11 at most, and errors do not grow along these few steps."""
-
-    def chosen(*sizes: Any, **how: bool) -> Plan:
-        found = (p for p in rnn_plans(*sizes, **how) if p[:3] == (rows, at_once, size))
-        return next(p for p in found if p.tilings[0].tensor_tiles == tiles)
-
-    monkeypatch.setattr(rnn_scan, "rnn_plan", chosen)
+    cut(shaped(size, rows, at_once, tiles))
     case = replace(RAGGED, H=61, B=9, nonlinearity=nonlinearity, name="tensor cores")
     got = run_backend("rnn_scan", build("rnn_scan", case), case, "cuda")
     for name, truth in eager("rnn_scan", case, torch.float64).items():
@@ -136,7 +91,7 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_threads_in_reverse_and_letters_at_once(
     op: str, name: str, size: int, cut: Callable[..., None], options: Callable[..., None]
 ) -> None:
-    cut(size, 2, 1, True, all_in_shared)
+    cut(of_shape(True, size, 2, 1), in_shared(ALL))
     options(reversed=True)
     compare(op, CASES[name], "cuda")
 
@@ -148,7 +103,7 @@ def test_a_missing_barrier_shows(
     op: str, size: int, reversed: bool, cut: Callable[..., None], options: Callable[..., None]
 ) -> None:
     case = replace(CASES["small"], H=40, Z=20)
-    cut(size, 2, 1, True, all_in_shared)
+    cut(of_shape(True, size, 2, 1), in_shared(ALL))
     compare(op, case, "cuda")
     options(reversed=reversed, heeded=2)  # those before the first step
     got = run_backend(op, build(op, case), case, "cuda")

@@ -1,0 +1,54 @@
+"""Scans cut up as a test wants them, for the emulator and for a GPU."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from dmm_fast.cuda import combiner_scan, rnn_scan
+from dmm_fast.cuda.plan import Plan, combiner_plans, rnn_plans
+
+Choose = Callable[[Plan], bool]
+Change = Callable[[Plan], Plan]
+
+
+def shaped(size: int, rows: int, at_once: int, tensor_tiles: int = 0) -> Choose:
+    """Plans of clusters of ``size`` blocks for so many rows, of which some go together."""
+
+    def is_it(plan: Plan) -> bool:
+        return plan[:3] == (rows, at_once, size) and plan.tilings[0].tensor_tiles == tensor_tiles
+
+    return is_it
+
+
+def keeping(registers: tuple[int, ...], choose: Choose) -> Choose:
+    """Of those that ``choose`` takes, the plans that keep so many quads of each weight in registers."""
+    return lambda plan: choose(plan) and tuple(t.in_registers for t in plan.tilings) == registers
+
+
+def in_shared(most: int) -> Change:
+    """Keep at most so many quads of each weight in shared memory, whatever there is room for."""
+
+    def change(plan: Plan) -> Plan:
+        kept = (
+            t._replace(in_shared=0 if t.tensor_tiles else min(most, t.quads - t.in_registers))
+            for t in plan.tilings
+        )
+        return plan._replace(tilings=tuple(kept))
+
+    return change
+
+
+@pytest.fixture
+def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[Choose, Change], None]:
+    """Makes both scans take the first plan that is chosen, forward and backward, and changed."""
+
+    def force(choose: Choose, change: Change = lambda plan: plan) -> None:
+        def first(plans: Callable[..., Iterator[Plan]], *sizes: Any, **how: bool) -> Plan:
+            return change(next(plan for plan in plans(*sizes, **how) if choose(plan)))
+
+        monkeypatch.setattr(rnn_scan, "rnn_plan", partial(first, rnn_plans))
+        monkeypatch.setattr(combiner_scan, "combiner_plan", partial(first, combiner_plans))
+
+    return force

@@ -1,0 +1,70 @@
+"""The scans on the hardware, cut up in every way that there are kernels for."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dmm_fast import native
+from dmm_fast.cuda.plan import COMBINER_REGISTERS, RNN_REGISTERS, Plan
+from tests.cases import Case
+from tests.compare import compare, eager, error, run_backend
+from tests.cuts import cut, in_shared, keeping, shaped
+from tests.inputs import build
+
+__all__ = ["cut"]
+
+pytestmark = pytest.mark.skipif(not native.cuda_architectures(), reason="built without CUDA kernels")
+
+RAGGED = Case("hardware", B=23, T=9, Z=50, H=300, particles=(2,), lengths="zeros", poison="nan", start="rows")
+SHAPES = [(1, 1, 1), (2, 3, 1), (4, 8, 4), (8, 4, 2), (16, 3, 1), (16, 8, 4)]
+each_shape = pytest.mark.parametrize("shape", SHAPES)
+
+
+def takes_clusters(size: int) -> None:
+    if size > 1 and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("clusters take compute capability 9.0")
+
+
+@each_shape
+@pytest.mark.parametrize("registers", RNN_REGISTERS)
+def test_rnn_scan(shape: tuple[int, int, int], registers: int, cut: Callable[..., None]) -> None:
+    takes_clusters(shape[0])
+    cut(keeping((registers,), shaped(*shape)), in_shared(2))
+    compare("rnn_scan", RAGGED, "cuda", device="cuda")
+
+
+@each_shape
+@pytest.mark.parametrize("registers", COMBINER_REGISTERS)
+def test_combiner_scan(
+    shape: tuple[int, int, int], registers: tuple[int, int], cut: Callable[..., None]
+) -> None:
+    takes_clusters(shape[0])
+
+    def keeps(plan: Plan) -> bool:  # forward the first weight is the smaller, backward the second
+        return keeping(registers, shaped(*shape))(plan) or keeping(registers[::-1], shaped(*shape))(plan)
+
+    cut(keeps, in_shared(1))
+    compare("combiner_scan", RAGGED, "cuda", device="cuda")
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(("tiles", "units"), [(1, 120), (2, 300), (3, 600)])
+@pytest.mark.parametrize("shape", [(16, 16, 8), (16, 16, 16)])
+def test_tensor_cores(
+    tiles: int, units: int, shape: tuple[int, int, int], tf32: None, cut: Callable[..., None]
+) -> None:
+    takes_clusters(shape[0])
+    cut(shaped(*shape, tiles))
+    case = replace(RAGGED, H=units, name=f"tensor cores {units}")
+    got = run_backend("rnn_scan", build("rnn_scan", case, device="cuda"), case, "cuda")
+    for name, truth in eager("rnn_scan", case, torch.float64).items():
+        assert error(got[name], truth) < 3e-3, name
