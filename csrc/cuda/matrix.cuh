@@ -120,7 +120,7 @@ class Weights {
     }
   }
 
-  const Tiling tiling_;
+  const Tiling& tiling_;
   const Source source_;
   float4* const shared_;
   int group_, part_;

@@ -86,7 +86,7 @@ class TensorCoreWeights {
     }
   }
 
-  const Tiling tiling_;
+  const Tiling& tiling_;
   int part_, first_tile_, quarter_, place_;
   float w_[kTiles][kQuads][4];
 };

@@ -1,0 +1,94 @@
+"""What the CUDA kernels take in the library that was built: registers, stack, static shared memory.
+
+    python -m tests.cuda.resource_table
+
+No GPU is needed. A register that is spilled lies on the stack, so a kernel without one spills none. The tool
+that reads it, cuobjdump, comes with the wheel of Triton.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from dmm_fast import native
+
+
+class Resources(NamedTuple):
+    """Of a kernel for an architecture; its name is that of the source, without arguments."""
+
+    name: str
+    arch: str
+    registers: int
+    stack: int
+    shared: int
+
+
+def library() -> Path:
+    """The compiled library that is loaded."""
+    package = Path(native.__file__).parent
+    (found,) = [path for path in map(Path, torch.ops.loaded_libraries) if path.parent == package]
+    return found
+
+
+def cuobjdump(*flags: str) -> str | None:
+    """What the tool says of the library; None where there is no such tool."""
+    triton = find_spec("triton")
+    beside = triton and triton.origin and Path(triton.origin).parent / "backends" / "nvidia" / "bin"
+    tool = shutil.which("cuobjdump", path=beside or None)
+    return tool and subprocess.check_output([tool, *flags, library()], text=True)
+
+
+_ARCH = re.compile(r"^arch = (\w+)$")
+_FUNCTION = re.compile(r"^ Function (\w+):$")
+_USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) ")
+
+
+def parse(report: str) -> list[Resources]:
+    """The kernels in what ``cuobjdump -res-usage`` says."""
+    found, arch, name = [], "", ""
+    for line in report.splitlines():
+        if match := _ARCH.match(line):
+            arch = match[1]
+        elif match := _FUNCTION.match(line):
+            name = match[1]
+        elif match := _USAGE.search(line):
+            found.append(Resources(name, arch, *map(int, match.groups())))
+    return found
+
+
+def table() -> list[Resources] | None:
+    """Every kernel for each architecture; None without the tool."""
+    report = cuobjdump("-res-usage")
+    if report is None:
+        return None
+    kernels = parse(report)
+    names = _demangled(sorted({kernel.name for kernel in kernels}))
+    return sorted(kernel._replace(name=names[kernel.name]) for kernel in kernels)
+
+
+def _demangled(names: list[str]) -> dict[str, str]:
+    tool = shutil.which("c++filt")
+    if tool is None or not names:
+        return {name: name for name in names}
+    lines = subprocess.check_output([tool, *names], text=True).splitlines()
+    short = [re.sub(r"^void |dmm::cuda::|\(.*", "", line) for line in lines]
+    return dict(zip(names, short, strict=True))
+
+
+def main() -> None:
+    kernels = table()
+    if kernels is None:
+        sys.exit("cuobjdump: expected it on PATH or in the package triton, got none")
+    print(f"{'kernel':42}{'arch':>6}{'registers':>10}{'stack':>6}{'shared':>7}")
+    for k in kernels:
+        print(f"{k.name:42}{k.arch:>6}{k.registers:10}{k.stack:6}{k.shared:7}")
+
+
+if __name__ == "__main__":
+    main()
