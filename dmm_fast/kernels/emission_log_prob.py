@@ -69,7 +69,6 @@ def emission_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
     dout, x, z, steps, mask, w, dx, dz, scratch, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of valid steps, from dout [P, B]: dx (unless None) and dz [P, B, T, *], its rows of scratch."""
-    D = size.D
     index = block_of_places(first, BLOCK_M)
     row, step, valid = places(steps, index)
     own = scratch_of(scratch, index - first, size)
@@ -77,9 +76,9 @@ def emission_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
     x_row = at(x, steps, row, step)
     place = row * steps.steps + step
     d = tl.load(dout + row, mask=valid, other=0.0).to(tl.float32)[:, None]
-    for n in range(0, D, blocks.N):
+    for n in range(0, size.D, blocks.N):
         columns = n + tl.arange(0, blocks.N)
-        keep = kept(mask, steps, row, step, columns, D, valid)
+        keep = kept(mask, steps, row, step, columns, size.D, valid)
         value = load(x_row, columns, keep)
         out = emitter_head(own.h_2, valid, w.w_out, w.b_out, columns, size, blocks)
         if w.w_scale is None:
@@ -90,10 +89,10 @@ def emission_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
             by_out, by_pre_scale = normal_slopes(value, out, pre_scale)
             by_out = tl.where(keep, d * by_out, 0.0)
             by_value = -by_out
-            store_row(own.dpre_scale, columns, D, valid, tl.where(keep, d * by_pre_scale, 0.0))
-        store_row(own.dout, columns, D, valid, by_out)
+            store_row(own.dpre_scale, columns, size.D, valid, tl.where(keep, d * by_pre_scale, 0.0))
+        store_row(own.dout, columns, size.D, valid, by_out)
         if dx is not None:
-            store_row(dx + place * D, columns, D, valid, by_value)
+            store_row(dx + place * size.D, columns, size.D, valid, by_value)
     emitter_rows_backward(own, valid, w, dz + place * size.Z, size, blocks)
 
 

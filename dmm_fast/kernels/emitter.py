@@ -104,10 +104,10 @@ def emitter_weight_gradients(
 @triton.jit
 def emitter_rows(z, valid, w, h_2, size, blocks):  # type: ignore[no-untyped-def]
     """Write the second hidden layer of the rows ``z`` to ``h_2``."""
-    E = size.E
+    Z, E = size.Z, size.E
     for n in range(0, E, blocks.N):
         units = n + tl.arange(0, blocks.N)
-        hidden = two_layers(z, valid, size.Z, w.w_in, w.b_in, E, w.w_hidden, w.b_hidden, units, E, blocks)
+        hidden = two_layers(z, valid, Z, w.w_in, w.b_in, E, w.w_hidden, w.b_hidden, units, E, blocks)
         store_row(h_2, units, E, valid, relu(hidden))
     tl.debug_barrier()
 

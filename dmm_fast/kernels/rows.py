@@ -99,7 +99,11 @@ def mask_of(mask: Tensor | None) -> Mask | None:
 
 
 def constants(fields: _Fields) -> _Fields:
-    """The same named tuple with each field a constant of the kernel that takes it."""
+    """The same named tuple with each field a constant of the kernel that takes it.
+
+    A field that bounds a ``range`` is used as it is, or assigned together with others: of one that is
+    assigned alone the interpreter makes a tensor, which that of triton 3.6 cannot count to with numpy 2.4.
+    """
     return type(fields)(*(tl.constexpr(field) for field in fields))
 
 

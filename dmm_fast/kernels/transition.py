@@ -50,16 +50,16 @@ def network(weights: list[Tensor], blocks_for: BlocksFor) -> tuple[TransitionWei
 @triton.jit
 def transition_rows(z, valid, w, own, size, blocks):  # type: ignore[no-untyped-def]
     """Write loc and, after it, relu(mean) of the rows ``z`` to ``own``, 2 Z numbers for each row."""
-    Z = size.Z
+    Z, G, R = size.Z, size.G, size.R
     for n in range(0, Z, blocks.N):
         columns = n + tl.arange(0, blocks.N)
         gate = sigmoid(
             two_layers(
-                z, valid, Z, w.w_gate_in, w.b_gate_in, size.G, w.w_gate_out, w.b_gate_out, columns, Z, blocks
+                z, valid, Z, w.w_gate_in, w.b_gate_in, G, w.w_gate_out, w.b_gate_out, columns, Z, blocks
             )
         )
         mean = two_layers(
-            z, valid, Z, w.w_mean_in, w.b_mean_in, size.R, w.w_mean_out, w.b_mean_out, columns, Z, blocks
+            z, valid, Z, w.w_mean_in, w.b_mean_in, R, w.w_mean_out, w.b_mean_out, columns, Z, blocks
         )
         straight = linear(z, valid, Z, w.w_loc, w.b_loc, columns, Z, blocks)
         store_row(own, columns, Z, valid, (1.0 - gate) * straight + gate * mean)

@@ -76,23 +76,22 @@ def transition_kl_bwd_kernel(  # type: ignore[no-untyped-def]
     BLOCK_M: tl.constexpr,
 ):
     """A block of valid steps, from dout [P, B]: three gradients [P, B, T, Z], dbefore by z_{t-1}; scratch."""
-    Z = size.Z
     index = block_of_places(first, BLOCK_M)
     row, step, valid = places(steps, index)
     own = scratch_of(scratch, index - first, size)
     transition_again(before(z, z_0, steps, row, step), valid, w, own, size, blocks)
     loc_row, pre_scale_row = at(loc, steps, row, step), at(pre_scale, steps, row, step)
-    to = (row * steps.steps + step) * Z
+    to = (row * steps.steps + step) * size.Z
     d = tl.load(dout + row, mask=valid, other=0.0).to(tl.float32)[:, None]
-    for n in range(0, Z, blocks.N):
+    for n in range(0, size.Z, blocks.N):
         columns = n + tl.arange(0, blocks.N)
         loc_p, pre_scale_p = transition_head_again(own, valid, w, columns, size, blocks)
-        loc_q = load_row(loc_row, columns, Z, valid)
-        pre_scale_q = load_row(pre_scale_row, columns, Z, valid)
+        loc_q = load_row(loc_row, columns, size.Z, valid)
+        pre_scale_q = load_row(pre_scale_row, columns, size.Z, valid)
         by_loc, by_pre_scale, by_pre_scale_p = normal_kl_slopes(loc_q, pre_scale_q, loc_p, pre_scale_p)
         transition_head_backward(own, valid, columns, -d * by_loc, d * by_pre_scale_p, size)
-        store_row(dloc + to, columns, Z, valid, d * by_loc)
-        store_row(dpre_scale + to, columns, Z, valid, d * by_pre_scale)
+        store_row(dloc + to, columns, size.Z, valid, d * by_loc)
+        store_row(dpre_scale + to, columns, size.Z, valid, d * by_pre_scale)
     transition_rows_backward(own, valid, w, dbefore + to, size, blocks)
 
 

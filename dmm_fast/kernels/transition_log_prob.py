@@ -60,20 +60,19 @@ def transition_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
     dout, z, z_0, steps, w, dvalue, dbefore, scratch, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of valid steps, from dout [P, B]: gradients by z_t and z_{t-1} [P, B, T, Z], and scratch."""
-    Z = size.Z
     index = block_of_places(first, BLOCK_M)
     row, step, valid = places(steps, index)
     own = scratch_of(scratch, index - first, size)
     transition_again(before(z, z_0, steps, row, step), valid, w, own, size, blocks)
     value = at(z, steps, row, step)
-    to = (row * steps.steps + step) * Z
+    to = (row * steps.steps + step) * size.Z
     d = tl.load(dout + row, mask=valid, other=0.0).to(tl.float32)[:, None]
-    for n in range(0, Z, blocks.N):
+    for n in range(0, size.Z, blocks.N):
         columns = n + tl.arange(0, blocks.N)
         loc, pre_scale = transition_head_again(own, valid, w, columns, size, blocks)
-        by_loc, by_pre_scale = normal_slopes(load_row(value, columns, Z, valid), loc, pre_scale)
+        by_loc, by_pre_scale = normal_slopes(load_row(value, columns, size.Z, valid), loc, pre_scale)
         transition_head_backward(own, valid, columns, d * by_loc, d * by_pre_scale, size)
-        store_row(dvalue + to, columns, Z, valid, -d * by_loc)
+        store_row(dvalue + to, columns, size.Z, valid, -d * by_loc)
     transition_rows_backward(own, valid, w, dbefore + to, size, blocks)
 
 
