@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmm_fast.kernels.common import input_precision, on_device_of, row_start, softplus, tanh
+from dmm_fast.kernels.common import input_precision, on_device_of, row_start, sigmoid, softplus, tanh
 from dmm_fast.kernels.scan import LAUNCH, ROWS, clear_steps, grid, rows_times, tile
 from dmm_fast.reference import previous, valid_steps
 
@@ -305,7 +305,7 @@ def combiner_scan_bwd_kernel(  # type: ignore[no-untyped-def]
             given = tl.load(dloc_row[:, None] + t * dloc_t + column * dloc_z, mask=here, other=0.0)
             tl.store(out_here[:, None] + column, given.to(tl.float32) + dz_all, mask=here)
             given = tl.load(dpre_row[:, None] + t * dpre_t + column * dpre_z, mask=here, other=0.0)
-            through_scale = dz_all * noise.to(tl.float32) * tl.sigmoid(s)
+            through_scale = dz_all * noise.to(tl.float32) * sigmoid(s)
             tl.store(out_here[:, None] + Z + column, given.to(tl.float32) + through_scale, mask=here)
             value = tl.where(active[:, None], dz_all * softplus(s), 0.0).to(deps.dtype.element_ty)
             tl.store(deps_row[:, None] + t * Z + column, value, mask=exists[:, None] & fits)
