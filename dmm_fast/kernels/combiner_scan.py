@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.common import input_precision, on_device_of, row_start, sigmoid, softplus, tanh
-from dmm_fast.kernels.scan import LAUNCH, ROWS, clear_steps, grid, rows_times, tile
+from dmm_fast.kernels.scan import LAUNCH, ROWS, block_of_rows, clear_steps, grid, rows_times, tile
 from dmm_fast.reference import previous, valid_steps
 
 __all__ = ["combiner_scan", "combiner_scan_backward"]
@@ -161,10 +161,7 @@ def combiner_scan_fwd_kernel(  # type: ignore[no-untyped-def]
     ``loc`` and ``pre_scale``, each ``[rows, T, Z]``. ``z_state [rows, Z]`` and ``c_state [rows, H]`` hold
     what a half of a step leaves for the next, in float32.
     """
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    exists = row < rows
-    length = tl.load(lengths + row % batch, mask=exists, other=0)
-    longest = tl.max(length, 0)
+    row, exists, length, longest = block_of_rows(lengths, rows, batch, ROWS)
     h_row, eps_row = h + row_start(row, batch, h_p, h_b), eps + row_start(row, batch, eps_p, eps_b)
     z_before, c_row, out_row = z_state + row * Z, c_state + row * H, row * T * Z
 
@@ -272,10 +269,7 @@ def combiner_scan_bwd_kernel(  # type: ignore[no-untyped-def]
     what ``g`` is the tanh of; both are float32, and through them a half of a step has what the one before
     it left.
     """
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    exists = row < rows
-    length = tl.load(lengths + row % batch, mask=exists, other=0)
-    longest = tl.max(length, 0)
+    row, exists, length, longest = block_of_rows(lengths, rows, batch, ROWS)
     dz_row, dloc_row = dz + row_start(row, batch, dz_p, dz_b), dloc + row_start(row, batch, dloc_p, dloc_b)
     dpre_row, pre_row = (
         dpre + row_start(row, batch, dpre_p, dpre_b),

@@ -8,6 +8,7 @@ valid step return at once.
 Features are dense (:func:`dense`), all other strides are arguments.
 """
 
+import math
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -124,6 +125,12 @@ def launch(kernel: Any, count: int, on: Tensor, *args: Any, first: int = 0, **op
     block = row_block(count)
     with on_device_of(on):
         kernel[(cdiv(count, block),)](*args, first, BLOCK_M=block, num_warps=8, num_stages=3, **options)
+
+
+def launch_wide(kernel: Any, like: Tensor, *args: Any) -> None:
+    """Run a kernel over all steps of ``like [P, B, T, WIDTH]``, which takes its features in blocks."""
+    width = like.shape[-1]
+    launch(kernel, math.prod(like.shape[:3]), like, *args, WIDTH=width, BLOCK_N=width_block(width, 128))
 
 
 @triton.jit

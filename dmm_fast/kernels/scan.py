@@ -27,6 +27,15 @@ def tile(size: int, most: int) -> int:
 
 
 @triton.jit
+def block_of_rows(lengths, rows, batch, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``row, exists, length, longest`` of the rows of this program; one that does not exist has no steps."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    exists = row < rows
+    length = tl.load(lengths + row % batch, mask=exists, other=0)
+    return row, exists, length, tl.max(length, 0)
+
+
+@triton.jit
 def rows_times(  # type: ignore[no-untyped-def]
     rows,
     keep,
