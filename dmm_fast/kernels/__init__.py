@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from dmm_fast.kernels.tuning import autotune as autotune
+
 # Triton's own switch, which it reads when it is imported: kernels then run on CPU tensors, step by step.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 

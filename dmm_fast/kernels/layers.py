@@ -17,7 +17,8 @@ from torch import Tensor
 from dmm_fast.kernels.common import input_precision
 from dmm_fast.kernels.rows import constants, launch, load_row, store_row, width_block
 
-# Rows of scratch that a backward pass keeps at a time; longer batches are taken in parts.
+# Rows of scratch that a backward pass keeps at a time, a multiple of every block of rows; longer batches are
+# taken in parts.
 SCRATCH_ROWS = 1 << 15
 
 

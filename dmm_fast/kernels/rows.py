@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.common import cdiv, next_power_of_2, on_device_of, row_start
+from dmm_fast.kernels.tuning import Config, choose
 
 # Sizes and strides that differ from batch to batch: no kernel is compiled anew for them.
 VARYING = (
@@ -113,18 +114,19 @@ def width_block(size: int, most: int) -> int:
     return min(max(next_power_of_2(size), 16), most)
 
 
-def row_block(count: int) -> int:
-    """How many places a program takes: few where the batch would not give each multiprocessor a program."""
-    return 16 if count <= 8192 else 32
-
-
 def launch(kernel: Any, count: int, on: Tensor, *args: Any, first: int = 0, **options: Any) -> None:
-    """Run ``kernel(*args, first, ...)``, a program for each block of ``count`` places from ``first`` on."""
+    """Run ``kernel(*args, first, ...)``, a program for each block of ``count`` places from ``first`` on.
+
+    A kernel reads nothing that it writes but its own scratch, so that it may run again to be measured.
+    """
     if count == 0:
         return
-    block = row_block(count)
+
+    def run(config: Config) -> None:
+        kernel[(cdiv(count, config.BLOCK_M),)](*args, first, **config._asdict(), **options)
+
     with on_device_of(on):
-        kernel[(cdiv(count, block),)](*args, first, BLOCK_M=block, num_warps=8, num_stages=3, **options)
+        run(choose(run, count, on, kernel, options))
 
 
 def launch_wide(kernel: Any, like: Tensor, *args: Any) -> None:
