@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.common import input_precision, on_device_of, row_start, sigmoid, softplus, tanh
-from dmm_fast.kernels.scan import LAUNCH, ROWS, block_of_rows, clear_steps, grid, rows_times, tile
+from dmm_fast.kernels.scan import LAUNCH, block_of_rows, clear_steps, grid, rows_of_program, rows_times, tile
 from dmm_fast.reference import previous, valid_steps
 
 __all__ = ["combiner_scan", "combiner_scan_backward"]
@@ -45,7 +45,7 @@ def combiner_scan(
             eps.new_empty((P * B, H), dtype=torch.float32),
             *(z, loc, pre_scale),
             *(P * B, B, T),
-            **_constants(H, Z),
+            **_constants(P * B, H, Z),
             **LAUNCH,
         )
     return z, loc, pre_scale
@@ -87,7 +87,7 @@ def combiner_scan_backward(
             lengths.contiguous(),
             *(g, dout, dh, deps, dz_q_0),
             *(P * B, B, T),
-            **_constants(H, Z),
+            **_constants(P * B, H, Z),
             **LAUNCH,
         )
     da = g.flatten(0, 2)  # of what g is the tanh of: the kernel left it there
@@ -99,15 +99,15 @@ def combiner_scan_backward(
     return dh, deps, dz_q_0, dw_z, db_z, dw_loc, db_loc, dw_scale, db_scale
 
 
-def _constants(H: int, Z: int) -> dict[str, int | str]:
+def _constants(rows: int, H: int, Z: int) -> dict[str, int | str]:
     return {
         "H": H,
         "Z": Z,
-        "ROWS": ROWS,
+        "ROWS": rows_of_program(rows),
         "BLOCK_H": tile(H, 128),
-        "BLOCK_Z": tile(Z, 64),
+        "BLOCK_Z": tile(Z, 32),
         "BLOCK_K_H": tile(H, 64),
-        "BLOCK_K_Z": tile(Z, 32),
+        "BLOCK_K_Z": tile(Z, 64),
         "PRECISION": input_precision(),
     }
 

@@ -39,24 +39,15 @@ def row_start(row, batch, stride_p, stride_b):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def exp(x):  # type: ignore[no-untyped-def]
-    """e^x to a few units in the last place, subnormal results included.
+    """e^x to a few units in the last place; what would be subnormal may be zero.
 
-    ``tl.exp`` rounds x log2(e) and is off by that times x: at -80 by 40 units. Here the whole part of it is
-    an exact power of two, in two factors since it may be beyond what is normal, and the rest is below one.
+    ``tl.exp`` rounds x log2(e) and is off by that times x: at -80 by 40 units. Here the whole part of it goes
+    into a power of two, and the rest is at most a half.
     """
-    bounded = tl.minimum(tl.maximum(x, -104.0), 89.0)  # 0 and infinity; a number also where x is none
-    whole = tl.floor(bounded * LOG2_E)
+    bounded = tl.where(x < -104.0, -104.0, tl.where(x > 89.0, 89.0, x))  # gives 0 and infinity; NaN stays
+    whole = tl.minimum(tl.floor(bounded * LOG2_E + 0.5), 127.0)
     rest = (bounded - whole * LN_2_HIGH) - whole * LN_2_LOW
-    exponent = whole.to(tl.int32)
-    half = exponent >> 1
-    power = tl.exp2(rest * LOG2_E) * power_of_2(half) * power_of_2(exponent - half)
-    return tl.where(x == x, power, x)
-
-
-@triton.jit
-def power_of_2(exponent):  # type: ignore[no-untyped-def]
-    """2^exponent for what is normal in float32."""
-    return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
+    return tl.exp2(rest * LOG2_E) * tl.exp2(whole)
 
 
 @triton.jit
@@ -106,7 +97,7 @@ def tanh(x):  # type: ignore[no-untyped-def]
     s = tl.where(small, x * x, 0.0)
     # Taylor, five terms: below 0.25 the next is under 1e-8 of the value.
     near = x * (
-        1.0 + s * (-1.0 / 3 + s * (2.0 / 15 + s * (-17.0 / 315 + s * (62.0 / 2835 - s * 1382.0 / 155925))))
+        1.0 + s * (-1.0 / 3 + s * (2.0 / 15 + s * (-17.0 / 315 + s * (62.0 / 2835 - s * (1382.0 / 155925)))))
     )
     far = (1.0 - e) / (1.0 + e)
     return tl.where(small, near, tl.where(x < 0, -far, far))

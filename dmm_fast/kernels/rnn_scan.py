@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.common import input_precision, on_device_of, row_start, tanh
-from dmm_fast.kernels.scan import LAUNCH, ROWS, block_of_rows, clear_steps, grid, rows_times, tile
+from dmm_fast.kernels.scan import LAUNCH, block_of_rows, clear_steps, grid, rows_of_program, rows_times, tile
 
 __all__ = ["rnn_scan", "rnn_scan_backward"]
 
@@ -25,7 +25,7 @@ def rnn_scan(x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonline
             _two_states(x_proj, P * B, H),
             h,
             *(P * B, B, T),
-            **_constants(H, nonlinearity),
+            **_constants(P * B, H, nonlinearity),
             **LAUNCH,
         )
     return h
@@ -47,7 +47,7 @@ def rnn_scan_backward(
             dx_proj,
             dh_0,
             *(P * B, B, T),
-            **_constants(H, nonlinearity),
+            **_constants(P * B, H, nonlinearity),
             **LAUNCH,
         )
     # Of what is invalid both factors are zero, so all steps of all rows may go into one product.
@@ -55,13 +55,13 @@ def rnn_scan_backward(
     return dx_proj, dw_hh, dh_0
 
 
-def _constants(H: int, nonlinearity: str) -> dict[str, int | str]:
+def _constants(rows: int, H: int, nonlinearity: str) -> dict[str, int | str]:
     return {
         "H": H,
         "TANH": nonlinearity == "tanh",
-        "ROWS": ROWS,
-        "BLOCK_N": tile(H, 128),
-        "BLOCK_K": tile(H, 32),
+        "ROWS": rows_of_program(rows),
+        "BLOCK_N": tile(H, 64),
+        "BLOCK_K": tile(H, 64),
         "PRECISION": input_precision(),
     }
 

@@ -52,14 +52,14 @@ def quotient_on_a_gpu(x: Array, y: Array) -> Array:
 
 @pytest.fixture(params=["exact", "as on a GPU"], autouse=True)
 def unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
-    """With numpy's elementary functions an eps; with those that a GPU has instead twice as much."""
+    """With numpy's elementary functions an eps; with the worst that a GPU may have instead, three."""
     if request.param == "exact":
         return EPS
     builder = InterpreterBuilder
     monkeypatch.setattr(builder, "create_exp", lambda self, x: self.unary_op(x, exp_on_a_gpu))
     monkeypatch.setattr(builder, "create_exp2", lambda self, x: self.unary_op(x, exp2_on_a_gpu))
     monkeypatch.setattr(builder, "create_fdiv", lambda self, x, y: self.binary_op(x, y, quotient_on_a_gpu))
-    return 2 * EPS
+    return 3 * EPS
 
 
 @triton.jit
@@ -120,7 +120,7 @@ def test_log_softplus_is_exact_relative_to_one(unit: float) -> None:
 def test_exp_below_and_above_what_is_normal() -> None:
     x = torch.tensor([-1e30, -104.0, -95.0, 88.8, 1e30, -float("inf"), float("inf")])
     expected = x.double().exp().float()
-    torch.testing.assert_close(apply("exp", x), expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(apply("exp", x), expected, rtol=0, atol=torch.finfo(torch.float32).tiny)
 
 
 @pytest.mark.parametrize("name", ["log_softplus", *FUNCTIONS])

@@ -18,7 +18,7 @@ if not kernels.INTERPRETED:
 
 from triton.runtime.interpreter import InterpreterBuilder
 
-from dmm_fast.kernels import layers, tuning
+from dmm_fast.kernels import layers, scan, tuning
 
 BY_TRITON = [op for op in OPS if "triton" in backends_for(op)]
 each_op = pytest.mark.parametrize("op_name", BY_TRITON)
@@ -28,16 +28,18 @@ CASE = CASES["many_steps"]
 
 
 @each_op
-def test_a_batch_of_many_steps_takes_larger_blocks_and_several_parts(
+def test_a_large_batch_takes_larger_blocks_and_several_parts(
     op_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tuning, "FEW_PLACES", 0)
+    monkeypatch.setattr(scan, "FEW_ROWS", 0)
     monkeypatch.setattr(layers, "SCRATCH_ROWS", 32)
     compare(op_name, CASE, "triton")
 
 
 def test_larger_blocks_begin_where_each_multiprocessor_has_a_program() -> None:
     assert [tuning.by_rule(count).BLOCK_M for count in (1, 8192, 8193)] == [16, 16, 32]
+    assert [scan.rows_of_program(rows) for rows in (1, 512, 513)] == [4, 4, 16]
 
 
 def test_a_part_of_scratch_is_whole_blocks() -> None:
