@@ -10,6 +10,7 @@ from importlib.util import find_spec
 
 import torch
 
+from dmm_fast.kernels.tuning import autotune as autotune
 from dmm_fast.library import Library
 
 # Triton's own switch, which it reads when it is imported: kernels then run on CPU tensors, step by step.

@@ -9,7 +9,7 @@ from dmm_fast.kernels.rows import (
     block_of_places,
     every_place,
     kept,
-    launch,
+    launch_wide,
     load,
     mask_of,
     rows_of,
@@ -18,7 +18,6 @@ from dmm_fast.kernels.rows import (
     store_row,
     sum_steps,
     terms_of,
-    width_block,
 )
 
 __all__ = ["bernoulli_log_prob", "bernoulli_log_prob_backward"]
@@ -71,10 +70,9 @@ def bernoulli_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
 
 def bernoulli_log_prob(x: Tensor, logits: Tensor, lengths: Tensor, mask: Tensor | None) -> Tensor:
     """``[P, B]``: the sum over what is observed of log Bernoulli(x; sigmoid(logits))."""
-    P, B, T, D = logits.shape
     terms = terms_of(logits)
-    given = (rows_of(x), rows_of(logits), steps_of(logits, lengths), mask_of(mask), terms)
-    launch(bernoulli_log_prob_fwd_kernel, P * B * T, logits, *given, WIDTH=D, BLOCK_N=width_block(D, 128))
+    given = (rows_of(x), rows_of(logits), steps_of(logits, lengths), mask_of(mask))
+    launch_wide(bernoulli_log_prob_fwd_kernel, logits, *given, terms)
     return sum_steps(terms, logits, lengths)
 
 
@@ -82,12 +80,7 @@ def bernoulli_log_prob_backward(
     dout: Tensor, x: Tensor, logits: Tensor, lengths: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """``dx, dlogits``, each ``[P, B, T, D]``."""
-    P, B, T, D = logits.shape
     dx, dlogits = logits.new_empty(logits.shape), logits.new_empty(logits.shape)
-    given = (rows_of(x), rows_of(logits), steps_of(logits, lengths), mask_of(mask), dx, dlogits)
-    launch(
-        *(bernoulli_log_prob_bwd_kernel, P * B * T, logits, dout.contiguous(), *given),
-        WIDTH=D,
-        BLOCK_N=width_block(D, 128),
-    )
+    given = (rows_of(x), rows_of(logits), steps_of(logits, lengths), mask_of(mask))
+    launch_wide(bernoulli_log_prob_bwd_kernel, logits, dout.contiguous(), *given, dx, dlogits)
     return dx, dlogits

@@ -5,7 +5,6 @@
 Forward, c never leaves the program: a block of its H units at a time is multiplied into both heads.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,12 +15,13 @@ from torch import Tensor
 from dmm_fast.kernels.common import sigmoid, softplus, tanh
 from dmm_fast.kernels.densities import normal_log_density, normal_slopes
 from dmm_fast.kernels.layers import (
-    Blocks,
     BlocksFor,
+    Network,
     backward_blocks,
     bias,
     copy_rows,
     forward_blocks,
+    launch_network,
     linear,
     linear_backward,
     stacked,
@@ -33,7 +33,6 @@ from dmm_fast.kernels.rows import (
     before,
     block_of_places,
     constants,
-    launch,
     load_row,
     places,
     rows_of,
@@ -66,21 +65,19 @@ class Scratch(NamedTuple):
     dpre_scale: Any
 
 
-def network(weights: list[Tensor], blocks_for: BlocksFor) -> tuple[CombinerWeights, Sizes, Blocks]:
-    """The weights, contiguous, and a kernel's constants for them."""
+def network(weights: list[Tensor], blocks_for: BlocksFor) -> Network:
+    """The network with these weights."""
     w = CombinerWeights(*(weight.contiguous() for weight in weights))
     H, Z = w.w_z.shape
-    return w, constants(Sizes(Z, H)), blocks_for(H, Z)
+    return Network(w, constants(Sizes(Z, H)), blocks_for(H, Z))
 
 
-def combiner_weight_gradients(
-    weights: list[Tensor], count: int, fill: Callable[[Tensor, int], None]
-) -> list[Tensor]:
-    """The six gradients, from what ``fill`` writes to scratch for each part of ``count`` places."""
+def weights_backward(kernel: Any, weights: list[Tensor], count: int, *given: Any) -> list[Tensor]:
+    """The gradients of the weights, from what ``kernel(w, *given, scratch, ...)`` leaves in scratch."""
     H, Z = weights[0].shape
     at = Scratch(*stacked(Z, H, H, Z, Z))
     layers = [(at.dg, at.z), (at.dloc, at.c), (at.dpre_scale, at.c)]
-    return weight_gradients(weights, layers, at.dpre_scale.stop, count, fill)
+    return weight_gradients(kernel, network(weights, backward_blocks), count, *given, layers=layers)
 
 
 @triton.jit
@@ -142,7 +139,7 @@ def combiner_rows_backward(own, valid, w, dz, dh, size, blocks):  # type: ignore
 
 @rowwise_kernel
 def combiner_fwd_kernel(  # type: ignore[no-untyped-def]
-    z, h, steps, w, loc, scale, first, size, blocks, BLOCK_M: tl.constexpr
+    w, z, h, steps, loc, scale, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of rows of z [1, N, 1, Z] and h [1, N, 1, H]: loc and scale [N, Z]."""
     index = block_of_places(first, BLOCK_M)
@@ -157,7 +154,7 @@ def combiner_fwd_kernel(  # type: ignore[no-untyped-def]
 
 @rowwise_kernel
 def combiner_bwd_kernel(  # type: ignore[no-untyped-def]
-    loc, scale, z, h, steps, w, dz, dh, scratch, first, size, blocks, BLOCK_M: tl.constexpr
+    w, loc, scale, z, h, steps, dz, dh, scratch, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of rows, from the gradients ``loc, scale`` [1, N, 1, Z]: dz [N, Z], dh [N, H] and scratch."""
     Z, H = size.Z, size.H
@@ -178,9 +175,8 @@ def combiner(z_prev: Tensor, h: Tensor, weights: list[Tensor]) -> tuple[Tensor, 
     """``loc, scale``, each ``[N, Z]``."""
     loc, scale = z_prev.new_empty(z_prev.shape), z_prev.new_empty(z_prev.shape)
     z_steps, h_steps = z_prev[None, :, None], h[None, :, None]
-    w, size, blocks = network(weights, forward_blocks)
-    given = (rows_of(z_steps), rows_of(h_steps), steps_of(z_steps, None), w, loc, scale)
-    launch(combiner_fwd_kernel, len(z_prev), z_prev, *given, size=size, blocks=blocks)
+    given = (rows_of(z_steps), rows_of(h_steps), steps_of(z_steps, None), loc, scale)
+    launch_network(combiner_fwd_kernel, network(weights, forward_blocks), len(z_prev), *given)
     return loc, scale
 
 
@@ -190,18 +186,8 @@ def combiner_backward(
     """``dz_prev [N, Z]``, ``dh [N, H]`` and the gradients of the weights."""
     dz_prev, dh = z_prev.new_empty(z_prev.shape), h.new_empty(h.shape)
     rows = (rows_of(tensor[None, :, None]) for tensor in (dloc, dscale, z_prev, h))
-    w, size, blocks = network(weights, backward_blocks)
-    given = (*rows, steps_of(z_prev[None, :, None], None), w, dz_prev, dh)
-
-    def fill(scratch: Tensor, first: int) -> None:
-        launch(
-            *(combiner_bwd_kernel, len(scratch), z_prev, *given, scratch),
-            first=first,
-            size=size,
-            blocks=blocks,
-        )
-
-    return dz_prev, dh, combiner_weight_gradients(weights, len(z_prev), fill)
+    given = (*rows, steps_of(z_prev[None, :, None], None), dz_prev, dh)
+    return dz_prev, dh, weights_backward(combiner_bwd_kernel, weights, len(z_prev), *given)
 
 
 # --- a chain --------------------------------------------------------------------------------------------
@@ -209,7 +195,7 @@ def combiner_backward(
 
 @rowwise_kernel
 def combiner_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
-    z, h, z_0, steps, w, terms, first, size, blocks, BLOCK_M: tl.constexpr
+    w, z, h, z_0, steps, terms, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of valid steps: terms [P, B, T] is the log-density of each."""
     index = block_of_places(first, BLOCK_M)
@@ -226,7 +212,7 @@ def combiner_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
 
 @rowwise_kernel
 def combiner_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
-    dout, z, h, z_0, steps, w, dvalue, dbefore, dh, scratch, first, size, blocks, BLOCK_M: tl.constexpr
+    w, dout, z, h, z_0, steps, dvalue, dbefore, dh, scratch, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of valid steps, from dout [P, B]: gradients by z_t, z_{t-1}, h_t [P, B, T, *], and scratch."""
     Z, H = size.Z, size.H
@@ -250,11 +236,9 @@ def combiner_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
 
 def combiner_log_prob(z: Tensor, h: Tensor, z_q_0: Tensor, weights: list[Tensor], lengths: Tensor) -> Tensor:
     """``[P, B]``: the sum over valid steps of log q(z_t | z_{t-1}, x_{t:T})."""
-    P, B, T, _ = z.shape
     terms = terms_of(z)
-    w, size, blocks = network(weights, forward_blocks)
-    given = (rows_of(z), rows_of(h), rows_of(z_q_0), steps_of(z, lengths), w, terms)
-    launch(combiner_log_prob_fwd_kernel, P * B * T, z, *given, size=size, blocks=blocks)
+    given = (rows_of(z), rows_of(h), rows_of(z_q_0), steps_of(z, lengths), terms)
+    launch_network(combiner_log_prob_fwd_kernel, network(weights, forward_blocks), terms.numel(), *given)
     return sum_steps(terms, z, lengths)
 
 
@@ -265,18 +249,8 @@ def combiner_log_prob_backward(
     P, B, T, _ = z.shape
     dvalue, dbefore = (z.new_zeros(z.shape, dtype=torch.float32) for _ in range(2))
     dh = h.new_zeros(h.shape)
-    w, size, blocks = network(weights, backward_blocks)
     rows = (rows_of(z), rows_of(h), rows_of(z_q_0))
-    given = (dout.contiguous(), *rows, steps_of(z, lengths), w, dvalue, dbefore, dh)
-
-    def fill(scratch: Tensor, first: int) -> None:
-        launch(
-            *(combiner_log_prob_bwd_kernel, len(scratch), z, *given, scratch),
-            first=first,
-            size=size,
-            blocks=blocks,
-        )
-
-    dweights = combiner_weight_gradients(weights, P * B * T, fill)
+    given = (dout.contiguous(), *rows, steps_of(z, lengths), dvalue, dbefore, dh)
+    dweights = weights_backward(combiner_log_prob_bwd_kernel, weights, P * B * T, *given)
     dz, dz_q_0 = split_chain(dvalue, dbefore, z)
     return dz, dh, dz_q_0, dweights

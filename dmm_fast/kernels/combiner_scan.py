@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmm_fast.kernels.common import input_precision, on_device_of, row_start, softplus, tanh
-from dmm_fast.kernels.scan import LAUNCH, ROWS, clear_steps, grid, rows_times, tile
+from dmm_fast.kernels.common import input_precision, on_device_of, row_start, sigmoid, softplus, tanh
+from dmm_fast.kernels.scan import LAUNCH, block_of_rows, clear_steps, grid, rows_of_program, rows_times, tile
 from dmm_fast.products import combiner_states, combiner_weight_gradients
 
 __all__ = ["combiner_scan", "combiner_scan_backward"]
@@ -44,7 +44,7 @@ def combiner_scan(
             eps.new_empty((P * B, H), dtype=torch.float32),
             *(z, loc, pre_scale),
             *(P * B, B, T),
-            **_constants(H, Z),
+            **_constants(P * B, H, Z),
             **LAUNCH,
         )
     return z, loc, pre_scale
@@ -82,7 +82,7 @@ def combiner_scan_backward(
             lengths.contiguous(),
             *(g, dout, dh, deps, dz_q_0),
             *(P * B, B, T),
-            **_constants(H, Z),
+            **_constants(P * B, H, Z),
             **LAUNCH,
         )
     # The kernel left in g what is of its tanh's argument.
@@ -91,15 +91,15 @@ def combiner_scan_backward(
     return dh, deps, dz_q_0, dw_z, db_z, dw_loc, db_loc, dw_scale, db_scale
 
 
-def _constants(H: int, Z: int) -> dict[str, int | str]:
+def _constants(rows: int, H: int, Z: int) -> dict[str, int | str]:
     return {
         "H": H,
         "Z": Z,
-        "ROWS": ROWS,
+        "ROWS": rows_of_program(rows),
         "BLOCK_H": tile(H, 128),
-        "BLOCK_Z": tile(Z, 64),
+        "BLOCK_Z": tile(Z, 32),
         "BLOCK_K_H": tile(H, 64),
-        "BLOCK_K_Z": tile(Z, 32),
+        "BLOCK_K_Z": tile(Z, 64),
         "PRECISION": input_precision(),
     }
 
@@ -153,10 +153,7 @@ def combiner_scan_fwd_kernel(  # type: ignore[no-untyped-def]
     ``loc`` and ``pre_scale``, each ``[rows, T, Z]``. ``z_state [rows, Z]`` and ``c_state [rows, H]`` hold
     what a half of a step leaves for the next, in float32.
     """
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    exists = row < rows
-    length = tl.load(lengths + row % batch, mask=exists, other=0)
-    longest = tl.max(length, 0)
+    row, exists, length, longest = block_of_rows(lengths, rows, batch, ROWS)
     h_row, eps_row = h + row_start(row, batch, h_p, h_b), eps + row_start(row, batch, eps_p, eps_b)
     z_before, c_row, out_row = z_state + row * Z, c_state + row * H, row * T * Z
 
@@ -264,10 +261,7 @@ def combiner_scan_bwd_kernel(  # type: ignore[no-untyped-def]
     what ``g`` is the tanh of; both are float32, and through them a half of a step has what the one before
     it left.
     """
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    exists = row < rows
-    length = tl.load(lengths + row % batch, mask=exists, other=0)
-    longest = tl.max(length, 0)
+    row, exists, length, longest = block_of_rows(lengths, rows, batch, ROWS)
     dz_row, dloc_row = dz + row_start(row, batch, dz_p, dz_b), dloc + row_start(row, batch, dloc_p, dloc_b)
     dpre_row, pre_row = (
         dpre + row_start(row, batch, dpre_p, dpre_b),
@@ -297,7 +291,7 @@ def combiner_scan_bwd_kernel(  # type: ignore[no-untyped-def]
             given = tl.load(dloc_row[:, None] + t * dloc_t + column * dloc_z, mask=here, other=0.0)
             tl.store(out_here[:, None] + column, given.to(tl.float32) + dz_all, mask=here)
             given = tl.load(dpre_row[:, None] + t * dpre_t + column * dpre_z, mask=here, other=0.0)
-            through_scale = dz_all * noise.to(tl.float32) * tl.sigmoid(s)
+            through_scale = dz_all * noise.to(tl.float32) * sigmoid(s)
             tl.store(out_here[:, None] + Z + column, given.to(tl.float32) + through_scale, mask=here)
             value = tl.where(active[:, None], dz_all * softplus(s), 0.0).to(deps.dtype.element_ty)
             tl.store(deps_row[:, None] + t * Z + column, value, mask=exists[:, None] & fits)

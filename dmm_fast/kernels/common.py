@@ -9,7 +9,12 @@ from torch import Tensor
 
 from dmm_fast.products import allows_tf32
 
-# No libdevice function is used: the interpreter has none of them.
+# No libdevice function is used: the interpreter has none of them. On a GPU tl.log is exact to the last
+# digit, also near one and for subnormal numbers; a division and tl.exp2 are exact to two units in the last
+# place; tl.exp is not used (see exp).
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2_HIGH = tl.constexpr(0.693359375)  # nine bits: its product with a small whole number is exact
+LN_2_LOW = tl.constexpr(-2.121944400546905827679e-4)
 
 
 def next_power_of_2(size: int) -> int:
@@ -35,15 +40,28 @@ def row_start(row, batch, stride_p, stride_b):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def exp(x):  # type: ignore[no-untyped-def]
+    """e^x to a few units in the last place; what would be subnormal may be zero.
+
+    ``tl.exp`` rounds x log2(e) and is off by that times x: at -80 by 40 units. Here the whole part of it goes
+    into a power of two, and the rest is at most a half.
+    """
+    bounded = tl.where(x < -104.0, -104.0, tl.where(x > 89.0, 89.0, x))  # gives 0 and infinity; NaN stays
+    whole = tl.minimum(tl.floor(bounded * LOG2_E + 0.5), 127.0)
+    rest = (bounded - whole * LN_2_HIGH) - whole * LN_2_LOW
+    return tl.exp2(rest * LOG2_E) * tl.exp2(whole)
+
+
+@triton.jit
 def softplus(x):  # type: ignore[no-untyped-def]
     """log(1 + e^x), exact on both sides."""
-    return tl.maximum(x, 0.0) + log_1_plus(tl.exp(-tl.abs(x)))
+    return tl.maximum(x, 0.0) + log_1_plus(exp(-tl.abs(x)))
 
 
 @triton.jit
 def sigmoid(x):  # type: ignore[no-untyped-def]
     """1 / (1 + e^-x), where no exponential overflows."""
-    e = tl.exp(-tl.abs(x))
+    e = exp(-tl.abs(x))
     return tl.where(x > 0.0, 1.0, e) / (1.0 + e)
 
 
@@ -52,9 +70,9 @@ def expm1(x):  # type: ignore[no-untyped-def]
     """e^x - 1, without cancellation near zero."""
     s = tl.where(tl.abs(x) < 0.5, x, 0.0)
     # Taylor, nine terms: below 0.5 the next is under 1e-9 of the value.
-    tail = 1.0 + s / 6.0 * (1.0 + s / 7.0 * (1.0 + s / 8.0 * (1.0 + s / 9.0)))
-    near = s * (1.0 + s / 2.0 * (1.0 + s / 3.0 * (1.0 + s / 4.0 * (1.0 + s / 5.0 * tail))))
-    return tl.where(tl.abs(x) < 0.5, near, tl.exp(x) - 1.0)
+    tail = 1.0 / 720 + s * (1.0 / 5040 + s * (1.0 / 40320 + s * (1.0 / 362880)))
+    near = s * (1.0 + s * (1.0 / 2 + s * (1.0 / 6 + s * (1.0 / 24 + s * (1.0 / 120 + s * tail)))))
+    return tl.where(tl.abs(x) < 0.5, near, exp(x) - 1.0)
 
 
 @triton.jit
@@ -69,19 +87,19 @@ def log_1_plus(u):  # type: ignore[no-untyped-def]
 def log_softplus(x):  # type: ignore[no-untyped-def]
     """log(softplus(x)), which is x - e^x / 2 where softplus itself would underflow."""
     far = x < -15.0
-    return tl.where(far, x - 0.5 * tl.exp(tl.minimum(x, 0.0)), tl.log(softplus(tl.where(far, 0.0, x))))
+    return tl.where(far, x - 0.5 * exp(tl.minimum(x, 0.0)), tl.log(softplus(tl.where(far, 0.0, x))))
 
 
 @triton.jit
 def tanh(x):  # type: ignore[no-untyped-def]
     """tanh, without cancellation near zero."""
     a = tl.abs(x)
-    e = tl.exp(-2.0 * a)
+    e = exp(-2.0 * a)
     small = a < 0.25
     s = tl.where(small, x * x, 0.0)
     # Taylor, five terms: below 0.25 the next is under 1e-8 of the value.
     near = x * (
-        1.0 + s * (-1.0 / 3 + s * (2.0 / 15 + s * (-17.0 / 315 + s * (62.0 / 2835 - s * 1382.0 / 155925))))
+        1.0 + s * (-1.0 / 3 + s * (2.0 / 15 + s * (-17.0 / 315 + s * (62.0 / 2835 - s * (1382.0 / 155925)))))
     )
     far = (1.0 - e) / (1.0 + e)
     return tl.where(small, near, tl.where(x < 0, -far, far))

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from dmm_fast.kernels.common import expm1, log_1_plus, log_softplus, sigmoid, softplus
+from dmm_fast.kernels.common import exp, expm1, log_1_plus, log_softplus, sigmoid, softplus
 
 HALF_LOG_2PI = tl.constexpr(0.9189385332046727)
 TINY = tl.constexpr(1.1754943508222875e-38)
@@ -14,7 +14,7 @@ def log_softplus_slope(x):  # type: ignore[no-untyped-def]
     """The derivative of log(softplus(x)), sigmoid(x) / softplus(x): near one where both would vanish."""
     far = x < -15.0
     bounded = tl.where(far, 0.0, x)
-    return tl.where(far, 1.0 - 0.5 * tl.exp(tl.minimum(x, 0.0)), sigmoid(bounded) / softplus(bounded))
+    return tl.where(far, 1.0 - 0.5 * exp(tl.minimum(x, 0.0)), sigmoid(bounded) / softplus(bounded))
 
 
 @triton.jit
@@ -67,7 +67,7 @@ def normal_kl_slopes(loc, pre_scale, loc_p, pre_scale_p):  # type: ignore[no-unt
 @triton.jit
 def bernoulli_log_density(x, logit):  # type: ignore[no-untyped-def]
     """Log Bernoulli(x; sigmoid(logit)); for x of 0 or 1 nothing cancels."""
-    return (x * logit - tl.maximum(logit, 0.0)) - log_1_plus(tl.exp(-tl.abs(logit)))
+    return (x * logit - tl.maximum(logit, 0.0)) - log_1_plus(exp(-tl.abs(logit)))
 
 
 @triton.jit

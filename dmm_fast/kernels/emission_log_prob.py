@@ -1,6 +1,5 @@
 """log p(x_{1:T} | z_{1:T}): emitter and log-density in one pass, a Bernoulli's or a Gaussian's."""
 
-import torch
 import triton.language as tl
 from torch import Tensor
 
@@ -12,19 +11,17 @@ from dmm_fast.kernels.densities import (
 )
 from dmm_fast.kernels.emitter import (
     emitter_again,
+    emitter_forward,
     emitter_head,
     emitter_rows,
     emitter_rows_backward,
-    emitter_weight_gradients,
-    network,
     scratch_of,
+    weights_backward,
 )
-from dmm_fast.kernels.layers import backward_blocks, forward_blocks
 from dmm_fast.kernels.rows import (
     at,
     block_of_places,
     kept,
-    launch,
     load,
     mask_of,
     places,
@@ -41,7 +38,7 @@ __all__ = ["emission_log_prob", "emission_log_prob_backward"]
 
 @rowwise_kernel
 def emission_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
-    x, z, steps, mask, w, terms, work, first, size, blocks, BLOCK_M: tl.constexpr
+    w, x, z, steps, mask, terms, work, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of valid steps: terms [P, B, T] is what is observed of each; work is [steps, E] of its own."""
     index = block_of_places(first, BLOCK_M)
@@ -66,10 +63,9 @@ def emission_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
 
 @rowwise_kernel
 def emission_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
-    dout, x, z, steps, mask, w, dx, dz, scratch, first, size, blocks, BLOCK_M: tl.constexpr
+    w, dout, x, z, steps, mask, dx, dz, scratch, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of valid steps, from dout [P, B]: dx (unless None) and dz [P, B, T, *], its rows of scratch."""
-    D = size.D
     index = block_of_places(first, BLOCK_M)
     row, step, valid = places(steps, index)
     own = scratch_of(scratch, index - first, size)
@@ -77,9 +73,9 @@ def emission_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
     x_row = at(x, steps, row, step)
     place = row * steps.steps + step
     d = tl.load(dout + row, mask=valid, other=0.0).to(tl.float32)[:, None]
-    for n in range(0, D, blocks.N):
+    for n in range(0, size.D, blocks.N):
         columns = n + tl.arange(0, blocks.N)
-        keep = kept(mask, steps, row, step, columns, D, valid)
+        keep = kept(mask, steps, row, step, columns, size.D, valid)
         value = load(x_row, columns, keep)
         out = emitter_head(own.h_2, valid, w.w_out, w.b_out, columns, size, blocks)
         if w.w_scale is None:
@@ -90,10 +86,10 @@ def emission_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
             by_out, by_pre_scale = normal_slopes(value, out, pre_scale)
             by_out = tl.where(keep, d * by_out, 0.0)
             by_value = -by_out
-            store_row(own.dpre_scale, columns, D, valid, tl.where(keep, d * by_pre_scale, 0.0))
-        store_row(own.dout, columns, D, valid, by_out)
+            store_row(own.dpre_scale, columns, size.D, valid, tl.where(keep, d * by_pre_scale, 0.0))
+        store_row(own.dout, columns, size.D, valid, by_out)
         if dx is not None:
-            store_row(dx + place * D, columns, D, valid, by_value)
+            store_row(dx + place * size.D, columns, size.D, valid, by_value)
     emitter_rows_backward(own, valid, w, dz + place * size.Z, size, blocks)
 
 
@@ -101,16 +97,9 @@ def emission_log_prob(
     x: Tensor, z: Tensor, weights: list[Tensor], lengths: Tensor, mask: Tensor | None
 ) -> Tensor:
     """``[P, B]``: the sum over what is observed of log p(x_t | z_t)."""
-    P, B, T, _ = z.shape
     terms = terms_of(z)
-    work = z.new_empty(P * B * T, weights[0].shape[0], dtype=torch.float32)
-    w, size, blocks = network(weights, forward_blocks)
-    launch(
-        *(emission_log_prob_fwd_kernel, P * B * T, z, rows_of(x), rows_of(z), steps_of(z, lengths)),
-        *(mask_of(mask), w, terms, work),
-        size=size,
-        blocks=blocks,
-    )
+    given = (rows_of(x), rows_of(z), steps_of(z, lengths), mask_of(mask), terms)
+    emitter_forward(emission_log_prob_fwd_kernel, weights, terms.numel(), *given)
     return sum_steps(terms, z, lengths)
 
 
@@ -126,15 +115,6 @@ def emission_log_prob_backward(
     """``dx [P, B, T, D]``, or empty where it is not wanted, ``dz [P, B, T, Z]``, gradients of the weights."""
     P, B, T, _ = z.shape
     dx, dz = x.new_zeros(x.shape if with_dx else (0,)), z.new_zeros(z.shape)
-    w, size, blocks = network(weights, backward_blocks)
-    given = (dout.contiguous(), rows_of(x), rows_of(z), steps_of(z, lengths), mask_of(mask), w)
-
-    def fill(scratch: Tensor, first: int) -> None:
-        launch(
-            *(emission_log_prob_bwd_kernel, len(scratch), z, *given, dx if with_dx else None, dz, scratch),
-            first=first,
-            size=size,
-            blocks=blocks,
-        )
-
-    return dx, dz, emitter_weight_gradients(weights, P * B * T, fill)
+    read = (dout.contiguous(), rows_of(x), rows_of(z), steps_of(z, lengths), mask_of(mask))
+    given = (*read, dx if with_dx else None, dz)
+    return dx, dz, weights_backward(emission_log_prob_bwd_kernel, weights, P * B * T, *given)

@@ -6,7 +6,6 @@ A Bernoulli's out is the logits; a Gaussian has a second head for pre_scale. h_1
 in a forward pass; h_2 is complete only after a pass over h_1, and goes through memory.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,13 +14,14 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.layers import (
-    Blocks,
     BlocksFor,
+    Network,
     backward_blocks,
     copy_rows,
     forward_blocks,
     hidden_rows,
     hidden_rows_backward,
+    launch_network,
     linear,
     linear_backward,
     relu,
@@ -33,7 +33,6 @@ from dmm_fast.kernels.rows import (
     at,
     block_of_places,
     constants,
-    launch,
     load_row,
     places,
     rows_of,
@@ -85,29 +84,34 @@ def widths(weights: list[Tensor]) -> list[int]:
     return [Z, E, E, E, E, D, D if len(weights) == 8 else 0]
 
 
-def network(weights: list[Tensor], blocks_for: BlocksFor) -> tuple[Weights, Sizes, Blocks]:
-    """The weights, contiguous, and a kernel's constants for them."""
+def network(weights: list[Tensor], blocks_for: BlocksFor) -> Network:
+    """The network with these weights."""
     w = Weights(*(weight.contiguous() for weight in weights))
     (E, Z), D = w.w_in.shape, w.w_out.shape[0]
-    return w, constants(Sizes(Z, E, D, sum(widths(weights)))), blocks_for(E, max(Z, E, D))
+    return Network(w, constants(Sizes(Z, E, D, sum(widths(weights)))), blocks_for(E, max(Z, E, D)))
 
 
-def emitter_weight_gradients(
-    weights: list[Tensor], count: int, fill: Callable[[Tensor, int], None]
-) -> list[Tensor]:
-    """The gradients, from what ``fill`` writes to scratch for each part of ``count`` places."""
+def emitter_forward(kernel: Any, weights: list[Tensor], count: int, *given: Any) -> None:
+    """Run ``kernel(w, *given, work, first, size, blocks)``; ``work [count, E]`` is for emitter_rows."""
+    work = weights[0].new_empty(count, weights[0].shape[0], dtype=torch.float32)
+    launch_network(kernel, network(weights, forward_blocks), count, *given, work)
+
+
+def weights_backward(kernel: Any, weights: list[Tensor], count: int, *given: Any) -> list[Tensor]:
+    """The gradients of the weights, from what ``kernel(w, *given, scratch, ...)`` leaves in scratch."""
     at = Scratch(*stacked(*widths(weights)))
     layers = [(at.dh_1, at.z), (at.dh_2, at.h_1), (at.dout, at.h_2), (at.dpre_scale, at.h_2)]
-    return weight_gradients(weights, layers[: len(weights) // 2], at.dpre_scale.stop, count, fill)
+    layers = layers[: len(weights) // 2]
+    return weight_gradients(kernel, network(weights, backward_blocks), count, *given, layers=layers)
 
 
 @triton.jit
 def emitter_rows(z, valid, w, h_2, size, blocks):  # type: ignore[no-untyped-def]
     """Write the second hidden layer of the rows ``z`` to ``h_2``."""
-    E = size.E
+    Z, E = size.Z, size.E
     for n in range(0, E, blocks.N):
         units = n + tl.arange(0, blocks.N)
-        hidden = two_layers(z, valid, size.Z, w.w_in, w.b_in, E, w.w_hidden, w.b_hidden, units, E, blocks)
+        hidden = two_layers(z, valid, Z, w.w_in, w.b_in, E, w.w_hidden, w.b_hidden, units, E, blocks)
         store_row(h_2, units, E, valid, relu(hidden))
     tl.debug_barrier()
 
@@ -159,7 +163,7 @@ def emitter_rows_backward(own, valid, w, dz, size, blocks):  # type: ignore[no-u
 
 @rowwise_kernel
 def emitter_fwd_kernel(  # type: ignore[no-untyped-def]
-    z, steps, w, out, pre_scale, work, first, size, blocks, BLOCK_M: tl.constexpr
+    w, z, steps, out, pre_scale, work, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of rows of z [1, N, 1, Z]: out and a Gaussian's pre_scale [N, D]; work is [N, E] of its own."""
     index = block_of_places(first, BLOCK_M)
@@ -177,7 +181,7 @@ def emitter_fwd_kernel(  # type: ignore[no-untyped-def]
 
 @rowwise_kernel
 def emitter_bwd_kernel(  # type: ignore[no-untyped-def]
-    dout, dpre_scale, z, steps, w, dz, scratch, first, size, blocks, BLOCK_M: tl.constexpr
+    w, dout, dpre_scale, z, steps, dz, scratch, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of rows, from dout and a Gaussian's dpre_scale [1, N, 1, D]: dz [N, Z], its rows of scratch."""
     index = block_of_places(first, BLOCK_M)
@@ -193,15 +197,10 @@ def emitter_bwd_kernel(  # type: ignore[no-untyped-def]
 def emitter(z: Tensor, weights: list[Tensor]) -> list[Tensor]:
     """The logits; or loc and pre_scale. Each is ``[N, D]``."""
     N, steps = len(z), z[None, :, None]
-    w, size, blocks = network(weights, forward_blocks)
     out = [z.new_empty(N, head.shape[0]) for head in weights[4::2]]
-    work = z.new_empty(N, weights[0].shape[0], dtype=torch.float32)
     pre_scale = out[1] if len(out) == 2 else None
-    launch(
-        *(emitter_fwd_kernel, N, z, rows_of(steps), steps_of(steps, None), w, out[0], pre_scale, work),
-        size=size,
-        blocks=blocks,
-    )
+    given = (rows_of(steps), steps_of(steps, None), out[0], pre_scale)
+    emitter_forward(emitter_fwd_kernel, weights, N, *given)
     return out
 
 
@@ -209,12 +208,7 @@ def emitter_backward(dout: list[Tensor], z: Tensor, weights: list[Tensor]) -> tu
     """``dz [N, Z]`` and the gradients of the weights."""
     N, steps = len(z), z[None, :, None]
     dz = z.new_empty(z.shape)
-    w, size, blocks = network(weights, backward_blocks)
     heads = [rows_of(gradient[None, :, None]) for gradient in dout]
     dpre_scale = heads[1] if len(heads) == 2 else None
-    given = (heads[0], dpre_scale, rows_of(steps), steps_of(steps, None), w, dz)
-
-    def fill(scratch: Tensor, first: int) -> None:
-        launch(*(emitter_bwd_kernel, len(scratch), z, *given, scratch), first=first, size=size, blocks=blocks)
-
-    return dz, emitter_weight_gradients(weights, N, fill)
+    given = (heads[0], dpre_scale, rows_of(steps), steps_of(steps, None), dz)
+    return dz, weights_backward(emitter_bwd_kernel, weights, N, *given)

@@ -1,15 +1,12 @@
 """p(z_t | z_{t-1}) for single steps ``[N, Z]``."""
 
-import torch
 import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.common import sigmoid, softplus
-from dmm_fast.kernels.layers import backward_blocks, forward_blocks
 from dmm_fast.kernels.rows import (
     at,
     block_of_places,
-    launch,
     load_row,
     places,
     rows_of,
@@ -18,15 +15,15 @@ from dmm_fast.kernels.rows import (
     store_row,
 )
 from dmm_fast.kernels.transition import (
-    network,
     scratch_of,
     transition_again,
+    transition_forward,
     transition_head,
     transition_head_again,
     transition_head_backward,
     transition_rows,
     transition_rows_backward,
-    transition_weight_gradients,
+    weights_backward,
 )
 
 __all__ = ["gated_transition", "gated_transition_backward"]
@@ -34,7 +31,7 @@ __all__ = ["gated_transition", "gated_transition_backward"]
 
 @rowwise_kernel
 def gated_transition_fwd_kernel(  # type: ignore[no-untyped-def]
-    z, steps, w, loc, scale, work, first, size, blocks, BLOCK_M: tl.constexpr
+    w, z, steps, loc, scale, work, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of rows of z [1, N, 1, Z]: loc and scale [N, Z]; work is [N, 2 Z] of its own."""
     index = block_of_places(first, BLOCK_M)
@@ -50,7 +47,7 @@ def gated_transition_fwd_kernel(  # type: ignore[no-untyped-def]
 
 @rowwise_kernel
 def gated_transition_bwd_kernel(  # type: ignore[no-untyped-def]
-    loc, scale, z, steps, w, dz, scratch, first, size, blocks, BLOCK_M: tl.constexpr
+    w, loc, scale, z, steps, dz, scratch, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of rows, from the gradients ``loc, scale`` [1, N, 1, Z]: dz [N, Z] and its rows of scratch."""
     index = block_of_places(first, BLOCK_M)
@@ -71,13 +68,8 @@ def gated_transition(z_prev: Tensor, weights: list[Tensor]) -> tuple[Tensor, Ten
     N, Z = z_prev.shape
     z = z_prev[None, :, None]
     loc, scale = z_prev.new_empty(N, Z), z_prev.new_empty(N, Z)
-    work = z_prev.new_empty(N, 2 * Z, dtype=torch.float32)
-    w, size, blocks = network(weights, forward_blocks)
-    launch(
-        *(gated_transition_fwd_kernel, N, z, rows_of(z), steps_of(z, None), w, loc, scale, work),
-        size=size,
-        blocks=blocks,
-    )
+    given = (rows_of(z), steps_of(z, None), loc, scale)
+    transition_forward(gated_transition_fwd_kernel, weights, N, *given)
     return loc, scale
 
 
@@ -88,15 +80,5 @@ def gated_transition_backward(
     N, Z = z_prev.shape
     loc, scale, z = (tensor[None, :, None] for tensor in (dloc, dscale, z_prev))
     dz_prev = z_prev.new_empty(N, Z)
-    w, size, blocks = network(weights, backward_blocks)
-
-    def fill(scratch: Tensor, first: int) -> None:
-        launch(
-            *(gated_transition_bwd_kernel, len(scratch), z, rows_of(loc), rows_of(scale), rows_of(z)),
-            *(steps_of(z, None), w, dz_prev, scratch),
-            first=first,
-            size=size,
-            blocks=blocks,
-        )
-
-    return dz_prev, transition_weight_gradients(weights, N, fill)
+    given = (rows_of(loc), rows_of(scale), rows_of(z), steps_of(z, None), dz_prev)
+    return dz_prev, weights_backward(gated_transition_bwd_kernel, weights, N, *given)

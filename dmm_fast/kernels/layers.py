@@ -15,9 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.common import input_precision
-from dmm_fast.kernels.rows import constants, load_row, store_row, width_block
+from dmm_fast.kernels.rows import constants, launch, load_row, store_row, width_block
 
-# Rows of scratch that a backward pass keeps at a time; longer batches are taken in parts.
+# Rows of scratch that a backward pass keeps at a time, a multiple of every block of rows; longer batches are
+# taken in parts.
 SCRATCH_ROWS = 1 << 15
 
 
@@ -127,6 +128,20 @@ def relu(x):  # type: ignore[no-untyped-def]
     return tl.where(x < 0.0, 0.0, x)
 
 
+class Network(NamedTuple):
+    """A network as kernels take it: contiguous weights by name, and its sizes and blocks as constants."""
+
+    w: Any
+    size: Any
+    blocks: Blocks
+
+
+def launch_network(kernel: Any, network: Network, count: int, *args: Any, first: int = 0) -> None:
+    """Run ``kernel(w, *args, first, size, blocks)`` over ``count`` places."""
+    w, size, blocks = network
+    launch(kernel, count, w[0], w, *args, first=first, size=size, blocks=blocks)
+
+
 def in_parts(count: int) -> Iterator[tuple[int, int]]:
     """``first, size`` of each part of ``count`` places that a backward pass takes at a time; at least one."""
     for first in range(0, max(count, 1), SCRATCH_ROWS):
@@ -134,25 +149,23 @@ def in_parts(count: int) -> Iterator[tuple[int, int]]:
 
 
 def weight_gradients(
-    weights: list[Tensor],
-    layers: list[tuple[slice, slice]],
-    width: int,
-    count: int,
-    fill: Callable[[Tensor, int], None],
+    kernel: Any, network: Network, count: int, *given: Any, layers: list[tuple[slice, slice]]
 ) -> list[Tensor]:
     """Gradients of weights and biases: products over the rows of scratch, one part of them after another.
 
-    ``fill(scratch, first)`` writes the rows of ``scratch [size, width]`` of the valid ones among the places
-    from ``first`` on; the others are zero. ``layers`` has, for each weight with its bias, the columns that
-    hold the gradient by the layer's outputs, and those that hold its inputs.
+    ``kernel(w, *given, scratch, first, size, blocks)`` writes the rows of scratch of the valid ones among the
+    places from ``first`` on; the others are zero. ``layers`` has, for each weight with its bias, the columns
+    that hold the gradient by the layer's outputs, and those that hold its inputs.
     """
+    weights = [weight for weight in network.w if weight is not None]
+    width = max(delta.stop for delta, _ in layers)
     totals: list[Tensor] = []
     for first, size in in_parts(count):
         scratch = torch.zeros(size, width, dtype=torch.float32, device=weights[0].device)
-        fill(scratch, first)
+        launch_network(kernel, network, size, *given, scratch, first=first)
         parts: list[Tensor] = []
-        for delta, given in layers:
-            parts += [scratch[:, delta].t() @ scratch[:, given], scratch[:, delta].sum(0)]
+        for delta, inputs in layers:
+            parts += [scratch[:, delta].t() @ scratch[:, inputs], scratch[:, delta].sum(0)]
         totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
     return [total.to(w.dtype) for total, w in zip(totals, weights, strict=True)]
 

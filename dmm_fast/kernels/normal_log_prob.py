@@ -1,5 +1,6 @@
 """Gaussian log-densities of given parameters, and of draws from their own noise."""
 
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -10,9 +11,8 @@ from dmm_fast.kernels.rows import (
     block_of_places,
     every_place,
     kept,
-    launch,
+    launch_wide,
     load,
-    load_row,
     mask_of,
     rows_of,
     rowwise_kernel,
@@ -20,7 +20,6 @@ from dmm_fast.kernels.rows import (
     store_row,
     sum_steps,
     terms_of,
-    width_block,
 )
 
 __all__ = [
@@ -29,6 +28,14 @@ __all__ = [
     "normal_log_prob",
     "normal_log_prob_backward",
 ]
+
+
+@triton.jit
+def standardized(value, loc, scale, steps, row, step, columns, keep):  # type: ignore[no-untyped-def]
+    """The residual over the scale, and the scale; what is not to keep counts as zero and one."""
+    s = tl.where(keep, load(at(scale, steps, row, step), columns, keep), 1.0)
+    mean = load(at(loc, steps, row, step), columns, keep)
+    return (load(at(value, steps, row, step), columns, keep) - mean) / s, s
 
 
 @rowwise_kernel
@@ -47,17 +54,11 @@ def normal_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
     """A block of steps: terms [P, B, T] is a step's sum over what is observed of it."""
     index = block_of_places(first, BLOCK_M)
     row, step, _, valid = every_place(steps, index)
-    value_row, loc_row, scale_row = (
-        at(value, steps, row, step),
-        at(loc, steps, row, step),
-        at(scale, steps, row, step),
-    )
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for n in range(0, WIDTH, BLOCK_N):
         columns = n + tl.arange(0, BLOCK_N)
         keep = kept(mask, steps, row, step, columns, WIDTH, valid)
-        s = tl.where(keep, load(scale_row, columns, keep), 1.0)
-        standard = (load(value_row, columns, keep) - load(loc_row, columns, keep)) / s
+        standard, s = standardized(value, loc, scale, steps, row, step, columns, keep)
         acc += tl.where(keep, -0.5 * standard * standard - tl.log(s) - HALF_LOG_2PI, 0.0)
     tl.store(terms + index, tl.sum(acc, 1), mask=valid)
 
@@ -81,18 +82,12 @@ def normal_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
     """A block of steps: from dout [P, B] the three gradients [P, B, T, WIDTH], zero where nothing counts."""
     index = block_of_places(first, BLOCK_M)
     row, step, inside, valid = every_place(steps, index)
-    value_row, loc_row, scale_row = (
-        at(value, steps, row, step),
-        at(loc, steps, row, step),
-        at(scale, steps, row, step),
-    )
     d = tl.load(dout + row, mask=valid, other=0.0).to(tl.float32)[:, None]
     for n in range(0, WIDTH, BLOCK_N):
         columns = n + tl.arange(0, BLOCK_N)
         keep = kept(mask, steps, row, step, columns, WIDTH, valid)
-        s = tl.where(keep, load(scale_row, columns, keep), 1.0)
-        standard = (load(value_row, columns, keep) - load(loc_row, columns, keep)) / s
-        to_loc = d * standard / s  # what is not to keep counts as a residual of zero
+        standard, s = standardized(value, loc, scale, steps, row, step, columns, keep)
+        to_loc = d * standard / s
         to_scale = tl.where(keep, d * (standard * standard - 1.0) / s, 0.0)
         store_row(dvalue + index * WIDTH, columns, WIDTH, inside, -to_loc)
         store_row(dloc + index * WIDTH, columns, WIDTH, inside, to_loc)
@@ -103,15 +98,9 @@ def normal_log_prob(
     value: Tensor, loc: Tensor, scale: Tensor, lengths: Tensor, mask: Tensor | None
 ) -> Tensor:
     """``[P, B]``: the sum over what is observed of log N(value; loc, scale)."""
-    P, B, T, D = value.shape
     terms = terms_of(value)
-    given = (rows_of(tensor) for tensor in (value, loc, scale))
-    steps = steps_of(value, lengths)
-    launch(
-        *(normal_log_prob_fwd_kernel, P * B * T, value, *given, steps, mask_of(mask), terms),
-        WIDTH=D,
-        BLOCK_N=width_block(D, 128),
-    )
+    given = (rows_of(value), rows_of(loc), rows_of(scale), steps_of(value, lengths), mask_of(mask))
+    launch_wide(normal_log_prob_fwd_kernel, value, *given, terms)
     return sum_steps(terms, value, lengths)
 
 
@@ -119,16 +108,9 @@ def normal_log_prob_backward(
     dout: Tensor, value: Tensor, loc: Tensor, scale: Tensor, lengths: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``dvalue, dloc, dscale``, each ``[P, B, T, D]``."""
-    P, B, T, D = value.shape
     dvalue, dloc, dscale = (value.new_empty(value.shape) for _ in range(3))
-    given = (rows_of(tensor) for tensor in (value, loc, scale))
-    out = (dvalue, dloc, dscale)
-    launch(
-        *(normal_log_prob_bwd_kernel, P * B * T, value, dout.contiguous(), *given),
-        *(steps_of(value, lengths), mask_of(mask), *out),
-        WIDTH=D,
-        BLOCK_N=width_block(D, 128),
-    )
+    given = (rows_of(value), rows_of(loc), rows_of(scale), steps_of(value, lengths), mask_of(mask))
+    launch_wide(normal_log_prob_bwd_kernel, value, dout.contiguous(), *given, dvalue, dloc, dscale)
     return dvalue, dloc, dscale
 
 
@@ -170,18 +152,17 @@ def drawn_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
     d = tl.load(dout + row, mask=valid, other=0.0).to(tl.float32)[:, None]
     for n in range(0, WIDTH, BLOCK_N):
         columns = n + tl.arange(0, BLOCK_N)
-        e = load_row(eps_row, columns, WIDTH, valid)
-        s = load_row(pre_scale_row, columns, WIDTH, valid)
+        keep = valid[:, None] & (columns < WIDTH)[None, :]
+        e, s = load(eps_row, columns, keep), load(pre_scale_row, columns, keep)
         store_row(deps + index * WIDTH, columns, WIDTH, inside, -d * e)
         store_row(dpre_scale + index * WIDTH, columns, WIDTH, inside, -d * log_softplus_slope(s))
 
 
 def drawn_log_prob(eps: Tensor, pre_scale: Tensor, lengths: Tensor) -> Tensor:
     """``[P, B]``: the sum over valid steps of the log-density of a draw from its own noise."""
-    P, B, T, Z = eps.shape
     terms = terms_of(eps)
-    given = (rows_of(eps), rows_of(pre_scale), steps_of(eps, lengths), terms)
-    launch(drawn_log_prob_fwd_kernel, P * B * T, eps, *given, WIDTH=Z, BLOCK_N=width_block(Z, 128))
+    given = (rows_of(eps), rows_of(pre_scale), steps_of(eps, lengths))
+    launch_wide(drawn_log_prob_fwd_kernel, eps, *given, terms)
     return sum_steps(terms, eps, lengths)
 
 
@@ -189,8 +170,7 @@ def drawn_log_prob_backward(
     dout: Tensor, eps: Tensor, pre_scale: Tensor, lengths: Tensor
 ) -> tuple[Tensor, Tensor]:
     """``deps, dpre_scale``, each ``[P, B, T, Z]``."""
-    P, B, T, Z = eps.shape
     deps, dpre_scale = eps.new_empty(eps.shape), eps.new_empty(eps.shape)
-    given = (dout.contiguous(), rows_of(eps), rows_of(pre_scale), steps_of(eps, lengths), deps, dpre_scale)
-    launch(drawn_log_prob_bwd_kernel, P * B * T, eps, *given, WIDTH=Z, BLOCK_N=width_block(Z, 128))
+    given = (rows_of(eps), rows_of(pre_scale), steps_of(eps, lengths))
+    launch_wide(drawn_log_prob_bwd_kernel, eps, dout.contiguous(), *given, deps, dpre_scale)
     return deps, dpre_scale

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.common import input_precision, on_device_of, row_start, tanh
-from dmm_fast.kernels.scan import LAUNCH, ROWS, clear_steps, grid, rows_times, tile
+from dmm_fast.kernels.scan import LAUNCH, block_of_rows, clear_steps, grid, rows_of_program, rows_times, tile
 from dmm_fast.products import following
 
 __all__ = ["rnn_scan", "rnn_scan_backward"]
@@ -25,7 +25,7 @@ def rnn_scan(x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonline
             _two_states(x_proj, P * B, H),
             h,
             *(P * B, B, T),
-            **_constants(H, nonlinearity),
+            **_constants(P * B, H, nonlinearity),
             **LAUNCH,
         )
     return h
@@ -47,7 +47,7 @@ def rnn_scan_backward(
             dx_proj,
             dh_0,
             *(P * B, B, T),
-            **_constants(H, nonlinearity),
+            **_constants(P * B, H, nonlinearity),
             **LAUNCH,
         )
     # Of what is invalid both factors are zero, so all steps of all rows may go into one product.
@@ -55,13 +55,13 @@ def rnn_scan_backward(
     return dx_proj, dw_hh, dh_0
 
 
-def _constants(H: int, nonlinearity: str) -> dict[str, int | str]:
+def _constants(rows: int, H: int, nonlinearity: str) -> dict[str, int | str]:
     return {
         "H": H,
         "TANH": nonlinearity == "tanh",
-        "ROWS": ROWS,
-        "BLOCK_N": tile(H, 128),
-        "BLOCK_K": tile(H, 32),
+        "ROWS": rows_of_program(rows),
+        "BLOCK_N": tile(H, 64),
+        "BLOCK_K": tile(H, 64),
         "PRECISION": input_precision(),
     }
 
@@ -104,10 +104,7 @@ def rnn_scan_fwd_kernel(  # type: ignore[no-untyped-def]
     ``h [rows, T, H]``. ``state [2, rows, H]`` holds the rows' h in float32, of an even step and of an odd
     one: a step reads one and writes the other, so that it needs a single barrier.
     """
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    exists = row < rows
-    length = tl.load(lengths + row % batch, mask=exists, other=0)
-    longest = tl.max(length, 0)
+    row, exists, length, longest = block_of_rows(lengths, rows, batch, ROWS)
     x_row = x_proj + row_start(row, batch, x_p, x_b)
     h_row, state_row, size = h + row * T * H, state + row * H, rows.to(tl.int64) * H
 
@@ -175,10 +172,7 @@ def rnn_scan_bwd_kernel(  # type: ignore[no-untyped-def]
     ``dx_proj [rows, T, H]``, which are the deltas, and of ``dh_0 [rows, H]``. ``state [2, rows, H]`` holds
     the deltas in float32 as in the forward kernel.
     """
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    exists = row < rows
-    length = tl.load(lengths + row % batch, mask=exists, other=0)
-    longest = tl.max(length, 0)
+    row, exists, length, longest = block_of_rows(lengths, rows, batch, ROWS)
     dh_row = dh + row_start(row, batch, dh_p, dh_b)
     h_row = h + row_start(row, batch, h_p, h_b)
     dx_row, dh_0_row = dx_proj + row * T * H, dh_0 + row * H

@@ -8,6 +8,7 @@ valid step return at once.
 Features are dense (:func:`dense`), all other strides are arguments.
 """
 
+import math
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.common import cdiv, next_power_of_2, on_device_of, row_start
+from dmm_fast.kernels.tuning import Config, choose
 
 # Sizes and strides that differ from batch to batch: no kernel is compiled anew for them.
 VARYING = (
@@ -99,7 +101,11 @@ def mask_of(mask: Tensor | None) -> Mask | None:
 
 
 def constants(fields: _Fields) -> _Fields:
-    """The same named tuple with each field a constant of the kernel that takes it."""
+    """The same named tuple with each field a constant of the kernel that takes it.
+
+    A field that bounds a ``range`` is used as it is, or assigned together with others: of one that is
+    assigned alone the interpreter makes a tensor, which that of triton 3.6 cannot count to with numpy 2.4.
+    """
     return type(fields)(*(tl.constexpr(field) for field in fields))
 
 
@@ -108,18 +114,25 @@ def width_block(size: int, most: int) -> int:
     return min(max(next_power_of_2(size), 16), most)
 
 
-def row_block(count: int) -> int:
-    """How many places a program takes: few where the batch would not give each multiprocessor a program."""
-    return 16 if count <= 8192 else 32
-
-
 def launch(kernel: Any, count: int, on: Tensor, *args: Any, first: int = 0, **options: Any) -> None:
-    """Run ``kernel(*args, first, ...)``, a program for each block of ``count`` places from ``first`` on."""
+    """Run ``kernel(*args, first, ...)``, a program for each block of ``count`` places from ``first`` on.
+
+    A kernel reads nothing that it writes but its own scratch, so that it may run again to be measured.
+    """
     if count == 0:
         return
-    block = row_block(count)
+
+    def run(config: Config) -> None:
+        kernel[(cdiv(count, config.BLOCK_M),)](*args, first, **config._asdict(), **options)
+
     with on_device_of(on):
-        kernel[(cdiv(count, block),)](*args, first, BLOCK_M=block, num_warps=8, num_stages=3, **options)
+        run(choose(run, count, on, kernel, options))
+
+
+def launch_wide(kernel: Any, like: Tensor, *args: Any) -> None:
+    """Run a kernel over all steps of ``like [P, B, T, WIDTH]``, which takes its features in blocks."""
+    width = like.shape[-1]
+    launch(kernel, math.prod(like.shape[:3]), like, *args, WIDTH=width, BLOCK_N=width_block(width, 128))
 
 
 @triton.jit

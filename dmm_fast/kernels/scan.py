@@ -12,18 +12,37 @@ import triton.language as tl
 
 from dmm_fast.kernels.common import cdiv, next_power_of_2
 
-ROWS = 16  # the least that tensor cores take
 LAUNCH = {"num_warps": 8, "num_stages": 3}
+FEW_ROWS = 512
+
+
+def rows_of_program(rows: int) -> int:
+    """How many rows a program takes: few as long as every program has a multiprocessor of its own.
+
+    Each program reads all weights at each step, some 64 bytes a cycle, which is the least that a step takes
+    whatever the rows. Four rows of IEEE arithmetic take about as long as that, sixteen much longer; more
+    than that would read the weights too often, and sixteen are what tensor cores multiply at once.
+    """
+    return 4 if rows <= FEW_ROWS else 16
 
 
 def grid(rows: int) -> tuple[int]:
     """A program for each block of rows."""
-    return (cdiv(rows, ROWS),)
+    return (cdiv(rows, rows_of_program(rows)),)
 
 
 def tile(size: int, most: int) -> int:
     """How wide a block of ``size`` outputs or inputs is: at least what ``tl.dot`` takes."""
     return min(max(next_power_of_2(size), 16), most)
+
+
+@triton.jit
+def block_of_rows(lengths, rows, batch, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``row, exists, length, longest`` of the rows of this program; one that does not exist has no steps."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    exists = row < rows
+    length = tl.load(lengths + row % batch, mask=exists, other=0)
+    return row, exists, length, tl.max(length, 0)
 
 
 @triton.jit

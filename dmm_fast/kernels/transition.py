@@ -7,20 +7,23 @@ Forward, the hidden layers of G and R units never leave the program. What the la
 is complete only after a pass over them: Z numbers a row go through memory, and loc with them.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.common import sigmoid
 from dmm_fast.kernels.layers import (
-    Blocks,
     BlocksFor,
+    Network,
+    backward_blocks,
     copy_rows,
+    forward_blocks,
     hidden_rows,
     hidden_rows_backward,
+    launch_network,
     linear,
     linear_backward,
     relu,
@@ -40,26 +43,32 @@ class Sizes(NamedTuple):
     R: Any
 
 
-def network(weights: list[Tensor], blocks_for: BlocksFor) -> tuple[TransitionWeights, Sizes, Blocks]:
-    """The weights, contiguous, and a kernel's constants for them."""
+def network(weights: list[Tensor], blocks_for: BlocksFor) -> Network:
+    """The network with these weights."""
     w = TransitionWeights(*(weight.contiguous() for weight in weights))
     (G, Z), R = w.w_gate_in.shape, w.w_mean_in.shape[0]
-    return w, constants(Sizes(Z, G, R)), blocks_for(max(G, R), Z)
+    return Network(w, constants(Sizes(Z, G, R)), blocks_for(max(G, R), Z))
+
+
+def transition_forward(kernel: Any, weights: list[Tensor], count: int, *given: Any) -> None:
+    """Run ``kernel(w, *given, work, first, size, blocks)``; ``work [count, 2 Z]`` is for transition_rows."""
+    work = weights[0].new_empty(count, 2 * weights[0].shape[1], dtype=torch.float32)
+    launch_network(kernel, network(weights, forward_blocks), count, *given, work)
 
 
 @triton.jit
 def transition_rows(z, valid, w, own, size, blocks):  # type: ignore[no-untyped-def]
     """Write loc and, after it, relu(mean) of the rows ``z`` to ``own``, 2 Z numbers for each row."""
-    Z = size.Z
+    Z, G, R = size.Z, size.G, size.R
     for n in range(0, Z, blocks.N):
         columns = n + tl.arange(0, blocks.N)
         gate = sigmoid(
             two_layers(
-                z, valid, Z, w.w_gate_in, w.b_gate_in, size.G, w.w_gate_out, w.b_gate_out, columns, Z, blocks
+                z, valid, Z, w.w_gate_in, w.b_gate_in, G, w.w_gate_out, w.b_gate_out, columns, Z, blocks
             )
         )
         mean = two_layers(
-            z, valid, Z, w.w_mean_in, w.b_mean_in, size.R, w.w_mean_out, w.b_mean_out, columns, Z, blocks
+            z, valid, Z, w.w_mean_in, w.b_mean_in, R, w.w_mean_out, w.b_mean_out, columns, Z, blocks
         )
         straight = linear(z, valid, Z, w.w_loc, w.b_loc, columns, Z, blocks)
         store_row(own, columns, Z, valid, (1.0 - gate) * straight + gate * mean)
@@ -98,10 +107,8 @@ class Scratch(NamedTuple):
     dpre_scale: Any
 
 
-def transition_weight_gradients(
-    weights: list[Tensor], count: int, fill: Callable[[Tensor, int], None]
-) -> list[Tensor]:
-    """The twelve gradients, from what ``fill`` writes to scratch for each part of ``count`` places."""
+def weights_backward(kernel: Any, weights: list[Tensor], count: int, *given: Any) -> list[Tensor]:
+    """The gradients of the weights, from what ``kernel(w, *given, scratch, ...)`` leaves in scratch."""
     (G, Z), R = weights[0].shape, weights[4].shape[0]
     at = Scratch(*stacked(Z, G, R, Z, G, R, Z, Z, Z, Z))
     layers = [
@@ -112,7 +119,7 @@ def transition_weight_gradients(
         (at.dpre_scale, at.open_mean),
         (at.dstraight, at.z),
     ]
-    return weight_gradients(weights, layers, at.dpre_scale.stop, count, fill)
+    return weight_gradients(kernel, network(weights, backward_blocks), count, *given, layers=layers)
 
 
 @triton.jit
