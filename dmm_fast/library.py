@@ -29,6 +29,10 @@ class Library:
             self._define(stem)
         return True
 
+    def implement(self, name: str, function: Callable[..., Any], key: str) -> None:
+        """Have the op of that name computed by ``function`` for another dispatch key."""
+        self._ops.impl(name, function, key)
+
     def _define(self, stem: str) -> None:
         module = importlib.import_module(f"{self._package}.{stem}")
         mutated: dict[str, tuple[str, ...]] = getattr(module, "MUTATED", {})

@@ -38,9 +38,23 @@ void combiner_scan_backward(py::object dz, py::object dloc, py::object dpre_scal
   });
 }
 
+template <class Args>
+int64_t shared_bytes_of(const cuda::Plan& plan, int latents) {
+  Args a{};
+  a.ragged.rows_per_cluster = static_cast<int>(plan[0]);
+  a.ragged.rows_per_group = static_cast<int>(plan[1]);
+  a.cluster_size = static_cast<int>(plan[2]);
+  a.to_units = cuda::tiling_of(plan, 0);
+  a.from_units = cuda::tiling_of(plan, 1);
+  a.latents = latents;
+  return shared_bytes(a);
+}
+
 }  // namespace
 
 void bind_combiner_scan(py::module_& m) {
+  m.def("combiner_scan_shared_bytes", &shared_bytes_of<cuda::CombinerScan>);
+  m.def("combiner_scan_backward_shared_bytes", &shared_bytes_of<cuda::CombinerScanBackward>);
   m.def("combiner_scan", &combiner_scan);
   m.def("combiner_scan_backward", &combiner_scan_backward);
 }

@@ -31,9 +31,20 @@ void rnn_scan_backward(py::object dh, py::object h, py::object w_hh, py::object 
   by_tiling(a.tiling, [&](auto how) { run(launch, [&] { cuda::rnn_scan_bwd_kernel<decltype(how)>(a); }); });
 }
 
+template <class Args>
+int64_t shared_bytes_of(const cuda::Plan& plan) {
+  Args a{};
+  a.ragged.rows_per_cluster = static_cast<int>(plan[0]);
+  a.ragged.rows_per_group = static_cast<int>(plan[1]);
+  a.tiling = cuda::tiling_of(plan, 0);
+  return shared_bytes(a);
+}
+
 }  // namespace
 
 void bind_rnn_scan(py::module_& m) {
+  m.def("rnn_scan_shared_bytes", &shared_bytes_of<cuda::RnnScan>);
+  m.def("rnn_scan_backward_shared_bytes", &shared_bytes_of<cuda::RnnScanBackward>);
   m.def("rnn_scan", &rnn_scan);
   m.def("rnn_scan_backward", &rnn_scan_backward);
 }

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dmm_fast.cuda import rnn_scan
-from dmm_fast.cuda.plan import rnn_plan
+from dmm_fast.cuda.plan import combiner_plans, rnn_plan, rnn_plans
 from tests.cases import CASES, Case
 from tests.compare import backends_for, compare, eager, error, run_backend
 from tests.cuts import Choose, cut, in_shared, shaped
@@ -119,6 +119,25 @@ def test_lengths_out_of_range_touch_no_other_memory() -> None:
     args = x_proj, inputs["w_hh"], h_0
     h = rnn_scan.rnn_scan(*args, beyond, "relu")
     torch.testing.assert_close(h, rnn_scan.rnn_scan(*args, whole, "relu"), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["", "backward"])
+@pytest.mark.parametrize("units", [13, 600])
+def test_a_plan_knows_what_shared_memory_the_kernel_asks_for(units: int, backward: bool) -> None:
+    way = "_backward" if backward else ""
+    rnn_bytes = getattr(emulator, f"rnn_scan{way}_shared_bytes")
+    for plan in rnn_plans(64, units, backward=backward, tf32=True):
+        assert rnn_bytes(plan.numbers) == plan.shared_bytes
+        assert fits_a_counter(4 * units * plan.rows_per_group)
+    combiner_bytes = getattr(emulator, f"combiner_scan{way}_shared_bytes")
+    for plan in combiner_plans(64, units, 100, backward=backward):
+        assert combiner_bytes(plan.numbers, 100) == plan.shared_bytes
+        assert fits_a_counter(4 * plan.tilings[1].outputs * plan.rows_per_group * plan.cluster_size)
+
+
+def fits_a_counter(count: int) -> bool:
+    """Whether a barrier can count so many bytes."""
+    return count < 1 << 20
 
 
 def test_the_table_of_shapes_is_run() -> None:

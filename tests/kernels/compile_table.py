@@ -101,7 +101,7 @@ def take_cpu_tensors() -> None:
     backend._PREFERENCE["cpu"] += ("triton",)
     for module in [m for name, m in sys.modules.items() if name.startswith(f"{kernels.__name__}.")]:
         for name in getattr(module, "__all__", ()):
-            kernels._library.impl(name, getattr(module, name), "CPU")
+            kernels._library.implement(name, getattr(module, name), "CPU")
 
 
 def compile_all(arch: int, variants: Sequence[str]) -> list[Compiled]:

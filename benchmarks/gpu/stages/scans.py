@@ -18,6 +18,8 @@ from benchmarks.gpu.clocked import Extra, Part, agrees, clock, work_of
 from benchmarks.gpu.measure import time_calls
 from benchmarks.gpu.sizes import ALONG, SCANS
 from benchmarks.gpu.stage import Stage, Unit
+from dmm_fast import native
+from dmm_fast.cuda.plan import cuda_device, scan_plans
 
 SUITE = "gpu-scans"
 CLUSTERS = (4, 8, 16)
@@ -38,6 +40,8 @@ def units(stage: Stage) -> Iterator[Unit]:
     yield from _of_each_backend(stage, tutorial)
     for size in CLUSTERS:
         yield Unit(f"floor, clusters of {size}", partial(time_floor, stage, size, tutorial))
+    for scan in scan_plans(1, 1, 1):
+        yield Unit(f"floor of {scan}", partial(time_floor_of_plan, stage, scan, tutorial))
     yield Unit("FlashRNN", partial(look_for_flash_rnn, stage))
     for sizes in [tutorial, *along]:
         yield Unit(f"nn.RNN, {_case(sizes)}", partial(time_rnn, stage, sizes))
@@ -111,33 +115,50 @@ def time_rnn(stage: Stage, sizes: Sizes) -> None:
 def time_floor(stage: Stage, cluster_size: int, sizes: Sizes) -> None:
     """A scan's exchanges and nothing else, on as many clusters as the GPU holds or rows ask for."""
     case = f"exchange floor, clusters of {cluster_size}, B={sizes.B}, H={sizes.H}"
-    if stage.device != "cuda" or not _has_floor():
-        stage.record.not_run(case, "cuda", "the library has no CUDA kernel for exchange_floor here")
+    if not _has_floor(stage, case):
         return
-    exchange_floor = torch.ops.dmm_fast.exchange_floor
-    processors = torch.cuda.get_device_properties(0).multi_processor_count
-    clusters = min(sizes.B, processors // cluster_size)
+    clusters = min(sizes.B, torch.cuda.get_device_properties(0).multi_processor_count // cluster_size)
     rows = -(-sizes.B // clusters)
     width = -(-rows * sizes.H // cluster_size)
-    rings = torch.randn(clusters, cluster_size * width, device=stage.device)
     for threads in THREADS:
-        turned = exchange_floor(rings, FLOOR_STEPS[0], cluster_size, threads)
-        same = torch.equal(turned, rings.roll(-FLOOR_STEPS[0], 1))
-        row = Verdict("exchange_floor", "cuda", f"{case}, {threads} threads", float(not same), 0.0, same)
-        stage.record.correctness(row.as_dict())
-        few, many = (
-            time_calls(partial(exchange_floor, rings, steps, cluster_size, threads), stage.device)
-            for steps in FLOOR_STEPS
-        )
-        slope = 1e3 * (many.median - few.median) / (FLOOR_STEPS[1] - FLOOR_STEPS[0])
-        told = {"clusters": clusters, "rows_a_cluster": rows, "width": width, "us_per_step": slope}
-        stage.record.case(SUITE, case, f"{threads} threads", few.as_dict(), steps=FLOOR_STEPS[0], **told)
+        _time_exchanges(stage, case, clusters, cluster_size, width, threads, {"rows_a_cluster": rows})
 
 
-def _has_floor() -> bool:
-    from dmm_fast import native
+def time_floor_of_plan(stage: Stage, scan: str, sizes: Sizes) -> None:
+    """The exchanges of a scan as it is cut up on this GPU: what its time a step is measured against."""
+    case = f"exchange floor of {scan}, {_case(sizes)}"
+    if not _has_floor(stage, case):
+        return
+    plan = scan_plans(sizes.B, sizes.H, sizes.Z, cuda_device(torch.cuda.current_device()))[scan]
+    # A block of rnn_scan gives its units; of combiner_scan, partial sums of all that the latents need.
+    width = plan.rows_per_cluster * plan.tilings[-1].outputs
+    told = {"rows_a_cluster": plan.rows_per_cluster, "plan": str(plan)}
+    _time_exchanges(stage, case, plan.clusters, plan.cluster_size, width, plan.threads, told)
 
-    return bool(native.cuda_architectures())
+
+def _time_exchanges(
+    stage: Stage, case: str, clusters: int, size: int, width: int, threads: int, told: dict[str, Any]
+) -> None:
+    exchange_floor = torch.ops.dmm_fast.exchange_floor
+    rings = torch.randn(clusters, size * width, device=stage.device)
+    turned = exchange_floor(rings, FLOOR_STEPS[0], size, threads)
+    same = torch.equal(turned, rings.roll(-FLOOR_STEPS[0], 1))
+    row = Verdict("exchange_floor", "cuda", f"{case}, {threads} threads", float(not same), 0.0, same)
+    stage.record.correctness(row.as_dict())
+    few, many = (
+        time_calls(partial(exchange_floor, rings, steps, size, threads), stage.device)
+        for steps in FLOOR_STEPS
+    )
+    slope = 1e3 * (many.median - few.median) / (FLOOR_STEPS[1] - FLOOR_STEPS[0])
+    told = {"clusters": clusters, "width": width, "us_per_step": slope, **told}
+    stage.record.case(SUITE, case, f"{threads} threads", few.as_dict(), steps=FLOOR_STEPS[0], **told)
+
+
+def _has_floor(stage: Stage, case: str) -> bool:
+    there = stage.device == "cuda" and bool(native.cuda_architectures())
+    if not there:
+        stage.record.not_run(case, "cuda", "the library has no CUDA kernel for exchange_floor here")
+    return there
 
 
 def look_for_flash_rnn(stage: Stage) -> None:
