@@ -120,6 +120,7 @@ class Trainer:
         )
         # Losses that are still on the device, each with the time steps of its mini-batch.
         self._unread: list[tuple[Tensor, int]] = []
+        self._steps_ahead = _STEPS_AHEAD if config.cuda else 1
         self._start()
 
     @property
@@ -243,7 +244,7 @@ class Trainer:
         factor = config.annealing_factor(now.epoch, now.step, self.num_mini_batches)
         self._unread.append((self.svi.step(indices, T, factor), int(lengths.sum())))
         now.step += 1
-        if len(self._unread) == (_STEPS_AHEAD if config.cuda else 1) or now.step == self.num_mini_batches:
+        if len(self._unread) == self._steps_ahead or now.step == self.num_mini_batches:
             self._read_losses(log)
 
     def _gather(self, indices: Tensor, T: int, factor: float | Tensor) -> tuple[Any, ...]:
