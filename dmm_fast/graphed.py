@@ -13,6 +13,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import SVI
+from pyro.infer.util import zero_grads
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -137,20 +138,16 @@ class GraphedSVI(SVI):
 
     def _run(self, kept: "_Kept") -> Tensor:
         """A step as it comes."""
-        with _NumbersStay():
-            return _tensor_of(
-                super().step(*self._gathered(kept.args, kept.kwargs), **self._passed(kept.kwargs))
-            )
+        loss, params = self._loss_and_grads(kept)
+        self.optim(params)
+        zero_grads(params)
+        return loss
 
     def _captured(self, kept: "_Kept") -> Tensor:
         """A step for a graph: no validation, which reads values, and gradients that nothing needs to zero."""
         known = [param for _, param in pyro.get_param_store().named_parameters()]
-        with pyro.validation_enabled(False), _NumbersStay(), _gradients_aside(known) as aside:
-            args, kwargs = self._gathered(kept.args, kept.kwargs), self._passed(kept.kwargs)
-            with poutine.trace(param_only=True) as capture:
-                loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
-            values: list[Any] = [site["value"] for site in capture.trace.nodes.values()]
-            params = {value.unconstrained() for value in values}
+        with pyro.validation_enabled(False), _gradients_aside(known) as aside:
+            loss, params = self._loss_and_grads(kept)
             new = params - set(known)
             if new:
                 check.fail("model", "the parameters of the warm-up", f"{len(new)} more", RuntimeError)
@@ -159,7 +156,15 @@ class GraphedSVI(SVI):
                 if param.grad is None:
                     param.grad = torch.zeros_like(param)
             self.optim(params)
-        return _tensor_of(loss)
+        return loss
+
+    def _loss_and_grads(self, kept: "_Kept") -> tuple[Tensor, set[Any]]:
+        """The loss, unread, and the parameters there are, which have their gradients."""
+        args, kwargs = self._gathered(kept.args, kept.kwargs), self._passed(kept.kwargs)
+        with poutine.trace(param_only=True) as capture, _NumbersStay():
+            loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
+        values: list[Any] = [site["value"] for site in capture.trace.nodes.values()]
+        return _tensor_of(loss), {value.unconstrained() for value in values}
 
 
 class CudaGraphs:
@@ -359,4 +364,6 @@ def _tensor_of(loss: Any) -> Tensor:
         check.fail("loss", "one number", f"{len(loss)}", TypeError)
     if isinstance(loss, _Unread):
         return loss.value
-    return loss.detach() if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64)
+    if isinstance(loss, Tensor):
+        return loss.detach().to(torch.float64)
+    return torch.tensor(loss, dtype=torch.float64)
