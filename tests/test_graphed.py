@@ -26,12 +26,6 @@ SHAPES = ((6, 2, 1, 5), (3, 3), (6, 2, 1, 5), (4, 1, 2, 6), (3, 2))
 """Lengths of one batch after another: two shapes, which take turns."""
 
 
-@pytest.fixture(autouse=True)
-def values_stay_unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU; a graph refuses to read one."""
-    monkeypatch.setattr(check, "values_are_readable", lambda tensor: False)
-
-
 def adam(**changes: Any) -> PyroClippedAdam:
     return PyroClippedAdam({**ADAM, **changes})
 
