@@ -282,7 +282,7 @@ def _held(optim: PyroOptim) -> list[object]:
     """What a captured step has taken from the host for good: names, memory, numbers."""
     held: list[object] = []
     for name, param in pyro.get_param_store().named_parameters():
-        held += (name, param, param.data_ptr(), param.grad is None)
+        held += (name, param, param.data_ptr())
     for optimizer in _optimizers(optim):
         for group in optimizer.param_groups:
             held += (value for key, value in group.items() if key != "params")

@@ -291,9 +291,14 @@ def test_what_a_graph_cannot_follow_starts_over(change: Callable[[Run], None]) -
     assert (graphs.runs, graphs.captures, graphs.replays) == (2, 2, 6)
 
 
-def test_a_parameter_that_is_new_in_the_store_is_trained_on() -> None:
+@pytest.mark.parametrize("always", [False, True], ids=("made when used", "made at once"))
+def test_a_parameter_that_some_steps_leave_out_is_as_with_pyro(always: bool) -> None:
+    """New in the store it is trained on; in the store, and once used, it decays where it is not used."""
+
     def model(x: Tensor, second: bool) -> None:
         loc = pyro.param("a", torch.zeros(3))
+        if always:
+            pyro.param("b", torch.ones(3))
         if second:
             loc = loc + pyro.param("b", torch.ones(3))
         pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
