@@ -95,7 +95,8 @@ class GraphedSVI(SVI):
         Raises:
             TypeError: an argument is no tensor, number, string or None; the loss is several numbers.
             ValueError: the tensors are on several devices; an optimizer is not capturable.
-            RuntimeError: the step cannot be captured: it waits for the GPU, or makes a parameter anew.
+            RuntimeError: the step cannot be captured: it waits for the GPU, or makes a parameter anew. On a
+                GPU torch itself may be of no use to the process after that.
         """
         capturer = self._capturer_for([*args, *kwargs.values()])
         if capturer is None:
