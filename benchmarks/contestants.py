@@ -12,6 +12,7 @@ from benchmarks.baseline import BaselineDMM
 from benchmarks.peer_torch import TorchContestant
 from benchmarks.pyro_racer import AnyDMM, PyroContestant
 from benchmarks.racer import OPTIMIZER, Contestant
+from dmm_fast.infer import GraphedSVI
 from dmm_fast.model import DMM
 from dmm_fast.optim import PyroClippedAdam
 
@@ -26,6 +27,10 @@ def _adam() -> PyroOptim:
 
 def _batched_adam() -> PyroOptim:
     return PyroClippedAdam(dict(OPTIMIZER))
+
+
+def _capturable_adam() -> PyroOptim:
+    return PyroClippedAdam({**OPTIMIZER, "capturable": True})
 
 
 def _tutorial(sizes: Mapping[str, Any]) -> AnyDMM:
@@ -56,4 +61,7 @@ OURS = (
     PyroContestant("dmm_fast", _ours, _batched_adam),
     PyroContestant("dmm_fast, analytic KL", _ours, _batched_adam, TraceMeanField_ELBO),
 )
+# A step as it comes and a step from a CUDA graph: the same but for that.
+CAPTURABLE = PyroContestant("dmm_fast, capturable", _ours, _capturable_adam)
+GRAPHED = PyroContestant("dmm_fast, graphed", _ours, _capturable_adam, svi=GraphedSVI)
 CONTESTANTS: tuple[Contestant, ...] = (BASELINE, MENDED, *PEERS, *OURS)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -16,6 +16,7 @@ from benchmarks.cases import Case
 from benchmarks.racer import NoiseOfTheCpu
 from benchmarks.timing import Timed
 from dmm_fast.data import Batch
+from dmm_fast.infer import GraphedSVI
 from dmm_fast.model import DMM
 
 AnyDMM = BaselineDMM | DMM
@@ -27,12 +28,14 @@ class PyroRacer:
     Both sides register their parameters under the name ``dmm``, hence the stores.
     """
 
-    def __init__(self, case: Case, module: AnyDMM, optimizer: PyroOptim, elbo: Any) -> None:
+    def __init__(
+        self, case: Case, module: AnyDMM, optimizer: PyroOptim, elbo: Any, svi: Callable[..., SVI] = SVI
+    ) -> None:
         self.case = case
         self.module = module
         self.elbo = elbo
         self._store: Any = None
-        self._svi = SVI(module.model, module.guide, optimizer, loss=elbo)
+        self._svi = svi(module.model, module.guide, optimizer, loss=elbo)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -49,7 +52,7 @@ class PyroRacer:
 
     def step(self, batch: Batch) -> float:
         """One SVI step; the loss before it."""
-        return self._svi.step(*batch, self.case.annealing_factor)
+        return float(self._svi.step(*batch, self.case.annealing_factor))
 
     def loss_and_grads(self, batch: Batch, seed: int) -> tuple[float, dict[str, Tensor]]:
         """The loss and every parameter's gradient with the noise that ``seed`` gives."""
@@ -73,16 +76,28 @@ class PyroRacer:
 
 @dataclass(frozen=True)
 class PyroContestant:
-    """A row of the results. ``setup`` builds the racer; ``elbo`` is the loss it minimises."""
+    """A row of the results. ``setup`` builds the racer; ``elbo`` is the loss it minimises.
+
+    ``svi`` is what steps; :class:`~dmm_fast.infer.GraphedSVI` is given all of a batch on its device, and
+    nothing reversed.
+    """
 
     name: str
     module: Callable[[Mapping[str, Any]], AnyDMM]
     optimizer: Callable[[], PyroOptim]
     elbo: Callable[[], Any] = Trace_ELBO
+    svi: Callable[..., SVI] = SVI
 
     def setup(self, case: Case, parameters: Mapping[str, Tensor]) -> PyroRacer:
         """A racer for ``case`` that starts from ``parameters``."""
         module = self.module(case.sizes)
         module.load_state_dict(dict(parameters), strict=True)
         module.to(case.device)
-        return PyroRacer(case, module, self.optimizer(), self.elbo())
+        if self.svi is GraphedSVI:
+            case = replace(case, batches=tuple(_resident(batch) for batch in case.batches))
+        return PyroRacer(case, module, self.optimizer(), self.elbo(), self.svi)
+
+
+def _resident(batch: Batch) -> Batch:
+    lengths = batch.mini_batch_seq_lengths.to(batch.mini_batch.device)
+    return batch._replace(mini_batch_reversed=None, mini_batch_seq_lengths=lengths)

@@ -135,10 +135,8 @@ def clocked(
         held = memory(racers[name], device)
         extra = {"speed_up": speed_up, "against_peers": peers, **held, **case.describe()}
         rows.append({"suite": suite, "case": case.name, "impl": name, **sample.as_dict(), "extra": extra})
-        print(
-            f"  {name:30s} {sample.median:9.1f} ms ({min(sample.ms):.1f} to {max(sample.ms):.1f}), "
-            f"times faster than {_sentence(ratios)}"
-        )
+        faster = f", times faster than {_sentence(ratios)}" if ratios else ""
+        print(f"  {name:30s} {sample.median:9.1f} ms ({min(sample.ms):.1f} to {max(sample.ms):.1f}){faster}")
     return rows
 
 

@@ -1,7 +1,7 @@
 """Deep Markov Models in Pyro, fast.
 
 ``DMM`` is a drop-in for the ``DMM`` of Pyro's ``examples/dmm.py``; ``dmm_fast.nn`` holds its networks,
-``dmm_fast.ops`` the functions below them, ``dmm_fast.infer`` evaluation and sampling.
+``dmm_fast.ops`` the functions below them, ``dmm_fast.infer`` training steps, evaluation and sampling.
 """
 
 from dmm_fast.model import DMM

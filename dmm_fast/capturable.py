@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from dmm_fast.check import fail
+from dmm_fast.check import fail, is_capturing
 
 
 def is_capturable(group: dict[str, Any]) -> bool:
@@ -24,6 +24,14 @@ def put_rate_on_device(group: dict[str, Any]) -> None:
         group["lr"] = torch.full((), group["lr"], dtype=torch.float64, device=group["params"][0].device)
 
 
+def set_rate(group: dict[str, Any], lr: float) -> None:
+    """Give a parameter group another learning rate, in the tensor that a graph reads if it has one."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
+
+
 def put_count_on_device(param: Tensor, state: dict[str, Any]) -> None:
     """Make the step count of a capturable parameter a tensor, if it is none."""
     if not isinstance(state["step"], Tensor):
@@ -33,7 +41,7 @@ def put_count_on_device(param: Tensor, state: dict[str, Any]) -> None:
 
 def _refuse_capture(name: str) -> None:
     """A graph that held the first value of a tensor would begin with it in each replay."""
-    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+    if is_capturing():
         fail(name, "a step before the capture of a CUDA graph", "the first one within it", RuntimeError)
 
 

@@ -25,6 +25,11 @@ def values_are_readable(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def is_capturing() -> bool:
+    """Whether the work of this thread's stream goes into a CUDA graph, which no value can leave."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
 def floating(name: str, value: object) -> Tensor:
     """Check that ``value`` is a floating-point tensor."""
     if not isinstance(value, Tensor) or not value.is_floating_point():

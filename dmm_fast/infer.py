@@ -1,5 +1,7 @@
 """Evaluation and sampling with a trained model: importance-sampled likelihood, ELBO, forecasts.
 
+:class:`GraphedSVI` trains one; what is said here is about the functions.
+
 Every log-likelihood is in nats. Randomness is torch's global generator. Dropout is off in here,
 whatever mode the model is in.
 """
@@ -17,6 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from dmm_fast import check
 from dmm_fast.data import SequenceSet
+from dmm_fast.graphed import GraphedSVI as GraphedSVI
 from dmm_fast.model import DMM
 from dmm_fast.observations import Observations
 

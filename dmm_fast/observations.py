@@ -88,8 +88,13 @@ def observe(
 
 
 def _reads(tensor: Tensor, validate: bool | None) -> bool:
-    """Whether the values of ``tensor`` are checked: as was asked, else where that waits for nothing."""
-    return check.values_are_readable(tensor) if validate is None else validate
+    """Whether the values of ``tensor`` are checked: as was asked, else where that waits for nothing.
+
+    Never in the capture of a CUDA graph; the steps that run before it are checked.
+    """
+    if validate is None:
+        return check.values_are_readable(tensor)
+    return validate and not check.is_capturing()
 
 
 def _batch_and_steps(x: Tensor | None, mask: Tensor | None, lengths: Tensor | None) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Training a DMM with ``pyro.infer.SVI``: annealing, evaluation, checkpoints, exact resumption."""
+"""Training a DMM with ``GraphedSVI``: annealing, evaluation, checkpoints, exact resumption."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import dataclasses
 import math
 import signal
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
-from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
 from pyro.infer import config_enumerate as enumerate_sites
 from torch import Tensor
 
 from dmm_fast import checkpoint as ckpt
 from dmm_fast import data as datasets
+from dmm_fast.capturable import set_rate
 from dmm_fast.check import fail
 from dmm_fast.config import PACE_FIELDS, TrainConfig
 from dmm_fast.data import Dataset, SequenceSet
-from dmm_fast.infer import evaluate_elbo
+from dmm_fast.infer import GraphedSVI, evaluate_elbo
 from dmm_fast.interrupt import StopSignals, TrainingInterrupted
 from dmm_fast.model import DMM
 from dmm_fast.optim import PyroClippedAdam
@@ -30,6 +32,10 @@ LAST = "last.safetensors"
 BEST = "best.safetensors"
 
 _EVALUATION_SEED = 1
+
+# On a GPU the host runs this many steps ahead at most before it waits for their losses.
+_STEPS_AHEAD = 64
+_MOST_GRAPHS = 32
 
 
 class NonFiniteLossError(ValueError):
@@ -98,9 +104,23 @@ class Trainer:
                 "clip_norm": config.clip_norm,
                 "lrd": config.lr_decay,
                 "weight_decay": config.weight_decay,
+                **({"capturable": True} if config.cuda else {}),
             }
         )
-        self.svi = _svi(self.dmm, self.optimizer, config)
+        # Enumeration asks for the values of a step while it makes it.
+        self._graphed = config.cuda and config.elbo in ("trace", "mean_field")
+        guide, elbo = _guide_and_elbo(self.dmm, config)
+        self.svi = GraphedSVI(
+            self.dmm.model,
+            guide,
+            self.optimizer,
+            elbo,
+            gather=self._gather,
+            max_graphs=_MOST_GRAPHS if self._graphed else 0,
+        )
+        # Losses that are still on the device, each with the time steps of its mini-batch.
+        self._unread: list[tuple[Tensor, int]] = []
+        self._steps_ahead = _STEPS_AHEAD if config.cuda else 1
         self._start()
 
     @property
@@ -139,6 +159,7 @@ class Trainer:
                 if self.progress.step == self.num_mini_batches:
                     self._finish_epoch(log)
                 if stop.received is not None:
+                    self._read_losses(log)
                     self._interrupt(stop.received)
             self._save_plain()
 
@@ -212,20 +233,41 @@ class Trainer:
         # Longest first, ties as in Pyro's example: the same seed then pairs the same noise with
         # the same sequences, and a CPU kernel drops rows as sequences end.
         indices = indices[torch.sort(lengths).indices.flip(0)]
-        batch = self.data.train.batch(indices.to(self.data.train.sequences.device), int(lengths.max()))
         if config.is_scheduled:
             self._set_learning_rate(config.scheduled_lr(self.steps_done, self.num_mini_batches))
+        T = int(lengths.max())
+        if config.cuda:
+            # From pinned memory the copy waits for nothing.
+            indices = indices.pin_memory().to(self.data.train.sequences.device, non_blocking=True)
+        if self._graphed:
+            T = self.data.train.padded_steps(T)
         factor = config.annealing_factor(now.epoch, now.step, self.num_mini_batches)
-        loss = float(self.svi.step(*batch, factor))
-        if not math.isfinite(loss):
-            kept = f"; {config.out / LAST} is of before" if config.out is not None else ""
-            raise NonFiniteLossError(
-                f"loss: expected a finite number, got {loss} in epoch {now.epoch}, step {now.step}"
-                f"{kept}. A lower learning rate, or warm-up steps, may help"
-            )
+        self._unread.append((self.svi.step(indices, T, factor), int(lengths.sum())))
         now.step += 1
-        now.epoch_loss += loss
-        log.step(now.epoch, loss / int(lengths.sum()))
+        if len(self._unread) == self._steps_ahead or now.step == self.num_mini_batches:
+            self._read_losses(log)
+
+    def _gather(self, indices: Tensor, T: int, factor: float | Tensor) -> tuple[Any, ...]:
+        """The arguments of model and guide, gathered where the data are."""
+        return (*self.data.train.batch(indices, T), factor)
+
+    def _read_losses(self, log: RunLog) -> None:
+        """Wait for the steps done so far, and look at their losses."""
+        if not self._unread:
+            return
+        now, config = self.progress, self.config
+        losses = torch.stack([loss for loss, _ in self._unread]).tolist()
+        first = now.step - len(losses)
+        for step, (loss, (_, time_steps)) in enumerate(zip(losses, self._unread, strict=True), first):
+            if not math.isfinite(loss):
+                kept = f"; {config.out / LAST} is of before" if config.out is not None else ""
+                raise NonFiniteLossError(
+                    f"loss: expected a finite number, got {loss} in epoch {now.epoch}, step {step}"
+                    f"{kept}. A lower learning rate, or warm-up steps, may help"
+                )
+            now.epoch_loss += loss
+            log.step(now.epoch, loss / time_steps)
+        self._unread.clear()
 
     def _set_learning_rate(self, lr: float) -> None:
         """Set the rate of each parameter's optimizer, or of the state they are to start from."""
@@ -235,7 +277,7 @@ class Trainer:
         ]
         for groups in states:
             for group in groups:
-                group["lr"] = lr
+                set_rate(group, lr)
 
     def _finish_epoch(self, log: RunLog) -> None:
         now, config = self.progress, self.config
@@ -243,7 +285,7 @@ class Trainer:
             "epoch": now.epoch,
             "train": now.epoch_loss / self._num_time_steps,
             "annealing_factor": config.annealing_factor(now.epoch, now.step - 1, self.num_mini_batches),
-            "learning_rate": next(iter(self.optimizer.optim_objs.values())).param_groups[0]["lr"],
+            "learning_rate": float(next(iter(self.optimizer.optim_objs.values())).param_groups[0]["lr"]),
         }
         done = now.epoch + 1
         is_last = done == config.num_epochs
@@ -339,14 +381,14 @@ def fingerprint(data: Dataset) -> str:
     return f"{data.name}, {len(data.train)} sequences, CRC-32 {crc:08x}"
 
 
-def _svi(dmm: DMM, optimizer: PyroClippedAdam, config: TrainConfig) -> SVI:
-    """SVI with the ELBO that ``config.elbo`` names."""
+def _guide_and_elbo(dmm: DMM, config: TrainConfig) -> tuple[Callable[..., Any], ELBO]:
+    """The ELBO that ``config.elbo`` names, and the guide as it takes it."""
     if config.elbo == "trace":
-        return SVI(dmm.model, dmm.guide, optimizer, Trace_ELBO())
+        return dmm.guide, Trace_ELBO()
     if config.elbo == "mean_field":
-        return SVI(dmm.model, dmm.guide, optimizer, TraceMeanField_ELBO())
+        return dmm.guide, TraceMeanField_ELBO()
     # Left to find the nesting itself, Pyro runs the model once, which would draw random numbers
     # at the first step of every process and so make a resumed run another one.
     kind = TraceTMC_ELBO if config.elbo == "tmc" else TraceEnum_ELBO
     guide = enumerate_sites(dmm.guide, default="parallel", num_samples=config.tmc_num_samples, expand=False)
-    return SVI(dmm.model, guide, optimizer, kind(max_plate_nesting=1))
+    return guide, kind(max_plate_nesting=1)

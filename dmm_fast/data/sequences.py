@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -105,6 +106,26 @@ class SequenceSet:
         mini_batch = self.sequences[:, :T].index_select(0, indices)
         mask = _valid(lengths, T).to(mini_batch.dtype)
         return Batch(mini_batch, None, mask, lengths)
+
+    def padded_steps(self, longest: int, buckets: int | Sequence[int] = 16) -> int:
+        """A ``T`` for :meth:`batch` out of few: the steps to pad a batch to whose longest has ``longest``.
+
+        Args:
+            longest: time steps of the longest sequence of the batch, ``1 .. T_max``.
+            buckets: the next multiple of a number, or the next of several numbers, ``T_max`` at most.
+
+        Raises:
+            ValueError: ``longest`` is out of range, or a bucket is not positive.
+        """
+        T_max = self.sequences.shape[1]
+        if not 1 <= longest <= T_max:
+            check.fail("longest", f"a number of time steps between 1 and {T_max}", str(longest))
+        sizes = [buckets] if isinstance(buckets, int) else list(buckets)
+        if any(size < 1 for size in sizes):
+            check.fail("buckets", "positive numbers of time steps", str(buckets))
+        if isinstance(buckets, int):
+            sizes = [-(-longest // buckets) * buckets]
+        return min([size for size in sizes if longest <= size < T_max], default=T_max)
 
     def _check_indices(self, indices: Tensor) -> None:
         N, device = len(self), self.sequences.device

@@ -58,6 +58,7 @@ def test_scans_have_their_steps_their_peers_and_their_share_of_the_ceilings(resu
 def test_the_step_is_checked_before_it_is_timed(results):
     timed = [row["impl"] for row in results["cases"] if row["suite"] == "gpu-steps"]
     assert timed[:2] == ["tutorial", "tutorial mended"]
+    assert timed[-2:] == ["dmm_fast, capturable", "dmm_fast, graphed"]
     assert "dmm_fast" in timed
     checked = {row["backend"] for row in results["correctness"] if row["op"] == "SVI gradients"}
     assert set(timed) == checked

@@ -1,0 +1,432 @@
+"""Steps replayed from a graph have the bits of ``pyro.infer.SVI``; what a graph cannot hold is refused.
+
+The graph here is of the CPU: see :class:`tests.helpers_graph.RecordedGraphs`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor, nn
+
+from dmm_fast import DMM, check
+from dmm_fast.data import SequenceSet
+from dmm_fast.infer import GraphedSVI
+from dmm_fast.optim import PyroClippedAdam
+from tests.helpers_graph import RecordedGraphs
+from tests.helpers_model import FLOWS, assert_close, make_batch, small_dmm
+
+ADAM = {"lr": 0.01, "lrd": 0.9, "weight_decay": 0.1, "clip_norm": 1.0, "capturable": True}
+SHAPES = ((6, 2, 1, 5), (3, 3), (6, 2, 1, 5), (4, 1, 2, 6), (3, 2))
+"""Lengths of one batch after another: two shapes, which take turns."""
+
+
+def adam(**changes: Any) -> PyroClippedAdam:
+    return PyroClippedAdam({**ADAM, **changes})
+
+
+def set_rates(optim: PyroClippedAdam, rate: float) -> None:
+    for optimizer in optim.optim_objs.values():
+        optimizer.param_groups[0]["lr"].fill_(rate)
+
+
+class Run:
+    """A DMM in training: in a parameter store of its own, from one seed, with a graph or without."""
+
+    def __init__(self, graphs: RecordedGraphs | None, elbo: Any = Trace_ELBO, **kwargs: Any) -> None:
+        layers = {name: kwargs.pop(name) for name in list(kwargs) if name not in ("max_graphs", "warm_up")}
+        self.dmm = small_dmm(**layers)
+        self.optim = adam()
+        self.store: Any = None
+        arguments = (self.dmm.model, self.dmm.guide, self.optim, elbo())
+        self.svi: SVI = (
+            SVI(*arguments) if graphs is None else GraphedSVI(*arguments, capturer=graphs, **kwargs)
+        )
+        self.random = torch.get_rng_state()
+
+    def step(self, *args: Any, **kwargs: Any) -> float:
+        return float(self.within(lambda: self.svi.step(*args, **kwargs)))
+
+    def within(self, act: Callable[[], Any]) -> Any:
+        """Do something with this run's parameters and random numbers."""
+        torch.set_rng_state(self.random)
+        with pyro.get_param_store().scope(self.store) as self.store:
+            result = act()
+        self.random = torch.get_rng_state()
+        return result
+
+
+def assert_same_bits(one: Run, other: Run) -> None:
+    for (name, p), q in zip(one.dmm.named_parameters(), other.dmm.parameters(), strict=True):
+        assert torch.equal(p, q), name
+        mine, theirs = (run.optim.optim_objs[x] for run, x in ((one, p), (other, q)))
+        assert torch.equal(mine.param_groups[0]["lr"], theirs.param_groups[0]["lr"])
+        for key, value in theirs.state[q].items():
+            assert torch.equal(mine.state[p][key], value), f"{name}, {key}"
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "analytic KL": {"elbo": TraceMeanField_ELBO},
+    "dropout": {"num_layers": 2, "rnn_dropout_rate": 0.5},
+    "flows": FLOWS,
+    "sites": {"per_step_sites": True},
+    "gaussian": {"emission": "gaussian"},
+    "particles": {"elbo": lambda: Trace_ELBO(2)},
+    "vectorized": {"elbo": lambda: Trace_ELBO(2, vectorize_particles=True, max_plate_nesting=1)},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_replays_have_the_bits_of_steps(kind: str) -> None:
+    graphs = RecordedGraphs()
+    ours, theirs = (Run(g, **KINDS[kind]) for g in (graphs, None))
+    emission = KINDS[kind].get("emission", "bernoulli")
+    for i in range(12):
+        batch = make_batch(SHAPES[i % len(SHAPES)], seed=i, emission=emission)
+        if i == 6:
+            for run in (ours, theirs):
+                set_rates(run.optim, 0.02)
+        factor = 0.1 + 0.07 * i
+        # The loss is the sum of the same float32 numbers in float64 on either side.
+        assert ours.step(*batch, factor) == theirs.step(*batch, annealing_factor=factor)
+        assert_same_bits(ours, theirs)
+    assert (graphs.runs, graphs.captures, graphs.replays) == (2, 2, 10)
+
+
+def test_the_loss_stays_as_it_was() -> None:
+    run, batch = Run(RecordedGraphs()), make_batch()
+    losses = [run.within(lambda: run.svi.step(*batch, 1.0)) for _ in range(5)]
+    assert {(loss.dtype, loss.shape, loss.requires_grad) for loss in losses} == {(torch.float64, (), False)}
+    assert len({float(loss) for loss in losses}) == 5
+
+
+def test_a_seed_between_replays_counts() -> None:
+    run, batch = Run(RecordedGraphs()), make_batch()
+    for _ in range(3):
+        run.step(*batch)
+    state = {name: value.clone() for name, value in run.dmm.state_dict().items()}
+
+    def seeded() -> float:
+        run.dmm.load_state_dict(state)
+        pyro.set_rng_seed(3)
+        return float(run.svi.step(*batch))
+
+    assert run.within(seeded) == run.within(seeded) != run.step(*batch)
+
+
+@pytest.mark.parametrize("graphed", [False, True])
+def test_on_a_cpu_it_is_a_plain_svi(graphed: bool) -> None:
+    theirs = Run(None)
+    ours = Run(None)
+    options = {"max_graphs": 0, "capturer": RecordedGraphs()} if graphed else {}
+    svi = GraphedSVI(ours.dmm.model, ours.dmm.guide, ours.optim, Trace_ELBO(), **options)
+    ours.svi = svi
+    for i in range(4):
+        batch = make_batch(SHAPES[i], seed=i)
+        loss = ours.within(lambda b=batch: svi.step(*b, 0.5))
+        assert (loss.dtype, loss.shape) == (torch.float64, ())
+        assert loss.item() == theirs.step(*batch, 0.5)
+        assert_same_bits(ours, theirs)
+    assert isinstance(svi, SVI)
+    assert not svi._kept
+
+
+class TestGather:
+    """Mini-batches out of a resident set, in few numbers of time steps."""
+
+    @pytest.fixture
+    def data(self) -> SequenceSet:
+        batch = make_batch((1, 9, 3, 4, 2, 12, 5, 7), dtype=torch.float64)
+        return SequenceSet(batch.mini_batch, batch.mini_batch_seq_lengths)
+
+    def test_padded_steps_are_few(self, data: SequenceSet) -> None:
+        assert [data.padded_steps(n, 5) for n in (1, 5, 6, 10, 11, 12)] == [5, 5, 10, 10, 12, 12]
+        assert [data.padded_steps(n, [7, 3]) for n in (1, 3, 4, 7, 8)] == [3, 3, 7, 7, 12]
+        assert data.padded_steps(2) == 12
+        assert data.padded_steps(2, (2, 99)) == 2
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ((0,), r"^longest: expected a number of time steps between 1 and 12, got 0$"),
+            ((13,), r"^longest: expected .* between 1 and 12, got 13$"),
+            ((3, 0), r"^buckets: expected positive numbers of time steps, got 0$"),
+            ((3, [4, -1]), r"^buckets: expected positive numbers of time steps, got \[4, -1\]$"),
+        ],
+    )
+    def test_bad_steps_are_refused(self, data: SequenceSet, given: Any, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            data.padded_steps(*given)
+
+    def test_a_padded_step_is_that_of_the_batch_as_it_is(self, data: SequenceSet) -> None:
+        """On a CPU noise is drawn step after step, so a seed gives both the same noise where it counts."""
+        graphs = RecordedGraphs()
+        ours, theirs = (Run(None, dtype=torch.float64) for _ in range(2))
+        ours.svi = GraphedSVI(
+            ours.dmm.model,
+            ours.dmm.guide,
+            ours.optim,
+            Trace_ELBO(),
+            gather=lambda indices, T, factor: (*data.batch(indices, T), factor),
+            capturer=graphs,
+        )
+        batches = ([4, 0, 2], [3, 6, 6], [1, 0, 7], [2, 2, 0], [0], [6, 3, 4])
+        for seed, chosen in enumerate(batches):
+            indices = torch.tensor(chosen)
+            ours.random = theirs.random = torch.manual_seed(seed).get_state()
+            T = int(data.lengths[indices].max())
+            loss = ours.step(indices, data.padded_steps(T, 5), 0.3)
+            assert loss == pytest.approx(theirs.step(*data.batch(indices), 0.3), rel=1e-12)
+            for (name, p), q in zip(ours.dmm.named_parameters(), theirs.dmm.parameters(), strict=True):
+                assert_close(p.detach(), q.detach(), 1e-12, name)
+        assert (graphs.runs, graphs.captures, graphs.replays) == (3, 1, 3)
+
+
+class TestBookkeeping:
+    @pytest.fixture
+    def graphs(self) -> RecordedGraphs:
+        return RecordedGraphs()
+
+    def test_the_least_recently_used_graph_goes(self, graphs: RecordedGraphs) -> None:
+        run = Run(graphs, max_graphs=2)
+        a, b, c = (make_batch((n, 1)) for n in (2, 3, 4))
+        for batch in (a, a, b, b, a, c, c):
+            run.step(*batch)
+        assert (graphs.runs, graphs.captures) == (3, 3)
+        run.step(*a)
+        run.step(*c)
+        assert (graphs.runs, graphs.captures) == (3, 3)
+        run.step(*b)
+        assert graphs.runs == 4
+
+    def test_warm_up_is_as_long_as_was_asked(self, graphs: RecordedGraphs) -> None:
+        run, batch = Run(graphs, warm_up=3), make_batch()
+        for _ in range(5):
+            run.step(*batch)
+        assert (graphs.runs, graphs.captures, graphs.replays) == (3, 1, 2)
+
+    def test_a_signature_is_shapes_types_and_values_that_are_no_floats(self, graphs: RecordedGraphs) -> None:
+        def model(x: Tensor, scale: float, *, flag: Any = None) -> None:
+            with poutine.scale(scale=scale):
+                pyro.sample("x", dist.Normal(pyro.param("m", x.new_zeros(3)), 1.0).to_event(1), obs=x)
+
+        pyro.clear_param_store()
+        svi = GraphedSVI(model, lambda *_, **__: None, adam(), Trace_ELBO(), capturer=graphs)
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+            ((torch.zeros(3), 0.5), {}),
+            ((torch.zeros(3, dtype=torch.float64), 0.5), {}),
+            ((torch.zeros(3), 1), {}),
+            ((torch.zeros(3), 2), {}),
+            ((torch.zeros(3), True), {}),
+            ((torch.zeros(3), 0.5), {"flag": "a"}),
+            ((torch.zeros(3), 0.5), {"flag": "b"}),
+            ((torch.zeros(3), 0.5), {"flag": None}),
+        ]
+        for number, (args, kwargs) in enumerate(calls, 1):
+            svi.step(*args, **kwargs)
+            assert graphs.runs == number
+        svi.step(torch.ones(3), 0.7)
+        assert (graphs.runs, graphs.captures) == (len(calls), 1)
+
+    def test_training_and_evaluation_have_graphs_of_their_own(self, graphs: RecordedGraphs) -> None:
+        layers = {"num_layers": 2, "rnn_dropout_rate": 0.5}
+        ours, theirs, batch = Run(graphs, **layers), Run(None, **layers), make_batch()
+        for mode in (True, True, True, False, False, False, True):
+            for run in (ours, theirs):
+                run.dmm.train(mode)
+            assert ours.step(*batch) == theirs.step(*batch)
+        assert (graphs.runs, graphs.captures, graphs.replays) == (2, 2, 5)
+
+
+def number_as_rate(run: Run) -> None:
+    for optimizer in run.optim.optim_objs.values():
+        optimizer.param_groups[0]["lr"] = 0.03
+
+
+def other_betas(run: Run) -> None:
+    for optimizer in run.optim.optim_objs.values():
+        optimizer.param_groups[0]["betas"] = (0.5, 0.6)
+
+
+def reload_state(run: Run) -> None:
+    for optimizer in run.optim.optim_objs.values():
+        optimizer.load_state_dict(optimizer.state_dict())
+        for state in optimizer.state.values():
+            state["exp_avg"] = state["exp_avg"] + 0.1
+
+
+def move_parameters(run: Run) -> None:
+    for p in run.dmm.parameters():
+        p.data = p.data + 0.01
+
+
+def add_parameter(run: Run) -> None:
+    run.within(lambda: pyro.param("another", torch.zeros(2)))
+
+
+def clear_store(run: Run) -> None:
+    run.within(pyro.clear_param_store)
+
+
+CHANGES = (number_as_rate, other_betas, reload_state, move_parameters, add_parameter, clear_store)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_what_a_graph_cannot_follow_starts_over(change: Callable[[Run], None]) -> None:
+    graphs = RecordedGraphs()
+    ours, theirs = Run(graphs), Run(None)
+    for i in range(8):
+        if i == 4:
+            change(ours)
+            change(theirs)
+        batch = make_batch(seed=i)
+        assert ours.step(*batch) == theirs.step(*batch)
+        assert_same_bits(ours, theirs)
+    assert (graphs.runs, graphs.captures, graphs.replays) == (2, 2, 6)
+
+
+@pytest.mark.parametrize("always", [False, True], ids=("made when used", "made at once"))
+def test_a_parameter_that_some_steps_leave_out_is_as_with_pyro(always: bool) -> None:
+    """New in the store it is trained on; in the store, and once used, it decays where it is not used."""
+
+    def model(x: Tensor, second: bool) -> None:
+        loc = pyro.param("a", torch.zeros(3))
+        if always:
+            pyro.param("b", torch.ones(3))
+        if second:
+            loc = loc + pyro.param("b", torch.ones(3))
+        pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    def run(make: Callable[..., SVI], seconds: str) -> dict[str, Tensor]:
+        pyro.clear_param_store()
+        svi = make(model, lambda *args: None, adam(), Trace_ELBO())
+        for i, second in enumerate(seconds):
+            svi.step(torch.full((3,), float(i)), second == "b")
+        return {name: p.detach().clone() for name, p in pyro.get_param_store().named_parameters()}
+
+    graphs = RecordedGraphs()
+    for seconds in ("aaabbbaaabab", "bbbaaabb"):
+        ours = run(lambda *args: GraphedSVI(*args, capturer=graphs), seconds)
+        theirs = run(SVI, seconds)
+        assert ours.keys() == theirs.keys() == {"a", "b"}
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert graphs.replays > 8
+
+
+class TestWhatIsRefused:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"max_graphs": -1}, r"^max_graphs: expected an int from 0, got -1$"),
+            ({"warm_up": 0}, r"^warm_up: expected an int from 1, got 0$"),
+        ],
+    )
+    def test_options_out_of_range(self, options: dict[str, int], message: str) -> None:
+        dmm = small_dmm()
+        with pytest.raises(ValueError, match=message):
+            GraphedSVI(dmm.model, dmm.guide, adam(), Trace_ELBO(), **options)
+
+    def test_an_optimizer_that_is_not_capturable(self) -> None:
+        dmm = small_dmm()
+        for optim, name in (
+            (adam(capturable=False), "ClippedAdam"),
+            (pyro.optim.Adam({"lr": 0.1}), "Adam"),
+        ):
+            pyro.clear_param_store()
+            svi = GraphedSVI(dmm.model, dmm.guide, optim, Trace_ELBO(), capturer=RecordedGraphs())
+            with pytest.raises(ValueError, match=rf"^optim: expected capturable=True .*, got {name} without"):
+                svi.step(*make_batch())
+
+    def test_arguments_of_other_kinds_and_on_two_devices(self) -> None:
+        run, batch = Run(RecordedGraphs()), make_batch()
+        before = [p.clone() for p in run.dmm.parameters()]
+        with pytest.raises(
+            TypeError, match=r"^arguments: expected tensors, numbers, strings and None, got list"
+        ):
+            run.step([1.0])
+        with pytest.raises(ValueError, match=r"^arguments: expected tensors on one device, got cpu, meta$"):
+            run.step(*batch[:3], batch.mini_batch_seq_lengths.to("meta"))
+        assert all(map(torch.equal, run.dmm.parameters(), before))
+
+    def test_a_loss_of_several_numbers(self) -> None:
+        def loss(*args: Any) -> tuple[float, float]:
+            return 1.0, 2.0
+
+        for capturer in (None, RecordedGraphs()):
+            svi = GraphedSVI(lambda: None, lambda: None, adam(), loss, loss, capturer=capturer)
+            with pytest.raises(TypeError, match=r"^loss: expected one number, got 2$"):
+                svi.step()
+
+    @pytest.mark.parametrize("read", [bool, float], ids=("bool", "float"))
+    def test_a_number_that_python_wants_to_know(self, read: Callable[[Any], Any]) -> None:
+        def model() -> None:
+            read(pyro.param("a", torch.ones(())).item())
+
+        svi = GraphedSVI(model, lambda: None, adam(), Trace_ELBO(), capturer=RecordedGraphs())
+        with pytest.raises(RuntimeError, match=r"^step: expected no (decision by a )?number o"):
+            svi.step()
+
+    def test_a_parameter_made_within_a_capture(self) -> None:
+        names = iter(("a", "b", "a", "a"))
+
+        def model() -> None:
+            pyro.sample("x", dist.Normal(pyro.param(next(names), torch.zeros(())), 1.0), obs=torch.ones(()))
+
+        svi = GraphedSVI(model, lambda: None, adam(), Trace_ELBO(), capturer=RecordedGraphs())
+        svi.step()
+        with pytest.raises(
+            RuntimeError, match=r"^model: expected the parameters of the warm-up, got 1 more$"
+        ):
+            svi.step()
+
+
+def test_a_capture_that_fails_changes_nothing_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = RecordedGraphs()
+    ours, theirs, batch = Run(graphs), Run(None), make_batch()
+    ours.step(*batch)
+    theirs.step(*batch)
+    gradients = [p.grad for p in ours.dmm.parameters()]
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("no memory")
+
+    before = ours.random
+    with monkeypatch.context() as patch:
+        patch.setattr(ours.optim, "_optimizer_of", fail)
+        with pytest.raises(RuntimeError, match="no memory"):
+            ours.step(*batch)
+    assert pyro.poutine.util.is_validation_enabled()
+    assert [p.grad for p in ours.dmm.parameters()] == gradients
+    assert_same_bits(ours, theirs)
+    ours.random = before
+    assert ours.step(*batch) == theirs.step(*batch)
+    assert graphs.captures == 1
+
+
+def test_values_are_checked_in_the_warm_up_and_not_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    dmm, batch = DMM(5, 3, 4, 6, 7, validate_args=True), make_batch()
+    x = batch.mini_batch + 0.5
+    with pytest.raises(ValueError, match=r"^mini_batch: expected 0 or 1"):
+        dmm.observe(x, *batch[1:])
+    monkeypatch.setattr(check, "is_capturing", lambda: True)
+    dmm.observe(x, *batch[1:])
+
+
+def test_a_graph_is_for_the_parameters_device_where_there_are_no_tensors() -> None:
+    graphs = RecordedGraphs()
+    weight = nn.Linear(2, 1)
+
+    def model() -> None:
+        pyro.module("linear", weight)
+        pyro.sample("x", dist.Normal(weight(torch.ones(2)), 1.0).to_event(1), obs=torch.ones(1))
+
+    svi = GraphedSVI(model, lambda: None, adam(), Trace_ELBO(), capturer=graphs)
+    losses = [float(svi.step()) for _ in range(6)]
+    assert losses == sorted(losses, reverse=True)
+    assert (graphs.runs, graphs.replays) == (1, 5)
