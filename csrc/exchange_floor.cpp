@@ -42,6 +42,8 @@ Tensor exchange_floor(const Tensor& rings_, int64_t steps, int64_t cluster_size,
 
 // What a plan has to know of a device: clusters lie within parts of it whose number it does not tell.
 int64_t clusters_at_once(int64_t device, int64_t cluster_size, int64_t shared_bytes) {
+  STD_TORCH_CHECK(cluster_size >= 2 && cluster_size <= 16, "cluster_size: expected an int from 2 to 16, got ",
+                  cluster_size);
   const torch::stable::accelerator::DeviceGuard guard(static_cast<int32_t>(device));
   int count = 0;
   const char* error =

@@ -1,6 +1,9 @@
 """How the scans are cut up for a GPU: whatever the sizes, everything is computed once and fits."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +16,7 @@ from dmm_fast.cuda.plan import (
     Tiling,
     combiner_plan,
     combiner_plans,
+    cuda_device,
     rnn_plan,
     rnn_plans,
 )
@@ -105,3 +109,25 @@ def test_a_plan_says_what_it_is() -> None:
     plan = rnn_plan(20, 600)
     assert f"{plan.clusters} clusters of {plan.cluster_size} blocks of {plan.threads} threads" in said
     assert f"{plan.shared_bytes} bytes of shared memory" in said
+
+
+@pytest.mark.parametrize(
+    ("major", "clusters"),
+    [(8, (7, 0, 0, 0, 0)), (9, (7, 2, 4, 8, 16)), (10, (7, 2, 4, 8, 16)), (12, (7, 2, 4, 8, 0))],
+)
+def test_a_device_is_asked_for_clusters_of_two_or_more(
+    major: int, clusters: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA answers with an error for a cluster of one, and for sizes that the device does not have."""
+
+    def clusters_at_once(index: int, size: int, shared_bytes: int) -> int:
+        assert (index, shared_bytes) == (3, 1000)
+        assert size >= 2
+        return size
+
+    found = SimpleNamespace(major=major, multi_processor_count=7, shared_memory_per_block_optin=1000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: found)
+    monkeypatch.setattr(torch.ops.dmm_fast, "_clusters_at_once", clusters_at_once, raising=False)
+    cuda_device.cache_clear()
+    assert cuda_device(3) == Device(1000, clusters)
+    cuda_device.cache_clear()

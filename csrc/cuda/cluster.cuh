@@ -68,18 +68,20 @@ __device__ inline void transaction_store(int block, float* mine, float value, ui
                "r"(__float_as_uint(value)), "r"(shared_address_in(block, barrier))
                : "memory");
 }
-// Waits for the end of a phase, and sees what came in it.
+// Waits for the end of a phase, and sees what came in it. An acquire of all memory would invalidate the L1 cache at
+// every step (CCTL.IVALL); what comes is in shared memory alone.
 __device__ inline void transaction_wait(uint64_t* barrier, int parity) {
   unsigned done;
   do {
     asm volatile(
         "{\n.reg .pred done;\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2;\n"
+        "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 done, [%1], %2;\n"
         "selp.u32 %0, 1, 0, done;\n}"
         : "=r"(done)
         : "r"(shared_address(barrier)), "r"(parity)
         : "memory");
   } while (!done);
+  asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
 }
 #else  // never reached in a cluster of one
 __device__ inline void transaction_init(uint64_t*) {}

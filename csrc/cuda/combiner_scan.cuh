@@ -56,7 +56,8 @@ class CombinerScanBlock {
     for_each(Deal(from_.stride()), rows_.count(), from_.stride(),
              [&](int row, int i) { hidden_[row * from_.stride() + i] = 0.0f; });
     clear_past_end();
-    const Exchange exchange(cluster_, reinterpret_cast<uint64_t*>(barriers_));
+    // Those without units too: they give zeros.
+    const Exchange exchange(cluster_, cluster_.blocks(), reinterpret_cast<uint64_t*>(barriers_));
     exchange.start(rows_.groups());
     for (int group = 0; group < rows_.groups(); ++group)
       for (int step = 0; step < 2; ++step) expect(exchange, group, step);

@@ -14,7 +14,7 @@ const char* clusters_at_once(int cluster_size, int shared_bytes, int* count) {
   cudaError_t error = launch.prepare(exchange_floor_kernel, cluster_size, cluster_size, 256,
                                      static_cast<size_t>(shared_bytes));
   if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(count, exchange_floor_kernel, &launch.config);
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return text_of(error);
 }
 
 }  // namespace dmm::cuda

@@ -10,7 +10,7 @@ namespace dmm::cuda {
 __global__ void exchange_floor_kernel(ExchangeFloor a) {
   DMM_SHARED(float, shared);
   const Cluster cluster{};
-  const Exchange exchange(cluster, reinterpret_cast<uint64_t*>(shared));
+  const Exchange exchange(cluster, cluster.blocks(), reinterpret_cast<uint64_t*>(shared));
   float* const rings = shared + 4;
   const int ring = a.cluster_size * a.width, first = cluster.rank() * a.width, bytes = 4 * ring;
   const int64_t base = static_cast<int64_t>(blockIdx.x / a.cluster_size) * ring + first;

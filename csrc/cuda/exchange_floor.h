@@ -21,7 +21,8 @@ inline int64_t shared_bytes(const ExchangeFloor& a) {
 // Null, or what went wrong: static text.
 const char* exchange_floor(const ExchangeFloor& args, void* stream);
 
-// How many clusters of blocks with so much shared memory the current device runs at a time.
+// How many clusters of two or more blocks with so much shared memory the current device runs at a time. CUDA answers
+// with an error for a cluster of one, which is launched as a plain block.
 const char* clusters_at_once(int cluster_size, int shared_bytes, int* count);
 
 }  // namespace dmm::cuda

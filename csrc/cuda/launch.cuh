@@ -5,13 +5,19 @@
 
 namespace dmm::cuda {
 
+// Null, or what went wrong. The runtime keeps an error until it is asked for: the next launch may not find this one.
+inline const char* text_of(cudaError_t error) {
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();
+  return cudaGetErrorString(error);
+}
+
 // Null, or what went wrong.
 template <class Kernel, class Args>
 const char* launch_blocks(Kernel kernel, const Args& args, int blocks, int threads, size_t shared_bytes,
                           void* stream) {
   kernel<<<blocks, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(args);
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return text_of(cudaGetLastError());
 }
 
 // A launch on clusters, which config points into: it may not move.
@@ -47,8 +53,7 @@ const char* launch_clusters(Kernel kernel, const Args& args, int blocks, int clu
   cudaError_t error = launch.prepare(kernel, blocks, cluster_size, threads, shared_bytes);
   launch.config.stream = static_cast<cudaStream_t>(stream);
   if (error == cudaSuccess) error = cudaLaunchKernelEx(&launch.config, kernel, args);
-  if (error == cudaSuccess) error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return text_of(error);
 }
 
 }  // namespace dmm::cuda

@@ -30,6 +30,8 @@ inline const char* fault(const Plan& plan, size_t tilings) {
     const Tiling t = tiling_of(plan, i);
     if (t.inputs < 1 || t.outputs < 1 || t.parts < 1 || t.quads < 1) return "a tiling of nothing";
     if (plan[1] > t.chunk()) return "rows_per_group out of range";
+    if (int64_t{8} * t.parts * t.quads > INT32_MAX / 64 || int64_t{16} * t.groups > INT32_MAX / 64)
+      return "a tiling that is out of range";
     if (t.width() < t.outputs || t.groups > t.outputs) return "groups that are not the outputs'";
     if (t.tensor_tiles) {
       if (int64_t{t.groups} * t.parts > kMostThreads || t.threads() > kMostThreads) return "more threads than a block has";

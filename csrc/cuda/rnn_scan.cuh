@@ -99,8 +99,10 @@ class RnnScanBlock {
       *state(0, row, unit) = *state(1, row, unit) = value;
     });
     clear_past_end();
-    const Exchange exchange(cluster_, reinterpret_cast<uint64_t*>(barriers_));
+    const int blocks_with_units = (a_.units + w_.outputs - 1) / w_.outputs;
+    const Exchange exchange(cluster_, blocks_with_units, reinterpret_cast<uint64_t*>(barriers_));
     exchange.start(rows_.groups());
+    if (units_ == 0) return;
     for (int group = 0; group < rows_.groups(); ++group)
       for (int step = 0; step < 2; ++step) expect(exchange, group, step);
     fetch(0);

@@ -23,8 +23,9 @@ __device__ inline float to_tf32(float x) {
 }
 // sums [16, 8] += w [16, 8] x [8, 8], spread over the lanes of a warp.
 __device__ inline void multiply_tiles(float (&sums)[4], const float (&w)[4], const float (&x)[2]) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
+  // Volatile, for all lanes have to come: not even a sum that only some of them need may move behind their `if`.
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+               "{%0, %1, %2, %3};"
       : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
       : "r"(__float_as_uint(w[0])), "r"(__float_as_uint(w[1])), "r"(__float_as_uint(w[2])),
         "r"(__float_as_uint(w[3])), "r"(__float_as_uint(x[0])), "r"(__float_as_uint(x[1])));

@@ -30,7 +30,8 @@ Array exchange_floor(const Array& rings, int steps, int cluster_size, int thread
 
 PYBIND11_MODULE(dmm_emulator, m) {
   py::class_<Options>(m, "Options")
-      .def(py::init<bool, int>(), py::kw_only(), py::arg("reversed") = false, py::arg("heeded") = INT32_MAX);
+      .def(py::init<bool, int, bool>(), py::kw_only(), py::arg("reversed") = false, py::arg("heeded") = INT32_MAX,
+           py::arg("late") = false);
   m.def("exchange_floor", &exchange_floor, py::arg("rings"), py::arg("steps"), py::arg("cluster_size"),
         py::arg("threads"), py::kw_only(), py::arg("reversed") = false, py::arg("heeded") = INT32_MAX);
   bind_rnn_scan(m);

@@ -189,6 +189,7 @@ void take_turns() {
   for (size_t left = count; left > 0;) {
     bool progress = false;
     for (size_t i = 0; i < count; ++i) {
+      if (cluster->launch.late && progress && i % cluster->block_size.x == 0) break;
       Thread& thread = cluster->threads[cluster->launch.reversed ? count - 1 - i : i];
       if (!can_run(thread)) continue;
       progress = true;
@@ -304,7 +305,7 @@ void transaction_expect(uint64_t* barrier, int bytes) {
 }
 void transaction_store(int block, float* mine, float value, uint64_t* barrier) {
   const Letter letter{in_block(block, mine), value, in_block(block, barrier)};
-  if (cluster->launch.reversed) deliver(letter);
+  if (cluster->launch.reversed || cluster->launch.late) deliver(letter);
   else cluster->letters.push_back(letter);
 }
 void transaction_wait(const uint64_t* barrier, int parity) {

@@ -30,6 +30,7 @@ struct Launch {
   int64_t shared_bytes;
   bool reversed = false;         // threads run last to first
   int heeded = INT32_MAX;  // a thread waits at its first so many barriers, and at no other
+  bool late = false;       // a block runs when those before it cannot go on without it, and not earlier
 };
 
 // Runs `kernel` once as every thread. Throws when threads wait for a barrier that can no longer be reached.
@@ -52,7 +53,7 @@ void copies_done(int later_groups);
 float to_tf32(float x);
 void multiply_tiles(float (&sums)[4], const float (&left)[4], const float (&right)[2]);
 // Barriers in shared memory that count bytes. What a block gives to another arrives when no thread can run any more,
-// or at once where threads run last to first.
+// or at once where threads run last to first, or blocks late.
 void transaction_init(uint64_t* barrier);
 void transaction_expect(uint64_t* barrier, int bytes);
 void transaction_store(int block, float* mine, float value, uint64_t* barrier);

@@ -36,10 +36,11 @@ inline cuda::Ragged ragged(const py::object& like, const py::object& lengths, co
 struct Options {
   bool reversed = false;
   int heeded = INT32_MAX;
+  bool late = false;
 
   template <class Args>
   Launch launch(const Args& a, int threads) const {
-    return {a.ragged.clusters() * a.cluster_size, a.cluster_size, threads, shared_bytes(a), reversed, heeded};
+    return {a.ragged.clusters() * a.cluster_size, a.cluster_size, threads, shared_bytes(a), reversed, heeded, late};
   }
 };
 

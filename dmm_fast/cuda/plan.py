@@ -229,12 +229,17 @@ def cuda_device(index: int) -> Device:
     """What a plan depends on, of the CUDA device of that index."""
     found = torch.cuda.get_device_properties(index)
     shared_bytes: int = found.shared_memory_per_block_optin  # type: ignore[attr-defined]  # not in the stubs
-    if found.major < 9:  # without clusters
-        return Device(shared_bytes, (found.multi_processor_count, 0, 0, 0, 0))
-    # More than 8 blocks are for data centres' chips.
-    sizes = [size for size in CLUSTER_SIZES if size <= 8 or found.major in (9, 10)]
-    count = [torch.ops.dmm_fast._clusters_at_once(index, size, shared_bytes) for size in sizes]
-    return Device(shared_bytes, (*count, *[0] * (len(CLUSTER_SIZES) - len(count))))
+
+    def at_once(size: int) -> int:
+        if size == 1:  # with all the shared memory that a block may have, it is alone
+            return found.multi_processor_count
+        # Clusters came with 9.0; more than 8 blocks are for data centres' chips.
+        if found.major < 9 or (size > 8 and found.major not in (9, 10)):
+            return 0
+        count: int = torch.ops.dmm_fast._clusters_at_once(index, size, shared_bytes)
+        return count
+
+    return Device(shared_bytes, tuple(at_once(size) for size in CLUSTER_SIZES))
 
 
 class _Shape(NamedTuple):

@@ -97,6 +97,17 @@ def test_threads_in_reverse_and_letters_at_once(
 
 
 @pytest.mark.parametrize("op", SCANS)
+@pytest.mark.parametrize("H", [1, 22, 31])
+def test_a_block_may_be_as_late_as_it_likes(
+    op: str, H: int, cut: Callable[..., None], options: Callable[..., None]
+) -> None:
+    """Of 16 blocks 1, 11 and 16 have units; whoever has none holds up nobody, and may not be left behind."""
+    cut(of_shape(False, 16, 2, 1))
+    options(late=True)
+    compare(op, replace(RAGGED, H=H), "cuda")
+
+
+@pytest.mark.parametrize("op", SCANS)
 @pytest.mark.parametrize("reversed", [False, True], ids=["", "reversed"])
 @pytest.mark.parametrize("size", [1, 8])
 def test_a_missing_barrier_shows(
