@@ -15,6 +15,7 @@ from benchmarks.gpu.agreement import Agreement
 from benchmarks.gpu.calls import Call, backends_of, by
 from benchmarks.gpu.ceilings import measured
 from benchmarks.gpu.clocked import Extra, Part, agrees, clock, work_of
+from benchmarks.gpu.cuts import time_cuts
 from benchmarks.gpu.measure import time_calls
 from benchmarks.gpu.sizes import ALONG, SCANS
 from benchmarks.gpu.stage import Stage, Unit
@@ -42,6 +43,8 @@ def units(stage: Stage) -> Iterator[Unit]:
         yield Unit(f"floor, clusters of {size}", partial(time_floor, stage, size, tutorial))
     for scan in scan_plans(1, 1, 1):
         yield Unit(f"floor of {scan}", partial(time_floor_of_plan, stage, scan, tutorial))
+    for op in SCANS:
+        yield Unit(f"cuts of {op}", partial(time_cuts, stage, SUITE, op, tutorial), UNIT_SECONDS)
     yield Unit("FlashRNN", partial(look_for_flash_rnn, stage))
     for sizes in [tutorial, *along]:
         yield Unit(f"nn.RNN, {_case(sizes)}", partial(time_rnn, stage, sizes))
