@@ -31,6 +31,7 @@ class Barrier {
     --expected_;
     complete();
   }
+  bool all_left() const { return expected_ == 0; }
   bool passed(uint64_t token) const { return phase_ != token; }
 
  private:
@@ -82,11 +83,12 @@ void write(uint64_t* barrier, Transactions t) {
 }
 
 struct Letter {
+  int block;
   float* to;
   float value;
   uint64_t* barrier;
 };
-void deliver(const Letter& letter) {
+void write_letter(const Letter& letter) {
   *letter.to = letter.value;
   Transactions t = read(letter.barrier);
   t.bytes -= static_cast<int32_t>(sizeof(float));
@@ -184,6 +186,13 @@ bool can_run(const Thread& t) {
          (t.waits_for == nullptr || has_ended(t.waits_for, t.parity));
 }
 
+// Whose shared memory is gone cannot be written to. Where barriers are ignored anything goes.
+void deliver(const Letter& letter) {
+  const bool gone = cluster->blocks[letter.block].barrier.all_left();
+  if (gone && cluster->launch.heeded == INT32_MAX) cluster->fault = "a letter comes to a block that has ended";
+  else write_letter(letter);
+}
+
 void take_turns() {
   const size_t count = cluster->threads.size();
   for (size_t left = count; left > 0;) {
@@ -204,7 +213,10 @@ void take_turns() {
     if (cluster->letters.empty()) throw std::runtime_error("threads wait at a barrier that others do not reach");
     for (const Letter& letter : cluster->letters) deliver(letter);
     cluster->letters.clear();
+    if (cluster->fault) throw std::runtime_error(cluster->fault);
   }
+  for (const Letter& letter : cluster->letters) deliver(letter);
+  if (cluster->fault) throw std::runtime_error(cluster->fault);
 }
 
 void prepare(Thread& thread, Block& block, int index) {
@@ -304,7 +316,7 @@ void transaction_expect(uint64_t* barrier, int bytes) {
   write(barrier, {t.bytes + bytes, 1, t.phase});
 }
 void transaction_store(int block, float* mine, float value, uint64_t* barrier) {
-  const Letter letter{in_block(block, mine), value, in_block(block, barrier)};
+  const Letter letter{block, in_block(block, mine), value, in_block(block, barrier)};
   if (cluster->launch.reversed || cluster->launch.late) deliver(letter);
   else cluster->letters.push_back(letter);
 }
