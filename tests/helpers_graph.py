@@ -4,12 +4,17 @@ from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
+import pyro
 import torch
+from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dmm_fast import check
+from dmm_fast.infer import GraphedSVI
+from dmm_fast.optim import PyroClippedAdam
+from tests.helpers_model import small_dmm
 
 READS = {
     torch.ops.aten._local_scalar_dense.default,
@@ -76,3 +81,50 @@ def _again(func: Any, args: Any, kwargs: Any, result: Any) -> None:
     for old, now in zip(tree_leaves(result), tree_leaves(new), strict=True):
         if isinstance(old, Tensor):
             old.copy_(now)
+
+
+ADAM = {"lr": 0.01, "lrd": 0.9, "weight_decay": 0.1, "clip_norm": 1.0, "capturable": True}
+
+
+def adam(**changes: Any) -> PyroClippedAdam:
+    return PyroClippedAdam({**ADAM, **changes})
+
+
+def set_rates(optim: PyroClippedAdam, rate: float) -> None:
+    for optimizer in optim.optim_objs.values():
+        optimizer.param_groups[0]["lr"].fill_(rate)
+
+
+class Run:
+    """A DMM in training: in a parameter store of its own, from one seed, with a graph or without."""
+
+    def __init__(self, graphs: RecordedGraphs | None, elbo: Any = Trace_ELBO, **kwargs: Any) -> None:
+        layers = {name: kwargs.pop(name) for name in list(kwargs) if name not in ("max_graphs", "warm_up")}
+        self.dmm = small_dmm(**layers)
+        self.optim = adam()
+        self.store: Any = None
+        arguments = (self.dmm.model, self.dmm.guide, self.optim, elbo())
+        self.svi: SVI = (
+            SVI(*arguments) if graphs is None else GraphedSVI(*arguments, capturer=graphs, **kwargs)
+        )
+        self.random = torch.get_rng_state()
+
+    def step(self, *args: Any, **kwargs: Any) -> float:
+        return float(self.within(lambda: self.svi.step(*args, **kwargs)))
+
+    def within(self, act: Callable[[], Any]) -> Any:
+        """Do something with this run's parameters and random numbers."""
+        torch.set_rng_state(self.random)
+        with pyro.get_param_store().scope(self.store) as self.store:
+            result = act()
+        self.random = torch.get_rng_state()
+        return result
+
+
+def assert_same_bits(one: Run, other: Run) -> None:
+    for (name, p), q in zip(one.dmm.named_parameters(), other.dmm.parameters(), strict=True):
+        assert torch.equal(p, q), name
+        mine, theirs = (run.optim.optim_objs[x] for run, x in ((one, p), (other, q)))
+        assert torch.equal(mine.param_groups[0]["lr"], theirs.param_groups[0]["lr"])
+        for key, value in theirs.state[q].items():
+            assert torch.equal(mine.state[p][key], value), f"{name}, {key}"

@@ -1,4 +1,4 @@
-"""Steps replayed from a graph have the bits of ``pyro.infer.SVI``; what a graph cannot hold is refused.
+"""Steps replayed from a graph have the bits of ``pyro.infer.SVI``.
 
 The graph here is of the CPU: see :class:`tests.helpers_graph.RecordedGraphs`.
 """
@@ -12,62 +12,15 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
-from torch import Tensor, nn
+from torch import Tensor
 
-from dmm_fast import DMM, check
 from dmm_fast.data import SequenceSet
 from dmm_fast.infer import GraphedSVI
-from dmm_fast.optim import PyroClippedAdam
-from tests.helpers_graph import RecordedGraphs
-from tests.helpers_model import FLOWS, assert_close, make_batch, small_dmm
+from tests.helpers_graph import RecordedGraphs, Run, adam, assert_same_bits, set_rates
+from tests.helpers_model import FLOWS, assert_close, make_batch
 
-ADAM = {"lr": 0.01, "lrd": 0.9, "weight_decay": 0.1, "clip_norm": 1.0, "capturable": True}
 SHAPES = ((6, 2, 1, 5), (3, 3), (6, 2, 1, 5), (4, 1, 2, 6), (3, 2))
 """Lengths of one batch after another: two shapes, which take turns."""
-
-
-def adam(**changes: Any) -> PyroClippedAdam:
-    return PyroClippedAdam({**ADAM, **changes})
-
-
-def set_rates(optim: PyroClippedAdam, rate: float) -> None:
-    for optimizer in optim.optim_objs.values():
-        optimizer.param_groups[0]["lr"].fill_(rate)
-
-
-class Run:
-    """A DMM in training: in a parameter store of its own, from one seed, with a graph or without."""
-
-    def __init__(self, graphs: RecordedGraphs | None, elbo: Any = Trace_ELBO, **kwargs: Any) -> None:
-        layers = {name: kwargs.pop(name) for name in list(kwargs) if name not in ("max_graphs", "warm_up")}
-        self.dmm = small_dmm(**layers)
-        self.optim = adam()
-        self.store: Any = None
-        arguments = (self.dmm.model, self.dmm.guide, self.optim, elbo())
-        self.svi: SVI = (
-            SVI(*arguments) if graphs is None else GraphedSVI(*arguments, capturer=graphs, **kwargs)
-        )
-        self.random = torch.get_rng_state()
-
-    def step(self, *args: Any, **kwargs: Any) -> float:
-        return float(self.within(lambda: self.svi.step(*args, **kwargs)))
-
-    def within(self, act: Callable[[], Any]) -> Any:
-        """Do something with this run's parameters and random numbers."""
-        torch.set_rng_state(self.random)
-        with pyro.get_param_store().scope(self.store) as self.store:
-            result = act()
-        self.random = torch.get_rng_state()
-        return result
-
-
-def assert_same_bits(one: Run, other: Run) -> None:
-    for (name, p), q in zip(one.dmm.named_parameters(), other.dmm.parameters(), strict=True):
-        assert torch.equal(p, q), name
-        mine, theirs = (run.optim.optim_objs[x] for run, x in ((one, p), (other, q)))
-        assert torch.equal(mine.param_groups[0]["lr"], theirs.param_groups[0]["lr"])
-        for key, value in theirs.state[q].items():
-            assert torch.equal(mine.state[p][key], value), f"{name}, {key}"
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -317,116 +270,3 @@ def test_a_parameter_that_some_steps_leave_out_is_as_with_pyro(always: bool) -> 
         assert ours.keys() == theirs.keys() == {"a", "b"}
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert graphs.replays > 8
-
-
-class TestWhatIsRefused:
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"max_graphs": -1}, r"^max_graphs: expected an int from 0, got -1$"),
-            ({"warm_up": 0}, r"^warm_up: expected an int from 1, got 0$"),
-        ],
-    )
-    def test_options_out_of_range(self, options: dict[str, int], message: str) -> None:
-        dmm = small_dmm()
-        with pytest.raises(ValueError, match=message):
-            GraphedSVI(dmm.model, dmm.guide, adam(), Trace_ELBO(), **options)
-
-    def test_an_optimizer_that_is_not_capturable(self) -> None:
-        dmm = small_dmm()
-        for optim, name in (
-            (adam(capturable=False), "ClippedAdam"),
-            (pyro.optim.Adam({"lr": 0.1}), "Adam"),
-        ):
-            pyro.clear_param_store()
-            svi = GraphedSVI(dmm.model, dmm.guide, optim, Trace_ELBO(), capturer=RecordedGraphs())
-            with pytest.raises(ValueError, match=rf"^optim: expected capturable=True .*, got {name} without"):
-                svi.step(*make_batch())
-
-    def test_arguments_of_other_kinds_and_on_two_devices(self) -> None:
-        run, batch = Run(RecordedGraphs()), make_batch()
-        before = [p.clone() for p in run.dmm.parameters()]
-        with pytest.raises(
-            TypeError, match=r"^arguments: expected tensors, numbers, strings and None, got list"
-        ):
-            run.step([1.0])
-        with pytest.raises(ValueError, match=r"^arguments: expected tensors on one device, got cpu, meta$"):
-            run.step(*batch[:3], batch.mini_batch_seq_lengths.to("meta"))
-        assert all(map(torch.equal, run.dmm.parameters(), before))
-
-    def test_a_loss_of_several_numbers(self) -> None:
-        def loss(*args: Any) -> tuple[float, float]:
-            return 1.0, 2.0
-
-        for capturer in (None, RecordedGraphs()):
-            svi = GraphedSVI(lambda: None, lambda: None, adam(), loss, loss, capturer=capturer)
-            with pytest.raises(TypeError, match=r"^loss: expected one number, got 2$"):
-                svi.step()
-
-    @pytest.mark.parametrize("read", [bool, float], ids=("bool", "float"))
-    def test_a_number_that_python_wants_to_know(self, read: Callable[[Any], Any]) -> None:
-        def model() -> None:
-            read(pyro.param("a", torch.ones(())).item())
-
-        svi = GraphedSVI(model, lambda: None, adam(), Trace_ELBO(), capturer=RecordedGraphs())
-        with pytest.raises(RuntimeError, match=r"^step: expected no (decision by a )?number o"):
-            svi.step()
-
-    def test_a_parameter_made_within_a_capture(self) -> None:
-        names = iter(("a", "b", "a", "a"))
-
-        def model() -> None:
-            pyro.sample("x", dist.Normal(pyro.param(next(names), torch.zeros(())), 1.0), obs=torch.ones(()))
-
-        svi = GraphedSVI(model, lambda: None, adam(), Trace_ELBO(), capturer=RecordedGraphs())
-        svi.step()
-        with pytest.raises(
-            RuntimeError, match=r"^model: expected the parameters of the warm-up, got 1 more$"
-        ):
-            svi.step()
-
-
-def test_a_capture_that_fails_changes_nothing_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs = RecordedGraphs()
-    ours, theirs, batch = Run(graphs), Run(None), make_batch()
-    ours.step(*batch)
-    theirs.step(*batch)
-    gradients = [p.grad for p in ours.dmm.parameters()]
-
-    def fail(*args: Any) -> None:
-        raise RuntimeError("no memory")
-
-    before = ours.random
-    with monkeypatch.context() as patch:
-        patch.setattr(ours.optim, "_optimizer_of", fail)
-        with pytest.raises(RuntimeError, match="no memory"):
-            ours.step(*batch)
-    assert pyro.poutine.util.is_validation_enabled()
-    assert [p.grad for p in ours.dmm.parameters()] == gradients
-    assert_same_bits(ours, theirs)
-    ours.random = before
-    assert ours.step(*batch) == theirs.step(*batch)
-    assert graphs.captures == 1
-
-
-def test_values_are_checked_in_the_warm_up_and_not_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
-    dmm, batch = DMM(5, 3, 4, 6, 7, validate_args=True), make_batch()
-    x = batch.mini_batch + 0.5
-    with pytest.raises(ValueError, match=r"^mini_batch: expected 0 or 1"):
-        dmm.observe(x, *batch[1:])
-    monkeypatch.setattr(check, "is_capturing", lambda: True)
-    dmm.observe(x, *batch[1:])
-
-
-def test_a_graph_is_for_the_parameters_device_where_there_are_no_tensors() -> None:
-    graphs = RecordedGraphs()
-    weight = nn.Linear(2, 1)
-
-    def model() -> None:
-        pyro.module("linear", weight)
-        pyro.sample("x", dist.Normal(weight(torch.ones(2)), 1.0).to_event(1), obs=torch.ones(1))
-
-    svi = GraphedSVI(model, lambda: None, adam(), Trace_ELBO(), capturer=graphs)
-    losses = [float(svi.step()) for _ in range(6)]
-    assert losses == sorted(losses, reverse=True)
-    assert (graphs.runs, graphs.replays) == (1, 5)

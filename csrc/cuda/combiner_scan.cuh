@@ -29,6 +29,8 @@ class CombinerScanBlock {
       at += count;
       return taken;
     };
+    stored_ = (a.latents + cluster_.blocks() - 1) / cluster_.blocks();
+    first_stored_ = cluster_.rank() * stored_;
     partials_size_ = static_cast<int>(to_.partials() > from_.partials() ? to_.partials() : from_.partials());
     barriers_ = take(4 * a.ragged.groups());
     latents_ = take(rows * to_.stride());
@@ -100,18 +102,18 @@ class CombinerScanBlock {
 
   // What a step will need from device memory, one step ahead. The thread that asks for it is the one to use it.
   __device__ void fetch(int step) const {
-    for_each(latent_deal_, rows_.count(), a_.latents, [&](int row, int latent) {
-      const int t = direction_.latent_time(direction_.time(step, rows_.longest(rows_.group_of(row))));
-      if (t < 0 || t >= rows_[row].length) return;
-      float* to[Direction::kLatentOperands];
-      latent_operands(step, row, latent, to);
-      direction_.fetch_latent(rows_[row], t, latent, to);
-    });
-    for_each(unit_deal_, rows_.count(), units_, [&](int row, int unit) {
-      const int t = direction_.time(step, rows_.longest(rows_.group_of(row)));
-      if (t < 0 || t >= rows_[row].length) return;
-      copy_async(unit_operand(step, row, unit), direction_.unit_operand(rows_[row], t, first_ + unit));
-    });
+    for (int group = 0; group < rows_.groups(); ++group) {
+      const int t = direction_.time(step, rows_.longest(group)), of_latents = direction_.latent_time(t);
+      const auto rows = [&](int time) { return time < 0 ? 0 : rows_.more_than(group, time); };
+      for_rows(latent_deal_, rows_.first(group), rows(of_latents), a_.latents, [&](int row, int latent) {
+        float* to[Direction::kLatentOperands];
+        latent_operands(step, row, latent, to);
+        direction_.fetch_latent(rows_[row], of_latents, latent, to);
+      });
+      for_rows(unit_deal_, rows_.first(group), rows(t), units_, [&](int row, int unit) {
+        copy_async(unit_operand(step, row, unit), direction_.unit_operand(rows_[row], t, first_ + unit));
+      });
+    }
     copies_end();
   }
 
@@ -137,10 +139,7 @@ class CombinerScanBlock {
   }
 
   // All blocks know the latents; each stores a part of them.
-  __device__ bool mine(int latent) const {
-    const int part = (a_.latents + cluster_.blocks() - 1) / cluster_.blocks();
-    return latent / part == cluster_.rank();
-  }
+  __device__ bool mine(int latent) const { return latent >= first_stored_ && latent < first_stored_ + stored_; }
 
   template <class W>
   __device__ void to_units(int group, int step, int rows, const W& weights) {
@@ -187,7 +186,7 @@ class CombinerScanBlock {
   const Rows rows_;
   float *barriers_, *latents_, *hidden_, *partials_, *to_weights_, *from_weights_, *inbox_, *latent_operands_,
       *unit_operands_;
-  int partials_size_, turn_ = 0;
+  int stored_, first_stored_, partials_size_, turn_ = 0;
 };
 
 template <int kToQuads, int kFromQuads>

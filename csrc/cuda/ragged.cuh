@@ -36,7 +36,6 @@ class Rows {
 
   __device__ int count() const { return count_; }
   __device__ int groups() const { return (count_ + per_group_ - 1) / per_group_; }
-  __device__ int group_of(int row) const { return row / per_group_; }
   __device__ int first(int group) const { return group * per_group_; }
   __device__ int longest(int group) const { return rows_[first(group)].length; }
   __device__ const Row& operator[](int row) const { return rows_[row]; }

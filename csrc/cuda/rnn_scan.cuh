@@ -136,13 +136,15 @@ class RnnScanBlock {
 
   // What a step will need from device memory, one step ahead. The thread that asks for it is the one to use it.
   __device__ void fetch(int step) const {
-    for_each(deal_, rows_.count(), units_, [&](int row, int unit) {
-      const int t = direction_.time(step, rows_.longest(rows_.group_of(row)));
-      if (t < 0 || t >= rows_[row].length) return;
-      float* to[Direction::kOperands];
-      given(step, row, unit, to);
-      direction_.fetch(rows_[row], t, first_ + unit, to);
-    });
+    for (int group = 0; group < rows_.groups(); ++group) {
+      const int t = direction_.time(step, rows_.longest(group));
+      if (t < 0) continue;  // the group is through
+      for_rows(deal_, rows_.first(group), rows_.more_than(group, t), units_, [&](int row, int unit) {
+        float* to[Direction::kOperands];
+        given(step, row, unit, to);
+        direction_.fetch(rows_[row], t, first_ + unit, to);
+      });
+    }
     copies_end();
   }
 

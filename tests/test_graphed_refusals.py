@@ -1,0 +1,129 @@
+"""What a graph of steps cannot hold is refused, and a capture that fails changes nothing."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+from torch import nn
+
+from dmm_fast import DMM, check
+from dmm_fast.infer import GraphedSVI
+from tests.helpers_graph import RecordedGraphs, Run, adam, assert_same_bits
+from tests.helpers_model import make_batch, small_dmm
+
+
+class TestWhatIsRefused:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"max_graphs": -1}, r"^max_graphs: expected an int from 0, got -1$"),
+            ({"warm_up": 0}, r"^warm_up: expected an int from 1, got 0$"),
+        ],
+    )
+    def test_options_out_of_range(self, options: dict[str, int], message: str) -> None:
+        dmm = small_dmm()
+        with pytest.raises(ValueError, match=message):
+            GraphedSVI(dmm.model, dmm.guide, adam(), Trace_ELBO(), **options)
+
+    def test_an_optimizer_that_is_not_capturable(self) -> None:
+        dmm = small_dmm()
+        for optim, name in (
+            (adam(capturable=False), "ClippedAdam"),
+            (pyro.optim.Adam({"lr": 0.1}), "Adam"),
+        ):
+            pyro.clear_param_store()
+            svi = GraphedSVI(dmm.model, dmm.guide, optim, Trace_ELBO(), capturer=RecordedGraphs())
+            with pytest.raises(ValueError, match=rf"^optim: expected capturable=True .*, got {name} without"):
+                svi.step(*make_batch())
+
+    def test_arguments_of_other_kinds_and_on_two_devices(self) -> None:
+        run, batch = Run(RecordedGraphs()), make_batch()
+        before = [p.clone() for p in run.dmm.parameters()]
+        with pytest.raises(
+            TypeError, match=r"^arguments: expected tensors, numbers, strings and None, got list"
+        ):
+            run.step([1.0])
+        with pytest.raises(ValueError, match=r"^arguments: expected tensors on one device, got cpu, meta$"):
+            run.step(*batch[:3], batch.mini_batch_seq_lengths.to("meta"))
+        assert all(map(torch.equal, run.dmm.parameters(), before))
+
+    def test_a_loss_of_several_numbers(self) -> None:
+        def loss(*args: Any) -> tuple[float, float]:
+            return 1.0, 2.0
+
+        for capturer in (None, RecordedGraphs()):
+            svi = GraphedSVI(lambda: None, lambda: None, adam(), loss, loss, capturer=capturer)
+            with pytest.raises(TypeError, match=r"^loss: expected one number, got 2$"):
+                svi.step()
+
+    @pytest.mark.parametrize("read", [bool, float], ids=("bool", "float"))
+    def test_a_number_that_python_wants_to_know(self, read: Callable[[Any], Any]) -> None:
+        def model() -> None:
+            read(pyro.param("a", torch.ones(())).item())
+
+        svi = GraphedSVI(model, lambda: None, adam(), Trace_ELBO(), capturer=RecordedGraphs())
+        with pytest.raises(RuntimeError, match=r"^step: expected no (decision by a )?number o"):
+            svi.step()
+
+    def test_a_parameter_made_within_a_capture(self) -> None:
+        names = iter(("a", "b", "a", "a"))
+
+        def model() -> None:
+            pyro.sample("x", dist.Normal(pyro.param(next(names), torch.zeros(())), 1.0), obs=torch.ones(()))
+
+        svi = GraphedSVI(model, lambda: None, adam(), Trace_ELBO(), capturer=RecordedGraphs())
+        svi.step()
+        with pytest.raises(
+            RuntimeError, match=r"^model: expected the parameters of the warm-up, got 1 more$"
+        ):
+            svi.step()
+
+
+def test_a_capture_that_fails_changes_nothing_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = RecordedGraphs()
+    ours, theirs, batch = Run(graphs), Run(None), make_batch()
+    ours.step(*batch)
+    theirs.step(*batch)
+    gradients = [p.grad for p in ours.dmm.parameters()]
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("no memory")
+
+    before = ours.random
+    with monkeypatch.context() as patch:
+        patch.setattr(ours.optim, "_optimizer_of", fail)
+        with pytest.raises(RuntimeError, match="no memory"):
+            ours.step(*batch)
+    assert pyro.poutine.util.is_validation_enabled()
+    assert [p.grad for p in ours.dmm.parameters()] == gradients
+    assert_same_bits(ours, theirs)
+    ours.random = before
+    assert ours.step(*batch) == theirs.step(*batch)
+    assert graphs.captures == 1
+
+
+def test_values_are_checked_in_the_warm_up_and_not_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    dmm, batch = DMM(5, 3, 4, 6, 7, validate_args=True), make_batch()
+    x = batch.mini_batch + 0.5
+    with pytest.raises(ValueError, match=r"^mini_batch: expected 0 or 1"):
+        dmm.observe(x, *batch[1:])
+    monkeypatch.setattr(check, "is_capturing", lambda: True)
+    dmm.observe(x, *batch[1:])
+
+
+def test_a_graph_is_for_the_parameters_device_where_there_are_no_tensors() -> None:
+    graphs = RecordedGraphs()
+    weight = nn.Linear(2, 1)
+
+    def model() -> None:
+        pyro.module("linear", weight)
+        pyro.sample("x", dist.Normal(weight(torch.ones(2)), 1.0).to_event(1), obs=torch.ones(1))
+
+    svi = GraphedSVI(model, lambda: None, adam(), Trace_ELBO(), capturer=graphs)
+    losses = [float(svi.step()) for _ in range(6)]
+    assert losses == sorted(losses, reverse=True)
+    assert (graphs.runs, graphs.replays) == (1, 5)
