@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.baseline import tutorial_mini_batch
+from benchmarks.precision import IEEE
 from dmm_fast.data import Batch, SequenceSet, chorales, load
 
 TUTORIAL_BATCH = 20
@@ -28,8 +29,9 @@ class Case:
     ``checked`` are the indices of the batches on which every contestant must agree with the
     baseline before anything is timed. Where that would be too dear, ``gate`` has cases that are checked
     in place of this one. ``sizes`` are constructor arguments of the model. ``threads``: None is the
-    run's own number. ``contestants`` names those that take part, None all; ``not_run`` says of some of
-    them why they do not. ``along`` places the case on the axes of a scaling plot.
+    run's own number. ``precision`` is what products of float32 are computed in. ``contestants`` names
+    those that take part, None all; ``not_run`` says of some of them why they do not. ``along`` places the
+    case on the axes of a scaling plot.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Case:
     annealing_factor: float = 0.7
     sizes: Mapping[str, Any] = field(default_factory=dict)
     threads: int | None = None
+    precision: str = IEEE
     contestants: tuple[str, ...] | None = None
     not_run: Mapping[str, str] = field(default_factory=dict)
     gate: tuple["Case", ...] = ()
@@ -68,6 +71,7 @@ class Case:
             "sizes": dict(self.sizes),
             "annealing_factor": self.annealing_factor,
             "threads": self.threads or torch.get_num_threads(),
+            "precision": self.precision,
             "along": dict(self.along),
             "checked_on": [case.name for case in self.gate] or [self.name],
         }

@@ -36,7 +36,7 @@ def same_in_float32(
     for contestant in others:
         got, got_grads = contestant.setup(case, parameters).loss_and_grads(batch, SEED)
         errors = {
-            "SVI loss": (abs(got - loss) / abs(loss), LOSS_BOUND),
+            "SVI loss": (abs(got - loss) / abs(loss), LOSS_BOUND[case.precision]),
             "SVI gradients": (worst_gradient_error(got_grads, grads), GROSS_ERROR),
         }
         for what, (error, bound) in errors.items():

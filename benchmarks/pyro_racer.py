@@ -45,10 +45,10 @@ class PyroRacer:
 
     def run(self) -> float:
         """One timed run: an SVI step on every batch of the case. Returns the last loss."""
-        loss = float("nan")
+        loss: float | Tensor = float("nan")
         for batch in self.case.batches:
-            loss = self.step(batch)
-        return loss
+            loss = self._svi.step(*batch, self.case.annealing_factor)
+        return float(loss)  # on the device until here, where the SVI leaves it there
 
     def step(self, batch: Batch) -> float:
         """One SVI step; the loss before it."""

@@ -17,6 +17,7 @@ from benchmarks.contestants import BASELINE, CONTESTANTS, LEFT_OUT, MENDED, OURS
 from benchmarks.correctness import Verdict
 from benchmarks.gate import gate
 from benchmarks.memory import memory
+from benchmarks.precision import multiplied_in
 from benchmarks.racer import Contestant, Racer
 from benchmarks.suites import SUITES
 from benchmarks.timing import Ratio, Samples, load_average, load_warning, paired_ratio, time_in_turn
@@ -99,7 +100,7 @@ def run_case(
 ) -> tuple[list[Verdict], list[dict[str, Any]]]:
     """Gate, clock and rows of one case. Nothing is timed when a contestant disagrees."""
     print(f"\n{case.name} ({case.data})")
-    with threads(case.threads):
+    with threads(case.threads), multiplied_in(case.precision):
         pyro.set_rng_seed(0)
         parameters = BASELINE.module(case.sizes).state_dict()
         verdicts = gate(case, parameters, contestants)
@@ -124,7 +125,9 @@ def clocked(
     """The rows of one case: time in turn, then memory."""
     timed = {name: racer.timed() for name, racer in racers.items()}
     wait = torch.cuda.synchronize if device.type == "cuda" else None
-    samples = time_in_turn(timed, warmup=case.warmup, rounds=case.rounds, synchronize=wait)
+    # A step of a millisecond is not told from the time to wait for it unless there are several.
+    at_least = 0.02 if device.type == "cuda" else 0.0
+    samples = time_in_turn(timed, warmup=case.warmup, rounds=case.rounds, synchronize=wait, at_least=at_least)
     baselines = [b.name for b in (BASELINE, MENDED) if b.name in samples]
     rows = []
     for contestant in contestants:

@@ -64,10 +64,7 @@ def sweep_case(sweep: Sweep, B: int, T: int, threads: int, along: dict[str, int]
         not_run={} if sweep.longest >= T else {"tutorial": TOO_LONG},
         along=along,
     )
-    if size <= 1:
-        return case
-    halves = ((B, sweep.gate_steps), (1, T))
-    return replace(case, gate=tuple(_gate(case, rows, steps) for rows, steps in halves))
+    return case if size <= 1 else checked_on(case, (B, sweep.gate_steps), (1, T))
 
 
 def thread_counts(cpus: int) -> list[int]:
@@ -86,8 +83,12 @@ def scaling(sweep: Sweep, threads: int, cpus: int) -> list[Case]:
     return [meeting, *by_batch, *by_length, *by_threads]
 
 
-def _gate(case: Case, B: int, T: int) -> Case:
-    return replace(case, name=f"B={B}, T={T} for {case.name}", batches=(full_batch(B, T),))
+def checked_on(case: Case, *sizes: tuple[int, int]) -> Case:
+    """``case``, checked on smaller ones of these ``B, T`` in its place."""
+    gate = tuple(
+        replace(case, name=f"B={B}, T={T} for {case.name}", batches=(full_batch(B, T),)) for B, T in sizes
+    )
+    return replace(case, gate=gate)
 
 
 def _cpu(path: Path | None, quick: bool) -> list[Case]:

@@ -1,5 +1,6 @@
 """Timing in turn: A B A B .. in one process, so that a slow minute hits all alike."""
 
+import math
 import os
 import statistics
 import time
@@ -57,26 +58,32 @@ def time_in_turn(
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
     synchronize: Callable[[], object] | None = None,
+    at_least: float = 0.0,
 ) -> dict[str, Samples]:
     """Run every contestant once a round, in the same order, and time each run.
 
     ``clock`` tells seconds. ``synchronize`` waits for a device: it is called before the clock is
-    read, at the start and at the end of each run. The first ``warmup`` rounds are thrown away.
+    read, at the start and at the end of each run. The first ``warmup`` rounds are thrown away. Who
+    takes less than ``at_least`` seconds in the last of them runs several times a round; the mean counts.
     """
     if rounds < 1:
         raise ValueError(f"rounds: expected at least 1, got {rounds}")
     wait = synchronize or (lambda: None)
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    runs = dict.fromkeys(contestants, 1)
     for round_number in range(warmup + rounds):
         for name, contestant in contestants.items():
             with contestant.context():
                 wait()
                 start = clock()
-                contestant.step()
+                for _ in range(runs[name]):
+                    contestant.step()
                 wait()
-                elapsed = clock() - start
+                elapsed = (clock() - start) / runs[name]
             if round_number >= warmup:
                 seconds[name].append(elapsed)
+            elif round_number == warmup - 1 and 0 < elapsed < at_least:
+                runs[name] = math.ceil(at_least / elapsed)
     return {name: Samples(tuple(1e3 * s for s in values)) for name, values in seconds.items()}
 
 

@@ -16,13 +16,17 @@ BUDGET = 510.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stages. Returns 0, or 1 when one of them failed."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.data is not None and not Path(args.data).exists():
+        parser.error(f"--data: expected a file or a folder, got {args.data}, which is not there")
     options = Options(
         out=Path(args.out),
         device=args.device,
         quick=args.quick,
         keep_build=args.keep_build,
         commit=args.commit,
+        data=None if args.data is None else Path(args.data),
     )
     results = run_stages(args.only or list(STAGES), args.budget, options)
     print(f"\nwritten: {options.results}")
@@ -41,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--keep-build", action="store_true", help="take the library that is there if it loads"
     )
+    parser.add_argument("--data", help="a file of chorales, or a folder holding JSB_Chorales.mat")
     parser.add_argument("--commit", help="what this tree is of, where git cannot tell")
     return parser
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 COPY, IEEE, TF32 = "copy", "fp32 matrix product", "tf32 matrix product"
-SUITE = "gpu-ceilings"
+SUITE = "ceilings"
 
 
 class Ceilings(NamedTuple):

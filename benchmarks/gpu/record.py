@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-LISTS = ("correctness", "cases", "not_run")
+LISTS = ("correctness", "cases", "profiles", "not_run")
 LAST_LINES = 12
 
 Row = dict[str, Any]
@@ -43,6 +43,10 @@ class Record:
     def detail(self, **fields: Any) -> None:
         """What belongs to the stage as a whole."""
         self.add("detail", fields)
+
+    def found(self, kind: str) -> list[Row]:
+        """The findings of a kind so far, those of processes before this one too."""
+        return of_kind(read(self._path), kind)
 
     def unit(self, name: str, seconds: float, error: str | None) -> None:
         """The end of a unit of the stage; ``error`` is None where it ended well."""

@@ -32,7 +32,8 @@ STAGES = {
     "ceilings": 20,
     "rowwise": 100,
     "scans": 110,
-    "steps": 70,
+    "steps": 200,
+    "quality": 200,
 }
 
 # A stage ends with this when a unit has hung or broken the device: it is started again after that unit.
@@ -52,6 +53,7 @@ class Options:
     quick: bool = False
     keep_build: bool = False
     commit: str | None = None
+    data: Path | None = None
 
     @property
     def results(self) -> Path:
@@ -153,6 +155,7 @@ def _command(name: str, left: float, skip: int, path: Path, options: Options) ->
     command += ["--rows", str(path), "--out", str(options.out.resolve()), "--device", options.device]
     command += ["--seconds", f"{left:.1f}", "--skip", str(skip)]
     command += ["--quick"] * options.quick + ["--keep-build"] * options.keep_build
+    command += ["--data", str(options.data.resolve())] if options.data else []
     return command + (["--commit", options.commit] if options.commit else [])
 
 

@@ -21,9 +21,10 @@ from benchmarks.gpu.runner import GRACE, START_AGAIN
 
 
 class ProcessSpentError(RuntimeError):
-    """What a unit raises when all is recorded, but this process is not to be trusted with another unit.
+    """What a unit raises when this process is not to be trusted with another one.
 
-    A capture that fails can leave torch's allocator as if it went on.
+    A capture that fails can leave torch's allocator as if it went on. With a message the unit has failed;
+    without, all there is to say is in the record.
     """
 
 
@@ -46,6 +47,7 @@ class Stage:
     quick: bool = False
     keep_build: bool = False
     commit: str | None = None
+    data: Path | None = None
 
     def left(self) -> float:
         """Seconds until this stage has to be over."""
@@ -64,8 +66,9 @@ def run_units(units: Sequence[Unit], stage: Stage, skip: int) -> None:
         error, unfit = None, False
         try:
             unit.run()
-        except ProcessSpentError:
+        except ProcessSpentError as raised:
             unfit = True
+            error = last_lines(raised) if raised.args else None
         except Exception as raised:
             error = last_lines(raised)
             print(f"  FAILED {unit.name}: {error}", flush=True)
@@ -131,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         quick=args.quick,
         keep_build=args.keep_build,
         commit=args.commit,
+        data=None if args.data is None else Path(args.data),
     )
     print(f"\n--- {args.name}", flush=True)
     units = importlib.import_module(f"benchmarks.gpu.stages.{args.name}").units
@@ -149,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--keep-build", action="store_true")
     parser.add_argument("--commit")
+    parser.add_argument("--data")
     return parser
 
 

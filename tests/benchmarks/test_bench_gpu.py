@@ -39,11 +39,11 @@ def test_rows_have_the_form_that_is_promised(results):
     for row in results["cases"]:
         assert {"suite", "case", "impl", "extra"} | TIMES == set(row)
         assert 0 < row["min_ms"] <= row["median_ms"] <= row["max_ms"]
-    assert {row["suite"] for row in results["cases"]} == {"gpu-ceilings", "gpu-scans", "gpu-steps"}
+    assert {row["suite"] for row in results["cases"]} == {"ceilings", "scans", "svi_step"}
 
 
 def test_scans_have_their_steps_their_peers_and_their_share_of_the_ceilings(results):
-    rows = [row for row in results["cases"] if row["suite"] == "gpu-scans"]
+    rows = [row for row in results["cases"] if row["suite"] == "scans"]
     of_reference = [row for row in rows if row["impl"] == "reference"]
     kinds = {row["case"].rpartition(", ")[2] for row in of_reference}
     assert kinds == {"forward", "backward", "forward and backward"}
@@ -56,7 +56,7 @@ def test_scans_have_their_steps_their_peers_and_their_share_of_the_ceilings(resu
 
 
 def test_the_step_is_checked_before_it_is_timed(results):
-    timed = [row["impl"] for row in results["cases"] if row["suite"] == "gpu-steps"]
+    timed = [row["impl"] for row in results["cases"] if row["suite"] == "svi_step"]
     assert timed[:2] == ["tutorial", "tutorial mended"]
     assert timed[-2:] == ["dmm_fast, capturable", "dmm_fast, graphed"]
     assert "dmm_fast" in timed

@@ -87,8 +87,8 @@ def test_ceilings_are_read_from_the_run_itself(tmp_path):
     path = tmp_path / "results.json"
     assert ceilings.measured(path) == Ceilings()
     path.write_text(
-        '{"cases": [{"suite": "gpu-ceilings", "case": "copy", "extra": {"per_second": 3.0}},'
-        ' {"suite": "gpu-rowwise", "case": "copy", "extra": {}}]}'
+        '{"cases": [{"suite": "ceilings", "case": "copy", "extra": {"per_second": 3.0}},'
+        ' {"suite": "rowwise", "case": "copy", "extra": {}}]}'
     )
     assert ceilings.measured(path) == Ceilings(3.0, None)
 

@@ -86,3 +86,15 @@ def test_load_warning():
     warning = load_warning(1.3, threads=2, cpus=2)
     assert warning is not None
     assert "load average 1.30" in warning
+
+
+def test_short_runs_are_timed_several_together():
+    clock, diary = Clock(), []
+    # Warm-up: 9, then 0.25 seconds, of which 3 make at least 0.75; "long" is not repeated.
+    short = Worker("short", clock, [9.0, 0.25, *[0.25, 0.5, 0.75], *[0.5] * 3], diary)
+    long = Worker("long", clock, [1.0] * 4, diary)
+    timed = {"short": Timed(short), "long": Timed(long)}
+    samples = time_in_turn(timed, warmup=2, rounds=2, clock=clock, at_least=0.75)
+    assert diary == ["short", "long"] * 2 + (["short"] * 3 + ["long"]) * 2
+    assert samples["short"].ms == (500.0, 500.0)
+    assert samples["long"].ms == (1000.0, 1000.0)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from benchmarks import precision
 from benchmarks.gpu.ceilings import COPY, IEEE, SUITE, TF32
 from benchmarks.gpu.measure import time_calls
 from benchmarks.gpu.stage import Stage, Unit
@@ -12,8 +13,8 @@ from benchmarks.gpu.stage import Stage, Unit
 def units(stage: Stage) -> Iterator[Unit]:
     """A ceiling is a unit."""
     yield Unit(COPY, lambda: copy(stage))
-    yield Unit(IEEE, lambda: product(stage, IEEE, "highest"))
-    yield Unit(TF32, lambda: product(stage, TF32, "high"))
+    yield Unit(IEEE, lambda: product(stage, IEEE, precision.IEEE))
+    yield Unit(TF32, lambda: product(stage, TF32, precision.TF32))
 
 
 def copy(stage: Stage) -> None:
@@ -24,16 +25,12 @@ def copy(stage: Stage) -> None:
     _write(stage, COPY, lambda: target.copy_(source), 2 * 4 * count, "bytes", f"{4 * count} bytes")
 
 
-def product(stage: Stage, name: str, precision: str) -> None:
+def product(stage: Stage, name: str, computed_in: str) -> None:
     """Operations of a large product of random matrices; a multiply-add is two."""
     size = 128 if stage.quick else 8192
     a, b = (torch.randn(size, size, device=stage.device) for _ in range(2))
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
+    with precision.multiplied_in(computed_in):
         _write(stage, name, lambda: torch.mm(a, b), 2 * size**3, "operations", f"{size} cubed")
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _write(stage: Stage, name: str, step: Callable[[], object], work: int, of: str, size: str) -> None:

@@ -14,7 +14,7 @@ from benchmarks.gpu.clocked import Part, agrees, clock, work_of
 from benchmarks.gpu.sizes import BATCHES, SCANS
 from benchmarks.gpu.stage import Stage, Unit
 
-SUITE = "gpu-rowwise"
+SUITE = "rowwise"
 COMPILED = "torch.compile of the reference"
 COMPILING = 60.0  # seconds, for all kernels of an op
 

@@ -19,10 +19,11 @@ from benchmarks.gpu.cuts import time_cuts
 from benchmarks.gpu.measure import time_calls
 from benchmarks.gpu.sizes import ALONG, SCANS
 from benchmarks.gpu.stage import Stage, Unit
+from benchmarks.precision import IEEE, multiplied_in
 from dmm_fast import native
 from dmm_fast.cuda.plan import cuda_device, scan_plans
 
-SUITE = "gpu-scans"
+SUITE = "scans"
 CLUSTERS = (4, 8, 16)
 THREADS = (256, 512)
 # The slope between two numbers of steps is free of the launch.
@@ -89,9 +90,9 @@ def time_scan(stage: Stage, op: str, name: str, sizes: Sizes) -> None:
     clock(stage, SUITE, case, name, parts)
 
 
+@multiplied_in(IEEE)
 def time_rnn(stage: Stage, sizes: Sizes) -> None:
     """PyTorch's own recurrence, on a GPU cuDNN's, projecting its inputs from D features; all rows full."""
-    torch.backends.cudnn.allow_tf32 = False
     for dtype in (torch.float32, torch.float16) if stage.device == "cuda" else (torch.float32,):
         rnn = torch.nn.RNN(sizes.D, sizes.H, nonlinearity="relu").to(stage.device, dtype)
         x = torch.randn(sizes.T, sizes.B, sizes.D, device=stage.device, dtype=dtype, requires_grad=True)

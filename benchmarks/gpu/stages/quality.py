@@ -1,0 +1,41 @@
+"""Train to the tutorial's test NLL, the tutorial itself beside it for the same wall time."""
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from benchmarks import quality
+from benchmarks.cases import data_file
+from benchmarks.gpu.stage import Stage, Unit
+from benchmarks.precision import IEEE, multiplied_in
+
+# What evaluation and writing need at the end.
+RESERVE = 5.0
+
+
+def units(stage: Stage) -> Iterator[Unit]:
+    """One race."""
+    yield Unit("train to quality", lambda: train(stage), seconds=float("inf"))
+
+
+@multiplied_in(IEEE)
+def train(stage: Stage) -> None:
+    """Check both, train both, and say how far each came."""
+    device = torch.device(stage.device)
+    data = quality.chosen_data(data_file(stage.data))
+    plan = quality.Plan(
+        epochs=2 if stage.quick else quality.Plan.epochs,
+        every=1 if stage.quick else quality.Plan.every,
+        deadline=time.monotonic() + stage.left() - RESERVE,
+    )
+    verdicts = quality.checked(data, device)
+    for verdict in verdicts:
+        stage.record.correctness(verdict.as_dict())
+    if not all(verdict.ok for verdict in verdicts):
+        stage.record.not_run(data.name, "all", "the sides do not compute the same")
+        return
+    both = quality.contestants(data, device, plan)
+    quality.race(*both, plan)
+    for trainee in both[::-1]:
+        stage.record.add("cases", quality.row(trainee, data.name))

@@ -1,0 +1,216 @@
+"""Whoever trains for a test NLL: a model, its optimizer, and a clock that runs while it trains."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyro
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import ClippedAdam
+from torch import Tensor, nn
+
+from benchmarks.baseline import BaselineDMM, tutorial_mini_batch
+from benchmarks.racer import OPTIMIZER
+from dmm_fast.config import TrainConfig
+from dmm_fast.data import Dataset, SequenceSet
+from dmm_fast.infer import GraphedSVI, evaluate_elbo
+from dmm_fast.model import DMM
+from dmm_fast.optim import PyroClippedAdam
+
+EVALUATION_SEED = 1
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A point of the curve; NLLs are in nats a time step, each an ELBO of one draw."""
+
+    seconds: float
+    epoch: int
+    step: int
+    train: float
+    valid: float
+    test: float
+
+
+class Stepper(Protocol):
+    """A model and one SVI step of it."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained; its ``state_dict`` is that of the tutorial."""
+
+    def step(self, indices: Tensor, factor: float) -> Tensor | float:
+        """An SVI step on these training sequences, in any order; its loss."""
+
+
+class TutorialStepper:
+    """As the tutorial's loop does it: the mini-batch is made on the host, and goes to the GPU from there."""
+
+    def __init__(self, data: Dataset, device: torch.device) -> None:
+        self.module = BaselineDMM(data.train.sequences.shape[-1]).to(device)
+        self._train, self._cuda = data.train, device.type == "cuda"
+        self._svi = SVI(self.module.model, self.module.guide, ClippedAdam(dict(OPTIMIZER)), Trace_ELBO())
+
+    def step(self, indices: Tensor, factor: float) -> float:
+        """One SVI step."""
+        train = self._train
+        batch = tutorial_mini_batch(indices, train.sequences, train.lengths, cuda=self._cuda)
+        return float(self._svi.step(*batch, factor))
+
+
+class FastStepper:
+    """As ``dmm-fast train`` does it: the data live on the device, and so does the loss."""
+
+    def __init__(self, data: Dataset, device: torch.device) -> None:
+        self.module = DMM(data.train.sequences.shape[-1]).to(device)
+        self._train, self._cuda = data.train.to(device), device.type == "cuda"
+        self._lengths = data.train.lengths
+        optimizer = PyroClippedAdam({**OPTIMIZER, **({"capturable": True} if self._cuda else {})})
+        self._svi = GraphedSVI(
+            self.module.model, self.module.guide, optimizer, Trace_ELBO(), gather=self._gather
+        )
+
+    def step(self, indices: Tensor, factor: float) -> Tensor:
+        """One SVI step; longest first, ties as in the tutorial."""
+        lengths = self._lengths[indices]
+        indices, longest = indices[torch.sort(lengths).indices.flip(0)], int(lengths.max())
+        if self._cuda:
+            longest = self._train.padded_steps(longest)
+            indices = indices.pin_memory().to(self._train.sequences.device, non_blocking=True)
+        return self._svi.step(indices, longest, factor)
+
+    def _gather(self, indices: Tensor, T: int, factor: float | Tensor) -> tuple[Any, ...]:
+        return (*self._train.batch(indices, T), factor)
+
+
+class Trainee:
+    """One contestant, with random numbers and a parameter store of its own.
+
+    Args:
+        name: of its row in the results.
+        make: its stepper, of the data on the host and of a device.
+        data: on the host.
+        device: where to train.
+        every: epochs between evaluations, which are off the clock.
+        config: schedule and seed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[Dataset, torch.device], Stepper],
+        data: Dataset,
+        device: torch.device,
+        every: int,
+        config: TrainConfig | None = None,
+    ) -> None:
+        self.name, self.config = name, config or TrainConfig()
+        self.epoch = self.steps = 0
+        self.seconds = 0.0
+        self.curve: list[Evaluation] = []
+        self.ms: list[float] = []  # of a step, a mean for each turn
+        self._train, self._device, self._every = data.train, device, every
+        self._valid, self._test = data.valid.to(device), data.test.to(device)
+        self._to_do: list[Tensor] = []
+        self._losses: list[Tensor | float] = []
+        self._nats_of_epoch = float("nan")
+        self._store: Any = None
+        self._random: list[Tensor] | None = None
+        with self._active():
+            self._judge = DMM(data.train.sequences.shape[-1]).to(device).eval()
+            pyro.set_rng_seed(self.config.seed)
+            self._stepper = make(data, device)
+
+    @property
+    def num_mini_batches(self) -> int:
+        """SVI steps an epoch."""
+        return -(-len(self._train) // self.config.mini_batch_size)
+
+    def train(self, seconds: float, until: Callable[["Trainee"], bool] = lambda _: False) -> None:
+        """Train for so long, to the next step; after an epoch, ``until`` may end it sooner."""
+        end = self.seconds + seconds
+        with self._active():
+            while self.seconds < end:
+                if self._train_until(end):
+                    self._finish_epoch()
+                    if until(self):
+                        return
+
+    def evaluate(self) -> None:
+        """Add where training stands to the curve, in the middle of an epoch too."""
+        if self.steps and (not self.curve or self.curve[-1].step != self.steps):
+            with self._active():
+                self._evaluate()
+
+    def _train_until(self, end: float) -> bool:
+        """Step until the clock shows ``end``, but no further than this epoch; whether that is over."""
+        if not self._to_do:
+            self._to_do = list(torch.randperm(len(self._train)).split(self.config.mini_batch_size))
+        start, steps, elapsed = self._now(), self.steps, 0.0
+        while self._to_do and self.seconds + elapsed < end:
+            self._step()
+            elapsed = time.perf_counter() - start  # of the host, which does not wait for each step
+        over = not self._to_do
+        if over:
+            self._losses = [float(loss) for loss in self._losses]
+        elapsed = self._now() - start
+        self.seconds += elapsed
+        self.ms.append(1e3 * elapsed / (self.steps - steps))
+        return over
+
+    def _step(self) -> None:
+        number = self.num_mini_batches - len(self._to_do)
+        indices = self._to_do.pop(0)
+        factor = self.config.annealing_factor(self.epoch, number, self.num_mini_batches)
+        self._losses.append(self._stepper.step(indices, factor))
+        self.steps += 1
+
+    def _finish_epoch(self) -> None:
+        self.epoch += 1
+        self._nats_of_epoch = sum(map(float, self._losses)) / self._train.num_time_steps
+        self._losses = []
+        if self.epoch % self._every == 0:
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        self._judge.load_state_dict(self._stepper.module.state_dict())
+        valid, test = self._nll(self._valid), self._nll(self._test)
+        point = Evaluation(self.seconds, self.epoch, self.steps, self._nats_of_epoch, valid, test)
+        self.curve.append(point)
+
+    def _nll(self, sequences: SequenceSet) -> float:
+        with torch.random.fork_rng(devices=self._cuda_devices):
+            torch.manual_seed(EVALUATION_SEED)
+            return evaluate_elbo(self._judge, sequences).total_over_total
+
+    @contextmanager
+    def _active(self) -> Iterator[None]:
+        """With this trainee's parameter store and random numbers in place of the others'."""
+        with (
+            pyro.get_param_store().scope(self._store) as self._store,
+            torch.random.fork_rng(self._cuda_devices),
+        ):
+            if self._random is not None:
+                self._set_random(self._random)
+            yield
+            self._random = self._get_random()
+
+    @property
+    def _cuda_devices(self) -> list[int]:
+        return [torch.cuda.current_device()] if self._device.type == "cuda" else []
+
+    def _get_random(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._cuda_devices)]
+
+    def _set_random(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for device, state in zip(self._cuda_devices, states[1:], strict=True):
+            torch.cuda.set_rng_state(state, device)
+
+    def _now(self) -> float:
+        if self._cuda_devices:
+            torch.cuda.synchronize()
+        return time.perf_counter()

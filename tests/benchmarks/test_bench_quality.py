@@ -1,0 +1,202 @@
+"""Training to a test NLL: both train as they should, in turn, and for as long."""
+
+import json
+import math
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import quality, trainee
+from benchmarks.baseline import BaselineDMM
+from benchmarks.quality import TARGET, Plan, race, reached, row
+from benchmarks.trainee import Evaluation, FastStepper, Trainee, TutorialStepper
+from dmm_fast.config import TrainConfig
+from dmm_fast.data import Dataset, SequenceSet
+from dmm_fast.train import Trainer
+
+CPU = torch.device("cpu")
+# Four rows a step: the noise of that many is the same drawn step by step or all at once.
+SETTINGS = {"mini_batch_size": 4, "seed": 3, "annealing_epochs": 4}
+CONFIG = TrainConfig(**SETTINGS)
+
+
+def sequences(*lengths, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    valid = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
+    x = (torch.rand(len(lengths), max(lengths), 88, generator=generator) < 0.1).float()
+    return SequenceSet(x * valid.unsqueeze(-1), torch.tensor(lengths))
+
+
+@pytest.fixture(scope="module")
+def data():
+    return Dataset(
+        "tiny", sequences(3, 5, 2, 4, 5, 1, 4, 3), sequences(4, 2, seed=1), sequences(3, 3, seed=2)
+    )
+
+
+def a_trainee(data, make=FastStepper, every=1):
+    return Trainee("it", make, data, CPU, every, CONFIG)
+
+
+def epochs(count):
+    return lambda trainee: trainee.epoch >= count
+
+
+def trained(data, count, make=FastStepper):
+    it = a_trainee(data, make)
+    it.train(math.inf, epochs(count))
+    return it
+
+
+def nlls(curve):
+    return [value for point in curve for value in (point.train, point.valid, point.test)]
+
+
+def test_ours_trains_as_the_command_does(data, tmp_path):
+    config = TrainConfig(
+        **SETTINGS, num_epochs=3, eval_frequency=1, out=tmp_path, tensorboard=False, progress=False
+    )
+    Trainer(config, data).run()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    curve = trained(data, 3).curve
+    assert [point.train for point in curve] == [line["train"] for line in lines]
+    assert [point.test for point in curve[1:]] == [line["test"] for line in lines[1:]]
+
+
+def test_both_train_alike(data):
+    ours, tutorial = trained(data, 3), trained(data, 3, TutorialStepper)
+    assert [(p.epoch, p.step) for p in ours.curve] == [(1, 2), (2, 4), (3, 6)]
+    assert nlls(ours.curve) == pytest.approx(nlls(tutorial.curve), rel=1e-5)
+
+
+def test_taking_turns_changes_nothing(data):
+    alone = trained(data, 2)
+    in_turn, other = a_trainee(data), a_trainee(data, TutorialStepper)
+    for _ in range(4):  # a step each, as any time is longer than none
+        in_turn.train(1e-9)
+        other.train(1e-9)
+    assert (in_turn.steps, other.steps) == (4, 4)
+    assert nlls(in_turn.curve) == nlls(alone.curve)
+
+
+def test_nothing_of_a_turn_stays_behind(data):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    trained(data, 1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_clock_stands_while_it_evaluates(data, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(trainee.time, "perf_counter", lambda: now[0])
+
+    class Stepper(TutorialStepper):
+        def step(self, *args):
+            now[0] += 2.0
+            return super().step(*args)
+
+    def evaluate(*args):
+        now[0] += 1000.0
+        return quality_evaluate(*args)
+
+    quality_evaluate = trainee.evaluate_elbo
+    monkeypatch.setattr(trainee, "evaluate_elbo", evaluate)
+    it = a_trainee(data, Stepper)
+    it.train(5.0)  # a third step begins at 4 and is finished
+    assert (it.steps, it.epoch, it.seconds) == (3, 1, 6.0)
+    assert it.ms == [2000.0, 2000.0]
+    assert [(p.seconds, p.epoch, p.step) for p in it.curve] == [(4.0, 1, 2)]
+    it.evaluate()
+    it.evaluate()
+    assert [p.step for p in it.curve] == [2, 3]
+
+
+class Walker:
+    """A trainee whose steps take what they are told to, and who comes nearer by each."""
+
+    def __init__(self, name, step, start=7.5):
+        self.name, self.step, self.nll = name, step, start
+        self.seconds, self.epoch, self.steps = 0.0, 0, 0
+        self.curve, self.ms, self.turns = [], [1.0], []
+
+    def train(self, seconds, until=lambda _: False):
+        end, begun = self.seconds + seconds, self.seconds
+        while self.seconds < end:
+            self.seconds += self.step
+            self.epoch += 1
+            self.steps += 1
+            self.nll -= 0.1
+            self.evaluate()
+            if until(self):
+                break
+        self.turns.append(self.seconds - begun)
+
+    def evaluate(self):
+        if not self.curve or self.curve[-1].step != self.steps:
+            self.curve.append(Evaluation(self.seconds, self.epoch, self.steps, 0.0, 0.0, self.nll))
+
+
+def test_both_have_the_same_time():
+    ours, other = Walker("ours", 0.25), Walker("other", 3.0)
+    race(ours, other, Plan(epochs=47, turn=2.0))
+    assert ours.epoch == 47
+    assert ours.seconds <= other.seconds < ours.seconds + other.step
+    assert max(ours.turns) == 2.0
+
+
+def test_a_race_ends_at_the_target_or_the_time():
+    ours = Walker("ours", 0.25)
+    race(ours, Walker("other", 0.5), Plan(until_target=True))
+    assert ours.curve[-1] == reached(ours.curve)
+    assert ours.curve[-2].test > TARGET >= ours.curve[-1].test
+    ours = Walker("ours", 0.25)
+    race(ours, Walker("other", 0.5), Plan(seconds=12.0, turn=5.0))
+    assert (ours.seconds, ours.turns) == (12.0, [5.0, 5.0, 2.0])
+
+
+def test_no_turn_begins_that_could_be_late():
+    ours = Walker("ours", 0.25)
+    race(ours, Walker("other", 0.5), Plan(turn=5.0, deadline=time.monotonic() + 9.0))
+    assert ours.steps == 0
+
+
+def test_the_row_says_how_far_it_came():
+    it = Walker("it", 2.0, start=7.0)
+    it.train(6.0)
+    told = row(it, "tiny")
+    assert (told["impl"], told["n"], told["median_ms"]) == ("it", 1, 1.0)
+    extra = told["extra"]
+    assert extra["reached"] == extra["curve"][1]
+    assert (extra["reached"]["seconds"], extra["reached"]["step"]) == (4.0, 2)
+    assert (extra["seconds"], extra["epochs"], extra["steps"]) == (6.0, 3, 3)
+    assert extra["best_test"] == extra["last_test"] == pytest.approx(6.7)
+    far = Walker("far", 2.0)
+    far.train(2.0)
+    assert row(far, "tiny")["extra"]["reached"] is None
+
+
+def test_nothing_is_trained_that_computes_another_loss(data, tmp_path, monkeypatch, capsys):
+    class Forgets(BaselineDMM):
+        def guide(self, *args):
+            super().guide(*args[:4], 0.5)
+
+    other = replace(quality.OURS[0], module=lambda sizes: Forgets(**sizes))
+    monkeypatch.setattr(quality, "OURS", (other,))
+    monkeypatch.setattr(quality, "chosen_data", lambda _: data)
+    assert quality.main(["--out", str(tmp_path), "--epochs", "1"]) == 1
+    assert "do not compute the same" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_writes_both(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(quality, "chosen_data", lambda _: data)
+    assert quality.main(["--out", str(tmp_path), "--epochs", "2", "--every", "1", "--turn", "0.05"]) == 0
+    (path,) = tmp_path.iterdir()
+    results = json.loads(path.read_text())
+    assert results["suite"] == "cpu-quality"
+    assert [r["impl"] for r in results["cases"]] == ["tutorial", "dmm_fast"]
+    assert {r["backend"] for r in results["correctness"]} == {"tutorial", "dmm_fast"}
+    assert all(r["suite"] == "train_to_quality" and r["extra"]["curve"] for r in results["cases"])
