@@ -16,16 +16,21 @@ from benchmarks.baseline import BaselineDMM, tutorial_mini_batch
 from benchmarks.racer import OPTIMIZER
 from dmm_fast.config import TrainConfig
 from dmm_fast.data import Dataset, SequenceSet
-from dmm_fast.infer import GraphedSVI, evaluate_elbo
+from dmm_fast.infer import GraphedSVI, evaluate_elbo, evaluate_importance_nll
 from dmm_fast.model import DMM
 from dmm_fast.optim import PyroClippedAdam
 
-EVALUATION_SEED = 1
+EVALUATION_SEED, PARTICLES = 1, 100
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A point of the curve; NLLs are in nats a time step, each an ELBO of one draw."""
+    """A point of the curve, in nats a time step.
+
+    ``train``, ``valid`` and ``test_elbo`` are negative ELBOs of one draw, the first over the epoch that was
+    trained. ``test`` is the NLL itself, by importance sampling with :data:`PARTICLES` draws; the ELBO bounds it
+    from above, a quarter of a nat too high where a DMM has learnt the chorales.
+    """
 
     seconds: float
     epoch: int
@@ -33,6 +38,7 @@ class Evaluation:
     train: float
     valid: float
     test: float
+    test_elbo: float
 
 
 class Stepper(Protocol):
@@ -177,14 +183,15 @@ class Trainee:
 
     def _evaluate(self) -> None:
         self._judge.load_state_dict(self._stepper.module.state_dict())
-        valid, test = self._nll(self._valid), self._nll(self._test)
-        point = Evaluation(self.seconds, self.epoch, self.steps, self._nats_of_epoch, valid, test)
+        with torch.random.fork_rng(devices=self._cuda_devices):
+            valid, elbo = self._negative_elbo(self._valid), self._negative_elbo(self._test)
+            nll = evaluate_importance_nll(self._judge, self._test, PARTICLES, PARTICLES).total_over_total
+        point = Evaluation(self.seconds, self.epoch, self.steps, self._nats_of_epoch, valid, nll, elbo)
         self.curve.append(point)
 
-    def _nll(self, sequences: SequenceSet) -> float:
-        with torch.random.fork_rng(devices=self._cuda_devices):
-            torch.manual_seed(EVALUATION_SEED)
-            return evaluate_elbo(self._judge, sequences).total_over_total
+    def _negative_elbo(self, sequences: SequenceSet) -> float:
+        torch.manual_seed(EVALUATION_SEED)
+        return evaluate_elbo(self._judge, sequences).total_over_total
 
     @contextmanager
     def _active(self) -> Iterator[None]:

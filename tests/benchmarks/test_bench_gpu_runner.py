@@ -100,7 +100,7 @@ def test_what_is_beyond_its_bound_fails_the_stage(run):
 def test_results_have_the_form_that_is_promised(run, tmp_path):
     results = run("well", "fails")
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
-    assert set(results) == {"suite", "meta", "correctness", "cases", "not_run", "stages"}
+    assert set(results) == {"suite", "meta", "correctness", "cases", "profiles", "not_run", "stages"}
     assert results["meta"] == {"commit": "abc"}
     for stage in results["stages"]:
         assert set(stage) == {"name", "ok", "seconds", "error", "failures", "detail"}

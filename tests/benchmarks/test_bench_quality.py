@@ -51,7 +51,7 @@ def trained(data, count, make=FastStepper):
 
 
 def nlls(curve):
-    return [value for point in curve for value in (point.train, point.valid, point.test)]
+    return [value for point in curve for value in (point.train, point.valid, point.test, point.test_elbo)]
 
 
 def test_ours_trains_as_the_command_does(data, tmp_path):
@@ -62,7 +62,8 @@ def test_ours_trains_as_the_command_does(data, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     curve = trained(data, 3).curve
     assert [point.train for point in curve] == [line["train"] for line in lines]
-    assert [point.test for point in curve[1:]] == [line["test"] for line in lines[1:]]
+    assert [point.test_elbo for point in curve[1:]] == [line["test"] for line in lines[1:]]
+    assert all(point.test < point.test_elbo for point in curve)
 
 
 def test_both_train_alike(data):
@@ -136,7 +137,7 @@ class Walker:
 
     def evaluate(self):
         if not self.curve or self.curve[-1].step != self.steps:
-            self.curve.append(Evaluation(self.seconds, self.epoch, self.steps, 0.0, 0.0, self.nll))
+            self.curve.append(Evaluation(self.seconds, self.epoch, self.steps, 0.0, 0.0, self.nll, 9.0))
 
 
 def test_both_have_the_same_time():
