@@ -1,8 +1,8 @@
 """``python -m benchmarks.quality``: train to the tutorial's test NLL; the tutorial has the same wall time.
 
 Both train in turn, some seconds each, so that a slow minute of the machine hits both alike and both have had
-as much time whenever it ends. Making a mini-batch is on the clock. Evaluation is off it, by the same code and
-with the same noise for both. Hyperparameters are the tutorial's: the defaults of
+as much time whenever it ends. Making a mini-batch is on the clock. Evaluation, after each turn, is off it, by
+the same code and with the same noise for both. Hyperparameters are the tutorial's: the defaults of
 :class:`~dmm_fast.config.TrainConfig`.
 """
 
@@ -35,16 +35,15 @@ TARGET = 6.87
 
 @dataclass(frozen=True)
 class Plan:
-    """How long: ``epochs`` of ours or ``seconds`` for each, evaluated ``every`` so many epochs.
+    """How long: ``epochs`` of ours or ``seconds`` for each, in turns of ``turn`` seconds.
 
-    ``turn`` are the seconds of a turn. With ``until_target`` it ends where ours has reached the target. No
+    With ``until_target`` it ends where ours has reached the target. No
     turn begins that could last beyond ``deadline``, of ``time.monotonic``.
     """
 
     epochs: int = 5000
     seconds: float = math.inf
-    every: int = 20
-    turn: float = 5.0
+    turn: float = 30.0
     until_target: bool = False
     deadline: float = math.inf
 
@@ -59,11 +58,11 @@ def race(ours: Trainee, other: Trainee, plan: Plan) -> None:
     while not plan.is_over(ours) and ours.seconds < plan.seconds:
         if time.monotonic() + 2 * plan.turn > plan.deadline:
             break
-        ours.train(min(plan.turn, plan.seconds - ours.seconds), plan.is_over)
+        ours.train(min(plan.turn, plan.seconds - ours.seconds), plan.epochs)
         other.train(ours.seconds - other.seconds)
-        print(f"  {ours.seconds:8.0f} s each: {_standing(ours)}; {_standing(other)}", flush=True)
-    for trainee in (ours, other):
-        trainee.evaluate()
+        for trainee in (ours, other):
+            trainee.evaluate()
+        print(f"  {ours.seconds:8.1f} s each: {_standing(ours)}; {_standing(other)}", flush=True)
 
 
 def reached(curve: Sequence[Evaluation]) -> Evaluation | None:
@@ -96,11 +95,11 @@ def row(trainee: Trainee, data: str) -> dict[str, Any]:
     }
 
 
-def contestants(data: Dataset, device: torch.device, plan: Plan) -> tuple[Trainee, Trainee]:
+def contestants(data: Dataset, device: torch.device) -> tuple[Trainee, Trainee]:
     """Ours and the tutorial, from the same parameters and with the same order of mini-batches."""
     name = (GRAPHED if device.type == "cuda" else OURS[0]).name
-    ours = Trainee(name, FastStepper, data, device, plan.every)
-    return ours, Trainee(BASELINE.name, TutorialStepper, data, device, plan.every)
+    ours = Trainee(name, FastStepper, data, device)
+    return ours, Trainee(BASELINE.name, TutorialStepper, data, device)
 
 
 def checked(data: Dataset, device: torch.device) -> list[Verdict]:
@@ -119,8 +118,7 @@ def chosen_data(path: Path | None) -> Dataset:
 
 
 def _standing(trainee: Trainee) -> str:
-    test = f"test {trainee.curve[-1].test:.3f}" if trainee.curve else "not evaluated"
-    return f"{trainee.name} epoch {trainee.epoch}, {test}"
+    return f"{trainee.name} {trainee.epoch} epochs, test NLL {trainee.curve[-1].test:.3f}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,14 +129,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = chosen_data(cases.data_file(None if args.data is None else Path(args.data)))
     meta = machine.meta(device, quick=False)
     meta["load_warning"] = load_warning(meta["load"], args.threads, meta["cpus"])
-    plan = Plan(args.epochs, args.seconds, args.every, args.turn, args.until_target)
+    plan = Plan(args.epochs, args.seconds, args.turn, args.until_target)
     verdicts = checked(data, device)
     results: dict[str, Any] = {"suite": "cpu-quality", "meta": meta, "cases": []}
     results["correctness"] = [verdict.as_dict() for verdict in verdicts]
     if not all(verdict.ok for verdict in verdicts):
         print("not trained: the sides do not compute the same", file=sys.stderr)
         return 1
-    both = contestants(data, device, plan)
+    both = contestants(data, device)
     race(*both, plan)
     results["cases"] = [row(trainee, data.name) for trainee in both[::-1]]
     meta["load_at_end"] = load_average()
@@ -154,8 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--epochs", type=int, default=default.epochs, help="of ours, at most")
     parser.add_argument("--seconds", type=float, default=default.seconds, help="for each, at most")
-    parser.add_argument("--every", type=int, default=default.every, help="epochs between evaluations")
-    parser.add_argument("--turn", type=float, default=30.0, help="seconds of a turn")
+    parser.add_argument("--turn", type=float, default=default.turn, help="seconds between evaluations")
     parser.add_argument("--until-target", action="store_true", help="end where ours has reached it")
     return parser
 

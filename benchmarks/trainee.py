@@ -1,5 +1,6 @@
 """Whoever trains for a test NLL: a model, its optimizer, and a clock that runs while it trains."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from benchmarks.baseline import BaselineDMM, tutorial_mini_batch
 from benchmarks.racer import OPTIMIZER
 from dmm_fast.config import TrainConfig
 from dmm_fast.data import Dataset, SequenceSet
+from dmm_fast.graphed import Capturer
 from dmm_fast.infer import GraphedSVI, evaluate_elbo, evaluate_importance_nll
 from dmm_fast.model import DMM
 from dmm_fast.optim import PyroClippedAdam
@@ -27,15 +29,16 @@ EVALUATION_SEED, PARTICLES = 1, 100
 class Evaluation:
     """A point of the curve, in nats a time step.
 
-    ``train``, ``valid`` and ``test_elbo`` are negative ELBOs of one draw, the first over the epoch that was
-    trained. ``test`` is the NLL itself, by importance sampling with :data:`PARTICLES` draws; the ELBO bounds it
-    from above, a quarter of a nat too high where a DMM has learnt the chorales.
+    ``train``, ``valid`` and ``test_elbo`` are negative ELBOs of one draw, the first over the last whole epoch
+    of training, annealed as its loss was. ``test`` is the NLL itself, by importance sampling with
+    :data:`PARTICLES` draws; the ELBO bounds it from above, a quarter of a nat too high where a DMM has learnt
+    the chorales.
     """
 
     seconds: float
     epoch: int
     step: int
-    train: float
+    train: float | None
     valid: float
     test: float
     test_elbo: float
@@ -70,13 +73,18 @@ class TutorialStepper:
 class FastStepper:
     """As ``dmm-fast train`` does it: the data live on the device, and so does the loss."""
 
-    def __init__(self, data: Dataset, device: torch.device) -> None:
+    def __init__(self, data: Dataset, device: torch.device, capturer: Capturer | None = None) -> None:
         self.module = DMM(data.train.sequences.shape[-1]).to(device)
         self._train, self._cuda = data.train.to(device), device.type == "cuda"
         self._lengths = data.train.lengths
-        optimizer = PyroClippedAdam({**OPTIMIZER, **({"capturable": True} if self._cuda else {})})
+        capturable = {"capturable": True} if self._cuda or capturer else {}
         self._svi = GraphedSVI(
-            self.module.model, self.module.guide, optimizer, Trace_ELBO(), gather=self._gather
+            self.module.model,
+            self.module.guide,
+            PyroClippedAdam(OPTIMIZER | capturable),
+            Trace_ELBO(),
+            gather=self._gather,
+            capturer=capturer,
         )
 
     def step(self, indices: Tensor, factor: float) -> Tensor:
@@ -100,7 +108,6 @@ class Trainee:
         make: its stepper, of the data on the host and of a device.
         data: on the host.
         device: where to train.
-        every: epochs between evaluations, which are off the clock.
         config: schedule and seed.
     """
 
@@ -110,7 +117,6 @@ class Trainee:
         make: Callable[[Dataset, torch.device], Stepper],
         data: Dataset,
         device: torch.device,
-        every: int,
         config: TrainConfig | None = None,
     ) -> None:
         self.name, self.config = name, config or TrainConfig()
@@ -118,11 +124,11 @@ class Trainee:
         self.seconds = 0.0
         self.curve: list[Evaluation] = []
         self.ms: list[float] = []  # of a step, a mean for each turn
-        self._train, self._device, self._every = data.train, device, every
+        self._train, self._device = data.train, device
         self._valid, self._test = data.valid.to(device), data.test.to(device)
         self._to_do: list[Tensor] = []
         self._losses: list[Tensor | float] = []
-        self._nats_of_epoch = float("nan")
+        self._nats_of_epoch: float | None = None
         self._store: Any = None
         self._random: list[Tensor] | None = None
         with self._active():
@@ -135,21 +141,22 @@ class Trainee:
         """SVI steps an epoch."""
         return -(-len(self._train) // self.config.mini_batch_size)
 
-    def train(self, seconds: float, until: Callable[["Trainee"], bool] = lambda _: False) -> None:
-        """Train for so long, to the next step; after an epoch, ``until`` may end it sooner."""
+    def train(self, seconds: float, epochs: float = math.inf) -> None:
+        """Train for so long, to the next step, or until so many epochs are done."""
         end = self.seconds + seconds
         with self._active():
-            while self.seconds < end:
+            while self.seconds < end and self.epoch < epochs:
                 if self._train_until(end):
                     self._finish_epoch()
-                    if until(self):
-                        return
 
     def evaluate(self) -> None:
-        """Add where training stands to the curve, in the middle of an epoch too."""
-        if self.steps and (not self.curve or self.curve[-1].step != self.steps):
-            with self._active():
-                self._evaluate()
+        """Add where training stands to the curve; off the clock."""
+        self._judge.load_state_dict(self._stepper.module.state_dict())
+        with torch.no_grad(), torch.random.fork_rng(devices=self._cuda_devices):
+            valid, elbo = self._negative_elbo(self._valid), self._negative_elbo(self._test)
+            nll = evaluate_importance_nll(self._judge, self._test, PARTICLES, PARTICLES).total_over_total
+        point = Evaluation(self.seconds, self.epoch, self.steps, self._nats_of_epoch, valid, nll, elbo)
+        self.curve.append(point)
 
     def _train_until(self, end: float) -> bool:
         """Step until the clock shows ``end``, but no further than this epoch; whether that is over."""
@@ -178,16 +185,6 @@ class Trainee:
         self.epoch += 1
         self._nats_of_epoch = sum(map(float, self._losses)) / self._train.num_time_steps
         self._losses = []
-        if self.epoch % self._every == 0:
-            self._evaluate()
-
-    def _evaluate(self) -> None:
-        self._judge.load_state_dict(self._stepper.module.state_dict())
-        with torch.random.fork_rng(devices=self._cuda_devices):
-            valid, elbo = self._negative_elbo(self._valid), self._negative_elbo(self._test)
-            nll = evaluate_importance_nll(self._judge, self._test, PARTICLES, PARTICLES).total_over_total
-        point = Evaluation(self.seconds, self.epoch, self.steps, self._nats_of_epoch, valid, nll, elbo)
-        self.curve.append(point)
 
     def _negative_elbo(self, sequences: SequenceSet) -> float:
         torch.manual_seed(EVALUATION_SEED)

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from benchmarks.trainee import Evaluation, FastStepper, Trainee, TutorialStepper
 from dmm_fast.config import TrainConfig
 from dmm_fast.data import Dataset, SequenceSet
 from dmm_fast.train import Trainer
+from tests.helpers_graph import RecordedGraphs
 
 CPU = torch.device("cpu")
 # Four rows a step: the noise of that many is the same drawn step by step or all at once.
@@ -36,17 +38,16 @@ def data():
     )
 
 
-def a_trainee(data, make=FastStepper, every=1):
-    return Trainee("it", make, data, CPU, every, CONFIG)
-
-
-def epochs(count):
-    return lambda trainee: trainee.epoch >= count
+def a_trainee(data, make=FastStepper):
+    return Trainee("it", make, data, CPU, CONFIG)
 
 
 def trained(data, count, make=FastStepper):
+    """Evaluated after each of ``count`` epochs."""
     it = a_trainee(data, make)
-    it.train(math.inf, epochs(count))
+    for epoch in range(count):
+        it.train(math.inf, epoch + 1)
+        it.evaluate()
     return it
 
 
@@ -78,8 +79,20 @@ def test_taking_turns_changes_nothing(data):
     for _ in range(4):  # a step each, as any time is longer than none
         in_turn.train(1e-9)
         other.train(1e-9)
+        in_turn.evaluate()
     assert (in_turn.steps, other.steps) == (4, 4)
-    assert nlls(in_turn.curve) == nlls(alone.curve)
+    assert nlls(in_turn.curve[1::2]) == nlls(alone.curve)
+
+
+def test_a_graph_lasts_from_turn_to_turn(data):
+    graphs, full = RecordedGraphs(), replace(data, train=sequences(*[5] * 8))
+    it = a_trainee(full, partial(FastStepper, capturer=graphs))
+    for _ in range(6):
+        it.train(1e-9)
+        it.evaluate()
+    assert (graphs.runs, graphs.captures, graphs.replays) == (1, 1, 5)
+    plain = trained(full, 3)
+    assert nlls(it.curve[1::2]) == pytest.approx(nlls(plain.curve), rel=1e-6)
 
 
 def test_nothing_of_a_turn_stays_behind(data):
@@ -109,10 +122,10 @@ def test_the_clock_stands_while_it_evaluates(data, monkeypatch):
     it.train(5.0)  # a third step begins at 4 and is finished
     assert (it.steps, it.epoch, it.seconds) == (3, 1, 6.0)
     assert it.ms == [2000.0, 2000.0]
-    assert [(p.seconds, p.epoch, p.step) for p in it.curve] == [(4.0, 1, 2)]
     it.evaluate()
+    it.train(1.0)
     it.evaluate()
-    assert [p.step for p in it.curve] == [2, 3]
+    assert [(p.seconds, p.epoch, p.step) for p in it.curve] == [(6.0, 1, 3), (8.0, 2, 4)]
 
 
 class Walker:
@@ -123,21 +136,17 @@ class Walker:
         self.seconds, self.epoch, self.steps = 0.0, 0, 0
         self.curve, self.ms, self.turns = [], [1.0], []
 
-    def train(self, seconds, until=lambda _: False):
+    def train(self, seconds, epochs=math.inf):
         end, begun = self.seconds + seconds, self.seconds
-        while self.seconds < end:
+        while self.seconds < end and self.epoch < epochs:
             self.seconds += self.step
             self.epoch += 1
             self.steps += 1
             self.nll -= 0.1
-            self.evaluate()
-            if until(self):
-                break
         self.turns.append(self.seconds - begun)
 
     def evaluate(self):
-        if not self.curve or self.curve[-1].step != self.steps:
-            self.curve.append(Evaluation(self.seconds, self.epoch, self.steps, 0.0, 0.0, self.nll, 9.0))
+        self.curve.append(Evaluation(self.seconds, self.epoch, self.steps, 0.0, 0.0, self.nll, 9.0))
 
 
 def test_both_have_the_same_time():
@@ -150,7 +159,7 @@ def test_both_have_the_same_time():
 
 def test_a_race_ends_at_the_target_or_the_time():
     ours = Walker("ours", 0.25)
-    race(ours, Walker("other", 0.5), Plan(until_target=True))
+    race(ours, Walker("other", 0.5), Plan(turn=0.5, until_target=True))
     assert ours.curve[-1] == reached(ours.curve)
     assert ours.curve[-2].test > TARGET >= ours.curve[-1].test
     ours = Walker("ours", 0.25)
@@ -166,7 +175,9 @@ def test_no_turn_begins_that_could_be_late():
 
 def test_the_row_says_how_far_it_came():
     it = Walker("it", 2.0, start=7.0)
-    it.train(6.0)
+    for _ in range(3):
+        it.train(2.0)
+        it.evaluate()
     told = row(it, "tiny")
     assert (told["impl"], told["n"], told["median_ms"]) == ("it", 1, 1.0)
     extra = told["extra"]
@@ -176,6 +187,7 @@ def test_the_row_says_how_far_it_came():
     assert extra["best_test"] == extra["last_test"] == pytest.approx(6.7)
     far = Walker("far", 2.0)
     far.train(2.0)
+    far.evaluate()
     assert row(far, "tiny")["extra"]["reached"] is None
 
 
@@ -194,7 +206,7 @@ def test_nothing_is_trained_that_computes_another_loss(data, tmp_path, monkeypat
 
 def test_the_command_writes_both(data, tmp_path, monkeypatch):
     monkeypatch.setattr(quality, "chosen_data", lambda _: data)
-    assert quality.main(["--out", str(tmp_path), "--epochs", "2", "--every", "1", "--turn", "0.05"]) == 0
+    assert quality.main(["--out", str(tmp_path), "--epochs", "2", "--turn", "0.05"]) == 0
     (path,) = tmp_path.iterdir()
     results = json.loads(path.read_text())
     assert results["suite"] == "cpu-quality"

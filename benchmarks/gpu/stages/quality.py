@@ -12,6 +12,8 @@ from benchmarks.precision import IEEE, multiplied_in
 
 # What evaluation and writing need at the end.
 RESERVE = 5.0
+# Seconds between evaluations, each of which takes a fraction of one.
+TURN = 2.0
 
 
 def units(stage: Stage) -> Iterator[Unit]:
@@ -26,7 +28,7 @@ def train(stage: Stage) -> None:
     data = quality.chosen_data(data_file(stage.data))
     plan = quality.Plan(
         epochs=2 if stage.quick else quality.Plan.epochs,
-        every=1 if stage.quick else quality.Plan.every,
+        turn=TURN,
         deadline=time.monotonic() + stage.left() - RESERVE,
     )
     verdicts = quality.checked(data, device)
@@ -35,7 +37,7 @@ def train(stage: Stage) -> None:
     if not all(verdict.ok for verdict in verdicts):
         stage.record.not_run(data.name, "all", "the sides do not compute the same")
         return
-    both = quality.contestants(data, device, plan)
+    both = quality.contestants(data, device)
     quality.race(*both, plan)
     for trainee in both[::-1]:
         stage.record.add("cases", quality.row(trainee, data.name))
