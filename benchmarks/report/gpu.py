@@ -23,6 +23,8 @@ from benchmarks.report.steps import (
 
 # Without these, numbers are worth less: a reader is told first where one of them did not end well.
 CHECKING = ("kernels", "tests", "sanitizer", "errors", "derivatives")
+# Where a contestant that could not be set up was not run.
+EVERYWHERE = "all"
 TOOLS = ("memcheck", "racecheck", "synccheck")
 AGAINST = "against the baseline and against float64"
 
@@ -150,8 +152,8 @@ def _found(detail: dict[str, Any]) -> str:
 
 
 def not_run_sentence(results: Results, rows: Sequence[Row]) -> str:
-    """Who is missing among ``rows``; empty for nobody."""
-    cases = {row["case"] for row in rows}
+    """Who is missing among ``rows``, or everywhere; empty for nobody."""
+    cases = {EVERYWHERE, *(row["case"] for row in rows)}
     left_out = [one for one in results["not_run"] if one["case"] in cases]
     return " ".join(f"Not run: {one['impl']} in {one['case']}; {_last_line(one['why'])}." for one in left_out)
 

@@ -13,18 +13,17 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
 from benchmarks.report.markdown import ratio, three_digits
-from benchmarks.report.results import case_and_precision
+from benchmarks.report.results import Row, case_and_precision
 
 SOURCE_KEY = "Source"
 MARKERS = "osD^vPX*<"
 OURS, OTHERS = "#c8553d", "#4878a8"
 OUR_NAME = "dmm_fast"
 LINES = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#bcbd22", "#7f7f7f")
-OUR_LINES = ("#d62728", "#f4907a", "#7a0c12")
+OUR_LINES = ("#d62728", "#f4907a", "#d6458f", "#7a0c12")
 # Ratios further apart than this are drawn on a logarithmic scale.
 WIDE = 20.0
 
-Row = dict[str, Any]
 Meta = dict[str, Any]
 
 

@@ -30,5 +30,5 @@ def _table(profile: Row) -> str:
     return f"{told}\n\n{shown}"
 
 
-def _line(name: str, count: int, us: float, busy: float) -> list[str]:
-    return [name, str(count), three_digits(us), percent(us / busy if busy else None)]
+def _line(name: str, count: float, us: float, busy: float) -> list[str]:
+    return [name, f"{count:g}", three_digits(us), percent(us / busy if busy else None)]

@@ -11,6 +11,7 @@ Row = dict[str, Any]
 # Suites whose rows are SVI steps: in the GPU's file by a row's own suite, else by the file's.
 QUALITY = "train_to_quality"
 STEPS = ("svi_step", "epoch", QUALITY, "cpu", "cpu-long", "cpu-scaling")
+IEEE = "ieee"
 # What a contestant must have been checked for before its times are printed.
 CHECKS = ("SVI loss", "SVI gradients")
 
@@ -90,9 +91,9 @@ def precision_of(row: Row) -> str:
 
 
 def case_and_precision(row: Row) -> str:
-    """The case, with its precision unless it bears that in its name."""
+    """The case, with its precision where that is not IEEE and not in its name."""
     case, precision = row["case"], precision_of(row)
-    return case if precision in case else f"{case}, {precision}"
+    return case if precision in ("", IEEE) or precision in case else f"{case}, {precision}"
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:

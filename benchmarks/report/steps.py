@@ -7,7 +7,15 @@ from benchmarks.report.accuracy import errors_sentence, errors_table
 from benchmarks.report.markdown import NOT_RUN, NOTHING, milliseconds, ratio, table
 from benchmarks.report.parts import Part, Picture
 from benchmarks.report.plots import first_baseline, scaling_plot, speed_up_plot
-from benchmarks.report.results import Results, Row, case_and_precision, distinct, where_and_with_what
+from benchmarks.report.results import (
+    IEEE,
+    Results,
+    Row,
+    case_and_precision,
+    distinct,
+    precision_of,
+    where_and_with_what,
+)
 
 MEGABYTE = 1e6
 PEAKS = ("peak_resident_bytes", "peak_allocated_bytes")  # a CPU's, a GPU's
@@ -55,7 +63,8 @@ def contestants_table(rows: Sequence[Row]) -> str:
         cells = [case_and_precision(row), row["impl"], milliseconds(row["median_ms"]), spread, str(row["n"])]
         cells += [_peak(row)] * with_peak
         lines.append([*cells, *(_faster(row, baseline, unpaired=NOTHING) for baseline in baselines)])
-    return "\n\n".join([table(titles, lines, texts=2), _legend(with_peak)])
+    legend = [_legend(with_peak), *_legend_of_pairs(rows, baselines)]
+    return "\n\n".join([table(titles, lines, texts=2), " ".join(legend)])
 
 
 def headline_table(rows: Sequence[Row]) -> str:
@@ -74,7 +83,8 @@ def headline_table(rows: Sequence[Row]) -> str:
             cells.append(milliseconds(row["median_ms"]) if row else NOT_RUN)
             cells += [_faster(row, baseline, unpaired=NOTHING)] if baseline else []
         lines.append(cells)
-    return "\n\n".join([table(titles, lines, texts=1), _legend(with_peak=False)])
+    legend = [_legend(with_peak=False), *_legend_of_pairs(rows, [baseline] if baseline else [])]
+    return "\n\n".join([table(titles, lines, texts=1), " ".join(legend)])
 
 
 def peers_table(rows: Sequence[Row]) -> str:
@@ -154,6 +164,14 @@ def _faster(row: Row | None, than: str, kind: str = "speed_up", unpaired: str = 
     if faster is None:
         return unpaired
     return f"{ratio(faster['median'])} ({ratio(faster['low'])} to {ratio(faster['high'])})"
+
+
+def _legend_of_pairs(rows: Sequence[Row], baselines: Sequence[str]) -> list[str]:
+    """What a dash means, and what a case that says nothing of its precision was computed in."""
+    unpaired = any(baseline not in row["extra"]["speed_up"] for row in rows for baseline in baselines)
+    mixed = any(precision_of(row) not in ("", IEEE) for row in rows)
+    told = [f"{NOTHING}: not timed in turn with that baseline."] * unpaired
+    return told + ["Products of float32 are IEEE where a case does not say otherwise."] * mixed
 
 
 def _legend(with_peak: bool) -> str:
