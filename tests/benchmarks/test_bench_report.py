@@ -5,109 +5,13 @@ import json
 import pytest
 from PIL import Image
 
-from benchmarks import report
-from benchmarks.tables import NOT_RUN, errors_table, scaling_table, table
+from benchmarks.report import __main__ as report
+from benchmarks.report.accuracy import errors_table
+from benchmarks.report.markdown import NOT_RUN
+from benchmarks.report.steps import contestants_table, scaling_table
+from tests.helpers_results import RATIO, a_gpu_run, a_run, a_scaling_run, an_error, checks_of, with_errors
 
-RATIO = {"median": 2.5, "low": 2.0, "high": 3.0}
 EMPTY = f"# Title\n\n{report.START}\nold text\n{report.END}\n\nAfter.\n"
-
-
-def a_run(date="2026-01-02T00:00:00+00:00", **changes):
-    results = {
-        "suite": "cpu",
-        "meta": {
-            "date": date,
-            "commit": "abc1234",
-            "quick": False,
-            "device": "A Processor",
-            "driver": None,
-            "threads": 2,
-            "cpus": 2,
-            "load": 0.05,
-            "load_warning": None,
-            "python": "3.11",
-            "torch": "2.13.0",
-            "pyro": "1.9.2",
-            "triton": None,
-            "cuda": None,
-        },
-        "correctness": [
-            {
-                "op": "SVI loss",
-                "backend": "dmm_fast",
-                "case": "a step",
-                "max_rel_error": 1e-6,
-                "bound": 1e-5,
-                "ok": True,
-            }
-        ],
-        "cases": [
-            {
-                "suite": "cpu",
-                "case": "a step",
-                "impl": "dmm_fast",
-                "median_ms": 123.44,
-                "min_ms": 120.0,
-                "max_ms": 130.06,
-                "n": 7,
-                "extra": {"speed_up": {"tutorial": RATIO}},
-            }
-        ],
-    }
-    results["meta"].update(changes)
-    return results
-
-
-ABOUT = {
-    "seeds": 3,
-    "eager_factor": 3.0,
-    "floor": 1e-6,
-    "relu_margin": 1e-6,
-    "sizes": {"B": 2, "T": 3, "Z": 4},
-}
-
-
-def an_error(op="rnn_scan: value", case="B=2, T=3, full", error=4e-7, bound=1e-6, eager=2e-7, **changes):
-    row = {"op": op, "backend": "cpp", "case": case, "max_rel_error": error, "bound": bound}
-    return {**row, "ok": error <= bound, "eager_rel_error": eager, **changes}
-
-
-def with_errors(*rows):
-    return {**a_run(), "errors": list(rows), "errors_about": ABOUT}
-
-
-def a_point(impl, case, ms, along, speed_up, **extra):
-    row = {
-        "suite": "cpu-scaling",
-        "case": case,
-        "impl": impl,
-        "median_ms": ms,
-        "min_ms": ms,
-        "max_ms": ms,
-        "n": 3,
-    }
-    return {**row, "extra": {"along": along, "speed_up": speed_up, **extra}}
-
-
-def a_scaling_run():
-    """Three cases: the second on halves, the third without the tutorial."""
-    middle, wide, long = {"B": 2, "T": 4}, {"B": 8}, {"T": 9}
-    both, mended = {"tutorial": RATIO, "tutorial mended": RATIO}, {"tutorial mended": RATIO}
-    halves = {"checked_on": ["half", "other half"]}
-    results = a_run()
-    results["suite"] = "cpu-scaling"
-    results["cases"] = [
-        a_point("tutorial", "middle", 90.0, middle, both, peak_resident_bytes=12_600_000),
-        a_point("tutorial mended", "middle", 80.0, middle, both, peak_resident_bytes=None),
-        a_point("dmm_fast", "middle", 10.04, middle, both, checked_on=["middle"]),
-        a_point("tutorial", "wide", 900.0, wide, both, **halves),
-        a_point("tutorial mended", "wide", 800.0, wide, both, **halves),
-        a_point("dmm_fast", "wide", 100.0, wide, both, **halves),
-        a_point("tutorial mended", "long", 850.0, long, mended),
-        a_point("dmm_fast", "long", 50.0, long, mended),
-    ]
-    results["not_run"] = [{"case": "long", "impl": "tutorial", "why": "it takes minutes"}]
-    return results
 
 
 @pytest.fixture
@@ -154,6 +58,7 @@ def test_a_second_table_has_the_peers(place):
     other = {**ours, "case": "an epoch", "extra": {**ours["extra"], "against_peers": {"one": RATIO}}}
     peer = {**ours, "impl": "one", "extra": {"speed_up": ours["extra"]["speed_up"], "against_peers": {}}}
     results["cases"] += [other, peer]
+    results["correctness"] = checks_of(results["cases"])
     put(place, "a.json", results)
     assert call(place) == 0
     text = (place / "README.md").read_text()
@@ -196,9 +101,7 @@ def test_check_sees_a_plot_of_other_results(place, capsys):
 def test_the_newest_run_of_each_suite_counts(place):
     put(place, "z.json", a_run(date="2026-01-01T00:00:00+00:00", commit="older"))
     put(place, "a.json", a_run(date="2026-03-01T00:00:00+00:00", commit="newer"))
-    gpu = a_run(commit="other", device="A GPU", driver="1.2", cuda="13.0")
-    gpu["suite"] = "gpu"
-    put(place, "gpu.json", gpu)
+    put(place, "gpu.json", a_gpu_run(commit="other"))
     assert call(place) == 0
     text = (place / "README.md").read_text()
     assert "`newer`" in text
@@ -209,13 +112,13 @@ def test_the_newest_run_of_each_suite_counts(place):
 
 def test_peak_memory_has_a_column_where_it_was_measured():
     results = a_run()
-    assert "peak" not in table(results)
+    assert "peak" not in contestants_table(results["cases"])
     results["cases"][0]["extra"]["peak_resident_bytes"] = 43_600_000
-    text = table(results)
+    text = contestants_table(results["cases"])
     assert "| n | peak, MB |" in text
     assert "| 7 | 44 |" in text
     results["cases"].append({**results["cases"][0], "extra": {"speed_up": {"tutorial": RATIO}}})
-    assert "| 7 | – |" in table(results)
+    assert "| 7 | – |" in contestants_table(results["cases"])
 
 
 def test_scaling_table_says_what_did_not_run_and_what_was_checked_in_halves():
@@ -285,10 +188,33 @@ def quick(results):
     results["meta"]["quick"] = True
 
 
+def another_contestant(results):
+    (row,) = results["cases"]
+    results["cases"].append({**row, "impl": "a stranger"})
+
+
+def another_case(results):
+    (row,) = results["cases"]
+    results["cases"].append({**row, "case": "a step, tf32"})
+
+
+def checked_on_another_case(results):
+    for row in results["correctness"]:
+        row["case"] = row["case"].replace("a step", "a step, tf32")
+
+
+def without_gradients(results):
+    results["correctness"].pop()
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (failed, "SVI gradients of dmm_fast"),
+        (another_contestant, "expected SVI loss of a stranger for a step, got none"),
+        (another_case, "expected SVI loss of dmm_fast for a step, tf32, got none"),
+        (checked_on_another_case, "expected SVI loss of dmm_fast for a step, got none"),
+        (without_gradients, "expected SVI gradients of dmm_fast for a step, got none"),
         (inexact, "rnn_scan: gradient of w_hh of cpp"),
         (unchecked, "got none"),
         (quick, "a quick one"),
@@ -305,6 +231,14 @@ def test_refuses_unfit_results_even_with_older_good_ones(place, capsys, spoil, m
     assert call(place, *option) == 1
     assert message in capsys.readouterr().err
     assert (place / "README.md").read_text() == before
+
+
+def test_refuses_a_file_that_does_not_say_where_it_was_measured(place, capsys):
+    bad = a_run()
+    bad["meta"] = {}
+    put(place, "a.json", bad)
+    assert call(place) == 1
+    assert "a.json: meta: expected date, commit and device, got {}" in capsys.readouterr().err
 
 
 def test_a_loaded_machine_is_named(place):
