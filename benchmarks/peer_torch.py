@@ -172,37 +172,52 @@ class CombinerScan(torch.autograd.Function):
         return dg, None, first @ W_z, dW_z, du.sum(0), dheads.t() @ g, dheads.sum(0), None
 
 
+def leaves(parameters: Mapping[str, Tensor], device: torch.device) -> Parameters:
+    """Copies to be trained, on ``device``."""
+    return {name: value.to(device, copy=True).requires_grad_() for name, value in parameters.items()}
+
+
+def heads(p: Parameters, kind: str) -> Tensor:
+    """The weights or biases of both of the combiner's heads, loc over scale."""
+    return torch.cat([p[f"combiner.lin_hidden_to_{head}.{kind}"] for head in ("loc", "scale")])
+
+
+def layer(p: Parameters, name: str, inputs: Tensor) -> Tensor:
+    """One of the tutorial's linear maps."""
+    return linear(inputs, p[f"{name}.weight"], p[f"{name}.bias"])
+
+
+def excess(p: Parameters, z: Tensor, z_before: Tensor, q_scale: Tensor, eps: Tensor) -> Tensor:
+    """``log q(z) - log p(z)``, elementwise; in q, z is loc + scale eps and the constants are those of p."""
+    hidden = layer(p, "trans.lin_gate_z_to_hidden", z_before).relu()
+    gate = layer(p, "trans.lin_gate_hidden_to_z", hidden).sigmoid()
+    hidden = layer(p, "trans.lin_proposed_mean_z_to_hidden", z_before).relu()
+    proposed = layer(p, "trans.lin_proposed_mean_hidden_to_z", hidden)
+    p_loc = torch.lerp(layer(p, "trans.lin_z_to_loc", z_before), proposed, gate)
+    p_scale = softplus(layer(p, "trans.lin_sig", proposed.relu()))
+    return 0.5 * (((z - p_loc) / p_scale).square() - eps.square()) + (p_scale / q_scale).log()
+
+
+def surprise(p: Parameters, z: Tensor, x: Tensor, reduction: str) -> Tensor:
+    """``-log p(x | z)`` of each element, or their sum."""
+    hidden = layer(p, "emitter.lin_hidden_to_hidden", layer(p, "emitter.lin_z_to_hidden", z).relu()).relu()
+    logits = layer(p, "emitter.lin_hidden_to_input", hidden)
+    return binary_cross_entropy_with_logits(logits, x, reduction=reduction)
+
+
 def loss(p: Parameters, rows: Rows, eps: Tensor, annealing_factor: float) -> Tensor:
     """The negative ELBO of one sample, as ``Trace_ELBO`` estimates it; ``eps`` is ``[N, Z]``."""
-
-    def layer(name: str, inputs: Tensor) -> Tensor:
-        return linear(inputs, p[f"{name}.weight"], p[f"{name}.bias"])
-
-    def heads(kind: str) -> Tensor:
-        return torch.cat([p[f"combiner.lin_hidden_to_{head}.{kind}"] for head in ("loc", "scale")])
-
     bias = p["rnn.bias_ih_l0"] + p["rnn.bias_hh_l0"]
     projected = linear(rows.x, p["rnn.weight_ih_l0"], bias)
     h = RnnScan.apply(projected, p["rnn.weight_hh_l0"], p["h_0"].view(-1), rows)
     # The combiner's average of two is a half in its heads.
     W_z, b_z = p["combiner.lin_z_to_hidden.weight"], p["combiner.lin_z_to_hidden.bias"]
     z, q_scale, z_before = CombinerScan.apply(
-        h, eps, p["z_q_0"], W_z, b_z, 0.5 * heads("weight"), heads("bias"), rows
+        h, eps, p["z_q_0"], W_z, b_z, 0.5 * heads(p, "weight"), heads(p, "bias"), rows
     )
-
     z_before = torch.cat([p["z_0"].expand(rows.B, -1), z_before])
-    gate = layer("trans.lin_gate_hidden_to_z", layer("trans.lin_gate_z_to_hidden", z_before).relu()).sigmoid()
-    hidden = layer("trans.lin_proposed_mean_z_to_hidden", z_before).relu()
-    proposed = layer("trans.lin_proposed_mean_hidden_to_z", hidden)
-    p_loc = torch.lerp(layer("trans.lin_z_to_loc", z_before), proposed, gate)
-    p_scale = softplus(layer("trans.lin_sig", proposed.relu()))
-    # log q(z) - log p(z); in q, z is loc + scale eps and the constants are those of p.
-    excess = 0.5 * (((z - p_loc) / p_scale).square() - eps.square()) + (p_scale / q_scale).log()
-
-    hidden = layer("emitter.lin_hidden_to_hidden", layer("emitter.lin_z_to_hidden", z).relu()).relu()
-    logits = layer("emitter.lin_hidden_to_input", hidden)
-    surprise = binary_cross_entropy_with_logits(logits, rows.x, reduction="sum")
-    return surprise + annealing_factor * excess.sum()
+    annealed = annealing_factor * excess(p, z, z_before, q_scale, eps).sum()
+    return surprise(p, z, rows.x, "sum") + annealed
 
 
 def _gradient(p: Tensor) -> Tensor:
@@ -238,9 +253,7 @@ class TorchRacer:
 
     def __init__(self, case: Case, parameters: Mapping[str, Tensor]) -> None:
         self.case = case
-        self.parameters = {
-            name: value.to(case.device, copy=True).requires_grad_() for name, value in parameters.items()
-        }
+        self.parameters = leaves(parameters, case.device)
         self._optimizer = FusedClippedAdam(list(self.parameters.values()), **OPTIMIZER)
         self._buffers = Buffers(case.device)
         self._batches = [Rows(batch, self._buffers) for batch in case.batches]
