@@ -134,7 +134,7 @@ def jsb_epoch(path: Path | None, *, rounds: int, quick: bool) -> Case:
         # As many as in JSB, but nobody shall take them for JSB: the case is named after them.
         data = chorales(num_train=5 if quick else JSB_SEQUENCES, num_valid=1, num_test=1).train
         source = name = "built-in chorales"
-    data, B = (_beginnings(data), 3) if quick else (data, TUTORIAL_BATCH)
+    data, B = (beginnings(data), 3) if quick else (data, TUTORIAL_BATCH)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
     batches = tuple(tutorial_mini_batch(i, data.sequences, data.lengths) for i in order.split(B))
     case = Case(
@@ -148,7 +148,7 @@ def jsb_epoch(path: Path | None, *, rounds: int, quick: bool) -> Case:
     return quick_case(case) if quick else case
 
 
-def _beginnings(data: SequenceSet) -> SequenceSet:
+def beginnings(data: SequenceSet) -> SequenceSet:
     """The first frames of the first five sequences, for quick runs."""
     lengths = torch.tensor([5, 7, 3, 6, 4])
     valid = torch.arange(7) < lengths.unsqueeze(1)

@@ -9,6 +9,7 @@ from pyro.infer import TraceMeanField_ELBO
 from pyro.optim import ClippedAdam, PyroOptim
 
 from benchmarks.baseline import BaselineDMM
+from benchmarks.peer_batched import BatchedContestant
 from benchmarks.peer_torch import TorchContestant
 from benchmarks.pyro_racer import AnyDMM, PyroContestant
 from benchmarks.racer import OPTIMIZER, Contestant
@@ -65,3 +66,8 @@ OURS = (
 CAPTURABLE = PyroContestant("dmm_fast, capturable", _ours, _capturable_adam)
 GRAPHED = PyroContestant("dmm_fast, graphed", _ours, _capturable_adam, svi=GraphedSVI)
 CONTESTANTS: tuple[Contestant, ...] = (BASELINE, MENDED, *PEERS, *OURS)
+
+
+def gpu_peers(device: str) -> tuple[list[Contestant], dict[str, str]]:
+    """The peers that race on a GPU, and why others do not."""
+    return [TorchContestant(), BatchedContestant()], {}

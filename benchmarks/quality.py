@@ -38,7 +38,7 @@ class Plan:
     """How long: ``epochs`` of ours or ``seconds`` for each, in turns of ``turn`` seconds.
 
     With ``until_target`` it ends where ours has reached the target. No
-    turn begins that could last beyond ``deadline``, of ``time.monotonic``.
+    turn begins that would end beyond ``deadline``, of ``time.monotonic``, if it took as long as any before.
     """
 
     epochs: int = 5000
@@ -55,14 +55,17 @@ class Plan:
 
 def race(ours: Trainee, other: Trainee, plan: Plan) -> None:
     """Train both in turn; ``other`` for as long as ``ours``."""
+    longest = 2 * plan.turn
     while not plan.is_over(ours) and ours.seconds < plan.seconds:
-        if time.monotonic() + 2 * plan.turn > plan.deadline:
+        begun = time.monotonic()
+        if begun + longest > plan.deadline:
             break
         ours.train(min(plan.turn, plan.seconds - ours.seconds), plan.epochs)
         other.train(ours.seconds - other.seconds)
         for trainee in (ours, other):
             trainee.evaluate()
         print(f"  {ours.seconds:8.1f} s each: {_standing(ours)}; {_standing(other)}", flush=True)
+        longest = max(longest, time.monotonic() - begun)
 
 
 def reached(curve: Sequence[Evaluation]) -> Evaluation | None:

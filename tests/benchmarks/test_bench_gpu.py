@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.gpu.__main__ import main
 
-STAGES = ["machine", "errors", "derivatives", "ceilings", "scans", "steps"]
+STAGES = ["machine", "errors", "derivatives", "ceilings", "scans", "steps", "quality"]
 TIMES = {"median_ms", "min_ms", "max_ms", "n"}
 
 
@@ -39,7 +39,13 @@ def test_rows_have_the_form_that_is_promised(results):
     for row in results["cases"]:
         assert {"suite", "case", "impl", "extra"} | TIMES == set(row)
         assert 0 < row["min_ms"] <= row["median_ms"] <= row["max_ms"]
-    assert {row["suite"] for row in results["cases"]} == {"ceilings", "scans", "svi_step"}
+    assert {row["suite"] for row in results["cases"]} == {
+        "ceilings",
+        "scans",
+        "svi_step",
+        "epoch",
+        "train_to_quality",
+    }
 
 
 def test_scans_have_their_steps_their_peers_and_their_share_of_the_ceilings(results):
@@ -55,10 +61,28 @@ def test_scans_have_their_steps_their_peers_and_their_share_of_the_ceilings(resu
     assert {"FlashRNN"} <= {row["impl"] for row in results["not_run"]}
 
 
-def test_the_step_is_checked_before_it_is_timed(results):
-    timed = [row["impl"] for row in results["cases"] if row["suite"] == "svi_step"]
-    assert timed[:2] == ["tutorial", "tutorial mended"]
-    assert timed[-2:] == ["dmm_fast, capturable", "dmm_fast, graphed"]
-    assert "dmm_fast" in timed
-    checked = {row["backend"] for row in results["correctness"] if row["op"] == "SVI gradients"}
-    assert set(timed) == checked
+def test_steps_are_checked_before_they_are_timed(results):
+    rows = [row for row in results["cases"] if row["suite"] in ("svi_step", "epoch")]
+    cases = list(dict.fromkeys((row["case"], row["extra"]["precision"]) for row in rows))
+    assert [precision for _, precision in cases] == ["ieee", "ieee", "tf32"]
+    for case, _ in cases:
+        timed = [row["impl"] for row in rows if row["case"] == case]
+        assert timed[0] == "tutorial"
+        assert {"dmm_fast", "PyTorch, batched"} < set(timed)
+        assert timed[-2:] == ["dmm_fast, capturable", "dmm_fast, graphed"]
+        checks = [row for row in results["correctness"] if row["case"].startswith(f"{case}, batch")]
+        assert {row["backend"] for row in checks if row["op"] == "SVI gradients"} == set(timed)
+    assert any(row["op"] == "SVI step: worst loss" for row in results["correctness"])
+
+
+def test_a_step_is_taken_apart(results):
+    assert [row["impl"] for row in results["profiles"]] == ["dmm_fast, graphed", "dmm_fast"]
+    for row in results["profiles"]:
+        assert row["kernels"][0]["us"] > 0
+
+
+def test_both_are_trained(results):
+    rows = [row for row in results["cases"] if row["suite"] == "train_to_quality"]
+    assert [row["impl"] for row in rows] == ["tutorial", "dmm_fast"]
+    assert rows[1]["extra"]["epochs"] == 2
+    assert all(row["extra"]["curve"] for row in rows)

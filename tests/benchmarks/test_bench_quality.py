@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from dataclasses import replace
 from functools import partial
 
@@ -167,10 +166,21 @@ def test_a_race_ends_at_the_target_or_the_time():
     assert (ours.seconds, ours.turns) == (12.0, [5.0, 5.0, 2.0])
 
 
-def test_no_turn_begins_that_could_be_late():
-    ours = Walker("ours", 0.25)
-    race(ours, Walker("other", 0.5), Plan(turn=5.0, deadline=time.monotonic() + 9.0))
-    assert ours.steps == 0
+def test_no_turn_begins_that_could_be_late(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(quality.time, "monotonic", lambda: now[0])
+
+    class Slow(Walker):
+        def evaluate(self):
+            super().evaluate()
+            now[0] += 20.0
+
+    ours = Slow("ours", 0.25)
+    race(ours, Walker("other", 0.5), Plan(turn=5.0, deadline=109.0))
+    assert ours.turns == []
+    # By its turns of 5 there would be time for more than two; with its evaluations there is not.
+    race(ours, Walker("other", 0.5), Plan(turn=5.0, deadline=155.0))
+    assert len(ours.turns) == 2
 
 
 def test_the_row_says_how_far_it_came():

@@ -1,80 +1,93 @@
-"""One SVI step at the tutorial's size: all are checked against the tutorial, then timed in turn."""
+"""SVI steps and an epoch, all checked against the tutorial, then timed in turn; where a step's time goes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 
-import pyro
 import torch
 
-from benchmarks.cases import TUTORIAL_BATCH, TUTORIAL_STEPS, Case, svi_step
-from benchmarks.contestants import BASELINE, CAPTURABLE, GRAPHED, MENDED, OURS
-from benchmarks.correctness import Verdict
+from benchmarks.cases import TUTORIAL_BATCH, TUTORIAL_STEPS, Case, data_file, jsb_epoch, svi_step
+from benchmarks.contestants import BASELINE, CAPTURABLE, GRAPHED, MENDED, OURS, gpu_peers
+from benchmarks.gpu.profile import profiled
+from benchmarks.gpu.race import ADMITTED, admissions, race, starting_parameters
 from benchmarks.gpu.stage import Stage, Unit
-from benchmarks.peer_torch import TorchContestant
+from benchmarks.precision import TF32, multiplied_in
 from benchmarks.racer import Contestant
-from benchmarks.run import run_case
+from benchmarks.replays import compare_replays
+from benchmarks.suites import checked_on
 
-ROUNDS = 9
-WITHOUT_JAX = "its client is started on the CPU"
-# Steps whose losses are compared: one as it comes, then replays. Adam magnifies the last bits of a gradient.
-COMPARED, LOSS_BOUND = 5, 1e-4
+STEP, EPOCH = "svi_step", "epoch"
+NAMES = {c.name for c in (*OURS, CAPTURABLE, GRAPHED)}
+# The larger cases by rising cost, as the time may end. Of the tutorial only the mended one takes part: its
+# time grows as B T. Beyond LONGEST steps even that takes too long, to be timed or to be checked against.
+B, T, LONGEST = TUTORIAL_BATCH, TUTORIAL_STEPS, 512
+LARGER = ((1, T), (4, T), (64, T), (256, T), (1024, T), (B, 32), (B, LONGEST), (B, 2048))
+GATE_STEPS = 8
+TOO_LONG = "checked and timed up to T=512: minutes beyond"
+TRACE = "step.json.gz"
+# In float32 all of a case have to minimise the same loss.
+LEFT_OUT_OF_LARGER = (BASELINE, OURS[1], CAPTURABLE)
 
 
 def units(stage: Stage) -> Iterator[Unit]:
-    """The one case; and by itself, last, what may fail to be captured."""
-    yield Unit("SVI step", lambda: step(stage), seconds=float("inf"))
-    yield Unit("SVI step, graphed", lambda: step_graphed(stage), seconds=float("inf"))
+    """Who can take part; what is promised; then larger sizes."""
+    case = _tutorial(stage)
+    everyone = _everyone(stage)
+    yield from admissions(stage, case, everyone, NAMES)
+    endless = float("inf")
+    yield Unit("replays", partial(replays, stage, case))
+    yield Unit(case.name, partial(race, stage, STEP, case, everyone, NAMES), endless)
+    for contestant in (GRAPHED, OURS[0]):
+        yield Unit(f"profile of {contestant.name}", partial(profile_step, stage, case, contestant), 60.0)
+    epoch = jsb_epoch(data_file(stage.data), rounds=3, quick=stage.quick).to(case.device)
+    few = [c for c in everyone if c is not MENDED]
+    yield Unit(epoch.name, partial(race, stage, EPOCH, epoch, few, NAMES), endless)
+    tf32 = replace(case, name=f"{case.name}, tf32", precision=TF32)
+    yield Unit(tf32.name, partial(race, stage, STEP, tf32, everyone, NAMES), endless)
+    for size in () if stage.quick else LARGER:
+        larger = larger_case(*size).to(case.device)
+        able = [c for c in everyone if c not in LEFT_OUT_OF_LARGER]
+        if size[1] > LONGEST:
+            able.remove(MENDED)
+            stage.record.not_run(larger.name, MENDED.name, TOO_LONG)
+        yield Unit(larger.name, partial(race, stage, STEP, larger, able, NAMES), endless)
 
 
-def step(stage: Stage) -> None:
-    """Losses and gradients first: without them agreeing nothing is timed."""
-    case = _case(stage)
-    _run(stage, case, (BASELINE, MENDED, TorchContestant(), *OURS))
-    stage.record.not_run(case.name, "JAX, jit + lax.scan", WITHOUT_JAX)
+def larger_case(rows: int, steps: int) -> Case:
+    """A step of another size; too large to be checked itself, it is checked in two halves."""
+    axis, size = ("T", steps) if rows == B else ("B", rows)
+    case = replace(svi_step(rows, steps, rounds=5, quick=False), along={axis: size}, warmup=1)
+    if rows * steps <= B * T:
+        return case
+    return checked_on(case, (rows, GATE_STEPS), (1, min(steps, LONGEST)))
 
 
-def step_graphed(stage: Stage) -> None:
-    """A step replayed from a CUDA graph, in turn with the same step as it comes; on a CPU they are one."""
-    case = _case(stage)
-    verdict = compare_replays(case)
-    stage.record.correctness(verdict.as_dict())
-    if verdict.ok:
-        _run(stage, case, (CAPTURABLE, GRAPHED))
-    else:
-        stage.record.not_run(case.name, GRAPHED.name, "beyond its bound")
+def replays(stage: Stage, case: Case) -> None:
+    """Losses of steps replayed from a graph beside those of the same steps as they come."""
+    if GRAPHED.name in {row["impl"] for row in stage.record.found(ADMITTED)}:
+        stage.record.correctness(compare_replays(case, CAPTURABLE, GRAPHED).as_dict())
 
 
-def _case(stage: Stage) -> Case:
-    # float32 means IEEE on both sides: left alone, cuDNN rounds the tutorial's recurrence to TF32.
-    torch.backends.cudnn.allow_tf32 = False
-    case = svi_step(TUTORIAL_BATCH, TUTORIAL_STEPS, rounds=ROUNDS, quick=stage.quick)
-    return case.to(torch.device(stage.device))
-
-
-def _run(stage: Stage, case: Case, contestants: Sequence[Contestant]) -> None:
-    verdicts, rows = run_case("gpu-steps", case, contestants, case.device)
-    for verdict in verdicts:
-        stage.record.correctness(verdict.as_dict())
-    for row in rows:
-        stage.record.add("cases", row)
-
-
-def compare_replays(case: Case) -> Verdict:
-    """The losses of steps replayed from a graph beside those of the same steps as they come.
-
-    The gate sees the gradients of a contestant, and a replay shows none; later losses show that it stepped.
-    """
-    pyro.set_rng_seed(0)
-    parameters = BASELINE.module(case.sizes).state_dict()
-    losses = []
-    for contestant in (CAPTURABLE, GRAPHED):
-        racer = contestant.setup(case, parameters)
-        told = []
+def profile_step(stage: Stage, case: Case, contestant: Contestant) -> None:
+    """Its kernels; the timeline of a step from a graph is kept whole."""
+    if contestant.name not in {row["impl"] for row in stage.record.found(ADMITTED)}:
+        return
+    trace = stage.out / TRACE if contestant is GRAPHED else None
+    with multiplied_in(case.precision):
+        racer = contestant.setup(case, starting_parameters(case))
         with racer.active():
-            for seed in range(COMPARED):
-                pyro.set_rng_seed(seed)
-                told.append(racer.run())
-        losses.append(torch.tensor(told, dtype=torch.float64))
-    plain, replayed = losses
-    error = ((replayed - plain) / plain).abs().max().item()
-    ok = error <= LOSS_BOUND
-    return Verdict("SVI step: worst loss", GRAPHED.name, case.name, error, LOSS_BOUND, ok)
+            racer.run()
+            found = profiled(racer.run, stage.device, trace)
+    stage.record.add("profiles", {"case": case.name, "impl": contestant.name, **found})
+
+
+def _everyone(stage: Stage) -> list[Contestant]:
+    peers, left_out = gpu_peers(stage.device)
+    for name, why in left_out.items():
+        stage.record.not_run("all", name, why)
+    return [BASELINE, MENDED, *peers, *OURS, CAPTURABLE, GRAPHED]
+
+
+def _tutorial(stage: Stage) -> Case:
+    case = svi_step(B, T, rounds=9, quick=stage.quick)
+    return replace(case, along={"B": B, "T": T}).to(torch.device(stage.device))
