@@ -2,21 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 
-import pyro
 import torch
 
 from benchmarks.cases import TUTORIAL_BATCH, TUTORIAL_STEPS, Case, svi_step
 from benchmarks.contestants import BASELINE, CAPTURABLE, GRAPHED, MENDED, OURS
-from benchmarks.correctness import Verdict
 from benchmarks.gpu.stage import Stage, Unit
 from benchmarks.peer_torch import TorchContestant
 from benchmarks.racer import Contestant
+from benchmarks.replays import compare_replays
 from benchmarks.run import run_case
 
 ROUNDS = 9
 WITHOUT_JAX = "its client is started on the CPU"
-# Steps whose losses are compared: one as it comes, then replays. Adam magnifies the last bits of a gradient.
-COMPARED, LOSS_BOUND = 5, 1e-4
 
 
 def units(stage: Stage) -> Iterator[Unit]:
@@ -35,7 +32,7 @@ def step(stage: Stage) -> None:
 def step_graphed(stage: Stage) -> None:
     """A step replayed from a CUDA graph, in turn with the same step as it comes; on a CPU they are one."""
     case = _case(stage)
-    verdict = compare_replays(case)
+    verdict = compare_replays(case, CAPTURABLE, GRAPHED)
     stage.record.correctness(verdict.as_dict())
     if verdict.ok:
         _run(stage, case, (CAPTURABLE, GRAPHED))
@@ -56,25 +53,3 @@ def _run(stage: Stage, case: Case, contestants: Sequence[Contestant]) -> None:
         stage.record.correctness(verdict.as_dict())
     for row in rows:
         stage.record.add("cases", row)
-
-
-def compare_replays(case: Case) -> Verdict:
-    """The losses of steps replayed from a graph beside those of the same steps as they come.
-
-    The gate sees the gradients of a contestant, and a replay shows none; later losses show that it stepped.
-    """
-    pyro.set_rng_seed(0)
-    parameters = BASELINE.module(case.sizes).state_dict()
-    losses = []
-    for contestant in (CAPTURABLE, GRAPHED):
-        racer = contestant.setup(case, parameters)
-        told = []
-        with racer.active():
-            for seed in range(COMPARED):
-                pyro.set_rng_seed(seed)
-                told.append(racer.run())
-        losses.append(torch.tensor(told, dtype=torch.float64))
-    plain, replayed = losses
-    error = ((replayed - plain) / plain).abs().max().item()
-    ok = error <= LOSS_BOUND
-    return Verdict("SVI step: worst loss", GRAPHED.name, case.name, error, LOSS_BOUND, ok)
