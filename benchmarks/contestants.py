@@ -5,21 +5,22 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from pyro.infer import TraceMeanField_ELBO
 from pyro.optim import ClippedAdam, PyroOptim
 
 from benchmarks.baseline import BaselineDMM
-from benchmarks.peer_batched import BatchedContestant
+from benchmarks.peer_batched import BatchedContestant, compiled
+from benchmarks.peer_graphed import GraphedContestant
 from benchmarks.peer_torch import TorchContestant
 from benchmarks.pyro_racer import AnyDMM, PyroContestant
-from benchmarks.racer import OPTIMIZER, Contestant
+from benchmarks.racer import JAX_NAME, OPTIMIZER, Contestant
 from dmm_fast.infer import GraphedSVI
 from dmm_fast.model import DMM
 from dmm_fast.optim import PyroClippedAdam
 
-JAX_IS_THERE = importlib.util.find_spec("jax") is not None and hasattr(os, "sched_setaffinity")
-WITHOUT_JAX = "JAX is left out: it takes Linux and pip install -r benchmarks/requirements.txt"
-LEFT_OUT = () if JAX_IS_THERE else (WITHOUT_JAX,)
+WITHOUT_JAX = "it takes Linux and pip install -r benchmarks/requirements.txt"
+WITHOUT_A_GPU = "CUDA graphs take a GPU"
 
 
 def _adam() -> PyroOptim:
@@ -46,18 +47,39 @@ def _ours(sizes: Mapping[str, Any]) -> AnyDMM:
     return DMM(**sizes)
 
 
-def _jax() -> tuple[Contestant, ...]:
-    """The peer in JAX where JAX is installed."""
-    if not JAX_IS_THERE:
-        return ()
-    from benchmarks.peer_jax import JaxContestant
+def _jax() -> tuple[tuple[Contestant, ...], str]:
+    """The peer in JAX where JAX is installed, else why it is left out."""
+    if importlib.util.find_spec("jax") is None or not hasattr(os, "sched_setaffinity"):
+        return (), WITHOUT_JAX
+    try:
+        from benchmarks.peer_jax import JaxContestant
+    except Exception as error:  # a broken JAX stops nobody else
+        return (), f"it cannot be imported, {_in_a_line(error)}"
+    return (JaxContestant(),), ""
 
-    return (JaxContestant(),)
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
 
 BASELINE = PyroContestant("tutorial", _tutorial, _adam)
 MENDED = PyroContestant("tutorial mended", _mended, _adam)
-PEERS: tuple[Contestant, ...] = (TorchContestant(), *_jax())
+BATCHED = BatchedContestant()
+COMPILED = BatchedContestant("PyTorch, batched, compiled", compiled)
+BATCHED_GRAPHED = GraphedContestant()
+COMPILED_GRAPHED = GraphedContestant("PyTorch, batched, compiled, CUDA graph", compiled)
+JAX, WHY_NO_JAX = _jax()
+LEFT_OUT = (f"JAX is left out: {WHY_NO_JAX}",) if WHY_NO_JAX else ()
+PEERS: tuple[Contestant, ...] = (TorchContestant(), BATCHED, *JAX)
+# All of PEERS, and what pays on a GPU alone.
+GPU_PEERS: tuple[Contestant, ...] = (
+    TorchContestant(),
+    BATCHED,
+    COMPILED,
+    BATCHED_GRAPHED,
+    COMPILED_GRAPHED,
+    *JAX,
+)
 OURS = (
     PyroContestant("dmm_fast", _ours, _batched_adam),
     PyroContestant("dmm_fast, analytic KL", _ours, _batched_adam, TraceMeanField_ELBO),
@@ -65,9 +87,29 @@ OURS = (
 # A step as it comes and a step from a CUDA graph: the same but for that.
 CAPTURABLE = PyroContestant("dmm_fast, capturable", _ours, _capturable_adam)
 GRAPHED = PyroContestant("dmm_fast, graphed", _ours, _capturable_adam, svi=GraphedSVI)
+EVERY_OURS = (*OURS, CAPTURABLE, GRAPHED)
 CONTESTANTS: tuple[Contestant, ...] = (BASELINE, MENDED, *PEERS, *OURS)
 
 
-def gpu_peers(device: str) -> tuple[list[Contestant], dict[str, str]]:
-    """The peers that race on a GPU, and why others do not."""
-    return [TorchContestant(), BatchedContestant()], {}
+def peers_on(device: torch.device) -> tuple[tuple[Contestant, ...], dict[str, str]]:
+    """Those of ``GPU_PEERS`` that run on ``device``, and why the others, by their names, do not.
+
+    JAX's client is started here, on as many processors as torch has threads now if it is for a CPU.
+    """
+    why: dict[str, str] = {}
+    if device.type != "cuda":
+        why |= {peer.name: WITHOUT_A_GPU for peer in (BATCHED_GRAPHED, COMPILED_GRAPHED)}
+    reason = WHY_NO_JAX or _why_no_client(device)
+    if reason:
+        why[JAX_NAME] = reason
+    return tuple(peer for peer in GPU_PEERS if peer.name not in why), why
+
+
+def _why_no_client(device: torch.device) -> str:
+    from benchmarks.peer_jax import start_client
+
+    try:
+        start_client(device.type)
+    except Exception as error:  # a broken JAX stops nobody else
+        return f"it has no client for {device.type}, {_in_a_line(error)}"
+    return ""

@@ -4,16 +4,18 @@ Two ``lax.scan``; all else is batched over T x B with masks. Parameters and mome
 is drawn inside. Each shape of a mini-batch, padded to its own longest sequence, is compiled once,
 in the gate or in the warm-up and never on the clock. A run ends when its results are there.
 
-XLA does not know ``torch.set_num_threads``: it makes, once in a process, as many threads as there are
-processors that the calling thread may use. So its client is started, and every run made, on as many
+On a CPU, XLA does not know ``torch.set_num_threads``: it makes, once in a process, as many threads as there
+are processors that the calling thread may use. So its client is started, and every run made, on as many
 processors as torch has threads: the first of those the process may use. Others stay unbound.
+
+On a GPU, XLA's default for float32 products is TF32. They are what torch is told its own shall be.
 """
 
 import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,11 +29,13 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from benchmarks.cases import Case
-from benchmarks.racer import OPTIMIZER, tutorial_noise
+from benchmarks.racer import JAX_NAME, OPTIMIZER, tutorial_noise
 from benchmarks.timing import Timed
 from dmm_fast.data import Batch
 
 ADAM_EPS = 1e-8
+# Read when the client starts. By default it takes three quarters of a GPU, which the others need too.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 Parameters = dict[str, Array]
 
@@ -149,38 +153,56 @@ def processors(count: int) -> Iterator[None]:
         os.sched_setaffinity(0, allowed)
 
 
+def matmul_precision() -> AbstractContextManager[None]:
+    """Float32 products as torch is told to compute its own."""
+    exact = torch.get_float32_matmul_precision() == "highest"
+    return jax.default_matmul_precision("highest" if exact else "tensorfloat32")
+
+
 @functools.cache
-def start_client() -> int:
-    """Start XLA's client on the CPU with as many threads as torch has now. Returns how many."""
+def start_client(platform: str) -> int:
+    """Start XLA's client, on a CPU with as many threads as torch has now. Returns how many torch has.
+
+    Raises:
+        RuntimeError: this JAX has no such platform, or was started on another in this process.
+    """
     threads = torch.get_num_threads()
-    jax.config.update("jax_platforms", "cpu")
-    with processors(threads):
-        jax.devices()
+    jax.config.update("jax_platforms", platform)
+    with processors(threads) if platform == "cpu" else nullcontext():
+        jax.devices(platform)
+        # A client may start and then find no library to multiply with.
+        jax.block_until_ready(jnp.ones((2, 2)) @ jnp.ones((2, 2)))
     return threads
+
+
+def moved(tensor: Tensor) -> Array:
+    """A copy of ``tensor`` on JAX's side."""
+    return jnp.array(tensor.cpu().numpy())
 
 
 def padded(batch: Batch) -> Padded:
     """``batch`` on JAX's side."""
-    x, mask = batch.mini_batch.transpose(0, 1), batch.mini_batch_mask.T.unsqueeze(-1)
-    return Padded(jnp.array(x.numpy()), jnp.array(mask.bool().numpy()))
+    mask = batch.mini_batch_mask.T.unsqueeze(-1)
+    return Padded(moved(batch.mini_batch.transpose(0, 1)), moved(mask.bool()))
 
 
 class JaxRacer:
     """Parameters by the tutorial's names, moments, and the case's batches, all on JAX's side.
 
     Raises:
-        RuntimeError: XLA's threads were made for another number of torch's.
+        RuntimeError: there is no client for the case's device, or, on a CPU, XLA's threads were made for
+            another number of torch's.
     """
 
     def __init__(self, case: Case, parameters: Mapping[str, Tensor]) -> None:
         self.case = case
-        self.threads = start_client()
-        if self.threads != torch.get_num_threads():
+        self.threads = start_client(case.device.type)
+        if self._on_a_cpu and self.threads != torch.get_num_threads():
             raise RuntimeError(
                 f"threads: expected {self.threads}, with which XLA was started in this process, "
                 f"got {torch.get_num_threads()}"
             )
-        mine = {name: jnp.array(value.numpy()) for name, value in parameters.items()}
+        mine = {name: moved(value) for name, value in parameters.items()}
         self._annealing_factor = jnp.float32(case.annealing_factor)
         self._batches = [padded(batch) for batch in case.batches]
         self.state = State(
@@ -193,8 +215,12 @@ class JaxRacer:
         )
 
     def active(self) -> AbstractContextManager[None]:
-        """Keep to as many processors as torch has threads."""
-        return processors(self.threads)
+        """Keep to as many processors as torch has threads; on a GPU, to torch's precision."""
+        return processors(self.threads) if self._on_a_cpu else matmul_precision()
+
+    @property
+    def _on_a_cpu(self) -> bool:
+        return self.case.device.type == "cpu"
 
     def run(self) -> float:
         """One timed run: a step on every batch of the case. Returns the last loss."""
@@ -209,9 +235,10 @@ class JaxRacer:
         eps = tutorial_noise(batch, self.state.parameters["z_0"].size, seed)
         with self.active():
             value, gradients = loss_and_gradients(
-                self.state.parameters, padded(batch), jnp.array(eps.numpy()), self._annealing_factor
+                self.state.parameters, padded(batch), moved(eps), self._annealing_factor
             )
-        return float(value), {name: torch.from_numpy(np.array(g)) for name, g in gradients.items()}
+        back = {name: torch.from_numpy(np.array(g)) for name, g in gradients.items()}
+        return float(value), {name: g.to(self.case.device) for name, g in back.items()}
 
     def timed(self) -> Timed:
         """This racer as the clock wants it."""
@@ -222,7 +249,7 @@ class JaxRacer:
 class JaxContestant:
     """The row of this peer."""
 
-    name: str = "JAX, jit + lax.scan"
+    name: str = JAX_NAME
     elbo: Callable[[], Any] = Trace_ELBO
 
     def setup(self, case: Case, parameters: Mapping[str, Tensor]) -> JaxRacer:

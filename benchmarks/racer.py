@@ -22,6 +22,9 @@ OPTIMIZER: dict[str, Any] = {
     "weight_decay": 2.0,
 }
 
+# Here for who has to say that it is left out.
+JAX_NAME = "JAX, jit + lax.scan"
+
 
 class Racer(Protocol):
     """One contestant on one case: parameters and optimizer of its own."""

@@ -1,4 +1,8 @@
-"""Steps replayed from a graph do what the same steps do as they come."""
+"""Steps replayed from a graph beside the same steps as they come.
+
+The gate sees the gradients of a contestant, and a replayed step shows none: later losses
+show that it stepped.
+"""
 
 import pyro
 import torch
@@ -8,20 +12,16 @@ from benchmarks.contestants import BASELINE
 from benchmarks.correctness import Verdict
 from benchmarks.racer import Contestant
 
-# Steps whose losses are compared: the first as they come, the others replayed. Adam magnifies the last bits
-# of a gradient.
+# Runs that are compared: one as it comes, then replays. Adam magnifies the last bits of a gradient.
 COMPARED, LOSS_BOUND = 5, 1e-4
 
 
-def compare_replays(case: Case, plain: Contestant, graphed: Contestant) -> Verdict:
-    """The losses of steps of ``graphed`` beside those of ``plain``, which draws the same noise.
-
-    The gate sees the gradients of a contestant, and a replay shows none; later losses show that it stepped.
-    """
+def compare_replays(case: Case, plain: Contestant, replayed: Contestant) -> Verdict:
+    """The losses of runs of ``replayed`` against those of ``plain``, each run from a seed of its own."""
     pyro.set_rng_seed(0)
     parameters = BASELINE.module(case.sizes).state_dict()
     losses = []
-    for contestant in (plain, graphed):
+    for contestant in (plain, replayed):
         racer = contestant.setup(case, parameters)
         told = []
         with racer.active():
@@ -29,6 +29,7 @@ def compare_replays(case: Case, plain: Contestant, graphed: Contestant) -> Verdi
                 pyro.set_rng_seed(seed)
                 told.append(racer.run())
         losses.append(torch.tensor(told, dtype=torch.float64))
-    of_plain, replayed = losses
-    error = ((replayed - of_plain) / of_plain).abs().max().item()
-    return Verdict("SVI step: worst loss", graphed.name, case.name, error, LOSS_BOUND, error <= LOSS_BOUND)
+    want, got = losses
+    error = ((got - want) / want).abs().max().item()
+    ok = error <= LOSS_BOUND
+    return Verdict("SVI step: worst loss", replayed.name, case.name, error, LOSS_BOUND, ok)

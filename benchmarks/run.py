@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import cases, errors, machine
 from benchmarks.cases import Case
-from benchmarks.contestants import BASELINE, CONTESTANTS, LEFT_OUT, MENDED, OURS, PEERS
+from benchmarks.contestants import BASELINE, CONTESTANTS, EVERY_OURS, GPU_PEERS, LEFT_OUT, MENDED
 from benchmarks.correctness import Verdict
 from benchmarks.gate import gate
 from benchmarks.memory import memory
@@ -145,9 +145,9 @@ def clocked(
 
 def against_peers(contestant: Contestant, samples: Mapping[str, Samples]) -> dict[str, Ratio]:
     """How many times faster one of ours is than each peer that minimises the same loss."""
-    if contestant not in OURS:
+    if contestant not in EVERY_OURS:
         return {}
-    like = [p.name for p in PEERS if p.name in samples and p.elbo is contestant.elbo]
+    like = [p.name for p in GPU_PEERS if p.name in samples and p.elbo is contestant.elbo]
     return {peer: paired_ratio(samples[peer], samples[contestant.name]) for peer in like}
 
 

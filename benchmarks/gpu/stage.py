@@ -158,5 +158,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    # Through the module that the stages import: what they raise are its exceptions, not this script's.
-    sys.exit(importlib.import_module("benchmarks.gpu.stage").main())
+    # Through the module that the stages import: what they raise are its exceptions, not this script's. All is
+    # on the disk by then, and threads that compilers leave behind would abort an orderly end.
+    module = importlib.import_module("benchmarks.gpu.stage")
+    module.leave(module.main())

@@ -75,7 +75,28 @@ def test_runs_on_as_many_processors_as_torch_has_threads():
 
 
 def test_refuses_another_number_of_threads(monkeypatch):
-    peer_jax.start_client()
+    peer_jax.start_client("cpu")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     with pytest.raises(RuntimeError, match=r"threads: expected 1, with which XLA was started .* got 3"):
         peer_jax.JaxContestant().setup(ragged_case(1), parameters())
+
+
+def product_as_traced():
+    return str(jax.make_jaxpr(lambda a: a @ a)(jax.numpy.ones((2, 2))))
+
+
+@pytest.mark.parametrize(("asked", "given"), [("highest", "HIGHEST"), ("high", "HIGH"), ("medium", "HIGH")])
+def test_on_a_gpu_products_have_the_precision_of_torchs(asked, given):
+    """HIGH is how JAX spells TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(asked)
+    try:
+        with peer_jax.matmul_precision():
+            assert f"Precision.{given}, " in product_as_traced()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert "Precision" not in product_as_traced()
+
+
+def test_leaves_the_gpu_to_the_others_too():
+    assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"

@@ -1,13 +1,13 @@
 """SVI steps and an epoch, all checked against the tutorial, then timed in turn; where a step's time goes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
 
 from benchmarks.cases import TUTORIAL_BATCH, TUTORIAL_STEPS, Case, data_file, jsb_epoch, svi_step
-from benchmarks.contestants import BASELINE, CAPTURABLE, GRAPHED, MENDED, OURS, gpu_peers
+from benchmarks.contestants import BASELINE, CAPTURABLE, COMPILED, EVERY_OURS, GRAPHED, MENDED, OURS, peers_on
 from benchmarks.gpu.profile import profiled
 from benchmarks.gpu.race import ADMITTED, admissions, race, starting_parameters
 from benchmarks.gpu.stage import Stage, Unit
@@ -17,13 +17,14 @@ from benchmarks.replays import compare_replays
 from benchmarks.suites import checked_on
 
 STEP, EPOCH = "svi_step", "epoch"
-NAMES = {c.name for c in (*OURS, CAPTURABLE, GRAPHED)}
+NAMES = {c.name for c in EVERY_OURS}
 # The larger cases by rising cost, as the time may end. Of the tutorial only the mended one takes part: its
 # time grows as B T. Beyond LONGEST steps even that takes too long, to be timed or to be checked against.
 B, T, LONGEST = TUTORIAL_BATCH, TUTORIAL_STEPS, 512
 LARGER = ((1, T), (4, T), (64, T), (256, T), (1024, T), (B, 32), (B, LONGEST), (B, 2048))
 GATE_STEPS = 8
 TOO_LONG = "checked and timed up to T=512: minutes beyond"
+TOO_SLOW = "compiling takes longer than all else of a quick run"
 TRACE = "step.json.gz"
 # In float32 all of a case have to minimise the same loss.
 LEFT_OUT_OF_LARGER = (BASELINE, OURS[1], CAPTURABLE)
@@ -32,7 +33,13 @@ LEFT_OUT_OF_LARGER = (BASELINE, OURS[1], CAPTURABLE)
 def units(stage: Stage) -> Iterator[Unit]:
     """Who can take part; what is promised; then larger sizes."""
     case = _tutorial(stage)
-    everyone = _everyone(stage)
+    peers, left_out = peers_on(case.device)
+    if stage.quick:
+        peers = tuple(peer for peer in peers if peer is not COMPILED)
+        left_out |= {COMPILED.name: TOO_SLOW}
+    everyone = [BASELINE, MENDED, *peers, *EVERY_OURS]
+    larger = () if stage.quick else LARGER
+    yield Unit("who is left out", partial(name_left_out, stage, left_out, larger))
     yield from admissions(stage, case, everyone, NAMES)
     endless = float("inf")
     yield Unit("replays", partial(replays, stage, case))
@@ -44,13 +51,21 @@ def units(stage: Stage) -> Iterator[Unit]:
     yield Unit(epoch.name, partial(race, stage, EPOCH, epoch, few, NAMES), endless)
     tf32 = replace(case, name=f"{case.name}, tf32", precision=TF32)
     yield Unit(tf32.name, partial(race, stage, STEP, tf32, everyone, NAMES), endless)
-    for size in () if stage.quick else LARGER:
-        larger = larger_case(*size).to(case.device)
+    for rows, steps in larger:
         able = [c for c in everyone if c not in LEFT_OUT_OF_LARGER]
-        if size[1] > LONGEST:
+        if steps > LONGEST:
             able.remove(MENDED)
-            stage.record.not_run(larger.name, MENDED.name, TOO_LONG)
-        yield Unit(larger.name, partial(race, stage, STEP, larger, able, NAMES), endless)
+        of_size = larger_case(rows, steps).to(case.device)
+        yield Unit(of_size.name, partial(race, stage, STEP, of_size, able, NAMES), endless)
+
+
+def name_left_out(stage: Stage, left_out: Mapping[str, str], larger: Sequence[tuple[int, int]]) -> None:
+    """Who does not run here, and who not at which sizes."""
+    for name, why in left_out.items():
+        stage.record.not_run("all", name, why)
+    for rows, steps in larger:
+        if steps > LONGEST:
+            stage.record.not_run(larger_case(rows, steps).name, MENDED.name, TOO_LONG)
 
 
 def larger_case(rows: int, steps: int) -> Case:
@@ -79,13 +94,6 @@ def profile_step(stage: Stage, case: Case, contestant: Contestant) -> None:
             racer.run()
             found = profiled(racer.run, stage.device, trace)
     stage.record.add("profiles", {"case": case.name, "impl": contestant.name, **found})
-
-
-def _everyone(stage: Stage) -> list[Contestant]:
-    peers, left_out = gpu_peers(stage.device)
-    for name, why in left_out.items():
-        stage.record.not_run("all", name, why)
-    return [BASELINE, MENDED, *peers, *OURS, CAPTURABLE, GRAPHED]
 
 
 def _tutorial(stage: Stage) -> Case:
