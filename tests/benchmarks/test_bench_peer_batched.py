@@ -27,12 +27,16 @@ def traced():
     return BatchedContestant("traced", functools.partial(compiled, "aot_eager"))
 
 
-def losses_of(contestant, case, start):
+def assert_trains_as_the_tutorial(contestant):
+    case, start = ragged_case(), parameters()
     racer, losses = contestant.setup(case, start), []
     for seed in range(STEPS):
         batch = case.batches[seed % len(case.batches)]
         losses.append(racer.step_with(padded(batch), tutorial_noise(batch, 8, seed)).item())
-    return losses
+    assert losses == pytest.approx(baseline_losses(case, start), rel=2e-6)
+    # Losses hardly tell of a rate that does not decay.
+    assert racer.optimizer.steps.item() == STEPS
+    assert racer.optimizer.lr.item() == pytest.approx(OPTIMIZER["lr"] * OPTIMIZER["lrd"] ** STEPS, rel=1e-12)
 
 
 def test_the_gate_is_green_on_ragged_batches():
@@ -57,10 +61,7 @@ def test_the_gate_sees_padding_that_is_read(monkeypatch):
 
 
 def test_training_has_the_losses_of_the_tutorial():
-    case, start = ragged_case(), parameters()
-    assert losses_of(BatchedContestant(), case, start) == pytest.approx(
-        baseline_losses(case, start), rel=2e-6
-    )
+    assert_trains_as_the_tutorial(BatchedContestant())
 
 
 def test_the_compiled_gate_is_green_on_ragged_batches(traced):
@@ -68,8 +69,7 @@ def test_the_compiled_gate_is_green_on_ragged_batches(traced):
 
 
 def test_compiled_training_has_the_losses_of_the_tutorial(traced):
-    case, start = ragged_case(), parameters()
-    assert losses_of(traced, case, start) == pytest.approx(baseline_losses(case, start), rel=2e-6)
+    assert_trains_as_the_tutorial(traced)
 
 
 def test_an_epoch_of_many_lengths_is_compiled_in_few_functions():

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import cases, errors, run
 from benchmarks.baseline import BaselineDMM
-from benchmarks.contestants import BASELINE, CONTESTANTS, OURS, PEERS
+from benchmarks.contestants import BASELINE, CONTESTANTS, GPU_PEERS, GRAPHED, OURS, PEERS
 from benchmarks.memory import peak_resident
 from benchmarks.pyro_racer import PyroContestant
 from benchmarks.timing import Ratio, Samples
@@ -72,6 +72,11 @@ def test_ours_are_compared_with_peers_of_the_same_loss():
     assert run.against_peers(analytic, samples) == {}
     assert run.against_peers(BASELINE, samples) == {}
     assert run.against_peers(ours, {ours.name: samples[ours.name]}) == {}
+
+
+def test_a_replayed_step_is_compared_with_the_peers_of_a_gpu():
+    samples = {c.name: Samples((4.0, 9.0)) for c in GPU_PEERS} | {GRAPHED.name: Samples((2.0, 3.0))}
+    assert list(run.against_peers(GRAPHED, samples)) == [peer.name for peer in GPU_PEERS]
 
 
 @pytest.mark.usefixtures("no_music")
