@@ -21,14 +21,15 @@ def memory(racer: Racer, device: torch.device) -> dict[str, int | None]:
     """Bytes behind a run of ``racer``, which has run before: its optimizer has its state.
 
     How far what the allocator hands out on a GPU, or what is resident on a CPU, rises above where it
-    stood; and on a CPU, of a racer in Pyro, what autograd saves of the case's first mini-batch.
+    stood; and on a CPU, of a racer in Pyro, what autograd saves of the case's first mini-batch. None of who
+    asks torch's allocator for nothing on a GPU: a replay has its memory from the capture, JAX its own.
     """
     with racer.active():
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
             racer.run()
-            return {"peak_allocated_bytes": torch.cuda.max_memory_allocated(device) - before}
+            return {"peak_allocated_bytes": torch.cuda.max_memory_allocated(device) - before or None}
         held = {"peak_resident_bytes": peak_resident(racer.run)}
         if isinstance(racer, PyroRacer):
             held["saved_for_backward_bytes"] = saved_bytes(racer, racer.case.batches[0])

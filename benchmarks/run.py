@@ -107,7 +107,7 @@ def run_case(
         for v in verdicts:
             batch = v.case.removeprefix(f"{case.name}, ")
             error = f"error {v.max_rel_error:.1e}, bound {v.bound:.1e}"
-            print(f"  {'ok ' if v.ok else 'BAD'} {v.op:14s} {v.backend:30s} {batch:8s} {error}")
+            print(f"  {'ok ' if v.ok else 'BAD'} {v.op:14s} {v.backend:40s} {batch:8s} {error}")
         if not all(v.ok for v in verdicts):
             print("  not timed: the sides do not compute the same", file=sys.stderr)
             return verdicts, []
@@ -139,7 +139,7 @@ def clocked(
         extra = {"speed_up": speed_up, "against_peers": peers, **held, **case.describe()}
         rows.append({"suite": suite, "case": case.name, "impl": name, **sample.as_dict(), "extra": extra})
         faster = f", times faster than {_sentence(ratios)}" if ratios else ""
-        print(f"  {name:30s} {sample.median:9.1f} ms ({min(sample.ms):.1f} to {max(sample.ms):.1f}){faster}")
+        print(f"  {name:40s} {sample.median:9.1f} ms ({min(sample.ms):.1f} to {max(sample.ms):.1f}){faster}")
     return rows
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.gpu.runner import STAGES, Options, run_stages
+from benchmarks.gpu.runner import MACHINE, STAGES, Options, run_stages
 
 BUDGET = 510.0
 
@@ -18,14 +18,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the stages. Returns 0, or 1 when one of them failed."""
     parser = _parser()
     args = parser.parse_args(argv)
-    if args.data is not None and not Path(args.data).exists():
-        parser.error(f"--data: expected a file or a folder, got {args.data}, which is not there")
+    for name in ("data", "after"):
+        path = getattr(args, name)
+        if path is not None and not Path(path).exists():
+            parser.error(f"--{name}: expected a file that is there, got {path}")
+    if args.after and args.only and MACHINE not in args.only:
+        args.only.append(MACHINE)
     options = Options(
         out=Path(args.out),
         device=args.device,
         quick=args.quick,
         keep_build=args.keep_build,
         commit=args.commit,
+        after=None if args.after is None else Path(args.after),
         data=None if args.data is None else Path(args.data),
     )
     results = run_stages(args.only or list(STAGES), args.budget, options)
@@ -39,6 +44,9 @@ def _parser() -> argparse.ArgumentParser:
         "--out", required=True, help="folder for results.json and the logs; without an old one"
     )
     parser.add_argument("--only", nargs="+", choices=list(STAGES), help="these stages alone")
+    parser.add_argument(
+        "--after", help="results.json of a run of the same commit on the same device: what it lacks is added"
+    )
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for all stages together")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: to try the machinery")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the machinery")

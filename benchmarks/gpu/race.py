@@ -16,7 +16,7 @@ from benchmarks.precision import multiplied_in
 from benchmarks.racer import Contestant
 from benchmarks.run import clocked
 
-ADMITTED = "admitted"
+ADMITTED, BARRED = "admitted", "barred"
 # torch.compile takes the longest to be ready.
 ADMISSION_SECONDS = 75.0
 
@@ -48,13 +48,19 @@ def admit(stage: Stage, case: Case, contestant: Contestant, needed: bool) -> Non
     stage.record.add(ADMITTED, {"impl": contestant.name})
 
 
+def bar(stage: Stage, verdict: Verdict) -> None:
+    """Let a peer take part no more: it has done something else than it should."""
+    stage.record.not_run("all", verdict.backend, _disagreement(verdict))
+    stage.record.add(BARRED, {"impl": verdict.backend})
+
+
 def race(stage: Stage, suite: str, case: Case, contestants: Sequence[Contestant], ours: set[str]) -> None:
     """Check those that were admitted, and time those that agree.
 
     One of ours, or a baseline, that disagrees is an error and nothing is timed; a peer that does is left out.
     """
-    admitted = {row["impl"] for row in stage.record.found(ADMITTED)}
-    able = [c for c in contestants if c.name in admitted]
+    admitted, barred = ({row["impl"] for row in stage.record.found(kind)} for kind in (ADMITTED, BARRED))
+    able = [c for c in contestants if c.name in admitted - barred]
     with multiplied_in(case.precision):
         parameters = starting_parameters(case)
         verdicts = gate(case, parameters, able)

@@ -32,10 +32,13 @@ STAGES = {
     "ceilings": 20,
     "rowwise": 100,
     "scans": 110,
-    "steps": 200,
+    "steps": 240,
     "quality": 200,
 }
 
+# The stage that says where and with what; in a run after another it comes again, and has to say the same.
+MACHINE = "machine"
+SAME = ("commit", "device", "driver", "torch", "quick")
 # A stage ends with this when a unit has hung or broken the device: it is started again after that unit.
 START_AGAIN = 75
 # Beyond its limit a stage may take this long to notice itself.
@@ -54,6 +57,7 @@ class Options:
     keep_build: bool = False
     commit: str | None = None
     data: Path | None = None
+    after: Path | None = None
 
     @property
     def results(self) -> Path:
@@ -75,14 +79,18 @@ def share(name: str, names: list[str], left: float) -> float:
 def run_stages(names: list[str], budget: float, options: Options) -> dict[str, Any]:
     """Run the stages in their order and return the results, which are on the disk after each.
 
+    With ``options.after`` those are added to that run's, and a stage that it has had is not run again.
+
     Raises:
         FileExistsError: the folder holds results already.
+        ValueError: the earlier run was of another commit, device, driver or torch.
     """
     options.out.mkdir(parents=True, exist_ok=True)
     if options.results.exists():
         raise FileExistsError(f"out: expected a folder without results.json, got {options.out}")
-    results: dict[str, Any] = {"suite": "gpu", "meta": {}, **{kind: [] for kind in LISTS}, "stages": []}
-    ordered = [name for name in STAGES if name in names]
+    results = earlier(options.after)
+    done = {stage["name"] for stage in results["stages"]}
+    ordered = [name for name in STAGES if name in names and name not in done - {MACHINE}]
     end = time.monotonic() + budget
     for name in ordered:
         limit = share(name, ordered, end - time.monotonic())
@@ -93,6 +101,14 @@ def run_stages(names: list[str], budget: float, options: Options) -> dict[str, A
         print(f"  {'ok' if stage['ok'] else 'FAILED'} in {stage['seconds']:.0f} s", flush=True)
         if stage["error"]:
             print("    " + stage["error"].replace("\n", "\n    "), flush=True)
+    return results
+
+
+def earlier(after: Path | None) -> dict[str, Any]:
+    """The results to add to: those of the file, or none yet."""
+    if after is None:
+        return {"suite": "gpu", "meta": {}, **{kind: [] for kind in LISTS}, "stages": []}
+    results: dict[str, Any] = json.loads(after.read_text(encoding="utf-8"))
     return results
 
 
@@ -135,11 +151,16 @@ def summary(name: str, rows: list[Row], ended: str | None, seconds: float) -> Ro
 
 
 def merge(results: dict[str, Any], rows: list[Row], stage: Row) -> None:
-    """Add a stage to the results."""
+    """Add a stage to the results, in place of the same of an earlier run."""
     for kind in LISTS:
         results[kind] += of_kind(rows, kind)
     for row in of_kind(rows, "meta"):
+        for name in SAME:
+            then, now = results["meta"].get(name, row.get(name)), row.get(name)
+            if then != now:
+                raise ValueError(f"after: expected a run with {name} {now}, as now, got one with {then}")
         results["meta"] |= row
+    results["stages"] = [other for other in results["stages"] if other["name"] != stage["name"]]
     results["stages"].append(stage)
 
 

@@ -20,9 +20,9 @@ def run(monkeypatch, tmp_path):
 
     monkeypatch.setattr(runner, "_command", command)
 
-    def run_fakes(*names, seconds=25.0, budget=600.0):
+    def run_fakes(*names, seconds=25.0, budget=600.0, out="out", after=None):
         monkeypatch.setattr(runner, "STAGES", dict.fromkeys(names, seconds))
-        return runner.run_stages(list(names), budget, Options(tmp_path / "out", device="cpu"))
+        return runner.run_stages(list(names), budget, Options(tmp_path / out, device="cpu", after=after))
 
     return run_fakes
 
@@ -95,6 +95,25 @@ def test_what_is_beyond_its_bound_fails_the_stage(run):
     results = run("disagrees")
     assert [row["ok"] for row in results["correctness"]] == [True, False]
     assert of(results, "disagrees")["error"] == "1 beyond their bound, the first f of b"
+
+
+def test_a_run_after_another_adds_what_that_lacks(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "MACHINE", "well")
+    first = run("well", "fails")
+    both = run("well", "fails", "disagrees", out="more", after=tmp_path / "out" / "results.json")
+    assert [stage["name"] for stage in both["stages"]] == ["fails", "well", "disagrees"]
+    assert both["cases"] == first["cases"]
+    assert of(both, "fails") == of(first, "fails")
+    assert json.loads((tmp_path / "more" / "results.json").read_text()) == both
+
+
+def test_a_run_after_one_of_another_commit_is_refused(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "MACHINE", "well")
+    run("well")
+    path = tmp_path / "out" / "results.json"
+    path.write_text(path.read_text().replace('"abc"', '"abd"'))
+    with pytest.raises(ValueError, match="after: expected a run with commit abc, as now, got one with abd"):
+        run("well", out="more", after=path)
 
 
 def test_results_have_the_form_that_is_promised(run, tmp_path):

@@ -11,9 +11,9 @@ import torch
 from benchmarks.baseline import BaselineDMM
 from benchmarks.cases import svi_step
 from benchmarks.contestants import BASELINE, OURS
-from benchmarks.correctness import check
+from benchmarks.correctness import Verdict, check
 from benchmarks.gpu.profile import STEPS, profiled
-from benchmarks.gpu.race import ADMITTED, admissions, admit, race, starting_parameters
+from benchmarks.gpu.race import ADMITTED, admissions, admit, bar, race, starting_parameters
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.stage import ProcessSpentError, Stage
 from benchmarks.peer_torch import TorchContestant
@@ -85,6 +85,15 @@ def test_a_peer_that_disagrees_is_left_out_and_no_more(stage):
     (left,) = stage.record.found("not_run")
     assert left["impl"] == "peer"
     assert "bound" in left["why"]
+
+
+def test_who_is_barred_runs_no_more(stage):
+    let_in(stage, BASELINE, PEER, OUR)
+    bar(stage, Verdict("SVI step: worst loss", PEER.name, CASE.name, 0.5, 1e-4, False))
+    race(stage, "svi_step", CASE, [BASELINE, PEER, OUR], NAMES)
+    assert [row["impl"] for row in stage.record.found("cases")] == [BASELINE.name, OUR.name]
+    (left,) = stage.record.found("not_run")
+    assert (left["impl"], left["why"]) == (PEER.name, "SVI step: worst loss: error 5.0e-01, bound 1.0e-04")
 
 
 @pytest.mark.parametrize("which", ["ours", "baseline"])

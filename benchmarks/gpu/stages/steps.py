@@ -7,9 +7,21 @@ from functools import partial
 import torch
 
 from benchmarks.cases import TUTORIAL_BATCH, TUTORIAL_STEPS, Case, data_file, jsb_epoch, svi_step
-from benchmarks.contestants import BASELINE, CAPTURABLE, COMPILED, EVERY_OURS, GRAPHED, MENDED, OURS, peers_on
+from benchmarks.contestants import (
+    BASELINE,
+    BATCHED,
+    BATCHED_GRAPHED,
+    CAPTURABLE,
+    COMPILED,
+    COMPILED_GRAPHED,
+    EVERY_OURS,
+    GRAPHED,
+    MENDED,
+    OURS,
+    peers_on,
+)
 from benchmarks.gpu.profile import profiled
-from benchmarks.gpu.race import ADMITTED, admissions, race, starting_parameters
+from benchmarks.gpu.race import ADMITTED, admissions, bar, race, starting_parameters
 from benchmarks.gpu.stage import Stage, Unit
 from benchmarks.precision import TF32, multiplied_in
 from benchmarks.racer import Contestant
@@ -26,8 +38,10 @@ GATE_STEPS = 8
 TOO_LONG = "checked and timed up to T=512: minutes beyond"
 TOO_SLOW = "compiling takes longer than all else of a quick run"
 TRACE = "step.json.gz"
-# In float32 all of a case have to minimise the same loss.
-LEFT_OUT_OF_LARGER = (BASELINE, OURS[1], CAPTURABLE)
+# In float32 all of a case have to minimise the same loss; and each size would be compiled anew.
+COMPILED_PEERS = (COMPILED, COMPILED_GRAPHED)
+LEFT_OUT_OF_LARGER = (BASELINE, OURS[1], CAPTURABLE, *COMPILED_PEERS)
+ANEW = "compiling each size anew takes minutes"
 
 
 def units(stage: Stage) -> Iterator[Unit]:
@@ -64,8 +78,11 @@ def name_left_out(stage: Stage, left_out: Mapping[str, str], larger: Sequence[tu
     for name, why in left_out.items():
         stage.record.not_run("all", name, why)
     for rows, steps in larger:
+        name = larger_case(rows, steps).name
+        for peer in COMPILED_PEERS:
+            stage.record.not_run(name, peer.name, ANEW)
         if steps > LONGEST:
-            stage.record.not_run(larger_case(rows, steps).name, MENDED.name, TOO_LONG)
+            stage.record.not_run(name, MENDED.name, TOO_LONG)
 
 
 def larger_case(rows: int, steps: int) -> Case:
@@ -78,9 +95,19 @@ def larger_case(rows: int, steps: int) -> Case:
 
 
 def replays(stage: Stage, case: Case) -> None:
-    """Losses of steps replayed from a graph beside those of the same steps as they come."""
-    if GRAPHED.name in {row["impl"] for row in stage.record.found(ADMITTED)}:
-        stage.record.correctness(compare_replays(case, CAPTURABLE, GRAPHED).as_dict())
+    """Losses of steps replayed from a graph beside those of the same steps as they come.
+
+    A peer whose are not the same is barred.
+    """
+    admitted = {row["impl"] for row in stage.record.found(ADMITTED)}
+    for plain, replayed in ((CAPTURABLE, GRAPHED), (BATCHED, BATCHED_GRAPHED), (COMPILED, COMPILED_GRAPHED)):
+        if not {plain.name, replayed.name} <= admitted:
+            continue
+        verdict = compare_replays(case, plain, replayed)
+        if verdict.ok or replayed.name in NAMES:
+            stage.record.correctness(verdict.as_dict())
+        else:
+            bar(stage, verdict)
 
 
 def profile_step(stage: Stage, case: Case, contestant: Contestant) -> None:
