@@ -92,24 +92,10 @@ CONTESTANTS: tuple[Contestant, ...] = (BASELINE, MENDED, *PEERS, *OURS)
 
 
 def peers_on(device: torch.device) -> tuple[tuple[Contestant, ...], dict[str, str]]:
-    """Those of ``GPU_PEERS`` that run on ``device``, and why the others, by their names, do not.
-
-    JAX's client is started here, on as many processors as torch has threads now if it is for a CPU.
-    """
+    """Those of ``GPU_PEERS`` that may run on ``device``, and why the others, by their names, do not."""
     why: dict[str, str] = {}
     if device.type != "cuda":
         why |= {peer.name: WITHOUT_A_GPU for peer in (BATCHED_GRAPHED, COMPILED_GRAPHED)}
-    reason = WHY_NO_JAX or _why_no_client(device)
-    if reason:
-        why[JAX_NAME] = reason
+    if WHY_NO_JAX:
+        why[JAX_NAME] = WHY_NO_JAX
     return tuple(peer for peer in GPU_PEERS if peer.name not in why), why
-
-
-def _why_no_client(device: torch.device) -> str:
-    from benchmarks.peer_jax import start_client
-
-    try:
-        start_client(device.type)
-    except Exception as error:  # a broken JAX stops nobody else
-        return f"it has no client for {device.type}, {_in_a_line(error)}"
-    return ""

@@ -16,13 +16,13 @@ from benchmarks.pyro_racer import PyroContestant, PyroRacer
 from benchmarks.racer import Contestant, Racer
 from dmm_fast.data import Batch
 
-# TF32 keeps ten bits of a factor, 5e-4 of it; over thousands of terms of a loss that averages out.
-LOSS_BOUND = {IEEE: 1e-5, TF32: 1e-4}
+# TF32 keeps ten bits of a factor, 5e-4 of it on average where a kernel cuts the others off.
+LOSS_BOUND = {IEEE: 1e-5, TF32: 1e-3}
 # Gradients may err against float64 three times as much as the eager float32 baseline does.
 GRADIENT_FACTOR = 3.0
 # A baseline that happens to be exact must not make the bound zero; nor, in TF32, one whose products the
 # library happens to compute in IEEE.
-GRADIENT_FLOOR = {IEEE: 1e-6, TF32: 2e-3}
+GRADIENT_FLOOR = {IEEE: 1e-6, TF32: 5e-3}
 SEEDS = (0, 1, 2)
 
 LossAndGrads = tuple[float, dict[str, Tensor]]

@@ -26,6 +26,8 @@ def memory(racer: Racer, device: torch.device) -> dict[str, int | None]:
     """
     with racer.active():
         if device.type == "cuda":
+            if isinstance(racer, PyroRacer) and racer.replays:
+                return {"peak_allocated_bytes": None}
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
             racer.run()

@@ -158,7 +158,7 @@ class CombinerScan(torch.autograd.Function):
         dheads[:, :Z].index_put_((rows.before,), dz_before, accumulate=True)
         # Until its step comes, dheads holds what reaches z from outside the chain.
         du, dg = rows.buffers.rows("du", N, H), rows.buffers.rows("dg", N, H)
-        torch.addcmul(torch.ones(()), u, u, value=-1, out=du)  # the slope of tanh
+        torch.addcmul(torch.ones((), device=u.device), u, u, value=-1, out=du)  # the slope of tanh
         steps = rows.steps(slope.mul_(eps), dheads, dheads[:, :Z], dheads[:, Z:], dg, du)
         later: Tensor | None = None
         for by_scale, dheads_t, dz_t, draw_t, dg_t, du_t in reversed(steps):
@@ -264,14 +264,14 @@ class TorchRacer:
 
     def run(self) -> float:
         """One timed run: a step on every batch of the case. Returns the last loss."""
-        value = float("nan")
+        value = torch.tensor(float("nan"))
         z_dim = self.parameters["z_0"].numel()
         for rows in self._batches:
             value = self.step(rows, torch.randn(len(rows.x), z_dim, device=self.case.device))
-        return value
+        return value.item()
 
-    def step(self, rows: Rows, eps: Tensor) -> float:
-        """One optimizer step with the noise ``eps`` ``[N, Z]``; the loss before it."""
+    def step(self, rows: Rows, eps: Tensor) -> Tensor:
+        """One optimizer step with the noise ``eps`` ``[N, Z]``; the loss before it, unread."""
         value = self._backward(rows, eps)
         self._optimizer.step()
         return value
@@ -281,17 +281,17 @@ class TorchRacer:
         rows = Rows(batch, self._buffers)
         noise = tutorial_noise(batch, self.parameters["z_0"].numel(), seed)
         value = self._backward(rows, noise[rows.valid])
-        return value, {name: _gradient(p).clone() for name, p in self.parameters.items()}
+        return value.item(), {name: _gradient(p).clone() for name, p in self.parameters.items()}
 
     def timed(self) -> Timed:
         """This racer as the clock wants it."""
         return Timed(self.run)
 
-    def _backward(self, rows: Rows, eps: Tensor) -> float:
+    def _backward(self, rows: Rows, eps: Tensor) -> Tensor:
         self._optimizer.zero_grad(set_to_none=True)
         value = loss(self.parameters, rows, eps, self.case.annealing_factor)
         value.backward()
-        return value.item()
+        return value.detach()
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,11 @@ class PyroRacer:
         self._store: Any = None
         self._svi = svi(module.model, module.guide, optimizer, loss=elbo)
 
+    @property
+    def replays(self) -> bool:
+        """Whether its steps come from CUDA graphs."""
+        return isinstance(self._svi, GraphedSVI) and self.case.device.type == "cuda"
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """Make this racer's parameter store the current one."""

@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--only", nargs="+", choices=list(STAGES), help="these stages alone")
     parser.add_argument(
-        "--after", help="results.json of a run of the same commit on the same device: what it lacks is added"
+        "--after", help="results.json of a run of other stages, same commit and device: these are added"
     )
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for all stages together")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: to try the machinery")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch._C._autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, schedule
 
 STEPS = 5
 # Names of templates are as long as a page.
@@ -27,10 +27,13 @@ def profiled(step: Callable[[], object], device: str, trace: Path | None = None)
     step()
     step_us = _by_the_clock(step, on_gpu)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
-    with profile(activities=activities) as seen:
-        for _ in range(STEPS):
+    # The first kernels of a session can be missing, so a step goes before those that count.
+    counted = schedule(wait=0, warmup=1, active=STEPS, repeat=1)
+    with profile(activities=activities, schedule=counted) as seen:
+        for _ in range(1 + STEPS):
             step()
-        _wait(on_gpu)
+            _wait(on_gpu)
+            seen.step()
     kernels = _kernels(seen, on_gpu)
     if trace is not None:
         _write_trace(seen, trace)
@@ -41,7 +44,7 @@ def _kernels(seen: profile, on_gpu: bool) -> list[dict[str, Any]]:
     wanted = DeviceType.CUDA if on_gpu else DeviceType.CPU
     times: defaultdict[str, list[float]] = defaultdict(list)
     for event in seen.events() or ():
-        if event.device_type == wanted:
+        if event.device_type == wanted and not event.is_user_annotation:
             us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
             times[event.name[:LONGEST_NAME]].append(us)
     rows = [(sum(each) / STEPS, name, len(each) / STEPS) for name, each in times.items()]

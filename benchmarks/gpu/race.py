@@ -1,32 +1,49 @@
 """Contestants of an SVI step on a GPU: let in one by one, checked against the tutorial, timed in turn."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
 import pyro
 from torch import Tensor
 
 from benchmarks.cases import Case
-from benchmarks.contestants import BASELINE, MENDED
+from benchmarks.contestants import (
+    BASELINE,
+    BATCHED,
+    BATCHED_GRAPHED,
+    CAPTURABLE,
+    COMPILED,
+    COMPILED_GRAPHED,
+    GRAPHED,
+    MENDED,
+)
 from benchmarks.correctness import Verdict
 from benchmarks.gate import gate
 from benchmarks.gpu.record import last_lines
 from benchmarks.gpu.stage import ProcessSpentError, Stage, Unit
-from benchmarks.precision import multiplied_in
+from benchmarks.precision import IEEE, multiplied_in
 from benchmarks.racer import Contestant
+from benchmarks.replays import compare_replays
 from benchmarks.run import clocked
 
-ADMITTED, BARRED = "admitted", "barred"
+ADMITTED, REPLAYED = "admitted", "replayed"
 # torch.compile takes the longest to be ready.
-ADMISSION_SECONDS = 75.0
+UNIT_SECONDS = 90.0
+# Who replays, and the same as it comes.
+REPLAYING: dict[Contestant, Contestant] = {
+    GRAPHED: CAPTURABLE,
+    BATCHED_GRAPHED: BATCHED,
+    COMPILED_GRAPHED: COMPILED,
+}
 
 
-def admissions(stage: Stage, case: Case, contestants: Sequence[Contestant], ours: set[str]) -> list[Unit]:
+def admissions(
+    stage: Stage, case: Case, contestants: Sequence[Contestant], ours: Collection[str]
+) -> Iterator[Unit]:
     """A unit each: what cannot be compiled or captured here ends its own unit and is not timed later."""
-    return [
-        Unit(f"admit {c.name}", partial(admit, stage, case, c, c.name in ours), ADMISSION_SECONDS)
-        for c in contestants
-    ]
+    for contestant in contestants:
+        run = partial(admit, stage, case, contestant, contestant.name in ours)
+        yield Unit(f"admit {contestant.name}", run, UNIT_SECONDS)
 
 
 def admit(stage: Stage, case: Case, contestant: Contestant, needed: bool) -> None:
@@ -48,36 +65,70 @@ def admit(stage: Stage, case: Case, contestant: Contestant, needed: bool) -> Non
     stage.record.add(ADMITTED, {"impl": contestant.name})
 
 
-def bar(stage: Stage, verdict: Verdict) -> None:
-    """Let a peer take part no more: it has done something else than it should."""
-    stage.record.not_run("all", verdict.backend, _disagreement(verdict))
-    stage.record.add(BARRED, {"impl": verdict.backend})
+def replays(stage: Stage, case: Case, ours: Collection[str]) -> Iterator[Unit]:
+    """A unit for each who replays: the gate sees no replay."""
+    for replaying, plain in REPLAYING.items():
+        run = partial(compare, stage, case, plain, replaying, replaying.name in ours)
+        yield Unit(f"replays of {replaying.name}", run, UNIT_SECONDS)
 
 
-def race(stage: Stage, suite: str, case: Case, contestants: Sequence[Contestant], ours: set[str]) -> None:
+def compare(stage: Stage, case: Case, plain: Contestant, replaying: Contestant, needed: bool) -> None:
+    """Losses of replayed steps beside those of the same steps as they come; who differs is not timed."""
+    if not {plain.name, replaying.name} <= _impls(stage, ADMITTED):
+        return
+    with multiplied_in(case.precision):
+        verdict = compare_replays(case, plain, replaying)
+    if verdict.ok or needed:
+        stage.record.correctness(verdict.as_dict())
+    if verdict.ok:
+        stage.record.add(REPLAYED, {"impl": replaying.name})
+    else:
+        stage.record.not_run("all", replaying.name, _disagreement(verdict))
+
+
+def race(
+    stage: Stage, suite: str, case: Case, contestants: Sequence[Contestant], ours: Collection[str]
+) -> None:
     """Check those that were admitted, and time those that agree.
 
-    One of ours, or a baseline, that disagrees is an error and nothing is timed; a peer that does is left out.
+    One of ours, or a baseline, that disagrees in IEEE is an error and nothing is timed. A peer that does is
+    named and left out; so is anyone in TF32, where bounds are a matter of which kernels a library picks.
     """
-    admitted, barred = ({row["impl"] for row in stage.record.found(kind)} for kind in (ADMITTED, BARRED))
-    able = [c for c in contestants if c.name in admitted - barred]
+    able = _able(stage, case, contestants)
     with multiplied_in(case.precision):
         parameters = starting_parameters(case)
         verdicts = gate(case, parameters, able)
-        wrong = {v.backend: v for v in verdicts if not v.ok and v.backend not in ours}
-        peers_only = not wrong.keys() & {BASELINE.name, MENDED.name}
+        wrong = {verdict.backend: verdict for verdict in verdicts if not verdict.ok}
+        needed = {BASELINE.name, MENDED.name, *(ours if case.precision == IEEE else ())}
         for verdict in verdicts:
-            if not (peers_only and verdict.backend in wrong):
+            if verdict.backend not in wrong or (case.precision == IEEE and verdict.backend in needed):
                 stage.record.correctness(verdict.as_dict())
-        if not peers_only or not all(v.ok for v in verdicts if v.backend in ours):
-            stage.record.not_run(case.name, "all", "the sides do not compute the same")
-            return
         for name, verdict in wrong.items():
             stage.record.not_run(case.name, name, _disagreement(verdict))
+        if wrong.keys() & needed:
+            stage.record.not_run(case.name, "all", "the sides do not compute the same")
+            return
         agreed = [c for c in able if c.name not in wrong]
         racers = {c.name: c.setup(case, parameters) for c in agreed}
         for row in clocked(suite, case, agreed, racers, case.device):
             stage.record.add("cases", row)
+
+
+def _able(stage: Stage, case: Case, contestants: Sequence[Contestant]) -> list[Contestant]:
+    """Those that were admitted and whose replays, if they replay, are right; the others are named."""
+    admitted, replayed = _impls(stage, ADMITTED), _impls(stage, REPLAYED)
+    named = _impls(stage, "not_run")
+    able = []
+    for contestant in contestants:
+        if contestant.name in admitted and (contestant not in REPLAYING or contestant.name in replayed):
+            able.append(contestant)
+        elif contestant.name not in named:
+            stage.record.not_run(case.name, contestant.name, "not admitted within its time")
+    return able
+
+
+def _impls(stage: Stage, kind: str) -> set[str]:
+    return {row["impl"] for row in stage.record.found(kind)}
 
 
 def _disagreement(verdict: Verdict) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.record import LISTS, Row, of_kind, read
+from benchmarks.gpu.record import LISTS, Record, Row, of_kind, read
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,6 +34,7 @@ STAGES = {
     "scans": 110,
     "steps": 240,
     "quality": 200,
+    "profile": 30,
 }
 
 # The stage that says where and with what; in a run after another it comes again, and has to say the same.
@@ -79,18 +80,22 @@ def share(name: str, names: list[str], left: float) -> float:
 def run_stages(names: list[str], budget: float, options: Options) -> dict[str, Any]:
     """Run the stages in their order and return the results, which are on the disk after each.
 
-    With ``options.after`` those are added to that run's, and a stage that it has had is not run again.
+    With ``options.after`` they are added to that run's.
 
     Raises:
         FileExistsError: the folder holds results already.
-        ValueError: the earlier run was of another commit, device, driver or torch.
+        ValueError: the earlier run has had one of these stages, whose rows would be there twice, or was of
+            another commit, device, driver or torch.
     """
     options.out.mkdir(parents=True, exist_ok=True)
     if options.results.exists():
         raise FileExistsError(f"out: expected a folder without results.json, got {options.out}")
     results = earlier(options.after)
     done = {stage["name"] for stage in results["stages"]}
-    ordered = [name for name in STAGES if name in names and name not in done - {MACHINE}]
+    ordered = [name for name in STAGES if name in names]
+    twice = done.intersection(ordered) - {MACHINE}
+    if twice:
+        raise ValueError(f"after: expected a run without {', '.join(sorted(twice))}, got one with it")
     end = time.monotonic() + budget
     for name in ordered:
         limit = share(name, ordered, end - time.monotonic())
@@ -124,11 +129,23 @@ def run_stage(name: str, limit: float, options: Options) -> tuple[list[Row], Row
                 ended: str | None = f"no time left, {done} units done"
                 break
             ended = _run_process(_command(name, left, done, path, options), left + GRACE, options)
-            again = ended is not None and ended.startswith(f"exit status {START_AGAIN}")
-            if not again or len(of_kind(read(path), "unit")) == done:
+            if ended is None or not _can_go_on(path, done, ended):
                 break
         rows = read(path)
     return rows, summary(name, rows, ended, time.monotonic() - start)
+
+
+def _can_go_on(path: Path, done: int, ended: str) -> bool:
+    """Whether a process that ended so has left the stage to another, further than the ``done`` units before.
+
+    One that a signal has ended, a fault of a kernel, say, could not write that its unit failed.
+    """
+    rows = read(path)
+    begun, finished = (of_kind(rows, kind) for kind in ("begun", "unit"))
+    if ended.startswith("exit status -") and len(begun) > len(finished):
+        Record(path).unit(begun[-1]["unit"], 0.0, ended)
+        return True
+    return ended.startswith(f"exit status {START_AGAIN}") and len(finished) > done
 
 
 def summary(name: str, rows: list[Row], ended: str | None, seconds: float) -> Row:

@@ -62,6 +62,7 @@ def run_units(units: Sequence[Unit], stage: Stage, skip: int) -> None:
             _name_left(stage, units[number:])
             return
         start = time.monotonic()
+        stage.record.add("begun", {"unit": unit.name})
         watch = _watch(unit, later, stage, start)
         error, unfit = None, False
         try:

@@ -53,6 +53,7 @@ def needs_another(stage):
 def dies(stage):
     yield Unit("first", lambda: stage.record.case("s", "c", "first", {"median_ms": 1.0}))
     yield Unit("bad", lambda: os.abort())
+    yield Unit("last", lambda: stage.record.case("s", "c", "last", {"median_ms": 1.0}))
 
 
 def never_begins(stage):

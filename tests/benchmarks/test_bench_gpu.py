@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.gpu.__main__ import main
 
-STAGES = ["machine", "errors", "derivatives", "ceilings", "scans", "steps", "quality"]
+STAGES = ["machine", "errors", "derivatives", "ceilings", "scans", "steps", "quality", "profile"]
 TIMES = {"median_ms", "min_ms", "max_ms", "n"}
 
 
@@ -76,7 +76,11 @@ def test_steps_are_checked_before_they_are_timed(results):
 
 
 def test_a_step_is_taken_apart(results):
-    assert [row["impl"] for row in results["profiles"]] == ["dmm_fast, graphed", "dmm_fast"]
+    assert [row["impl"] for row in results["profiles"]] == [
+        "dmm_fast, graphed",
+        "dmm_fast, capturable",
+        "dmm_fast",
+    ]
     for row in results["profiles"]:
         assert row["kernels"][0]["us"] > 0
 

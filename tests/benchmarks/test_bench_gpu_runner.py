@@ -67,10 +67,12 @@ def test_a_new_process_that_a_unit_asks_for_is_no_failure(run):
     assert stage["detail"]["skipped"] == "1"
 
 
-def test_a_process_that_dies_keeps_what_it_had_found(run):
+def test_a_unit_that_kills_its_process_is_recorded_and_the_next_begins(run):
     results = run("dies", "well")
-    assert impls(results) == ["first"]
-    assert of(results, "dies")["error"].startswith("exit status -6")
+    assert impls(results) == ["first", "last"]
+    (failure,) = of(results, "dies")["failures"]
+    assert failure["unit"] == "bad"
+    assert failure["error"].startswith("exit status -6")
     assert of(results, "well")["ok"]
 
 
@@ -100,11 +102,14 @@ def test_what_is_beyond_its_bound_fails_the_stage(run):
 def test_a_run_after_another_adds_what_that_lacks(run, monkeypatch, tmp_path):
     monkeypatch.setattr(runner, "MACHINE", "well")
     first = run("well", "fails")
-    both = run("well", "fails", "disagrees", out="more", after=tmp_path / "out" / "results.json")
+    path = tmp_path / "out" / "results.json"
+    both = run("well", "disagrees", out="more", after=path)
     assert [stage["name"] for stage in both["stages"]] == ["fails", "well", "disagrees"]
     assert both["cases"] == first["cases"]
     assert of(both, "fails") == of(first, "fails")
     assert json.loads((tmp_path / "more" / "results.json").read_text()) == both
+    with pytest.raises(ValueError, match="after: expected a run without fails, got one with it"):
+        run("well", "fails", out="third", after=path)
 
 
 def test_a_run_after_one_of_another_commit_is_refused(run, monkeypatch, tmp_path):

@@ -10,10 +10,11 @@ import torch
 
 from benchmarks.baseline import BaselineDMM
 from benchmarks.cases import svi_step
-from benchmarks.contestants import BASELINE, OURS
+from benchmarks.contestants import BASELINE, CAPTURABLE, GRAPHED, OURS
 from benchmarks.correctness import Verdict, check
+from benchmarks.gpu import race as race_module
 from benchmarks.gpu.profile import STEPS, profiled
-from benchmarks.gpu.race import ADMITTED, admissions, admit, bar, race, starting_parameters
+from benchmarks.gpu.race import ADMITTED, admissions, admit, race, starting_parameters
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.stage import ProcessSpentError, Stage
 from benchmarks.peer_torch import TorchContestant
@@ -87,13 +88,39 @@ def test_a_peer_that_disagrees_is_left_out_and_no_more(stage):
     assert "bound" in left["why"]
 
 
-def test_who_is_barred_runs_no_more(stage):
-    let_in(stage, BASELINE, PEER, OUR)
-    bar(stage, Verdict("SVI step: worst loss", PEER.name, CASE.name, 0.5, 1e-4, False))
-    race(stage, "svi_step", CASE, [BASELINE, PEER, OUR], NAMES)
-    assert [row["impl"] for row in stage.record.found("cases")] == [BASELINE.name, OUR.name]
-    (left,) = stage.record.found("not_run")
-    assert (left["impl"], left["why"]) == (PEER.name, "SVI step: worst loss: error 5.0e-01, bound 1.0e-04")
+@pytest.mark.parametrize("needed", [True, False])
+@pytest.mark.parametrize("ok", [True, False])
+def test_who_replays_is_timed_only_if_its_replays_are_right(stage, monkeypatch, ok, needed):
+    def told(case, plain, replaying):
+        return Verdict("SVI step: worst loss", replaying.name, case.name, 0.5, 1e-4, ok)
+
+    monkeypatch.setattr(race_module, "compare_replays", told)
+    let_in(stage, BASELINE, CAPTURABLE, GRAPHED)
+    race_module.compare(stage, CASE, CAPTURABLE, GRAPHED, needed)
+    race(stage, "svi_step", CASE, [BASELINE, GRAPHED], NAMES)
+    timed = [row["impl"] for row in stage.record.found("cases")]
+    assert timed == ([BASELINE.name, GRAPHED.name] if ok else [BASELINE.name])
+    checked = [row["ok"] for row in stage.record.found("correctness") if row["op"] == "SVI step: worst loss"]
+    assert checked == ([ok] if ok or needed else [])
+    left = [(row["impl"], row["why"]) for row in stage.record.found("not_run")]
+    assert left == ([] if ok else [(GRAPHED.name, "SVI step: worst loss: error 5.0e-01, bound 1.0e-04")])
+
+
+def test_who_was_not_in_time_is_named(stage):
+    let_in(stage, BASELINE)
+    race(stage, "svi_step", CASE, [BASELINE, PEER], NAMES)
+    assert [(row["impl"], row["why"]) for row in stage.record.found("not_run")] == [
+        (PEER.name, "not admitted within its time")
+    ]
+
+
+def test_in_tf32_who_disagrees_is_left_out_and_no_error(stage):
+    wrong = replace(forgetful(BASELINE), name=OUR.name)
+    let_in(stage, BASELINE, wrong)
+    race(stage, "svi_step", replace(CASE, precision=TF32), [BASELINE, wrong], NAMES)
+    assert [row["impl"] for row in stage.record.found("cases")] == [BASELINE.name]
+    assert {row["backend"] for row in stage.record.found("correctness")} == {BASELINE.name}
+    assert [row["impl"] for row in stage.record.found("not_run")] == [OUR.name]
 
 
 @pytest.mark.parametrize("which", ["ours", "baseline"])
@@ -120,7 +147,7 @@ def test_tf32_is_held_to_what_tf32_can():
         for precision in (IEEE, TF32)
     }
     bounds = {precision: {v.op: v.bound for v in of} for precision, of in verdicts.items()}
-    assert bounds[TF32] == {"SVI loss": 1e-4, "SVI gradients": 2e-3}
+    assert bounds[TF32] == {"SVI loss": 1e-3, "SVI gradients": 5e-3}
     assert bounds[IEEE]["SVI loss"] == 1e-5
     assert bounds[IEEE]["SVI gradients"] < 1e-4
 
