@@ -30,6 +30,9 @@ def run(
 
     What it has started itself ends with the stage, whose process group it shares.
     """
+    # A shell that runs this in its background has told it to ignore interrupts, and programs inherit that.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         process = subprocess.Popen(command, env=env, stdout=output, stderr=output)
         status: int | None = None

@@ -1,5 +1,6 @@
 """What the GPU suite's stages are made of: counts, shares, checks, reports of other programs."""
 
+import signal
 import sys
 import time
 
@@ -312,7 +313,11 @@ def test_failing_tests_fail_the_stage_and_leave_their_report(stage, monkeypatch,
     assert detail["tests"]["failures"][0]["test"].endswith("::test_bad")
 
 
-def test_a_program_that_hangs_is_interrupted_and_its_words_are_kept(monkeypatch):
+@pytest.mark.parametrize("in_the_background", [False, True])
+def test_a_program_that_hangs_is_interrupted_and_its_words_are_kept(monkeypatch, request, in_the_background):
+    before = signal.getsignal(signal.SIGINT)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    signal.signal(signal.SIGINT, signal.SIG_IGN if in_the_background else signal.default_int_handler)
     monkeypatch.setattr(commands, "LAST_WORDS", 5.0)
     program = (
         "import time\nprint('begun', flush=True)\ntry: time.sleep(99)\nexcept KeyboardInterrupt: print('bye')"
