@@ -86,18 +86,17 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
     )
 
 
-def data_file(asked: Path | None) -> Path | None:
+def data_file(asked: str | Path | None) -> Path | None:
     """The chorales to read: ``asked`` (a file, or a folder holding JSB_Chorales.mat), else what
     ``DMM_FAST_DATA`` names likewise, else ``../shared/data`` beside the checkout, else None.
 
     Raises:
         FileNotFoundError: what was asked for, by argument or by variable, is not there.
     """
-    if asked is None and DATA_VARIABLE in os.environ:
-        asked = Path(os.environ[DATA_VARIABLE])
+    asked = os.environ.get(DATA_VARIABLE) if asked is None else asked
     if asked is None:
         return DATA_BESIDE_THE_CHECKOUT if DATA_BESIDE_THE_CHECKOUT.is_file() else None
-    path = asked / JSB_FILE if asked.is_dir() else asked
+    path = Path(asked) / JSB_FILE if Path(asked).is_dir() else Path(asked)
     if not path.is_file():
         raise FileNotFoundError(f"data: expected a file, got {path}")
     return path

@@ -1,4 +1,4 @@
-"""One call of an op at some sizes on a device: what is run, how much it has to do, who can do it."""
+"""One call of an op at some sizes on a device: the work it is, and the backends that can run it."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,14 +8,16 @@ from torch import Tensor
 
 from benchmarks import errors
 from benchmarks.errors import ADAM_OPTIONS, Inputs, Sizes
+from benchmarks.gpu.record import Record
 from dmm_fast import ops, reference
 from dmm_fast.ops import BackendError, backend
 
+SCANS = ("rnn_scan", "combiner_scan")
 Function = Callable[..., Any]
 
 
 def backends_of(op: str, device: str) -> list[str]:
-    """Who computes the op in float32 on the device in this build, the reference last."""
+    """The backends that compute the op in float32 on the device in this build, the reference last."""
     able = []
     for name in ops.BACKENDS[::-1]:
         with ops.use_backend(name):
@@ -24,6 +26,12 @@ def backends_of(op: str, device: str) -> list[str]:
             except BackendError:
                 continue
     return able
+
+
+def runnable(op: str, device: str, record: Record) -> list[str]:
+    """Those of the backends whose kernels of the op have not failed the smoke test."""
+    failed = {row["backend"] for row in record.found("smoke") if row["op"] == op and not row["ok"]}
+    return [name for name in backends_of(op, device) if name not in failed]
 
 
 def every_op() -> list[str]:
@@ -42,7 +50,7 @@ def by(name: str, op: str) -> Function:
 
 
 def reference_of(op: str) -> Function:
-    """The reference itself, for torch.compile: without checks and choice."""
+    """The reference itself, without checks and the choice of a backend."""
     function: Function = getattr(reference, op)
     return function
 
@@ -80,12 +88,19 @@ class Call:
         return lambda: self._gradients(_tuple(function(**self.inputs)))
 
     def backward(self, function: Function) -> Callable[[], Any]:
-        """The gradients alone, of one call made now."""
-        outputs = _tuple(function(**self.inputs))
-        return lambda: self._gradients(outputs, retain_graph=True)
+        """The gradients alone, of one call made now, with respect to copies of the arguments.
 
-    def _gradients(self, outputs: tuple[Tensor, ...], **options: Any) -> tuple[Tensor | None, ...]:
-        return torch.autograd.grad(outputs, self.wanted, self.incoming, allow_unused=True, **options)
+        The call's graph stays alive, and with it its leaves keep the stream it was made on: a capture on
+        another stream that shared them would fail (pytorch/pytorch#137483).
+        """
+        inputs = errors.map_tensors(self.inputs, Tensor.detach)
+        wanted = [tensor.requires_grad_() for _, tensor in errors.differentiable(inputs)]
+        outputs = _tuple(function(**inputs))
+        options = {"allow_unused": True, "retain_graph": True}
+        return lambda: torch.autograd.grad(outputs, wanted, self.incoming, **options)
+
+    def _gradients(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(outputs, self.wanted, self.incoming, allow_unused=True)
 
     # --- how much there is to do ------------------------------------------------------------------------
 

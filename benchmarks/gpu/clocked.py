@@ -1,21 +1,26 @@
-"""The rows of one implementation on one call: checked, then timed as it comes and from a CUDA graph."""
+"""One implementation of an op: checked against float64, then timed as it comes and from a CUDA graph."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.gpu.agreement import Agreement
-from benchmarks.gpu.calls import Call, Function
-from benchmarks.gpu.ceilings import Ceilings
+import torch
+
+from benchmarks import errors
+from benchmarks.correctness import Verdict
+from benchmarks.errors import EAGER_FACTOR, FLOOR
+from benchmarks.gate import GROSS_ERROR
+from benchmarks.gpu.calls import Call, Function, by, reference_of
 from benchmarks.gpu.measure import Step, time_calls, time_graph
-from benchmarks.gpu.record import last_lines
+from benchmarks.gpu.record import whole_traceback
 from benchmarks.gpu.stage import ProcessSpentError, Stage
+from benchmarks.gpu.stages.ceilings import Ceilings
 from benchmarks.timing import Samples
 
 Extra = Callable[[Samples], dict[str, Any]]
 
 
 class Part(NamedTuple):
-    """What is timed of a call, what a row says besides, and whether it is captured too."""
+    """A part of a call to time, the extra fields of its rows, and whether it is captured too."""
 
     what: str
     step: Step
@@ -23,12 +28,39 @@ class Part(NamedTuple):
     graph: bool = True
 
 
-def agrees(stage: Stage, agreement: Agreement, name: str, function: Function) -> bool:
-    """Whether the implementation is within its bounds; nothing is timed that is not."""
-    verdicts = agreement.verdicts(name, function)
-    for verdict in verdicts:
-        stage.record.correctness(verdict.as_dict())
-    return all(verdict.ok for verdict in verdicts)
+def verdicts(call: Call, case: str, name: str, function: Function) -> list[Verdict]:
+    """A row for the values and one for the gradients of a call, each the worst of its kind.
+
+    The call's arguments may have put a ReLU's input on two sides of zero: values do not mind, and a gradient
+    is held to :data:`~benchmarks.gate.GROSS_ERROR` where eager float32 is nearer than that.
+    """
+    results, inputs = errors.results_of(call.op), errors.map_tensors(call.inputs, torch.Tensor.detach)
+    truth = results(reference_of(call.op), errors.map_tensors(inputs, errors.to_double))
+    eager, got = (
+        errors.relative_errors(results(f, inputs), truth) for f in (reference_of(call.op), function)
+    )
+    rows = []
+    for kind, least in (("value", FLOOR), ("gradient", GROSS_ERROR)):
+        bounds = {key: max(EAGER_FACTOR * eager[key], least) for key in got if key.startswith(kind)}
+        if bounds:
+            worst = max(bounds, key=lambda key: got[key] / bounds[key])
+            ok = got[worst] <= bounds[worst]
+            rows.append(Verdict(f"{call.op}: worst {kind}", name, case, got[worst], bounds[worst], ok))
+    return rows
+
+
+def clock_if_right(
+    stage: Stage, suite: str, call: Call, case: str, name: str, parts: Callable[[Function], Sequence[Part]]
+) -> None:
+    """Time a backend's ``parts`` of a call; one that is beyond its bound is recorded and not timed."""
+    function = by(name, call.op)
+    if name != "reference":
+        rows = verdicts(call, case, name, function)
+        for row in rows:
+            stage.record.correctness(row.as_dict())
+        if not all(row.ok for row in rows):
+            return stage.record.not_run(case, name, "beyond its bound")
+    return clock(stage, suite, case, name, parts(function))
 
 
 def clock(stage: Stage, suite: str, case: str, impl: str, parts: Sequence[Part]) -> None:
@@ -48,13 +80,13 @@ def clock(stage: Stage, suite: str, case: str, impl: str, parts: Sequence[Part])
         try:
             samples = time_graph(part.step, seconds=seconds)
         except RuntimeError as error:
-            stage.record.not_run(where, replayed, f"not captured: {last_lines(error)}")
+            stage.record.not_run(where, replayed, f"not captured:\n{whole_traceback(error)}")
             raise ProcessSpentError from error
         stage.record.case(suite, where, replayed, samples.as_dict(), **part.extra(samples))
 
 
 def work_of(call: Call, ceilings: Ceilings, *, both: bool) -> Extra:
-    """What is said of a row that runs the call forward, or forward and backward."""
+    """The fields of a row that runs the call forward, or forward and backward."""
     nbytes = call.bytes_both() if both else call.bytes_forward()
     flops = call.flops() * (3 if both else 1)
     return lambda samples: ceilings.share(nbytes, flops, samples.median)

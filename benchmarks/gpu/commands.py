@@ -1,18 +1,23 @@
-"""Other programs: run with a limit, their output kept and shown."""
+"""Other programs: run with a limit, their output kept and, as a rule, shown."""
 
+import os
 import signal
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
+ROOT = Path(__file__).resolve().parents[2]
 # After an interrupt a program has this long for its last words.
 LAST_WORDS = 12.0
 
 
 class Ended(NamedTuple):
-    """How a program ended; ``status`` is None where the time was up."""
+    """The end of a program; ``status`` is None where its time was up."""
 
     status: int | None
     output: str
@@ -24,29 +29,46 @@ class Ended(NamedTuple):
 
 
 def run(
-    command: Sequence[str], seconds: float, *, env: Mapping[str, str] | None = None, echo: bool = True
+    command: Sequence[str],
+    seconds: float,
+    *,
+    env: Mapping[str, str] | None = None,
+    log: Path | None = None,
+    show: bool = True,
+    ready: str = "",
+    starting: float = 0.0,
+    own_group: bool = False,
+    last_words: float = LAST_WORDS,
 ) -> Ended:
     """Run ``command``. When the time is up it is interrupted, and killed if that does not end it.
 
-    What it has started itself ends with the stage, whose process group it shares.
+    The time begins when the program prints the line ``ready``, if one is given, for which it has ``starting``
+    seconds. With ``own_group`` all that it has started is killed with it, else with the caller's group.
     """
     # A shell that runs this in its background has told it to ignore interrupts, and programs inherit that.
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    with tempfile.TemporaryFile("w+", errors="replace") as output:
-        process = subprocess.Popen(command, env=env, stdout=output, stderr=output)
-        status: int | None = None
-        try:
-            status = process.wait(max(seconds, 0.1))
-        except subprocess.TimeoutExpired:
+    with suppress(ValueError):  # in another thread than the main one
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    with log.open("w+b") if log else tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=output, stderr=output, start_new_session=own_group
+        )
+        limit, status, text = time.monotonic() + (starting or seconds), None, ""
+        while status is None and time.monotonic() < limit:
+            with suppress(subprocess.TimeoutExpired):
+                status = process.wait(0.05)
+            # The program shares the file's offset; a read at a place of its own leaves that alone.
+            text, before = os.pread(output.fileno(), 1 << 28, 0).decode(errors="replace"), len(text)
+            if show:
+                sys.stdout.write(text[before:])
+                sys.stdout.flush()
+            if ready and ready in text.splitlines():
+                limit, ready = time.monotonic() + seconds, ""
+        if status is None:
             process.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(LAST_WORDS)
-        finally:
-            process.kill()
-            process.wait()
-        output.seek(0)
-        text = output.read()
-    if echo:
-        print(text, flush=True)
-    return Ended(status, text)
+                process.wait(last_words)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL) if own_group else process.kill()
+        process.wait()
+        return Ended(status, os.pread(output.fileno(), 1 << 28, 0).decode(errors="replace"))

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from benchmarks.timing import Samples
+from dmm_fast.graphed import CudaGraphs
 
-Step = Callable[[], object]
+Step = Callable[[], Any]
 
 MOST_ROUNDS, LEAST_ROUNDS = 30, 3
 WARM_UP = 3
@@ -49,23 +51,11 @@ def time_graph(step: Step, *, seconds: float = 0.3) -> Samples:
 
 
 def capture(step: Step) -> Step:
-    """``step`` as a CUDA graph: what replays it on the memory it was captured with."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    held = []
-    with torch.cuda.graph(graph):
-        held.append(step())  # results live as long as the graph that writes them
-
-    def replay() -> object:
-        graph.replay()
-        return held
-
-    return replay
+    """A function that replays ``step`` from a CUDA graph, on the memory it was captured with."""
+    graphs = CudaGraphs(torch.device("cuda", torch.cuda.current_device()))
+    for _ in range(WARM_UP):
+        graphs.run(step)
+    return graphs.capture(step)
 
 
 def _rounds(step: Step, device: str, count: int) -> list[float]:

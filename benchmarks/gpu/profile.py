@@ -1,7 +1,5 @@
 """Where the time of one step goes: what the device ran, kernel by kernel."""
 
-import gzip
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -36,7 +34,7 @@ def profiled(step: Callable[[], object], device: str, trace: Path | None = None)
             seen.step()
     kernels = _kernels(seen, on_gpu)
     if trace is not None:
-        _write_trace(seen, trace)
+        seen.export_chrome_trace(str(trace))
     return {"step_us": step_us, "busy_us": sum(k["us"] for k in kernels), "kernels": kernels}
 
 
@@ -63,11 +61,3 @@ def _by_the_clock(step: Callable[[], object], on_gpu: bool) -> float:
 def _wait(on_gpu: bool) -> None:
     if on_gpu:
         torch.cuda.synchronize()
-
-
-def _write_trace(seen: profile, path: Path) -> None:
-    plain = path.with_suffix("")
-    seen.export_chrome_trace(str(plain))
-    with plain.open("rb") as source, gzip.open(path, "wb") as target:
-        shutil.copyfileobj(source, target)
-    plain.unlink()

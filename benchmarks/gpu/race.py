@@ -19,7 +19,7 @@ from benchmarks.contestants import (
 )
 from benchmarks.correctness import Verdict
 from benchmarks.gate import gate
-from benchmarks.gpu.record import last_lines
+from benchmarks.gpu.record import whole_traceback
 from benchmarks.gpu.stage import ProcessSpentError, Stage, Unit
 from benchmarks.precision import IEEE, multiplied_in
 from benchmarks.racer import Contestant
@@ -40,8 +40,13 @@ REPLAYING: dict[Contestant, Contestant] = {
 def admissions(
     stage: Stage, case: Case, contestants: Sequence[Contestant], ours: Collection[str]
 ) -> Iterator[Unit]:
-    """A unit each: what cannot be compiled or captured here ends its own unit and is not timed later."""
+    """A unit each, once a run: what cannot be compiled or captured ends its unit and is not timed later."""
+    tried = _impls(stage, ADMITTED) | {
+        row["impl"] for row in stage.record.found("not_run") if row["case"] == "all"
+    }
     for contestant in contestants:
+        if contestant.name in tried:
+            continue
         run = partial(admit, stage, case, contestant, contestant.name in ours)
         yield Unit(f"admit {contestant.name}", run, UNIT_SECONDS)
 
@@ -59,15 +64,20 @@ def admit(stage: Stage, case: Case, contestant: Contestant, needed: bool) -> Non
                 for _ in range(2):
                     racer.run()
     except Exception as error:
-        stage.record.not_run("all", contestant.name, f"failed at its first steps: {last_lines(error)}")
+        stage.record.not_run("all", contestant.name, f"failed at its first steps: {whole_traceback(error)}")
         told = (f"{contestant.name} could not step",) if needed else ()
         raise ProcessSpentError(*told) from error
     stage.record.add(ADMITTED, {"impl": contestant.name})
 
 
-def replays(stage: Stage, case: Case, ours: Collection[str]) -> Iterator[Unit]:
-    """A unit for each who replays: the gate sees no replay."""
+def replays(
+    stage: Stage, case: Case, contestants: Sequence[Contestant], ours: Collection[str]
+) -> Iterator[Unit]:
+    """A unit for each that replays a graph, once a run: the gate sees no replay."""
+    done = _impls(stage, REPLAYED)
     for replaying, plain in REPLAYING.items():
+        if replaying not in contestants or replaying.name in done:
+            continue
         run = partial(compare, stage, case, plain, replaying, replaying.name in ours)
         yield Unit(f"replays of {replaying.name}", run, UNIT_SECONDS)
 

@@ -1,27 +1,36 @@
-"""What a stage has found, a line of JSON for each finding: whatever ends the stage, what is written stays."""
+"""Findings of a run, a line of JSON each, and the results file that is made of them.
+
+Nothing here imports torch. Whatever ends a process, the lines it has written stay.
+"""
 
 import json
+import os
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-LISTS = ("correctness", "cases", "profiles", "not_run")
-LAST_LINES = 12
+LISTS = ("smoke", "correctness", "cases", "profiles", "not_run")
 
 Row = dict[str, Any]
 
 
 class Record:
-    """Appends to a file; each line is on its way to the disk before the next finding is made."""
+    """Appends to a file; each line is on its way to the disk before the next finding is made.
+
+    ``replaced`` maps ops to the backend that computes them because their own kernels failed the smoke test;
+    every result from then on bears it.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.replaced: dict[str, str] = {}
 
     def add(self, kind: str, row: Mapping[str, Any]) -> None:
-        """One finding of a kind: ``meta``, ``detail``, ``unit`` or one of the results' lists."""
+        """One finding of a kind: one of the results' lists, or what the worker and the runner keep."""
+        marked = {"replaced": self.replaced} if self.replaced and kind in LISTS[1:] else {}
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, **row}) + "\n")
+            file.write(json.dumps({"kind": kind, **row, **marked}) + "\n")
 
     def case(self, suite: str, case: str, impl: str, timed: Mapping[str, Any], **extra: Any) -> None:
         """One row of times; ``timed`` are ``median_ms, min_ms, max_ms, n``."""
@@ -36,42 +45,84 @@ class Record:
             print(f"  BAD {row['op']}, {row['backend']}, {row['case']}: {error:.2e}, bound {bound:.2e}")
 
     def not_run(self, case: str, impl: str, why: str) -> None:
-        """What was left out."""
+        """An implementation that was left out of a case; ``why`` may be a whole traceback."""
         self.add("not_run", {"case": case, "impl": impl, "why": why})
         print(f"  not run: {case}, {impl}: {why}", flush=True)
 
     def detail(self, **fields: Any) -> None:
-        """What belongs to the stage as a whole."""
+        """Facts about the stage as a whole."""
         self.add("detail", fields)
-
-    def found(self, kind: str) -> list[Row]:
-        """The findings of a kind so far, those of processes before this one too."""
-        return of_kind(read(self._path), kind)
 
     def unit(self, name: str, seconds: float, error: str | None) -> None:
         """The end of a unit of the stage; ``error`` is None where it ended well."""
         self.add("unit", {"unit": name, "seconds": round(seconds, 3), "error": error})
 
+    def everything(self) -> list[Row]:
+        """All findings so far, in their order, those of earlier workers included."""
+        if not self._path.is_file():
+            return []
+        rows = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue  # the process was stopped while it wrote
+        return rows
 
-def read(path: Path) -> list[Row]:
-    """Every line that was written whole."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue  # the process was stopped while it wrote
-    return rows
+    def found(self, kind: str) -> list[Row]:
+        """The findings of a kind so far."""
+        return of_kind(self.everything(), kind)
+
+    def of_stage(self, name: str) -> list[Row]:
+        """The findings of a stage so far."""
+        rows, current = [], None
+        for row in self.everything():
+            current = row["name"] if row["kind"] == "stage_begun" else current
+            rows += [row] if current == name else []
+        return rows
+
+    def results(self, suite: str, names: Iterable[str]) -> dict[str, Any]:
+        """The results so far: the lists of findings, and a row for each stage."""
+        rows = self.everything()
+        meta = {key: value for row in of_kind(rows, "meta") for key, value in row.items()}
+        lists = {kind: of_kind(rows, kind) for kind in LISTS}
+        return {"suite": suite, "meta": meta, **lists, "stages": [self._summary(name) for name in names]}
+
+    def _summary(self, name: str) -> Row:
+        """The row of a stage. It is ok if every unit ended well and every comparison was within its bound."""
+        rows = self.of_stage(name)
+        ended, units = (of_kind(rows, kind) for kind in ("stage_ended", "unit"))
+        failures = [unit for unit in units if unit["error"]]
+        bad = [row for row in of_kind(rows, "correctness") if not row["ok"]]
+        errors = [row["error"] for row in ended if row["error"]]
+        if not ended:
+            errors.append("not ended" if rows else "not begun: no time was left")
+        errors += [f"{unit['unit']}: {unit['error'].splitlines()[-1]}" for unit in failures[:3]]
+        errors += [f"and {len(failures) - 3} more units"] if len(failures) > 3 else []
+        if bad:
+            errors.append(f"{len(bad)} beyond their bound, the first {bad[0]['op']} of {bad[0]['backend']}")
+        return {
+            "name": name,
+            "ok": not errors,
+            "seconds": round(sum(unit["seconds"] for unit in units), 2),
+            "error": "\n".join(errors) or None,
+            "failures": failures,
+            "detail": {key: value for row in of_kind(rows, "detail") for key, value in row.items()},
+        }
+
+
+def write(results: dict[str, Any], path: Path) -> None:
+    """Replace the file atomically, so that a reader never sees half of it."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    os.replace(new, path)
 
 
 def of_kind(rows: list[Row], kind: str) -> list[Row]:
-    """The rows of a kind, without the word that names it."""
+    """The rows of a kind, without the key that names it."""
     return [{k: v for k, v in row.items() if k != "kind"} for row in rows if row["kind"] == kind]
 
 
-def last_lines(error: BaseException) -> str:
-    """The end of the error's traceback."""
-    lines = "".join(traceback.format_exception(error)).strip().splitlines()
-    return "\n".join(lines[-LAST_LINES:])
+def whole_traceback(error: BaseException) -> str:
+    """The traceback of an error, its causes included."""
+    return "".join(traceback.format_exception(error)).strip()

@@ -1,221 +1,151 @@
-"""The stages one after another, each a process that may fail or hang without harm to the others.
+"""The stages of a run, one after another in a worker process that is replaced when a unit breaks it.
 
 Nothing here imports torch: where that fails, it is the error of a stage like any other.
 """
 
 import json
+import math
 import os
-import signal
-import subprocess
+import shutil
 import sys
-import tempfile
+import tarfile
 import time
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.record import LISTS, Record, Row, of_kind, read
+from benchmarks.gpu.commands import run
+from benchmarks.gpu.record import Record, of_kind, write
 
-ROOT = Path(__file__).resolve().parents[2]
-
-# The most seconds that each stage may take where there is time for all of them. Where there is not, a stage
-# has the same share of what is left as it has of these; what it leaves over goes to those after it.
-STAGES = {
-    "machine": 25,
-    "build": 150,
-    "kernels": 90,
-    "tests": 220,
-    "sanitizer": 100,
-    "errors": 45,
-    "derivatives": 30,
-    "ceilings": 20,
-    "rowwise": 100,
-    "scans": 110,
-    "steps": 240,
-    "quality": 200,
-    "profile": 30,
+# Where the units of each stage are listed (module and function in benchmarks.gpu.stages), and its seconds
+# when it is asked for by name.
+STAGES: dict[str, tuple[str, float]] = {
+    "machine": ("machine.units", 15),
+    "smoke": ("smoke.units", 20),
+    "kernels": ("kernels.units", 35),
+    "errors": ("errors.units", 30),
+    "replays": ("replays.units", 30),
+    "race": ("steps.race_units", 90),
+    "tests": ("tests.units", 80),
+    "scans": ("scans.units", 55),
+    "scan_sizes": ("scans.size_units", 60),
+    "epoch": ("steps.epoch_units", 30),
+    "quality": ("quality.units", 60),
+    "sizes": ("steps.size_units", 240),
+    "peers": ("steps.peer_units", 300),
+    "ceilings": ("ceilings.units", 20),
+    "rowwise": ("rowwise.units", 100),
 }
 
-# The stage that says where and with what; in a run after another it comes again, and has to say the same.
-MACHINE = "machine"
-SAME = ("commit", "device", "driver", "torch", "quick")
-# A stage ends with this when a unit has hung or broken the device: it is started again after that unit.
+# Whole runs of at most BUDGET seconds: the first says what is right and where the time goes, the second
+# measures what has been mended since. None of their stages runs nvcc, JAX, inductor or a sanitizer.
+BUDGET = 300.0
+FIRST = "machine=15 smoke=20 kernels=35 errors=30 replays=25 race=80 scans=55 quality=40"
+SECOND = "machine=5 smoke=20 replays=30 race=90 tests=75 scan_sizes=30 epoch=20 quality=30"
+PRESETS = {
+    preset: {name: float(seconds) for name, _, seconds in (word.partition("=") for word in words.split())}
+    for preset, words in (("first", FIRST), ("second", SECOND))
+}
+
+# A worker ends with this status when it should be replaced by a new one, which continues after the last unit.
 START_AGAIN = 75
-# Beyond its limit a stage may take this long to notice itself.
+# A worker has this many seconds beyond its limit to notice it.
 GRACE = 5.0
-# What a stage can do in less is not worth its start.
+# A worker is not started for less.
 LEAST = 3.0
+TRITON_CACHE = "triton-cache.tar.gz"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What all stages are run with."""
+    """Settings that all stages of a run share. ``stages`` are their budgets in seconds, ``end`` is the end of
+    the run on the clock of ``time.monotonic()``.
+    """
 
     out: Path
+    stages: dict[str, float] = field(default_factory=dict)
+    suite: str = "gpu"
     device: str = "cuda"
     quick: bool = False
-    keep_build: bool = False
     commit: str | None = None
-    data: Path | None = None
-    after: Path | None = None
+    data: str | None = None
+    plugin: str | None = None
+    triton_cache: str | None = None
+    end: float = math.inf
 
-    @property
-    def results(self) -> Path:
-        """Where everything is collected."""
-        return self.out / "results.json"
+    @cached_property
+    def record(self) -> Record:
+        """The findings so far."""
+        return Record(self.out / "rows.jsonl")
 
-    @property
-    def log(self) -> Path:
-        """What the stages print, in their order."""
-        return self.out / "stages.log"
+    def left(self) -> float:
+        """Seconds until the end."""
+        return self.end - time.monotonic()
+
+    def write_results(self) -> dict[str, Any]:
+        """Write the results so far, and return them."""
+        results = self.record.results(self.suite, self.stages)
+        write(results, self.out / "results.json")
+        return results
 
 
-def share(name: str, names: list[str], left: float) -> float:
-    """How many of the seconds that are left ``name`` may take when it is the next of ``names``."""
-    wanted = sum(STAGES[later] for later in names[names.index(name) :])
-    return STAGES[name] * min(1.0, left / wanted)
+def share(name: str, seconds: dict[str, float], left: float) -> float:
+    """The seconds that stage ``name`` gets of those left.
+
+    Budgets shrink in proportion where they exceed the time left; unused time goes to later stages.
+    """
+    names = list(seconds)
+    wanted = sum(seconds[later] for later in names[names.index(name) :])
+    return seconds[name] * min(1.0, left / wanted) if wanted else 0.0
 
 
-def run_stages(names: list[str], budget: float, options: Options) -> dict[str, Any]:
-    """Run the stages in their order and return the results, which are on the disk after each.
-
-    With ``options.after`` they are added to that run's.
+def run_stages(budget: float, options: Options) -> dict[str, Any]:
+    """Run the stages in their order, ``budget`` seconds in all, and return the results.
 
     Raises:
         FileExistsError: the folder holds results already.
-        ValueError: the earlier run has had one of these stages, whose rows would be there twice, or was of
-            another commit, device, driver or torch.
     """
-    options.out.mkdir(parents=True, exist_ok=True)
-    if options.results.exists():
-        raise FileExistsError(f"out: expected a folder without results.json, got {options.out}")
-    results = earlier(options.after)
-    done = {stage["name"] for stage in results["stages"]}
-    ordered = [name for name in STAGES if name in names]
-    twice = done.intersection(ordered) - {MACHINE}
-    if twice:
-        raise ValueError(f"after: expected a run without {', '.join(sorted(twice))}, got one with it")
-    end = time.monotonic() + budget
-    for name in ordered:
-        limit = share(name, ordered, end - time.monotonic())
-        print(f"{name}: up to {limit:.0f} s", flush=True)
-        rows, stage = run_stage(name, limit, options)
-        merge(results, rows, stage)
-        write(results, options.results)
-        print(f"  {'ok' if stage['ok'] else 'FAILED'} in {stage['seconds']:.0f} s", flush=True)
-        if stage["error"]:
-            print("    " + stage["error"].replace("\n", "\n    "), flush=True)
-    return results
+    out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    options = replace(options, out=out, end=time.monotonic() + budget)
+    if options.record.everything():
+        raise FileExistsError(f"out: expected a folder without results, got {out}")
+    cache = out / "triton-cache"
+    cache.mkdir()
+    if options.triton_cache:
+        with tarfile.open(options.triton_cache) as packed:
+            packed.extractall(cache, filter="data")  # nothing outside the folder, no devices
+    while _run_worker(options, {**os.environ, "TRITON_CACHE_DIR": str(cache)}):
+        pass
+    if any(cache.iterdir()):
+        with tarfile.open(out / TRITON_CACHE, "w:gz") as packed:
+            packed.add(cache, arcname=".")
+    shutil.rmtree(cache)
+    return options.write_results()
 
 
-def earlier(after: Path | None) -> dict[str, Any]:
-    """The results to add to: those of the file, or none yet."""
-    if after is None:
-        return {"suite": "gpu", "meta": {}, **{kind: [] for kind in LISTS}, "stages": []}
-    results: dict[str, Any] = json.loads(after.read_text(encoding="utf-8"))
-    return results
+def _run_worker(options: Options, env: dict[str, str]) -> bool:
+    """Run one worker; whether another should continue."""
+    if options.left() < LEAST:
+        return False
+    done, log = len(options.record.everything()), options.out / "stages.log"
+    ended = run(_command(options), options.left() + GRACE, env=env, log=log, own_group=True, last_words=0.0)
+    rows = options.record.everything()
+    if ended.status == 0:
+        return False
+    if ended.status != START_AGAIN:
+        # The worker could not record its end itself; a fault of a kernel, say.
+        begun, finished, stages = (of_kind(rows, kind) for kind in ("begun", "unit", "stage_begun"))
+        if len(begun) > len(finished):
+            options.record.unit(begun[-1]["unit"], 0.0, ended.describe())
+        else:
+            name = stages[-1]["name"] if stages else next(iter(options.stages))
+            options.record.add("stage_begun", {"name": name})
+            options.record.add("stage_ended", {"error": ended.describe()})
+    return len(rows) > done and ended.status is not None
 
 
-def run_stage(name: str, limit: float, options: Options) -> tuple[list[Row], Row]:
-    """What the stage found, and its own row; it is started anew after a unit that took it down."""
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.jsonl"
-        while True:
-            left = limit - (time.monotonic() - start)
-            done = len(of_kind(read(path), "unit"))
-            if left < LEAST:
-                ended: str | None = f"no time left, {done} units done"
-                break
-            ended = _run_process(_command(name, left, done, path, options), left + GRACE, options)
-            if ended is None or not _can_go_on(path, done, ended):
-                break
-        rows = read(path)
-    return rows, summary(name, rows, ended, time.monotonic() - start)
-
-
-def _can_go_on(path: Path, done: int, ended: str) -> bool:
-    """Whether a process that ended so has left the stage to another, further than the ``done`` units before.
-
-    One that a signal has ended, a fault of a kernel, say, could not write that its unit failed.
-    """
-    rows = read(path)
-    begun, finished = (of_kind(rows, kind) for kind in ("begun", "unit"))
-    if ended.startswith("exit status -") and len(begun) > len(finished):
-        Record(path).unit(begun[-1]["unit"], 0.0, ended)
-        return True
-    return ended.startswith(f"exit status {START_AGAIN}") and len(finished) > done
-
-
-def summary(name: str, rows: list[Row], ended: str | None, seconds: float) -> Row:
-    """The stage's row: it is ok where every unit ended well and everything compared was within its bound."""
-    failures = [unit for unit in of_kind(rows, "unit") if unit["error"]]
-    bad = [row for row in of_kind(rows, "correctness") if not row["ok"]]
-    errors = [ended] if ended else []
-    errors += [f"{unit['unit']}: {unit['error'].splitlines()[-1]}" for unit in failures[:3]]
-    errors += [f"and {len(failures) - 3} more units"] if len(failures) > 3 else []
-    if bad:
-        errors.append(f"{len(bad)} beyond their bound, the first {bad[0]['op']} of {bad[0]['backend']}")
-    return {
-        "name": name,
-        "ok": not errors,
-        "seconds": round(seconds, 2),
-        "error": "\n".join(errors) or None,
-        "failures": failures,
-        "detail": {key: value for row in of_kind(rows, "detail") for key, value in row.items()},
-    }
-
-
-def merge(results: dict[str, Any], rows: list[Row], stage: Row) -> None:
-    """Add a stage to the results, in place of the same of an earlier run."""
-    for kind in LISTS:
-        results[kind] += of_kind(rows, kind)
-    for row in of_kind(rows, "meta"):
-        for name in SAME:
-            then, now = results["meta"].get(name, row.get(name)), row.get(name)
-            if then != now:
-                raise ValueError(f"after: expected a run with {name} {now}, as now, got one with {then}")
-        results["meta"] |= row
-    results["stages"] = [other for other in results["stages"] if other["name"] != stage["name"]]
-    results["stages"].append(stage)
-
-
-def write(results: dict[str, Any], path: Path) -> None:
-    """In one go: a reader never sees half of it."""
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    os.replace(new, path)
-
-
-def _command(name: str, left: float, skip: int, path: Path, options: Options) -> list[str]:
-    command = [sys.executable, "-u", "-m", "benchmarks.gpu.stage", name]
-    command += ["--rows", str(path), "--out", str(options.out.resolve()), "--device", options.device]
-    command += ["--seconds", f"{left:.1f}", "--skip", str(skip)]
-    command += ["--quick"] * options.quick + ["--keep-build"] * options.keep_build
-    command += ["--data", str(options.data.resolve())] if options.data else []
-    return command + (["--commit", options.commit] if options.commit else [])
-
-
-def _run_process(command: list[str], limit: float, options: Options) -> str | None:
-    """Run to the end or the limit, with everything it starts. None, or how it ended and its last words."""
-    with options.log.open("ab") as log:
-        begin = log.tell()
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
-        try:
-            status: int | None = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            status = None
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # a child may have outlived it
-        process.wait()
-    if status == 0:
-        return None
-    ended = f"no end within {limit:.0f} s" if status is None else f"exit status {status}"
-    return "\n".join([ended, *_tail(options.log, begin)])
-
-
-def _tail(path: Path, begin: int, lines: int = 8) -> list[str]:
-    with path.open("rb") as file:
-        file.seek(begin)
-        return file.read().decode(errors="replace").splitlines()[-lines:]
+def _command(options: Options) -> list[str]:
+    told = json.dumps(asdict(options), default=str)
+    return [sys.executable, "-u", "-m", "benchmarks.gpu.stage", told]

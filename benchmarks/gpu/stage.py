@@ -1,82 +1,68 @@
-"""One stage in a process of its own: ``python -m benchmarks.gpu.stage NAME ..`` is what the runner starts.
+"""The worker of a run: ``python -m benchmarks.gpu.stage OPTIONS`` is what the runner starts.
 
-A stage is a list of units. A unit that raises is recorded and the next begins. One that hangs, or leaves the
-device broken, ends the process with :data:`~benchmarks.gpu.runner.START_AGAIN`; a new one goes on after it.
+A stage is a list of units, and all units share this process. A unit that raises is recorded and the next
+begins. One that hangs, or leaves the device broken, ends the process with
+:data:`~benchmarks.gpu.runner.START_AGAIN`; a new worker continues after it.
 """
 
-import argparse
 import faulthandler
 import importlib
+import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.gpu.record import Record, last_lines
-from benchmarks.gpu.runner import GRACE, START_AGAIN
+from benchmarks.gpu.record import of_kind, whole_traceback
+from benchmarks.gpu.runner import GRACE, STAGES, START_AGAIN, Options, share
 
 
 class ProcessSpentError(RuntimeError):
-    """What a unit raises when this process is not to be trusted with another one.
+    """Raised by a unit after which this process should run no other unit.
 
-    A capture that fails can leave torch's allocator as if it went on. With a message the unit has failed;
-    without, all there is to say is in the record.
+    A capture that fails can leave torch's allocator in capture mode, and a profiler slows down every later
+    launch. With a message the unit has failed; without, the record says all there is to say.
     """
 
 
 class Unit(NamedTuple):
-    """A part of a stage that may fail by itself; past ``seconds`` it is taken to hang."""
+    """A part of a stage that may fail by itself; after ``seconds`` it is considered hung."""
 
     name: str
     run: Callable[[], object]
     seconds: float = 30.0
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What a stage is given."""
-
-    record: Record
-    out: Path
-    device: str
-    end: float
-    quick: bool = False
-    keep_build: bool = False
-    commit: str | None = None
-    data: Path | None = None
-
-    def left(self) -> float:
-        """Seconds until this stage has to be over."""
-        return self.end - time.monotonic()
+class Stage(Options):
+    """The surroundings of a stage's units: the settings of the run, but with the ``end`` of the stage."""
 
 
-def run_units(units: Sequence[Unit], stage: Stage, skip: int) -> None:
-    """Run them all but the first ``skip``; where the time is up, those that are left are named."""
-    for number in range(skip, len(units)):
-        unit, later = units[number], units[number + 1 :]
+def run_units(units: Sequence[Unit], stage: Stage) -> None:
+    """Run them in order; those that no time is left for are recorded as not run."""
+    for number, unit in enumerate(units):
         if stage.left() <= 0:
-            _name_left(stage, units[number:])
-            return
+            return _name_left(stage, units[number:])
         start = time.monotonic()
         stage.record.add("begun", {"unit": unit.name})
-        watch = _watch(unit, later, stage, start)
+        watch = _watch(unit, units[number:], stage, start)
         error, unfit = None, False
         try:
             unit.run()
         except ProcessSpentError as raised:
             unfit = True
-            error = last_lines(raised) if raised.args else None
+            error = whole_traceback(raised) if raised.args else None
         except Exception as raised:
-            error = last_lines(raised)
+            error = whole_traceback(raised)
             print(f"  FAILED {unit.name}: {error}", flush=True)
         watch.cancel()
         stage.record.unit(unit.name, time.monotonic() - start, error)
+        stage.write_results()
         if unfit or (error and stage.device == "cuda" and not device_works()):
             leave(START_AGAIN)
+    return None
 
 
 def _name_left(stage: Stage, units: Sequence[Unit]) -> None:
@@ -84,21 +70,23 @@ def _name_left(stage: Stage, units: Sequence[Unit]) -> None:
         stage.record.not_run(unit.name, "all", "the time of the stage was spent")
 
 
-def _watch(unit: Unit, later: Sequence[Unit], stage: Stage, start: float) -> threading.Timer:
-    """What ends the process when the unit takes too long, with every thread's traceback in the log.
+def _watch(unit: Unit, units: Sequence[Unit], stage: Stage, start: float) -> threading.Timer:
+    """A timer that ends the process when the unit takes too long, with every thread's traceback in the log.
 
-    A unit that is cut off by the end of the stage has not failed, unless the stage is all it needs.
+    A unit that is cut off by the end of its stage has not failed, unless it may take all of the stage.
     """
     left = stage.left() + GRACE / 2
-    cut_off = left < unit.seconds < float("inf")
     seconds = min(unit.seconds, left)
 
     def expired() -> None:
         faulthandler.dump_traceback()
+        cut_off = left < unit.seconds < float("inf")
+        why = None if cut_off else f"no end within {seconds:.0f} s"
+        stage.record.unit(unit.name, time.monotonic() - start, why)
         if cut_off:
-            _name_left(stage, [unit, *later])
-            leave(0)
-        stage.record.unit(unit.name, time.monotonic() - start, f"no end within {seconds:.0f} s")
+            _name_left(stage, units)
+            stage.record.add("stage_ended", {"error": None})
+        stage.write_results()
         leave(START_AGAIN)
 
     timer = threading.Timer(seconds, expired)
@@ -124,42 +112,48 @@ def device_works() -> bool:
     return True
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one stage. Returns 0: what failed is in the record."""
-    args = _parser().parse_args(argv)
-    stage = Stage(
-        record=Record(Path(args.rows)),
-        out=Path(args.out),
-        device=args.device,
-        end=time.monotonic() + args.seconds,
-        quick=args.quick,
-        keep_build=args.keep_build,
-        commit=args.commit,
-        data=None if args.data is None else Path(args.data),
-    )
-    print(f"\n--- {args.name}", flush=True)
-    units = importlib.import_module(f"benchmarks.gpu.stages.{args.name}").units
-    run_units(list(units(stage)), stage, args.skip)
+def run_stage(name: str, options: Options) -> None:
+    """Run a stage from where an earlier worker has left it, and record its end."""
+    before = options.record.of_stage(name)
+    if options.left() <= 0 or of_kind(before, "stage_ended"):
+        return
+    spent = {unit["unit"]: unit["seconds"] for unit in of_kind(before, "unit")}
+    budgets = options.stages | {name: max(options.stages[name] - sum(spent.values()), 0.0)}
+    limit = share(name, budgets, options.left())
+    stage = Stage(**{**vars(options), "end": time.monotonic() + limit})
+    stage.record.add("stage_begun", {"name": name})
+    print(f"\n--- {name}: up to {limit:.0f} s", flush=True)
+    module, _, function = STAGES[name][0].rpartition(".")
+    error = None
+    try:
+        units: Callable[[Stage], Iterable[Unit]]
+        units = getattr(importlib.import_module(f"benchmarks.gpu.stages.{module}"), function)
+        listed = [unit for unit in units(stage) if unit.name not in spent]
+    except Exception as raised:
+        error = whole_traceback(raised)
+        print(f"  FAILED {name}: {error}", flush=True)
+    else:
+        run_units(listed, stage)
+    stage.record.add("stage_ended", {"error": error})
+    stage.write_results()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the stages that have not ended yet. Returns 0: what failed is in the record."""
+    told = json.loads(argv[0])
+    options = Options(**{**told, "out": Path(told["out"])})
+    if options.plugin:
+        importlib.import_module(options.plugin).install()
+    from benchmarks.gpu.smoke import fall_back
+
+    fall_back(options.record, options.device)
+    for name in options.stages:
+        run_stage(name, options)
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.stage", description=__doc__)
-    parser.add_argument("name")
-    parser.add_argument("--rows", required=True)
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--device", required=True)
-    parser.add_argument("--seconds", type=float, required=True)
-    parser.add_argument("--skip", type=int, default=0)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--keep-build", action="store_true")
-    parser.add_argument("--commit")
-    parser.add_argument("--data")
-    return parser
 
 
 if __name__ == "__main__":
     # Through the module that the stages import: what they raise are its exceptions, not this script's. All is
     # on the disk by then, and threads that compilers leave behind would abort an orderly end.
     module = importlib.import_module("benchmarks.gpu.stage")
-    module.leave(module.main())
+    module.leave(module.main(sys.argv[1:]))

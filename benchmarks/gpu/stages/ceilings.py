@@ -1,13 +1,39 @@
-"""What this device does at its best: a copy in its memory, products in IEEE float32 and in TF32."""
+"""The measured peaks of the device: a copy in its memory, and products of large matrices."""
 
 from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks import precision
-from benchmarks.gpu.ceilings import COPY, IEEE, SUITE, TF32
 from benchmarks.gpu.measure import time_calls
+from benchmarks.gpu.record import Record
 from benchmarks.gpu.stage import Stage, Unit
+
+SUITE = "ceilings"
+COPY, IEEE, TF32 = "copy", "fp32 matrix product", "tf32 matrix product"
+
+
+class Ceilings(NamedTuple):
+    """Bytes and operations a second, where they have been measured."""
+
+    bytes_per_second: float | None = None
+    flops_per_second: float | None = None
+
+    def share(self, nbytes: int, flops: int, ms: float) -> dict[str, Any]:
+        """The work of a row, the least time it could take, and that time over the one it took."""
+        told: dict[str, Any] = {"bytes": nbytes, "flops": flops, "floor_ms": None, "share": None}
+        if self.bytes_per_second and self.flops_per_second:
+            floor = 1e3 * max(nbytes / self.bytes_per_second, flops / self.flops_per_second)
+            told |= {"floor_ms": floor, "share": floor / ms if ms > 0 else None}
+        return told
+
+
+def measured(record: Record) -> Ceilings:
+    """Those that the run has measured so far."""
+    rows = [row for row in record.found("cases") if row["suite"] == SUITE]
+    rates = {row["case"]: row["extra"]["per_second"] for row in rows}
+    return Ceilings(rates.get(COPY), rates.get(IEEE))
 
 
 def units(stage: Stage) -> Iterator[Unit]:

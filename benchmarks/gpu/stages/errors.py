@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from benchmarks import errors
-from benchmarks.gpu.calls import backends_of, every_op
+from benchmarks.gpu.calls import every_op, runnable
 from benchmarks.gpu.stage import Stage, Unit
 
 
@@ -13,7 +13,7 @@ def units(stage: Stage) -> Iterator[Unit]:
     sizes = errors.QUICK if stage.quick else errors.Sizes()
     stage.record.detail(about=errors.about(sizes))
     for op in every_op():
-        for name in backends_of(op, stage.device):
+        for name in runnable(op, stage.device, stage.record):
             if name != "reference":
                 yield Unit(f"{op}, {name}", partial(hold, stage, op, name, sizes))
 

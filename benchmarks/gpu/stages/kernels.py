@@ -1,11 +1,10 @@
-"""Every op once, in many processes: so Triton compiles on all processors what is timed later on one."""
+"""Every op once at the tutorial's sizes, in many processes: Triton compiles on all processors."""
 
 import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
-from benchmarks.gpu.commands import LAST_WORDS, Ended, run
+from benchmarks.gpu.commands import LAST_WORDS, run
 from benchmarks.gpu.stage import Stage, Unit
 
 MOST_PROCESSES = 14
@@ -17,18 +16,13 @@ def units(stage: Stage) -> Iterator[Unit]:
 
 
 def compile_all(stage: Stage) -> None:
-    """Split the jobs over processes; what fails in one is told by its output."""
-    parts = min(MOST_PROCESSES, os.cpu_count() or 1)
-    with ThreadPoolExecutor(parts) as pool:
-        every = list(pool.map(lambda part: _part(stage, part, parts), range(parts)))
-    said = [line for ended in every for line in ended.output.splitlines()]
-    stage.record.detail(exercised=sum(line.startswith("exercised ") for line in said))
-    bad = [ended for ended in every if ended.status != 0]
-    if bad:
-        raise RuntimeError(f"{len(bad)} of {parts} processes failed, one: {bad[0].describe()}")
-
-
-def _part(stage: Stage, part: int, parts: int) -> Ended:
+    """Raise where one of the ops failed, with the end of the output."""
+    processes = min(MOST_PROCESSES, os.cpu_count() or 1)
     command = [sys.executable, "-m", "benchmarks.gpu.exercise", "--device", stage.device]
-    command += ["--part", str(part), str(parts)] + ["--all"] * (not stage.quick)
-    return run(command, stage.left() - LAST_WORDS)
+    command += ["--processes", str(processes)] + ["--tutorial"] * (not stage.quick)
+    failed = [row for row in stage.record.found("smoke") if not row["ok"]]
+    command += ["--without", *(f"{row['op']}:{row['backend']}" for row in failed)]
+    ended = run(command, stage.left() - LAST_WORDS)
+    stage.record.detail(exercised=ended.output.count("\nexercised ") + ended.output.startswith("exercised "))
+    if ended.status != 0:
+        raise RuntimeError(f"exercise: {ended.describe(20)}")

@@ -1,29 +1,67 @@
-"""Where and with what: the results' ``meta``."""
+"""The machine, the versions and the library of a run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
 from benchmarks import machine
 from benchmarks.gpu.stage import Stage, Unit
+from dmm_fast import ops
+from dmm_fast.cuda.plan import CLUSTER_SIZES, cuda_device
 
 
 def units(stage: Stage) -> Iterator[Unit]:
-    """What was run where, and the clocks before anything has run."""
+    """Versions, the library, the clocks before anything has run, and facts about the GPU."""
     yield Unit("meta", lambda: stage.record.add("meta", meta(stage)))
-    yield Unit("clocks", lambda: stage.record.detail(clocks=machine.clocks()))
+    asked: dict[str, Callable[[], object]]
+    asked = {"library": partial(library, stage.device), "clocks": machine.clocks}
     if stage.device == "cuda":
-        yield Unit("properties", lambda: stage.record.detail(properties=properties()))
+        asked |= {"properties": properties, "stream": stream, "clusters_at_once": clusters}
+    for name, ask in asked.items():
+        yield Unit(name, partial(tell, stage, name, ask))
+
+
+def tell(stage: Stage, name: str, ask: Callable[[], object]) -> None:
+    """Record and print the answer."""
+    found = ask()
+    stage.record.detail(**{name: found})
+    print(f"  {name}: {found}", flush=True)
 
 
 def meta(stage: Stage) -> dict[str, object]:
-    """As every suite has it; the commit as it was told where git knows none."""
+    """The facts that every suite records; the commit as it was given where git knows none."""
     known = machine.meta(torch.device(stage.device), quick=stage.quick)
     return known | ({"commit": stage.commit} if stage.commit else {})
 
 
+def library(device: str) -> dict[str, object]:
+    """The compiled library that was found.
+
+    Raises:
+        RuntimeError: it has no kernels for the device.
+    """
+    found = ops.info()
+    if not found["cuda_architectures" if device == "cuda" else "instruction_set"]:
+        raise RuntimeError(f"the library: expected kernels for {device}, got none: {found['missing']}")
+    return {key: found[key] for key in ("instruction_set", "cuda_architectures", "missing")}
+
+
 def properties() -> dict[str, object]:
-    """What torch knows of the GPU."""
+    """The properties of the GPU that torch knows."""
     found = torch.cuda.get_device_properties(0)
     names = ("name", "major", "minor", "multi_processor_count", "total_memory", "L2_cache_size")
     return {name: getattr(found, name, None) for name in names}
+
+
+def stream() -> str:
+    """Whether a kernel runs on torch's current stream, which the library has to find."""
+    ring = torch.randn(1, 4, device="cuda")
+    found = torch.equal(torch.ops.dmm_fast.exchange_floor(ring, 0, 1, 32), ring)
+    return "found" if found else "a kernel on it computed something else"
+
+
+def clusters() -> dict[str, int]:
+    """How many clusters of each size run at a time with all the shared memory that a block may have."""
+    device = cuda_device(torch.cuda.current_device())
+    return {str(size): device.at_once(size) for size in CLUSTER_SIZES[1:]}

@@ -1,0 +1,229 @@
+"""A smoke test of each CUDA kernel in a process of its own: ``python -m benchmarks.gpu.smoke KERNEL`` is one.
+
+A kernel is held to the float64 reference on ragged batches, small and of the tutorial's size. A process that
+crashes or hangs says nothing about the others. The op of a kernel that fails is computed by another backend
+from then on.
+"""
+
+import argparse
+import importlib
+import itertools
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks import errors
+from benchmarks.errors import EAGER_FACTOR, FLOOR, QUICK, Inputs, Results, Sizes
+from benchmarks.gpu.calls import backends_of, by, reference_of
+from benchmarks.gpu.record import Record, Row, whole_traceback
+from benchmarks.precision import IEEE, TF32, multiplied_in
+from dmm_fast import native, ops
+
+SMALL = Sizes(B=5, T=7, D=7, Z=17, H=37, R=33, E=19)
+# So many rows that the planner takes tensor cores, where they are allowed.
+WIDE = Sizes(B=1024, T=6, H=200)
+# What ten bits of a factor allow after a few dozen steps.
+TF32_BOUND = 5e-3
+# A number is bad when it is off by this many times the bound of its tensor, in units of the root mean square.
+OUTLIER = 30.0
+READY, RESULT = "ready", "smoke: "
+
+
+class Kernel(NamedTuple):
+    """A CUDA kernel under test. Whether a scan is ``descending`` in time tells what it computed first."""
+
+    op: str
+    backward: bool = False
+    descending: bool = False
+    precision: str = IEEE
+
+
+KERNELS = {
+    "rnn_scan forward": Kernel("rnn_scan", descending=True),
+    "rnn_scan backward": Kernel("rnn_scan", backward=True),
+    "rnn_scan forward, tf32": Kernel("rnn_scan", descending=True, precision=TF32),
+    "rnn_scan backward, tf32": Kernel("rnn_scan", backward=True, precision=TF32),
+    "combiner_scan forward": Kernel("combiner_scan"),
+    "combiner_scan backward": Kernel("combiner_scan", backward=True, descending=True),
+    "clipped_adam": Kernel("clipped_adam"),
+}
+FLOOR_KERNEL = "exchange_floor"
+FLOOR_STORES = ("async_b32", "async_v2", "async_v4", "plain")
+EVERY = (*KERNELS, FLOOR_KERNEL)
+ROW = ("error", "bound", "worst", "nan", "first_bad", "by_step", "hang", "failed", "seconds")
+
+
+def under_test(op: str, device: str) -> str:
+    """The backend whose kernel is tested: CUDA's where it computes the op, on a CPU as a rule C++'s."""
+    return backends_of(op, device)[0]
+
+
+def fall_back(record: Record, device: str) -> None:
+    """Have the ops whose kernels failed computed by the next backend, in this process and from now on."""
+    for row in record.found("smoke"):
+        op = row["op"]
+        if row["ok"] or op in record.replaced or op == FLOOR_KERNEL:
+            continue
+        record.replaced[op] = next(name for name in backends_of(op, device) if name != row["backend"])
+        ops.use_backend(record.replaced[op], ops=(op,))
+        print(f"{op} is computed by {record.replaced[op]}: {row['kernel']} failed its smoke test", flush=True)
+
+
+# --- one kernel -----------------------------------------------------------------------------------------
+
+
+def check(kernel: Kernel, device: str, quick: bool) -> Row:
+    """The worst result of a kernel over all its cases."""
+    backend, worst = under_test(kernel.op, device), None
+    with multiplied_in(kernel.precision):
+        for inputs, options in cases(kernel, quick):
+            inputs = errors.map_tensors(inputs, lambda tensor: tensor.to(device))
+            for row in compare(kernel, backend, inputs, options):
+                worst = row if worst is None or _rank(row) > _rank(worst) else worst
+    assert worst is not None
+    return worst | {"backend": backend}
+
+
+def check_floor(device: str) -> Row:
+    """The exchange floor: rings of numbers have to turn by one place a step, however they are stored."""
+    if not has_floor(device):
+        return {"ok": True, "worst": "no such kernel here"}
+    rings, wrong = torch.randn(2, 8 * 40, device=device), []
+    for store, steps in itertools.product(FLOOR_STORES, (1, 2, 129)):
+        turned = torch.ops.dmm_fast.exchange_floor(rings, steps, 8, 256, store, 1)
+        wrong += [] if torch.equal(turned, rings.roll(-steps, 1)) else [f"{store}, {steps} steps"]
+    hang = _hang()
+    return {"ok": not wrong and hang is None, "worst": ", ".join(wrong), "hang": hang}
+
+
+def has_floor(device: str) -> bool:
+    """Whether the library has the exchange floor for the device."""
+    return device == "cuda" and bool(native.cuda_architectures())
+
+
+def cases(kernel: Kernel, quick: bool) -> list[tuple[Inputs, dict[str, Any]]]:
+    """Arguments and options: small, ReLUs kept off zero, and of the tutorial's size; ragged both.
+
+    A recurrence of the tutorial's size is of tanh: of so many inputs of a ReLU some would change their sign.
+    """
+    small, large = (QUICK, QUICK) if quick else (SMALL, WIDE if kernel.precision == TF32 else Sizes())
+    smooth = {"nonlinearity": "tanh"} if kernel.op == "rnn_scan" else {}
+    drawn = errors.draw_once(kernel.op, large, "ragged", torch.Generator().manual_seed(1))
+    if kernel.precision == TF32:  # its roundings are larger than any margin around zero
+        return [(drawn, smooth)]
+    return [(errors.draw(kernel.op, small, "ragged", seed=0), {}), (drawn, smooth)]
+
+
+def compare(kernel: Kernel, backend: str, inputs: Inputs, options: dict[str, Any]) -> list[Row]:
+    """A row for each value, or each gradient, of one case."""
+    reference, ours = (partial(f, **options) for f in (reference_of(kernel.op), by(backend, kernel.op)))
+    truth = results(kernel, reference, errors.map_tensors(inputs, errors.to_double))
+    eager = errors.relative_errors(results(kernel, reference, inputs), truth)
+    _poison(next(iter(truth.values())).device)
+    got, hang = results(kernel, ours, inputs), _hang()
+    T = inputs["h" if kernel.op == "combiner_scan" else "x_proj"].shape[1] if "lengths" in inputs else 0
+    rows = []
+    for name, off in errors.relative_errors(got, truth).items():
+        bound = TF32_BOUND if kernel.precision == TF32 else max(EAGER_FACTOR * eager[name], FLOOR)
+        row = {"ok": off <= bound and hang is None, "error": _finite(off), "bound": bound, "worst": name}
+        rows.append(row | {"hang": hang} | where_bad(got[name], truth[name], T, kernel.descending, row))
+    return rows
+
+
+def results(kernel: Kernel, function: Any, inputs: Inputs) -> Results:
+    """The values of a forward kernel, or the gradients of a backward one, by name."""
+    if kernel.op == "clipped_adam" or kernel.backward:
+        every = errors.results_of(kernel.op)(function, inputs)
+        return {
+            name: value for name, value in every.items() if name.startswith("gradient") == kernel.backward
+        }
+    with torch.no_grad():
+        outputs = function(**inputs)
+    return (
+        dict(zip(("z", "loc", "pre_scale"), outputs, strict=True))
+        if kernel.op != "rnn_scan"
+        else {"h": outputs}
+    )
+
+
+def where_bad(got: Tensor, truth: Tensor, T: int, descending: bool, row: Row) -> Row:
+    """The count of NaN, the error of each time step, and the first bad number in the order of computation.
+
+    Rows of ``[B, T, units]`` are compared step by step; of anything else only the index is told.
+    """
+    off, rms = (got.double() - truth).abs(), truth.square().mean().sqrt().clamp_min(1e-30)
+    sequences = truth.dim() == 3 and truth.shape[1] == T
+    by_step = (off.square().mean((0, 2)).sqrt() / rms).tolist() if sequences else []
+    first: dict[str, int] | None = None
+    if not row["ok"]:
+        bad = ~(off <= OUTLIER * row["bound"] * rms)  # NaN is bad
+        at = bad.nonzero() if bad.any() else (off == off.max()).nonzero()
+        if sequences:  # the first time step that was computed, then row and unit
+            when = -at[:, 1] if descending else at[:, 1]
+            at = at[when == when.min()]
+        names = ("row", "t", "unit") if sequences else [f"dim {d}" for d in range(at.shape[1])]
+        first = dict(zip(names, at[0].tolist(), strict=True))
+    return {"nan": int(got.isnan().sum()), "by_step": list(map(_finite, by_step)), "first_bad": first}
+
+
+def _rank(row: Row) -> tuple[bool, bool, float]:
+    """The worst comes last; of what failed, a result with time steps tells the most."""
+    told = not row["ok"] and bool(row["by_step"])
+    return not row["ok"], told, math.inf if row["error"] is None else row["error"] / row["bound"]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no other numbers
+
+
+def _hang() -> str | None:
+    """The record of a wait that did not end, after all work is done."""
+    try:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        native.raise_on_hang()
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def _poison(device: torch.device) -> None:
+    """Leave NaN in the memory that the allocator gives out next."""
+    if device.type == "cuda":
+        for numbers in (1 << 26, 1 << 18):
+            torch.full((numbers,), math.nan, device=device)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check one kernel and print its row."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.smoke", description=__doc__)
+    parser.add_argument("kernel", choices=EVERY)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--plugin")
+    args = parser.parse_args(argv)
+    if args.plugin:
+        importlib.import_module(args.plugin).install()
+    torch.zeros(1, device=args.device)  # makes the context, which is not the kernel's time
+    print(READY, flush=True)
+    start, kernel = time.monotonic(), KERNELS.get(args.kernel)
+    row: Row = dict.fromkeys(ROW) | {"kernel": args.kernel, "backend": "cuda"}
+    row["op"] = kernel.op if kernel else FLOOR_KERNEL
+    try:
+        found = check(kernel, args.device, args.quick) if kernel else check_floor(args.device)
+    except Exception as error:
+        print(whole_traceback(error), flush=True)
+        return 1
+    print(RESULT + json.dumps(row | found | {"seconds": round(time.monotonic() - start, 2)}), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""Every CUDA kernel in a process of its own, all at once, each with a limit that begins when it is ready."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from benchmarks.gpu.commands import run
+from benchmarks.gpu.record import Row
+from benchmarks.gpu.smoke import EVERY, KERNELS, READY, RESULT, ROW, fall_back, under_test
+from benchmarks.gpu.stage import Stage, Unit
+from benchmarks.report.smoke import smoke_table
+
+# For a kernel, once its process has imported torch and made its context; and for that.
+SECONDS, STARTING = 10.0, 45.0
+MOST_PROCESSES = 8
+
+
+def units(stage: Stage) -> Iterator[Unit]:
+    """All kernels at once."""
+    yield Unit("smoke", partial(check_all, stage), seconds=STARTING + 2 * SECONDS)
+
+
+def check_all(stage: Stage) -> None:
+    """Write a row for each kernel, and go on without those that fail."""
+    parts = max(1, min(MOST_PROCESSES, os.cpu_count() or 1))
+    with ThreadPoolExecutor(parts) as pool:
+        rows = list(pool.map(partial(run_kernel, stage), EVERY))
+    for row in rows:
+        stage.record.add("smoke", row)
+    print(smoke_table(rows), flush=True)
+    fall_back(stage.record, stage.device)
+    failed = [row["kernel"] for row in rows if not row["ok"]]
+    if failed:
+        raise RuntimeError(f"failed the smoke test: {', '.join(failed)}")
+
+
+def run_kernel(stage: Stage, name: str) -> Row:
+    """The row that the kernel's process prints, or one that says how it ended without."""
+    command = [sys.executable, "-u", "-m", "benchmarks.gpu.smoke", name, "--device", stage.device]
+    command += ["--quick"] * stage.quick + (["--plugin", stage.plugin] if stage.plugin else [])
+    ended = run(command, SECONDS, show=False, ready=READY, starting=STARTING, last_words=0.0)
+    for line in ended.output.splitlines():
+        if line.startswith(RESULT):
+            row: Row = json.loads(line.removeprefix(RESULT))
+            return row
+    op = KERNELS[name].op if name in KERNELS else name
+    backend = under_test(op, stage.device) if name in KERNELS else "cuda"
+    told = {"kernel": name, "op": op, "backend": backend, "ok": False, "failed": ended.describe(40)}
+    return dict.fromkeys(ROW) | told

@@ -1,0 +1,66 @@
+"""The smoke test of the kernels, and the end of a run's output."""
+
+from typing import Any
+
+from benchmarks.report.markdown import NOTHING, cell, table
+from benchmarks.report.profiles import profile_tables
+from benchmarks.report.results import Results, Row
+
+LINES = 60
+
+
+def last_words(results: Results) -> str:
+    """How the stages ended; then, in :data:`LINES` lines, the smoke test and the profile of a step."""
+    lines = ["", "stages:"]
+    for stage in results["stages"]:
+        lines.append(
+            f"  {'ok    ' if stage['ok'] else 'FAILED'} {stage['name']:12s} {stage['seconds']:6.1f} s"
+        )
+        lines += [f"    {line}" for line in (stage["error"] or "").splitlines()]
+    last = [smoke_table(results["smoke"]), *profile_tables(results)[:1]]
+    return "\n".join([*lines, *"\n\n".join(filter(None, last)).splitlines()[-LINES:]])
+
+
+def smoke_table(rows: list[Row]) -> str:
+    """A line for each kernel, and for one that failed where and how it is wrong; empty for none."""
+    if not rows:
+        return ""
+    titles = ["kernel", "backend", "result", "worst", "error", "bound", "NaN", "s"]
+    lines = []
+    for row in rows:
+        numbers = [NOTHING if row[key] is None else f"{row[key]:.1e}" for key in ("error", "bound")]
+        counts = [NOTHING if row[key] is None else f"{row[key]:g}" for key in ("nan", "seconds")]
+        result = "ok" if row["ok"] else "**BAD**"
+        lines.append([row["kernel"], row["backend"], result, row["worst"] or NOTHING, *numbers, *counts])
+    told = [f"{row['kernel']}: {line}" for row in rows if not row["ok"] for line in _failure(row)]
+    return "\n".join([table(titles, lines, texts=4), *([""] if told else []), *told])
+
+
+def _failure(row: Row) -> list[str]:
+    """The first bad index, the errors by time step, the hang record, or how the process ended."""
+    told = []
+    if row["first_bad"]:
+        told.append("first bad: " + ", ".join(f"{name} {index}" for name, index in row["first_bad"].items()))
+    if row["by_step"]:
+        told.append("error by step: " + ", ".join(_in_eighths(row["by_step"])))
+    return told + [cell(row[key].strip().splitlines()[-1]) for key in ("hang", "failed") if row[key]]
+
+
+def _in_eighths(errors: list[float | None]) -> list[str]:
+    """The largest error of each eighth of the time steps; None stands for a number that is not finite."""
+    size = -(-len(errors) // 8)
+    parts = [(first, errors[first : first + size]) for first in range(0, len(errors), size)]
+    return [f"t={first}..{first + len(part) - 1} {_largest(part)}" for first, part in parts]
+
+
+def _largest(errors: list[float | None]) -> str:
+    finite = [error for error in errors if error is not None]
+    return f"{max(finite):.0e}" if len(finite) == len(errors) else "not finite"
+
+
+def replaced_sentence(results: Results) -> str:
+    """In bold, the ops that another backend computed because their own kernels failed; empty for none."""
+    lists: list[Any] = [results["cases"], results["correctness"], results["profiles"]]
+    found = {item for rows in lists for row in rows for item in row.get("replaced", {}).items()}
+    told = [f"`{op}` by {backend}" for op, backend in sorted(found)]
+    return f"**Kernels failed their smoke test; computed instead: {', '.join(told)}.**" if told else ""
