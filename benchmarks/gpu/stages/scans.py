@@ -44,8 +44,8 @@ def units(stage: Stage) -> Iterator[Unit]:
         yield Unit(f"floor, clusters of {size}", partial(time_floor, stage, size, tutorial))
     for scan in scan_plans(1, 1, 1):
         yield Unit(f"floor of {scan}", partial(time_floor_of_plan, stage, scan, tutorial))
-    for op in SCANS:
-        yield Unit(f"cuts of {op}", partial(time_cuts, stage, SUITE, op, tutorial), UNIT_SECONDS)
+    for scan in scan_plans(1, 1, 1):
+        yield Unit(f"plan sweep of {scan}", partial(time_cuts, stage, SUITE, scan, tutorial), UNIT_SECONDS)
     yield Unit("FlashRNN", partial(look_for_flash_rnn, stage))
     for sizes in [tutorial, *along]:
         yield Unit(f"nn.RNN, {_case(sizes)}", partial(time_rnn, stage, sizes))
