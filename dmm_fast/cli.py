@@ -191,6 +191,13 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
         help="instead: how the scans of B sequences of T steps, with H units and Z latents, are cut up on "
         "the GPU (an H100, where there is none)",
     )
+    parser.add_argument(
+        "--measured",
+        type=Path,
+        metavar="FILE",
+        help="with --plan: for sizes and a GPU that this file has measurements of, choose its fastest plan; "
+        "benchmarks.gpu writes such files",
+    )
 
 
 def _count(text: str) -> int:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,12 @@ def run_generate(args: argparse.Namespace) -> int:
 
 def run_info(args: argparse.Namespace) -> int:
     """``dmm-fast info``."""
-    facts = dmm_fast.info() if args.plan is None else _plans(*args.plan)
+    if args.plan is not None:
+        facts = _plans(args.plan, args.measured)
+    elif args.measured is not None:
+        fail("--measured", "sizes in --plan", "none")
+    else:
+        facts = dmm_fast.info()
     if args.json:
         print(json.dumps(facts, indent=2))
         return 0
@@ -141,8 +146,10 @@ def run_info(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plans(B: int, T: int, H: int, Z: int) -> dict[str, Any]:
+def _plans(sizes: Sequence[int], measured: Path | None) -> dict[str, Any]:
     """How the scans of a batch are cut up on the GPU that is there, or on an H100."""
+    B, T, H, Z = sizes
+    plan.use_measured(measured)
     is_here = torch.cuda.is_available()
     device = plan.cuda_device(torch.cuda.current_device()) if is_here else plan.H100
     plans = plan.scan_plans(B, H, Z, device)
@@ -150,9 +157,16 @@ def _plans(B: int, T: int, H: int, Z: int) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if is_here else "H100 (none is here)",
         "limits": device._asdict(),
         "plans": {name: str(each) for name, each in plans.items()},
+        "chosen_by": {name: _reason(each, device.name) for name, each in plans.items()},
         "exchanges_one_after_another": 4 * T,
         "estimated_cycles_per_step": {name: round(each.step_cycles) for name, each in plans.items()},
     }
+
+
+def _reason(chosen: plan.Plan, device: str) -> str:
+    if chosen.us_per_step is not None:
+        return f"measurement on {device}, {chosen.us_per_step:.3g} us a step"
+    return "estimate"
 
 
 def run_download(args: argparse.Namespace) -> int:

@@ -157,7 +157,7 @@ def a_floor(scan, us):
 
 
 def the_scans():
-    """One scan with its floors, at one size more without them; a floor and a cut that are not plans."""
+    """One scan with its floors, at one size more without them; a floor and a plan sweep besides."""
     other = SIZE.replace("B=20", "B=64")
     return [
         a_scan("rnn_scan", "cuda", "forward", 1.25),
@@ -167,7 +167,14 @@ def the_scans():
         a_scan("rnn_scan", "nn.RNN, float32", "forward", 9.876),
         a_floor("rnn_scan", 0.5),
         a_floor("rnn_scan_backward", 0.75),
-        timed("scans", f"cuts of rnn_scan, {SIZE}", "3 rows", 0.2, us_per_step=1.26, estimated_cycles=1160.4),
+        timed(
+            "scans",
+            f"plan sweep of rnn_scan, {SIZE}",
+            "3 rows",
+            0.2,
+            us_per_step=1.26,
+            estimated_cycles=1160.4,
+        ),
         a_scan("rnn_scan", "reference", "forward", 43.9, other),
     ]
 

@@ -18,7 +18,8 @@ from dmm_fast import DMM, checkpoint
 from dmm_fast.cli import build_parser, main
 from dmm_fast.commands import train_config
 from dmm_fast.config import TrainConfig
-from dmm_fast.cuda.plan import scan_plans
+from dmm_fast.cuda.measured import Case, Measurement, add
+from dmm_fast.cuda.plan import H100, rnn_plans, scan_plans
 from dmm_fast.data import chorales, save_npz
 from dmm_fast.runlog import read_metrics
 from dmm_fast.train import BEST, LAST
@@ -232,9 +233,29 @@ def test_info_shows_how_the_scans_are_cut_up(capsys: pytest.CaptureFixture[str])
     assert json.loads(capsys.readouterr().out)["exchanges_one_after_another"] == 4 * 129
 
 
+def test_info_says_which_plans_were_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, sizes = tmp_path / "measured.json", ["20", "129", "600", "100"]
+    plan = next(plan for plan in rnn_plans(20, 600) if plan[:3] == (2, 1, 8))
+    timed = Measurement(Case("rnn_scan", 20, 600), tuple(plan.numbers), 1.234)
+    add(path, H100.name, [timed])
+    assert main(["info", "--plan", *sizes, "--measured", str(path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    reasons = facts["chosen_by"]
+    assert reasons.pop("rnn_scan") == f"measurement on {H100.name}, 1.23 us a step"
+    assert set(reasons.values()) == {"estimate"}
+    assert facts["plans"]["rnn_scan"] == str(plan)
+    assert main(["info", "--plan", *sizes, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["chosen_by"]["rnn_scan"] == "estimate"
+    path.write_text("{}")
+    message = complaint(capsys, "info", "--plan", *sizes, "--measured", str(path))
+    assert "measured.json: expected an object with device, plans, got dict {}" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["info", "--measured", "plans.json"], "--measured: expected sizes in --plan, got none"),
+        (["info", "--plan", "1", "2", "3", "4", "--measured", "nowhere.json"], "nowhere.json"),
         (["info", "--plan", "20", "129", "600", "0"], "--plan: expected a whole number from 1, got '0'"),
         (["info", "--plan", "20", "129"], "--plan: expected 4 arguments"),
         (["train", "--jit"], "silently truncates longer ones"),

@@ -1,6 +1,5 @@
-"""Other ways of cutting the scans up than the planned one: what corrects the planner's estimates."""
+"""A plan sweep: the scans timed under other plans than the chosen one, which corrects the planner."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,13 +8,15 @@ from torch import Tensor
 
 from benchmarks.correctness import Verdict
 from benchmarks.errors import Sizes
+from benchmarks.gpu.calls import runnable
 from benchmarks.gpu.measure import time_calls
 from benchmarks.gpu.stage import Stage
-from dmm_fast import native
-from dmm_fast.cuda.plan import Plan, combiner_plans, cuda_device, rnn_plans
+from dmm_fast.cuda.measured import Case, Measurement, add
+from dmm_fast.cuda.plan import Device, Plan, combiner_plans, cuda_device, rnn_plans
 
 MOST = 12
-BOUND = 1e-5  # another cut adds in another order
+BOUND = 1e-5  # another plan adds in another order
+FILE = "measured_plans.json"
 
 
 def best_of_each_shape(plans: list[Plan], shared_bytes: int, most: int = MOST) -> list[Plan]:
@@ -28,53 +29,64 @@ def best_of_each_shape(plans: list[Plan], shared_bytes: int, most: int = MOST) -
 
 
 def time_cuts(stage: Stage, suite: str, scan: str, sizes: Sizes) -> None:
-    """Time the forward of a scan in the most promising cuts, each held to the first one's result."""
-    case = f"cuts of {scan}, B={sizes.B}, H={sizes.H}, Z={sizes.Z}, T={sizes.T}"
-    if stage.device != "cuda" or not native.cuda_architectures():
-        stage.record.not_run(case, "cuda", "the library has no CUDA kernels here")
+    """Time a scan, or its backward, under the most promising plans."""
+    case = f"plan sweep of {scan}, B={sizes.B}, H={sizes.H}, Z={sizes.Z}, T={sizes.T}"
+    if stage.device != "cuda" or "cuda" not in runnable(scan.removesuffix("_backward"), "cuda", stage.record):
+        stage.record.not_run(case, "cuda", "the library has no CUDA kernels here that passed the smoke test")
         return
-    device = cuda_device(torch.cuda.current_device())
-    plans, run = _rnn(sizes) if scan == "rnn_scan" else _combiner(sizes)
-    expected = None
-    for plan in best_of_each_shape(plans(device), device.shared_bytes):
-        result = run(plan.numbers)
-        expected = result if expected is None else expected
-        off = float((result - expected).norm() / expected.norm())
+    sweep(stage, suite, case, scan, sizes, cuda_device(torch.cuda.current_device()))
+
+
+def sweep(stage: Stage, suite: str, case: str, scan: str, sizes: Sizes, device: Device) -> None:
+    """Hold each plan to the first one's results, time it, and write those that agree to :data:`FILE`."""
+    op = getattr(torch.ops.dmm_fast, scan.replace("_scan", "_scan_steps"))
+    inputs, timed, expected = _inputs(scan, sizes, stage.device), [], None
+    is_rnn, backward = scan.startswith("rnn"), scan.endswith("_backward")
+    if is_rnn:
+        at, plans = Case(scan, sizes.B, sizes.H), rnn_plans(sizes.B, sizes.H, device, backward)
+    else:
+        at = Case(scan, sizes.B, sizes.H, sizes.Z)
+        plans = combiner_plans(sizes.B, sizes.H, sizes.Z, device, backward)
+    for plan in best_of_each_shape(list(plans), device.shared_bytes):
+        run = partial(op, *inputs, plan.numbers)
+        results = _tuple(run())
+        expected = results if expected is None else expected
+        off = max_error(results, expected)
         impl = f"{plan.rows_per_cluster} rows, {plan.rows_per_group} at once, {plan.cluster_size} blocks"
         verdict = Verdict(scan, "cuda", f"{case}, {impl}", off, BOUND, off <= BOUND)
         stage.record.correctness(verdict.as_dict())
-        samples = time_calls(partial(run, plan.numbers), stage.device)
+        samples = time_calls(run, stage.device, seconds=0.1)
         told = {"us_per_step": 1e3 * samples.median / sizes.T, "estimated_cycles": plan.step_cycles}
         stage.record.case(suite, case, impl, samples.as_dict(), plan=str(plan), **told)
+        if verdict.ok:
+            timed.append(Measurement(at, tuple(plan.numbers), told["us_per_step"]))
+    add(stage.out / FILE, device.name, timed)
 
 
-Run = Callable[[list[int]], Tensor]
-Plans = Callable[[Any], list[Plan]]
+def max_error(results: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
+    """The largest relative error by norm among the outputs; NaN where any is."""
+    pairs = zip(results, expected, strict=True)
+    return float(torch.stack([(result - truth).norm() / truth.norm() for result, truth in pairs]).max())
 
 
-def _random(*shape: int, scale: float = 1.0) -> Tensor:
-    return scale * torch.randn(shape, device="cuda")
+def _tuple(results: Any) -> tuple[Tensor, ...]:
+    return results if isinstance(results, tuple) else (results,)
 
 
-def _full(sizes: Sizes) -> Tensor:
-    return torch.full((sizes.B,), sizes.T, device="cuda")
-
-
-def _rnn(sizes: Sizes) -> tuple[Plans, Run]:
-    x_proj, w_hh = _random(1, sizes.B, sizes.T, sizes.H), _random(sizes.H, sizes.H, scale=sizes.H**-0.5)
-    given = x_proj, w_hh, _random(1, sizes.B, sizes.H), _full(sizes), "relu"
-    return (
-        lambda device: list(rnn_plans(sizes.B, sizes.H, device)),
-        lambda numbers: torch.ops.dmm_fast.rnn_scan_steps(*given, numbers),
-    )
-
-
-def _combiner(sizes: Sizes) -> tuple[Plans, Run]:
+def _inputs(scan: str, sizes: Sizes, device: str) -> tuple[Any, ...]:
+    """What the compiled op takes before the plan, drawn at random; all rows are full."""
     B, T, H, Z = sizes.B, sizes.T, sizes.H, sizes.Z
-    to, back = H**-0.5, Z**-0.5
-    weights = _random(H, Z, scale=back), _random(H), _random(Z, H, scale=to), _random(Z, H, scale=to)
-    given = _random(1, B, T, 2 * Z), _random(1, B, T, Z), _random(1, B, Z), *weights, _full(sizes)
-    return (
-        lambda device: list(combiner_plans(B, H, Z, device)),
-        lambda numbers: torch.ops.dmm_fast.combiner_scan_steps(*given, numbers)[0],
-    )
+
+    def random(*shape: int, scale: float = 1.0) -> Tensor:
+        return scale * torch.randn(shape, device=device)
+
+    units, latents, lengths = (1, B, T, H), (1, B, T, Z), torch.full((B,), T, device=device)
+    if scan == "rnn_scan":
+        return random(*units), random(H, H, scale=H**-0.5), random(1, B, H), lengths, "relu"
+    if scan == "rnn_scan_backward":
+        return random(*units), random(*units), random(H, H, scale=H**-0.5), lengths, "relu"
+    w_z, w_loc, w_scale = (random(*shape, scale=shape[1] ** -0.5) for shape in ((H, Z), (Z, H), (Z, H)))
+    if scan == "combiner_scan_backward":
+        chains = [random(*latents) for _ in range(5)]  # dz, dloc, dpre_scale, eps, pre_scale
+        return *chains, random(*units).tanh(), w_z, w_loc, w_scale, lengths
+    return random(1, B, T, 2 * Z), random(*latents), random(1, B, Z), w_z, random(H), w_loc, w_scale, lengths

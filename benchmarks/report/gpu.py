@@ -12,7 +12,7 @@ from benchmarks.report.profiles import profile_tables
 from benchmarks.report.quality import quality_picture, quality_table
 from benchmarks.report.results import QUALITY, Results, Row, precision_of, rows_of, where_and_with_what
 from benchmarks.report.rowwise import ceilings_table, rowwise_table
-from benchmarks.report.scans import cuts_table, floors_table, scans_picture, scans_table
+from benchmarks.report.scans import floors_table, scans_picture, scans_table, sweep_table
 from benchmarks.report.steps import (
     axes_of,
     checked_in_parts,
@@ -50,7 +50,7 @@ def page_parts(results: Results) -> list[Part]:
     """Every table."""
     rows = rows_of(results, "svi_step", "epoch")
     steps = [contestants_table(rows), peers_table(rows), checked_in_parts(rows)] if rows else []
-    scans = [scans_table(results), floors_table(results), cuts_table(results)]
+    scans = [scans_table(results), floors_table(results), sweep_table(results)]
     return [
         *_head(results),
         *_under("How the stages ended", stages_table(results)),

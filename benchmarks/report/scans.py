@@ -14,7 +14,7 @@ from benchmarks.report.results import Results, distinct, rows_of
 
 SUITE = "scans"
 PASSES = ("forward", "backward", "forward and backward")
-FLOOR, CUTS = "exchange floor", "cuts of "
+FLOOR, SWEEP = "exchange floor", "plan sweep of "
 GRAPH = ", graph"
 # What the rows' names mean to who does not know the code.
 MEANT = {
@@ -40,7 +40,7 @@ Floors = Mapping[tuple[str, str, str], float]
 
 
 def timings(results: Results) -> list[Timing]:
-    """The rows of the scans themselves, without floors and cuts."""
+    """The rows of the scans themselves, without floors and plan sweeps."""
     found = []
     for row in rows_of(results, SUITE):
         op, _, rest = row["case"].partition(", ")
@@ -125,22 +125,22 @@ def floors_table(results: Results) -> str:
     return f"Exchanges alone:\n\n{table(titles, lines, texts=2)}"
 
 
-def cuts_table(results: Results) -> str:
-    """The forward in other cuts than the planned one, the best by estimate first; empty for none."""
-    rows = [row for row in rows_of(results, SUITE) if row["case"].startswith(CUTS)]
+def sweep_table(results: Results) -> str:
+    """The scans under other plans than the chosen one, the best by estimate first; empty for none."""
+    rows = [row for row in rows_of(results, SUITE) if row["case"].startswith(SWEEP)]
     if not rows:
         return ""
     lines = [
         [
-            row["case"].removeprefix(CUTS),
+            row["case"].removeprefix(SWEEP),
             row["impl"],
             f"{row['extra']['estimated_cycles']:.0f}",
             three_digits(row["extra"]["us_per_step"]),
         ]
         for row in rows
     ]
-    shown = table(["scan", "cut", "estimated cycles a step", "us a step"], lines, texts=2)
-    return f"Forward, in the most promising cuts by estimate:\n\n{shown}"
+    shown = table(["scan", "plan", "estimated cycles a step", "us a step"], lines, texts=2)
+    return f"The scans under the most promising plans by estimate:\n\n{shown}"
 
 
 def scans_picture(results: Results) -> Picture | str:

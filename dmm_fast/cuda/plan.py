@@ -3,17 +3,24 @@
 A cluster of blocks has some rows of the batch; every block of it has a part of the weights, on the chip for
 the whole scan, and at every step all blocks exchange what they made. Larger clusters leave less
 arithmetic to a block and have more to exchange. The rows of a cluster go in groups: while what one group
-gave is on its way, the others compute. The plan is the one of least estimated time.
+gave is on its way, the others compute. The plan is the fastest that was measured at these sizes on this
+device (:func:`use_measured`), or else the one of least estimated time.
 
-The estimate counts cycles from published throughputs; none of them has been measured here yet.
+The estimate counts cycles from published throughputs and from the kernels' machine code; none of them has
+been measured here yet.
 """
 
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from dmm_fast.check import fail
+from dmm_fast.cuda import measured
+from dmm_fast.cuda.measured import Case, Measurements
 
 THREADS = 256  # of a block: each may have 255 registers
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32)  # of a cluster
@@ -31,6 +38,24 @@ _NETWORK = 16.0  # bytes from other blocks
 _L2 = 48.0  # bytes from the second-level cache
 _SHARED = 128.0  # bytes of shared memory
 _TENSOR = 7.0  # a product of 16 x 8 by 8 x 8 in tf32, on one of four tensor cores
+# A quad that is not in registers: 30 cycles until its load has come, and a taken branch. The loop over these
+# quads is not unrolled, so no load is under way while another quad is multiplied.
+_LOOP = 50
+
+# Cycles that a group takes at every step, however many rows it has: added up along the machine code for
+# compute capability 9.0 by its own stall counts, with 30 cycles for a load from shared memory and up to 20
+# for a taken branch. The backward is taken to cost the same.
+#
+# rnn_scan, 16 blocks, one row: 360 for counting rows and for addresses before the wait, 470 from there to the
+# barrier, 250 for the addresses of the units, 500 for adding 25 partial sums, 400 for 16 remote stores, 140
+# for storing the state. Of these 2,120 the rest of the estimate counts 390 (multiplication, traffic of the
+# partial sums, barriers). After the barrier only the two warps that add up and store are busy, but the next
+# group's barrier waits for them, so no group hides another's cycles.
+_RNN_GROUP = 1_700
+# combiner_scan, 8 blocks, one row: 1,400 for the sums over the blocks and softplus, 600 for the product that
+# gives the units, 720 for the units and tanh, 370 for the product that gives the outputs, 420 for adding up,
+# 260 for 8 remote stores. Of these 3,770 the rest of the estimate counts 570.
+_COMBINER_GROUP = 3_200
 
 
 class Device(NamedTuple):
@@ -38,14 +63,16 @@ class Device(NamedTuple):
 
     shared_bytes: int  # that a block may have
     clusters: tuple[int, ...]  # of each of CLUSTER_SIZES, that run at a time
+    name: str = ""  # as CUDA gives it; measurements are of a device of that name
 
     def at_once(self, size: int) -> int:
         """How many clusters of so many blocks run at a time."""
         return self.clusters[CLUSTER_SIZES.index(size)]
 
 
-# A cluster lies within a group of multiprocessors, of which there are eight with 16 or more.
-H100 = Device(232_448, (132, 64, 32, 16, 8))
+# A cluster lies within a group of multiprocessors, and some groups lack a few. By a published map of the chip
+# there is room for 15 clusters of 8 blocks, and probably for 7 of 16.
+H100 = Device(232_448, (132, 66, 33, 15, 7), "NVIDIA H100 80GB HBM3")
 
 
 class Tiling(NamedTuple):
@@ -96,8 +123,9 @@ class Tiling(NamedTuple):
             multiply = -(-self.threads // 128) * self.quads * 17.0 * rows  # 16 multiplications and a load
         shared = self.in_shared * self.threads * 64 / _SHARED
         streamed = (self.quads - self.in_registers - self.in_shared) * self.threads * 64 / _L2
+        loop = (self.quads - self.in_registers) * _LOOP
         sums = 2 * 4 * self.partials / self.chunk * rows / _SHARED
-        return max(multiply, shared) + streamed + sums + 2 * _BARRIER
+        return max(multiply, shared) + streamed + loop + sums + 2 * _BARRIER
 
 
 class Plan(NamedTuple):
@@ -110,6 +138,7 @@ class Plan(NamedTuple):
     clusters: int
     shared_bytes: int  # of a block
     step_cycles: float  # estimated, of all clusters
+    us_per_step: float | None = None  # measured, if that is why the plan was chosen
 
     @property
     def threads(self) -> int:
@@ -135,6 +164,28 @@ class Plan(NamedTuple):
         )
 
 
+_measured: Measurements | None = None
+
+
+def use_measured(path: Path | None) -> None:
+    """Choose the fastest measured plan where there is one, in the whole process and from now on.
+
+    A measurement counts for exactly its sizes and on devices of its device's name; for everything else there
+    is the estimate.
+
+    Args:
+        path: a file of :mod:`.measured`; None: go back to the estimate alone.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not such a file.
+    """
+    global _measured
+    _measured = None if path is None else measured.read(path)
+    rnn_plan.cache_clear()
+    combiner_plan.cache_clear()
+
+
 @lru_cache(maxsize=1024)
 def rnn_plan(
     rows: int, units: int, device: Device = H100, backward: bool = False, tf32: bool = False
@@ -144,9 +195,11 @@ def rnn_plan(
     ``tf32`` allows tensor cores, which round what they multiply to ten bits.
 
     Raises:
-        ValueError: not even one row fits a block's shared memory.
+        ValueError: not even one row fits a block's shared memory, or there is no kernel for the fastest
+            measured plan.
     """
-    return _best(rnn_plans(rows, units, device, backward, tf32), device, f"rnn_scan with H = {units}")
+    case = Case("rnn_scan_backward" if backward else "rnn_scan", rows, units, tf32=tf32)
+    return _best(rnn_plans(rows, units, device, backward, tf32), device, case)
 
 
 @lru_cache(maxsize=1024)
@@ -154,10 +207,11 @@ def combiner_plan(rows: int, units: int, latents: int, device: Device = H100, ba
     """The plan for ``combiner_scan`` of ``rows`` = P B sequences, H = ``units`` and Z = ``latents``.
 
     Raises:
-        ValueError: not even one row fits a block's shared memory.
+        ValueError: not even one row fits a block's shared memory, or there is no kernel for the fastest
+            measured plan.
     """
-    plans = combiner_plans(rows, units, latents, device, backward)
-    return _best(plans, device, f"combiner_scan with H = {units} and Z = {latents}")
+    case = Case("combiner_scan_backward" if backward else "combiner_scan", rows, units, latents)
+    return _best(combiner_plans(rows, units, latents, device, backward), device, case)
 
 
 def scan_plans(rows: int, units: int, latents: int, device: Device = H100) -> dict[str, Plan]:
@@ -188,7 +242,7 @@ def rnn_plans(
             )
             tiling = _fill_shared(tiling, device.shared_bytes - used, tiling.threads)
             used += 64 * tiling.in_shared * tiling.threads
-            yield _plan(rows, shape, (tiling,), used, 4 * units, device)
+            yield _plan(rows, shape, (tiling,), used, 4 * units, _RNN_GROUP, device)
 
 
 def combiner_plans(
@@ -215,7 +269,8 @@ def combiner_plans(
             used += 64 * to.in_shared * threads
             back = _fill_shared(back, device.shared_bytes - used, threads)
             used += 64 * back.in_shared * threads
-            yield _plan(rows, shape, (to, back), used, 4 * outputs * size, device)
+            received = 4 * outputs * size
+            yield _plan(rows, shape, (to, back), used, received, _COMBINER_GROUP, device)
 
 
 def device_of(tensor: Tensor) -> Device:
@@ -239,7 +294,7 @@ def cuda_device(index: int) -> Device:
         count: int = torch.ops.dmm_fast._clusters_at_once(index, size, shared_bytes)
         return count
 
-    return Device(shared_bytes, tuple(at_once(size) for size in CLUSTER_SIZES))
+    return Device(shared_bytes, tuple(at_once(size) for size in CLUSTER_SIZES), found.name)
 
 
 class _Shape(NamedTuple):
@@ -293,25 +348,41 @@ def _fill_shared(tiling: Tiling, room: int, threads: int) -> Tiling:
 
 
 def _plan(
-    rows: int, shape: _Shape, tilings: tuple[Tiling, ...], used: int, received: int, device: Device
+    rows: int,
+    shape: _Shape,
+    tilings: tuple[Tiling, ...],
+    used: int,
+    received: int,
+    fixed: float,
+    device: Device,
 ) -> Plan:
-    """``received`` bytes come to a block for each row and step."""
+    """``received`` bytes come to a block for each row and step; a group takes ``fixed`` cycles besides."""
     size = shape.cluster_size
     clusters = -(-rows // shape.rows)
     waves = -(-clusters // device.at_once(size))
-    compute = sum(tiling.cycles(shape.at_once) for tiling in tilings)
+    busy = fixed + sum(tiling.cycles(shape.at_once) for tiling in tilings)
     network = 0.0 if size == 1 else received * shape.at_once / _NETWORK
     exchange = _BARRIER if size == 1 else _EXCHANGE + network
     groups = -(-shape.rows // shape.at_once)
-    # A group waits for what it gave; meanwhile the others compute, and all share the network.
-    step = max(groups * compute, compute + exchange, groups * network)
+    # Only the time that a group's numbers travel is hidden by other groups' work, and all share the network.
+    step = max(groups * busy, busy + exchange, groups * network)
     return Plan(*shape, tilings, clusters, used, step * waves)
 
 
-def _best(plans: Iterator[Plan], device: Device, what: str) -> Plan:
+def _best(plans: Iterator[Plan], device: Device, case: Case) -> Plan:
+    what = f"{case.scan.removesuffix('_backward')} with H = {case.units}"
+    if case.latents is not None:
+        what += f" and Z = {case.latents}"
     fitting = [plan for plan in plans if plan.shared_bytes <= device.shared_bytes]
     if not fitting:
         raise ValueError(
             f"{what}: expected sizes of which one row fits {device.shared_bytes} bytes of shared memory"
         )
-    return min(fitting, key=lambda plan: plan.step_cycles)
+    fastest = _measured.fastest(device.name, case) if _measured else None
+    if fastest is None:
+        return min(fitting, key=lambda plan: plan.step_cycles)
+    for plan in fitting:
+        if plan.numbers == list(fastest.plan):
+            return plan._replace(us_per_step=fastest.us_per_step)
+    expected = f"a plan of {what} that fits the device and that there is a kernel for"
+    fail("measured plans", expected, str(list(fastest.plan)))

@@ -332,14 +332,3 @@ def test_the_build_says_what_a_fresh_process_finds(stage):
     found = build.info(stage)
     assert found["torch"] == torch.__version__
     assert ("cpu" in found["loaded_for"]) == ops.info()["backends"]["cpp"]
-
-
-def test_cuts_to_time_are_the_best_of_each_shape():
-    from benchmarks.gpu.cuts import best_of_each_shape
-    from dmm_fast.cuda.plan import H100, rnn_plan, rnn_plans
-
-    cuts = best_of_each_shape(list(rnn_plans(20, 600)), H100.shared_bytes, most=5)
-    assert cuts[0] == rnn_plan(20, 600)
-    assert len({cut[:3] for cut in cuts}) == 5
-    assert [cut.step_cycles for cut in cuts] == sorted(cut.step_cycles for cut in cuts)
-    assert all(cut.shared_bytes <= H100.shared_bytes for cut in cuts)

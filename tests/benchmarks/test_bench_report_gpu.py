@@ -14,7 +14,7 @@ from benchmarks.report.profiles import profile_tables
 from benchmarks.report.quality import quality_table
 from benchmarks.report.results import share_of_bound
 from benchmarks.report.rowwise import ceilings_table, rowwise_table
-from benchmarks.report.scans import cuts_table, floors_table, scans_table
+from benchmarks.report.scans import floors_table, scans_table, sweep_table
 from benchmarks.report.steps import contestants_table, headline_table, peers_table
 from tests.helpers_results import SIZE, STEP, a_gpu_run, a_quality_run, a_scan, a_stage, stage_of
 
@@ -209,7 +209,7 @@ def test_scans_are_told_by_their_multiple_of_the_floor():
     assert text.count("*exchange floor*") == 1
     assert (
         text.count("\n| ") == text.count("\n| `rnn_scan` | ") == 5
-    )  # floors of no plan and cuts are elsewhere
+    )  # floors of no plan and plan sweeps are elsewhere
 
 
 def test_scans_without_a_floor_have_no_column_for_it():
@@ -217,15 +217,15 @@ def test_scans_without_a_floor_have_no_column_for_it():
     results["cases"] = [a_scan("rnn_scan", "cuda", "forward", 1.25)]
     assert f"| `rnn_scan` | {SIZE} | cuda | 1.25 | – | – |" in scans_table(results)
     assert "floor" not in scans_table(results)
-    assert floors_table(results) == cuts_table(results) == ""
+    assert floors_table(results) == sweep_table(results) == ""
 
 
-def test_floors_and_cuts_have_tables_of_their_own():
+def test_floors_and_plan_sweeps_have_tables_of_their_own():
     results = a_gpu_run()
     assert f"| exchange floor of rnn_scan, {SIZE} | 256 threads | 7 | 3 | 114 | 0.500 |" in floors_table(
         results
     )
-    assert f"| rnn_scan, {SIZE} | 3 rows | 1160 | 1.26 |" in cuts_table(results)
+    assert f"| rnn_scan, {SIZE} | 3 rows | 1160 | 1.26 |" in sweep_table(results)
 
 
 def test_the_picture_of_the_scans_has_the_first_size_and_the_floor_of_each_pass():

@@ -46,7 +46,7 @@ def units(stage: Stage) -> Iterator[Unit]:
     for cluster_size in CLUSTERS:
         yield Unit(f"floor, clusters of {cluster_size}", partial(time_floors, stage, cluster_size, sizes))
     for scan in scan_plans(1, 1, 1):
-        yield Unit(f"plans of {scan}", partial(time_cuts, stage, SUITE, scan, sizes), UNIT_SECONDS)
+        yield Unit(f"plan sweep of {scan}", partial(time_cuts, stage, SUITE, scan, sizes), UNIT_SECONDS)
 
 
 def size_units(stage: Stage) -> Iterator[Unit]:

@@ -1,0 +1,94 @@
+"""The plan sweep: which plans are timed, what they are held to, and what is kept of them."""
+
+import time
+
+import pytest
+import torch
+
+from benchmarks.errors import Sizes
+from benchmarks.gpu import cuts, measure
+from benchmarks.gpu.record import Record, of_kind, read
+from benchmarks.gpu.stage import Stage
+from dmm_fast.cuda import measured
+from dmm_fast.cuda.plan import H100, combiner_plans, rnn_plan, rnn_plans
+
+SIZES = Sizes(B=2, T=3, D=5, Z=4, H=6, R=7, E=8)
+
+
+@pytest.fixture
+def stage(tmp_path):
+    return Stage(Record(tmp_path / "rows.jsonl"), tmp_path, "cpu", time.monotonic() + 60.0, quick=True)
+
+
+def test_plans_to_time_are_the_best_of_each_shape():
+    plans = cuts.best_of_each_shape(list(rnn_plans(20, 600)), H100.shared_bytes, most=5)
+    assert plans[0] == rnn_plan(20, 600)
+    assert len({plan[:3] for plan in plans}) == 5
+    assert [plan.step_cycles for plan in plans] == sorted(plan.step_cycles for plan in plans)
+    assert all(plan.shared_bytes <= H100.shared_bytes for plan in plans)
+
+
+RESULTS_OF_OP = {
+    "rnn_scan": lambda x_proj, w_hh, h_0, lengths, nonlinearity: x_proj @ w_hh + h_0[:, :, None],
+    "rnn_scan_backward": lambda dh, h, w_hh, lengths, nonlinearity: (dh * h @ w_hh, dh[:, :, 0]),
+    "combiner_scan": lambda base, eps, z_q_0, w_z, b_z, w_loc, w_scale, lengths: (
+        (eps + z_q_0[:, :, None]) @ (w_loc @ w_z),
+        base,
+        (eps @ w_z.mT + b_z) @ w_scale.mT,
+    ),
+    "combiner_scan_backward": lambda dz, dloc, dpre_scale, eps, pre_scale, g, w_z, w_loc, w_scale, lengths: (
+        g * (dloc @ w_loc + dpre_scale @ w_scale),
+        g,
+        torch.cat([dz, eps], -1) * lengths[:, None, None],
+        pre_scale,
+        g[:, :, 0] @ w_z,
+    ),
+}
+
+
+@pytest.mark.parametrize("scan", RESULTS_OF_OP)
+def test_a_plan_sweep_times_every_plan_and_keeps_those_that_agree(scan, stage, monkeypatch):
+    """Stand-ins have the ops' arguments and some product of each; with one plan a last output is off."""
+    asked = []
+
+    def op(*inputs):
+        *inputs, plan = inputs
+        if plan not in asked:
+            asked.append(plan)
+        results = RESULTS_OF_OP[scan](*inputs)
+        *others, last = results if isinstance(results, tuple) else (results,)
+        last = 1.001 * last if asked.index(plan) == 2 else last
+        return (*others, last) if others else last
+
+    monkeypatch.setattr(torch.ops.dmm_fast, scan.replace("_scan", "_scan_steps"), op, raising=False)
+    monkeypatch.setattr(cuts, "time_calls", lambda run, device: measure.time_calls(run, device, seconds=0.0))
+    before = measured.Measurement(measured.Case("rnn_scan", 1, 1), (1,) * 11, 1.0)
+    measured.add(stage.out / cuts.FILE, H100.name, [before])
+    cuts.sweep(stage, "scans", f"plan sweep of {scan}", scan, SIZES, H100)
+
+    rows = read(stage.out / "rows.jsonl")
+    agree = [row["ok"] for row in of_kind(rows, "correctness")]
+    assert agree == [n != 2 for n in range(len(asked))]
+    assert 3 < len(asked) <= cuts.MOST
+    assert all(row["extra"]["us_per_step"] > 0 for row in of_kind(rows, "cases"))
+    device, (kept, *timed) = measured.read(stage.out / cuts.FILE)
+    assert (device, kept) == (H100.name, before)
+    assert [list(each.plan) for each in timed] == [plan for n, plan in enumerate(asked) if n != 2]
+    backward = scan.endswith("_backward")
+    sizes = (SIZES.B, SIZES.H) if scan.startswith("rnn") else (SIZES.B, SIZES.H, SIZES.Z)
+    assert {each.case for each in timed} == {measured.Case(scan, *sizes)}
+    plans = (rnn_plans if scan.startswith("rnn") else combiner_plans)(*sizes, H100, backward)
+    assert {each.plan for each in timed} <= {tuple(plan.numbers) for plan in plans}
+
+
+def test_an_error_of_a_plan_is_the_largest_of_its_outputs_or_nan():
+    one, off = torch.ones(4), torch.full((4,), 1.5)
+    assert cuts.max_error((one, off), (one, one)) == 0.5
+    assert cuts.max_error((one, off * torch.nan), (one, one)) != cuts.max_error((one, one), (one, one)) == 0.0
+
+
+def test_without_kernels_a_plan_sweep_is_not_run(stage):
+    cuts.time_cuts(stage, "scans", "rnn_scan_backward", SIZES)
+    (row,) = of_kind(read(stage.out / "rows.jsonl"), "not_run")
+    assert row["case"] == "plan sweep of rnn_scan_backward, B=2, H=6, Z=4, T=3"
+    assert not (stage.out / cuts.FILE).exists()
