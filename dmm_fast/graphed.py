@@ -19,8 +19,19 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dmm_fast import check
+from dmm_fast.ops import BackendError
 
 Step = Callable[[], Tensor]
+
+_LIKELY_CAUSES = (
+    "likely causes: the step waits for the GPU, as .cpu() does; it makes a parameter anew; an autograd graph "
+    "of its parameters that was made on another stream is alive, as that of a loss that was kept: del loss "
+    "before the first steps"
+)
+
+
+class CaptureError(RuntimeError):
+    """A step cannot be captured as a CUDA graph; the message says why, or what is likely."""
 
 
 class Capturer(Protocol):
@@ -50,7 +61,12 @@ class GraphedSVI(SVI):
     step is decided once. When the parameter store's names, a parameter's memory, or a number or a tensor of
     the optimizer is another than at the capture, the signature starts over with its warm-up.
 
-    Graphs share their memory: do not replay on two streams at once. Not run on a GPU yet.
+    A capture fails while an autograd graph of the same parameters is alive that was made on another stream,
+    usually the default one: their gradients are then accumulated on that stream. A loss, or any output of the
+    model's modules, that was computed outside :meth:`step` and is still held keeps such a graph alive: drop
+    it, ``del loss``, before the first steps. What :meth:`step` itself returns keeps none.
+
+    Graphs share their memory: do not replay on two streams at once.
 
     Args:
         model, guide, optim, loss, loss_and_grads: as ``SVI`` takes them. On a GPU every optimizer has to be
@@ -95,8 +111,8 @@ class GraphedSVI(SVI):
         Raises:
             TypeError: an argument is no tensor, number, string or None; the loss is several numbers.
             ValueError: the tensors are on several devices; an optimizer is not capturable.
-            RuntimeError: the step cannot be captured: it waits for the GPU, or makes a parameter anew. On a
-                GPU torch itself may be of no use to the process after that.
+            CaptureError: a RuntimeError: the step cannot be captured, and the message says why or what is
+                likely. On a GPU torch itself may be of no use to the process after that.
         """
         capturer = self._capturer_for([*args, *kwargs.values()])
         if capturer is None:
@@ -113,7 +129,7 @@ class GraphedSVI(SVI):
             kept.steps += 1
             return loss
         if kept.replay is None:
-            kept.replay = capturer.capture(partial(self._captured, kept))
+            kept.replay = _capture(capturer, partial(self._captured, kept))
             kept.held = _held(self.optim)
             while len(self._kept) > self.max_graphs:
                 self._kept.popitem(last=False)
@@ -151,7 +167,7 @@ class GraphedSVI(SVI):
             loss, params = self._loss_and_grads(kept)
             new = params - set(known)
             if new:
-                check.fail("model", "the parameters of the warm-up", f"{len(new)} more", RuntimeError)
+                check.fail("model", "the parameters of the warm-up", f"{len(new)} more", CaptureError)
             for param in params & aside:
                 # One that had a gradient before has a gradient of zero now, with which Pyro steps it.
                 if param.grad is None:
@@ -200,6 +216,17 @@ class CudaGraphs:
             return result
 
         return replay
+
+
+def _capture(capturer: Capturer, step: Step) -> Step:
+    try:
+        return capturer.capture(step)
+    except (CaptureError, BackendError, torch.OutOfMemoryError):
+        raise  # these say what is wrong
+    except RuntimeError as error:
+        got = f"{type(error).__name__}: {error}".partition("\n")[0]
+        expected = "one that a CUDA graph can hold"
+        raise CaptureError(f"step: expected {expected}, got {got} ({_LIKELY_CAUSES})") from error
 
 
 class _Kept:
@@ -341,10 +368,10 @@ class _Unread(numbers.Number):
     __radd__, __rmul__, __hash__ = __add__, __mul__, object.__hash__
 
     def __bool__(self) -> NoReturn:
-        check.fail("step", "no decision by a number on the device", "one", RuntimeError)
+        check.fail("step", "no decision by a number on the device", "one", CaptureError)
 
     def __float__(self) -> NoReturn:
-        check.fail("step", "no number of the device on the host", "one", RuntimeError)
+        check.fail("step", "no number of the device on the host", "one", CaptureError)
 
 
 def _value(number: Any) -> Any:

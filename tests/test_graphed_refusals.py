@@ -8,9 +8,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
-from torch import nn
+from torch import Tensor, nn
 
-from dmm_fast import DMM, check
+from dmm_fast import DMM, BackendError, check
+from dmm_fast.graphed import CaptureError
 from dmm_fast.infer import GraphedSVI
 from tests.helpers_graph import RecordedGraphs, Run, adam, assert_same_bits
 from tests.helpers_model import make_batch, small_dmm
@@ -104,6 +105,44 @@ def test_a_capture_that_fails_changes_nothing_and_is_tried_again(monkeypatch: py
     ours.random = before
     assert ours.step(*batch) == theirs.step(*batch)
     assert graphs.captures == 1
+
+
+class _NoCapture(RecordedGraphs):
+    """A capture that ends in an error."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def capture(self, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        raise self.error
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, torch.AcceleratorError])
+def test_an_error_of_a_capture_is_told_with_what_it_likely_comes_from(kind: type[Exception]) -> None:
+    error = kind("operation not permitted when stream is capturing\nCompile with more of this.")
+    run, batch = Run(_NoCapture(error)), make_batch()
+    run.step(*batch)
+    with pytest.raises(CaptureError) as caught:
+        run.step(*batch)
+    assert caught.value.__cause__ is error
+    message = str(caught.value)
+    assert message.startswith(
+        f"step: expected one that a CUDA graph can hold, got {kind.__name__}: "
+        "operation not permitted when stream is capturing (likely causes: "
+    )
+    for cause in ("waits for the GPU", "makes a parameter", "made on another stream", "del loss"):
+        assert cause in message
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, BackendError, ValueError])
+def test_an_error_that_says_what_is_wrong_leaves_a_capture_as_it_is(kind: type[Exception]) -> None:
+    error = kind("this is wrong")
+    run, batch = Run(_NoCapture(error)), make_batch()
+    run.step(*batch)
+    with pytest.raises(kind) as caught:
+        run.step(*batch)
+    assert caught.value is error
 
 
 def test_values_are_checked_in_the_warm_up_and_not_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,15 +5,16 @@ back: an op that the chosen backend cannot compute raises :class:`BackendError`.
 """
 
 import platform
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Collection
+from contextvars import ContextVar
+from types import ModuleType, TracebackType
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from dmm_fast import kernels, native
-from dmm_fast.check import fail
+from dmm_fast.check import describe, fail
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 
@@ -38,7 +39,6 @@ class Implementation(NamedTuple):
 
 
 _implementations: dict[str, dict[str, Implementation]] = {}
-_requested: str | None = None
 
 
 class BackendError(RuntimeError):
@@ -46,24 +46,52 @@ class BackendError(RuntimeError):
 
 
 class use_backend:  # noqa: N801 - reads as a verb, as a call and in a with statement
-    """Compute every op with ``name``: ``"reference"``, ``"cpp"``, ``"triton"`` or ``"cuda"``.
+    """Compute ops with ``name``: ``"reference"``, ``"cpp"``, ``"triton"`` or ``"cuda"``.
 
-    As a call it holds until the next call; in a ``with`` statement until the block ends. ``None``
-    gives the choice back to the device of the tensors.
+    As a call it holds until the next call for the same ops or for more; in a ``with`` statement until the
+    block ends, and no longer. Of the choices for an op that hold, the latest counts. The end of a block takes
+    back that block's own choice, whatever was chosen since. ``None`` gives the ops back to the device of the
+    tensors, and in a block hides the choices made outside it::
+
+        use_backend("reference")
+        with use_backend("cpp", ops=("rnn_scan", "combiner_scan")):
+            with use_backend(None, ops=("rnn_scan",)):
+                ...  # the device's default for rnn_scan, C++ for combiner_scan, the reference for the others
+
+    A choice is local to the thread and to the asyncio task that makes it. A task begins with the choices of
+    the code that creates it. Threads started later begin with the device's choice, and so do autograd's own
+    threads, which run the backward pass of tensors on a GPU. The backward pass of an op is that of the
+    backend that computed the forward pass, whatever is chosen by then; but ``torch.utils.checkpoint`` repeats
+    a forward pass in such a thread, so there the choice has to be made within the checkpointed function.
+
+    A function compiled with ``torch.compile`` is compiled again when it is called under another choice.
+
+    Args:
+        name: the backend, or None.
+        ops: names of the ops it is for, as :func:`info` lists them; None: all of them.
 
     Raises:
-        ValueError: ``name`` is no backend.
+        ValueError: ``name`` is no backend, or ``ops`` names an op that does not exist.
+        TypeError: ``ops`` is a string or no collection.
+        RuntimeError: the ``with`` statement does not directly follow the call, is a second one for the same
+            object, or ends in another thread or task than the one it began in.
     """
 
-    def __init__(self, name: str | None) -> None:
-        global _requested
+    def __init__(self, name: str | None, ops: Collection[str] | None = None) -> None:
         if name is not None and name not in BACKENDS:
             fail("name", f"None or one of {', '.join(BACKENDS)}", repr(name))
-        self._before = _requested
-        _requested = name
+        self._name = name
+        self._ops = None if ops is None else _op_names(ops)
+        self._is_block = False
+        _choices.held = (*_without_replaced(_choices.held), self)
 
     def __enter__(self) -> None:
-        return None
+        held = _choices.held
+        # By the next call this one counts as plain, and may have hidden others for good.
+        if self._is_block or not held or held[-1] is not self:
+            got = "a second one" if self._is_block else "one after another call or in another thread or task"
+            fail("use_backend", "a with statement right after the call", got, RuntimeError)
+        self._is_block = True
 
     def __exit__(
         self,
@@ -71,8 +99,66 @@ class use_backend:  # noqa: N801 - reads as a verb, as a call and in a with stat
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        global _requested
-        _requested = self._before
+        held = _choices.held
+        left = tuple([choice for choice in held if choice is not self])
+        if len(left) == len(held):
+            expected = "a with statement to end once, in the thread and task where it began"
+            fail("use_backend", expected, "an end elsewhere or a second one", RuntimeError)
+        _choices.held = left
+
+
+_held: ContextVar[tuple[use_backend, ...]] = ContextVar("dmm_fast_backends", default=())
+
+
+class _Choices(ModuleType):
+    """The choices that hold in this thread and task, the latest last, as an attribute.
+
+    torch.compile cannot trace a ContextVar. An attribute of a module it reads when it traces, and again
+    before each call of what it has compiled, as a guard.
+    """
+
+    @property
+    def held(self) -> tuple[use_backend, ...]:
+        return _held.get()
+
+    @held.setter
+    def held(self, choices: tuple[use_backend, ...]) -> None:
+        _held.set(choices)
+
+
+_choices = _Choices("dmm_fast.ops.backend.choices")
+
+
+def _op_names(ops: Collection[str]) -> frozenset[str]:
+    if isinstance(ops, str) or not isinstance(ops, Collection):
+        fail("ops", "None or a sequence of names of ops", describe(ops), TypeError)
+    known = sorted(_implementations)
+    unknown = [op for op in ops if op not in known]
+    if unknown:
+        fail("ops", f"names among {', '.join(known)}", repr(unknown[0]))
+    return frozenset(ops)
+
+
+def _without_replaced(held: tuple[use_backend, ...]) -> tuple[use_backend, ...]:
+    """Leave out the choices by calls that later calls have replaced: nothing can bring them back."""
+    kept: list[use_backend] = []
+    replaced: frozenset[str] = frozenset()
+    for choice in reversed(held):
+        if not choice._is_block:
+            ops = frozenset(_implementations) if choice._ops is None else choice._ops
+            if ops <= replaced:
+                continue
+            replaced |= ops
+        kept.append(choice)
+    return tuple(reversed(kept))
+
+
+def _requested(op: str) -> str | None:
+    """The backend that was asked for to compute ``op``."""
+    for choice in reversed(_choices.held):
+        if choice._ops is None or op in choice._ops:
+            return choice._name
+    return None
 
 
 def register(
@@ -113,17 +199,18 @@ def chosen(op: str, device: str, dtype: torch.dtype = torch.float32) -> str:
         BackendError: the backend asked for with :func:`use_backend` has no such op there.
     """
     candidates = _candidates(op, device, dtype)
-    if _requested is None:
+    requested = _requested(op)
+    if requested is None:
         return candidates[0]
-    if _requested not in candidates:
+    if requested not in candidates:
         name = str(dtype).removeprefix("torch.")
-        missing = _missing().get(_requested)
+        missing = _missing().get(requested)
         why = f" ({missing})" if missing else ""
         raise BackendError(
             f"backend: expected one that computes {op} on {device} in {name} "
-            f"({', '.join(candidates)}), got {_requested!r}, which has none there{why}"
+            f"({', '.join(candidates)}), got {requested!r}, which has none there{why}"
         )
-    return _requested
+    return requested
 
 
 def _holders() -> set[str]:
@@ -143,11 +230,16 @@ def _missing() -> dict[str, str]:
 
 
 def info() -> dict[str, Any]:
-    """What is installed, which backends hold an op, and which computes each op by default."""
+    """What is installed, which backends hold an op, and which computes each op by default.
+
+    ``requested`` is what :func:`use_backend` has chosen in this thread and task: None, the name of a backend
+    where it is the same for all ops, or a dictionary of those ops that one was chosen for.
+    """
     from dmm_fast import __version__
 
     missing = _missing()
     holders = _holders() - missing.keys()
+    requested = {op: _requested(op) for op in sorted(_implementations)}
     return {
         "dmm_fast": __version__,
         "torch": torch.__version__,
@@ -163,5 +255,7 @@ def info() -> dict[str, Any]:
             op: {device: _candidates(op, device, torch.float32)[0] for device in _PREFERENCE}
             for op in sorted(_implementations)
         },
-        "requested": _requested,
+        "requested": next(iter(requested.values()))
+        if len(set(requested.values())) == 1
+        else {op: name for op, name in requested.items() if name},
     }

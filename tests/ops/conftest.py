@@ -1,11 +1,13 @@
-"""The instruction sets that this processor has beside the one in use."""
+"""What tests of the ops share: narrower instruction sets, a clean choice of backend, an op to choose for."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from torch import Tensor
 
-from dmm_fast import native
+from dmm_fast import native, ops
+from dmm_fast.ops import backend
 
 WIDEST_FIRST = ("avx512", "avx2", "baseline")
 
@@ -22,3 +24,19 @@ def narrower(request: pytest.FixtureRequest) -> Iterator[str]:
     torch.ops.dmm_fast._set_instruction_set(request.param)
     yield request.param
     torch.ops.dmm_fast._set_instruction_set(widest)
+
+
+@pytest.fixture
+def no_request() -> Iterator[None]:
+    """No backend is chosen before or after the test."""
+    ops.use_backend(None)
+    yield
+    ops.use_backend(None)
+
+
+@pytest.fixture
+def double_op(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor], Tensor]:
+    """An op that only the reference has, and that says what it was computed by."""
+    monkeypatch.setattr(backend, "_implementations", {})
+    pick = backend.reference_op("double", lambda x: 2 * x)
+    return lambda x: pick(x)(x)

@@ -1,7 +1,7 @@
-"""Who computes: the default, the explicit choice that never falls back, and the report of both."""
+"""Who computes: the default, the explicit request that never falls back, and the report of both."""
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,22 +16,7 @@ from tests.compare import backends_for, compare
 from tests.device import cpu_only
 from tests.inputs import build
 
-pytestmark = cpu_only
-
-
-@pytest.fixture(autouse=True)
-def no_request() -> Iterator[None]:
-    ops.use_backend(None)
-    yield
-    ops.use_backend(None)
-
-
-@pytest.fixture
-def double_op(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor], Tensor]:
-    """An op that only the reference has, and that says what it was computed by."""
-    monkeypatch.setattr(backend, "_implementations", {})
-    pick = backend.reference_op("double", lambda x: 2 * x)
-    return lambda x: pick(x)(x)
+pytestmark = [cpu_only, pytest.mark.usefixtures("no_request")]
 
 
 def fail_if_called(*args: Any, **kwargs: Any) -> Any:
@@ -116,46 +101,6 @@ def test_a_cuda_kernel_is_preferred_for_the_dtypes_it_takes() -> None:
     assert backend.chosen("clipped_adam", "cuda", torch.float64) == "reference"
     with ops.use_backend("cuda"), pytest.raises(BackendError, match="clipped_adam on cuda in float64"):
         backend.chosen("clipped_adam", "cuda", torch.float64)
-
-
-# --- the choice holds and ends ------------------------------------------------------------------------
-
-
-def requested() -> str | None:
-    return ops.info()["requested"]
-
-
-@pytest.mark.parametrize("name", ["CPP", "", "numpy", "cpp ", 1])
-def test_unknown_name_is_refused_and_changes_nothing(name: Any) -> None:
-    ops.use_backend("reference")
-    with pytest.raises(ValueError, match=r"^name: expected None or one of reference, .+, got"):
-        ops.use_backend(name)
-    assert requested() == "reference"
-
-
-def test_a_call_holds_until_the_next() -> None:
-    assert requested() is None
-    ops.use_backend("triton")
-    assert requested() == "triton"
-    ops.use_backend("reference")
-    assert requested() == "reference"
-    ops.use_backend(None)
-    assert requested() is None
-
-
-def test_blocks_nest_and_restore() -> None:
-    ops.use_backend("cuda")
-    with ops.use_backend("reference"):
-        with ops.use_backend(None):
-            assert requested() is None
-        assert requested() == "reference"
-    assert requested() == "cuda"
-
-
-def test_a_block_restores_after_an_exception() -> None:
-    with pytest.raises(KeyError), ops.use_backend("cpp"):
-        raise KeyError
-    assert requested() is None
 
 
 # --- the report -----------------------------------------------------------------------------------------
