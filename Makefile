@@ -25,10 +25,11 @@ SANITIZED_RUN  = ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=prin
                  LD_PRELOAD="$(foreach lib,asan stdc++,$(shell $(CXX) -print-file-name=lib$(lib).so))"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit triton emulate sanitize other-torch report bench clean
+.PHONY: help install demo test lint types unit triton emulate sanitize other-torch report gpu-kit gpu-sanitize \
+        bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP)  ## the environment, the pinned tools and this package (editable)
 
@@ -101,6 +102,17 @@ other-torch: $(STAMP)  ## the wheel built here, installed beside another torch (
 
 report: $(STAMP)  ## the README's tables are what the committed results say
 	$(BIN)/python -m benchmarks.report --check
+
+# DATA: a file of chorales; without one JSB_Chorales.mat is looked for, as by every benchmark.
+gpu-kit: $(STAMP)  ## build/gpu-kit: all that an offline machine with a GPU and torch needs for the GPU run
+	$(BIN)/python -m benchmarks.kit $(if $(DATA),--data $(DATA))
+
+# On a machine with a GPU. Of racecheck's hazards those on mbarrier objects and on what st.async writes are meant:
+# the barrier that counts its bytes orders them, and the tool does not see that.
+TOOL ?= memcheck
+gpu-sanitize: $(STAMP)  ## the kernels under compute-sanitizer, TOOL=memcheck, racecheck or synccheck
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $(TOOL) --error-exitcode 1 \
+	  --target-processes application-only $(BIN)/python -m benchmarks.gpu.exercise
 
 bench: $(STAMP)  ## time SVI steps and a JSB epoch against the baseline
 	$(BIN)/python -m benchmarks.run --suite cpu

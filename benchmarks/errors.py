@@ -8,6 +8,7 @@ import inspect
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from math import inf, sqrt
 from typing import Any
 
@@ -163,14 +164,20 @@ def _errors(
     op: str, backend_name: str, device: str, sizes: Sizes, case: str, seed: int
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The errors of eager float32, and of the backend, by result."""
-    results = results_of(op)
-    inputs = draw(op, sizes, case, seed)
-    here = map_tensors(inputs, lambda tensor: tensor.to(device))
-    truth = results(getattr(reference, op), map_tensors(here, to_double))
-    eager = results(getattr(reference, op), here)
+    inputs, truth, eager = _yardstick(op, device, sizes, case, seed)
     with ops.use_backend(backend_name):
-        ours = results(getattr(ops, op), here)
-    return relative_errors(eager, truth), relative_errors(ours, truth)
+        ours = results_of(op)(getattr(ops, op), inputs)
+    return eager, relative_errors(ours, truth)
+
+
+@lru_cache(maxsize=2 * len(SEEDS))
+def _yardstick(
+    op: str, device: str, sizes: Sizes, case: str, seed: int
+) -> tuple[Inputs, Results, dict[str, float]]:
+    """Arguments on the device, the truth, and the errors of eager float32; kept for the next backend."""
+    inputs, results = draw(op, sizes, case, seed, device), results_of(op)
+    truth = results(getattr(reference, op), map_tensors(inputs, to_double))
+    return inputs, truth, relative_errors(results(getattr(reference, op), inputs), truth)
 
 
 def relative_errors(got: Results, truth: Results) -> dict[str, float]:
@@ -187,11 +194,12 @@ def relative_errors(got: Results, truth: Results) -> dict[str, float]:
 # --- inputs -----------------------------------------------------------------------------------------
 
 
-def draw(op: str, sizes: Sizes, case: str, seed: int) -> Inputs:
-    """The arguments of the op by name, float32 on the CPU; the first draw that keeps off the kinks."""
+def draw(op: str, sizes: Sizes, case: str, seed: int, device: str = "cpu") -> Inputs:
+    """The arguments of the op by name, float32, drawn on the CPU; the first draw that keeps off the kinks."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(MAX_DRAWS):
-        inputs = draw_once(op, sizes, case, generator)
+        drawn = draw_once(op, sizes, case, generator)
+        inputs = map_tensors(drawn, lambda tensor: tensor.to(device))
         if op == "clipped_adam":
             return inputs
         with torch.no_grad(), _NearestToAKink() as kinks:

@@ -49,7 +49,13 @@ def run(
     with suppress(ValueError):  # in another thread than the main one
         if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-    with log.open("w+b") if log else tempfile.TemporaryFile() as output:
+    with log.open("a+b") if log else tempfile.TemporaryFile() as output:
+        begin = output.seek(0, os.SEEK_END)
+
+        def printed() -> str:
+            # The program shares the file's offset; a read at a place of its own leaves that alone.
+            return os.pread(output.fileno(), 1 << 28, begin).decode(errors="replace")
+
         process = subprocess.Popen(
             command, cwd=ROOT, env=env, stdout=output, stderr=output, start_new_session=own_group
         )
@@ -57,8 +63,7 @@ def run(
         while status is None and time.monotonic() < limit:
             with suppress(subprocess.TimeoutExpired):
                 status = process.wait(0.05)
-            # The program shares the file's offset; a read at a place of its own leaves that alone.
-            text, before = os.pread(output.fileno(), 1 << 28, 0).decode(errors="replace"), len(text)
+            text, before = printed(), len(text)
             if show:
                 sys.stdout.write(text[before:])
                 sys.stdout.flush()
@@ -71,4 +76,4 @@ def run(
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL) if own_group else process.kill()
         process.wait()
-        return Ended(status, os.pread(output.fileno(), 1 << 28, 0).decode(errors="replace"))
+        return Ended(status, printed())

@@ -131,19 +131,24 @@ def _run_worker(options: Options, env: dict[str, str]) -> bool:
         return False
     done, log = len(options.record.everything()), options.out / "stages.log"
     ended = run(_command(options), options.left() + GRACE, env=env, log=log, own_group=True, last_words=0.0)
-    rows = options.record.everything()
     if ended.status == 0:
         return False
     if ended.status != START_AGAIN:
-        # The worker could not record its end itself; a fault of a kernel, say.
-        begun, finished, stages = (of_kind(rows, kind) for kind in ("begun", "unit", "stage_begun"))
-        if len(begun) > len(finished):
-            options.record.unit(begun[-1]["unit"], 0.0, ended.describe())
-        else:
-            name = stages[-1]["name"] if stages else next(iter(options.stages))
+        _record_end(ended.describe(), options)
+    return ended.status is not None and len(options.record.everything()) > done
+
+
+def _record_end(why: str, options: Options) -> None:
+    """Record the end of a worker that could not do so itself; a fault of a kernel, say."""
+    rows = options.record.everything()
+    begun, finished = (of_kind(rows, kind) for kind in ("begun", "unit"))
+    if len(begun) > len(finished):
+        return options.record.unit(begun[-1]["unit"], 0.0, why)
+    for name in options.stages:
+        if not of_kind(options.record.of_stage(name), "stage_ended"):
             options.record.add("stage_begun", {"name": name})
-            options.record.add("stage_ended", {"error": ended.describe()})
-    return len(rows) > done and ended.status is not None
+            return options.record.add("stage_ended", {"error": why})
+    return None
 
 
 def _command(options: Options) -> list[str]:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,12 +121,17 @@ def run_stage(name: str, options: Options) -> None:
     spent = {unit["unit"]: unit["seconds"] for unit in of_kind(before, "unit")}
     budgets = options.stages | {name: max(options.stages[name] - sum(spent.values()), 0.0)}
     limit = share(name, budgets, options.left())
-    stage = Stage(**{**vars(options), "end": time.monotonic() + limit})
+    same = {each.name: getattr(options, each.name) for each in fields(options)}
+    stage = Stage(**{**same, "end": time.monotonic() + limit})
     stage.record.add("stage_begun", {"name": name})
     print(f"\n--- {name}: up to {limit:.0f} s", flush=True)
     module, _, function = STAGES[name][0].rpartition(".")
     error = None
     try:
+        if any(not row["ok"] for row in stage.record.found("smoke")):
+            from benchmarks.gpu.smoke import fall_back  # imports torch
+
+            fall_back(stage.record, stage.device)
         units: Callable[[Stage], Iterable[Unit]]
         units = getattr(importlib.import_module(f"benchmarks.gpu.stages.{module}"), function)
         listed = [unit for unit in units(stage) if unit.name not in spent]
@@ -144,9 +150,6 @@ def main(argv: Sequence[str]) -> int:
     options = Options(**{**told, "out": Path(told["out"])})
     if options.plugin:
         importlib.import_module(options.plugin).install()
-    from benchmarks.gpu.smoke import fall_back
-
-    fall_back(options.record, options.device)
     for name in options.stages:
         run_stage(name, options)
     return 0

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 NOTHING_YET = "No results have been measured yet."
 # Suites that are not tables of SVI steps.
-OTHERS = {"gpu": gpu, "cpu-quality": quality}
+OTHERS = {"gpu": gpu, "gpu-first": gpu, "gpu-second": gpu, "cpu-quality": quality}
 
 Newest = dict[str, tuple[Path, Results]]
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     readme, folder = Path(args.readme), Path(args.results)
     try:
-        newest = newest_per_suite(folder)
+        newest = newest_per_suite(folder, args.quick)
         old = readme.read_text(encoding="utf-8")
         new = with_section(old, section(newest, folder, readme.parent))
         page = all_tables(newest, folder)
@@ -136,6 +136,7 @@ def _check(readme: Path, same: bool, newest: Newest, folder: Path, page: str) ->
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, exit 1 when stale")
+    parser.add_argument("--quick", action="store_true", help="accept quick runs, to try the report elsewhere")
     parser.add_argument("--results", default=ROOT / "benchmarks" / "results")
     parser.add_argument("--readme", default=ROOT / "README.md")
     return parser

@@ -13,6 +13,7 @@ from benchmarks.report.quality import quality_picture, quality_table
 from benchmarks.report.results import QUALITY, Results, Row, precision_of, rows_of, where_and_with_what
 from benchmarks.report.rowwise import ceilings_table, rowwise_table
 from benchmarks.report.scans import floors_table, scans_picture, scans_table, sweep_table
+from benchmarks.report.smoke import replaced_sentence, smoke_table
 from benchmarks.report.steps import (
     axes_of,
     checked_in_parts,
@@ -21,11 +22,12 @@ from benchmarks.report.steps import (
     peers_table,
 )
 
-# Without these, numbers are worth less: a reader is told first where one of them did not end well.
-CHECKING = ("kernels", "tests", "sanitizer", "errors", "derivatives")
+# Without these, numbers are worth less: a reader is told first where one of them did not end well. A run may
+# leave out all but the smoke test.
+SMOKE = "smoke"
+CHECKING = (SMOKE, "kernels", "errors", "replays", "tests")
 # Where a contestant that could not be set up was not run.
 EVERYWHERE = "all"
-TOOLS = ("memcheck", "racecheck", "synccheck")
 AGAINST = "against the baseline and against float64"
 
 
@@ -54,6 +56,7 @@ def page_parts(results: Results) -> list[Part]:
     return [
         *_head(results),
         *_under("How the stages ended", stages_table(results)),
+        *_under("Smoke test of the kernels", smoke_table(results["smoke"])),
         *_under("SVI steps", *steps, speed_up_picture(results), scaling_picture(results)),
         *_under("Training to a quality", quality_table(results), _quality_picture(results)),
         *_under("Scans", *scans, scans_picture(results)),
@@ -65,7 +68,7 @@ def page_parts(results: Results) -> list[Part]:
 
 
 def _head(results: Results) -> list[str]:
-    return [not_ok(results), where_and_with_what(results, AGAINST)]
+    return [not_ok(results), replaced_sentence(results), where_and_with_what(results, AGAINST)]
 
 
 def _under(heading: str, *parts: Part) -> list[Part]:
@@ -85,7 +88,9 @@ def speed_up_picture(results: Results) -> Picture | str:
     if first_baseline(rows) is None:
         return ""
     draw = partial(speed_up_plot, rows, results["meta"])
-    return Picture("gpu-svi_step.png", "How many times faster, suite gpu", draw)
+    return Picture(
+        f"{results['suite']}-svi_step.png", f"How many times faster, suite {results['suite']}", draw
+    )
 
 
 def scaling_picture(results: Results) -> Picture | str:
@@ -97,12 +102,13 @@ def scaling_picture(results: Results) -> Picture | str:
     axes = [axis for axis in axes_of(rows) if len(places_on(rows, axis)) > 1]
     if not axes:
         return ""
-    shows = f"Milliseconds over {', '.join(axes)}, suite gpu" + (f", {most}" if most else "")
-    return Picture("gpu-scaling.png", shows, partial(scaling_plot, rows, axes, results["meta"]))
+    suite = results["suite"]
+    shows = f"Milliseconds over {', '.join(axes)}, suite {suite}" + (f", {most}" if most else "")
+    return Picture(f"{suite}-scaling.png", shows, partial(scaling_plot, rows, axes, results["meta"]))
 
 
 def _quality_picture(results: Results) -> Picture | str:
-    return quality_picture(results, f"gpu-{QUALITY}.png")
+    return quality_picture(results, f"{results['suite']}-{QUALITY}.png")
 
 
 # --- how the stages ended ---------------------------------------------------------------------------
@@ -111,7 +117,8 @@ def _quality_picture(results: Results) -> Picture | str:
 def not_ok(results: Results) -> str:
     """In bold, the checking stages that did not end well or did not run; empty for none."""
     stages = {stage["name"]: stage for stage in results["stages"]}
-    told = [f"{name} ({_how_ended(stages.get(name))})" for name in CHECKING if not _is_ok(stages.get(name))]
+    expected = [name for name in CHECKING if name == SMOKE or name in stages]
+    told = [f"{name} ({_how_ended(stages.get(name))})" for name in expected if not _is_ok(stages.get(name))]
     return f"**Not ok in this run: {'; '.join(told)}.**" if told else ""
 
 
@@ -137,15 +144,14 @@ def stages_table(results: Results) -> str:
 
 
 def _found(detail: dict[str, Any]) -> str:
-    """Counts of tests and of what each sanitizer saw; or why there was none."""
+    """Counts of tests, and of clusters that run at a time."""
     told = []
     if "tests" in detail:
         told.append(", ".join(f"{detail['tests'][key]} {key}" for key in ("passed", "failed", "skipped")))
-    for tool in TOOLS:
-        if tool in detail:
-            errors = detail[tool]["errors"]
-            told.append(f"{tool}: {'no summary' if errors is None else f'{errors} errors'}")
-    return "; ".join([*told, *([detail["sanitizer"]] if "sanitizer" in detail else [])])
+    if "clusters_at_once" in detail:
+        counts = [f"{count} of {size}" for size, count in detail["clusters_at_once"].items()]
+        told.append(f"clusters at once: {', '.join(counts)} blocks")
+    return "; ".join(told)
 
 
 # --- what was left out ------------------------------------------------------------------------------

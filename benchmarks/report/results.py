@@ -20,8 +20,8 @@ class ReportError(ValueError):
     """The results or the README are not fit to report from."""
 
 
-def newest_per_suite(folder: Path) -> dict[str, tuple[Path, Results]]:
-    """The newest results of each suite, by the date inside the file.
+def newest_per_suite(folder: Path, quick: bool = False) -> dict[str, tuple[Path, Results]]:
+    """The newest results of each suite, by the date inside the file; ``quick`` accepts quick runs.
 
     Raises:
         ReportError: a newest file has an error beyond its bound, nothing checked, no rows, a row that
@@ -36,18 +36,18 @@ def newest_per_suite(folder: Path) -> dict[str, tuple[Path, Results]]:
         if known is None or results["meta"]["date"] >= known[1]["meta"]["date"]:
             newest[results["suite"]] = (path, results)
     for path, results in newest.values():
-        _refuse_unfit(path, results)
+        _refuse_unfit(path, results, quick)
     return dict(sorted(newest.items()))
 
 
-def _refuse_unfit(path: Path, results: Results) -> None:
+def _refuse_unfit(path: Path, results: Results, quick: bool) -> None:
     red = [row for row in results["correctness"] + results.get("errors", []) if row["ok"] is not True]
     if red:
         first = f"{red[0]['op']} of {red[0]['backend']} on {red[0]['case']}"
         raise ReportError(f"{path.name}: correctness: expected all ok, got a failure: {first}")
     if not results["correctness"] or not results["cases"]:
         raise ReportError(f"{path.name}: expected checked and timed cases, got none")
-    if results["meta"]["quick"]:
+    if results["meta"]["quick"] and not quick:
         raise ReportError(f"{path.name}: expected a full run, got a quick one")
     for row in results["cases"]:
         for check in _missing_checks(row, results["correctness"]):

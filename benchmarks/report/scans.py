@@ -116,7 +116,7 @@ def floors_table(results: Results) -> str:
     rows = [row for row in rows_of(results, SUITE) if row["case"].startswith(FLOOR)]
     if not rows:
         return ""
-    titles = ["floor", "block", "clusters", "rows a cluster", "numbers a block gives", "us a step"]
+    titles = ["floor", "stores", "clusters", "rows a cluster", "numbers a block gives", "us a step"]
     lines = []
     for row in rows:
         extra = row["extra"]
@@ -150,7 +150,9 @@ def scans_picture(results: Results) -> Picture | str:
         return ""
     mine = [timing for timing in found if timing.size == found[0].size]
     draw = partial(scans_plot, mine, floors_of_plans(results), results["meta"])
-    return Picture("gpu-scans.png", f"Microseconds a time step of the scans, {found[0].size}", draw)
+    return Picture(
+        f"{results['suite']}-scans.png", f"Microseconds a time step of the scans, {found[0].size}", draw
+    )
 
 
 def scans_plot(found: Sequence[Timing], floors: Floors, meta: Meta) -> Figure:

@@ -1,10 +1,12 @@
 """Stages that go wrong, each in its own way, run as the runner runs real ones."""
 
+import json
 import os
 import sys
 import time
-from types import ModuleType
+from pathlib import Path
 
+from benchmarks.gpu import runner
 from benchmarks.gpu import stage as stage_module
 from benchmarks.gpu.stage import ProcessSpentError, Unit
 
@@ -41,13 +43,31 @@ def breaks(stage):
 
 def needs_another(stage):
     def unfit():
+        stage.record.detail(first=os.getpid())
         raise ProcessSpentError
 
     yield Unit("first", unfit)
-    yield Unit(
-        "last",
-        lambda: stage.record.detail(process=os.getpid(), skipped=sys.argv[sys.argv.index("--skip") + 1]),
-    )
+    yield Unit("last", lambda: stage.record.detail(last=os.getpid()))
+
+
+def shares(stage):
+    yield Unit("only", lambda: stage.record.detail(process=os.getpid()))
+
+
+def shares_too(stage):
+    yield from shares(stage)
+
+
+def cannot_be_listed(stage):
+    raise ImportError("no such library")
+    yield
+
+
+def ends_badly(stage):
+    sys.stdout.write("about to end\n")
+    sys.stdout.flush()
+    os._exit(3)
+    yield
 
 
 def dies(stage):
@@ -73,13 +93,28 @@ def disagrees(stage):
     yield Unit("wrong", lambda: stage.record.correctness(verdict(False)))
 
 
+def reads_results(stage):
+    def read():
+        results = json.loads((stage.out / "results.json").read_text())
+        stage.record.detail(there=[row["impl"] for row in results["cases"]])
+
+    yield Unit("first", lambda: stage.record.case("s", "c", "first", {"median_ms": 1.0}))
+    yield Unit("last", read)
+
+
+def compiles(stage):
+    cache = Path(os.environ["TRITON_CACHE_DIR"])
+    stage.record.detail(cached=[path.name for path in cache.iterdir()])
+    yield Unit("kernel", (cache / "kernel").touch)
+
+
 def well(stage):
     yield Unit("meta", lambda: stage.record.add("meta", {"commit": "abc"}))
     yield Unit("all", lambda: stage.record.detail(seen=[stage.device, stage.quick, stage.left() > 0]))
 
 
 if __name__ == "__main__":
-    module = ModuleType("benchmarks.gpu.stages.fake")
-    module.units = globals()[sys.argv[1]]
-    sys.modules[module.__name__] = module
-    sys.exit(stage_module.main(["fake", *sys.argv[2:]]))
+    sys.modules["benchmarks.gpu.stages.fake"] = sys.modules[__name__]
+    for name in list(globals()):
+        runner.STAGES.setdefault(name, (f"fake.{name}", 25.0))
+    sys.exit(stage_module.main(sys.argv[1:]))

@@ -11,15 +11,14 @@ import torch
 from benchmarks import errors
 from benchmarks.cases import full_batch
 from benchmarks.errors import Sizes
-from benchmarks.gpu import ceilings, commands, exercise, measure
-from benchmarks.gpu.agreement import Agreement
+from benchmarks.gpu import clocked, commands, exercise, measure
 from benchmarks.gpu.calls import Call, backends_of, by, every_op, reference_of
-from benchmarks.gpu.ceilings import Ceilings
-from benchmarks.gpu.record import Record, of_kind, read
+from benchmarks.gpu.clocked import verdicts
 from benchmarks.gpu.stage import Stage
-from benchmarks.gpu.stages import build, derivatives, rowwise, sanitizer, tests
+from benchmarks.gpu.stages import rowwise, tests
+from benchmarks.gpu.stages.ceilings import Ceilings, measured
 from benchmarks.racer import NoiseOfTheCpu, tutorial_noise
-from dmm_fast import ops, reference
+from dmm_fast import reference
 
 SIZES = Sizes(B=2, T=3, D=5, Z=4, H=6, R=7, E=8)
 ROWS = 6
@@ -27,7 +26,7 @@ ROWS = 6
 
 @pytest.fixture
 def stage(tmp_path):
-    return Stage(Record(tmp_path / "rows.jsonl"), tmp_path, "cpu", time.monotonic() + 60.0, quick=True)
+    return Stage(tmp_path, device="cpu", quick=True, end=time.monotonic() + 60.0)
 
 
 # --- how much there is to do ----------------------------------------------------------------------------
@@ -84,14 +83,12 @@ def test_the_share_is_of_whatever_binds():
     assert (unknown["floor_ms"], unknown["share"]) == (None, None)
 
 
-def test_ceilings_are_read_from_the_run_itself(tmp_path):
-    path = tmp_path / "results.json"
-    assert ceilings.measured(path) == Ceilings()
-    path.write_text(
-        '{"cases": [{"suite": "ceilings", "case": "copy", "extra": {"per_second": 3.0}},'
-        ' {"suite": "rowwise", "case": "copy", "extra": {}}]}'
-    )
-    assert ceilings.measured(path) == Ceilings(3.0, None)
+def test_ceilings_are_read_from_the_run_itself(stage):
+    assert measured(stage.record) == Ceilings()
+    timed = {"median_ms": 1.0}
+    stage.record.case("ceilings", "copy", "torch", timed, per_second=3.0)
+    stage.record.case("rowwise", "copy", "torch", timed)
+    assert measured(stage.record) == Ceilings(3.0, None)
 
 
 # --- calls and checks -----------------------------------------------------------------------------------
@@ -109,29 +106,32 @@ def test_every_backend_is_called_and_agrees(op):
             alone = call.backward(by(name, op))
             for again in (alone(), alone()):
                 assert all(torch.equal(a, b) for a, b in zip(gradients, again, strict=True))
-        verdicts = Agreement(call, "quick").verdicts(name, by(name, op))
-        assert [v.op for v in verdicts][:1] == [f"{op}: worst value"]
-        assert all(v.ok for v in verdicts)
+        rows = verdicts(call, "quick", name, by(name, op))
+        assert [row.op for row in rows][:1] == [f"{op}: worst value"]
+        assert all(row.ok for row in rows)
+
+
+def test_a_backward_that_is_kept_has_leaves_of_its_own():
+    """Else a capture of the same call on another stream fails while its graph lives."""
+    call = Call("emitter", errors.QUICK, "cpu")
+    call.backward(by("reference", "emitter"))
+    timed = []
+
+    def function(**inputs):
+        timed.extend(tensor for _, tensor in errors.differentiable(inputs))
+        return by("reference", "emitter")(**inputs)
+
+    call.backward(function)
+    assert timed
+    assert not {id(tensor) for tensor in timed} & {id(tensor) for tensor in call.wanted}
+    assert not {t.data_ptr() for t in timed} & {t.data_ptr() for t in call.wanted}
 
 
 @pytest.mark.parametrize(("factor", "wrong"), [(1.01, {"value", "gradient"}), (1 + 1e-4, {"value"})])
-def test_agreement_tells_who_is_wrong(factor, wrong):
-    agreement = Agreement(Call("emitter", errors.QUICK, "cpu"), "quick")
-    verdicts = agreement.verdicts("b", lambda z, weights: factor * reference.emitter(z, weights))
-    assert {v.op.rpartition(" ")[2] for v in verdicts if not v.ok} == wrong
-
-
-@pytest.mark.parametrize("op", ["emission_log_prob", "rnn_scan", "transition_kl"])
-def test_the_derivative_along_a_direction_is_that_of_the_gradient(op):
-    assert derivatives.directional_error(op, by(ops.info()["ops"][op]["cpu"], op), "cpu") < 1e-6
-
-
-def test_a_wrong_gradient_shows_along_a_direction():
-    def halved(z_prev, weights):
-        loc, scale = reference_of("gated_transition")(z_prev, weights)
-        return 0.5 * (loc + loc.detach()), scale
-
-    assert derivatives.directional_error("gated_transition", halved, "cpu") > 1e-2
+def test_a_check_tells_what_is_wrong(factor, wrong):
+    call = Call("emitter", errors.QUICK, "cpu")
+    rows = verdicts(call, "quick", "b", lambda z, weights: factor * reference.emitter(z, weights))
+    assert {row.op.rpartition(" ")[2] for row in rows if not row.ok} == wrong
 
 
 def test_everything_is_exercised_for_the_sanitizer(capsys):
@@ -141,13 +141,13 @@ def test_everything_is_exercised_for_the_sanitizer(capsys):
     assert told == able
 
 
-def test_parts_make_the_whole_of_the_jobs():
-    everything = exercise.jobs(True)
-    assert set(exercise.jobs(False)) < set(everything)
-    timed = {(op, sizes.H) for op, sizes in everything if sizes.B == 20 or sizes.B == 256}
-    assert {(op, 600) for op in every_op()} | {("rnn_scan", 64), ("combiner_scan", 1024)} <= timed
-    parts = [job for part in range(5) for job in everything[part::5]]
-    assert sorted(map(str, parts)) == sorted(map(str, everything))
+def test_the_tutorial_s_sizes_are_compiled_for_and_kernels_that_failed_left_alone(monkeypatch, capsys):
+    sizes = {(op, name): at for op, name, at in exercise.jobs("cpu", tutorial=True)}
+    assert {op for op, _ in sizes} == set(every_op())
+    assert all((at.B, at.H, at.Z) == (20, 600, 100) for at in sizes.values())
+    monkeypatch.setattr(exercise, "every_op", lambda: ["emitter", "combiner"])
+    assert exercise.main(["--device", "cpu", "--without", "emitter:cpp"]) == 0
+    assert "exercised emitter, cpp" not in capsys.readouterr().out
 
 
 def test_what_cannot_be_exercised_is_told_and_the_rest_goes_on(capsys, monkeypatch):
@@ -155,28 +155,29 @@ def test_what_cannot_be_exercised_is_told_and_the_rest_goes_on(capsys, monkeypat
     monkeypatch.setattr(exercise, "backends_of", lambda op, device: ["some", "reference"])
     monkeypatch.setattr(exercise, "by", lambda name, op: reference_of(op))
     assert exercise.main(["--device", "cpu"]) == 1
-    words = [line.split(",")[0] for line in capsys.readouterr().out.splitlines() if line[0] in "eF"]
-    assert words == ["exercised emitter", "FAILED nonsense", "exercised combiner"]
+    told = [line for line in capsys.readouterr().out.splitlines() if line[0] in "eF"]
+    assert [line.split(",")[0] for line in told] == [
+        "exercised emitter",
+        "FAILED ('nonsense'",
+        "exercised combiner",
+    ]
 
 
-def test_a_rowwise_op_is_checked_and_then_timed(stage):
-    rowwise.time_function(stage, "emitter", errors.QUICK, "reference", by("reference", "emitter"))
+def test_a_rowwise_op_is_checked_and_then_timed(stage, monkeypatch):
+    rowwise.time_op(stage, "emitter", errors.QUICK, "reference")
     wrong = by("reference", "emitter")
-    rowwise.time_function(stage, "emitter", errors.QUICK, "wrong", lambda **given: 1.01 * wrong(**given))
-    rows = read(stage.out / "rows.jsonl")
-    timed = [(row["case"], row["impl"]) for row in of_kind(rows, "cases")]
+    monkeypatch.setattr(clocked, "by", lambda name, op: lambda **given: 1.01 * wrong(**given))
+    rowwise.time_op(stage, "emitter", errors.QUICK, "wrong")
+    timed = [(row["case"], row["impl"]) for row in stage.record.found("cases")]
     case = "emitter, B=3, T=5"
     assert timed == [(f"{case}, forward", "reference"), (f"{case}, forward and backward", "reference")]
-    assert of_kind(rows, "not_run") == [{"case": case, "impl": "wrong", "why": "beyond its bound"}]
-    assert not any(row["ok"] for row in of_kind(rows, "correctness"))
+    assert stage.record.found("not_run") == [{"case": case, "impl": "wrong", "why": "beyond its bound"}]
+    assert not any(row["ok"] for row in stage.record.found("correctness"))
 
 
-def test_what_has_to_be_compiled_is_timed_last(stage):
-    names = [unit.name for unit in rowwise.units(stage)]
-    assert not any("scan" in name for name in names)
-    first = next(i for i, name in enumerate(names) if rowwise.COMPILED in name)
-    assert len(names) - first == len(every_op()) - 2
-    assert all(rowwise.COMPILED in name for name in names[first:])
+def test_rowwise_ops_are_all_but_the_scans(stage):
+    names = {unit.name.split(",")[0] for unit in rowwise.units(stage)}
+    assert names == set(every_op()) - {"rnn_scan", "combiner_scan"}
 
 
 def test_time_calls_by_the_clock():
@@ -208,109 +209,26 @@ def test_noise_does_not_depend_on_how_it_is_drawn():
 
 # --- reports of other programs --------------------------------------------------------------------------
 
-MEMCHECK = """========= COMPUTE-SANITIZER
-exercised rnn_scan, triton
-========= Invalid __global__ write of size 4 bytes
-=========     at rnn_scan_fwd_kernel+0x1230
-=========     by thread (0,0,0) in block (3,0,0)
-=========     Access at 0x7f0000000200 is out of bounds
-=========
-========= Invalid __global__ write of size 4 bytes
-=========     at rnn_scan_fwd_kernel+0x1230
-=========     by thread (1,0,0) in block (3,0,0)
-=========
-========= ERROR SUMMARY: 2 errors
-"""
-RACECHECK = """========= COMPUTE-SANITIZER
-========= Error: Race reported between Write access at dmm::cuda::rnn_scan_kernel(Args)+0x40 in scan.cuh:10
-=========     and Read access at dmm::cuda::rnn_scan_kernel(Args)+0x90 in scan.cuh:12 [64 hazards]
-=========
-========= RACECHECK SUMMARY: 3 hazards displayed (1 error, 2 warnings)
-"""
-CLEAN = "========= COMPUTE-SANITIZER\nexercised a, b\n========= ERROR SUMMARY: 0 errors\n"
-CLEAN_RACES = "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"
 
-
-def test_reports_of_the_sanitizer_are_read():
-    found = sanitizer.parse(MEMCHECK)
-    assert (found["errors"], found["warnings"], found["exercised"]) == (2, 0, 1)
-    assert found["reports"] == {"Invalid __global__ write of size 4 bytes": 2}
-    assert found["kernels"] == {"rnn_scan_fwd_kernel": 2}
-    races = sanitizer.parse(RACECHECK)
-    assert (races["errors"], races["warnings"]) == (1, 2)
-    assert races["kernels"] == {"dmm::cuda::rnn_scan_kernel": 2}
-    (report,) = races["reports"]
-    assert report.startswith("Error: Race reported between Write access")
-
-
-@pytest.mark.parametrize(
-    ("output", "errors"), [(CLEAN, 0), (CLEAN_RACES, 0), ("Device not supported\n", None)]
-)
-def test_no_summary_is_not_no_error(output, errors):
-    assert sanitizer.parse(output)["errors"] == errors
-
-
-@pytest.mark.parametrize(
-    ("output", "status", "fine"), [(CLEAN, 0, True), (MEMCHECK, 0, False), (CLEAN, 1, False), ("", 0, False)]
-)
-def test_a_tool_is_fine_when_it_ends_well_and_finds_nothing(stage, tmp_path, output, status, fine):
-    program = tmp_path / "sanitizer"
-    program.write_text(f"#!/bin/sh\ncat <<'EOF'\n{output}\nEOF\nexit {status}\n")
-    program.chmod(0o755)
-    if fine:
-        sanitizer.check(stage, str(program), "memcheck", 3)
-    else:
-        with pytest.raises(RuntimeError, match=r"memcheck: (\d+|None) errors"):
-            sanitizer.check(stage, str(program), "memcheck", 3)
-    (detail,) = of_kind(read(tmp_path / "rows.jsonl"), "detail")
-    assert detail["memcheck"]["errors"] == sanitizer.parse(output)["errors"]
-    assert output in (tmp_path / "sanitizer.log").read_text()
-
-
-def test_the_sanitizer_is_looked_for_beside_nvcc(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "toolkit"))
-    beside = tmp_path / "toolkit" / "bin" / "compute-sanitizer"
-    beside.parent.mkdir(parents=True)
-    beside.touch()
-    assert sanitizer.find() == str(beside)
-    on_path = tmp_path / "compute-sanitizer"
-    on_path.touch()
-    on_path.chmod(0o755)
-    assert sanitizer.find() == str(on_path)
-
-
-def test_without_a_sanitizer_it_is_said(stage, monkeypatch):
-    monkeypatch.setattr(sanitizer, "find", lambda: None)
-    (unit,) = sanitizer.units(stage)
-    unit.run()
-    (detail,) = of_kind(read(stage.out / "rows.jsonl"), "detail")
-    assert "not found" in detail["sanitizer"]
-
-
-def test_a_report_of_pytest_is_read(tmp_path):
-    path = tmp_path / "tests.xml"
-    path.write_text(
-        '<testsuites><testsuite><testcase classname="m" name="good" time="1.5"/>'
-        '<testcase classname="m" name="bad"><failure message="off by one">..</failure></testcase>'
-        '<testcase classname="m" name="both"><failure message="a"/><error message="b"/></testcase>'
-        '<testcase classname="m" name="not"><skipped message="no GPU"/></testcase></testsuite></testsuites>'
+def test_the_output_of_pytest_is_read():
+    found = tests.outcome(
+        "....\nFAILED tests/m.py::bad - off by one\nSKIPPED [1] tests/m.py:3: no GPU\n"
+        "==== 1 failed, 3 passed, 2 skipped, 1 error in 1.50s ====\n"
     )
-    found = tests.read_report(path)
-    assert (found["passed"], found["failed"], found["skipped"], found["seconds"]) == (1, 2, 1, 1.5)
-    assert found["skipped_because"] == {"no GPU": 1}
-    assert found["failures"][0] == {"test": "m::bad", "message": "off by one"}
+    told = ["FAILED tests/m.py::bad - off by one", "SKIPPED [1] tests/m.py:3: no GPU"]
+    assert found == {"passed": 3, "failed": 1, "skipped": 2, "error": 1, "told": told}
+    assert tests.outcome("nothing")["passed"] == 0
 
 
-def test_failing_tests_fail_the_stage_and_leave_their_report(stage, monkeypatch, tmp_path):
+def test_failing_tests_fail_the_stage_and_leave_their_names(stage, monkeypatch, tmp_path):
     path = tmp_path / "test_it.py"
     path.write_text("def test_good(): pass\ndef test_bad(): assert 1 == 2\n")
-    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "0", str(path)]
-    monkeypatch.setattr(tests, "command", lambda stage, report: [*words, "--junitxml", str(report)])
+    words = [sys.executable, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", "-n", "0", str(path)]
+    monkeypatch.setattr(tests, "command", lambda stage: words)
     with pytest.raises(RuntimeError, match="'passed': 1, 'failed': 1"):
         tests.run_tests(stage)
-    (detail,) = of_kind(read(tmp_path / "rows.jsonl"), "detail")
-    assert detail["tests"]["failures"][0]["test"].endswith("::test_bad")
+    (detail,) = stage.record.found("detail")
+    assert "::test_bad" in detail["tests"]["told"][0]
 
 
 @pytest.mark.parametrize("in_the_background", [False, True])
@@ -322,13 +240,23 @@ def test_a_program_that_hangs_is_interrupted_and_its_words_are_kept(monkeypatch,
     program = (
         "import time\nprint('begun', flush=True)\ntry: time.sleep(99)\nexcept KeyboardInterrupt: print('bye')"
     )
-    ended = commands.run([sys.executable, "-c", program], 2.0, echo=False)
+    ended = commands.run([sys.executable, "-c", program], 2.0, show=False)
     assert ended.status is None
     assert ended.output.split() == ["begun", "bye"]
     assert ended.describe().splitlines() == ["time was up", "begun", "bye"]
 
 
-def test_the_build_says_what_a_fresh_process_finds(stage):
-    found = build.info(stage)
-    assert found["torch"] == torch.__version__
-    assert ("cpu" in found["loaded_for"]) == ops.info()["backends"]["cpp"]
+def test_the_time_of_a_program_begins_when_it_is_ready(tmp_path):
+    program = "import time\ntime.sleep(1.5)\nprint('ready', flush=True)\n"
+    run = [sys.executable, "-c", program + "time.sleep(0.2)"]
+    assert commands.run(run, 1.0, show=False, ready="ready", starting=30.0).status == 0
+    hangs = commands.run(
+        [sys.executable, "-c", program + "time.sleep(60)"], 0.5, ready="ready", starting=30.0
+    )
+    assert hangs.status is None
+    assert hangs.output.startswith("ready\n")
+    assert commands.run(run, 30.0, show=False, ready="ready", starting=0.5).status is None
+    log = tmp_path / "log"
+    for word in ("first", "second"):
+        assert commands.run(["echo", word], 5.0, log=log).output == f"{word}\n"
+    assert log.read_text() == "first\nsecond\n"

@@ -2,11 +2,13 @@
 
 import json
 import sys
+import tarfile
 
 import pytest
 
 from benchmarks.gpu import runner
-from benchmarks.gpu.record import read
+from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.record import Record
 from benchmarks.gpu.runner import Options
 
 
@@ -15,14 +17,14 @@ def run(monkeypatch, tmp_path):
     """Run stages of ``fake_stages`` by their names, each with so many seconds."""
     real = runner._command
 
-    def command(name, *args):
-        return [sys.executable, "-u", "-m", "tests.benchmarks.fake_stages", name, *real(name, *args)[5:]]
+    def command(options):
+        return [sys.executable, "-u", "-m", "tests.benchmarks.fake_stages", real(options)[-1]]
 
     monkeypatch.setattr(runner, "_command", command)
 
-    def run_fakes(*names, seconds=25.0, budget=600.0, out="out", after=None):
-        monkeypatch.setattr(runner, "STAGES", dict.fromkeys(names, seconds))
-        return runner.run_stages(list(names), budget, Options(tmp_path / out, device="cpu", after=after))
+    def run_fakes(*names, seconds=25.0, budget=600.0, out="out"):
+        stages = dict.fromkeys(names, seconds)
+        return runner.run_stages(budget, Options(tmp_path / out, stages, device="cpu"))
 
     return run_fakes
 
@@ -64,7 +66,26 @@ def test_what_a_unit_has_broken_ends_with_its_process(run):
 def test_a_new_process_that_a_unit_asks_for_is_no_failure(run):
     stage = of(run("needs_another"), "needs_another")
     assert stage["ok"]
-    assert stage["detail"]["skipped"] == "1"
+    assert stage["detail"]["first"] != stage["detail"]["last"]
+
+
+def test_units_share_a_process_until_one_breaks_it(run):
+    results = run("shares", "shares_too", "breaks", "well")
+    processes = [of(results, name)["detail"]["process"] for name in ("shares", "shares_too")]
+    assert processes[0] == processes[1]
+
+
+def test_a_stage_that_cannot_be_listed_fails_alone(run):
+    results = run("cannot_be_listed", "well")
+    assert of(results, "cannot_be_listed")["error"].endswith("ImportError: no such library")
+    assert of(results, "well")["ok"]
+
+
+def test_a_worker_that_ends_by_itself_costs_its_stage(run):
+    results = run("ends_badly", "well")
+    error = of(results, "ends_badly")["error"].splitlines()
+    assert (error[0], error[-1]) == ("exit status 3", "about to end")
+    assert of(results, "well")["ok"]
 
 
 def test_a_unit_that_kills_its_process_is_recorded_and_the_next_begins(run):
@@ -78,11 +99,12 @@ def test_a_unit_that_kills_its_process_is_recorded_and_the_next_begins(run):
 
 def test_a_process_that_does_not_end_is_ended(run, monkeypatch):
     monkeypatch.setattr(runner, "GRACE", 0.1)
-    stage = of(run("never_begins", "well", seconds=8.0), "never_begins")
+    results = run("never_begins", "well", seconds=8.0, budget=8.0)
+    stage = of(results, "never_begins")
     assert not stage["ok"]
-    assert stage["seconds"] < 60
-    assert stage["error"].splitlines()[0] == "no end within 8 s"
+    assert stage["error"].splitlines()[0] == "time was up"
     assert stage["error"].splitlines()[-1] == "about to hang"
+    assert of(results, "well")["error"] == "not begun: no time was left"
 
 
 def test_the_end_of_the_time_is_no_failure_and_what_is_left_is_named(run):
@@ -99,84 +121,95 @@ def test_what_is_beyond_its_bound_fails_the_stage(run):
     assert of(results, "disagrees")["error"] == "1 beyond their bound, the first f of b"
 
 
-def test_a_run_after_another_adds_what_that_lacks(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(runner, "MACHINE", "well")
-    first = run("well", "fails")
-    path = tmp_path / "out" / "results.json"
-    both = run("well", "disagrees", out="more", after=path)
-    assert [stage["name"] for stage in both["stages"]] == ["fails", "well", "disagrees"]
-    assert both["cases"] == first["cases"]
-    assert of(both, "fails") == of(first, "fails")
-    assert json.loads((tmp_path / "more" / "results.json").read_text()) == both
-    with pytest.raises(ValueError, match="after: expected a run without fails, got one with it"):
-        run("well", "fails", out="third", after=path)
-
-
-def test_a_run_after_one_of_another_commit_is_refused(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(runner, "MACHINE", "well")
-    run("well")
-    path = tmp_path / "out" / "results.json"
-    path.write_text(path.read_text().replace('"abc"', '"abd"'))
-    with pytest.raises(ValueError, match="after: expected a run with commit abc, as now, got one with abd"):
-        run("well", out="more", after=path)
-
-
 def test_results_have_the_form_that_is_promised(run, tmp_path):
     results = run("well", "fails")
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
-    assert set(results) == {"suite", "meta", "correctness", "cases", "profiles", "not_run", "stages"}
+    lists = {"smoke", "correctness", "cases", "profiles", "not_run"}
+    assert set(results) == {"suite", "meta", "stages", *lists}
     assert results["meta"] == {"commit": "abc"}
     for stage in results["stages"]:
         assert set(stage) == {"name", "ok", "seconds", "error", "failures", "detail"}
     assert of(results, "well")["detail"] == {"seen": ["cpu", False, True]}
     assert of(results, "well")["error"] is None
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["results.json", "stages.log"]
+    files = ["results.json", "rows.jsonl", "stages.log"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == files
 
 
-def test_results_are_there_after_each_stage(run, monkeypatch, tmp_path):
-    written = []
-    real = runner.write
-
-    def write(results, path):
-        real(results, path)
-        written.append(len(json.loads(path.read_text())["stages"]))
-
-    monkeypatch.setattr(runner, "write", write)
-    run("well", "fails")
-    assert written == [1, 2]
+def test_results_are_there_after_each_unit(run, tmp_path):
+    results = run("reads_results")
+    assert of(results, "reads_results")["detail"]["there"] == ["first"]
 
 
 def test_never_mixes_with_an_old_run(run):
     run("well")
-    with pytest.raises(FileExistsError, match=r"without results\.json"):
+    with pytest.raises(FileExistsError, match="without results"):
         run("well")
 
 
-def test_what_a_stage_leaves_over_goes_to_those_after_it(monkeypatch):
-    monkeypatch.setattr(runner, "STAGES", {"a": 10, "b": 30, "c": 60})
-    names = ["a", "b", "c"]
-    assert runner.share("a", names, left=50.0) == 5.0
-    assert runner.share("b", names, left=45.0) == 15.0
-    assert runner.share("b", names, left=500.0) == 30
-    assert runner.share("c", names, left=45.0) == 45.0
-    assert runner.share("c", names, left=0.0) == 0.0
+def test_what_a_stage_leaves_over_goes_to_those_after_it():
+    seconds = {"a": 10.0, "b": 30.0, "c": 60.0}
+    assert runner.share("a", seconds, left=50.0) == 5.0
+    assert runner.share("b", seconds, left=45.0) == 15.0
+    assert runner.share("b", seconds, left=500.0) == 30
+    assert runner.share("c", seconds, left=45.0) == 45.0
+    assert runner.share("c", seconds, left=0.0) == 0.0
+    assert runner.share("a", {"a": 0.0}, left=5.0) == 0.0
+
+
+@pytest.mark.parametrize("preset", ["first", "second"])
+def test_presets_are_whole_within_their_budget(preset):
+    stages = runner.PRESETS[preset]
+    assert sum(stages.values()) <= runner.BUDGET == 300
+    assert set(stages) <= set(runner.STAGES)
+    # Nothing in them compiles for minutes or watches every access.
+    assert not {"peers", "sizes", "rowwise", "ceilings"} & set(stages)
 
 
 def test_no_time_left_is_said(run):
     stage = of(run("well", budget=0.0), "well")
-    assert stage["error"] == "no time left, 0 units done"
+    assert stage["error"] == "not begun: no time was left"
 
 
 def test_a_line_that_was_not_written_whole_is_left_out(tmp_path):
     path = tmp_path / "rows.jsonl"
-    assert read(path) == []
+    assert Record(path).everything() == []
     path.write_text('{"kind": "cases", "impl": "a"}\n{"kind": "cas')
-    assert read(path) == [{"kind": "cases", "impl": "a"}]
+    assert Record(path).everything() == [{"kind": "cases", "impl": "a"}]
+
+
+def test_results_say_who_computes_in_place_of_kernels_that_failed(tmp_path):
+    record = Record(tmp_path / "rows.jsonl")
+    record.case("s", "c", "i", {"median_ms": 1.0})
+    record.replaced["rnn_scan"] = "triton"
+    record.case("s", "c", "i", {"median_ms": 1.0})
+    record.not_run("c", "j", "why")
+    record.detail(seen=1)
+    before, after = record.found("cases")
+    assert "replaced" not in before
+    assert after["replaced"] == record.found("not_run")[0]["replaced"] == {"rnn_scan": "triton"}
+    assert record.found("detail") == [{"seen": 1}]
+
+
+def test_what_triton_has_compiled_goes_from_run_to_run(run, tmp_path):
+    first = run("compiles")
+    assert of(first, "compiles")["detail"]["cached"] == []
+    packed = tmp_path / "out" / runner.TRITON_CACHE
+    with tarfile.open(packed) as file:
+        assert "./kernel" in file.getnames()
+    stages = {"compiles": 25.0}
+    options = Options(tmp_path / "more", stages, device="cpu", triton_cache=str(packed))
+    assert of(runner.run_stages(60.0, options), "compiles")["detail"]["cached"] == ["kernel"]
 
 
 def test_the_command_knows_the_stages(capsys):
-    from benchmarks.gpu.__main__ import main
+    for arguments in (["--only", "nothing"], [], ["--smoke", "--preset", "first"]):
+        with pytest.raises(SystemExit):
+            main(["--out", "x", *arguments])
+        told = capsys.readouterr().err
+        assert "rowwise" in told or "--preset" in told
 
+
+def test_a_file_that_is_not_there_is_named(capsys):
     with pytest.raises(SystemExit):
-        main(["--out", "x", "--only", "nothing"])
-    assert "rowwise" in capsys.readouterr().err
+        main(["--out", "x", "--smoke", "--triton-cache", "nowhere"])
+    assert "--triton-cache: expected a file that is there, got nowhere" in capsys.readouterr().err

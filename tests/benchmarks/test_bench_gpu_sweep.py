@@ -7,7 +7,6 @@ import torch
 
 from benchmarks.errors import Sizes
 from benchmarks.gpu import cuts, measure
-from benchmarks.gpu.record import Record, of_kind, read
 from benchmarks.gpu.stage import Stage
 from dmm_fast.cuda import measured
 from dmm_fast.cuda.plan import H100, combiner_plans, rnn_plan, rnn_plans
@@ -17,7 +16,7 @@ SIZES = Sizes(B=2, T=3, D=5, Z=4, H=6, R=7, E=8)
 
 @pytest.fixture
 def stage(tmp_path):
-    return Stage(Record(tmp_path / "rows.jsonl"), tmp_path, "cpu", time.monotonic() + 60.0, quick=True)
+    return Stage(tmp_path, device="cpu", quick=True, end=time.monotonic() + 60.0)
 
 
 def test_plans_to_time_are_the_best_of_each_shape():
@@ -61,16 +60,15 @@ def test_a_plan_sweep_times_every_plan_and_keeps_those_that_agree(scan, stage, m
         return (*others, last) if others else last
 
     monkeypatch.setattr(torch.ops.dmm_fast, scan.replace("_scan", "_scan_steps"), op, raising=False)
-    monkeypatch.setattr(cuts, "time_calls", lambda run, device: measure.time_calls(run, device, seconds=0.0))
+    monkeypatch.setattr(cuts, "time_calls", lambda *called, seconds: measure.time_calls(*called, seconds=0.0))
     before = measured.Measurement(measured.Case("rnn_scan", 1, 1), (1,) * 11, 1.0)
     measured.add(stage.out / cuts.FILE, H100.name, [before])
     cuts.sweep(stage, "scans", f"plan sweep of {scan}", scan, SIZES, H100)
 
-    rows = read(stage.out / "rows.jsonl")
-    agree = [row["ok"] for row in of_kind(rows, "correctness")]
+    agree = [row["ok"] for row in stage.record.found("correctness")]
     assert agree == [n != 2 for n in range(len(asked))]
     assert 3 < len(asked) <= cuts.MOST
-    assert all(row["extra"]["us_per_step"] > 0 for row in of_kind(rows, "cases"))
+    assert all(row["extra"]["us_per_step"] > 0 for row in stage.record.found("cases"))
     device, (kept, *timed) = measured.read(stage.out / cuts.FILE)
     assert (device, kept) == (H100.name, before)
     assert [list(each.plan) for each in timed] == [plan for n, plan in enumerate(asked) if n != 2]
@@ -89,6 +87,6 @@ def test_an_error_of_a_plan_is_the_largest_of_its_outputs_or_nan():
 
 def test_without_kernels_a_plan_sweep_is_not_run(stage):
     cuts.time_cuts(stage, "scans", "rnn_scan_backward", SIZES)
-    (row,) = of_kind(read(stage.out / "rows.jsonl"), "not_run")
+    (row,) = stage.record.found("not_run")
     assert row["case"] == "plan sweep of rnn_scan_backward, B=2, H=6, Z=4, T=3"
     assert not (stage.out / cuts.FILE).exists()

@@ -15,7 +15,6 @@ from benchmarks.correctness import Verdict, check
 from benchmarks.gpu import race as race_module
 from benchmarks.gpu.profile import STEPS, profiled
 from benchmarks.gpu.race import ADMITTED, admissions, admit, race, starting_parameters
-from benchmarks.gpu.record import Record
 from benchmarks.gpu.stage import ProcessSpentError, Stage
 from benchmarks.peer_torch import TorchContestant
 from benchmarks.precision import IEEE, TF32, multiplied_in
@@ -47,7 +46,7 @@ def forgetful(contestant):
 
 @pytest.fixture
 def stage(tmp_path):
-    return Stage(Record(tmp_path / "rows.jsonl"), tmp_path, "cpu", time.monotonic() + 60.0, quick=True)
+    return Stage(tmp_path, device="cpu", quick=True, end=time.monotonic() + 60.0)
 
 
 def let_in(stage, *contestants):

@@ -40,9 +40,11 @@ RACE_SECONDS = 600.0
 # Implementations that replay a CUDA graph, beside those whose steps they replay.
 REPLAYING = (CAPTURABLE, GRAPHED, BATCHED, BATCHED_GRAPHED)
 EVERYONE: tuple[Contestant, ...] = (
-    *(BASELINE, MENDED),
+    BASELINE,
+    MENDED,
     *(peer for peer in PEERS if peer not in JAX),
-    *(BATCHED_GRAPHED, *EVERY_OURS),
+    BATCHED_GRAPHED,
+    *EVERY_OURS,
 )
 TOO_LONG = "checked and timed up to T=512: minutes beyond"
 

@@ -1,0 +1,95 @@
+"""``python -m benchmarks.kit``: one folder with all that a GPU run needs beside a CUDA build of torch.
+
+For a machine that reaches no package index: the package with its compiled library, benchmarks and tests, Pyro
+unpacked, the chorales, the hash of the commit, and ``run.sh``.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import Distribution, PackagePath, distribution
+from pathlib import Path
+
+from benchmarks import machine
+from benchmarks.cases import data_file
+from dmm_fast import native
+from dmm_fast.data import load, save_npz
+
+ROOT = machine.ROOT
+OUT = ROOT / "build" / "gpu-kit"
+FOLDERS = ("dmm_fast", "benchmarks", "tests")
+# Pyro and what it imports beside torch and numpy.
+PACKAGES = ("pyro-ppl", "pyro-api", "opt_einsum", "tqdm")
+UNNEEDED = shutil.ignore_patterns("__pycache__", "results", ".*")
+MOST_BYTES = 60_000_000
+RUN = """\
+#!/bin/sh
+# sh run.sh first DIR [more options of python -m benchmarks.gpu, absolute paths]: a preset, results in DIR.
+set -eu
+preset=$1
+mkdir -p "$2"
+out=$(cd "$2" && pwd)
+shift 2
+cd "$(dirname "$0")"
+for chorales in *.npz; do
+  [ -f "$chorales" ] && set -- --data "$chorales" "$@"
+done
+PYTHONPATH="$PWD/packages${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH
+exec "${PYTHON:-python3}" -m benchmarks.gpu --preset "$preset" --out "$out" --commit "$(cat COMMIT)" "$@"
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the folder anew. Returns 0, or 1 where the library has no CUDA kernels or it is too large."""
+    args = _parser().parse_args(argv)
+    out = Path(args.out)
+    if not native.cuda_architectures():
+        why = native.missing or "it was built without an nvcc in CUDA_HOME or on PATH"
+        print(f"kit: expected a library with CUDA kernels, got none: {why}", file=sys.stderr)
+        return 1
+    if out.exists():
+        if not (out / "COMMIT").is_file():
+            print(f"kit: out: expected no folder or an old kit, got {out}", file=sys.stderr)
+            return 1
+        shutil.rmtree(out)
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, out / folder, ignore=UNNEEDED)
+    shutil.copy(ROOT / "pyproject.toml", out)
+    for source, name in packages():
+        (out / "packages" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, out / "packages" / name)
+    data = data_file(args.data)
+    if data is not None:
+        save_npz(load(data), out / f"{data.stem}.npz")
+    (out / "COMMIT").write_text(f"{machine.commit()}\n", encoding="utf-8")
+    (out / "run.sh").write_text(RUN, encoding="utf-8")
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    chorales = data.name if data else "the built-in ones: JSB_Chorales.mat was not found, see --data"
+    print(f"{out}: {size / 1e6:.1f} MB, commit {machine.commit()}, chorales: {chorales}")
+    print(f"on the machine with the GPU: sh {out.name}/run.sh first DIR, and later: run.sh second DIR")
+    if size > MOST_BYTES:
+        print(f"kit: expected at most {MOST_BYTES} bytes, got {size}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def packages() -> Iterator[tuple[Path, PackagePath]]:
+    """The files of the installed packages that the kit takes along, and their places in it."""
+    for name in PACKAGES:
+        found: Distribution = distribution(name)
+        for path in found.files or ():
+            if path.suffix != ".pyc" and ".." not in path.parts:
+                yield Path(str(found.locate_file(path))), path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kit", description=__doc__)
+    parser.add_argument("--out", default=OUT, help="the folder, made anew")
+    parser.add_argument("--data", help="a file of chorales, or a folder holding JSB_Chorales.mat")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
