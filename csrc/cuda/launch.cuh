@@ -34,12 +34,9 @@ inline cudaError_t allow_largest(const void* kernel, bool large_clusters) {
   if (error != cudaSuccess) return error;
   const std::lock_guard<std::mutex> lock(mutex);
   if (done.count({device, kernel, large_clusters})) return cudaSuccess;
-  cudaFuncAttributes attributes{};
-  error = cudaFuncGetAttributes(&attributes, kernel);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  if (error == cudaSuccess)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 most - static_cast<int>(attributes.sharedSizeBytes));
+  error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  // All of it dynamic: DMM_SHARED leaves a kernel no static shared memory, which would have to be taken off.
+  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
   if (error == cudaSuccess && large_clusters)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   if (error == cudaSuccess) done.insert({device, kernel, large_clusters});

@@ -66,7 +66,8 @@ def test_a_missing_barrier_shows(store: str, reversed: bool) -> None:
 def test_a_lost_store_is_reported_by_the_block_that_misses_it(store: str, step: int) -> None:
     """The first store of the block of rank 5 is the one to itself, and its first arrival that to rank 0."""
     rank = 0 if store == "plain" else 5
-    expected = f"^exchange_floor: block {rank}, rank {rank} .*: group 0, step {step}, parity {step >> 1 & 1}, rows 1,"
+    where = f"group 0, step {step}, parity {step >> 1 & 1}, rows 1,"
+    expected = f"^exchange_floor: block {rank}, rank {rank} .*: {where}"
     with pytest.raises(RuntimeError, match=expected):
         turn(rings(1, 160), 7, 8, store=store, fault="lost", rank=5, step=step)
 
@@ -85,8 +86,3 @@ def test_a_store_that_comes_twice_is_reported_at_the_end(store: str, step: int) 
     expected = f"rank 5 .*: group 0, step {after}, parity {after >> 1 & 1}, rows 0,"
     with pytest.raises(RuntimeError, match=expected):
         turn(rings(1, 160), 7, 8, store=store, fault="doubled", rank=5, step=step)
-
-
-def test_an_empty_ring_of_steps_leaves_no_record() -> None:
-    given = rings(1, 40)
-    np.testing.assert_array_equal(turn(given, 1, 8), np.roll(given, -1, axis=1))
