@@ -5,6 +5,7 @@
 #ifdef DMM_FAST_CUDA
 #include "cuda/combiner_scan.h"
 #include "cuda_args.h"
+#include "exchange_launch.h"
 #endif
 
 namespace dmm {
@@ -76,8 +77,7 @@ std::tuple<Tensor, Tensor, Tensor> combiner_scan_steps(const Tensor& base_, cons
                                 z.mutable_data_ptr<float>(),
                                 loc.mutable_data_ptr<float>(),
                                 pre_scale.mutable_data_ptr<float>()};
-  on_stream_of(eps, "combiner_scan with plan " + describe(plan),
-               [&](void* stream) { return cuda::combiner_scan(args, stream); });
+  launch_exchange(eps, "combiner_scan with plan " + cuda::describe(plan), args, cuda::combiner_scan);
   return {z, loc, pre_scale};
 }
 
@@ -120,8 +120,7 @@ Five combiner_scan_steps_backward(const Tensor& dz, const Tensor& dloc, const Te
                                         dout.mutable_data_ptr<float>(),
                                         deps.mutable_data_ptr<float>(),
                                         dz_q_0.mutable_data_ptr<float>()};
-  on_stream_of(eps, "combiner_scan_backward with plan " + describe(plan),
-               [&](void* stream) { return cuda::combiner_scan_backward(args, stream); });
+  launch_exchange(eps, "combiner_scan_backward with plan " + cuda::describe(plan), args, cuda::combiner_scan_backward);
   return {dh, da, dout, deps, dz_q_0};
 }
 

@@ -4,7 +4,6 @@
 #include "checks.h"
 #include "cuda/plan.h"
 #include "cuda/ragged.h"
-#include "cuda_stream.h"
 
 namespace dmm {
 
@@ -47,19 +46,12 @@ inline cuda::Ragged on_device_ragged_of(const Tensor& like, const Tensor& length
           static_cast<int>(like.size(2)),    static_cast<int>(plan[0]), static_cast<int>(plan[1])};
 }
 
-inline std::string describe(const cuda::Plan& plan) {
-  std::ostringstream out;
-  for (size_t i = 0; i < plan.size(); ++i) out << (i ? ", " : "[") << plan[i];
-  out << "]";
-  return out.str();
-}
-
 // A plan of so many tilings, each of which `fits` what the call needs.
 template <class Fits>
 void check_plan(const cuda::Plan& plan, size_t tilings, Fits fits) {
   const char* fault = cuda::fault(plan, tilings);
   if (fault == nullptr && !fits()) fault = "other sizes";
-  STD_TORCH_CHECK(fault == nullptr, "plan: expected one for these sizes, got ", describe(plan), ": ",
+  STD_TORCH_CHECK(fault == nullptr, "plan: expected one for these sizes, got ", cuda::describe(plan), ": ",
                   fault ? fault : "");
 }
 

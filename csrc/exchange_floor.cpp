@@ -2,29 +2,45 @@
 #include "checks.h"
 #ifdef DMM_FAST_CUDA
 #include "cuda/exchange_floor.h"
-#include "cuda_stream.h"
+#include "exchange_launch.h"
 #endif
 
 namespace dmm {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(dmm_fast, m) {
-  m.def("exchange_floor(Tensor rings, int steps, int cluster_size, int threads) -> Tensor");
+  m.def(
+      "exchange_floor(Tensor rings, int steps, int cluster_size, int threads, str store=\"async_b32\","
+      " int giving_warps=0) -> Tensor");
   m.def("_clusters_at_once(int device, int cluster_size, int shared_bytes) -> int");
 }
 
 #ifdef DMM_FAST_CUDA
 namespace {
 
-// rings [clusters, cluster_size * width], each turned by `steps` places.
-Tensor exchange_floor(const Tensor& rings_, int64_t steps, int64_t cluster_size, int64_t threads) {
+cuda::Store store_of(const std::string& name) {
+  if (name == "async_b32") return {1, true};
+  if (name == "async_v2") return {2, true};
+  if (name == "async_v4") return {4, true};
+  STD_TORCH_CHECK(name == "plain", "store: expected async_b32, async_v2, async_v4 or plain, got ", name);
+  return {4, false};
+}
+
+// rings [clusters, cluster_size * width], each turned by `steps` places. So many warps of a block give; 0: all.
+Tensor exchange_floor(const Tensor& rings_, int64_t steps, int64_t cluster_size, int64_t threads, std::string store_,
+                      int64_t giving_warps) {
   STD_TORCH_CHECK(rings_.scalar_type() == ScalarType::Float && rings_.dim() == 2,
                   "rings: expected Float of 2 dimensions, got ", describe(rings_));
   STD_TORCH_CHECK(steps >= 0 && steps <= INT32_MAX / 2, "steps: expected an int from 0, got ", steps);
   STD_TORCH_CHECK(cluster_size >= 1 && cluster_size <= 16, "cluster_size: expected an int from 1 to 16, got ",
                   cluster_size);
-  STD_TORCH_CHECK(threads >= 32 && threads <= 1024, "threads: expected an int from 32 to 1024, got ", threads);
-  STD_TORCH_CHECK(rings_.size(1) % cluster_size == 0, "rings: expected rows of a multiple of cluster_size = ",
-                  cluster_size, ", got ", describe(rings_));
+  STD_TORCH_CHECK(threads >= 32 && threads <= 1024 && threads % 32 == 0,
+                  "threads: expected a multiple of 32 from 32 to 1024, got ", threads);
+  const cuda::Store store = store_of(store_);
+  const int64_t warps = threads / 32, multiple = cluster_size * store.count;
+  STD_TORCH_CHECK(giving_warps >= 0 && giving_warps <= warps, "giving_warps: expected an int from 0 to ", warps,
+                  ", got ", giving_warps);
+  STD_TORCH_CHECK(rings_.size(1) % multiple == 0, "rings: expected rows of a multiple of ", multiple,
+                  ", for cluster_size = ", cluster_size, " and store = ", store_, ", got ", describe(rings_));
   const Tensor rings = torch::stable::contiguous(rings_), out = torch::stable::empty_like(rings);
   const cuda::ExchangeFloor args{rings.const_data_ptr<float>(),
                                  out.mutable_data_ptr<float>(),
@@ -32,11 +48,13 @@ Tensor exchange_floor(const Tensor& rings_, int64_t steps, int64_t cluster_size,
                                  static_cast<int>(rings.size(0)),
                                  static_cast<int>(cluster_size),
                                  static_cast<int>(rings.size(1) / cluster_size),
-                                 static_cast<int>(threads)};
-  std::ostringstream plan;
-  plan << "exchange_floor on " << args.clusters << " clusters of " << cluster_size << " blocks of " << threads
-       << " threads";
-  on_stream_of(rings, plan.str(), [&](void* stream) { return cuda::exchange_floor(args, stream); });
+                                 static_cast<int>(threads),
+                                 store,
+                                 static_cast<int>(giving_warps ? giving_warps : warps)};
+  std::ostringstream call;
+  call << "exchange_floor on " << args.clusters << " clusters of " << cluster_size << " blocks of " << threads
+       << " threads, " << store_ << " by " << args.giving_warps << " warps";
+  launch_exchange(rings, call.str(), args, cuda::exchange_floor);
   return out;
 }
 

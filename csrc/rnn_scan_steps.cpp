@@ -4,6 +4,7 @@
 #ifdef DMM_FAST_CUDA
 #include "cuda/rnn_scan.h"
 #include "cuda_args.h"
+#include "exchange_launch.h"
 #endif
 
 namespace dmm {
@@ -52,8 +53,7 @@ Tensor rnn_scan_steps(const Tensor& x_proj, const Tensor& w_hh, const Tensor& h_
                            sequences_of(x_proj),
                            sequences_of(h_0),
                            h.mutable_data_ptr<float>()};
-  on_stream_of(x_proj, "rnn_scan with plan " + describe(plan),
-               [&](void* stream) { return cuda::rnn_scan(args, stream); });
+  launch_exchange(x_proj, "rnn_scan with plan " + cuda::describe(plan), args, cuda::rnn_scan);
   return h;
 }
 
@@ -78,8 +78,7 @@ std::tuple<Tensor, Tensor> rnn_scan_steps_backward(const Tensor& dh, const Tenso
                                    sequences_of(h),
                                    dx_proj.mutable_data_ptr<float>(),
                                    dh_0.mutable_data_ptr<float>()};
-  on_stream_of(h, "rnn_scan_backward with plan " + describe(plan),
-               [&](void* stream) { return cuda::rnn_scan_backward(args, stream); });
+  launch_exchange(h, "rnn_scan_backward with plan " + cuda::describe(plan), args, cuda::rnn_scan_backward);
   return {dx_proj, dh_0};
 }
 

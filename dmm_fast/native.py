@@ -44,3 +44,17 @@ def cuda_architectures() -> str:
 def instruction_set() -> str | None:
     """What the compiled CPU ops run on: avx512, avx2 or baseline; None without the library."""
     return None if missing else torch.ops.dmm_fast._instruction_set()
+
+
+def raise_on_hang() -> None:
+    """Raise what a CUDA kernel recorded when a wait for its other blocks gave up.
+
+    This does not wait for the device, so it belongs after a synchronisation. Scans raise by themselves at
+    their next launch, but a graph that is replayed launches none.
+
+    Raises:
+        RuntimeError: a wait has given up since the last time that one was raised; results since then are
+            wrong.
+    """
+    if not missing:
+        torch.ops.dmm_fast._check_hangs()

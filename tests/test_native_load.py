@@ -43,3 +43,4 @@ def test_a_library_that_was_never_built_is_no_warning(tmp_path: Path) -> None:
         module = runpy.run_path(alone)
     assert module["missing"].startswith("none was built")
     assert module["instruction_set"]() is None
+    module["raise_on_hang"]()

@@ -35,15 +35,26 @@ struct Cluster {
 #endif
 };
 
-// A barrier in shared memory whose phase ends when the bytes that its block expects have come. It begins with phase 0
-// and is for one `expect` a phase; bytes may come before.
+// A barrier in shared memory, which is in phase 0 at first. A phase ends when as many threads have arrived as
+// `transaction_init` said, and as many bytes have come as they expect; bytes may come before they are expected.
+//
+// A wait tells whether the phase has ended: it polls for about a tenth of a second and then gives up.
+constexpr int kMostPolls = 1 << 20;
+constexpr int kPollNanoseconds = 100;
+
 #ifdef DMM_EMULATOR
-inline void transaction_init(uint64_t* barrier) { emulator::transaction_init(barrier); }
+inline void transaction_init(uint64_t* barrier, int arrivals) { emulator::transaction_init(barrier, arrivals); }
 inline void transaction_expect(uint64_t* barrier, int bytes) { emulator::transaction_expect(barrier, bytes); }
-inline void transaction_store(int block, float* mine, float value, uint64_t* barrier) {
-  emulator::transaction_store(block, mine, value, barrier);
+template <int kCount>
+void transaction_store(int block, float* mine, const float (&values)[kCount], uint64_t* barrier) {
+  emulator::transaction_store(block, mine, values, kCount, barrier);
 }
-inline void transaction_wait(uint64_t* barrier, int parity) { emulator::transaction_wait(barrier, parity); }
+inline bool transaction_wait(uint64_t* barrier, int parity) { return emulator::transaction_wait(barrier, parity); }
+inline void remote_store(int block, float* mine, const float (&values)[4]) {
+  emulator::remote_store(block, mine, values, 4);
+}
+inline void remote_arrive(int block, uint64_t* barrier) { emulator::remote_arrive(block, barrier); }
+inline bool arrivals_wait(uint64_t* barrier, int parity) { return emulator::transaction_wait(barrier, parity); }
 #elif defined(DMM_HAS_CLUSTERS)
 __device__ inline unsigned shared_address(const void* p) {
   return static_cast<unsigned>(__cvta_generic_to_shared(p));
@@ -53,44 +64,104 @@ __device__ inline unsigned shared_address_in(int block, const void* mine) {
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(mine)), "r"(block));
   return there;
 }
-__device__ inline void transaction_init(uint64_t* barrier) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+__device__ inline void transaction_init(uint64_t* barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 __device__ inline void transaction_expect(uint64_t* barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                : "memory");
 }
-// `value` to where `mine` is in another block, or in this one; counted by the barrier there.
-__device__ inline void transaction_store(int block, float* mine, float value, uint64_t* barrier) {
+// One, two or four numbers to where `mine` is in another block, or in this one; counted by the barrier there.
+__device__ inline void transaction_store(int block, float* mine, const float (&values)[1], uint64_t* barrier) {
   asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
                    shared_address_in(block, mine)),
-               "r"(__float_as_uint(value)), "r"(shared_address_in(block, barrier))
+               "r"(__float_as_uint(values[0])), "r"(shared_address_in(block, barrier))
                : "memory");
+}
+__device__ inline void transaction_store(int block, float* mine, const float (&values)[2], uint64_t* barrier) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(
+                   shared_address_in(block, mine)),
+               "r"(__float_as_uint(values[0])), "r"(__float_as_uint(values[1])), "r"(shared_address_in(block, barrier))
+               : "memory");
+}
+__device__ inline void transaction_store(int block, float* mine, const float (&values)[4], uint64_t* barrier) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+                   shared_address_in(block, mine)),
+               "r"(__float_as_uint(values[0])), "r"(__float_as_uint(values[1])), "r"(__float_as_uint(values[2])),
+               "r"(__float_as_uint(values[3])), "r"(shared_address_in(block, barrier))
+               : "memory");
+}
+// Calls `poll` until it is true, and tells whether it ever was.
+template <class Poll>
+__device__ inline bool poll_until(Poll poll) {
+#pragma unroll 1
+  for (int polls = 0; polls < kMostPolls; ++polls)
+    if (poll()) return true;
+  return false;
 }
 // Waits for the end of a phase, and sees what came in it. An acquire of all memory would invalidate the L1 cache at
 // every step (CCTL.IVALL); what comes is in shared memory alone.
-__device__ inline void transaction_wait(uint64_t* barrier, int parity) {
+__device__ inline bool transaction_wait(uint64_t* barrier, int parity) {
+  const unsigned address = shared_address(barrier);
   unsigned done;
-  do {
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 done, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, done;\n}"
+      : "=r"(done)
+      : "r"(address), "r"(parity)
+      : "memory");
+  if (!done && !poll_until([&] {
+        asm volatile(
+            "{\n.reg .pred done;\n"
+            "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 done, [%1], %2, %3;\n"
+            "selp.u32 %0, 1, 0, done;\n}"
+            : "=r"(done)
+            : "r"(address), "r"(parity), "r"(kPollNanoseconds)
+            : "memory");
+        return done;
+      }))
+    return false;
+  asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
+  return true;
+}
+// Four numbers to where `mine` is in another block, uncounted; who reads them has to wait for an arrival after them.
+__device__ inline void remote_store(int block, float* mine, const float (&values)[4]) {
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(shared_address_in(block, mine)),
+               "f"(values[0]), "f"(values[1]), "f"(values[2]), "f"(values[3])
+               : "memory");
+}
+__device__ inline void remote_arrive(int block, uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(shared_address_in(block, barrier))
+               : "memory");
+}
+// As transaction_wait, for what was stored before arrivals.
+__device__ inline bool arrivals_wait(uint64_t* barrier, int parity) {
+  return poll_until([&] {
+    unsigned done;
     asm volatile(
         "{\n.reg .pred done;\n"
-        "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 done, [%1], %2;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2, %3;\n"
         "selp.u32 %0, 1, 0, done;\n}"
         : "=r"(done)
-        : "r"(shared_address(barrier)), "r"(parity)
+        : "r"(shared_address(barrier)), "r"(parity), "r"(kPollNanoseconds)
         : "memory");
-  } while (!done);
-  asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
+    return done;
+  });
 }
 #else  // never reached in a cluster of one
-__device__ inline void transaction_init(uint64_t*) {}
+__device__ inline void transaction_init(uint64_t*, int) {}
 __device__ inline void transaction_expect(uint64_t*, int) {}
-__device__ inline void transaction_store(int, float*, float, uint64_t*) {}
-__device__ inline void transaction_wait(uint64_t*, int) {}
+template <int kCount>
+__device__ void transaction_store(int, float*, const float (&)[kCount], uint64_t*) {}
+__device__ inline bool transaction_wait(uint64_t*, int) { return true; }
+__device__ inline void remote_store(int, float*, const float (&)[4]) {}
+__device__ inline void remote_arrive(int, uint64_t*) {}
+__device__ inline bool arrivals_wait(uint64_t*, int) { return true; }
 #endif
 
-// A number on its way from device memory to shared memory; nobody else may touch it before it is there, which the
+// Copies a number from device memory to shared memory. No other thread may touch it before it is there, which the
 // thread that asked for it knows after `copies_done`.
 __device__ inline void copy_async(float* shared, const float* from) { __pipeline_memcpy_async(shared, from, 4); }
 // Ends a group of copies.

@@ -59,10 +59,8 @@ class CombinerScanBlock {
              [&](int row, int i) { hidden_[row * from_.stride() + i] = 0.0f; });
     clear_past_end();
     // Those without units too: they give zeros.
-    const Exchange exchange(cluster_, cluster_.blocks(), reinterpret_cast<uint64_t*>(barriers_));
-    exchange.start(rows_.groups());
-    for (int group = 0; group < rows_.groups(); ++group)
-      for (int step = 0; step < 2; ++step) expect(exchange, group, step);
+    Exchange exchange(cluster_, cluster_.blocks(), reinterpret_cast<uint64_t*>(barriers_), a_.hang);
+    exchange.start(rows_.groups(), [this](int group, int step) { return bytes(group, step); });
     fetch(0);
     // Groups take turns, so that what one gives is on its way while another computes. The first has the longest row.
     for (int step = 0; step <= rows_.longest(0); ++step) {
@@ -75,6 +73,7 @@ class CombinerScanBlock {
         from_units(exchange, group, step, rows, from);
       }
     }
+    exchange.finish(rows_.groups(), [this](int group) { return rows_.longest(group); });
   }
 
  private:
@@ -94,10 +93,12 @@ class CombinerScanBlock {
            output;
   }
 
-  __device__ void expect(const Exchange& exchange, int group, int step) const {
-    if (threadIdx.x != 0 || step >= rows_.longest(group)) return;
-    const int rows = rows_.more_than(group, direction_.time(step, rows_.longest(group)));
-    exchange.expect(group, step, 4 * rows * from_.outputs * cluster_.blocks());
+  __device__ int rows_given(int group, int step) const {
+    return rows_.more_than(group, direction_.time(step, rows_.longest(group)));
+  }
+  // That come to a block, from all blocks; 0 past the last step.
+  __device__ int bytes(int group, int step) const {
+    return step < rows_.longest(group) ? 4 * rows_given(group, step) * from_.outputs * cluster_.blocks() : 0;
   }
 
   // What a step will need from device memory, one step ahead. The thread that asks for it is the one to use it.
@@ -118,10 +119,11 @@ class CombinerScanBlock {
   }
 
   // The step's latents, from what the blocks gave in the step before.
-  __device__ void begin(const Exchange& exchange, int group, int step) const {
+  __device__ void begin(Exchange& exchange, int group, int step) const {
     if (step > 0) {
-      exchange.wait(group, step - 1);
-      expect(exchange, group, step + 1);
+      exchange.wait(group, step - 1, [&] { return rows_given(group, step - 1); });
+      if (threadIdx.x == 0 && step + 1 < rows_.longest(group))
+        exchange.expect(group, step + 1, bytes(group, step + 1));
     }
     copies_done<1>();
     const int t = direction_.time(step, rows_.longest(group));

@@ -9,6 +9,7 @@
 // matrix's 2 and the larger's 4.
 #pragma once
 
+#include "hang.h"
 #include "ragged.h"
 
 namespace dmm::cuda {
@@ -23,6 +24,7 @@ struct CombinerScan {
   const float* base;  // [P, B, T, 2 Z], dense: what h and the biases give to loc and pre_scale
   Sequences<const float> eps, z_q_0;
   float *z, *loc, *pre_scale;  // [P, B, T, Z], dense; written everywhere
+  HangReport hang{};
 };
 
 struct CombinerScanBackward {
@@ -36,6 +38,7 @@ struct CombinerScanBackward {
   float *dh, *da;  // [P, B, T, H], dense: of h, and of what g is the tanh of
   float *dout;     // [P, B, T, 2 Z], dense: of loc and of pre_scale, whole
   float *deps, *dz_q_0;  // [P, B, T, Z] and [P, B, Z], dense
+  HangReport hang{};
 };
 
 template <class Args>

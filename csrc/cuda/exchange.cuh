@@ -1,56 +1,114 @@
 // What the blocks of a cluster give to each other.
 //
-// A number goes straight to every block's shared memory, and a barrier there counts its bytes (st.async); whoever
-// waits knows how many to expect. So a step needs no barrier of the whole cluster, which would wait for all that a
+// A number goes straight to every block's shared memory, and a barrier there counts its bytes (st.async); the block
+// that waits knows how many to expect. So a step needs no barrier of the whole cluster, which would wait for all that a
 // thread has stored, in device memory too (it compiles to MEMBAR.ALL.GPU), and groups of rows need not wait for
 // one another.
 //
 // Two barriers of a group take turns. That is enough: a block gives for step k + 2 when it has all of step k + 1, and
-// the last of that was given by blocks that had waited for step k, and had read it. It takes that whoever receives
-// gives too: a block that did not would hold up nobody, and two phases of its barriers would run into one. So of a
+// the last of that was given by blocks that had waited for step k, and had read it. It takes that a block that receives
+// gives too: a block that did not would hold up no other, and two phases of its barriers would run into one. So of a
 // cluster the first blocks exchange, and the others have to keep out.
+//
+// A wait that gives up is recorded, and its thread exchanges no more: it gives nothing and waits for nothing, so that a
+// fault costs the time of a few waits and not that of a wait a step. The kernel ends, with wrong results.
 #pragma once
 
 #include "cluster.cuh"
+#include "hang.h"
 
 namespace dmm::cuda {
+
+// Of all waits that give up the first is recorded.
+__device__ inline void record_hang(const HangReport& report, const Cluster& cluster, int group, int step, int parity,
+                                   int rows, const uint64_t* barrier) {
+  HangRecord* const record = report.record;
+  if (atomicCAS(&record->state, kNoHang, kHangClaimed) != kNoHang) return;
+  record->call = report.call;
+  record->block = static_cast<int>(blockIdx.x);
+  record->rank = cluster.rank();
+  record->group = group;
+  record->step = step;
+  record->parity = parity;
+  record->rows = rows;
+  record->thread = static_cast<int>(threadIdx.x);
+  record->barrier = *const_cast<const volatile uint64_t*>(barrier);
+  __threadfence_system();  // the host may look as soon as it is complete
+  *const_cast<volatile unsigned*>(&record->state) = kHangComplete;
+}
 
 class Exchange {
  public:
   // Of the first `blocks` of a cluster. `barriers` of two for each group; where there is one block, none is used.
-  __device__ Exchange(const Cluster& cluster, int blocks, uint64_t* barriers)
-      : cluster_(cluster), blocks_(blocks), barriers_(barriers) {}
+  __device__ Exchange(const Cluster& cluster, int blocks, uint64_t* barriers, const HangReport& hang)
+      : cluster_(cluster), blocks_(blocks), barriers_(barriers), hang_(hang) {}
 
-  __device__ void start(int groups) const {
-    if (blocks_ > 1 && threadIdx.x == 0)
-      for (int i = 0; i < 2 * groups; ++i) transaction_init(barriers_ + i);
-    cluster_.sync();  // nobody gives before all are there; all blocks come here
+  // All blocks come here. `bytes_of(group, step)` come for a step from all blocks together; 0 where none is exchanged.
+  template <class Bytes>
+  __device__ void start(int groups, Bytes bytes_of) const {
+    if (blocks_ > 1 && cluster_.rank() < blocks_ && threadIdx.x == 0) {
+      for (int i = 0; i < 2 * groups; ++i) transaction_init(barriers_ + i, 1);
+      for (int group = 0; group < groups; ++group)
+        for (int step = 0; step < 2; ++step)
+          if (const int bytes = bytes_of(group, step)) expect(group, step, bytes);
+    }
+    cluster_.sync();  // no block gives before all are there
   }
   // How many bytes come for a step, from all blocks. One thread says it, once it has waited for the step two before.
   __device__ void expect(int group, int step, int bytes) const {
     if (blocks_ > 1) transaction_expect(barrier(group, step), bytes);
   }
-  // `value` goes to where `mine` is, in every block that exchanges.
-  __device__ void give(int group, int step, float* mine, float value) const {
+  // Numbers go to where `mine` is, in every block that exchanges.
+  template <int kCount>
+  __device__ void give(int group, int step, float* mine, const float (&values)[kCount]) const {
     if (blocks_ == 1) {
-      *mine = value;
+      for (int i = 0; i < kCount; ++i) mine[i] = values[i];
       return;
     }
-    // Each begins with itself, so that no block is everybody's first.
+    // Each begins with itself, so that no block is the first of all.
     for (int i = 0, block = cluster_.rank(); i < blocks_; ++i, block = block + 1 == blocks_ ? 0 : block + 1)
-      transaction_store(block, mine, value, barrier(group, step));
+      transaction_store(block, mine, values, barrier(group, step));
   }
-  __device__ void wait(int group, int step) const {
-    if (blocks_ == 1) __syncthreads();
-    else transaction_wait(barrier(group, step), step >> 1 & 1);
+  __device__ void give(int group, int step, float* mine, float value) const {
+    const float values[1] = {value};
+    give(group, step, mine, values);
+  }
+  // Waits for what all blocks give for a step. `rows()` take part in it: for the record alone.
+  template <class Rows>
+  __device__ void wait(int group, int step, Rows rows) {
+    if (blocks_ <= 1) {
+      if (blocks_ == 1) __syncthreads();
+      return;
+    }
+    const int parity = step >> 1 & 1;
+    if (__builtin_expect(transaction_wait(barrier(group, step), parity), true)) return;
+    record_hang(hang_, cluster_, group, step, parity, rows(), barrier(group, step));
+    blocks_ = 0;
+  }
+  // After the last wait of each group. `steps_of(group)` were exchanged, and waited for. Where more bytes came than
+  // were expected, phases have ended early and some are left: the next phases, of no bytes, do not end. One thread
+  // finds out.
+  template <class Steps>
+  __device__ void finish(int groups, Steps steps_of) {
+    if (blocks_ > 1 && threadIdx.x == 0) {
+      for (int group = 0; group < groups; ++group) {
+        for (int step = steps_of(group), last = step + 1; step <= last; ++step) {
+          expect(group, step, 0);
+          wait(group, step, [] { return 0; });
+        }
+      }
+    }
+    // Other blocks may still give to this one, whose memory has to be there until they have ended or given up too.
+    if (blocks_ == 0) cluster_.sync();
   }
 
  private:
   __device__ uint64_t* barrier(int group, int step) const { return barriers_ + 2 * group + (step & 1); }
 
   const Cluster& cluster_;
-  const int blocks_;
+  int blocks_;  // 0 once a wait of this thread has given up: no more than one block's costs no instruction
   uint64_t* const barriers_;
+  const HangReport& hang_;
 };
 
 }  // namespace dmm::cuda

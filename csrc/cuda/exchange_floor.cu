@@ -3,17 +3,31 @@
 #include "launch.cuh"
 
 namespace dmm::cuda {
+namespace {
 
-const char* exchange_floor(const ExchangeFloor& a, void* stream) {
-  return launch_clusters(exchange_floor_kernel, a, a.clusters * a.cluster_size, a.cluster_size, a.threads,
+const char* launch(void (*kernel)(ExchangeFloor), const ExchangeFloor& a, void* stream) {
+  return launch_clusters(kernel, a, a.clusters * a.cluster_size, a.cluster_size, a.threads,
                          static_cast<size_t>(shared_bytes(a)), stream);
 }
 
+}  // namespace
+
+const char* exchange_floor(const ExchangeFloor& a, void* stream) {
+  if (!a.store.async) return launch(exchange_floor_kernel<4, false>, a, stream);
+  switch (a.store.count) {
+    case 1: return launch(exchange_floor_kernel<1, true>, a, stream);
+    case 2: return launch(exchange_floor_kernel<2, true>, a, stream);
+    case 4: return launch(exchange_floor_kernel<4, true>, a, stream);
+    default: return "no kernel stores so many numbers at once";
+  }
+}
+
 const char* clusters_at_once(int cluster_size, int shared_bytes, int* count) {
+  const auto kernel = exchange_floor_kernel<1, true>;
   ClusterLaunch launch;
-  cudaError_t error = launch.prepare(exchange_floor_kernel, cluster_size, cluster_size, 256,
-                                     static_cast<size_t>(shared_bytes));
-  if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(count, exchange_floor_kernel, &launch.config);
+  cudaError_t error =
+      launch.prepare(kernel, cluster_size, cluster_size, 256, static_cast<size_t>(shared_bytes));
+  if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(count, kernel, &launch.config);
   return text_of(error);
 }
 

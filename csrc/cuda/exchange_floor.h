@@ -1,9 +1,18 @@
-// The floor of a scan on thread-block clusters: its exchanges and barriers, and no arithmetic.
+// The floor of a scan on thread-block clusters: its exchanges and barriers, and no arithmetic. Nothing of CUDA here.
 #pragma once
 
 #include <cstdint>
 
+#include "hang.h"
+
 namespace dmm::cuda {
+
+// How a block gives its numbers: how many a thread stores at once, and whether by st.async, whose bytes the receiver's
+// barrier counts, or by plain stores and an arrival of each warp at that barrier.
+struct Store {
+  int count;
+  bool async;
+};
 
 // Each cluster passes a ring of cluster_size * width floats along: in a step, block r gives its `width` floats to
 // every block, waits for the whole ring, and takes what is one place further round the ring. After `steps` steps
@@ -11,11 +20,16 @@ namespace dmm::cuda {
 struct ExchangeFloor {
   const float* in;  // [clusters, cluster_size * width], contiguous
   float* out;       // the same; may not overlap `in`
-  int steps, clusters, cluster_size, width, threads;
+  int steps, clusters, cluster_size;
+  int width;         // a multiple of store.count
+  int threads;       // a multiple of 32
+  Store store;       // of 1, 2 or 4 by st.async, or plain of 4
+  int giving_warps;  // of a block, its first ones
+  HangReport hang{};
 };
 
 inline int64_t shared_bytes(const ExchangeFloor& a) {
-  return static_cast<int64_t>(sizeof(float)) * (4 + 2 * a.cluster_size * a.width);
+  return static_cast<int64_t>(sizeof(float)) * (4 + int64_t{2} * a.cluster_size * a.width);
 }
 
 // Null, or what went wrong: static text.

@@ -3,6 +3,10 @@
 
 #include <cuda_runtime.h>
 
+#include <mutex>
+#include <set>
+#include <tuple>
+
 namespace dmm::cuda {
 
 // Null, or what went wrong. The runtime keeps an error until it is asked for: the next launch may not find this one.
@@ -18,6 +22,25 @@ const char* launch_blocks(Kernel kernel, const Args& args, int blocks, int threa
                           void* stream) {
   kernel<<<blocks, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(args);
   return text_of(cudaGetLastError());
+}
+
+// Lets a kernel have as much shared memory as a block of the current device may have, and, if asked, clusters of more
+// than 8 blocks. Once: a limit that went up and down with each launch could be too low for that of another thread.
+inline cudaError_t allow_largest(const void* kernel, bool large_clusters) {
+  static std::mutex mutex;
+  static std::set<std::tuple<int, const void*, bool>> done;
+  int device = 0, most = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (done.count({device, kernel, large_clusters})) return cudaSuccess;
+  error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  // All of it dynamic: DMM_SHARED leaves a kernel no static shared memory, which would have to be taken off.
+  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  if (error == cudaSuccess && large_clusters)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  if (error == cudaSuccess) done.insert({device, kernel, large_clusters});
+  return error;
 }
 
 // A launch on clusters, which config points into: it may not move.
@@ -37,11 +60,7 @@ struct ClusterLaunch {
       config.attrs = &size;
       config.numAttrs = 1;
     }
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(shared_bytes));
-    // More than 8 blocks to a cluster have to be asked for.
-    if (error != cudaSuccess || cluster_size <= 8) return error;
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    return allow_largest(reinterpret_cast<const void*>(kernel), cluster_size > 8);
   }
 };
 

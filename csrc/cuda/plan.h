@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <sstream>
+#include <string>
 #include <vector>
 
 #include "tiling.h"
@@ -16,6 +18,13 @@ using Plan = std::vector<int64_t>;
 inline Tiling tiling_of(const Plan& plan, size_t which) {
   const auto number = [&](size_t i) { return static_cast<int>(plan[3 + 8 * which + i]); };
   return {number(0), number(1), number(2), number(3), number(4), number(5), number(6), number(7)};
+}
+
+inline std::string describe(const Plan& plan) {
+  std::ostringstream out;
+  for (size_t i = 0; i < plan.size(); ++i) out << (i ? ", " : "[") << plan[i];
+  out << "]";
+  return out.str();
 }
 
 // Null, or what is wrong with a plan of so many tilings.

@@ -100,11 +100,9 @@ class RnnScanBlock {
     });
     clear_past_end();
     const int blocks_with_units = (a_.units + w_.outputs - 1) / w_.outputs;
-    const Exchange exchange(cluster_, blocks_with_units, reinterpret_cast<uint64_t*>(barriers_));
-    exchange.start(rows_.groups());
+    Exchange exchange(cluster_, blocks_with_units, reinterpret_cast<uint64_t*>(barriers_), a_.hang);
+    exchange.start(rows_.groups(), [this](int group, int step) { return bytes(group, step); });
     if (units_ == 0) return;
-    for (int group = 0; group < rows_.groups(); ++group)
-      for (int step = 0; step < 2; ++step) expect(exchange, group, step);
     fetch(0);
     // Groups take turns, so that what one gives is on its way while another computes. The first has the longest row.
     const int steps = direction_.steps(rows_.longest(0));
@@ -113,6 +111,7 @@ class RnnScanBlock {
       for (int group = 0; group < rows_.groups() && step < direction_.steps(rows_.longest(group)); ++group, turn_ ^= 1)
         take_step(exchange, group, step, weights);
     }
+    exchange.finish(rows_.groups(), [this](int group) { return exchanged(group); });
   }
 
  private:
@@ -126,12 +125,18 @@ class RnnScanBlock {
               (((step & 1) * Direction::kOperands + i) * a_.ragged.rows_per_cluster + row) * w_.outputs + unit;
   }
 
-  // The last step of a group gives nothing: nobody reads its state.
+  // How many steps of a group are exchanged: all but the last, whose state no block reads.
+  __device__ int exchanged(int group) const {
+    const int steps = direction_.steps(rows_.longest(group));
+    return steps > 0 ? steps - 1 : 0;
+  }
   __device__ bool gives(int group, int step) const { return step + 1 < direction_.steps(rows_.longest(group)); }
-  __device__ void expect(const Exchange& exchange, int group, int step) const {
-    if (threadIdx.x != 0 || !gives(group, step)) return;
-    const int rows = rows_.more_than(group, direction_.time(step, rows_.longest(group)));
-    exchange.expect(group, step, 4 * rows * a_.units);
+  __device__ int rows_given(int group, int step) const {
+    return rows_.more_than(group, direction_.time(step, rows_.longest(group)));
+  }
+  // That come to a block, from all blocks.
+  __device__ int bytes(int group, int step) const {
+    return gives(group, step) ? 4 * rows_given(group, step) * a_.units : 0;
   }
 
   // What a step will need from device memory, one step ahead. The thread that asks for it is the one to use it.
@@ -149,13 +154,13 @@ class RnnScanBlock {
   }
 
   template <class W>
-  __device__ void take_step(const Exchange& exchange, int group, int step, const W& weights) {
+  __device__ void take_step(Exchange& exchange, int group, int step, const W& weights) {
     const int t = direction_.time(step, rows_.longest(group)), first = rows_.first(group);
     const int rows = rows_.more_than(group, direction_.shortest(t));
     float* const partials = partials_ + turn_ * w_.partials();
     if (step > 0) {
-      exchange.wait(group, step - 1);
-      expect(exchange, group, step + 1);
+      exchange.wait(group, step - 1, [&] { return rows_given(group, step - 1); });
+      if (threadIdx.x == 0 && gives(group, step + 1)) exchange.expect(group, step + 1, bytes(group, step + 1));
     }
     weights.multiply(rows, state(step + 1, first, 0), partials);
     copies_done<1>();

@@ -7,6 +7,7 @@
 // and on tensor cores for 1 tile of 4 quads, 2 of 8, and 3 of 10.
 #pragma once
 
+#include "hang.h"
 #include "ragged.h"
 
 namespace dmm::cuda {
@@ -20,6 +21,7 @@ struct RnnScan {
   Matrix w_hh;
   Sequences<const float> x_proj, h_0;
   float* h;  // [P, B, T, H], dense; written everywhere
+  HangReport hang{};
 };
 
 struct RnnScanBackward {
@@ -31,6 +33,7 @@ struct RnnScanBackward {
   Matrix w_hh;
   Sequences<const float> dh, h;
   float *dx_proj, *dh_0;  // [P, B, T, H] and [P, B, H], dense; written everywhere
+  HangReport hang{};
 };
 
 // Of a block, in bytes: the rows, barriers, two states, two buffers of partial sums, what comes from device memory for two

@@ -3,6 +3,8 @@
 
 #include <pybind11/numpy.h>
 
+#include <map>
+
 #include "../cuda/exchange_floor.cuh"
 
 namespace dmm::emulator {
@@ -15,25 +17,38 @@ namespace {
 
 using Array = py::array_t<float, py::array::c_style>;
 
-Array exchange_floor(const Array& rings, int steps, int cluster_size, int threads, bool reversed,
-                     int heeded) {
+Array exchange_floor(const Array& rings, int steps, int cluster_size, int threads, int count, bool async,
+                     int giving_warps, const Options& options) {
   Array out({rings.shape(0), rings.shape(1)});
   const int clusters = static_cast<int>(rings.shape(0)), width = static_cast<int>(rings.shape(1)) / cluster_size;
-  const cuda::ExchangeFloor args{rings.data(), out.mutable_data(), steps, clusters, cluster_size, width, threads};
-  const Launch launch{clusters * cluster_size, cluster_size, threads, cuda::shared_bytes(args), reversed,
-                      heeded};
-  run(launch, [&] { cuda::exchange_floor_kernel(args); });
+  const cuda::ExchangeFloor args{rings.data(), out.mutable_data(), steps,          clusters,    cluster_size,
+                                 width,        threads,            {count, async}, giving_warps};
+  const Launch launch{clusters * cluster_size, cluster_size, threads, cuda::shared_bytes(args), options};
+  const auto kernel = !async       ? cuda::exchange_floor_kernel<4, false>
+                      : count == 1 ? cuda::exchange_floor_kernel<1, true>
+                      : count == 2 ? cuda::exchange_floor_kernel<2, true>
+                                   : cuda::exchange_floor_kernel<4, true>;
+  run_exchange("exchange_floor", args, launch, kernel);
   return out;
+}
+
+Options options_of(bool reversed, int max_barriers, bool late, const std::string& fault, int rank, int group,
+                   int step) {
+  const std::map<std::string, Fault::Kind> kinds{
+      {"", Fault::kNone}, {"lost", Fault::kLost}, {"doubled", Fault::kDoubled}, {"silent", Fault::kSilent}};
+  return {reversed, max_barriers, late, {kinds.at(fault), rank, group, step}};
 }
 
 }  // namespace
 
 PYBIND11_MODULE(dmm_emulator, m) {
   py::class_<Options>(m, "Options")
-      .def(py::init<bool, int, bool>(), py::kw_only(), py::arg("reversed") = false, py::arg("heeded") = INT32_MAX,
-           py::arg("late") = false);
+      .def(py::init(&options_of), py::kw_only(), py::arg("reversed") = false, py::arg("max_barriers") = INT32_MAX,
+           py::arg("late") = false, py::arg("fault") = "", py::arg("rank") = 0, py::arg("group") = 0,
+           py::arg("step") = 0);
   m.def("exchange_floor", &exchange_floor, py::arg("rings"), py::arg("steps"), py::arg("cluster_size"),
-        py::arg("threads"), py::kw_only(), py::arg("reversed") = false, py::arg("heeded") = INT32_MAX);
+        py::arg("threads"), py::kw_only(), py::arg("count"), py::arg("async_"), py::arg("giving_warps"),
+        py::arg("options") = Options{});
   bind_rnn_scan(m);
   bind_combiner_scan(m);
   bind_clipped_adam(m);

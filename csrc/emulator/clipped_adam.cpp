@@ -19,7 +19,7 @@ using Floats = std::vector<py::array_t<float>>;
 int clipped_adam(Floats params, Floats grads, Floats exp_avgs, Floats exp_avg_sqs, int64_t step, double lr,
                  double beta1, double beta2, float eps, float weight_decay, float clip_norm, bool centered_variance,
                  const std::vector<py::array_t<int64_t>>& steps, const std::vector<py::array_t<double>>& lrs,
-                 bool reversed, int heeded) {
+                 bool reversed, int max_barriers) {
   const cuda::AdamRule rule{step, lr, beta1, beta2, eps, weight_decay, clip_norm, centered_variance};
   std::vector<cuda::AdamTensor> tensors;
   for (size_t i = 0; i < params.size(); ++i)
@@ -28,7 +28,7 @@ int clipped_adam(Floats params, Floats grads, Floats exp_avgs, Floats exp_avg_sq
                        lrs.empty() ? nullptr : lrs[i].data()});
   int launches = 0;
   cuda::in_launches(rule, tensors, [&](const cuda::AdamLaunch& args) -> const char* {
-    const Launch launch{args.blocks(), 1, cuda::kAdamThreads, sizeof(float), reversed, heeded};
+    const Launch launch{args.blocks(), 1, cuda::kAdamThreads, sizeof(float), {reversed, max_barriers}};
     run(launch, [&] { cuda::clipped_adam_kernel(args); });
     ++launches;
     return nullptr;
@@ -44,7 +44,7 @@ void bind_clipped_adam(py::module_& m) {
         in_place("exp_avg_sqs"), py::kw_only(), py::arg("step"), py::arg("lr"), py::arg("beta1"), py::arg("beta2"),
         py::arg("eps"), py::arg("weight_decay"), py::arg("clip_norm"), py::arg("centered_variance") = false,
         in_place("steps") = py::list(), in_place("lrs") = py::list(), py::arg("reversed") = false,
-        py::arg("heeded") = INT32_MAX);
+        py::arg("max_barriers") = INT32_MAX);
   m.attr("ADAM_TENSORS") = cuda::kAdamTensors;
 }
 

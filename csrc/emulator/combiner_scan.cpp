@@ -15,9 +15,9 @@ void combiner_scan(py::object base, py::object eps, py::object z_q_0, py::object
                              data<float>(b_z), data<float>(base), sequences(eps),
                              sequences(z_q_0), data<float>(z), data<float>(loc),
                              data<float>(pre_scale)};
-  const Launch launch = options.launch(a, cuda::threads(a));
   by_registers<0, 2>(a.to_units.in_registers, [&](auto quads) {
-    run(launch, [&] { cuda::combiner_scan_fwd_kernel<quads, quads>(a); });
+    run_scan("combiner_scan with plan " + cuda::describe(plan), a, cuda::threads(a), options,
+             cuda::combiner_scan_fwd_kernel<quads, quads>);
   });
 }
 
@@ -32,9 +32,9 @@ void combiner_scan_backward(py::object dz, py::object dloc, py::object dpre_scal
                                      sequences(eps), sequences(pre_scale), data<float>(g),
                                      data<float>(dh), data<float>(da), data<float>(dout),
                                      data<float>(deps), data<float>(dz_q_0)};
-  const Launch launch = options.launch(a, cuda::threads(a));
   by_registers<0, 2>(a.to_units.in_registers, [&](auto quads) {
-    run(launch, [&] { cuda::combiner_scan_bwd_kernel<quads, quads>(a); });
+    run_scan("combiner_scan_backward with plan " + cuda::describe(plan), a, cuda::threads(a), options,
+             cuda::combiner_scan_bwd_kernel<quads, quads>);
   });
 }
 

@@ -2,6 +2,7 @@
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstring>
 #include <deque>
 #include <memory>
@@ -17,7 +18,7 @@ namespace {
 
 constexpr size_t kStackBytes = 64 * 1024;
 
-// Whoever arrives gets the phase's number, and waits for as long as that is the phase.
+// A thread that arrives gets the phase's number, and waits for as long as that is the phase.
 class Barrier {
  public:
   void expect(int threads) { expected_ = threads; }
@@ -56,6 +57,7 @@ struct Block {
   Barrier barrier;
   std::vector<Warp> warps;
   std::unique_ptr<unsigned char[]> shared;
+  std::vector<uint64_t*> transaction_barriers;  // in the order in which they began
 };
 
 struct Copy {
@@ -64,11 +66,10 @@ struct Copy {
   size_t bytes;
 };
 
-// What is in a barrier's eight bytes.
+// What is in a barrier's eight bytes, as in those of an mbarrier.
 struct Transactions {
   int32_t bytes;  // still to come; below zero where they came before they were expected
-  uint16_t expected;
-  uint16_t phase;
+  uint32_t pending : 10, arrivals : 10, phase : 12;  // arrivals still to come, and those of a phase
 };
 static_assert(sizeof(Transactions) == sizeof(uint64_t));
 
@@ -78,22 +79,21 @@ Transactions read(const uint64_t* barrier) {
   return t;
 }
 void write(uint64_t* barrier, Transactions t) {
-  if (t.expected && t.bytes == 0) t = {0, 0, static_cast<uint16_t>(t.phase + 1)};
+  if (t.pending == 0 && t.bytes == 0) {
+    t.pending = t.arrivals;
+    ++t.phase;
+  }
   std::memcpy(barrier, &t, sizeof t);
 }
 
-struct Letter {
+// What comes from another block: numbers, an arrival where there are none, or both for a barrier that counts bytes.
+struct RemoteStore {
   int block;
   float* to;
-  float value;
-  uint64_t* barrier;
+  float values[4];
+  int count;
+  uint64_t* barrier;  // null for numbers that are not counted
 };
-void write_letter(const Letter& letter) {
-  *letter.to = letter.value;
-  Transactions t = read(letter.barrier);
-  t.bytes -= static_cast<int32_t>(sizeof(float));
-  write(letter.barrier, t);
-}
 
 struct Thread {
   Dim3 index;
@@ -103,6 +103,8 @@ struct Thread {
   const Barrier* waits_at = nullptr;
   uint64_t token = 0;
   const uint64_t* waits_for = nullptr;  // a barrier in shared memory
+  int64_t waits_since = 0;              // of the cluster's waits for such
+  bool timed_out = false, has_given_up = false;
   int parity = 0, barriers = 0;
   std::deque<std::vector<Copy>> copies{1};  // in groups; the last is not ended
   bool ended = false;
@@ -112,14 +114,16 @@ struct Thread {
 struct Cluster {
   const Launch& launch;
   const std::function<void()>& kernel;
-  Dim3 block_size;
-  Barrier barrier;
-  std::vector<Block> blocks;
-  std::vector<Thread> threads;
-  std::vector<Letter> letters;
-  const char* fault = nullptr;  // of a thread: none can throw out of its own stack
+  Dim3 block_size{};
+  Barrier barrier{};
+  std::vector<Block> blocks{};
+  std::vector<Thread> threads{};
+  std::vector<RemoteStore> stores{};  // on their way
+  int64_t waits = 0;
+  bool is_faulty = false;     // the fault that was asked for has happened
+  const char* error = nullptr;  // of a thread: none can throw out of its own stack
   Thread* running = nullptr;
-  ucontext_t scheduler;
+  ucontext_t scheduler{};
 };
 
 thread_local Cluster* cluster = nullptr;
@@ -149,8 +153,11 @@ void yield(bool ends = false) {
   switch_stack(&cluster->running->context, &cluster->scheduler, scheduler_stack, scheduler_bytes, ends);
 }
 
+// Whether barriers are ignored at some time: what is an error elsewhere is then what a test wants to see.
+bool ignores_barriers() { return cluster->launch.options.max_barriers != INT32_MAX; }
+
 // Whether the thread waits at the barrier that it has come to.
-bool heeds() { return cluster->running->barriers++ < cluster->launch.heeded; }
+bool waits() { return cluster->running->barriers++ < cluster->launch.options.max_barriers; }
 
 void wait_for_all(Barrier& barrier) {
   const uint64_t token = barrier.arrive();
@@ -162,7 +169,7 @@ void wait_for_all(Barrier& barrier) {
 
 // A barrier of the kernel's.
 void sync(Barrier& barrier) {
-  if (heeds()) wait_for_all(barrier);
+  if (waits()) wait_for_all(barrier);
   else barrier.arrive();
 }
 
@@ -183,23 +190,63 @@ bool has_ended(const uint64_t* barrier, int parity) { return (read(barrier).phas
 
 bool can_run(const Thread& t) {
   return !t.ended && (t.waits_at == nullptr || t.waits_at->passed(t.token)) &&
-         (t.waits_for == nullptr || has_ended(t.waits_for, t.parity));
+         (t.waits_for == nullptr || t.timed_out || has_ended(t.waits_for, t.parity));
 }
 
-// Whose shared memory is gone cannot be written to. Where barriers are ignored anything goes.
-void deliver(const Letter& letter) {
-  const bool gone = cluster->blocks[letter.block].barrier.all_left();
-  if (gone && cluster->launch.heeded == INT32_MAX) cluster->fault = "a letter comes to a block that has ended";
-  else write_letter(letter);
+void arrive(uint64_t* barrier, int bytes) {
+  Transactions t = read(barrier);
+  if (t.pending == 0) {
+    if (!ignores_barriers()) cluster->error = "more arrivals at a barrier than its phase takes";
+    return;
+  }
+  --t.pending;
+  t.bytes += bytes;
+  write(barrier, t);
+}
+
+// A block that has ended has no shared memory to be written to.
+void deliver(const RemoteStore& store) {
+  if (cluster->blocks[store.block].barrier.all_left() && !ignores_barriers()) {
+    cluster->error = "a store comes to a block that has ended";
+    return;
+  }
+  std::copy_n(store.values, store.count, store.to);
+  if (store.barrier == nullptr) return;
+  if (store.count == 0) return arrive(store.barrier, 0);
+  Transactions t = read(store.barrier);
+  t.bytes -= static_cast<int32_t>(sizeof(float)) * store.count;
+  write(store.barrier, t);
+}
+
+void deliver_all() {
+  for (const RemoteStore& store : cluster->stores) deliver(store);
+  cluster->stores.clear();
+  if (cluster->error) throw std::runtime_error(cluster->error);
+}
+
+// Of the waits for barriers in shared memory the one that has lasted longest gives up, and with it those for the same
+// end of a phase.
+void time_out() {
+  const Thread* first = nullptr;
+  for (const Thread& thread : cluster->threads)
+    if (thread.waits_for && (first == nullptr || thread.waits_since < first->waits_since)) first = &thread;
+  if (first == nullptr) throw std::runtime_error("threads wait at a barrier that others do not reach");
+  const uint64_t* const barrier = first->waits_for;
+  for (Thread& thread : cluster->threads) {
+    if (thread.waits_for != barrier) continue;
+    if (thread.has_given_up) throw std::runtime_error("a thread that has given up a wait waits for another");
+    thread.timed_out = thread.has_given_up = true;
+  }
 }
 
 void take_turns() {
   const size_t count = cluster->threads.size();
+  const Options& options = cluster->launch.options;
   for (size_t left = count; left > 0;) {
     bool progress = false;
     for (size_t i = 0; i < count; ++i) {
-      if (cluster->launch.late && progress && i % cluster->block_size.x == 0) break;
-      Thread& thread = cluster->threads[cluster->launch.reversed ? count - 1 - i : i];
+      if (options.late && progress && i % cluster->block_size.x == 0) break;
+      Thread& thread = cluster->threads[options.reversed ? count - 1 - i : i];
       if (!can_run(thread)) continue;
       progress = true;
       thread.waits_at = nullptr;
@@ -207,16 +254,13 @@ void take_turns() {
       cluster->running = &thread;
       switch_stack(&cluster->scheduler, &thread.context, thread.stack.get(), kStackBytes);
       left -= thread.ended;
-      if (cluster->fault) throw std::runtime_error(cluster->fault);
+      if (cluster->error) throw std::runtime_error(cluster->error);
     }
     if (progress) continue;
-    if (cluster->letters.empty()) throw std::runtime_error("threads wait at a barrier that others do not reach");
-    for (const Letter& letter : cluster->letters) deliver(letter);
-    cluster->letters.clear();
-    if (cluster->fault) throw std::runtime_error(cluster->fault);
+    if (cluster->stores.empty()) time_out();
+    else deliver_all();
   }
-  for (const Letter& letter : cluster->letters) deliver(letter);
-  if (cluster->fault) throw std::runtime_error(cluster->fault);
+  deliver_all();
 }
 
 void prepare(Thread& thread, Block& block, int index) {
@@ -231,7 +275,7 @@ void prepare(Thread& thread, Block& block, int index) {
 }
 
 void run_cluster(const Launch& launch, const std::function<void()>& kernel, unsigned first_block) {
-  Cluster self{launch, kernel, {static_cast<unsigned>(launch.threads), 1, 1}, {}, {}, {}, {}, nullptr, nullptr, {}};
+  Cluster self{launch, kernel, {static_cast<unsigned>(launch.threads), 1, 1}};
   cluster = &self;
   self.blocks.resize(launch.cluster_size);
   self.threads.resize(static_cast<size_t>(launch.cluster_size) * launch.threads);
@@ -268,6 +312,7 @@ unsigned char* shared_memory() { return cluster->running->block->shared.get(); }
 
 void block_sync() { sync(cluster->running->block->barrier); }
 void cluster_sync() { sync(cluster->barrier); }
+void warp_sync() { sync(cluster->running->block->warps[cluster->running->index.x / 32].barrier); }
 
 void copy_async(void* to, const void* from, size_t bytes) { cluster->running->copies.back().push_back({to, from, bytes}); }
 void copies_end() { cluster->running->copies.emplace_back(); }
@@ -277,13 +322,41 @@ void copies_done(int later_groups) {
     for (const Copy& copy : groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
 }
 
-
 namespace {
 
 template <class S>
 S* in_block(int block, S* mine) {
   const auto offset = reinterpret_cast<unsigned char*>(mine) - shared_memory();
   return reinterpret_cast<S*>(cluster->blocks[block].shared.get() + offset);
+}
+
+// How often what a block gives to another comes: the fault that was asked for may be here. The two barriers of a group
+// take turns, so a barrier and its phase tell the step.
+int times(int block, const uint64_t* barrier) {
+  const Fault& fault = cluster->launch.options.fault;
+  if (fault.kind == Fault::kNone || fault.rank != static_cast<int>(cluster_rank())) return 1;
+  if (fault.kind == Fault::kSilent) return 0;
+  if (barrier == nullptr || cluster->is_faulty) return 1;
+  const auto& barriers = cluster->blocks[block].transaction_barriers;
+  const int index = static_cast<int>(std::find(barriers.begin(), barriers.end(), barrier) - barriers.begin());
+  const int step = 2 * static_cast<int>(read(barrier).phase) + index % 2;
+  if (index / 2 != fault.group || step != fault.step) return 1;
+  cluster->is_faulty = true;
+  return fault.kind == Fault::kLost ? 0 : 2;
+}
+
+void send(const RemoteStore& store) {
+  const Options& options = cluster->launch.options;
+  for (int left = times(store.block, store.barrier); left > 0; --left) {
+    if (options.reversed || options.late) deliver(store);
+    else cluster->stores.push_back(store);
+  }
+}
+
+RemoteStore remote(int block, float* mine, const float* values, int count, uint64_t* barrier) {
+  RemoteStore store{block, in_block(block, mine), {}, count, barrier ? in_block(block, barrier) : nullptr};
+  std::copy_n(values, count, store.values);
+  return store;
 }
 
 }  // namespace
@@ -309,22 +382,31 @@ void multiply_tiles(float (&sums)[4], const float (&left)[4], const float (&righ
   wait_for_all(warp.barrier);
 }
 
-void transaction_init(uint64_t* barrier) { write(barrier, {0, 0, 0}); }
-void transaction_expect(uint64_t* barrier, int bytes) {
-  Transactions t = read(barrier);
-  if (t.expected && cluster->launch.heeded == INT32_MAX) cluster->fault = "a phase of a barrier is expected twice";
-  write(barrier, {t.bytes + bytes, 1, t.phase});
+void transaction_init(uint64_t* barrier, int arrivals) {
+  const unsigned count = static_cast<unsigned>(arrivals);
+  write(barrier, {0, count, count, 0});
+  cluster->running->block->transaction_barriers.push_back(barrier);
 }
-void transaction_store(int block, float* mine, float value, uint64_t* barrier) {
-  const Letter letter{block, in_block(block, mine), value, in_block(block, barrier)};
-  if (cluster->launch.reversed || cluster->launch.late) deliver(letter);
-  else cluster->letters.push_back(letter);
+void transaction_expect(uint64_t* barrier, int bytes) { arrive(barrier, bytes); }
+void transaction_store(int block, float* mine, const float* values, int count, uint64_t* barrier) {
+  send(remote(block, mine, values, count, barrier));
 }
-void transaction_wait(const uint64_t* barrier, int parity) {
-  if (!heeds() || has_ended(barrier, parity)) return;
-  cluster->running->waits_for = barrier;
-  cluster->running->parity = parity;
+bool transaction_wait(const uint64_t* barrier, int parity) {
+  if (!waits() || has_ended(barrier, parity)) return true;
+  Thread& thread = *cluster->running;
+  thread.waits_for = barrier;
+  thread.waits_since = cluster->waits++;
+  thread.parity = parity;
   yield();
+  const bool ended = !thread.timed_out;
+  thread.timed_out = false;
+  return ended;
+}
+void remote_store(int block, float* mine, const float* values, int count) {
+  send(remote(block, mine, values, count, nullptr));
+}
+void remote_arrive(int block, uint64_t* barrier) {
+  send({block, nullptr, {}, 0, in_block(block, barrier)});
 }
 
 }  // namespace dmm::emulator

@@ -3,7 +3,8 @@
 // A CUDA thread is a fiber; the fibers of one cluster take turns, each running until it waits at a barrier. Shared
 // memory is a heap block of exactly the size asked for, filled with NaN, so that the address sanitizer sees an access
 // out of bounds and a read before a write shows in the result. Fibers can run in reverse, and barriers can be ignored:
-// a test can show that it would see a missing one.
+// a test can show that it would see a missing one. A block can lose what it gives: a test can show that the kernel says
+// so.
 //
 // What it does not see: races of the memory model, divergence within a warp, and anything about speed.
 #pragma once
@@ -25,12 +26,29 @@ struct Dim3 {
   unsigned x, y, z;
 };
 
+// What one block of each cluster does wrong.
+struct Fault {
+  enum Kind {
+    kNone,
+    kLost,     // of what it gives in a step of a group, a store or an arrival does not come
+    kDoubled,  // or comes twice
+    kSilent,   // it gives nothing in any step
+  };
+  Kind kind = kNone;
+  int rank = 0, group = 0, step = 0;
+};
+
+struct Options {
+  bool reversed = false;         // threads run last to first
+  int max_barriers = INT32_MAX;  // a thread waits at its first so many barriers, and at no other
+  bool late = false;             // a block runs when those before it cannot go on without it, and not earlier
+  Fault fault{};
+};
+
 struct Launch {
   int blocks, cluster_size, threads;
   int64_t shared_bytes;
-  bool reversed = false;         // threads run last to first
-  int heeded = INT32_MAX;  // a thread waits at its first so many barriers, and at no other
-  bool late = false;       // a block runs when those before it cannot go on without it, and not earlier
+  Options options{};
 };
 
 // Runs `kernel` once as every thread. Throws when threads wait for a barrier that can no longer be reached.
@@ -52,12 +70,16 @@ void copies_done(int later_groups);
 // The tensor cores of a warp, all of whose threads have to come: mma.m16n8k8 of numbers in tf32.
 float to_tf32(float x);
 void multiply_tiles(float (&sums)[4], const float (&left)[4], const float (&right)[2]);
-// Barriers in shared memory that count bytes. What a block gives to another arrives when no thread can run any more,
-// or at once where threads run last to first, or blocks late.
-void transaction_init(uint64_t* barrier);
+// Barriers in shared memory that count arrivals and bytes. What a block gives to another arrives when no thread can run
+// any more, or at once where threads run last to first, or blocks late. A wait gives up, and is false, when no thread
+// can run and nothing is on its way: the wait that has lasted longest is the first to.
+void transaction_init(uint64_t* barrier, int arrivals);
 void transaction_expect(uint64_t* barrier, int bytes);
-void transaction_store(int block, float* mine, float value, uint64_t* barrier);
-void transaction_wait(const uint64_t* barrier, int parity);
+void transaction_store(int block, float* mine, const float* values, int count, uint64_t* barrier);
+bool transaction_wait(const uint64_t* barrier, int parity);
+void remote_store(int block, float* mine, const float* values, int count);
+void remote_arrive(int block, uint64_t* barrier);
+void warp_sync();
 
 }  // namespace dmm::emulator
 
@@ -65,9 +87,17 @@ void transaction_wait(const uint64_t* barrier, int parity);
 #define blockIdx (dmm::emulator::block_index())
 #define blockDim (dmm::emulator::block_size())
 #define __syncthreads() dmm::emulator::block_sync()
+#define __syncwarp() dmm::emulator::warp_sync()
+#define __threadfence_system()
 #define __pipeline_memcpy_async(to, from, bytes) dmm::emulator::copy_async(to, from, bytes)
 #define __pipeline_commit() dmm::emulator::copies_end()
 #define __pipeline_wait_prior(later) dmm::emulator::copies_done(later)
+
+inline unsigned atomicCAS(unsigned* at, unsigned expected, unsigned value) {
+  const unsigned before = *at;
+  if (before == expected) *at = value;
+  return before;
+}
 
 struct alignas(16) float4 {
   float x, y, z, w;

@@ -18,8 +18,10 @@ void rnn_scan(py::object x_proj, py::object w_hh, py::object h_0, py::object len
   const cuda::RnnScan a{ragged(x_proj, lengths, plan), static_cast<int>(plan[2]), cuda::tiling_of(plan, 0),
                         size(x_proj, 3), tanh,          matrix(w_hh),
                         sequences(x_proj), sequences(h_0), data<float>(h)};
-  const Launch launch = options.launch(a, a.tiling.threads());
-  by_tiling(a.tiling, [&](auto how) { run(launch, [&] { cuda::rnn_scan_fwd_kernel<decltype(how)>(a); }); });
+  by_tiling(a.tiling, [&](auto how) {
+    run_scan("rnn_scan with plan " + cuda::describe(plan), a, a.tiling.threads(), options,
+             cuda::rnn_scan_fwd_kernel<decltype(how)>);
+  });
 }
 
 void rnn_scan_backward(py::object dh, py::object h, py::object w_hh, py::object lengths, bool tanh,
@@ -27,8 +29,10 @@ void rnn_scan_backward(py::object dh, py::object h, py::object w_hh, py::object 
   const cuda::RnnScanBackward a{ragged(h, lengths, plan), static_cast<int>(plan[2]), cuda::tiling_of(plan, 0),
                                 size(h, 3), tanh,          matrix(w_hh),
                                 sequences(dh), sequences(h), data<float>(dx_proj), data<float>(dh_0)};
-  const Launch launch = options.launch(a, a.tiling.threads());
-  by_tiling(a.tiling, [&](auto how) { run(launch, [&] { cuda::rnn_scan_bwd_kernel<decltype(how)>(a); }); });
+  by_tiling(a.tiling, [&](auto how) {
+    run_scan("rnn_scan_backward with plan " + cuda::describe(plan), a, a.tiling.threads(), options,
+             cuda::rnn_scan_bwd_kernel<decltype(how)>);
+  });
 }
 
 template <class Args>

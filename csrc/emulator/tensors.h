@@ -10,6 +10,7 @@
 #include "../cuda/plan.h"
 #include "../cuda/ragged.h"
 #include "emulator.h"
+#include "exchange.h"
 
 namespace dmm::emulator {
 
@@ -33,16 +34,13 @@ inline cuda::Ragged ragged(const py::object& like, const py::object& lengths, co
           static_cast<int>(plan[0]), static_cast<int>(plan[1])};
 }
 
-struct Options {
-  bool reversed = false;
-  int heeded = INT32_MAX;
-  bool late = false;
-
-  template <class Args>
-  Launch launch(const Args& a, int threads) const {
-    return {a.ragged.clusters() * a.cluster_size, a.cluster_size, threads, shared_bytes(a), reversed, heeded, late};
-  }
-};
+// Runs `kernel(args)` once as every thread of as many clusters as the rows take. Throws where a wait gave up, with the
+// words that the op has for it.
+template <class Args, class Kernel>
+void run_scan(const std::string& call, Args args, int threads, const Options& options, Kernel kernel) {
+  const int blocks = args.ragged.clusters() * args.cluster_size;
+  run_exchange(call, args, {blocks, args.cluster_size, threads, shared_bytes(args), options}, kernel);
+}
 
 // Runs with `quads`, which is one of kQuads, as a compile-time constant. Under the sanitizers an instance takes half
 // a minute to compile, so the emulator has a few of those that nvcc makes of the same source.

@@ -128,5 +128,5 @@ def test_gradients_that_are_no_numbers_do_as_in_the_reference(offset: int) -> No
 
 def test_a_missing_barrier_shows() -> None:
     lists = draw([1000])
-    emulator.clipped_adam(*lists, **RULE, reversed=True, heeded=0)
+    emulator.clipped_adam(*lists, **RULE, reversed=True, max_barriers=0)
     assert np.isnan(lists[0][0]).any()

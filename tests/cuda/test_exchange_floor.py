@@ -1,31 +1,88 @@
 """The floor of a cluster scan: a ring that turns by one place a step."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 emulator = pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
+
+STORES = {"async_b32": (1, True), "async_v2": (2, True), "async_v4": (4, True), "plain": (4, False)}
+each_store = pytest.mark.parametrize("store", STORES)
 
 
 def rings(clusters: int, size: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((clusters, size)).astype(np.float32)
 
 
-@pytest.mark.parametrize("reversed", [False, True], ids=["", "reversed"])
+def turn(
+    given: np.ndarray,
+    steps: int,
+    cluster_size: int,
+    threads: int = 32,
+    store: str = "async_b32",
+    giving_warps: int = 0,
+    **options: Any,
+) -> np.ndarray:
+    count, is_async = STORES[store]
+    how = {"count": count, "async_": is_async, "giving_warps": giving_warps or threads // 32}
+    chosen = emulator.Options(**options)
+    return emulator.exchange_floor(given, steps, cluster_size, threads, **how, options=chosen)
+
+
+@pytest.mark.parametrize("order", [{}, {"reversed": True}, {"late": True}], ids=str)
+@each_store
+@pytest.mark.parametrize("giving_warps", [0, 1, 2])
 @pytest.mark.parametrize(
-    ("clusters", "cluster_size", "width", "threads", "steps"),
-    [(1, 1, 1, 32, 0), (1, 1, 7, 32, 3), (3, 2, 5, 32, 4), (2, 8, 33, 32, 21), (1, 16, 40, 64, 9)],
+    ("clusters", "cluster_size", "vectors", "threads", "steps"),
+    [(1, 1, 1, 64, 0), (1, 1, 7, 64, 3), (3, 2, 5, 64, 4), (2, 8, 33, 64, 21), (1, 16, 40, 96, 9)],
 )
 def test_the_ring_turns_by_a_place_a_step(
-    clusters: int, cluster_size: int, width: int, threads: int, steps: int, reversed: bool
+    clusters: int,
+    cluster_size: int,
+    vectors: int,
+    threads: int,
+    steps: int,
+    giving_warps: int,
+    store: str,
+    order: dict[str, bool],
 ) -> None:
-    given = rings(clusters, cluster_size * width)
-    turned = emulator.exchange_floor(given, steps, cluster_size, threads, reversed=reversed)
+    given = rings(clusters, cluster_size * vectors * STORES[store][0])
+    turned = turn(given, steps, cluster_size, threads, store, giving_warps, **order)
     np.testing.assert_array_equal(turned, np.roll(given, -steps, axis=1))
 
 
+@each_store
 @pytest.mark.parametrize("reversed", [False, True], ids=["", "reversed"])
-def test_a_missing_barrier_shows(reversed: bool) -> None:
-    given = rings(1, 40)
-    turned = emulator.exchange_floor(given, 3, 8, 32, reversed=reversed, heeded=0)
+def test_a_missing_barrier_shows(store: str, reversed: bool) -> None:
+    given = rings(1, 160)
+    turned = turn(given, 3, 8, store=store, reversed=reversed, max_barriers=0)
     assert not np.array_equal(turned, np.roll(given, -3, axis=1))
     assert np.isnan(turned).any()
+
+
+@each_store
+@pytest.mark.parametrize("step", [0, 1, 4, 6])
+def test_a_lost_store_is_reported_by_the_block_that_misses_it(store: str, step: int) -> None:
+    """The first store of the block of rank 5 is the one to itself, and its first arrival that to rank 0."""
+    rank = 0 if store == "plain" else 5
+    where = f"group 0, step {step}, parity {step >> 1 & 1}, rows 1,"
+    expected = f"^exchange_floor: block {rank}, rank {rank} .*: {where}"
+    with pytest.raises(RuntimeError, match=expected):
+        turn(rings(1, 160), 7, 8, store=store, fault="lost", rank=5, step=step)
+
+
+@each_store
+def test_a_block_that_gives_nothing_is_reported_at_the_first_step(store: str) -> None:
+    with pytest.raises(RuntimeError, match="gave up a wait: group 0, step 0, parity 0, rows 1,"):
+        turn(rings(2, 160), 7, 8, 64, store=store, fault="silent", rank=3)
+
+
+@pytest.mark.parametrize("store", [store for store, (_, is_async) in STORES.items() if is_async])
+@pytest.mark.parametrize("step", [0, 3, 6])
+def test_a_store_that_comes_twice_is_reported_at_the_end(store: str, step: int) -> None:
+    """Of seven steps the next would be 7 and 8: that of the same barrier does not end."""
+    after = 7 + (step + 1) % 2
+    expected = f"rank 5 .*: group 0, step {after}, parity {after >> 1 & 1}, rows 0,"
+    with pytest.raises(RuntimeError, match=expected):
+        turn(rings(1, 160), 7, 8, store=store, fault="doubled", rank=5, step=step)

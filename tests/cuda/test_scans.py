@@ -88,7 +88,7 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.mark.parametrize("op", SCANS)
 @pytest.mark.parametrize("name", ["primes", "particles", "many_steps"])
 @pytest.mark.parametrize("size", [1, 8])
-def test_threads_in_reverse_and_letters_at_once(
+def test_threads_in_reverse_and_stores_at_once(
     op: str, name: str, size: int, cut: Callable[..., None], options: Callable[..., None]
 ) -> None:
     cut(of_shape(True, size, 2, 1), in_shared(ALL))
@@ -101,7 +101,7 @@ def test_threads_in_reverse_and_letters_at_once(
 def test_a_block_may_be_as_late_as_it_likes(
     op: str, H: int, cut: Callable[..., None], options: Callable[..., None]
 ) -> None:
-    """Of 16 blocks 1, 11 and 16 have units; whoever has none holds up nobody, and may not be left behind."""
+    """Of 16 blocks 1, 11 and 16 have units; one that has none holds up no other, and may not be left behind."""
     cut(of_shape(False, 16, 2, 1))
     options(late=True)
     compare(op, replace(RAGGED, H=H), "cuda")
@@ -116,7 +116,7 @@ def test_a_missing_barrier_shows(
     case = replace(CASES["small"], H=40, Z=20)
     cut(of_shape(True, size, 2, 1), in_shared(ALL))
     compare(op, case, "cuda")
-    options(reversed=reversed, heeded=2)  # those before the first step
+    options(reversed=reversed, max_barriers=2)  # those before the first step
     got = run_backend(op, build(op, case), case, "cuda")
     assert any(value.isnan().any() for value in got.values())
 

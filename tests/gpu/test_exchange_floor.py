@@ -7,7 +7,12 @@ from dmm_fast import native
 
 pytestmark = pytest.mark.skipif(not native.cuda_architectures(), reason="built without CUDA kernels")
 
+STORES = {"async_b32": 1, "async_v2": 2, "async_v4": 4, "plain": 4}
+"""How many numbers a thread stores at once."""
 
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("giving_warps", [0, 1, 2, 4])
 @pytest.mark.parametrize(
     ("clusters", "cluster_size", "width", "threads", "steps"),
     [
@@ -19,10 +24,29 @@ pytestmark = pytest.mark.skipif(not native.cuda_architectures(), reason="built w
     ],
 )
 def test_the_ring_turns_by_a_place_a_step(
-    clusters: int, cluster_size: int, width: int, threads: int, steps: int
+    clusters: int, cluster_size: int, width: int, threads: int, steps: int, giving_warps: int, store: str
 ) -> None:
     if cluster_size > 1 and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("clusters take compute capability 9.0")
+    width = -(-width // STORES[store]) * STORES[store]
     given = torch.randn(clusters, cluster_size * width, device="cuda")
-    turned = torch.ops.dmm_fast.exchange_floor(given, steps, cluster_size, threads)
+    warps = min(giving_warps, threads // 32)
+    turned = torch.ops.dmm_fast.exchange_floor(given, steps, cluster_size, threads, store, warps)
     assert torch.equal(turned, given.roll(-steps, 1))
+
+
+@pytest.mark.parametrize(
+    ("width", "threads", "store", "giving_warps", "said"),
+    [
+        (8, 48, "plain", 0, "threads: expected a multiple of 32 from 32 to 1024, got 48"),
+        (8, 64, "async", 0, "store: expected async_b32, async_v2, async_v4 or plain, got async"),
+        (8, 64, "plain", 3, "giving_warps: expected an int from 0 to 2, got 3"),
+        (6, 64, "async_v4", 0, "rings: expected rows of a multiple of 4, for cluster_size = 1"),
+    ],
+)
+def test_a_wrong_argument_is_named(
+    width: int, threads: int, store: str, giving_warps: int, said: str
+) -> None:
+    given = torch.randn(1, width, device="cuda")
+    with pytest.raises(RuntimeError, match=said):
+        torch.ops.dmm_fast.exchange_floor(given, 1, 1, threads, store, giving_warps)

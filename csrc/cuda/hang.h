@@ -1,0 +1,31 @@
+// What a kernel leaves behind when one of its waits for other blocks gives up. Nothing of CUDA here.
+//
+// The record lies in memory of the host that the device writes to, so that the host can look without waiting for the
+// device, and the record outlives the kernel.
+#pragma once
+
+#include <cstdint>
+
+namespace dmm::cuda {
+
+enum HangState : unsigned { kNoHang = 0, kHangClaimed = 1, kHangComplete = 2 };
+
+struct HangRecord {
+  unsigned state;  // a HangState; the other fields count where it is kHangComplete
+  int call;        // what the host calls the launch
+  int block, rank, group, step, parity;
+  int rows;  // that take part in the step, in the cluster and group
+  int thread;
+  uint64_t barrier;  // its eight bytes, of which the hardware alone knows the layout
+};
+
+// Where a launch leaves its record, and the call that it writes there.
+struct HangReport {
+  HangRecord* record = nullptr;
+  int call = 0;
+};
+
+// Makes a record for the current device, in a stream's capture too. Null, or what went wrong: static text.
+const char* new_hang_record(HangRecord** record);
+
+}  // namespace dmm::cuda
