@@ -18,7 +18,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dmm_fast import check
+from dmm_fast import check, native
 from dmm_fast.ops import BackendError
 
 Step = Callable[[], Tensor]
@@ -212,6 +212,7 @@ class CudaGraphs:
         self._graphs.add(graph)
 
         def replay() -> Tensor:
+            native.raise_on_hang()
             graph.replay()
             return result
 

@@ -64,7 +64,7 @@ def race_units(stage: Stage) -> Iterator[Unit]:
 def peer_units(stage: Stage) -> Iterator[Unit]:
     """The same with the peers that compile: torch.compile, also in a graph, and JAX."""
     # JAX's client last: if it hangs, nothing waits behind it.
-    peers = (COMPILED, *([] if stage.quick else [COMPILED_GRAPHED]), *JAX)
+    peers: list[Contestant] = [COMPILED, *([] if stage.quick else [COMPILED_GRAPHED]), *JAX]
     yield from _race(stage, (BASELINE, BATCHED, CAPTURABLE, GRAPHED, *OURS, *peers), tutorial_case(stage))
 
 
