@@ -5,9 +5,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import pyro
 import torch
 from pyro.infer import TraceMeanField_ELBO
 from pyro.optim import ClippedAdam, PyroOptim
+from torch import Tensor
 
 from benchmarks.baseline import BaselineDMM
 from benchmarks.peer_batched import BatchedContestant, compiled
@@ -89,6 +91,13 @@ CAPTURABLE = PyroContestant("dmm_fast, capturable", _ours, _capturable_adam)
 GRAPHED = PyroContestant("dmm_fast, graphed", _ours, _capturable_adam, svi=GraphedSVI)
 EVERY_OURS = (*OURS, CAPTURABLE, GRAPHED)
 CONTESTANTS: tuple[Contestant, ...] = (BASELINE, MENDED, *PEERS, *OURS)
+
+
+def starting_parameters(sizes: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The parameters that all start from: the tutorial's initialisation."""
+    pyro.set_rng_seed(0)
+    state: dict[str, Tensor] = BASELINE.module(sizes).state_dict()
+    return state
 
 
 def peers_on(device: torch.device) -> tuple[tuple[Contestant, ...], dict[str, str]]:

@@ -15,13 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyro
 import torch
 
 from benchmarks import cases, machine
 from benchmarks.baseline import tutorial_mini_batch
 from benchmarks.cases import Case
-from benchmarks.contestants import BASELINE, GRAPHED, OURS
+from benchmarks.contestants import BASELINE, GRAPHED, OURS, starting_parameters
 from benchmarks.correctness import Verdict, check
 from benchmarks.run import RESULTS, write
 from benchmarks.timing import Samples, load_average, load_warning
@@ -110,9 +109,7 @@ def checked(data: Dataset, device: torch.device) -> list[Verdict]:
     first = torch.arange(min(cases.TUTORIAL_BATCH, len(data.train)))
     batch = tutorial_mini_batch(first, data.train.sequences, data.train.lengths)
     case = Case(f"{data.name}, the first {len(first)} sequences", (batch,), data.name, rounds=1).to(device)
-    pyro.set_rng_seed(0)
-    parameters = BASELINE.module({}).state_dict()
-    return check(case, parameters, (BASELINE, GRAPHED if device.type == "cuda" else OURS[0]))
+    return check(case, starting_parameters({}), (BASELINE, GRAPHED if device.type == "cuda" else OURS[0]))
 
 
 def chosen_data(path: Path | None) -> Dataset:

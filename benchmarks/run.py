@@ -8,12 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyro
 import torch
 
 from benchmarks import cases, errors, machine
 from benchmarks.cases import Case
-from benchmarks.contestants import BASELINE, CONTESTANTS, EVERY_OURS, GPU_PEERS, LEFT_OUT, MENDED
+from benchmarks.contestants import (
+    BASELINE,
+    CONTESTANTS,
+    EVERY_OURS,
+    GPU_PEERS,
+    LEFT_OUT,
+    MENDED,
+    starting_parameters,
+)
 from benchmarks.correctness import Verdict
 from benchmarks.gate import gate
 from benchmarks.memory import memory
@@ -101,8 +108,7 @@ def run_case(
     """Gate, clock and rows of one case. Nothing is timed when a contestant disagrees."""
     print(f"\n{case.name} ({case.data})")
     with threads(case.threads), multiplied_in(case.precision):
-        pyro.set_rng_seed(0)
-        parameters = BASELINE.module(case.sizes).state_dict()
+        parameters = starting_parameters(case.sizes)
         verdicts = gate(case, parameters, contestants)
         for v in verdicts:
             batch = v.case.removeprefix(f"{case.name}, ")

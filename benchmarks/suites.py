@@ -50,11 +50,11 @@ class Sweep:
 QUICK_SWEEP = Sweep(batch=2, steps=4, batches=(1, 5), lengths=(3, 9), gate_steps=2, longest=4)
 
 
-def sweep_case(sweep: Sweep, B: int, T: int, threads: int, along: dict[str, int]) -> Case:
-    """One SVI step of the scaling suite; the larger it is, the fewer the rounds."""
+def sweep_case(sweep: Sweep, B: int, T: int, threads: int | None, along: dict[str, int]) -> Case:
+    """One SVI step of the scaling suite; the larger it is, the fewer the rounds. Threads are a CPU's."""
     size = B * T / (sweep.batch * sweep.steps)
     case = Case(
-        name=f"SVI step, B={B}, T={T}, all full, threads={threads}",
+        name=f"SVI step, B={B}, T={T}, all full" + (f", threads={threads}" if threads else ""),
         batches=(full_batch(B, T),),
         data=RANDOM_FRAMES,
         rounds=9 if size <= 1 else 5 if size <= 4 else 3,

@@ -72,7 +72,7 @@ class Call:
         if not self.steps_in_place:
             self.wanted = [tensor for _, tensor in errors.differentiable(self.inputs)]
             with torch.no_grad():
-                outputs = _tuple(by("reference", op)(**self.inputs))
+                outputs = as_tuple(by("reference", op)(**self.inputs))
             self.incoming = [torch.randn_like(output) for output in outputs]
             for tensor in self.wanted:
                 tensor.requires_grad_()
@@ -85,7 +85,7 @@ class Call:
 
     def both(self, function: Function) -> Callable[[], Any]:
         """The op and the gradient of every argument."""
-        return lambda: self._gradients(_tuple(function(**self.inputs)))
+        return lambda: self._gradients(as_tuple(function(**self.inputs)))
 
     def backward(self, function: Function) -> Callable[[], Any]:
         """The gradients alone, of one call made now, with respect to copies of the arguments.
@@ -95,7 +95,7 @@ class Call:
         """
         inputs = errors.map_tensors(self.inputs, Tensor.detach)
         wanted = [tensor.requires_grad_() for _, tensor in errors.differentiable(inputs)]
-        outputs = _tuple(function(**inputs))
+        outputs = as_tuple(function(**inputs))
         options = {"allow_unused": True, "retain_graph": True}
         return lambda: torch.autograd.grad(outputs, wanted, self.incoming, **options)
 
@@ -126,7 +126,8 @@ class Call:
         return 2 * self.bytes_forward() + sum(map(_bytes, self.wanted))
 
 
-def _tuple(outputs: Any) -> tuple[Tensor, ...]:
+def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
+    """The outputs of an op, one or several, as a tuple."""
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 

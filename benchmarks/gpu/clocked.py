@@ -1,6 +1,6 @@
 """One implementation of an op: checked against float64, then timed as it comes and from a CUDA graph."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,19 +13,24 @@ from benchmarks.gpu.calls import Call, Function, by, reference_of
 from benchmarks.gpu.measure import Step, time_calls, time_graph
 from benchmarks.gpu.record import whole_traceback
 from benchmarks.gpu.stage import ProcessSpentError, Stage
-from benchmarks.gpu.stages.ceilings import Ceilings
 from benchmarks.timing import Samples
-
-Extra = Callable[[Samples], dict[str, Any]]
 
 
 class Part(NamedTuple):
-    """A part of a call to time, the extra fields of its rows, and whether it is captured too."""
+    """A part of a call to time, further fields of its rows, and whether it is captured too.
+
+    With a number of time ``steps`` the rows say what one takes.
+    """
 
     what: str
     step: Step
-    extra: Extra
+    extra: Mapping[str, Any]
     graph: bool = True
+    steps: int | None = None
+
+    def row(self, samples: Samples) -> dict[str, Any]:
+        """The further fields of a row."""
+        return {**self.extra, **({"us_per_step": 1e3 * samples.median / self.steps} if self.steps else {})}
 
 
 def verdicts(call: Call, case: str, name: str, function: Function) -> list[Verdict]:
@@ -72,7 +77,7 @@ def clock(stage: Stage, suite: str, case: str, impl: str, parts: Sequence[Part])
     seconds = 0.02 if stage.quick else 0.12
     for part in parts:
         samples = time_calls(part.step, stage.device, seconds=seconds)
-        stage.record.case(suite, f"{case}, {part.what}", impl, samples.as_dict(), **part.extra(samples))
+        stage.record.case(suite, f"{case}, {part.what}", impl, samples.as_dict(), **part.row(samples))
     for part in parts if stage.device == "cuda" else ():
         if not part.graph:
             continue
@@ -82,11 +87,10 @@ def clock(stage: Stage, suite: str, case: str, impl: str, parts: Sequence[Part])
         except RuntimeError as error:
             stage.record.not_run(where, replayed, f"not captured:\n{whole_traceback(error)}")
             raise ProcessSpentError from error
-        stage.record.case(suite, where, replayed, samples.as_dict(), **part.extra(samples))
+        stage.record.case(suite, where, replayed, samples.as_dict(), **part.row(samples))
 
 
-def work_of(call: Call, ceilings: Ceilings, *, both: bool) -> Extra:
+def work_of(call: Call, *, both: bool) -> dict[str, int]:
     """The fields of a row that runs the call forward, or forward and backward."""
     nbytes = call.bytes_both() if both else call.bytes_forward()
-    flops = call.flops() * (3 if both else 1)
-    return lambda samples: ceilings.share(nbytes, flops, samples.median)
+    return {"bytes": nbytes, "flops": call.flops() * (3 if both else 1)}

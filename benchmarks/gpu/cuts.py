@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.correctness import Verdict
 from benchmarks.errors import Sizes
-from benchmarks.gpu.calls import runnable
+from benchmarks.gpu.calls import as_tuple, runnable
 from benchmarks.gpu.measure import time_calls
 from benchmarks.gpu.stage import Stage
 from dmm_fast.cuda.measured import Case, Measurement, add
@@ -49,7 +49,7 @@ def sweep(stage: Stage, suite: str, case: str, scan: str, sizes: Sizes, device: 
         plans = combiner_plans(sizes.B, sizes.H, sizes.Z, device, backward)
     for plan in best_of_each_shape(list(plans), device.shared_bytes):
         run = partial(op, *inputs, plan.numbers)
-        results = _tuple(run())
+        results = as_tuple(run())
         expected = results if expected is None else expected
         off = max_error(results, expected)
         impl = f"{plan.rows_per_cluster} rows, {plan.rows_per_group} at once, {plan.cluster_size} blocks"
@@ -67,10 +67,6 @@ def max_error(results: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> floa
     """The largest relative error by norm among the outputs; NaN where any is."""
     pairs = zip(results, expected, strict=True)
     return float(torch.stack([(result - truth).norm() / truth.norm() for result, truth in pairs]).max())
-
-
-def _tuple(results: Any) -> tuple[Tensor, ...]:
-    return results if isinstance(results, tuple) else (results,)
 
 
 def _inputs(scan: str, sizes: Sizes, device: str) -> tuple[Any, ...]:

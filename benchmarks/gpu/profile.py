@@ -1,6 +1,5 @@
 """Where the time of one step goes: what the device ran, kernel by kernel."""
 
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,8 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from benchmarks.gpu.measure import time_calls
+
 STEPS = 5
 # Names of templates are as long as a page.
 LONGEST_NAME = 120
@@ -18,12 +19,12 @@ LONGEST_NAME = 120
 def profiled(step: Callable[[], object], device: str, trace: Path | None = None) -> dict[str, Any]:
     """Kernels of one step with their number and microseconds, the longest first; means of several steps.
 
-    ``step_us`` is a step by the clock without the profiler, ``busy_us`` what its kernels take together. On a
+    ``step_us`` is a step without the profiler, ``busy_us`` what its kernels take together. On a
     CPU operators stand in for kernels. ``trace`` is a file for the whole timeline, gzipped.
     """
     on_gpu = device == "cuda"
     step()
-    step_us = _by_the_clock(step, on_gpu)
+    step_us = 1e3 * time_calls(step, device, seconds=0.1).median
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
     # The first kernels of a session can be missing, so a step goes before those that count.
     counted = schedule(wait=0, warmup=1, active=STEPS, repeat=1)
@@ -47,15 +48,6 @@ def _kernels(seen: profile, on_gpu: bool) -> list[dict[str, Any]]:
             times[event.name[:LONGEST_NAME]].append(us)
     rows = [(sum(each) / STEPS, name, len(each) / STEPS) for name, each in times.items()]
     return [{"name": name, "count": count, "us": us} for us, name, count in sorted(rows)[::-1] if us > 0]
-
-
-def _by_the_clock(step: Callable[[], object], on_gpu: bool) -> float:
-    _wait(on_gpu)
-    start = time.perf_counter()
-    for _ in range(STEPS):
-        step()
-    _wait(on_gpu)
-    return 1e6 * (time.perf_counter() - start) / STEPS
 
 
 def _wait(on_gpu: bool) -> None:

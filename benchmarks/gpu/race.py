@@ -3,9 +3,6 @@
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
-import pyro
-from torch import Tensor
-
 from benchmarks.cases import Case
 from benchmarks.contestants import (
     BASELINE,
@@ -16,6 +13,8 @@ from benchmarks.contestants import (
     COMPILED_GRAPHED,
     GRAPHED,
     MENDED,
+    peers_on,
+    starting_parameters,
 )
 from benchmarks.correctness import Verdict
 from benchmarks.gate import gate
@@ -41,14 +40,16 @@ def admissions(
     stage: Stage, case: Case, contestants: Sequence[Contestant], ours: Collection[str]
 ) -> Iterator[Unit]:
     """A unit each, once a run: what cannot be compiled or captured ends its unit and is not timed later."""
-    tried = _impls(stage, ADMITTED) | {
-        row["impl"] for row in stage.record.found("not_run") if row["case"] == "all"
-    }
+    _, not_here = peers_on(case.device)
+    refused = {row["impl"] for row in stage.record.found("not_run") if row["case"] == "all"}
     for contestant in contestants:
-        if contestant.name in tried:
+        name = contestant.name
+        if name in _impls(stage, ADMITTED) | refused:
             continue
-        run = partial(admit, stage, case, contestant, contestant.name in ours)
-        yield Unit(f"admit {contestant.name}", run, UNIT_SECONDS)
+        if name in not_here:
+            stage.record.not_run("all", name, not_here[name])
+            continue
+        yield Unit(f"admit {name}", partial(admit, stage, case, contestant, name in ours), UNIT_SECONDS)
 
 
 def admit(stage: Stage, case: Case, contestant: Contestant, needed: bool) -> None:
@@ -59,7 +60,7 @@ def admit(stage: Stage, case: Case, contestant: Contestant, needed: bool) -> Non
     """
     try:
         with multiplied_in(case.precision):
-            racer = contestant.setup(case, starting_parameters(case))
+            racer = contestant.setup(case, starting_parameters(case.sizes))
             with racer.active():
                 for _ in range(2):
                     racer.run()
@@ -74,12 +75,10 @@ def replays(
     stage: Stage, case: Case, contestants: Sequence[Contestant], ours: Collection[str]
 ) -> Iterator[Unit]:
     """A unit for each that replays a graph, once a run: the gate sees no replay."""
-    done = _impls(stage, REPLAYED)
     for replaying, plain in REPLAYING.items():
-        if replaying not in contestants or replaying.name in done:
-            continue
-        run = partial(compare, stage, case, plain, replaying, replaying.name in ours)
-        yield Unit(f"replays of {replaying.name}", run, UNIT_SECONDS)
+        if replaying in contestants and replaying.name not in _impls(stage, REPLAYED):
+            run = partial(compare, stage, case, plain, replaying, replaying.name in ours)
+            yield Unit(f"replays of {replaying.name}", run, UNIT_SECONDS)
 
 
 def compare(stage: Stage, case: Case, plain: Contestant, replaying: Contestant, needed: bool) -> None:
@@ -106,7 +105,7 @@ def race(
     """
     able = _able(stage, case, contestants)
     with multiplied_in(case.precision):
-        parameters = starting_parameters(case)
+        parameters = starting_parameters(case.sizes)
         verdicts = gate(case, parameters, able)
         wrong = {verdict.backend: verdict for verdict in verdicts if not verdict.ok}
         needed = {BASELINE.name, MENDED.name, *(ours if case.precision == IEEE else ())}
@@ -143,10 +142,3 @@ def _impls(stage: Stage, kind: str) -> set[str]:
 
 def _disagreement(verdict: Verdict) -> str:
     return f"{verdict.op}: error {verdict.max_rel_error:.1e}, bound {verdict.bound:.1e}"
-
-
-def starting_parameters(case: Case) -> dict[str, Tensor]:
-    """What everyone starts from: the tutorial's initialisation."""
-    pyro.set_rng_seed(0)
-    state: dict[str, Tensor] = BASELINE.module(case.sizes).state_dict()
-    return state

@@ -134,12 +134,13 @@ def run_stage(name: str, options: Options) -> None:
             fall_back(stage.record, stage.device)
         units: Callable[[Stage], Iterable[Unit]]
         units = getattr(importlib.import_module(f"benchmarks.gpu.stages.{module}"), function)
-        listed = [unit for unit in units(stage) if unit.name not in spent]
+        # By their names: one that two parts of a stage need is run once.
+        listed = {unit.name: unit for unit in units(stage) if unit.name not in spent}
     except Exception as raised:
         error = whole_traceback(raised)
         print(f"  FAILED {name}: {error}", flush=True)
     else:
-        run_units(listed, stage)
+        run_units(list(listed.values()), stage)
     stage.record.add("stage_ended", {"error": error})
     stage.write_results()
 

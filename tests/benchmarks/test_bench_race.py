@@ -10,11 +10,11 @@ import torch
 
 from benchmarks.baseline import BaselineDMM
 from benchmarks.cases import svi_step
-from benchmarks.contestants import BASELINE, CAPTURABLE, GRAPHED, OURS
+from benchmarks.contestants import BASELINE, CAPTURABLE, GRAPHED, OURS, starting_parameters
 from benchmarks.correctness import Verdict, check
 from benchmarks.gpu import race as race_module
 from benchmarks.gpu.profile import STEPS, profiled
-from benchmarks.gpu.race import ADMITTED, admissions, admit, race, starting_parameters
+from benchmarks.gpu.race import ADMITTED, admissions, admit, race
 from benchmarks.gpu.stage import ProcessSpentError, Stage
 from benchmarks.peer_torch import TorchContestant
 from benchmarks.precision import IEEE, TF32, multiplied_in
@@ -142,7 +142,7 @@ def test_products_are_computed_as_asked_and_as_before_after():
 
 def test_tf32_is_held_to_what_tf32_can():
     verdicts = {
-        precision: check(replace(CASE, precision=precision), starting_parameters(CASE), [OUR])
+        precision: check(replace(CASE, precision=precision), starting_parameters(CASE.sizes), [OUR])
         for precision in (IEEE, TF32)
     }
     bounds = {precision: {v.op: v.bound for v in of} for precision, of in verdicts.items()}

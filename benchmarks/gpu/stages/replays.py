@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from functools import partial
 
-from benchmarks.contestants import CAPTURABLE, GRAPHED
+from benchmarks.contestants import CAPTURABLE, GRAPHED, starting_parameters
 from benchmarks.gpu.profile import profiled
-from benchmarks.gpu.race import starting_parameters
 from benchmarks.gpu.stage import ProcessSpentError, Stage, Unit
 from benchmarks.gpu.stages.steps import replay_units, tutorial_case
 from benchmarks.precision import multiplied_in
@@ -16,7 +15,7 @@ TRACE = "step.json.gz"
 
 def units(stage: Stage) -> Iterator[Unit]:
     """The comparisons; then a profile of a graph, its timeline kept, and of the same step as it comes."""
-    yield from replay_units(stage, tutorial_case(stage))
+    yield from replay_units(stage)
     for contestant in (GRAPHED, CAPTURABLE):
         yield Unit(f"profile of {contestant.name}", partial(profile_step, stage, contestant), 60.0)
     yield Unit("a process without a profiler", partial(leave_profiler, stage))
@@ -27,7 +26,7 @@ def profile_step(stage: Stage, contestant: Contestant) -> None:
     case = tutorial_case(stage)
     trace = stage.out / TRACE if contestant is GRAPHED else None
     with multiplied_in(case.precision):
-        racer = contestant.setup(case, starting_parameters(case))
+        racer = contestant.setup(case, starting_parameters(case.sizes))
         timed = racer.timed()
         with racer.active():
             found = profiled(timed.step, stage.device, trace)

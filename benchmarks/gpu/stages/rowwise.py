@@ -9,7 +9,6 @@ from benchmarks.errors import QUICK, Sizes
 from benchmarks.gpu.calls import SCANS, Call, Function, every_op, runnable
 from benchmarks.gpu.clocked import Part, clock_if_right, work_of
 from benchmarks.gpu.stage import Stage, Unit
-from benchmarks.gpu.stages.ceilings import measured
 
 SUITE = "rowwise"
 BATCHES = (TUTORIAL_BATCH, 256)
@@ -25,11 +24,11 @@ def units(stage: Stage) -> Iterator[Unit]:
 
 def time_op(stage: Stage, op: str, sizes: Sizes, name: str) -> None:
     """Check it, then time the forward and, where there is a backward, both."""
-    call, ceilings = Call(op, sizes, stage.device), measured(stage.record)
+    call = Call(op, sizes, stage.device)
 
     def parts(function: Function) -> list[Part]:
-        forward = Part("forward", call.forward(function), work_of(call, ceilings, both=False))
-        both = Part("forward and backward", call.both(function), work_of(call, ceilings, both=True))
+        forward = Part("forward", call.forward(function), work_of(call, both=False))
+        both = Part("forward and backward", call.both(function), work_of(call, both=True))
         return [forward, both] if call.wanted else [forward]
 
     clock_if_right(stage, SUITE, call, f"{op}, B={sizes.B}, T={sizes.T}", name, parts)

@@ -14,12 +14,11 @@ from benchmarks.cases import TUTORIAL_STEPS
 from benchmarks.correctness import Verdict
 from benchmarks.errors import QUICK, Sizes
 from benchmarks.gpu.calls import SCANS, Call, Function, runnable
-from benchmarks.gpu.clocked import Extra, Part, clock, clock_if_right, work_of
+from benchmarks.gpu.clocked import Part, clock, clock_if_right, work_of
 from benchmarks.gpu.cuts import time_cuts
 from benchmarks.gpu.measure import time_calls
 from benchmarks.gpu.smoke import FLOOR_KERNEL, FLOOR_STORES, has_floor
 from benchmarks.gpu.stage import Stage, Unit
-from benchmarks.gpu.stages.ceilings import measured
 from benchmarks.precision import IEEE, multiplied_in
 from dmm_fast.cuda.plan import cuda_device, scan_plans
 
@@ -68,26 +67,17 @@ def _case(sizes: Sizes) -> str:
     return f"B={sizes.B}, H={sizes.H}, Z={sizes.Z}, T={sizes.T}"
 
 
-def per_step(steps: int, further: Extra | None = None) -> Extra:
-    """The fields of a row: the median time of a step, and those that ``further`` adds."""
-    return lambda samples: {
-        "us_per_step": 1e3 * samples.median / steps,
-        **(further(samples) if further else {}),
-    }
-
-
 def time_scan(stage: Stage, op: str, name: str, sizes: Sizes) -> None:
     """Check it, then time forward, backward alone, and both, which a graph can hold."""
-    call, ceilings = Call(op, sizes, stage.device), measured(stage.record)
+    call, T = Call(op, sizes, stage.device), sizes.T
     # Thousands of steps of eager kernels take longer to capture than all else here together.
-    graph = name != "reference" or sizes.T <= TUTORIAL_STEPS
-    forward, both = (per_step(sizes.T, work_of(call, ceilings, both=both)) for both in (False, True))
+    graph = name != "reference" or T <= TUTORIAL_STEPS
 
     def parts(function: Function) -> list[Part]:
         return [
-            Part("forward", call.forward(function), forward, graph),
-            Part("backward", call.backward(function), per_step(sizes.T), graph=False),
-            Part("forward and backward", call.both(function), both, graph),
+            Part("forward", call.forward(function), work_of(call, both=False), graph, T),
+            Part("backward", call.backward(function), {}, graph=False, steps=T),
+            Part("forward and backward", call.both(function), work_of(call, both=True), graph, T),
         ]
 
     clock_if_right(stage, SUITE, call, f"{op}, {_case(sizes)}", name, parts)
@@ -110,11 +100,10 @@ def time_rnn(stage: Stage, sizes: Sizes) -> None:
         def both(rnn: Any = rnn, x: Any = x, incoming: Any = incoming) -> object:
             return torch.autograd.grad(rnn(x)[0], (x, *rnn.parameters()), incoming)
 
-        extra = per_step(sizes.T)
         parts = (
-            Part("forward", partial(rnn, x), extra),
-            Part("backward", backward, extra, graph=False),
-            Part("forward and backward", both, extra),
+            Part("forward", partial(rnn, x), {}, steps=sizes.T),
+            Part("backward", backward, {}, graph=False, steps=sizes.T),
+            Part("forward and backward", both, {}, steps=sizes.T),
         )
         impl = f"nn.RNN, {str(dtype).removeprefix('torch.')}"
         clock(stage, SUITE, f"rnn_scan, {_case(sizes)}", impl, parts)
