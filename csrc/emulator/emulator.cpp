@@ -257,7 +257,9 @@ void take_turns() {
       if (cluster->error) throw std::runtime_error(cluster->error);
     }
     if (progress) continue;
-    if (cluster->stores.empty()) time_out();
+    const bool is_hasty = options.fault.kind == Fault::kHasty && !cluster->is_faulty;
+    cluster->is_faulty |= is_hasty;
+    if (cluster->stores.empty() || is_hasty) time_out();
     else deliver_all();
   }
   deliver_all();
@@ -334,7 +336,8 @@ S* in_block(int block, S* mine) {
 // take turns, so a barrier and its phase tell the step.
 int times(int block, const uint64_t* barrier) {
   const Fault& fault = cluster->launch.options.fault;
-  if (fault.kind == Fault::kNone || fault.rank != static_cast<int>(cluster_rank())) return 1;
+  if (fault.kind == Fault::kNone || fault.kind == Fault::kHasty) return 1;
+  if (fault.rank != static_cast<int>(cluster_rank())) return 1;
   if (fault.kind == Fault::kSilent) return 0;
   if (barrier == nullptr || cluster->is_faulty) return 1;
   const auto& barriers = cluster->blocks[block].transaction_barriers;
