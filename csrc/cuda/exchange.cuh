@@ -106,7 +106,7 @@ class Exchange {
   __device__ uint64_t* barrier(int group, int step) const { return barriers_ + 2 * group + (step & 1); }
 
   const Cluster& cluster_;
-  int blocks_;  // 0 once a wait of this thread has given up: no more than one block's costs no instruction
+  int blocks_;  // 0 once a wait of this thread has given up, which then costs no test of its own
   uint64_t* const barriers_;
   const HangReport& hang_;
 };

@@ -21,7 +21,7 @@ class Rows {
     count_ = first + a.rows_per_cluster < a.rows() ? a.rows_per_cluster : a.rows() - first;
     const int mine = static_cast<int>(threadIdx.x);
     const auto length = [&](int i) {
-      // Whoever gives a length outside [0, T] gets a wrong result, and touches no memory that is not his.
+      // A length outside [0, T] gives a wrong result, and touches no memory of others.
       const int64_t given = a.lengths[(first + i) % a.sequences * a.lengths_stride];
       return static_cast<int>(given < 0 ? 0 : given > a.steps ? a.steps : given);
     };

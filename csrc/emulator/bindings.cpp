@@ -35,7 +35,11 @@ Array exchange_floor(const Array& rings, int steps, int cluster_size, int thread
 Options options_of(bool reversed, int max_barriers, bool late, const std::string& fault, int rank, int group,
                    int step) {
   const std::map<std::string, Fault::Kind> kinds{
-      {"", Fault::kNone}, {"lost", Fault::kLost}, {"doubled", Fault::kDoubled}, {"silent", Fault::kSilent}};
+      {"", Fault::kNone},
+      {"lost", Fault::kLost},
+      {"doubled", Fault::kDoubled},
+      {"silent", Fault::kSilent},
+      {"hasty", Fault::kHasty}};
   return {reversed, max_barriers, late, {kinds.at(fault), rank, group, step}};
 }
 

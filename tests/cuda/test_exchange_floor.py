@@ -78,6 +78,12 @@ def test_a_block_that_gives_nothing_is_reported_at_the_first_step(store: str) ->
         turn(rings(2, 160), 7, 8, 64, store=store, fault="silent", rank=3)
 
 
+@each_store
+def test_a_block_that_gives_up_is_there_for_those_that_have_not(store: str) -> None:
+    with pytest.raises(RuntimeError, match="gave up a wait: group 0, step 0,"):
+        turn(rings(1, 160), 7, 8, store=store, fault="hasty")
+
+
 @pytest.mark.parametrize("store", [store for store, (_, is_async) in STORES.items() if is_async])
 @pytest.mark.parametrize("step", [0, 3, 6])
 def test_a_store_that_comes_twice_is_reported_at_the_end(store: str, step: int) -> None:

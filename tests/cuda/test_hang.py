@@ -57,7 +57,7 @@ def run(monkeypatch: pytest.MonkeyPatch, cut: Callable[..., None]) -> Run:
         said = re.fullmatch(
             rf"{op}{'_backward' * backward} with plan \[4, 2, 4, [\d, ]+\]: block (?P<block>\d+), "
             r"rank (?P<rank>\d+) of its cluster, gave up a wait: group (?P<group>\d+), step (?P<step>\d+), "
-            r"parity (?P<parity>\d), rows (?P<rows>\d), thread \d+, barrier 0x[\da-f]+\. The numbers .* wrong\.",
+            r"parity (?P<parity>\d), rows (?P<rows>\d), thread \d+, barrier 0x[\da-f]+\. .* are wrong\.",
             str(raised.value),
         )
         assert said, raised.value
@@ -106,6 +106,14 @@ def test_a_store_that_comes_twice_is_found_at_the_end(
     said = run(op, backward, fault="doubled", group=group, step=step, **order)
     found = [int(said[name]) for name in ("rank", "group", "step", "rows")]
     assert found == [RANK, group, steps + back % 2, 0]
+
+
+@each_op
+@each_way
+def test_a_block_that_gives_up_is_there_for_those_that_have_not(op: str, backward: bool, run: Run) -> None:
+    """It gives up while numbers are on their way to it, and ends when no other block has any for it."""
+    said = run(op, backward, fault="hasty")
+    assert said["group"] == said["step"] == "0"
 
 
 @each_op
