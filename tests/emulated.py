@@ -1,4 +1,6 @@
-"""A pytest plugin, ``-p tests.emulated``: backend "cuda" for CPU tensors, its kernels under the emulator.
+"""Backend "cuda" for CPU tensors, its kernels under the emulator.
+
+A plugin of pytest, ``-p tests.emulated``, and of the GPU benchmarks, ``--plugin tests.emulated``.
 
 Everything but the kernels is what runs on a GPU: the ops' Python, the plans, the kernels' sources. The tests
 of the ops then offer the backend on the CPU like any other.
@@ -9,13 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-emulator: Any  # what build.ninja makes, on the path from pytest_configure on
+emulator: Any  # the module that build.ninja makes, which is on the path
 options: Any
 _library = torch.library.Library("dmm_fast", "IMPL", "CPU")
 
 
 def pytest_configure() -> None:
-    """Make the ops' kernels run under the emulator, and the backend one for the CPU."""
+    """Before any test module is imported."""
+    install()
+
+
+def install() -> None:
+    """Make the ops' kernels run under the emulator, and backend "cuda" one for the CPU."""
     global emulator, options
     import dmm_emulator
 

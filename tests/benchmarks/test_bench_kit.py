@@ -1,0 +1,60 @@
+"""The kit for a machine with a GPU that reaches no package index."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import kit
+from dmm_fast import native
+from dmm_fast.data import chorales, save_npz
+
+
+@pytest.fixture
+def with_kernels(monkeypatch):
+    monkeypatch.setattr(native, "cuda_architectures", lambda: "sm_90")
+
+
+def test_a_kit_has_all_that_its_one_command_needs(with_kernels, tmp_path):
+    data = tmp_path / "songs.npz"
+    save_npz(chorales(num_train=5, num_valid=1, num_test=1), data)
+    out = tmp_path / "kit"
+    for _ in range(2):  # over an old one
+        assert kit.main(["--out", str(out), "--data", str(data)]) == 0
+    assert (out / "COMMIT").read_text().strip()
+    assert (out / "songs.npz").is_file()
+    assert list((out / "dmm_fast").glob("_C*.so"))
+    assert {"pyro", "pyroapi", "tqdm", "opt_einsum"} <= {path.name for path in (out / "packages").iterdir()}
+    assert not list(out.rglob("__pycache__"))
+    # Without this environment's packages for Pyro: only the kit's are found.
+    program = (
+        "import pyro, benchmarks, dmm_fast; print(pyro.__file__, benchmarks.__file__, dmm_fast.__file__)"
+    )
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@"\nexec {sys.executable} -c "{program}"\n')
+    python.chmod(0o755)
+    command = ["sh", str(out / "run.sh"), "first", "results", "--device", "cpu"]
+    ended = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHON": str(python)}, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    asked, found = ended.stdout.splitlines()
+    commit = (out / "COMMIT").read_text().strip()
+    wanted = f"--preset first --out {tmp_path}/results --commit {commit} --data songs.npz --device cpu"
+    assert asked == f"-m benchmarks.gpu {wanted}"
+    assert all(path.startswith(str(out)) for path in found.split())
+
+
+def test_without_kernels_there_is_no_kit(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(native, "cuda_architectures", lambda: "")
+    assert kit.main(["--out", str(tmp_path / "kit")]) == 1
+    assert "expected a library with CUDA kernels" in capsys.readouterr().err
+    assert not (tmp_path / "kit").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(with_kernels, tmp_path, capsys):
+    (tmp_path / "precious").touch()
+    assert kit.main(["--out", str(tmp_path)]) == 1
+    assert "expected no folder or an old kit" in capsys.readouterr().err
+    assert (tmp_path / "precious").is_file()

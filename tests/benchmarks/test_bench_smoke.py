@@ -1,0 +1,185 @@
+"""The smoke test of the kernels: what is wrong is named, and computed by another backend from then on."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from benchmarks.gpu import smoke
+from benchmarks.gpu.calls import runnable
+from benchmarks.gpu.record import Record
+from benchmarks.gpu.smoke import EVERY, KERNELS, Kernel, fall_back
+from benchmarks.gpu.stage import Stage
+from benchmarks.gpu.stages import smoke as stage_of_smoke
+from benchmarks.report.smoke import last_words, replaced_sentence, smoke_table
+from dmm_fast import cuda, ops, reference
+from dmm_fast.ops import backend
+
+ROW = dict.fromkeys(smoke.ROW) | {"kernel": "rnn_scan forward", "op": "rnn_scan", "backend": "cpp"}
+
+
+@pytest.fixture
+def record(tmp_path):
+    return Record(tmp_path / "rows.jsonl")
+
+
+def wrong(op, change):
+    """The reference of an op with its first output changed."""
+
+    def function(**inputs):
+        outputs = getattr(reference, op)(**inputs)
+        first, *others = outputs if isinstance(outputs, tuple) else (outputs,)
+        changed = change(first.clone())
+        return (changed, *others) if others else changed
+
+    return function
+
+
+def checked(monkeypatch, kernel, change):
+    monkeypatch.setattr(smoke, "by", lambda name, op: wrong(op, change))
+    return smoke.check(kernel, "cpu", quick=True)
+
+
+def test_every_op_with_a_cuda_kernel_is_tested():
+    assert {kernel.op for kernel in KERNELS.values()} == {"rnn_scan", "combiner_scan", "clipped_adam"}
+    assert all(cuda.holds(op) for op in ("rnn_scan", "combiner_scan"))
+    assert {kernel.backward for kernel in KERNELS.values() if kernel.op == "rnn_scan"} == {True, False}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_is_right_passes(name, capsys):
+    assert smoke.main([name, "--device", "cpu", "--quick"]) == 0
+    ready, line = capsys.readouterr().out.splitlines()
+    assert ready == smoke.READY
+    row = json.loads(line.removeprefix(smoke.RESULT))
+    assert (row["kernel"], row["ok"], row["first_bad"]) == (name, True, None)
+    assert {*smoke.ROW, "kernel", "op", "backend", "ok"} == set(row)
+
+
+def test_large_batches_take_tensor_cores_where_they_are_allowed():
+    from dmm_fast.cuda.plan import rnn_plan
+
+    (case,) = smoke.cases(KERNELS["rnn_scan forward, tf32"], quick=False)
+    B, _, H = case[0]["x_proj"].shape
+    for backward in (False, True):
+        assert rnn_plan(B, H, backward=backward, tf32=True).tilings[0].tensor_tiles
+
+
+@pytest.mark.parametrize(("descending", "first"), [(True, 3), (False, 1)])
+def test_the_first_bad_number_is_the_first_that_was_computed(monkeypatch, descending, first):
+    def change(h):
+        h[0, 3, 4] += 0.1
+        h[0, 1, 2] += 0.1
+        return h
+
+    row = checked(monkeypatch, Kernel("rnn_scan", descending=descending), change)
+    assert not row["ok"]
+    assert row["first_bad"] == {"row": 0, "t": first, "unit": {3: 4, 1: 2}[first]}
+    assert [error > 1e-3 for error in row["by_step"]] == [False, True, False, True, False]
+
+
+def test_nan_is_counted_and_is_bad(monkeypatch):
+    def change(h):
+        h[1, :2] = math.nan
+        return h
+
+    row = checked(monkeypatch, Kernel("rnn_scan", descending=True), change)
+    assert (row["ok"], row["error"], row["nan"]) == (False, None, 12)
+    assert row["first_bad"] == {"row": 1, "t": 1, "unit": 0}
+    assert row["by_step"][:2] == [None, None]
+
+
+def test_an_error_that_is_everywhere_small_is_bad_too(monkeypatch):
+    row = checked(monkeypatch, Kernel("combiner_scan"), lambda z: z * (1 + 1e-5))
+    assert not row["ok"]
+    assert row["worst"] == "z"
+    assert set(row["first_bad"]) == {"row", "t", "unit"}
+
+
+def test_a_wrong_gradient_is_found(monkeypatch):
+    row = checked(monkeypatch, Kernel("rnn_scan", backward=True), lambda h: 2.0 * h - h.detach())
+    assert not row["ok"]
+    assert row["worst"] == "gradient of x_proj"
+    assert row["first_bad"]["t"] == 0
+
+
+def test_a_hang_fails_whatever_was_computed(monkeypatch):
+    monkeypatch.setattr(smoke.native, "raise_on_hang", lambda: (_ for _ in ()).throw(RuntimeError("block 3")))
+    row = smoke.check(Kernel("rnn_scan"), "cpu", quick=True)
+    assert (row["ok"], row["hang"]) == (False, "block 3")
+
+
+def test_an_op_that_failed_is_computed_by_the_next_backend(record):
+    record.add("smoke", {**ROW, "ok": True, "op": "combiner_scan"})
+    record.add("smoke", {**ROW, "ok": False})
+    record.add("smoke", {**ROW, "ok": False, "op": "exchange_floor", "backend": "cuda"})
+    try:
+        fall_back(record, "cpu")
+        assert record.replaced == {"rnn_scan": "reference"}
+        assert backend.chosen("rnn_scan", "cpu") == "reference"
+        assert backend.chosen("combiner_scan", "cpu") == "cpp"
+        with ops.use_backend("cpp"):  # a benchmark of one backend still names it
+            assert backend.chosen("rnn_scan", "cpu") == "cpp"
+        assert runnable("rnn_scan", "cpu", record) == ["reference"]
+        assert runnable("combiner_scan", "cpu", record) == ["cpp", "reference"]
+    finally:
+        ops.use_backend(None)
+
+
+PROGRAMS = {
+    "crashes": ("import os; print('ready', flush=True); os.abort()", "exit status -6"),
+    "hangs": ("import time; print('ready', flush=True); time.sleep(60)", "time was up"),
+    "says nothing": ("pass", "exit status 0"),
+}
+
+
+@pytest.mark.parametrize("how", PROGRAMS)
+def test_a_process_that_ends_without_a_row_has_one(monkeypatch, tmp_path, how):
+    program, expected = PROGRAMS[how]
+    monkeypatch.setattr(stage_of_smoke, "SECONDS", 0.5)
+    real = stage_of_smoke.run
+
+    def run(command, *args, **options):
+        return real([command[0], "-c", program], *args, **options)
+
+    monkeypatch.setattr(stage_of_smoke, "run", run)
+    row = stage_of_smoke.run_kernel(Stage(tmp_path, device="cpu", quick=True), "rnn_scan forward")
+    assert (row["ok"], row["op"], row["backend"]) == (False, "rnn_scan", "cpp")
+    assert row["failed"].startswith(expected)
+
+
+# --- what is printed ------------------------------------------------------------------------------------
+
+
+def test_the_last_lines_are_the_smoke_table_and_the_longest_kernels():
+    bad = {**ROW, "ok": False, "error": 0.5, "bound": 1e-6, "nan": 3, "worst": "h", "seconds": 1.0}
+    bad |= {"first_bad": {"row": 1, "t": 2, "unit": 3}, "by_step": [1e-7, None, *[1e-3] * 14]}
+    bad |= {"hang": "rnn_scan: block 3 gave up a wait", "failed": "a\nTraceback\nlast line"}
+    kernels = [{"name": f"k{n}", "count": 1.0, "us": 100.0 - n} for n in range(40)]
+    profile = {"impl": "graphed", "case": "c", "step_us": 700.0, "busy_us": 650.0, "kernels": kernels}
+    stages = [{"name": "smoke", "ok": False, "seconds": 1.0, "error": "failed"}]
+    rows = [bad, *({**ROW, "ok": True, "kernel": name} for name in EVERY)]
+    text = last_words({"stages": stages, "smoke": rows, "profiles": [profile, profile]})
+    last = text.splitlines()[-60:]
+    assert sum("| `k" in line for line in last) == 15
+    for told in (
+        "| rnn_scan forward | cpp | **BAD** | h | 5.0e-01 | 1.0e-06 | 3 | 1 |",
+        "rnn_scan forward: first bad: row 1, t 2, unit 3",
+        "rnn_scan forward: error by step: t=0..1 not finite, t=2..3 1e-03",
+        "rnn_scan forward: rnn_scan: block 3 gave up a wait",
+        "rnn_scan forward: last line",
+    ):
+        assert any(line.startswith(told) for line in last), told
+    assert smoke_table([]) == ""
+
+
+def test_the_report_says_which_ops_others_computed():
+    none = {"cases": [{}], "correctness": [], "profiles": []}
+    assert replaced_sentence(none) == ""
+    some = {**none, "cases": [{}, {"replaced": {"rnn_scan": "triton"}}]}
+    assert "`rnn_scan` by triton" in replaced_sentence(some)
+
+
+def test_memory_is_not_touched_on_a_cpu():
+    smoke._poison(torch.device("cpu"))
