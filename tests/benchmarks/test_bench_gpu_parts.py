@@ -16,7 +16,6 @@ from benchmarks.gpu.calls import Call, backends_of, by, every_op, reference_of
 from benchmarks.gpu.clocked import verdicts
 from benchmarks.gpu.stage import Stage
 from benchmarks.gpu.stages import rowwise, tests
-from benchmarks.gpu.stages.ceilings import Ceilings, measured
 from benchmarks.racer import NoiseOfTheCpu, tutorial_noise
 from dmm_fast import reference
 
@@ -71,24 +70,6 @@ def test_flops_of_a_step_are_the_floor_s():
     maps = floor.linears(*floor.tutorial_sizes())
     for op, flops in counted.items():
         assert flops == sum(m.flops(sizes.B * sizes.T)[0] for m in maps if m.op == op)
-
-
-def test_the_share_is_of_whatever_binds():
-    peaks = Ceilings(bytes_per_second=1e9, flops_per_second=1e12)
-    bound_by_bytes = peaks.share(nbytes=2_000_000, flops=10, ms=4.0)
-    assert bound_by_bytes == {"bytes": 2_000_000, "flops": 10, "floor_ms": 2.0, "share": 0.5}
-    bound_by_flops = peaks.share(nbytes=8, flops=10**9, ms=4.0)
-    assert (bound_by_flops["floor_ms"], bound_by_flops["share"]) == (1.0, 0.25)
-    unknown = Ceilings().share(8, 10, 4.0)
-    assert (unknown["floor_ms"], unknown["share"]) == (None, None)
-
-
-def test_ceilings_are_read_from_the_run_itself(stage):
-    assert measured(stage.record) == Ceilings()
-    timed = {"median_ms": 1.0}
-    stage.record.case("ceilings", "copy", "torch", timed, per_second=3.0)
-    stage.record.case("rowwise", "copy", "torch", timed)
-    assert measured(stage.record) == Ceilings(3.0, None)
 
 
 # --- calls and checks -----------------------------------------------------------------------------------

@@ -16,7 +16,16 @@ from benchmarks.report.results import share_of_bound
 from benchmarks.report.rowwise import ceilings_table, rowwise_table
 from benchmarks.report.scans import floors_table, scans_table, sweep_table
 from benchmarks.report.steps import contestants_table, headline_table, peers_table
-from tests.helpers_results import SIZE, STEP, a_gpu_run, a_quality_run, a_scan, a_stage, stage_of
+from tests.helpers_results import (
+    SIZE,
+    STEP,
+    a_gpu_run,
+    a_quality_run,
+    a_scan,
+    a_smoke_row,
+    a_stage,
+    stage_of,
+)
 
 PLOTS = {"gpu-svi_step.png", "gpu-scaling.png", "gpu-scans.png", "gpu-train_to_quality.png"}
 
@@ -78,7 +87,8 @@ def test_every_plot_names_its_source_and_is_checked(place, capsys):
 def test_what_was_not_measured_leaves_no_trace(place):
     results = a_gpu_run()
     results["cases"] = [row for row in results["cases"] if row["suite"] == "ceilings"]
-    results["profiles"], results["stages"] = [], [a_stage("ceilings")]
+    results["profiles"], results["smoke"] = [], []
+    results["stages"] = [a_stage("ceilings"), a_stage("smoke")]
     assert call(place, results) == 0
     page = (place / "results" / "README.md").read_text()
     headings = [line for line in page.splitlines() if line.startswith("### ")]
@@ -104,7 +114,7 @@ def test_a_bound_of_zero_is_kept_by_no_error_alone():
 # --- how it ended -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["kernels", "tests", "sanitizer", "errors", "derivatives"])
+@pytest.mark.parametrize("name", ["smoke", "kernels", "errors", "replays", "tests"])
 def test_a_checking_stage_that_failed_is_named_first(name):
     results = a_gpu_run()
     stage_of(results, name).update(ok=False, error="pytest: 3 failed | 2 errors\nits last words")
@@ -113,23 +123,30 @@ def test_a_checking_stage_that_failed_is_named_first(name):
     assert gpu.page_parts(results)[0] == told
 
 
-def test_a_checking_stage_that_did_not_run_is_named_and_others_are_not():
+def test_a_smoke_test_that_did_not_run_is_named_and_other_stages_are_not():
     results = a_gpu_run()
-    results["stages"] = [stage for stage in results["stages"] if stage["name"] != "tests"]
-    stage_of(results, "build").update(ok=False, error="setup.py: no nvcc")
-    assert not_ok(results) == "**Not ok in this run: tests (did not run).**"
-    assert "| build | **not ok**: setup.py: no nvcc |  | 2 |" in stages_table(results)
+    results["stages"] = [stage for stage in results["stages"] if stage["name"] not in ("smoke", "tests")]
+    stage_of(results, "race").update(ok=False, error="no time")
+    assert not_ok(results) == "**Not ok in this run: smoke (did not run).**"
+    assert "| race | **not ok**: no time |  | 2 |" in stages_table(results)
+
+
+def test_kernels_that_failed_are_named_with_who_computed_instead():
+    results = a_gpu_run()
+    results["smoke"] = [a_smoke_row(ok=False, first_bad={"row": 1, "t": 2, "unit": 3})]
+    results["cases"][0]["replaced"] = {"rnn_scan": "triton"}
+    for parts in (gpu.readme_parts(results), gpu.page_parts(results)):
+        assert any("`rnn_scan` by triton" in part for part in parts if isinstance(part, str))
+    assert "rnn_scan forward: first bad: row 1, t 2, unit 3" in texts(gpu.page_parts(results))
 
 
 def test_the_stages_tell_what_they_counted():
     results = a_gpu_run()
     stage_of(results, "tests")["detail"] = {"tests": {"passed": 812, "failed": 0, "skipped": 3}}
-    stage_of(results, "sanitizer")["detail"] = {"memcheck": {"errors": 0}, "racecheck": {"errors": None}}
+    stage_of(results, "machine")["detail"] = {"clusters_at_once": {"8": 15, "16": 7}}
     text = stages_table(results)
     assert "| tests | ok | 812 passed, 0 failed, 3 skipped | 2 |" in text
-    assert "| sanitizer | ok | memcheck: 0 errors; racecheck: no summary | 2 |" in text
-    stage_of(results, "sanitizer")["detail"] = {"sanitizer": "compute-sanitizer: not found"}
-    assert "| sanitizer | ok | compute-sanitizer: not found | 2 |" in stages_table(results)
+    assert "| machine | ok | clusters at once: 15 of 8, 7 of 16 blocks | 2 |" in text
 
 
 def test_what_was_not_run_is_told_by_the_last_line_of_its_reason():
@@ -249,7 +266,11 @@ def test_rowwise_ops_have_their_share_of_the_floor():
     text = rowwise_table(a_gpu_run())
     assert "| call | floor, us | triton, us | reference, us |" in text
     assert "| emitter, B=20, T=129, forward | 2.00 | 4.00 (50%) | 50.0 (4.0%) |" in text
-    assert "| emitter, B=256, T=129, forward | – | 40.0 (–) | not run |" in text
+    # 1e9 operations bind, not the bytes.
+    assert "| emitter, B=256, T=129, forward | 20.0 | 40.0 (50%) | not run |" in text
+    results = a_gpu_run()
+    results["cases"] = [row for row in results["cases"] if row["suite"] != "ceilings"]
+    assert "| emitter, B=20, T=129, forward | – | 4.00 (–) | 50.0 (–) |" in rowwise_table(results)
 
 
 def test_ceilings_have_units():
