@@ -9,7 +9,7 @@ from benchmarks import errors
 from benchmarks.correctness import Verdict
 from benchmarks.errors import EAGER_FACTOR, FLOOR
 from benchmarks.gate import GROSS_ERROR
-from benchmarks.gpu.calls import Call, Function, by, reference_of
+from benchmarks.gpu.calls import Call, Function, reference_of
 from benchmarks.gpu.measure import Step, time_calls, time_graph
 from benchmarks.gpu.record import whole_traceback
 from benchmarks.gpu.stage import ProcessSpentError, Stage
@@ -55,10 +55,15 @@ def verdicts(call: Call, case: str, name: str, function: Function) -> list[Verdi
 
 
 def clock_if_right(
-    stage: Stage, suite: str, call: Call, case: str, name: str, parts: Callable[[Function], Sequence[Part]]
+    stage: Stage,
+    suite: str,
+    call: Call,
+    case: str,
+    name: str,
+    function: Function,
+    parts: Callable[[Function], Sequence[Part]],
 ) -> None:
-    """Time a backend's ``parts`` of a call; one that is beyond its bound is recorded and not timed."""
-    function = by(name, call.op)
+    """Time ``parts`` of a call of an implementation; one beyond its bound is recorded and not timed."""
     if name != "reference":
         rows = verdicts(call, case, name, function)
         for row in rows:

@@ -30,11 +30,15 @@ class ProcessSpentError(RuntimeError):
 
 
 class Unit(NamedTuple):
-    """A part of a stage that may fail by itself; after ``seconds`` it is considered hung."""
+    """A part of a stage that may fail by itself; after ``seconds`` it is considered hung.
+
+    One that all later stages depend on may ``overrun`` its own stage, at their expense.
+    """
 
     name: str
     run: Callable[[], object]
     seconds: float = 30.0
+    overrun: bool = False
 
 
 class Stage(Options):
@@ -76,7 +80,7 @@ def _watch(unit: Unit, units: Sequence[Unit], stage: Stage, start: float) -> thr
 
     A unit that is cut off by the end of its stage has not failed, unless it may take all of the stage.
     """
-    left = stage.left() + GRACE / 2
+    left = float("inf") if unit.overrun else stage.left() + GRACE / 2
     seconds = min(unit.seconds, left)
 
     def expired() -> None:

@@ -88,6 +88,15 @@ def runs_out(stage):
     yield Unit("last", lambda: None)
 
 
+def overruns(stage):
+    def needed():
+        time.sleep(4.0)  # the stage has 1 second, and 2.5 to notice
+        stage.record.case("s", "c", "needed", {"median_ms": 1.0})
+
+    yield Unit("needed", needed, 20.0, overrun=True)
+    yield Unit("last", lambda: None)
+
+
 def disagrees(stage):
     yield Unit("right", lambda: stage.record.correctness(verdict(True)))
     yield Unit("wrong", lambda: stage.record.correctness(verdict(False)))

@@ -11,7 +11,7 @@ import torch
 from benchmarks import errors
 from benchmarks.cases import full_batch
 from benchmarks.errors import Sizes
-from benchmarks.gpu import clocked, commands, exercise, measure
+from benchmarks.gpu import commands, exercise, measure
 from benchmarks.gpu.calls import Call, backends_of, by, every_op, reference_of
 from benchmarks.gpu.clocked import verdicts
 from benchmarks.gpu.stage import Stage
@@ -147,7 +147,7 @@ def test_what_cannot_be_exercised_is_told_and_the_rest_goes_on(capsys, monkeypat
 def test_a_rowwise_op_is_checked_and_then_timed(stage, monkeypatch):
     rowwise.time_op(stage, "emitter", errors.QUICK, "reference")
     wrong = by("reference", "emitter")
-    monkeypatch.setattr(clocked, "by", lambda name, op: lambda **given: 1.01 * wrong(**given))
+    monkeypatch.setattr(rowwise, "by", lambda name, op: lambda **given: 1.01 * wrong(**given))
     rowwise.time_op(stage, "emitter", errors.QUICK, "wrong")
     timed = [(row["case"], row["impl"]) for row in stage.record.found("cases")]
     case = "emitter, B=3, T=5"
@@ -157,8 +157,12 @@ def test_a_rowwise_op_is_checked_and_then_timed(stage, monkeypatch):
 
 
 def test_rowwise_ops_are_all_but_the_scans(stage):
-    names = {unit.name.split(",")[0] for unit in rowwise.units(stage)}
-    assert names == set(every_op()) - {"rnn_scan", "combiner_scan"}
+    names = [unit.name for unit in rowwise.units(stage)]
+    assert {name.split(",")[0] for name in names} == set(every_op()) - {"rnn_scan", "combiner_scan"}
+    # Compilation comes last.
+    compiled = [rowwise.COMPILED in name for name in names]
+    assert compiled == sorted(compiled)
+    assert sum(compiled) == len(every_op()) - 2
 
 
 def test_time_calls_by_the_clock():

@@ -115,6 +115,13 @@ def test_the_end_of_the_time_is_no_failure_and_what_is_left_is_named(run):
     assert [row["case"] for row in results["not_run"]] == ["long", "last"]
 
 
+def test_a_unit_that_all_depends_on_may_overrun_its_stage(run):
+    results = run("overruns", seconds=1.0)
+    assert impls(results) == ["needed"]
+    assert of(results, "overruns")["ok"]
+    assert [row["case"] for row in results["not_run"]] == ["last"]
+
+
 def test_what_is_beyond_its_bound_fails_the_stage(run):
     results = run("disagrees")
     assert [row["ok"] for row in results["correctness"]] == [True, False]

@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.cases import TUTORIAL_STEPS
 from benchmarks.correctness import Verdict
 from benchmarks.errors import QUICK, Sizes
-from benchmarks.gpu.calls import SCANS, Call, Function, runnable
+from benchmarks.gpu.calls import SCANS, Call, Function, by, runnable
 from benchmarks.gpu.clocked import Part, clock, clock_if_right, work_of
 from benchmarks.gpu.cuts import time_cuts
 from benchmarks.gpu.measure import time_calls
@@ -80,7 +80,7 @@ def time_scan(stage: Stage, op: str, name: str, sizes: Sizes) -> None:
             Part("forward and backward", call.both(function), work_of(call, both=True), graph, T),
         ]
 
-    clock_if_right(stage, SUITE, call, f"{op}, {_case(sizes)}", name, parts)
+    clock_if_right(stage, SUITE, call, f"{op}, {_case(sizes)}", name, by(name, op), parts)
 
 
 @multiplied_in(IEEE)
