@@ -105,10 +105,10 @@ report: $(STAMP)  ## the README's tables are what the committed results say
 
 # DATA: a file of chorales; without one JSB_Chorales.mat is looked for, as by every benchmark.
 gpu-kit: $(STAMP)  ## build/gpu-kit: all that an offline machine with a GPU and torch needs for the GPU run
-	$(BIN)/python -m benchmarks.kit $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m benchmarks.kit $(if $(DATA),--data "$(DATA)")
 
-# On a machine with a GPU. Of racecheck's hazards those on mbarrier objects and on what st.async writes are meant:
-# the barrier that counts its bytes orders them, and the tool does not see that.
+# On a machine with a GPU. Of racecheck's hazards those on mbarrier objects and on what st.async writes are expected:
+# the barrier that counts its bytes orders these writes, which the tool does not see.
 TOOL ?= memcheck
 gpu-sanitize: $(STAMP)  ## the kernels under compute-sanitizer, TOOL=memcheck, racecheck or synccheck
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $(TOOL) --error-exitcode 1 \

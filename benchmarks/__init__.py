@@ -1,1 +1,3 @@
-"""Benchmarks: what is timed, against what, and how the numbers reach the README."""
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]

@@ -296,25 +296,27 @@ class _NearestToAKink(TorchFunctionMode):
 # --- results ----------------------------------------------------------------------------------------
 
 
-def results_of(op: str) -> Callable[[Callable[..., Any], Inputs], Results]:
+def results_of(op: str) -> Callable[..., Results]:
     """What calls a function with the arguments of ``op`` and names what comes of it."""
     return _adam_results if op == "clipped_adam" else _op_results
 
 
-def _op_results(function: Callable[..., Any], inputs: Inputs) -> Results:
+def _op_results(function: Callable[..., Any], inputs: Inputs, gradients: bool = True) -> Results:
     """Outputs, and for one random gradient of each the gradients of every floating argument."""
-    wanted = dict(differentiable(inputs))
+    wanted = dict(differentiable(inputs)) if gradients else {}
     for tensor in wanted.values():
         tensor.requires_grad_()
     outputs = function(**inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    values = {f"value {k}" if len(outputs) > 1 else "value": o.detach() for k, o in enumerate(outputs)}
+    if not gradients:
+        return values
     generator = torch.Generator().manual_seed(len(SEEDS))
     incoming = [torch.randn(output.shape, generator=generator).to(output) for output in outputs]
-    gradients = torch.autograd.grad(outputs, list(wanted.values()), incoming, materialize_grads=True)
+    found = torch.autograd.grad(outputs, list(wanted.values()), incoming, materialize_grads=True)
     for tensor in wanted.values():
         tensor.requires_grad_(False)
-    values = {f"value {k}" if len(outputs) > 1 else "value": o.detach() for k, o in enumerate(outputs)}
-    return values | {f"gradient of {n}": g for n, g in zip(wanted, gradients, strict=True)}
+    return values | {f"gradient of {n}": g for n, g in zip(wanted, found, strict=True)}
 
 
 def differentiable(inputs: Inputs) -> Iterator[tuple[str, Tensor]]:
@@ -327,7 +329,7 @@ def differentiable(inputs: Inputs) -> Iterator[tuple[str, Tensor]]:
             yield from ((f"{name}.{f}", t) for f, t in zip(value._fields, value, strict=True))
 
 
-def _adam_results(function: Callable[..., Any], inputs: Inputs) -> Results:
+def _adam_results(function: Callable[..., Any], inputs: Inputs, gradients: bool = False) -> Results:
     """What one step leaves in each list."""
     changed = map_tensors(inputs, lambda tensor: tensor)
     function(**changed, **ADAM_OPTIONS)

@@ -11,23 +11,24 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import Distribution, PackagePath, distribution
 from pathlib import Path
 
-from benchmarks import machine
+import dmm_fast
+from benchmarks import ROOT, machine
 from benchmarks.cases import data_file
-from dmm_fast import native
 from dmm_fast.data import load, save_npz
 
-ROOT = machine.ROOT
 OUT = ROOT / "build" / "gpu-kit"
 FOLDERS = ("dmm_fast", "benchmarks", "tests")
 # Pyro and what it imports beside torch and numpy.
 PACKAGES = ("pyro-ppl", "pyro-api", "opt_einsum", "tqdm")
 UNNEEDED = shutil.ignore_patterns("__pycache__", "results", ".*")
+# Machines that take a folder along often limit its size.
 MOST_BYTES = 60_000_000
 RUN = """\
 #!/bin/sh
 # sh run.sh first DIR [more options of python -m benchmarks.gpu, absolute paths]: a preset, results in DIR.
 set -eu
-preset=$1
+preset=${1:?usage: sh run.sh first|second DIR [options]}
+: "${2:?usage: sh run.sh first|second DIR [options]}"
 mkdir -p "$2"
 out=$(cd "$2" && pwd)
 shift 2
@@ -43,32 +44,34 @@ exec "${PYTHON:-python3}" -m benchmarks.gpu --preset "$preset" --out "$out" --co
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the folder anew. Returns 0, or 1 where the library has no CUDA kernels or it is too large."""
-    args = _parser().parse_args(argv)
-    out = Path(args.out)
-    if not native.cuda_architectures():
-        why = native.missing or "it was built without an nvcc in CUDA_HOME or on PATH"
-        print(f"kit: expected a library with CUDA kernels, got none: {why}", file=sys.stderr)
-        return 1
-    if out.exists():
-        if not (out / "COMMIT").is_file():
-            print(f"kit: out: expected no folder or an old kit, got {out}", file=sys.stderr)
-            return 1
-        shutil.rmtree(out)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    out, missing = Path(args.out), dmm_fast.info()["missing"].get("cuda")
+    if missing:
+        parser.error(f"the library: expected one with CUDA kernels, got none: {missing}")
+    if out.exists() and not (out / "COMMIT").is_file():
+        parser.error(f"--out: expected no folder or an old kit, got {out}")
+    try:
+        data = data_file(args.data)
+        sequences = data and load(data)
+    except (OSError, ValueError) as error:
+        parser.error(f"--data: {error}")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    (out / "COMMIT").write_text(f"{machine.commit()}\n", encoding="utf-8")
+    (out / "run.sh").write_text(RUN, encoding="utf-8")
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, out / folder, ignore=UNNEEDED)
     shutil.copy(ROOT / "pyproject.toml", out)
     for source, name in packages():
         (out / "packages" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, out / "packages" / name)
-    data = data_file(args.data)
-    if data is not None:
-        save_npz(load(data), out / f"{data.stem}.npz")
-    (out / "COMMIT").write_text(f"{machine.commit()}\n", encoding="utf-8")
-    (out / "run.sh").write_text(RUN, encoding="utf-8")
+    if data and sequences:
+        save_npz(sequences, out / f"{data.stem}.npz")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     chorales = data.name if data else "the built-in ones: JSB_Chorales.mat was not found, see --data"
     print(f"{out}: {size / 1e6:.1f} MB, commit {machine.commit()}, chorales: {chorales}")
-    print(f"on the machine with the GPU: sh {out.name}/run.sh first DIR, and later: run.sh second DIR")
+    print(f"on the machine with the GPU: sh {out.name}/run.sh first DIR")
     if size > MOST_BYTES:
         print(f"kit: expected at most {MOST_BYTES} bytes, got {size}", file=sys.stderr)
         return 1

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
+from benchmarks import ROOT
 from benchmarks.timing import load_average
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def commit() -> str:

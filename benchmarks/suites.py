@@ -51,7 +51,7 @@ QUICK_SWEEP = Sweep(batch=2, steps=4, batches=(1, 5), lengths=(3, 9), gate_steps
 
 
 def sweep_case(sweep: Sweep, B: int, T: int, threads: int | None, along: dict[str, int]) -> Case:
-    """One SVI step of the scaling suite; the larger it is, the fewer the rounds. Threads are a CPU's."""
+    """An SVI step of the scaling suite: the larger, the fewer rounds. None leaves the threads as they are."""
     size = B * T / (sweep.batch * sweep.steps)
     case = Case(
         name=f"SVI step, B={B}, T={T}, all full" + (f", threads={threads}" if threads else ""),

@@ -6,8 +6,8 @@
 
 namespace dmm {
 
-// Raises if an earlier launch on the current device, of that index, left a record of a hang; returns where one of
-// `call` is to leave its own. A graph that captures the launch keeps it: it stays valid for the process's life.
+// Raises if an earlier launch on the current device, of that index, left a record of a hang. Returns the record that
+// the launch named `call` reports to. A captured launch keeps it: it stays valid for the life of the process.
 cuda::HangReport hang_report(int32_t device, const std::string& call);
 
 // Runs `launch(args, stream)` on the tensor's own device; an error of it becomes an exception that begins with `call`.

@@ -1,4 +1,4 @@
-// Raises what kernels have recorded of waits that gave up.
+// Reports of kernels whose waits for other blocks timed out, raised as exceptions.
 #include "checks.h"
 #ifdef DMM_FAST_CUDA
 #include <map>
@@ -12,7 +12,7 @@ namespace dmm {
 namespace {
 
 #ifdef DMM_FAST_CUDA
-// Of a process, and never destroyed: a kernel may write to its record to the last.
+// One per process, and never destroyed: a kernel may still write to its record when the process ends.
 struct Hangs {
   std::mutex mutex;
   std::map<int32_t, cuda::HangRecord*> records;  // by device
@@ -25,7 +25,7 @@ Hangs& hangs() {
   return *all;
 }
 
-// What a record says, for which it is then free again; empty where there is none.
+// Returns the text of a complete record and frees the record; empty where there is none.
 std::string take(const Hangs& all, int32_t device, cuda::HangRecord& record) {
   if (__atomic_load_n(&record.state, __ATOMIC_ACQUIRE) != cuda::kHangComplete) return "";
   const std::string text =

@@ -19,6 +19,7 @@ from dmm_fast import checkpoint as ckpt
 from dmm_fast import data as datasets
 from dmm_fast.check import fail
 from dmm_fast.config import TrainConfig
+from dmm_fast.cuda import measured as measured_plans
 from dmm_fast.cuda import plan
 from dmm_fast.data import Dataset
 from dmm_fast.infer import evaluate_elbo, evaluate_importance_nll
@@ -130,7 +131,7 @@ def run_info(args: argparse.Namespace) -> int:
     if args.plan is not None:
         facts = _plans(args.plan, args.measured)
     elif args.measured is not None:
-        fail("--measured", "sizes in --plan", "none")
+        fail("--measured", "--plan B T H Z beside it", "none")
     else:
         facts = dmm_fast.info()
     if args.json:
@@ -150,6 +151,7 @@ def _plans(sizes: Sequence[int], measured: Path | None) -> dict[str, Any]:
     """How the scans of a batch are cut up on the GPU that is there, or on an H100."""
     B, T, H, Z = sizes
     plan.use_measured(measured)
+    measured_on = None if measured is None else measured_plans.read(measured).device
     is_here = torch.cuda.is_available()
     device = plan.cuda_device(torch.cuda.current_device()) if is_here else plan.H100
     plans = plan.scan_plans(B, H, Z, device)
@@ -157,16 +159,19 @@ def _plans(sizes: Sequence[int], measured: Path | None) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if is_here else "H100 (none is here)",
         "limits": device._asdict(),
         "plans": {name: str(each) for name, each in plans.items()},
-        "chosen_by": {name: _reason(each, device.name) for name, each in plans.items()},
+        "chosen_by": {name: _reason(each, device.name, measured_on) for name, each in plans.items()},
         "exchanges_one_after_another": 4 * T,
         "estimated_cycles_per_step": {name: round(each.step_cycles) for name, each in plans.items()},
     }
 
 
-def _reason(chosen: plan.Plan, device: str) -> str:
+def _reason(chosen: plan.Plan, device: str, measured_on: str | None) -> str:
     if chosen.us_per_step is not None:
         return f"measurement on {device}, {chosen.us_per_step:.3g} us a step"
-    return "estimate"
+    if measured_on is None:
+        return "estimate"
+    why = "of other sizes" if measured_on == device else f"on {measured_on}, not on {device}"
+    return f"estimate: the measured plans are {why}"
 
 
 def run_download(args: argparse.Namespace) -> int:

@@ -242,10 +242,14 @@ def test_info_says_which_plans_were_measured(tmp_path: Path, capsys: pytest.Capt
     facts = json.loads(capsys.readouterr().out)
     reasons = facts["chosen_by"]
     assert reasons.pop("rnn_scan") == f"measurement on {H100.name}, 1.23 us a step"
-    assert set(reasons.values()) == {"estimate"}
+    assert set(reasons.values()) == {"estimate: the measured plans are of other sizes"}
     assert facts["plans"]["rnn_scan"] == str(plan)
     assert main(["info", "--plan", *sizes, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["chosen_by"]["rnn_scan"] == "estimate"
+    path.write_text(path.read_text().replace(H100.name, "another GPU"))
+    assert main(["info", "--plan", *sizes, "--measured", str(path), "--json"]) == 0
+    reason = f"estimate: the measured plans are on another GPU, not on {H100.name}"
+    assert set(json.loads(capsys.readouterr().out)["chosen_by"].values()) == {reason}
     path.write_text("{}")
     message = complaint(capsys, "info", "--plan", *sizes, "--measured", str(path))
     assert "measured.json: expected an object with device, plans, got dict {}" in message
@@ -254,7 +258,7 @@ def test_info_says_which_plans_were_measured(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["info", "--measured", "plans.json"], "--measured: expected sizes in --plan, got none"),
+        (["info", "--measured", "plans.json"], "--measured: expected --plan B T H Z beside it, got none"),
         (["info", "--plan", "1", "2", "3", "4", "--measured", "nowhere.json"], "nowhere.json"),
         (["info", "--plan", "20", "129", "600", "0"], "--plan: expected a whole number from 1, got '0'"),
         (["info", "--plan", "20", "129"], "--plan: expected 4 arguments"),

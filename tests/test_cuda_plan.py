@@ -258,7 +258,7 @@ def test_a_measured_plan_that_cannot_run_is_refused(path: Path) -> None:
     ):
         with pytest.raises(
             ValueError,
-            match=r"^measured plans: expected a plan of rnn_scan with H = 600 that fits the device",
+            match=r"^measured plan of rnn_scan, 20 rows, H = 600: expected one that fits the device",
         ):
             rnn_plan(20, 600, device)
     registers = 8  # where the tiling's in_registers are in the list

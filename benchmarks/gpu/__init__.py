@@ -1,1 +1,1 @@
-"""``python -m benchmarks.gpu``: build, test, check and measure on a machine with one NVIDIA GPU."""
+"""Checks and measurements on a machine with one NVIDIA GPU: ``python -m benchmarks.gpu``."""

@@ -1,28 +1,30 @@
 """``python -m benchmarks.gpu --out DIR --preset first``: check and measure on a machine with one NVIDIA GPU.
 
-``--preset first`` says what is right and where the time goes, ``--preset second`` measures again after
-mending; each takes at most 300 seconds. ``--smoke`` checks each CUDA kernel, in 20. ``--only`` runs single
+``--preset first`` says what is right and where the time goes, ``--preset second`` measures again after fixes;
+each takes about 300 seconds. ``--smoke`` checks each CUDA kernel, in about 20 seconds. ``--only`` runs single
 stages. A stage that fails, hangs or is cut off keeps what it has found, and the next begins. DIR/results.json
 is written again after each unit.
 """
 
 import argparse
+import signal
 import sys
+import tarfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.gpu.runner import BUDGET, PRESETS, STAGES, TRITON_CACHE, Options, run_stages
-from benchmarks.report.smoke import last_words
+from benchmarks.report.smoke import summary
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the stages. Returns 0, or 1 when one of them failed."""
+    """Run the stages. Returns 0, or 1 when one of them failed, or 130 after an interrupt."""
     parser = _parser()
     args = parser.parse_args(argv)
-    for name in ("data", "triton_cache"):
-        path = getattr(args, name)
-        if path is not None and not Path(path).exists():
-            parser.error(f"--{name.replace('_', '-')}: expected a file that is there, got {path}")
+    fault = _fault(args)
+    if fault:
+        parser.error(fault)
     wanted = {"machine", *(args.only or ["smoke"])}
     # The order of the stages is always that of the table: later ones build on earlier ones.
     stages = PRESETS.get(args.preset) or {name: STAGES[name][1] for name in STAGES if name in wanted}
@@ -37,25 +39,54 @@ def main(argv: Sequence[str] | None = None) -> int:
         plugin=args.plugin,
         triton_cache=args.triton_cache,
     )
-    results = run_stages(args.budget, options)
-    print(last_words(results))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the workers as an interrupt does
+    try:
+        results = run_stages(args.budget, options)
+    except KeyboardInterrupt:
+        print(f"interrupted; what was found until then is in {args.out}", file=sys.stderr)
+        return 130
+    print(summary(results))
     return 0 if all(stage["ok"] for stage in results["stages"]) else 1
+
+
+def _fault(args: argparse.Namespace) -> str | None:
+    """The first thing that is wrong with the arguments, before anything is written."""
+    out, data, cache = (Path(path) if path else None for path in (args.out, args.data, args.triton_cache))
+    if out is None or (out.exists() and not out.is_dir()) or (out / "rows.jsonl").exists():
+        return f"--out: expected a folder without earlier results, got {args.out!r}"
+    if data is not None and not (data.is_file() or (data / "JSB_Chorales.mat").is_file()):
+        return f"--data: expected a file, or a folder holding JSB_Chorales.mat, got {args.data}"
+    if cache is not None and not (cache.is_file() and tarfile.is_tarfile(cache)):
+        return f"--triton-cache: expected the {TRITON_CACHE} of an earlier run, got {args.triton_cache}"
+    if not 0 < args.budget < 1e6:
+        return f"--budget: expected a number of seconds, got {args.budget}"
+    if find_spec("pyro") is None:
+        return "pyro: expected it to be installed, or run.sh of the kit, which brings it"
+    import torch
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        return f"--device: expected a GPU that torch sees, got torch {torch.__version__} without one"
+    return None
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--out", required=True, help="folder for results.json and logs, without old ones")
+    parser.add_argument("--out", required=True, help="folder for results and logs; must hold no earlier run")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--preset", choices=list(PRESETS), help="a whole run")
-    what.add_argument("--only", nargs="+", choices=list(STAGES), help="these stages alone")
+    what.add_argument(
+        "--only", nargs="+", choices=list(STAGES), metavar="STAGE", help=f"of {', '.join(STAGES)}"
+    )
     what.add_argument("--smoke", action="store_true", help="each CUDA kernel against float64, and no more")
-    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for all stages together")
+    parser.add_argument(
+        "--budget", type=float, default=BUDGET, help="at most so many seconds in all (default: 300)"
+    )
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: a dry run")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, for a dry run")
     parser.add_argument("--data", help="a file of chorales, or a folder holding JSB_Chorales.mat")
     parser.add_argument("--commit", help="the commit of this tree, where git cannot tell")
     parser.add_argument("--triton-cache", help=f"{TRITON_CACHE} of an earlier run, to compile nothing twice")
-    parser.add_argument("--plugin", help="a module whose install() runs first in every process, for tests")
+    parser.add_argument("--plugin", help="a module whose install() runs first in each worker, for tests")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""One call of an op at some sizes on a device: the work it is, and the backends that can run it."""
+"""A call of an op at given sizes: its work, and the backends that can run it."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,8 +29,8 @@ def backends_of(op: str, device: str) -> list[str]:
 
 
 def runnable(op: str, device: str, record: Record) -> list[str]:
-    """Those of the backends whose kernels of the op have not failed the smoke test."""
-    failed = {row["backend"] for row in record.found("smoke") if row["op"] == op and not row["ok"]}
+    """List the backends whose kernels of the op have not failed the smoke test."""
+    failed = {row["backend"] for row in record.failed_kernels() if row["op"] == op}
     return [name for name in backends_of(op, device) if name not in failed]
 
 

@@ -1,4 +1,4 @@
-"""One implementation of an op: checked against float64, then timed as it comes and from a CUDA graph."""
+"""Checks of an implementation of an op against float64, then its times, eager and from a CUDA graph."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -74,7 +74,7 @@ def clock_if_right(
 
 
 def clock(stage: Stage, suite: str, case: str, impl: str, parts: Sequence[Part]) -> None:
-    """A row for each part as it comes and then, on a GPU, for its replays from a graph.
+    """Record the times of each part and then, on a GPU, of its replays from a graph.
 
     Raises:
         ProcessSpentError: a part could not be captured, which is recorded.

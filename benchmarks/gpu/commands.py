@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -11,9 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
-# After an interrupt a program has this long for its last words.
-LAST_WORDS = 12.0
+from benchmarks import ROOT
+
+# After an interrupt a program has so many seconds to end by itself.
+INTERRUPT_SECONDS = 12.0
 
 
 class Ended(NamedTuple):
@@ -23,9 +23,12 @@ class Ended(NamedTuple):
     output: str
 
     def describe(self, lines: int = 8) -> str:
-        """The status and the end of the output."""
+        """The end of the output, and a line with the status and the last of it."""
         how = "time was up" if self.status is None else f"exit status {self.status}"
-        return "\n".join([how, *self.output.strip().splitlines()[-lines:]])
+        if self.status is not None and self.status < 0:
+            how = f"killed by {signal.Signals(-self.status).name}"
+        last = self.output.strip().splitlines()[-lines:]
+        return "\n".join([*last, f"{how}; last line: {last[-1].strip()}" if last else how])
 
 
 def run(
@@ -38,7 +41,7 @@ def run(
     ready: str = "",
     starting: float = 0.0,
     own_group: bool = False,
-    last_words: float = LAST_WORDS,
+    interrupt: float = INTERRUPT_SECONDS,
 ) -> Ended:
     """Run ``command``. When the time is up it is interrupted, and killed if that does not end it.
 
@@ -60,20 +63,21 @@ def run(
             command, cwd=ROOT, env=env, stdout=output, stderr=output, start_new_session=own_group
         )
         limit, status, text = time.monotonic() + (starting or seconds), None, ""
-        while status is None and time.monotonic() < limit:
-            with suppress(subprocess.TimeoutExpired):
-                status = process.wait(0.05)
-            text, before = printed(), len(text)
-            if show:
-                sys.stdout.write(text[before:])
-                sys.stdout.flush()
-            if ready and ready in text.splitlines():
-                limit, ready = time.monotonic() + seconds, ""
-        if status is None:
-            process.send_signal(signal.SIGINT)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(last_words)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL) if own_group else process.kill()
-        process.wait()
+        try:
+            while status is None and time.monotonic() < limit:
+                with suppress(subprocess.TimeoutExpired):
+                    status = process.wait(0.05)
+                text, before = printed(), len(text)
+                if show:
+                    print(text[before:], end="", flush=True)
+                if ready and ready in text.splitlines():
+                    limit, ready = time.monotonic() + seconds, ""
+            if status is None and interrupt:
+                process.send_signal(signal.SIGINT)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(interrupt)
+        finally:  # an interrupt of this process ends the program too
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL) if own_group else process.kill()
+            process.wait()
         return Ended(status, printed())

@@ -40,7 +40,7 @@ def time_cuts(stage: Stage, suite: str, scan: str, sizes: Sizes) -> None:
 def sweep(stage: Stage, suite: str, case: str, scan: str, sizes: Sizes, device: Device) -> None:
     """Hold each plan to the first one's results, time it, and write those that agree to :data:`FILE`."""
     op = getattr(torch.ops.dmm_fast, scan.replace("_scan", "_scan_steps"))
-    inputs, timed, expected = _inputs(scan, sizes, stage.device), [], None
+    inputs, expected = _inputs(scan, sizes, stage.device), None
     is_rnn, backward = scan.startswith("rnn"), scan.endswith("_backward")
     if is_rnn:
         at, plans = Case(scan, sizes.B, sizes.H), rnn_plans(sizes.B, sizes.H, device, backward)
@@ -59,8 +59,7 @@ def sweep(stage: Stage, suite: str, case: str, scan: str, sizes: Sizes, device: 
         told = {"us_per_step": 1e3 * samples.median / sizes.T, "estimated_cycles": plan.step_cycles}
         stage.record.case(suite, case, impl, samples.as_dict(), plan=str(plan), **told)
         if verdict.ok:
-            timed.append(Measurement(at, tuple(plan.numbers), told["us_per_step"]))
-    add(stage.out / FILE, device.name, timed)
+            add(stage.out / FILE, device.name, [Measurement(at, tuple(plan.numbers), told["us_per_step"])])
 
 
 def max_error(results: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
@@ -70,7 +69,7 @@ def max_error(results: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> floa
 
 
 def _inputs(scan: str, sizes: Sizes, device: str) -> tuple[Any, ...]:
-    """What the compiled op takes before the plan, drawn at random; all rows are full."""
+    """Draw the arguments that the compiled op takes before the plan; all rows are full."""
     B, T, H, Z = sizes.B, sizes.T, sizes.H, sizes.Z
 
     def random(*shape: int, scale: float = 1.0) -> Tensor:

@@ -28,7 +28,7 @@ from benchmarks.run import clocked
 ADMITTED, REPLAYED = "admitted", "replayed"
 # torch.compile takes the longest to be ready.
 UNIT_SECONDS = 90.0
-# Who replays, and the same as it comes.
+# Contestants that replay a graph, and the same without one.
 REPLAYING: dict[Contestant, Contestant] = {
     GRAPHED: CAPTURABLE,
     BATCHED_GRAPHED: BATCHED,
@@ -82,7 +82,7 @@ def replays(
 
 
 def compare(stage: Stage, case: Case, plain: Contestant, replaying: Contestant, needed: bool) -> None:
-    """Losses of replayed steps beside those of the same steps as they come; who differs is not timed."""
+    """Compare losses of replayed steps with those of eager ones; a contestant that differs is not timed."""
     if not {plain.name, replaying.name} <= _impls(stage, ADMITTED):
         return
     with multiplied_in(case.precision):
@@ -101,7 +101,7 @@ def race(
     """Check those that were admitted, and time those that agree.
 
     One of ours, or a baseline, that disagrees in IEEE is an error and nothing is timed. A peer that does is
-    named and left out; so is anyone in TF32, where bounds are a matter of which kernels a library picks.
+    named and left out; so is any contestant in TF32, whose bounds depend on the kernels that a library picks.
     """
     able = _able(stage, case, contestants)
     with multiplied_in(case.precision):

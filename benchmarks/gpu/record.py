@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-LISTS = ("smoke", "correctness", "cases", "profiles", "not_run")
+SMOKE, *OTHERS = LISTS = ("smoke", "correctness", "cases", "profiles", "not_run")
 
 Row = dict[str, Any]
 
@@ -27,18 +27,18 @@ class Record:
         self.replaced: dict[str, str] = {}
 
     def add(self, kind: str, row: Mapping[str, Any]) -> None:
-        """One finding of a kind: one of the results' lists, or what the worker and the runner keep."""
-        marked = {"replaced": self.replaced} if self.replaced and kind in LISTS[1:] else {}
+        """Append a finding of a kind: one of the results' lists, or one of the worker's and the runner's."""
+        marked = {"replaced": self.replaced} if self.replaced and kind in OTHERS else {}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, **row, **marked}) + "\n")
 
     def case(self, suite: str, case: str, impl: str, timed: Mapping[str, Any], **extra: Any) -> None:
-        """One row of times; ``timed`` are ``median_ms, min_ms, max_ms, n``."""
+        """Record a row of times; ``timed`` are ``median_ms, min_ms, max_ms, n``."""
         self.add("cases", {"suite": suite, "case": case, "impl": impl, **timed, "extra": extra})
         print(f"  {case:60s} {impl:28s} {timed['median_ms']:10.4f} ms", flush=True)
 
     def correctness(self, row: Mapping[str, Any]) -> None:
-        """One comparison with its bound."""
+        """Record a comparison with its bound."""
         self.add("correctness", row)
         if not row["ok"]:
             error, bound = row["max_rel_error"], row["bound"]
@@ -72,6 +72,10 @@ class Record:
     def found(self, kind: str) -> list[Row]:
         """The findings of a kind so far."""
         return of_kind(self.everything(), kind)
+
+    def failed_kernels(self) -> list[Row]:
+        """The rows of the smoke test that failed; those that were not run have ``ok`` None."""
+        return [row for row in self.found(SMOKE) if row["ok"] is False]
 
     def of_stage(self, name: str) -> list[Row]:
         """The findings of a stage so far."""

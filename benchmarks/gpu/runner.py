@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import sys
-import tarfile
 import time
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -93,7 +92,7 @@ class Options:
 def share(name: str, seconds: dict[str, float], left: float) -> float:
     """The seconds that stage ``name`` gets of those left.
 
-    Budgets shrink in proportion where they exceed the time left; unused time goes to later stages.
+    Budgets shrink in proportion where they exceed the time left; a stage never gets more than its own.
     """
     names = list(seconds)
     wanted = sum(seconds[later] for later in names[names.index(name) :])
@@ -108,21 +107,23 @@ def run_stages(budget: float, options: Options) -> dict[str, Any]:
     """
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    options = replace(options, out=out, end=time.monotonic() + budget)
+    options = replace(options, out=out, end=time.monotonic() + budget - GRACE)
     if options.record.everything():
         raise FileExistsError(f"out: expected a folder without results, got {out}")
     cache = out / "triton-cache"
-    cache.mkdir()
-    if options.triton_cache:
-        with tarfile.open(options.triton_cache) as packed:
-            packed.extractall(cache, filter="data")  # nothing outside the folder, no devices
-    while _run_worker(options, {**os.environ, "TRITON_CACHE_DIR": str(cache)}):
-        pass
-    if any(cache.iterdir()):
-        with tarfile.open(out / TRITON_CACHE, "w:gz") as packed:
-            packed.add(cache, arcname=".")
-    shutil.rmtree(cache)
-    return options.write_results()
+    cache.mkdir(exist_ok=True)
+    try:
+        if options.triton_cache:
+            # Nothing outside the folder, and no devices.
+            shutil.unpack_archive(options.triton_cache, cache, filter="data")
+        while _run_worker(options, {**os.environ, "TRITON_CACHE_DIR": str(cache)}):
+            pass
+    finally:
+        results = options.write_results()
+        if any(cache.iterdir()):
+            shutil.make_archive(str(cache), "gztar", cache)
+        shutil.rmtree(cache)
+    return results
 
 
 def _run_worker(options: Options, env: dict[str, str]) -> bool:
@@ -130,7 +131,7 @@ def _run_worker(options: Options, env: dict[str, str]) -> bool:
     if options.left() < LEAST:
         return False
     done, log = len(options.record.everything()), options.out / "stages.log"
-    ended = run(_command(options), options.left() + GRACE, env=env, log=log, own_group=True, last_words=0.0)
+    ended = run(_command(options), options.left() + GRACE, env=env, log=log, own_group=True, interrupt=0.0)
     if ended.status == 0:
         return False
     if ended.status != START_AGAIN:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import errors
-from benchmarks.errors import EAGER_FACTOR, FLOOR, QUICK, Inputs, Results, Sizes
+from benchmarks.errors import EAGER_FACTOR, FLOOR, QUICK, Inputs, Sizes
 from benchmarks.gpu.calls import backends_of, by, reference_of
 from benchmarks.gpu.record import Record, Row, whole_traceback
 from benchmarks.precision import IEEE, TF32, multiplied_in
@@ -57,7 +57,7 @@ KERNELS = {
 FLOOR_KERNEL = "exchange_floor"
 FLOOR_STORES = ("async_b32", "async_v2", "async_v4", "plain")
 EVERY = (*KERNELS, FLOOR_KERNEL)
-ROW = ("error", "bound", "worst", "nan", "first_bad", "by_step", "hang", "failed", "seconds")
+ROW = ("ok", "error", "bound", "worst", "nan", "first_bad", "by_step", "hang", "failed", "seconds")
 
 
 def under_test(op: str, device: str) -> str:
@@ -65,11 +65,23 @@ def under_test(op: str, device: str) -> str:
     return backends_of(op, device)[0]
 
 
+def row_of(name: str, device: str) -> Row:
+    """The row of a kernel with no results yet."""
+    op = KERNELS[name].op if name in KERNELS else name
+    backend = under_test(op, device) if name in KERNELS else "cuda"
+    return dict.fromkeys(ROW) | {"kernel": name, "op": op, "backend": backend}
+
+
 def fall_back(record: Record, device: str) -> None:
-    """Have the ops whose kernels failed computed by the next backend, in this process and from now on."""
-    for row in record.found("smoke"):
+    """Have the ops whose kernels failed computed by the next backend, in this process and from now on.
+
+    A kernel without a row has failed too: the process that tested it was lost.
+    """
+    for name in {*EVERY} - {row["kernel"] for row in record.found("smoke")}:
+        record.add("smoke", row_of(name, device) | {"ok": False, "failed": "its result was lost"})
+    for row in record.failed_kernels():
         op = row["op"]
-        if row["ok"] or op in record.replaced or op == FLOOR_KERNEL:
+        if op in record.replaced or op == FLOOR_KERNEL:
             continue
         record.replaced[op] = next(name for name in backends_of(op, device) if name != row["backend"])
         ops.use_backend(record.replaced[op], ops=(op,))
@@ -88,13 +100,13 @@ def check(kernel: Kernel, device: str, quick: bool) -> Row:
             for row in compare(kernel, backend, inputs, options):
                 worst = row if worst is None or _rank(row) > _rank(worst) else worst
     assert worst is not None
-    return worst | {"backend": backend}
+    return worst
 
 
 def check_floor(device: str) -> Row:
     """The exchange floor: rings of numbers have to turn by one place a step, however they are stored."""
     if not has_floor(device):
-        return {"ok": True, "worst": "no such kernel here"}
+        return {"worst": "no such kernel here"}
     rings, wrong = torch.randn(2, 8 * 40, device=device), []
     for store, steps in itertools.product(FLOOR_STORES, (1, 2, 129)):
         turned = torch.ops.dmm_fast.exchange_floor(rings, steps, 8, 256, store, 1)
@@ -123,43 +135,29 @@ def cases(kernel: Kernel, quick: bool) -> list[tuple[Inputs, dict[str, Any]]]:
 
 def compare(kernel: Kernel, backend: str, inputs: Inputs, options: dict[str, Any]) -> list[Row]:
     """A row for each value, or each gradient, of one case."""
+    results = partial(errors.results_of(kernel.op), gradients=kernel.backward)
     reference, ours = (partial(f, **options) for f in (reference_of(kernel.op), by(backend, kernel.op)))
-    truth = results(kernel, reference, errors.map_tensors(inputs, errors.to_double))
-    eager = errors.relative_errors(results(kernel, reference, inputs), truth)
+    truth = results(reference, errors.map_tensors(inputs, errors.to_double))
+    eager = errors.relative_errors(results(reference, inputs), truth)
     _poison(next(iter(truth.values())).device)
-    got, hang = results(kernel, ours, inputs), _hang()
-    T = inputs["h" if kernel.op == "combiner_scan" else "x_proj"].shape[1] if "lengths" in inputs else 0
+    got, hang = results(ours, inputs), _hang()
     rows = []
     for name, off in errors.relative_errors(got, truth).items():
+        if kernel.backward and not name.startswith("gradient"):
+            continue
         bound = TF32_BOUND if kernel.precision == TF32 else max(EAGER_FACTOR * eager[name], FLOOR)
         row = {"ok": off <= bound and hang is None, "error": _finite(off), "bound": bound, "worst": name}
-        rows.append(row | {"hang": hang} | where_bad(got[name], truth[name], T, kernel.descending, row))
+        rows.append(row | {"hang": hang} | where_bad(got[name], truth[name], kernel.descending, row))
     return rows
 
 
-def results(kernel: Kernel, function: Any, inputs: Inputs) -> Results:
-    """The values of a forward kernel, or the gradients of a backward one, by name."""
-    if kernel.op == "clipped_adam" or kernel.backward:
-        every = errors.results_of(kernel.op)(function, inputs)
-        return {
-            name: value for name, value in every.items() if name.startswith("gradient") == kernel.backward
-        }
-    with torch.no_grad():
-        outputs = function(**inputs)
-    return (
-        dict(zip(("z", "loc", "pre_scale"), outputs, strict=True))
-        if kernel.op != "rnn_scan"
-        else {"h": outputs}
-    )
-
-
-def where_bad(got: Tensor, truth: Tensor, T: int, descending: bool, row: Row) -> Row:
+def where_bad(got: Tensor, truth: Tensor, descending: bool, row: Row) -> Row:
     """The count of NaN, the error of each time step, and the first bad number in the order of computation.
 
-    Rows of ``[B, T, units]`` are compared step by step; of anything else only the index is told.
+    Tensors ``[B, T, units]`` are compared step by step; of any other only the index is told.
     """
     off, rms = (got.double() - truth).abs(), truth.square().mean().sqrt().clamp_min(1e-30)
-    sequences = truth.dim() == 3 and truth.shape[1] == T
+    sequences = truth.dim() == 3
     by_step = (off.square().mean((0, 2)).sqrt() / rms).tolist() if sequences else []
     first: dict[str, int] | None = None
     if not row["ok"]:
@@ -214,8 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.zeros(1, device=args.device)  # makes the context, which is not the kernel's time
     print(READY, flush=True)
     start, kernel = time.monotonic(), KERNELS.get(args.kernel)
-    row: Row = dict.fromkeys(ROW) | {"kernel": args.kernel, "backend": "cuda"}
-    row["op"] = kernel.op if kernel else FLOOR_KERNEL
+    row = row_of(args.kernel, args.device)
     try:
         found = check(kernel, args.device, args.quick) if kernel else check_floor(args.device)
     except Exception as error:

@@ -10,12 +10,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks import ROOT
 from benchmarks.report import gpu, quality, steps
 from benchmarks.report.parts import Part, Picture
 from benchmarks.report.plots import plot_source, save
 from benchmarks.report.results import ReportError, Results, newest_per_suite
 
-ROOT = Path(__file__).resolve().parents[2]
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 NOTHING_YET = "No results have been measured yet."
 # Suites that are not tables of SVI steps.

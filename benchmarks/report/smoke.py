@@ -9,8 +9,8 @@ from benchmarks.report.results import Results, Row
 LINES = 60
 
 
-def last_words(results: Results) -> str:
-    """How the stages ended; then, in :data:`LINES` lines, the smoke test and the profile of a step."""
+def summary(results: Results) -> str:
+    """Summarise the run: its stages; then, in :data:`LINES` lines, the smoke test and a profile of a step."""
     lines = ["", "stages:"]
     for stage in results["stages"]:
         lines.append(
@@ -30,9 +30,9 @@ def smoke_table(rows: list[Row]) -> str:
     for row in rows:
         numbers = [NOTHING if row[key] is None else f"{row[key]:.1e}" for key in ("error", "bound")]
         counts = [NOTHING if row[key] is None else f"{row[key]:g}" for key in ("nan", "seconds")]
-        result = "ok" if row["ok"] else "**BAD**"
+        result = {True: "ok", False: "**BAD**", None: "not run"}[row["ok"]]
         lines.append([row["kernel"], row["backend"], result, row["worst"] or NOTHING, *numbers, *counts])
-    told = [f"{row['kernel']}: {line}" for row in rows if not row["ok"] for line in _failure(row)]
+    told = [f"{row['kernel']}: {line}" for row in rows if row["ok"] is False for line in _failure(row)]
     return "\n".join([table(titles, lines, texts=4), *([""] if told else []), *told])
 
 

@@ -1,4 +1,4 @@
-// What the blocks of a cluster give to each other.
+// The exchange of numbers among the blocks of a cluster.
 //
 // A number goes straight to every block's shared memory, and a barrier there counts its bytes (st.async); the block
 // that waits knows how many to expect. So a step needs no barrier of the whole cluster, which would wait for all that a
@@ -6,11 +6,11 @@
 // one another.
 //
 // Two barriers of a group take turns. That is enough: a block gives for step k + 2 when it has all of step k + 1, and
-// the last of that was given by blocks that had waited for step k, and had read it. It takes that a block that receives
-// gives too: a block that did not would hold up no other, and two phases of its barriers would run into one. So of a
-// cluster the first blocks exchange, and the others have to keep out.
+// the last of that was given by blocks that had waited for step k, and had read it. This requires every receiving block
+// to give too: a block that did not would hold up no other, and two phases of its barriers would run into one. So of a
+// cluster the first blocks exchange, and the others take no part.
 //
-// A wait that gives up is recorded, and its thread exchanges no more: it gives nothing and waits for nothing, so that a
+// A wait that times out is recorded, and its thread exchanges no more: it gives nothing and waits for nothing, so that a
 // fault costs the time of a few waits and not that of a wait a step. The kernel ends, with wrong results.
 #pragma once
 
@@ -19,7 +19,7 @@
 
 namespace dmm::cuda {
 
-// Of all waits that give up the first is recorded.
+// Of all waits that time out the first is recorded.
 __device__ inline void record_hang(const HangReport& report, const Cluster& cluster, int group, int step, int parity,
                                    int rows, const uint64_t* barrier) {
   HangRecord* const record = report.record;

@@ -1,4 +1,4 @@
-// What a kernel leaves behind when one of its waits for other blocks gives up. Nothing of CUDA here.
+// The record of a wait for other blocks that timed out. Nothing of CUDA here.
 //
 // The record lies in memory of the host that the device writes to, so that the host can look without waiting for the
 // device, and the record outlives the kernel.

@@ -384,5 +384,5 @@ def _best(plans: Iterator[Plan], device: Device, case: Case) -> Plan:
     for plan in fitting:
         if plan.numbers == list(fastest.plan):
             return plan._replace(us_per_step=fastest.us_per_step)
-    expected = f"a plan of {what} that fits the device and that there is a kernel for"
-    fail("measured plans", expected, str(list(fastest.plan)))
+    name = f"measured plan of {case.scan}, {case.rows} rows, H = {case.units}"
+    fail(name, "one that fits the device and that there is a kernel for", str(list(fastest.plan)))

@@ -6,14 +6,15 @@ import sys
 
 import pytest
 
+import dmm_fast
 from benchmarks import kit
-from dmm_fast import native
 from dmm_fast.data import chorales, save_npz
 
 
 @pytest.fixture
 def with_kernels(monkeypatch):
-    monkeypatch.setattr(native, "cuda_architectures", lambda: "sm_90")
+    info = dmm_fast.info()
+    monkeypatch.setattr(dmm_fast, "info", lambda: info | {"missing": {}})
 
 
 def test_a_kit_has_all_that_its_one_command_needs(with_kernels, tmp_path):
@@ -46,15 +47,37 @@ def test_a_kit_has_all_that_its_one_command_needs(with_kernels, tmp_path):
     assert all(path.startswith(str(out)) for path in found.split())
 
 
+def refused(capsys, *arguments):
+    with pytest.raises(SystemExit):
+        kit.main(list(arguments))
+    return capsys.readouterr().err
+
+
 def test_without_kernels_there_is_no_kit(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(native, "cuda_architectures", lambda: "")
-    assert kit.main(["--out", str(tmp_path / "kit")]) == 1
-    assert "expected a library with CUDA kernels" in capsys.readouterr().err
+    info = dmm_fast.info() | {"missing": {"cuda": "no nvcc"}}
+    monkeypatch.setattr(dmm_fast, "info", lambda: info)
+    told = refused(capsys, "--out", str(tmp_path / "kit"))
+    assert "the library: expected one with CUDA kernels, got none: no nvcc" in told
     assert not (tmp_path / "kit").exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(with_kernels, tmp_path, capsys):
     (tmp_path / "precious").touch()
-    assert kit.main(["--out", str(tmp_path)]) == 1
-    assert "expected no folder or an old kit" in capsys.readouterr().err
+    assert "--out: expected no folder or an old kit" in refused(capsys, "--out", str(tmp_path))
     assert (tmp_path / "precious").is_file()
+
+
+@pytest.mark.parametrize("name", ["nowhere", "garbage.mat"])
+def test_data_that_cannot_be_read_leaves_no_kit(with_kernels, tmp_path, capsys, name):
+    (tmp_path / "garbage.mat").write_bytes(b"garbage")
+    out = tmp_path / "kit"
+    assert "--data: " in refused(capsys, "--out", str(out), "--data", str(tmp_path / name))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["first"]])
+def test_the_command_of_a_kit_says_how_to_call_it(tmp_path, arguments):
+    (tmp_path / "run.sh").write_text(kit.RUN)
+    ended = subprocess.run(["sh", "run.sh", *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode != 0
+    assert "usage: sh run.sh first|second DIR" in ended.stderr

@@ -74,13 +74,13 @@ def test_a_lost_store_is_reported_by_the_block_that_misses_it(store: str, step: 
 
 @each_store
 def test_a_block_that_gives_nothing_is_reported_at_the_first_step(store: str) -> None:
-    with pytest.raises(RuntimeError, match="gave up a wait: group 0, step 0, parity 0, rows 1,"):
+    with pytest.raises(RuntimeError, match="timed out waiting: group 0, step 0, parity 0, rows 1,"):
         turn(rings(2, 160), 7, 8, 64, store=store, fault="silent", rank=3)
 
 
 @each_store
 def test_a_block_that_gives_up_is_there_for_those_that_have_not(store: str) -> None:
-    with pytest.raises(RuntimeError, match="gave up a wait: group 0, step 0,"):
+    with pytest.raises(RuntimeError, match="timed out waiting: group 0, step 0,"):
         turn(rings(1, 160), 7, 8, store=store, fault="hasty")
 
 

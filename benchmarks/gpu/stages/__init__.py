@@ -1,1 +1,1 @@
-"""The stages: each module has `units(stage)`."""
+"""The stages of a run; the table in ``benchmarks.gpu.runner`` names the functions that list their units."""

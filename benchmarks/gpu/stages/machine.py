@@ -17,7 +17,8 @@ def units(stage: Stage) -> Iterator[Unit]:
     asked: dict[str, Callable[[], object]]
     asked = {"library": partial(library, stage.device), "clocks": machine.clocks}
     if stage.device == "cuda":
-        asked |= {"properties": properties, "stream": stream, "clusters_at_once": clusters}
+        asked["properties"] = lambda: str(torch.cuda.get_device_properties(0))
+        asked |= {"stream": stream, "clusters_at_once": clusters}
     for name, ask in asked.items():
         yield Unit(name, partial(tell, stage, name, ask))
 
@@ -47,13 +48,6 @@ def library(device: str) -> dict[str, object]:
     return {key: found[key] for key in ("instruction_set", "cuda_architectures", "missing")}
 
 
-def properties() -> dict[str, object]:
-    """The properties of the GPU that torch knows."""
-    found = torch.cuda.get_device_properties(0)
-    names = ("name", "major", "minor", "multi_processor_count", "total_memory", "L2_cache_size")
-    return {name: getattr(found, name, None) for name in names}
-
-
 def stream() -> str:
     """Whether a kernel runs on torch's current stream, which the library has to find."""
     ring = torch.randn(1, 4, device="cuda")
@@ -62,6 +56,6 @@ def stream() -> str:
 
 
 def clusters() -> dict[str, int]:
-    """How many clusters of each size run at a time with all the shared memory that a block may have."""
+    """Count the clusters of each size that run at a time with all the shared memory a block may have."""
     device = cuda_device(torch.cuda.current_device())
     return {str(size): device.at_once(size) for size in CLUSTER_SIZES[1:]}

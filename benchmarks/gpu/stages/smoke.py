@@ -3,12 +3,12 @@
 import json
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 
 from benchmarks.gpu.commands import run
 from benchmarks.gpu.record import Row
-from benchmarks.gpu.smoke import EVERY, KERNELS, READY, RESULT, ROW, fall_back, under_test
+from benchmarks.gpu.smoke import EVERY, READY, RESULT, row_of
 from benchmarks.gpu.stage import Stage, Unit
 from benchmarks.report.smoke import smoke_table
 
@@ -23,14 +23,11 @@ def units(stage: Stage) -> Iterator[Unit]:
 
 def check_all(stage: Stage) -> None:
     """Write a row for each kernel, and go on without those that fail."""
-    rows = []
     with ThreadPoolExecutor(len(EVERY)) as pool:
-        for row in pool.map(partial(run_kernel, stage), EVERY):
-            stage.record.add("smoke", row)
-            rows.append(row)
-    print(smoke_table(rows), flush=True)
-    fall_back(stage.record, stage.device)
-    failed = [row["kernel"] for row in rows if not row["ok"]]
+        for ended in as_completed(pool.submit(run_kernel, stage, name) for name in EVERY):
+            stage.record.add("smoke", ended.result())
+    print(smoke_table(stage.record.found("smoke")), flush=True)
+    failed = [row["kernel"] for row in stage.record.failed_kernels()]
     if failed:
         raise RuntimeError(f"failed the smoke test: {', '.join(failed)}")
 
@@ -39,12 +36,9 @@ def run_kernel(stage: Stage, name: str) -> Row:
     """The row that the kernel's process prints, or one that says how it ended without."""
     command = [sys.executable, "-u", "-m", "benchmarks.gpu.smoke", name, "--device", stage.device]
     command += ["--quick"] * stage.quick + (["--plugin", stage.plugin] if stage.plugin else [])
-    ended = run(command, SECONDS, show=False, ready=READY, starting=STARTING, last_words=0.0)
+    ended = run(command, SECONDS, show=False, ready=READY, starting=STARTING, interrupt=0.0)
     for line in ended.output.splitlines():
         if line.startswith(RESULT):
             row: Row = json.loads(line.removeprefix(RESULT))
             return row
-    op = KERNELS[name].op if name in KERNELS else name
-    backend = under_test(op, stage.device) if name in KERNELS else "cuda"
-    told = {"kernel": name, "op": op, "backend": backend, "ok": False, "failed": ended.describe(40)}
-    return dict.fromkeys(ROW) | told
+    return row_of(name, stage.device) | {"ok": False, "failed": ended.describe(40)}

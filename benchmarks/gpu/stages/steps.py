@@ -51,7 +51,7 @@ def replay_units(stage: Stage) -> Iterator[Unit]:
 
 
 def race_units(stage: Stage) -> Iterator[Unit]:
-    """One step at the tutorial's size, without what has to be compiled for minutes."""
+    """A step at the tutorial's size, without the peers that are compiled for minutes."""
     yield from _race(stage, STEP, tutorial_case(stage), EVERYONE)
 
 
@@ -95,6 +95,6 @@ def _prepared(stage: Stage, contestants: Sequence[Contestant]) -> Iterator[Unit]
 
 
 def tutorial_case(stage: Stage) -> Case:
-    """One step at the tutorial's size."""
+    """An SVI step at the tutorial's size."""
     case = svi_step(SWEEP.batch, SWEEP.steps, rounds=9, quick=stage.quick)
     return replace(case, along={"B": SWEEP.batch, "T": SWEEP.steps}).to(torch.device(stage.device))

@@ -1,14 +1,13 @@
 """The tests of the ops on the device."""
 
-import os
 import re
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import Any
 
-from benchmarks.gpu.commands import LAST_WORDS, run
+from benchmarks.gpu.commands import INTERRUPT_SECONDS, run
 from benchmarks.gpu.stage import Stage, Unit
+from benchmarks.machine import cpu_count
 
 # The tests that only a GPU can run, and every op over the table of shapes.
 PATHS = ("tests/gpu", "tests/ops/test_table.py")
@@ -21,17 +20,17 @@ SHOWN = 60
 
 
 def units(stage: Stage) -> Iterator[Unit]:
-    """One run of pytest over the tests that matter most."""
+    """A run of pytest over the tests that matter most."""
     yield Unit("pytest", lambda: run_tests(stage), seconds=float("inf"))
 
 
 def run_tests(stage: Stage) -> None:
-    """Run them and read what pytest prints of them; raise where one failed."""
-    ended = run(command(stage), stage.left() - LAST_WORDS)
-    found = outcome(ended.output)
-    stage.record.detail(tests=found)
-    if ended.status != 0 or not found["passed"]:
-        raise RuntimeError(f"pytest: {found}, {ended.describe(3)}")
+    """Record pytest's lines on tests that failed or were skipped, and its counts; raise where one failed."""
+    ended = run(command(stage), stage.left() - INTERRUPT_SECONDS)
+    told = re.findall(r"^(?:FAILED|ERROR|SKIPPED) .*|^.*\d+ passed.* in .*", ended.output, re.MULTILINE)
+    stage.record.detail(tests=told[-SHOWN:])
+    if ended.status != 0:
+        raise RuntimeError(f"pytest: {ended.describe()}")
 
 
 def command(stage: Stage) -> list[str]:
@@ -39,19 +38,7 @@ def command(stage: Stage) -> list[str]:
     words = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib --strict-markers", "-q"]
     words += ["--device", stage.device, "-p", "no:cacheprovider", "--tb=short", "-rfEs"]
     if find_spec("xdist"):
-        words += ["-n", str(min(MOST_WORKERS, os.cpu_count() or 1)), "--dist", "load"]
+        words += ["-n", str(min(MOST_WORKERS, cpu_count())), "--dist", "load"]
     if find_spec("pytest_timeout"):
         words += [f"--timeout={SECONDS_A_TEST}", "--timeout-method=thread"]
     return [*words, *(QUICK if stage.quick else PATHS)]
-
-
-def outcome(output: str) -> dict[str, Any]:
-    """The counts of pytest's last line, and its lines on tests that failed or were skipped."""
-    counts = dict.fromkeys(("passed", "failed", "skipped", "error"), 0)
-    summary = [
-        line for line in output.splitlines() if re.search(r"\d+ (passed|failed|skipped|error).* in ", line)
-    ]
-    for number, name in re.findall(r"(\d+) (passed|failed|skipped|error)", summary[-1]) if summary else ():
-        counts[name] = int(number)
-    told = re.findall(r"^(?:FAILED|ERROR|SKIPPED) .*", output, re.MULTILINE)
-    return counts | {"told": told[:SHOWN]}
