@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import pyro
@@ -16,7 +17,7 @@ from benchmarks.peer_batched import BatchedContestant, compiled
 from benchmarks.peer_graphed import GraphedContestant
 from benchmarks.peer_torch import TorchContestant
 from benchmarks.pyro_racer import AnyDMM, PyroContestant
-from benchmarks.racer import JAX_NAME, OPTIMIZER, Contestant
+from benchmarks.racer import OPTIMIZER, Contestant
 from dmm_fast.infer import GraphedSVI
 from dmm_fast.model import DMM
 from dmm_fast.optim import PyroClippedAdam
@@ -49,8 +50,9 @@ def _ours(sizes: Mapping[str, Any]) -> AnyDMM:
     return DMM(**sizes)
 
 
-def _jax() -> tuple[tuple[Contestant, ...], str]:
-    """The peer in JAX where JAX is installed, else why it is left out."""
+@cache
+def jax_peers() -> tuple[tuple[Contestant, ...], str]:
+    """The peer in JAX where JAX is installed, else why it is left out. Importing JAX takes seconds."""
     if importlib.util.find_spec("jax") is None or not hasattr(os, "sched_setaffinity"):
         return (), WITHOUT_JAX
     try:
@@ -70,18 +72,9 @@ BATCHED = BatchedContestant()
 COMPILED = BatchedContestant("PyTorch, batched, compiled", compiled)
 BATCHED_GRAPHED = GraphedContestant()
 COMPILED_GRAPHED = GraphedContestant("PyTorch, batched, compiled, CUDA graph", compiled)
-JAX, WHY_NO_JAX = _jax()
-LEFT_OUT = (f"JAX is left out: {WHY_NO_JAX}",) if WHY_NO_JAX else ()
-PEERS: tuple[Contestant, ...] = (TorchContestant(), BATCHED, *JAX)
-# All of PEERS, and what pays on a GPU alone.
-GPU_PEERS: tuple[Contestant, ...] = (
-    TorchContestant(),
-    BATCHED,
-    COMPILED,
-    BATCHED_GRAPHED,
-    COMPILED_GRAPHED,
-    *JAX,
-)
+# The peers in PyTorch, and with them those that pay on a GPU alone.
+PEERS: tuple[Contestant, ...] = (TorchContestant(), BATCHED)
+GPU_PEERS: tuple[Contestant, ...] = (*PEERS, COMPILED, BATCHED_GRAPHED, COMPILED_GRAPHED)
 OURS = (
     PyroContestant("dmm_fast", _ours, _batched_adam),
     PyroContestant("dmm_fast, analytic KL", _ours, _batched_adam, TraceMeanField_ELBO),
@@ -100,11 +93,7 @@ def starting_parameters(sizes: Mapping[str, Any]) -> dict[str, Tensor]:
     return state
 
 
-def peers_on(device: torch.device) -> tuple[tuple[Contestant, ...], dict[str, str]]:
-    """Those of ``GPU_PEERS`` that may run on ``device``, and why the others, by their names, do not."""
-    why: dict[str, str] = {}
-    if device.type != "cuda":
-        why |= {peer.name: WITHOUT_A_GPU for peer in (BATCHED_GRAPHED, COMPILED_GRAPHED)}
-    if WHY_NO_JAX:
-        why[JAX_NAME] = WHY_NO_JAX
-    return tuple(peer for peer in GPU_PEERS if peer.name not in why), why
+def left_out_on(device: torch.device) -> dict[str, str]:
+    """Why some of ``GPU_PEERS``, by their names, do not run on ``device``."""
+    graphed = () if device.type == "cuda" else (BATCHED_GRAPHED, COMPILED_GRAPHED)
+    return {peer.name: WITHOUT_A_GPU for peer in graphed}

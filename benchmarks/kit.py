@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     (out / "run.sh").write_text(RUN, encoding="utf-8")
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, out / folder, ignore=UNNEEDED)
+    (out / "tests" / "__init__.py").touch()  # before any package of that name elsewhere
     shutil.copy(ROOT / "pyproject.toml", out)
     for source, name in packages():
         (out / "packages" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyro.infer import Trace_ELBO
 
 from benchmarks import cases, errors, machine
 from benchmarks.cases import Case
@@ -17,15 +18,16 @@ from benchmarks.contestants import (
     CONTESTANTS,
     EVERY_OURS,
     GPU_PEERS,
-    LEFT_OUT,
     MENDED,
+    OURS,
+    jax_peers,
     starting_parameters,
 )
 from benchmarks.correctness import Verdict
 from benchmarks.gate import gate
 from benchmarks.memory import memory
 from benchmarks.precision import multiplied_in
-from benchmarks.racer import Contestant, Racer
+from benchmarks.racer import JAX_NAME, Contestant, Racer
 from benchmarks.suites import SUITES
 from benchmarks.timing import Ratio, Samples, load_average, load_warning, paired_ratio, time_in_turn
 
@@ -46,12 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     meta["load_warning"] = load_warning(meta["load"], most, meta["cpus"])
     if meta["load_warning"]:
         print(f"warning: {meta['load_warning']}", file=sys.stderr)
-    for line in LEFT_OUT:
-        print(line)
+    jax, why_not = jax_peers()
+    if why_not:
+        print(f"JAX is left out: {why_not}")
+    ours = [c for c in CONTESTANTS if c in OURS]
+    everyone = [*(c for c in CONTESTANTS if c not in ours), *jax, *ours]
     results |= measure_errors(suite.errors_of, device, errors.QUICK if args.quick else errors.Sizes())
     results["not_run"] = []
     for case in to_run:
-        verdicts, rows = run_case(args.suite, case, taking_part(case, CONTESTANTS), device)
+        verdicts, rows = run_case(args.suite, case, taking_part(case, everyone), device)
         results["correctness"] += [v.as_dict() for v in verdicts]
         results["cases"] += rows
         results["not_run"] += [{"case": case.name, "impl": n, "why": w} for n, w in case.not_run.items()]
@@ -153,8 +158,9 @@ def against_peers(contestant: Contestant, samples: Mapping[str, Samples]) -> dic
     """How many times faster one of ours is than each peer that minimises the same loss."""
     if contestant not in EVERY_OURS:
         return {}
-    like = [p.name for p in GPU_PEERS if p.name in samples and p.elbo is contestant.elbo]
-    return {peer: paired_ratio(samples[peer], samples[contestant.name]) for peer in like}
+    like = [p.name for p in GPU_PEERS if p.elbo is contestant.elbo]
+    like += [JAX_NAME] if contestant.elbo is Trace_ELBO else []
+    return {p: paired_ratio(samples[p], samples[contestant.name]) for p in like if p in samples}
 
 
 def _sentence(ratios: Mapping[str, Ratio]) -> str:

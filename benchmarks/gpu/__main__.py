@@ -10,6 +10,7 @@ import argparse
 import signal
 import sys
 import tarfile
+import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +21,7 @@ from benchmarks.report.smoke import summary
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stages. Returns 0, or 1 when one of them failed, or 130 after an interrupt."""
-    parser = _parser()
+    begun, parser = time.monotonic(), _parser()
     args = parser.parse_args(argv)
     fault = _fault(args)
     if fault:
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the workers as an interrupt does
     try:
-        results = run_stages(args.budget, options)
+        results = run_stages(args.budget - (time.monotonic() - begun), options)
     except KeyboardInterrupt:
         print(f"interrupted; what was found until then is in {args.out}", file=sys.stderr)
         return 130

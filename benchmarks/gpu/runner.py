@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.commands import run
+from benchmarks.commands import run
 from benchmarks.gpu.record import Record, of_kind, write
 
 # Where the units of each stage are listed (module and function in benchmarks.gpu.stages), and its seconds
@@ -41,7 +41,7 @@ STAGES: dict[str, tuple[str, float]] = {
 # measures what has been mended since. None of their stages runs nvcc, JAX, inductor or a sanitizer.
 BUDGET = 300.0
 FIRST = "machine=15 smoke=20 kernels=35 errors=30 replays=25 race=80 scans=55 quality=40"
-SECOND = "machine=5 smoke=20 replays=30 race=90 tests=75 scan_sizes=30 epoch=20 quality=30"
+SECOND = "machine=10 smoke=20 replays=25 race=85 tests=80 scan_sizes=30 epoch=20 quality=30"
 PRESETS = {
     preset: {name: float(seconds) for name, _, seconds in (word.partition("=") for word in words.split())}
     for preset, words in (("first", FIRST), ("second", SECOND))

@@ -49,7 +49,7 @@ class Stage(Options):
 def run_units(units: Sequence[Unit], stage: Stage) -> None:
     """Run them in order; those that no time is left for are recorded as not run."""
     for number, unit in enumerate(units):
-        if stage.left() <= 0:
+        if stage.left() <= 0 and not unit.overrun:
             return _name_left(stage, units[number:])
         start = time.monotonic()
         stage.record.add("begun", {"unit": unit.name})
@@ -57,6 +57,8 @@ def run_units(units: Sequence[Unit], stage: Stage) -> None:
         error, unfit = None, False
         try:
             unit.run()
+            if stage.device == "cuda":
+                settle()
         except ProcessSpentError as raised:
             unfit = True
             error = whole_traceback(raised) if raised.args else None
@@ -107,12 +109,20 @@ def leave(status: int) -> None:
     os._exit(status)
 
 
-def device_works() -> bool:
-    """Whether this process can still use the GPU."""
+def settle() -> None:
+    """Wait for the device, and raise here what its kernels have recorded of a hang."""
     import torch
 
+    from dmm_fast import native
+
+    torch.cuda.synchronize()
+    native.raise_on_hang()
+
+
+def device_works() -> bool:
+    """Whether this process can still use the GPU."""
     with suppress(Exception):
-        torch.cuda.synchronize()
+        settle()
         return True
     return False
 
@@ -122,22 +132,20 @@ def run_stage(name: str, options: Options) -> None:
     before = options.record.of_stage(name)
     if options.left() <= 0 or of_kind(before, "stage_ended"):
         return
-    spent = {unit["unit"]: unit["seconds"] for unit in of_kind(before, "unit")}
+    options.record.add("stage_begun", {"name": name})
+    spent, error = {unit["unit"]: unit["seconds"] for unit in of_kind(before, "unit")}, None
     budgets = options.stages | {name: max(options.stages[name] - sum(spent.values()), 0.0)}
-    limit = share(name, budgets, options.left())
-    same = {each.name: getattr(options, each.name) for each in fields(options)}
-    stage = Stage(**{**same, "end": time.monotonic() + limit})
-    stage.record.add("stage_begun", {"name": name})
-    print(f"\n--- {name}: up to {limit:.0f} s", flush=True)
     module, _, function = STAGES[name][0].rpartition(".")
-    error = None
     try:
-        if name != "smoke" and stage.record.of_stage("smoke"):
-            from benchmarks.gpu.smoke import fall_back  # imports torch
-
-            fall_back(stage.record, stage.device)
+        # The first import of torch takes seconds; the clock of the stage begins after it.
         units: Callable[[Stage], Iterable[Unit]]
         units = getattr(importlib.import_module(f"benchmarks.gpu.stages.{module}"), function)
+        limit = share(name, budgets, options.left())
+        same = {each.name: getattr(options, each.name) for each in fields(options)}
+        stage = Stage(**{**same, "end": time.monotonic() + limit})
+        print(f"\n--- {name}: up to {limit:.0f} s", flush=True)
+        if name != "smoke" and stage.record.of_stage("smoke"):
+            importlib.import_module("benchmarks.gpu.smoke").fall_back(stage.record, stage.device)
         # By their names: one that two parts of a stage need is run once.
         listed = {unit.name: unit for unit in units(stage) if unit.name not in spent}
     except Exception as raised:
@@ -145,8 +153,8 @@ def run_stage(name: str, options: Options) -> None:
         print(f"  FAILED {name}: {error}", flush=True)
     else:
         run_units(list(listed.values()), stage)
-    stage.record.add("stage_ended", {"error": error})
-    stage.write_results()
+    options.record.add("stage_ended", {"error": error})
+    options.write_results()
 
 
 def main(argv: Sequence[str]) -> int:

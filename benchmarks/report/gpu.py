@@ -145,9 +145,7 @@ def stages_table(results: Results) -> str:
 
 def _found(detail: dict[str, Any]) -> str:
     """Counts of tests, and of clusters that run at a time."""
-    told = []
-    if detail.get("tests"):
-        told.append(detail["tests"][-1].strip("= "))
+    told = [lines[-1].strip("= ") for name, lines in detail.items() if name.startswith("tests") and lines]
     if "clusters_at_once" in detail:
         counts = [f"{count} of {size}" for size, count in detail["clusters_at_once"].items()]
         told.append(f"clusters at once: {', '.join(counts)} blocks")

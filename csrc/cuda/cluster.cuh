@@ -38,9 +38,12 @@ struct Cluster {
 // A barrier in shared memory, which is in phase 0 at first. A phase ends when as many threads have arrived as
 // `transaction_init` said, and as many bytes have come as they expect; bytes may come before they are expected.
 //
-// A wait tells whether the phase has ended: it polls for about a tenth of a second and then gives up.
-constexpr int kMostPolls = 1 << 20;
+// A wait tells whether the phase has ended: it polls for about a tenth of a second and then gives up. How long the
+// hardware lets a poll take is not documented, so time ends it too; but only after some polls, for a process that shares
+// the device is stopped for milliseconds.
+constexpr int kMostPolls = 1 << 20, kLeastPolls = 1 << 10;
 constexpr int kPollNanoseconds = 100;
+constexpr uint64_t kMostNanoseconds = 500'000'000;
 
 #ifdef DMM_EMULATOR
 inline void transaction_init(uint64_t* barrier, int arrivals) { emulator::transaction_init(barrier, arrivals); }
@@ -92,12 +95,20 @@ __device__ inline void transaction_store(int block, float* mine, const float (&v
                "r"(__float_as_uint(values[3])), "r"(shared_address_in(block, barrier))
                : "memory");
 }
+__device__ inline uint64_t nanoseconds() {
+  uint64_t now;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+  return now;
+}
 // Calls `poll` until it is true, and tells whether it ever was.
 template <class Poll>
 __device__ inline bool poll_until(Poll poll) {
+  const uint64_t start = nanoseconds();
 #pragma unroll 1
-  for (int polls = 0; polls < kMostPolls; ++polls)
+  for (int polls = 0; polls < kMostPolls; ++polls) {
     if (poll()) return true;
+    if (polls >= kLeastPolls && nanoseconds() - start > kMostNanoseconds) return false;
+  }
   return false;
 }
 // Waits for the end of a phase, and sees what came in it. An acquire of all memory would invalidate the L1 cache at

@@ -37,6 +37,7 @@ def hangs(stage):
 def breaks(stage):
     """After the second unit this process's device works no more."""
     object.__setattr__(stage, "device", "cuda")
+    stage_module.settle = lambda: None
     stage_module.device_works = lambda: False
     yield from fails(stage)
 
@@ -100,6 +101,24 @@ def overruns(stage):
 def disagrees(stage):
     yield Unit("right", lambda: stage.record.correctness(verdict(True)))
     yield Unit("wrong", lambda: stage.record.correctness(verdict(False)))
+
+
+def leaves_a_hang(stage):
+    """A kernel has recorded a hang by the end of the second unit."""
+    object.__setattr__(stage, "device", "cuda")
+    found = iter([None, RuntimeError("block 3 timed out"), None, None])
+
+    def settle():
+        error = next(found)
+        if error:
+            raise error
+
+    stage_module.settle = settle
+    yield from (Unit(name, lambda: None) for name in ("first", "second", "third"))
+
+
+def slow_to_import(stage):
+    yield Unit("only", lambda: stage.record.detail(left=stage.left()))
 
 
 def reads_results(stage):

@@ -1,13 +1,13 @@
 """Who takes part where, and what is said of those who cannot."""
 
 import importlib.util
+import subprocess
 import sys
 
 import pytest
 import torch
 
-from benchmarks import contestants
-from benchmarks.contestants import GPU_PEERS, JAX, PEERS, WITHOUT_A_GPU, WITHOUT_JAX, peers_on
+from benchmarks.contestants import GPU_PEERS, PEERS, WITHOUT_A_GPU, WITHOUT_JAX, jax_peers, left_out_on
 from benchmarks.racer import JAX_NAME
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -18,40 +18,35 @@ OF_TORCH = [
     "PyTorch, batched, CUDA graph",
     "PyTorch, batched, compiled, CUDA graph",
 ]
-GRAPHED = dict.fromkeys(OF_TORCH[3:], WITHOUT_A_GPU)
-needs_jax = pytest.mark.skipif(not JAX, reason="needs JAX: pip install -r benchmarks/requirements.txt")
-
-
-@pytest.fixture
-def no_jax(monkeypatch):
-    monkeypatch.setattr(contestants, "WHY_NO_JAX", "there is none")
 
 
 def test_the_peers_of_a_cpu_are_peers_of_a_gpu():
-    assert [peer.name for peer in GPU_PEERS if peer not in JAX] == OF_TORCH
+    assert [peer.name for peer in GPU_PEERS] == OF_TORCH
     assert set(PEERS) <= set(GPU_PEERS)
-    assert len({peer.name for peer in GPU_PEERS}) == len(GPU_PEERS)
 
 
-@pytest.mark.usefixtures("no_jax")
-def test_who_is_left_out_says_why():
-    assert peers_on(CPU)[1] == GRAPHED | {JAX_NAME: "there is none"}
-    taking_part, why = peers_on(CUDA)
-    assert why == {JAX_NAME: "there is none"}
-    assert [peer.name for peer in taking_part] == OF_TORCH
+def test_peers_that_are_left_out_say_why():
+    assert left_out_on(CUDA) == {}
+    assert left_out_on(CPU) == dict.fromkeys(OF_TORCH[3:], WITHOUT_A_GPU)
 
 
-@needs_jax
+@pytest.mark.skipif(not jax_peers()[0], reason="needs JAX: pip install -r benchmarks/requirements.txt")
 def test_jax_takes_part_where_it_is():
-    assert [peer.name for peer in peers_on(CUDA)[0]] == [*OF_TORCH, JAX_NAME]
-    assert [peer.name for peer in peers_on(CPU)[0]] == [*OF_TORCH[:3], JAX_NAME]
+    ((peer,), why_not) = jax_peers()
+    assert (peer.name, why_not) == (JAX_NAME, "")
 
 
 def test_without_jax_or_with_a_broken_one(monkeypatch):
+    ask = jax_peers.__wrapped__
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert contestants._jax() == ((), WITHOUT_JAX)
+    assert ask() == ((), WITHOUT_JAX)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setitem(sys.modules, "benchmarks.peer_jax", None)
-    peers, why = contestants._jax()
+    peers, why = ask()
     assert peers == ()
     assert why.startswith("it cannot be imported, ModuleNotFoundError: ")
+
+
+def test_jax_is_not_imported_unless_it_is_asked_for():
+    program = "import sys, benchmarks.gpu.stages.steps; sys.exit('benchmarks.peer_jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

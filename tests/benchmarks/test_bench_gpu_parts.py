@@ -9,10 +9,10 @@ import pyro
 import pytest
 import torch
 
-from benchmarks import errors
+from benchmarks import commands, errors
 from benchmarks.cases import full_batch
 from benchmarks.errors import Sizes
-from benchmarks.gpu import commands, exercise, measure
+from benchmarks.gpu import exercise, measure
 from benchmarks.gpu.calls import Call, backends_of, by, every_op, reference_of
 from benchmarks.gpu.clocked import verdicts
 from benchmarks.gpu.stage import Stage
@@ -211,11 +211,11 @@ def test_failing_tests_fail_the_stage_and_leave_their_names(stage, monkeypatch, 
     path = tmp_path / "test_it.py"
     path.write_text("def test_good(): pass\ndef test_bad(): assert 1 == 2\n")
     words = [sys.executable, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", "-n", "0", str(path)]
-    monkeypatch.setattr(tests, "command", lambda stage: words)
+    monkeypatch.setattr(tests, "command", lambda stage, chosen: words)
     with pytest.raises(RuntimeError, match="1 failed, 1 passed"):
-        tests.run_tests(stage)
+        tests.run_tests(stage, "it")
     (detail,) = stage.record.found("detail")
-    failed, counts = detail["tests"]
+    failed, counts = detail["tests: it"]
     assert "::test_bad" in failed
     assert "1 failed, 1 passed in" in counts
 

@@ -7,15 +7,18 @@ import subprocess
 import sys
 import tarfile
 import time
+from types import ModuleType
 
 import pytest
 import torch
 
 from benchmarks import ROOT
 from benchmarks.gpu import runner
+from benchmarks.gpu import stage as stage_module
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.runner import Options
+from tests.benchmarks import fake_stages
 
 
 @pytest.fixture
@@ -32,6 +35,7 @@ def run(monkeypatch, tmp_path):
         stages = dict.fromkeys(names, seconds)
         return runner.run_stages(budget, Options(tmp_path / out, stages, device="cpu"))
 
+    run_fakes.folder = tmp_path
     return run_fakes
 
 
@@ -67,6 +71,29 @@ def test_what_a_unit_has_broken_ends_with_its_process(run):
     results = run("breaks")
     assert impls(results) == ["first", "last"]
     assert [unit["unit"] for unit in of(results, "breaks")["failures"]] == ["bad"]
+
+
+def test_a_hang_fails_the_unit_whose_kernel_recorded_it(run):
+    (failure,) = of(run("leaves_a_hang"), "leaves_a_hang")["failures"]
+    assert failure["unit"] == "second"
+    assert failure["error"].endswith("block 3 timed out")
+
+
+def test_the_clock_of_a_stage_begins_after_its_imports(run, monkeypatch):
+    real = stage_module.importlib.import_module
+
+    def slow(name):
+        time.sleep(1.5)
+        return real(name)
+
+    fake = ModuleType("benchmarks.gpu.stages.fake")
+    fake.units = fake_stages.slow_to_import
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    monkeypatch.setitem(runner.STAGES, "slow", ("fake.units", 1.0))
+    monkeypatch.setattr(stage_module.importlib, "import_module", slow)
+    options = Options(run.folder, {"slow": 1.0}, device="cpu", end=time.monotonic() + 60.0)
+    stage_module.run_stage("slow", options)
+    assert options.record.found("detail")[0]["left"] > 0.5
 
 
 def test_a_new_process_that_a_unit_asks_for_is_no_failure(run):

@@ -122,14 +122,21 @@ def test_in_tf32_who_disagrees_is_left_out_and_no_error(stage):
     assert [row["impl"] for row in stage.record.found("not_run")] == [OUR.name]
 
 
-@pytest.mark.parametrize("which", ["ours", "baseline"])
-def test_nothing_is_timed_when_ours_or_the_baseline_disagrees(stage, which):
-    wrong = replace(forgetful(BASELINE), name=OUR.name if which == "ours" else "tutorial mended")
-    other = BASELINE if which == "ours" else OUR
-    let_in(stage, wrong, other)
-    race(stage, "svi_step", CASE, [wrong, other], NAMES)
+def test_nothing_is_timed_when_a_baseline_disagrees(stage):
+    wrong = replace(forgetful(BASELINE), name="tutorial mended")
+    let_in(stage, wrong, OUR)
+    race(stage, "svi_step", CASE, [wrong, OUR], NAMES)
     assert stage.record.found("cases") == []
     assert {row["backend"] for row in stage.record.found("correctness") if not row["ok"]} == {wrong.name}
+
+
+def test_one_of_ours_that_disagrees_is_an_error_and_the_others_are_timed(stage):
+    wrong = replace(forgetful(BASELINE), name=OUR.name)
+    let_in(stage, BASELINE, wrong, PEER)
+    race(stage, "svi_step", CASE, [BASELINE, wrong, PEER], NAMES)
+    assert [row["impl"] for row in stage.record.found("cases")] == [BASELINE.name, PEER.name]
+    assert {row["backend"] for row in stage.record.found("correctness") if not row["ok"]} == {OUR.name}
+    assert [row["impl"] for row in stage.record.found("not_run")] == [OUR.name]
 
 
 def test_products_are_computed_as_asked_and_as_before_after():

@@ -49,8 +49,8 @@ def test_every_op_with_a_cuda_kernel_is_tested():
 @pytest.mark.parametrize("name", EVERY)
 def test_what_is_right_passes(name, capsys):
     assert smoke.main([name, "--device", "cpu", "--quick"]) == 0
-    ready, line = capsys.readouterr().out.splitlines()
-    assert ready == smoke.READY
+    *ready, line = capsys.readouterr().out.splitlines()
+    assert ready == ([] if name == "exchange_floor" else [smoke.READY])
     row = json.loads(line.removeprefix(smoke.RESULT))
     assert (row["kernel"], row["first_bad"]) == (name, None)
     assert row["ok"] is (None if name == "exchange_floor" else True)  # which a CPU does not have
@@ -91,7 +91,7 @@ def test_nan_is_counted_and_is_bad(monkeypatch):
 
 
 def test_an_error_that_is_everywhere_small_is_bad_too(monkeypatch):
-    row = checked(monkeypatch, Kernel("combiner_scan"), lambda z: z * (1 + 1e-5))
+    row = checked(monkeypatch, Kernel("combiner_scan"), lambda z: z * (1 + 3e-5))
     assert not row["ok"]
     assert row["worst"] == "value 0"
     assert set(row["first_bad"]) == {"row", "t", "unit"}

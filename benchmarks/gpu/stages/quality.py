@@ -42,5 +42,5 @@ def train(stage: Stage) -> None:
         return
     both = quality.contestants(data, device)
     quality.race(*both, plan)
-    for trainee in both[::-1]:
+    for trainee in both[::-1] if both[0].ms else ():  # there may have been no time for a turn
         stage.record.add("cases", quality.row(trainee, data.name))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 
-from benchmarks.gpu.commands import run
+from benchmarks.commands import run
 from benchmarks.gpu.record import Row
 from benchmarks.gpu.smoke import EVERY, READY, RESULT, row_of
 from benchmarks.gpu.stage import Stage, Unit

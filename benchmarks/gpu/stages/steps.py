@@ -16,15 +16,15 @@ from benchmarks.contestants import (
     COMPILED_GRAPHED,
     EVERY_OURS,
     GRAPHED,
-    JAX,
     MENDED,
     OURS,
     PEERS,
+    jax_peers,
 )
 from benchmarks.gpu.race import admissions, race, replays
 from benchmarks.gpu.stage import Stage, Unit
 from benchmarks.precision import TF32
-from benchmarks.racer import Contestant
+from benchmarks.racer import JAX_NAME, Contestant
 from benchmarks.suites import Sweep, sweep_case
 
 STEP, EPOCH = "svi_step", "epoch"
@@ -36,13 +36,7 @@ SWEEP = Sweep(batches=(1, 4, 64, 256, 1024), lengths=(32, 512, 2048))
 RACE_SECONDS = 600.0
 # Implementations that replay a CUDA graph, beside those whose steps they replay.
 REPLAYING = (CAPTURABLE, GRAPHED, BATCHED, BATCHED_GRAPHED)
-EVERYONE: tuple[Contestant, ...] = (
-    BASELINE,
-    MENDED,
-    *(peer for peer in PEERS if peer not in JAX),
-    BATCHED_GRAPHED,
-    *EVERY_OURS,
-)
+EVERYONE: tuple[Contestant, ...] = (BASELINE, MENDED, *PEERS, BATCHED_GRAPHED, *EVERY_OURS)
 
 
 def replay_units(stage: Stage) -> Iterator[Unit]:
@@ -57,8 +51,11 @@ def race_units(stage: Stage) -> Iterator[Unit]:
 
 def peer_units(stage: Stage) -> Iterator[Unit]:
     """The same with the peers that compile: torch.compile, also in a graph, and JAX."""
+    jax, why_not = jax_peers()
+    if why_not:
+        stage.record.not_run("all", JAX_NAME, why_not)
     # JAX's client last: if it hangs, nothing waits behind it.
-    peers: list[Contestant] = [COMPILED, *([] if stage.quick else [COMPILED_GRAPHED]), *JAX]
+    peers: list[Contestant] = [COMPILED, *([] if stage.quick else [COMPILED_GRAPHED]), *jax]
     yield from _race(
         stage, STEP, tutorial_case(stage), (BASELINE, BATCHED, CAPTURABLE, GRAPHED, *OURS, *peers)
     )
