@@ -157,7 +157,7 @@ def a_floor(scan, us):
 
 
 def the_scans():
-    """One scan with its floors, at one size more without them; a floor and a plan sweep besides."""
+    """A scan with its floors, at one size more without them; a floor and a plan sweep besides."""
     other = SIZE.replace("B=20", "B=64")
     return [
         a_scan("rnn_scan", "cuda", "forward", 1.25),

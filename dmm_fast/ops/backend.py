@@ -230,7 +230,7 @@ def _missing() -> dict[str, str]:
 
 
 def info() -> dict[str, Any]:
-    """What is installed, which backends hold an op, and which computes each op by default.
+    """Report what is installed, which backends hold an op, and which computes each op by default.
 
     ``requested`` is what :func:`use_backend` has chosen in this thread and task: None, the name of a backend
     where it is the same for all ops, or a dictionary of those ops that one was chosen for.

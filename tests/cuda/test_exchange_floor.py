@@ -87,7 +87,7 @@ def test_a_block_that_gives_up_is_there_for_those_that_have_not(store: str) -> N
 @pytest.mark.parametrize("store", [store for store, (_, is_async) in STORES.items() if is_async])
 @pytest.mark.parametrize("step", [0, 3, 6])
 def test_a_store_that_comes_twice_is_reported_at_the_end(store: str, step: int) -> None:
-    """Of seven steps the next would be 7 and 8: that of the same barrier does not end."""
+    """Seven steps are followed by 7 and 8: the one with the surplus barrier does not end."""
     after = 7 + (step + 1) % 2
     expected = f"rank 5 .*: group 0, step {after}, parity {after >> 1 & 1}, rows 0,"
     with pytest.raises(RuntimeError, match=expected):

@@ -32,7 +32,7 @@ Run = Callable[..., re.Match[str]]
 
 
 def exchanged(op: str, backward: bool, group: int) -> int:
-    """How many steps a group exchanges: the last state of the forward RNN is for no block."""
+    """Count the steps that a group exchanges: the last state of the forward RNN is for no block."""
     return LONGEST[group] - (op == "rnn_scan" and not backward)
 
 

@@ -101,7 +101,7 @@ def test_threads_in_reverse_and_stores_at_once(
 def test_a_block_may_be_as_late_as_it_likes(
     op: str, H: int, cut: Callable[..., None], options: Callable[..., None]
 ) -> None:
-    """Of 16 blocks 1, 11 and 16 have units; one without holds up no other, and may not be left behind."""
+    """Clusters of 16 where 1, 11 or 16 blocks have units: one without holds up no other."""
     cut(of_shape(False, 16, 2, 1))
     options(late=True)
     compare(op, replace(RAGGED, H=H), "cuda")

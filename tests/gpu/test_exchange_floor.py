@@ -8,7 +8,7 @@ from dmm_fast import native
 pytestmark = pytest.mark.skipif(not native.cuda_architectures(), reason="built without CUDA kernels")
 
 STORES = {"async_b32": 1, "async_v2": 2, "async_v4": 4, "plain": 4}
-"""How many numbers a thread stores at once."""
+"""Numbers that a thread stores at once."""
 
 
 @pytest.mark.parametrize("store", STORES)

@@ -1,4 +1,4 @@
-"""What tests of the ops share: narrower instruction sets, a clean choice of backend, an op to choose for."""
+"""Fixtures for the tests of the ops: instruction sets, a clean choice of backend, an op to choose for."""
 
 from collections.abc import Callable, Iterator
 

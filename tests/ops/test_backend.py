@@ -1,4 +1,4 @@
-"""Who computes: the default, the explicit request that never falls back, and the report of both."""
+"""Backends: the default, the explicit request that never falls back, and the report of both."""
 
 import platform
 from collections.abc import Callable
