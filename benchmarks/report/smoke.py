@@ -26,7 +26,7 @@ def smoke_table(rows: list[Row]) -> str:
     if not rows:
         return ""
     titles = ["kernel", "backend", "result", "worst", "error", "bound", "NaN", "s"]
-    lines = []
+    lines, rows = [], sorted(rows, key=lambda row: row["kernel"])  # they came as their processes ended
     for row in rows:
         numbers = [NOTHING if row[key] is None else f"{row[key]:.1e}" for key in ("error", "bound")]
         counts = [NOTHING if row[key] is None else f"{row[key]:g}" for key in ("nan", "seconds")]

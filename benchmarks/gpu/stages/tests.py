@@ -31,7 +31,11 @@ def units(stage: Stage) -> Iterator[Unit]:
 def run_tests(stage: Stage, chosen: str) -> None:
     """Record pytest's lines on tests that failed or were skipped, and its counts; raise where one failed."""
     ended = run(command(stage, chosen), stage.left() - INTERRUPT_SECONDS)
-    told = re.findall(r"^(?:FAILED|ERROR|SKIPPED) .*|^.*\d+ passed.* in .*", ended.output, re.MULTILINE)
+    told = re.findall(
+        r"^(?:FAILED|ERROR|SKIPPED) .*|^.*\d+ (?:passed|failed|skipped).* in [\d.]+s.*",
+        ended.output,
+        re.MULTILINE,
+    )
     stage.record.detail(**{f"tests: {chosen}": told[-SHOWN:]})
     if ended.status != 0:
         raise RuntimeError(f"pytest: {ended.describe()}")
