@@ -1,6 +1,7 @@
 """What a graph of steps cannot hold is refused, and a capture that fails changes nothing."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -10,8 +11,8 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
-from dmm_fast import DMM, BackendError, check
-from dmm_fast.graphed import CaptureError
+from dmm_fast import DMM, BackendError, check, native
+from dmm_fast.graphed import CaptureError, CudaGraphs
 from dmm_fast.infer import GraphedSVI
 from tests.helpers_graph import RecordedGraphs, Run, adam, assert_same_bits
 from tests.helpers_model import make_batch, small_dmm
@@ -143,6 +144,34 @@ def test_an_error_that_says_what_is_wrong_leaves_a_capture_as_it_is(kind: type[E
     with pytest.raises(kind) as caught:
         run.step(*batch)
     assert caught.value is error
+
+
+def test_a_hang_that_a_kernel_has_recorded_is_raised_before_the_next_replay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A replay launches nothing from the host, which is where it would be noticed otherwise."""
+    replays: list[str] = []
+
+    class Graph:
+        def pool(self) -> None:
+            return None
+
+        def replay(self) -> None:
+            replays.append("replay")
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *given, **options: nullcontext())
+    replay = CudaGraphs(torch.device("cuda")).capture(lambda: torch.zeros(()))
+    replay()
+
+    def hung() -> None:
+        raise RuntimeError("block 3 timed out waiting")
+
+    monkeypatch.setattr(native, "raise_on_hang", hung)
+    with pytest.raises(RuntimeError, match="block 3"):
+        replay()
+    assert replays == ["replay"]
 
 
 def test_values_are_checked_in_the_warm_up_and_not_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:

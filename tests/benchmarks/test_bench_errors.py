@@ -124,3 +124,9 @@ def test_no_draw_off_the_kinks_is_an_error(monkeypatch):
 def test_ragged_lengths_go_from_all_steps_to_one():
     assert errors.draw("drawn_log_prob", QUICK, "ragged", 0)["lengths"].tolist() == [5, 3, 1]
     assert errors.draw("drawn_log_prob", QUICK, "full", 0)["lengths"].tolist() == [5, 5, 5]
+
+
+def test_arguments_are_drawn_for_a_device():
+    for device in ("cpu", "meta"):
+        drawn = errors.draw("clipped_adam", errors.QUICK, "full", 0, device)
+        assert {tensor.device.type for tensors in drawn.values() for tensor in tensors} == {device}

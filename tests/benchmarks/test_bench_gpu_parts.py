@@ -15,7 +15,7 @@ from benchmarks.errors import Sizes
 from benchmarks.gpu import exercise, measure
 from benchmarks.gpu.calls import Call, backends_of, by, every_op, reference_of
 from benchmarks.gpu.clocked import verdicts
-from benchmarks.gpu.stage import Stage
+from benchmarks.gpu.stage import Stage, Unit, run_units
 from benchmarks.gpu.stages import kernels, rowwise, tests
 from benchmarks.racer import NoiseOfTheCpu, tutorial_noise
 from dmm_fast import reference
@@ -27,6 +27,20 @@ ROWS = 6
 @pytest.fixture
 def stage(tmp_path):
     return Stage(tmp_path, device="cpu", quick=True, end=time.monotonic() + 60.0)
+
+
+# --- units ------------------------------------------------------------------------------------------------
+
+
+def test_without_time_only_what_all_depends_on_is_run(tmp_path):
+    late = Stage(tmp_path, device="cpu", end=time.monotonic() - 1.0)
+    ran = []
+    names = ("needed", "other")
+    run_units(
+        [Unit(name, lambda name=name: ran.append(name), overrun=name == "needed") for name in names], late
+    )
+    assert ran == ["needed"]
+    assert [row["case"] for row in late.record.found("not_run")] == ["other"]
 
 
 # --- how much there is to do ----------------------------------------------------------------------------
