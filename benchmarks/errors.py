@@ -330,7 +330,7 @@ def differentiable(inputs: Inputs) -> Iterator[tuple[str, Tensor]]:
 
 
 def _adam_results(function: Callable[..., Any], inputs: Inputs, gradients: bool = False) -> Results:
-    """What one step leaves in each list."""
+    """The content of each list after one step; there are no ``gradients`` to ask for."""
     changed = map_tensors(inputs, lambda tensor: tensor)
     function(**changed, **ADAM_OPTIONS)
     return {f"value of {n}": torch.cat([tensor.flatten() for tensor in changed[n]]) for n in _ADAM_LISTS}

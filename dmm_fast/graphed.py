@@ -24,9 +24,9 @@ from dmm_fast.ops import BackendError
 Step = Callable[[], Tensor]
 
 _LIKELY_CAUSES = (
-    "likely causes: the step waits for the GPU, as .cpu() does; it makes a parameter anew; an autograd graph "
-    "of its parameters that was made on another stream is alive, as that of a loss that was kept: del loss "
-    "before the first steps"
+    "likely causes: the step waits for the GPU, as .cpu() does; it recreates a parameter; an autograd graph "
+    "of its parameters made on another stream is still alive, such as that of a loss still held: del loss "
+    "before the first step"
 )
 
 

@@ -47,13 +47,13 @@ def instruction_set() -> str | None:
 
 
 def raise_on_hang() -> None:
-    """Raise what a CUDA kernel recorded when a wait for its other blocks gave up.
+    """Raise what a CUDA kernel recorded when a wait for its other blocks timed out.
 
     This does not wait for the device, so it belongs after a synchronisation. Scans raise by themselves at
     their next launch, but a graph that is replayed launches none.
 
     Raises:
-        RuntimeError: a wait has given up since the last time that one was raised; results since then are
+        RuntimeError: a wait has timed out since the last time that one was raised; results since then are
             wrong.
     """
     if not missing:

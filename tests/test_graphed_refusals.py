@@ -132,7 +132,7 @@ def test_an_error_of_a_capture_is_told_with_what_it_likely_comes_from(kind: type
         f"step: expected one that a CUDA graph can hold, got {kind.__name__}: "
         "operation not permitted when stream is capturing (likely causes: "
     )
-    for cause in ("waits for the GPU", "makes a parameter", "made on another stream", "del loss"):
+    for cause in ("waits for the GPU", "recreates a parameter", "made on another stream", "del loss"):
         assert cause in message
 
 

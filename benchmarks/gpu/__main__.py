@@ -40,12 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         plugin=args.plugin,
         triton_cache=args.triton_cache,
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the workers as an interrupt does
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # an end of the workers, too
     try:
         results = run_stages(args.budget - (time.monotonic() - begun), options)
     except KeyboardInterrupt:
         print(f"interrupted; what was found until then is in {args.out}", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(summary(results))
     return 0 if all(stage["ok"] for stage in results["stages"]) else 1
 

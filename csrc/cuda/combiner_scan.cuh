@@ -96,7 +96,7 @@ class CombinerScanBlock {
   __device__ int rows_given(int group, int step) const {
     return rows_.more_than(group, direction_.time(step, rows_.longest(group)));
   }
-  // That come to a block, from all blocks; 0 past the last step.
+  // Bytes that a block receives from all blocks; 0 past the last step.
   __device__ int bytes(int group, int step) const {
     return step < rows_.longest(group) ? 4 * rows_given(group, step) * from_.outputs * cluster_.blocks() : 0;
   }

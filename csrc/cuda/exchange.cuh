@@ -98,7 +98,7 @@ class Exchange {
         }
       }
     }
-    // Other blocks may still give to this one, whose memory has to be there until they have ended or given up too.
+    // Other blocks may still give to this one, whose memory has to be there until they have ended or timed out too.
     if (blocks_ == 0) cluster_.sync();
   }
 
@@ -106,7 +106,7 @@ class Exchange {
   __device__ uint64_t* barrier(int group, int step) const { return barriers_ + 2 * group + (step & 1); }
 
   const Cluster& cluster_;
-  int blocks_;  // 0 once a wait of this thread has given up, which then costs no test of its own
+  int blocks_;  // 0 once a wait of this thread has timed out, so that no separate test is needed
   uint64_t* const barriers_;
   const HangReport& hang_;
 };

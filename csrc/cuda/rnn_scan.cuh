@@ -125,7 +125,7 @@ class RnnScanBlock {
               (((step & 1) * Direction::kOperands + i) * a_.ragged.rows_per_cluster + row) * w_.outputs + unit;
   }
 
-  // How many steps of a group are exchanged: all but the last, whose state no block reads.
+  // The number of a group's steps that are exchanged: all but the last, whose state no block reads.
   __device__ int exchanged(int group) const {
     const int steps = direction_.steps(rows_.longest(group));
     return steps > 0 ? steps - 1 : 0;
@@ -134,7 +134,7 @@ class RnnScanBlock {
   __device__ int rows_given(int group, int step) const {
     return rows_.more_than(group, direction_.time(step, rows_.longest(group)));
   }
-  // That come to a block, from all blocks.
+  // Bytes that a block receives from all blocks.
   __device__ int bytes(int group, int step) const {
     return gives(group, step) ? 4 * rows_given(group, step) * a_.units : 0;
   }

@@ -39,7 +39,7 @@ Options options_of(bool reversed, int max_barriers, bool late, const std::string
       {"lost", Fault::kLost},
       {"doubled", Fault::kDoubled},
       {"silent", Fault::kSilent},
-      {"hasty", Fault::kHasty}};
+      {"early_timeout", Fault::kEarlyTimeout}};
   return {reversed, max_barriers, late, {kinds.at(fault), rank, group, step}};
 }
 

@@ -159,9 +159,9 @@ void take_turns() {
       if (cluster->error) throw std::runtime_error(cluster->error);
     }
     if (progress) continue;
-    const bool is_hasty = options.fault.kind == Fault::kHasty && !cluster->is_faulty;
-    cluster->is_faulty |= is_hasty;
-    if (cluster->stores.empty() || is_hasty) time_out();
+    const bool times_out_early = options.fault.kind == Fault::kEarlyTimeout && !cluster->is_faulty;
+    cluster->is_faulty |= times_out_early;
+    if (cluster->stores.empty() || times_out_early) time_out();
     else deliver_all();
   }
   deliver_all();
@@ -238,7 +238,7 @@ S* in_block(int block, S* mine) {
 // take turns, so a barrier and its phase tell the step.
 int times(int block, const uint64_t* barrier) {
   const Fault& fault = cluster->launch.options.fault;
-  if (fault.kind == Fault::kNone || fault.kind == Fault::kHasty) return 1;
+  if (fault.kind == Fault::kNone || fault.kind == Fault::kEarlyTimeout) return 1;
   if (fault.rank != static_cast<int>(cluster_rank())) return 1;
   if (fault.kind == Fault::kSilent) return 0;
   if (barrier == nullptr || cluster->is_faulty) return 1;

@@ -26,14 +26,14 @@ struct Dim3 {
   unsigned x, y, z;
 };
 
-// What is to go wrong in each cluster: what the block of that rank gives, or a wait.
+// A fault injected into each cluster: into the stores of the block of that rank, or into a wait.
 struct Fault {
   enum Kind {
     kNone,
-    kLost,     // of what it gives in a step of a group, a store or an arrival does not come
-    kDoubled,  // or comes twice
-    kSilent,   // it gives nothing in any step
-    kHasty,    // the first wait of any block gives up, although what it waits for is on its way
+    kLost,          // one store or arrival of the block in a step of a group is dropped
+    kDoubled,       // or delivered twice
+    kSilent,        // all of the block's stores and arrivals are dropped
+    kEarlyTimeout,  // the first wait of any block times out, although what it waits for is on its way
   };
   Kind kind = kNone;
   int rank = 0, group = 0, step = 0;

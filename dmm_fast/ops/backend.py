@@ -131,7 +131,7 @@ _choices = _Choices("dmm_fast.ops.backend.choices")
 
 def _op_names(ops: Collection[str]) -> frozenset[str]:
     if isinstance(ops, str) or not isinstance(ops, Collection):
-        fail("ops", "None or a sequence of names of ops", describe(ops), TypeError)
+        fail("ops", "None or a collection of names of ops", describe(ops), TypeError)
     known = sorted(_implementations)
     unknown = [op for op in ops if op not in known]
     if unknown:

@@ -8,6 +8,7 @@ from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.runner import PRESETS
 from benchmarks.gpu.smoke import EVERY
 from benchmarks.report import __main__ as report
+from benchmarks.report import scans
 
 # Stages that the first preset leaves out; the tests of a GPU are no test of this machinery.
 MORE = ["machine", "epoch", "scan_sizes", "ceilings"]
@@ -94,7 +95,9 @@ def test_scans_have_their_steps_their_peer_and_their_work(results):
     assert any(row["impl"] == "nn.RNN, float32" for row in rows)
     floors = [row["case"] for row in results["not_run"] if row["impl"] == "exchange_floor"]
     assert len(floors) == 6
-    sweeps = {row["case"].split(",")[0] for row in results["not_run"] if row["case"].startswith("plan sweep")}
+    # The report knows these cases by their beginnings.
+    assert all(case.startswith(scans.FLOOR) for case in floors)
+    sweeps = {row["case"].split(",")[0] for row in results["not_run"] if row["case"].startswith(scans.SWEEP)}
     assert len(sweeps) == 4
 
 

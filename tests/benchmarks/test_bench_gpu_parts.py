@@ -12,13 +12,14 @@ import torch
 from benchmarks import commands, errors
 from benchmarks.cases import full_batch
 from benchmarks.errors import Sizes
-from benchmarks.gpu import exercise, measure
+from benchmarks.gpu import exercise, measure, smoke
 from benchmarks.gpu.calls import Call, backends_of, by, every_op, reference_of
 from benchmarks.gpu.clocked import verdicts
 from benchmarks.gpu.stage import Stage, Unit, run_units
-from benchmarks.gpu.stages import kernels, rowwise, tests
+from benchmarks.gpu.stages import kernels, rowwise, scans, tests
 from benchmarks.racer import NoiseOfTheCpu, tutorial_noise
 from dmm_fast import reference
+from dmm_fast.cuda.plan import H100, scan_plans
 
 SIZES = Sizes(B=2, T=3, D=5, Z=4, H=6, R=7, E=8)
 ROWS = 6
@@ -197,6 +198,66 @@ def test_time_calls_by_the_clock():
     assert measure.LEAST_ROUNDS <= len(samples.ms) <= 10
     assert min(samples.ms) >= 2.0
     assert len(calls) > len(samples.ms)
+
+
+# --- the floor of the exchanges, which a CPU does not have ------------------------------------------------
+
+
+def floor_like_the_op(rings, steps, cluster_size, threads, store="async_b32", giving_warps=0):
+    """The ring that the op turns, for arguments that it takes."""
+    vector = {"async_b32": 1, "async_v2": 2, "async_v4": 4, "plain": 4}[store]
+    assert rings.shape[1] % (cluster_size * vector) == 0
+    assert threads % 32 == 0
+    assert 0 <= giving_warps <= threads // 32
+    return rings.roll(-steps, 1)
+
+
+@pytest.fixture
+def with_floor(monkeypatch):
+    def use(op, device=H100):
+        monkeypatch.setattr(torch.ops.dmm_fast, "exchange_floor", op, raising=False)
+        for module in (scans, smoke):
+            monkeypatch.setattr(module, "has_floor", lambda device: True)
+        monkeypatch.setattr(scans, "cuda_device", lambda index: device)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+
+    return use
+
+
+def test_every_variant_of_the_floor_is_checked_and_timed(stage, with_floor):
+    with_floor(floor_like_the_op)
+    sizes = Sizes(T=3)
+    scans.time_floors(stage, 16, sizes)
+    for scan in scan_plans(1, 1, 1):
+        scans.time_floor_of_plan(stage, scan, sizes)
+    rows = stage.record.found("cases")
+    variants = {row["impl"] for row in rows if "clusters of 16" in row["case"]}
+    assert len(variants) == len(smoke.FLOOR_STORES) * len(scans.WARPS)
+    # Seven clusters of 16 run at a time: three rows each, 38 units of 600 a block, made a multiple of four.
+    told = rows[0]["extra"]
+    assert (told["clusters"], told["rows_a_cluster"], told["width"]) == (7, 3, 116)
+    assert len(rows) == len(variants) + 4
+    checks = stage.record.found("correctness")
+    assert len(checks) == len(rows)
+    assert all(row["ok"] for row in checks)
+    assert smoke.check_floor("cpu")["ok"]
+
+
+def test_a_floor_that_is_wrong_shows(stage, with_floor):
+    with_floor(lambda rings, steps, *arguments: rings)
+    scans.time_floors(stage, 8, Sizes(T=3))
+    assert not any(row["ok"] for row in stage.record.found("correctness"))
+    found = smoke.check_floor("cpu")
+    assert not found["ok"]
+    assert "plain, 129 steps" in found["worst"]
+
+
+def test_clusters_that_do_not_run_here_are_named(stage, with_floor):
+    with_floor(floor_like_the_op, H100._replace(clusters=(132, 66, 33, 15, 0)))
+    scans.time_floors(stage, 16, Sizes(T=3))
+    (row,) = stage.record.found("not_run")
+    assert row["why"] == "no cluster of 16 blocks runs on this GPU"
 
 
 # --- noise --------------------------------------------------------------------------------------------------

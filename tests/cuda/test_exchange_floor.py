@@ -81,7 +81,7 @@ def test_a_block_that_gives_nothing_is_reported_at_the_first_step(store: str) ->
 @each_store
 def test_a_block_that_gives_up_is_there_for_those_that_have_not(store: str) -> None:
     with pytest.raises(RuntimeError, match="timed out waiting: group 0, step 0,"):
-        turn(rings(1, 160), 7, 8, store=store, fault="hasty")
+        turn(rings(1, 160), 7, 8, store=store, fault="early_timeout")
 
 
 @pytest.mark.parametrize("store", [store for store, (_, is_async) in STORES.items() if is_async])

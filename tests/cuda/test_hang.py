@@ -113,7 +113,7 @@ def test_a_store_that_comes_twice_is_found_at_the_end(
 @each_way
 def test_a_block_that_gives_up_is_there_for_those_that_have_not(op: str, backward: bool, run: Run) -> None:
     """It gives up while numbers are on their way to it, and ends when no other block has any for it."""
-    said = run(op, backward, fault="hasty")
+    said = run(op, backward, fault="early_timeout")
     assert said["group"] == said["step"] == "0"
 
 

@@ -118,8 +118,8 @@ def test_a_call_in_a_block_holds_beyond_it() -> None:
 @pytest.mark.parametrize(
     ("named", "error", "message"),
     [
-        ("rnn_scan", TypeError, r"^ops: expected None or a sequence of names of ops, got str 'rnn_scan'$"),
-        (7, TypeError, r"^ops: expected None or a sequence of names of ops, got int 7$"),
+        ("rnn_scan", TypeError, r"^ops: expected None or a collection of names of ops, got str 'rnn_scan'$"),
+        (7, TypeError, r"^ops: expected None or a collection of names of ops, got int 7$"),
         (
             ["rnn_scan", "rnn"],
             ValueError,

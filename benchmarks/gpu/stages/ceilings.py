@@ -7,15 +7,16 @@ import torch
 from benchmarks import precision
 from benchmarks.gpu.measure import time_calls
 from benchmarks.gpu.stage import Stage, Unit
+from benchmarks.report.rowwise import COPY, PRODUCT
 
 SUITE = "ceilings"
-COPY, IEEE, TF32 = "copy", "fp32 matrix product", "tf32 matrix product"
+TF32 = "tf32 matrix product"
 
 
 def units(stage: Stage) -> Iterator[Unit]:
     """A ceiling is a unit."""
     yield Unit(COPY, lambda: copy(stage))
-    yield Unit(IEEE, lambda: product(stage, IEEE, precision.IEEE))
+    yield Unit(PRODUCT, lambda: product(stage, PRODUCT, precision.IEEE))
     yield Unit(TF32, lambda: product(stage, TF32, precision.TF32))
 
 

@@ -124,13 +124,17 @@ class Floor(NamedTuple):
 def time_floors(stage: Stage, size: int, sizes: Sizes) -> None:
     """A recurrence's exchanges and nothing else, stored in every way, on the clusters that run at a time."""
     case = f"exchange floor, clusters of {size}, B={sizes.B}, H={sizes.H}"
-    most = cuda_device(torch.cuda.current_device()).at_once(size) if _has_floor(stage, case) else 0
-    if most:
-        rows = -(-sizes.B // most)
-        floor = Floor(case, -(-sizes.B // rows), size, rows * -(-sizes.H // size))
-        for store, warps in itertools.product(FLOOR_STORES, WARPS):
-            told = {"rows_a_cluster": rows, "clusters_at_once": most}
-            _time_exchanges(stage, floor._replace(store=store, warps=warps), told)
+    if not _has_floor(stage, case):
+        return
+    most = cuda_device(torch.cuda.current_device()).at_once(size)
+    if not most:
+        stage.record.not_run(case, FLOOR_KERNEL, f"no cluster of {size} blocks runs on this GPU")
+        return
+    rows = -(-sizes.B // most)
+    floor = Floor(case, -(-sizes.B // rows), size, rows * -(-sizes.H // size))
+    for store, warps in itertools.product(FLOOR_STORES, WARPS):
+        told = {"rows_a_cluster": rows, "clusters_at_once": most}
+        _time_exchanges(stage, floor._replace(store=store, warps=warps), told)
 
 
 def time_floor_of_plan(stage: Stage, scan: str, sizes: Sizes) -> None:
