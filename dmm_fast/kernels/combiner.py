@@ -33,6 +33,7 @@ from dmm_fast.kernels.rows import (
     before,
     block_of_places,
     constants,
+    decoded_steps,
     load_row,
     places,
     rows_of,
@@ -142,6 +143,7 @@ def combiner_fwd_kernel(  # type: ignore[no-untyped-def]
     w, z, h, steps, loc, scale, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of rows of z [1, N, 1, Z] and h [1, N, 1, H]: loc and scale [N, Z]."""
+    steps = decoded_steps(steps)
     index = block_of_places(first, BLOCK_M)
     row, step, valid = places(steps, index)
     z_row, h_row = at(z, steps, row, step), at(h, steps, row, step)
@@ -157,6 +159,7 @@ def combiner_bwd_kernel(  # type: ignore[no-untyped-def]
     w, loc, scale, z, h, steps, dz, dh, scratch, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of rows, from the gradients ``loc, scale`` [1, N, 1, Z]: dz [N, Z], dh [N, H] and scratch."""
+    steps = decoded_steps(steps)
     Z, H = size.Z, size.H
     index = block_of_places(first, BLOCK_M)
     row, step, valid = places(steps, index)
@@ -198,6 +201,7 @@ def combiner_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
     w, z, h, z_0, steps, terms, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of valid steps: terms [P, B, T] is the log-density of each."""
+    steps = decoded_steps(steps)
     index = block_of_places(first, BLOCK_M)
     row, step, valid = places(steps, index)
     z_before, h_row = before(z, z_0, steps, row, step), at(h, steps, row, step)
@@ -215,6 +219,7 @@ def combiner_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
     w, dout, z, h, z_0, steps, dvalue, dbefore, dh, scratch, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of valid steps, from dout [P, B]: gradients by z_t, z_{t-1}, h_t [P, B, T, *], and scratch."""
+    steps = decoded_steps(steps)
     Z, H = size.Z, size.H
     index = block_of_places(first, BLOCK_M)
     row, step, valid = places(steps, index)

@@ -21,6 +21,7 @@ from dmm_fast.kernels.emitter import (
 from dmm_fast.kernels.rows import (
     at,
     block_of_places,
+    decoded_steps,
     kept,
     load,
     mask_of,
@@ -41,6 +42,7 @@ def emission_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
     w, x, z, steps, mask, terms, work, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of valid steps: terms [P, B, T] is what is observed of each; work is [steps, E] of its own."""
+    steps = decoded_steps(steps)
     index = block_of_places(first, BLOCK_M)
     row, step, valid = places(steps, index)
     h_2 = work + index * size.E
@@ -66,6 +68,7 @@ def emission_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
     w, dout, x, z, steps, mask, dx, dz, scratch, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of valid steps, from dout [P, B]: dx (unless None) and dz [P, B, T, *], its rows of scratch."""
+    steps = decoded_steps(steps)
     index = block_of_places(first, BLOCK_M)
     row, step, valid = places(steps, index)
     own = scratch_of(scratch, index - first, size)

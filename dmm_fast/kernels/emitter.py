@@ -33,6 +33,7 @@ from dmm_fast.kernels.rows import (
     at,
     block_of_places,
     constants,
+    decoded_steps,
     load_row,
     places,
     rows_of,
@@ -166,6 +167,7 @@ def emitter_fwd_kernel(  # type: ignore[no-untyped-def]
     w, z, steps, out, pre_scale, work, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of rows of z [1, N, 1, Z]: out and a Gaussian's pre_scale [N, D]; work is [N, E] of its own."""
+    steps = decoded_steps(steps)
     index = block_of_places(first, BLOCK_M)
     row, step, valid = places(steps, index)
     h_2 = work + index * size.E
@@ -184,6 +186,7 @@ def emitter_bwd_kernel(  # type: ignore[no-untyped-def]
     w, dout, dpre_scale, z, steps, dz, scratch, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of rows, from dout and a Gaussian's dpre_scale [1, N, 1, D]: dz [N, Z], its rows of scratch."""
+    steps = decoded_steps(steps)
     index = block_of_places(first, BLOCK_M)
     row, step, valid = places(steps, index)
     own = scratch_of(scratch, index - first, size)

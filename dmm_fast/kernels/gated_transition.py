@@ -7,6 +7,7 @@ from dmm_fast.kernels.common import sigmoid, softplus
 from dmm_fast.kernels.rows import (
     at,
     block_of_places,
+    decoded_steps,
     load_row,
     places,
     rows_of,
@@ -34,6 +35,7 @@ def gated_transition_fwd_kernel(  # type: ignore[no-untyped-def]
     w, z, steps, loc, scale, work, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of rows of z [1, N, 1, Z]: loc and scale [N, Z]; work is [N, 2 Z] of its own."""
+    steps = decoded_steps(steps)
     index = block_of_places(first, BLOCK_M)
     row, step, valid = places(steps, index)
     own = work + index * 2 * size.Z
@@ -50,6 +52,7 @@ def gated_transition_bwd_kernel(  # type: ignore[no-untyped-def]
     w, loc, scale, z, steps, dz, scratch, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of rows, from the gradients ``loc, scale`` [1, N, 1, Z]: dz [N, Z] and its rows of scratch."""
+    steps = decoded_steps(steps)
     index = block_of_places(first, BLOCK_M)
     row, step, valid = places(steps, index)
     own = scratch_of(scratch, index - first, size)

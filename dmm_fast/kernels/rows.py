@@ -19,25 +19,8 @@ from torch import Tensor
 from dmm_fast.kernels.common import cdiv, next_power_of_2, on_device_of, row_start
 from dmm_fast.kernels.tuning import Config, choose
 
-# Sizes and strides that differ from batch to batch: no kernel is compiled anew for them.
-VARYING = (
-    "steps",
-    "first",
-    "mask",
-    "value",
-    "loc",
-    "scale",
-    "eps",
-    "pre_scale",
-    "x",
-    "logits",
-    "z",
-    "z_0",
-    "h",
-    "rows",
-    "batch",
-    "T",
-)
+# Sizes that differ from batch to batch: no kernel is compiled anew for them. Those within tuples are encoded.
+VARYING = ("first", "rows", "batch", "T")
 
 # Lengths that a search for the place of a number reads at a time.
 SEARCHED = tl.constexpr(64)
@@ -48,8 +31,23 @@ _Fields = TypeVar("_Fields", bound=tuple[Any, ...])
 rowwise_kernel = triton.jit(do_not_specialize=VARYING)
 
 
+def encoded(number: int) -> int:
+    """A size or stride as a kernel takes it within a tuple: an odd number, and at least 3.
+
+    Triton compiles a kernel anew where an integer is 1 or a multiple of 16 and was not before, and
+    ``do_not_specialize`` does not reach the members of a tuple (triton 3.6 to 3.9).
+    """
+    return 2 * number + 3
+
+
+@triton.jit
+def decoded(number):  # type: ignore[no-untyped-def]
+    """The number that :func:`encoded` was given."""
+    return (number - 3) >> 1
+
+
 class Rows(NamedTuple):
-    """A ``[P, B, T, width]`` tensor with dense features, as a kernel takes it."""
+    """A ``[P, B, T, width]`` tensor with dense features, as a kernel takes it: its strides are encoded."""
 
     ptr: Any
     stride_p: int
@@ -58,7 +56,10 @@ class Rows(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """How many steps there are, and which of them are valid: all where ``lengths`` is None."""
+    """How many steps there are, and which of them are valid: all where ``lengths`` is None.
+
+    The three sizes come to a kernel encoded, which begins with :func:`decoded_steps`.
+    """
 
     lengths: Any
     particles: int
@@ -67,7 +68,7 @@ class Steps(NamedTuple):
 
 
 class Mask(NamedTuple):
-    """What is observed, ``[B, T]`` (no stride over features) or ``[B, T, width]``."""
+    """What is observed, ``[B, T]`` (no stride over features) or ``[B, T, width]``; strides are encoded."""
 
     ptr: Any
     stride_b: int
@@ -84,20 +85,20 @@ def rows_of(tensor: Tensor) -> Rows:
     """``tensor [P, B, T, width]``, or ``[P, B, width]`` as rows of one step, for a kernel."""
     held = dense(tensor)
     strides = held.stride()[:-1]
-    return Rows(held, *strides, *(3 - len(strides)) * (0,))
+    return Rows(held, *map(encoded, (*strides, *(3 - len(strides)) * (0,))))
 
 
 def steps_of(tensor: Tensor, lengths: Tensor | None) -> Steps:
     """The steps of a ``[P, B, T, ...]`` tensor."""
-    P, B, T = tensor.shape[:3]
-    return Steps(None if lengths is None else lengths.contiguous(), P, B, T)
+    return Steps(None if lengths is None else lengths.contiguous(), *map(encoded, tensor.shape[:3]))
 
 
 def mask_of(mask: Tensor | None) -> Mask | None:
     """A bool mask ``[B, T]`` or ``[B, T, width]`` for a kernel."""
     if mask is None:
         return None
-    return Mask(mask, mask.stride(0), mask.stride(1), mask.stride(2) if mask.dim() == 3 else 0)
+    strides = mask.stride() if mask.dim() == 3 else (*mask.stride(), 0)
+    return Mask(mask, *map(encoded, strides))
 
 
 def constants(fields: _Fields) -> _Fields:
@@ -133,6 +134,12 @@ def launch_wide(kernel: Any, like: Tensor, *args: Any) -> None:
     """Run a kernel over all steps of ``like [P, B, T, WIDTH]``, which takes its features in blocks."""
     width = like.shape[-1]
     launch(kernel, math.prod(like.shape[:3]), like, *args, WIDTH=width, BLOCK_N=width_block(width, 128))
+
+
+@triton.jit
+def decoded_steps(steps):  # type: ignore[no-untyped-def]
+    """The steps with their sizes as they are."""
+    return Steps(steps.lengths, decoded(steps.particles), decoded(steps.batch), decoded(steps.steps))
 
 
 @triton.jit
@@ -193,8 +200,8 @@ def kept(mask, steps, row, step, columns, WIDTH, valid):  # type: ignore[no-unty
     """``[rows, columns]``: what is valid, within the width, and observed."""
     keep = valid[:, None] & (columns < WIDTH)[None, :]
     if mask is not None:
-        pointers = mask.ptr + (row % steps.batch) * mask.stride_b + step * mask.stride_t
-        places = pointers[:, None] + columns[None, :].to(tl.int64) * mask.stride_d
+        pointers = mask.ptr + (row % steps.batch) * decoded(mask.stride_b) + step * decoded(mask.stride_t)
+        places = pointers[:, None] + columns[None, :].to(tl.int64) * decoded(mask.stride_d)
         keep &= tl.load(places, mask=keep, other=0) != 0
     return keep
 
@@ -202,7 +209,8 @@ def kept(mask, steps, row, step, columns, WIDTH, valid):  # type: ignore[no-unty
 @triton.jit
 def at(rows, steps, row, step):  # type: ignore[no-untyped-def]
     """Pointers to the first feature of the steps ``row, step`` of a tensor."""
-    return rows.ptr + row_start(row, steps.batch, rows.stride_p, rows.stride_b) + step * rows.stride_t
+    start = row_start(row, steps.batch, decoded(rows.stride_p), decoded(rows.stride_b))
+    return rows.ptr + start + step * decoded(rows.stride_t)
 
 
 @triton.jit

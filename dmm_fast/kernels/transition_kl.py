@@ -9,6 +9,7 @@ from dmm_fast.kernels.rows import (
     at,
     before,
     block_of_places,
+    decoded_steps,
     load_row,
     places,
     rows_of,
@@ -39,6 +40,7 @@ def transition_kl_fwd_kernel(  # type: ignore[no-untyped-def]
     w, z, loc, pre_scale, z_0, steps, terms, work, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of valid steps: terms [P, B, T] is the divergence of each; work is [steps, 2 Z] of its own."""
+    steps = decoded_steps(steps)
     index = block_of_places(first, BLOCK_M)
     row, step, valid = places(steps, index)
     own = work + index * 2 * size.Z
@@ -74,6 +76,7 @@ def transition_kl_bwd_kernel(  # type: ignore[no-untyped-def]
     BLOCK_M: tl.constexpr,
 ):
     """A block of valid steps, from dout [P, B]: three gradients [P, B, T, Z], dbefore by z_{t-1}; scratch."""
+    steps = decoded_steps(steps)
     index = block_of_places(first, BLOCK_M)
     row, step, valid = places(steps, index)
     own = scratch_of(scratch, index - first, size)

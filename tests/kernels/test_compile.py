@@ -74,3 +74,12 @@ def test_a_network_multiplies_in_tf32_only_where_torch_allows_it(
 ) -> None:
     networks = [k for k in tables[90] if "_scan_" in k["name"] or "transition" in k["name"]]
     assert {(k["variant"], k["tf32"]) for k in networks} == {("few", False), ("many, tf32", True)}
+
+
+def test_no_kernel_is_compiled_anew_for_another_shape_of_the_batch() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.compiled_anew"], capture_output=True, text=True, check=True
+    )
+    at_one_shape, at_all = json.loads(run.stdout)
+    assert at_one_shape
+    assert at_all == at_one_shape
