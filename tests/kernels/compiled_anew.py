@@ -1,7 +1,7 @@
-"""Which Triton kernels batches of other shapes would have compiled anew: ``python -m tests.kernels.compiled_anew``.
+"""Counts of Triton kernels that batches of several shapes need: ``python -m tests.kernels.compiled_anew``.
 
-Prints, as JSON, the number of different kernels that each one's launches ask for at one shape of a batch and at
-all of :data:`SHAPES`. Nothing is compiled or launched.
+Prints, as JSON, how many different kernels each one's launches ask for at one shape of a batch, and at all of
+:data:`SHAPES`. Nothing is compiled or launched.
 """
 
 import json
