@@ -191,6 +191,7 @@ def test_what_a_stage_leaves_over_goes_to_those_after_it():
     assert runner.share("b", seconds, left=45.0) == 15.0
     assert runner.share("b", seconds, left=500.0) == 30
     assert runner.share("c", seconds, left=45.0) == 45.0
+    assert runner.share("c", seconds, left=500.0) == 500.0
     assert runner.share("c", seconds, left=0.0) == 0.0
     assert runner.share("a", {"a": 0.0}, left=5.0) == 0.0
 

@@ -13,8 +13,8 @@ from dmm_fast.data import Dataset
 
 # What evaluation and writing need at the end.
 RESERVE = 5.0
-# Seconds between evaluations, each of which takes a fraction of one.
-TURN = 2.0
+# Seconds between evaluations, each of which takes a fraction of one; and at most so many evaluations.
+TURN, MOST_TURNS = 2.0, 20
 
 
 def units(stage: Stage) -> Iterator[Unit]:
@@ -31,7 +31,7 @@ def train(stage: Stage) -> None:
         data = Dataset(data.name, *map(beginnings, (data.train, data.valid, data.test)))
     plan = quality.Plan(
         epochs=2 if stage.quick else quality.Plan.epochs,
-        turn=TURN,
+        turn=max(TURN, stage.left() / (2 * MOST_TURNS)),  # both train
         deadline=time.monotonic() + stage.left() - RESERVE,
     )
     verdicts = quality.checked(data, device)
