@@ -89,7 +89,10 @@ class Tiling(NamedTuple):
     # Not 0: of 16 outputs, to a warp; groups are then of 16 outputs and quads of 8 inputs.
     tensor_tiles: int = 0
 
-    per_warp = 0  # outputs do not belong to warps
+    @property
+    def per_warp(self) -> int:
+        """Outputs do not belong to warps."""
+        return 0
 
     @property
     def kept(self) -> int:

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterator
+from itertools import product
 from typing import NamedTuple
 
 CHUNK = 128  # units of which a lane has four
@@ -44,12 +45,23 @@ class WarpTiling(NamedTuple):
 
     @property
     def quads(self) -> int:
-        """Of inputs that a lane multiplies; their weights are in registers."""
+        """Of inputs that a lane multiplies."""
         return self.chunks
 
-    in_registers = quads
-    in_shared = 0
-    tensor_tiles = 0
+    @property
+    def in_registers(self) -> int:
+        """Quads whose weights are in registers: all."""
+        return self.chunks
+
+    @property
+    def in_shared(self) -> int:
+        """And in shared memory: none."""
+        return 0
+
+    @property
+    def tensor_tiles(self) -> int:
+        """Tensor cores are not used."""
+        return 0
 
     @property
     def kept(self) -> int:
@@ -76,13 +88,10 @@ class Cut(NamedTuple):
 
 def warp_cuts(units: int) -> Iterator[Cut]:
     """All for so many units."""
-    for chunks, per_warp, rows, at_once in CUTS:
-        if -(-units // CHUNK) != chunks:
-            continue
-        for size, exchange in _EXCHANGE.items():
-            warps = -(-(-(-units // size)) // per_warp)
-            if warps > most_warps(chunks, per_warp):
-                continue
+    cuts = [cut for cut in CUTS if cut[0] == -(-units // CHUNK)]
+    for (chunks, per_warp, rows, at_once), (size, exchange) in product(cuts, _EXCHANGE.items()):
+        warps = -(-(-(-units // size)) // per_warp)
+        if warps <= most_warps(chunks, per_warp):
             tiling = WarpTiling(units, warps * per_warp, per_warp)
             groups = [min(at_once, rows - first) for first in range(0, rows, at_once)]
             twos = sum(-(-count // 2) for count in groups)
