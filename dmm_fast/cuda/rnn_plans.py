@@ -90,7 +90,7 @@ def warp_cuts(units: int) -> Iterator[Cut]:
     """All for so many units."""
     cuts = [cut for cut in CUTS if cut[0] == -(-units // CHUNK)]
     for (chunks, per_warp, rows, at_once), (size, exchange) in product(cuts, _EXCHANGE.items()):
-        warps = -(-(-(-units // size)) // per_warp)
+        warps = -(-units // (size * per_warp))
         if warps <= most_warps(chunks, per_warp):
             tiling = WarpTiling(units, warps * per_warp, per_warp)
             groups = [min(at_once, rows - first) for first in range(0, rows, at_once)]

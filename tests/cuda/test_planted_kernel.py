@@ -26,7 +26,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an emulator with the wrong kernel; without sanitizers, which take minutes to compile."""
     root = tmp_path_factory.mktemp("planted")
     shutil.copytree(ROOT / "csrc", root / "csrc")
-    source = root / "csrc" / "cuda" / "rnn_scan_warps.cuh"
+    source = root / "csrc" / "cuda" / "rnn_warp_rows.cuh"
     text = source.read_text()
     assert text.count(RIGHT) == 1
     source.write_text(text.replace(RIGHT, WRONG))
