@@ -30,6 +30,12 @@ bool is_tanh(const std::string& nonlinearity) {
 }
 
 void check_tiling(const Plan& plan, int64_t H) {
+  if (cuda::is_by_warps(plan)) {
+    const char* fault = cuda::warp_fault(plan, H);
+    STD_TORCH_CHECK(fault == nullptr, "plan: expected one for these sizes, got ", cuda::describe(plan), ": ",
+                    fault ? fault : "");
+    return;
+  }
   check_plan(plan, 1, [&] { return cuda::shares_outputs(cuda::tiling_of(plan, 0), plan[2], H, H); });
 }
 
@@ -46,13 +52,15 @@ Tensor rnn_scan_steps(const Tensor& x_proj, const Tensor& w_hh, const Tensor& h_
   check_tiling(plan, H);
   const cuda::RnnScan args{on_device_ragged_of(x_proj, lengths, plan),
                            static_cast<int>(plan[2]),
-                           cuda::tiling_of(plan, 0),
+                           cuda::rnn_tiling_of(plan),
                            static_cast<int>(H),
                            tanh,
                            matrix_of(w_hh),
                            sequences_of(x_proj),
                            sequences_of(h_0),
-                           h.mutable_data_ptr<float>()};
+                           h.mutable_data_ptr<float>(),
+                           {},
+                           cuda::per_warp_of(plan)};
   launch_exchange(x_proj, "rnn_scan with plan " + cuda::describe(plan), args, cuda::rnn_scan);
   return h;
 }
@@ -70,14 +78,16 @@ std::tuple<Tensor, Tensor> rnn_scan_steps_backward(const Tensor& dh, const Tenso
   check_tiling(plan, H);
   const cuda::RnnScanBackward args{on_device_ragged_of(h, lengths, plan),
                                    static_cast<int>(plan[2]),
-                                   cuda::tiling_of(plan, 0),
+                                   cuda::rnn_tiling_of(plan),
                                    static_cast<int>(H),
                                    tanh,
                                    matrix_of(w_hh),
                                    sequences_of(dh),
                                    sequences_of(h),
                                    dx_proj.mutable_data_ptr<float>(),
-                                   dh_0.mutable_data_ptr<float>()};
+                                   dh_0.mutable_data_ptr<float>(),
+                                   {},
+                                   cuda::per_warp_of(plan)};
   launch_exchange(h, "rnn_scan_backward with plan " + cuda::describe(plan), args, cuda::rnn_scan_backward);
   return {dx_proj, dh_0};
 }

@@ -26,7 +26,7 @@ def install() -> None:
     global emulator, options
     import dmm_emulator
 
-    from dmm_fast.cuda import plan
+    from dmm_fast.cuda import plan, rnn_plans
     from dmm_fast.ops import backend
 
     emulator, options = dmm_emulator, dmm_emulator.Options()
@@ -41,6 +41,7 @@ def install() -> None:
     # What the emulator was compiled with.
     plan.RNN_REGISTERS, plan.COMBINER_REGISTERS = (2, 0), ((2, 2), (0, 0))
     plan.RNN_TENSOR_TILES = ((1, 4), (2, 8))
+    rnn_plans.CUTS = ((1, 4, 1, 1), (1, 4, 3, 2), (2, 4, 3, 3), (1, 5, 3, 2), (1, 5, 4, 2))
 
 
 def rnn_scan_steps(

@@ -20,11 +20,11 @@ FILE = "measured_plans.json"
 
 
 def best_of_each_shape(plans: list[Plan], shared_bytes: int, most: int = MOST) -> list[Plan]:
-    """The best plan by estimate of each count of rows, rows at once and blocks; the best of those first."""
+    """The best by estimate of each count of rows, rows at once, blocks and outputs of a warp; best first."""
     fitting = [plan for plan in plans if plan.shared_bytes <= shared_bytes]
     best: dict[tuple[int, ...], Plan] = {}
     for plan in sorted(fitting, key=lambda plan: plan.step_cycles):
-        best.setdefault(tuple(plan[:3]), plan)
+        best.setdefault((*plan[:3], plan.tilings[0].per_warp), plan)
     return list(best.values())[:most]
 
 
@@ -53,6 +53,8 @@ def sweep(stage: Stage, suite: str, case: str, scan: str, sizes: Sizes, device: 
         expected = results if expected is None else expected
         off = max_error(results, expected)
         impl = f"{plan.rows_per_cluster} rows, {plan.rows_per_group} at once, {plan.cluster_size} blocks"
+        if plan.tilings[0].per_warp:
+            impl += f", {plan.tilings[0].per_warp} outputs a warp"
         verdict = Verdict(scan, "cuda", f"{case}, {impl}", off, BOUND, off <= BOUND)
         stage.record.correctness(verdict.as_dict())
         samples = time_calls(run, stage.device, seconds=0.1)

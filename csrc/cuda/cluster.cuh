@@ -45,12 +45,30 @@ constexpr int kMostPolls = 1 << 20, kLeastPolls = 1 << 10;
 constexpr int kPollNanoseconds = 100;
 constexpr uint64_t kMostNanoseconds = 500'000'000;
 
+// A place in the shared memory of a block of the cluster: found once, it serves many stores.
+#ifdef DMM_EMULATOR
+struct Remote {
+  int block;
+  unsigned char* mine;  // the same place in this block
+
+  Remote operator+(int bytes) const { return {block, mine + bytes}; }
+};
+inline Remote remote(int block, void* mine) { return {block, static_cast<unsigned char*>(mine)}; }
+#else
+struct Remote {
+  unsigned address;
+
+  __device__ Remote operator+(int bytes) const { return {address + static_cast<unsigned>(bytes)}; }
+};
+#endif
+
 #ifdef DMM_EMULATOR
 inline void transaction_init(uint64_t* barrier, int arrivals) { emulator::transaction_init(barrier, arrivals); }
 inline void transaction_expect(uint64_t* barrier, int bytes) { emulator::transaction_expect(barrier, bytes); }
 template <int kCount>
-void transaction_store(int block, float* mine, const float (&values)[kCount], uint64_t* barrier) {
-  emulator::transaction_store(block, mine, values, kCount, barrier);
+void transaction_store(bool is_wanted, Remote to, const float (&values)[kCount], Remote barrier) {
+  if (is_wanted) emulator::transaction_store(to.block, reinterpret_cast<float*>(to.mine), values, kCount,
+                              reinterpret_cast<uint64_t*>(barrier.mine));
 }
 inline bool transaction_wait(uint64_t* barrier, int parity) { return emulator::transaction_wait(barrier, parity); }
 inline void remote_store(int block, float* mine, const float (&values)[4]) {
@@ -67,6 +85,7 @@ __device__ inline unsigned shared_address_in(int block, const void* mine) {
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(mine)), "r"(block));
   return there;
 }
+__device__ inline Remote remote(int block, const void* mine) { return {shared_address_in(block, mine)}; }
 __device__ inline void transaction_init(uint64_t* barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -75,25 +94,32 @@ __device__ inline void transaction_expect(uint64_t* barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                : "memory");
 }
-// One, two or four numbers to where `mine` is in another block, or in this one; counted by the barrier there.
-__device__ inline void transaction_store(int block, float* mine, const float (&values)[1], uint64_t* barrier) {
-  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
-                   shared_address_in(block, mine)),
-               "r"(__float_as_uint(values[0])), "r"(shared_address_in(block, barrier))
-               : "memory");
+// One, two or four numbers, if they are wanted; counted by the barrier, which is in the block that they go to. A branch
+// around the store would take more instructions.
+__device__ inline void transaction_store(bool is_wanted, Remote to, const float (&values)[1], Remote barrier) {
+  asm volatile(
+      "{\n.reg .pred is_wanted;\nsetp.ne.u32 is_wanted, %3, 0;\n"
+      "@is_wanted st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];\n}" ::"r"(to.address),
+      "r"(__float_as_uint(values[0])), "r"(barrier.address), "r"(static_cast<unsigned>(is_wanted))
+      : "memory");
 }
-__device__ inline void transaction_store(int block, float* mine, const float (&values)[2], uint64_t* barrier) {
-  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(
-                   shared_address_in(block, mine)),
-               "r"(__float_as_uint(values[0])), "r"(__float_as_uint(values[1])), "r"(shared_address_in(block, barrier))
-               : "memory");
+__device__ inline void transaction_store(bool is_wanted, Remote to, const float (&values)[2], Remote barrier) {
+  asm volatile(
+      "{\n.reg .pred is_wanted;\nsetp.ne.u32 is_wanted, %4, 0;\n"
+      "@is_wanted st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];\n}" ::"r"(
+          to.address),
+      "r"(__float_as_uint(values[0])), "r"(__float_as_uint(values[1])), "r"(barrier.address),
+      "r"(static_cast<unsigned>(is_wanted))
+      : "memory");
 }
-__device__ inline void transaction_store(int block, float* mine, const float (&values)[4], uint64_t* barrier) {
-  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
-                   shared_address_in(block, mine)),
-               "r"(__float_as_uint(values[0])), "r"(__float_as_uint(values[1])), "r"(__float_as_uint(values[2])),
-               "r"(__float_as_uint(values[3])), "r"(shared_address_in(block, barrier))
-               : "memory");
+__device__ inline void transaction_store(bool is_wanted, Remote to, const float (&values)[4], Remote barrier) {
+  asm volatile(
+      "{\n.reg .pred is_wanted;\nsetp.ne.u32 is_wanted, %6, 0;\n"
+      "@is_wanted st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];\n}" ::"r"(
+          to.address),
+      "r"(__float_as_uint(values[0])), "r"(__float_as_uint(values[1])), "r"(__float_as_uint(values[2])),
+      "r"(__float_as_uint(values[3])), "r"(barrier.address), "r"(static_cast<unsigned>(is_wanted))
+      : "memory");
 }
 __device__ inline uint64_t nanoseconds() {
   uint64_t now;
@@ -162,15 +188,22 @@ __device__ inline bool arrivals_wait(uint64_t* barrier, int parity) {
   });
 }
 #else  // never reached in a cluster of one
+__device__ inline Remote remote(int, const void*) { return {}; }
 __device__ inline void transaction_init(uint64_t*, int) {}
 __device__ inline void transaction_expect(uint64_t*, int) {}
 template <int kCount>
-__device__ void transaction_store(int, float*, const float (&)[kCount], uint64_t*) {}
+__device__ void transaction_store(bool, Remote, const float (&)[kCount], Remote) {}
 __device__ inline bool transaction_wait(uint64_t*, int) { return true; }
 __device__ inline void remote_store(int, float*, const float (&)[4]) {}
 __device__ inline void remote_arrive(int, uint64_t*) {}
 __device__ inline bool arrivals_wait(uint64_t*, int) { return true; }
 #endif
+
+// To where `mine` is in another block, or in this one.
+template <int kCount>
+__device__ inline void transaction_store(int block, float* mine, const float (&values)[kCount], uint64_t* barrier) {
+  transaction_store(true, remote(block, mine), values, remote(block, barrier));
+}
 
 // Copies a number from device memory to shared memory. No other thread may touch it before it is there, which the
 // thread that asked for it knows after `copies_done`.

@@ -85,6 +85,8 @@ class Exchange {
     record_hang(hang_, cluster_, group, step, parity, rows(), barrier(group, step));
     blocks_ = 0;
   }
+  // Whether a wait of this thread has timed out: it is to give no more.
+  __device__ bool is_lost() const { return blocks_ == 0; }
   // After the last wait of each group. `steps_of(group)` were exchanged, and waited for. Where more bytes came than
   // were expected, phases have ended early and some are left: the next phases, of no bytes, do not end. One thread
   // finds out.

@@ -20,6 +20,31 @@ inline Tiling tiling_of(const Plan& plan, size_t which) {
   return {number(0), number(1), number(2), number(3), number(4), number(5), number(6), number(7)};
 }
 
+// rows_per_cluster, rows_per_group, cluster_size, then of outputs that belong to warps: inputs, outputs, outputs of a
+// warp. No other plan has so few numbers.
+inline bool is_by_warps(const Plan& plan) { return plan.size() == 6; }
+inline int per_warp_of(const Plan& plan) { return is_by_warps(plan) ? static_cast<int>(plan[5]) : 0; }
+// The tiling of rnn_scan, of which a plan by warps has inputs and outputs alone.
+inline Tiling rnn_tiling_of(const Plan& plan) {
+  if (!is_by_warps(plan)) return tiling_of(plan, 0);
+  return {static_cast<int>(plan[3]), static_cast<int>(plan[4]), 0, 0, 0, 0, 0, 0};
+}
+
+// Null, or what is wrong with a plan by warps for so many units.
+inline const char* warp_fault(const Plan& plan, int64_t units) {
+  for (const int64_t number : plan)
+    if (number < 1 || number > INT32_MAX / 64) return "a number out of range";
+  const int64_t rows = plan[0], size = plan[2], inputs = plan[3], outputs = plan[4], per_warp = plan[5];
+  if (rows > kMostWarpRows || plan[1] > rows) return "rows out of range";
+  if (size < 2 || size > 16 || (size & (size - 1)) != 0) return "cluster_size out of range";
+  const int64_t chunks = (units + kWarpChunk - 1) / kWarpChunk;
+  if (inputs != units || chunks > kMostWarpChunks || outputs * size < units) return "other sizes";
+  if (per_warp != 4 && per_warp != 5) return "other outputs of a warp than four or five";
+  if (outputs % per_warp != 0) return "outputs that are not the warps'";
+  if (outputs / per_warp > most_warps(static_cast<int>(chunks), static_cast<int>(per_warp))) return "too many warps";
+  return nullptr;
+}
+
 inline std::string describe(const Plan& plan) {
   std::ostringstream out;
   for (size_t i = 0; i < plan.size(); ++i) out << (i ? ", " : "[") << plan[i];

@@ -2,6 +2,7 @@
 #include "tensors.h"
 
 #include "../cuda/rnn_scan.cuh"
+#include "rnn_scan_warps.h"
 
 namespace dmm::emulator {
 namespace {
@@ -15,22 +16,26 @@ void by_tiling(const cuda::Tiling& tiling, Run run) {
 
 void rnn_scan(py::object x_proj, py::object w_hh, py::object h_0, py::object lengths, bool tanh,
               const cuda::Plan& plan, py::object h, const Options& options) {
-  const cuda::RnnScan a{ragged(x_proj, lengths, plan), static_cast<int>(plan[2]), cuda::tiling_of(plan, 0),
+  const cuda::RnnScan a{ragged(x_proj, lengths, plan), static_cast<int>(plan[2]), cuda::rnn_tiling_of(plan),
                         size(x_proj, 3), tanh,          matrix(w_hh),
-                        sequences(x_proj), sequences(h_0), data<float>(h)};
+                        sequences(x_proj), sequences(h_0), data<float>(h),   {},                 cuda::per_warp_of(plan)};
+  const std::string call = "rnn_scan with plan " + cuda::describe(plan);
+  if (a.per_warp) return run_by_warps(call, a, options);
   by_tiling(a.tiling, [&](auto how) {
-    run_scan("rnn_scan with plan " + cuda::describe(plan), a, a.tiling.threads(), options,
+    run_scan(call, a, a.tiling.threads(), options,
              cuda::rnn_scan_fwd_kernel<decltype(how)>);
   });
 }
 
 void rnn_scan_backward(py::object dh, py::object h, py::object w_hh, py::object lengths, bool tanh,
                        const cuda::Plan& plan, py::object dx_proj, py::object dh_0, const Options& options) {
-  const cuda::RnnScanBackward a{ragged(h, lengths, plan), static_cast<int>(plan[2]), cuda::tiling_of(plan, 0),
+  const cuda::RnnScanBackward a{ragged(h, lengths, plan), static_cast<int>(plan[2]), cuda::rnn_tiling_of(plan),
                                 size(h, 3), tanh,          matrix(w_hh),
-                                sequences(dh), sequences(h), data<float>(dx_proj), data<float>(dh_0)};
+                                sequences(dh), sequences(h), data<float>(dx_proj), data<float>(dh_0), {}, cuda::per_warp_of(plan)};
+  const std::string call = "rnn_scan_backward with plan " + cuda::describe(plan);
+  if (a.per_warp) return run_by_warps(call, a, options);
   by_tiling(a.tiling, [&](auto how) {
-    run_scan("rnn_scan_backward with plan " + cuda::describe(plan), a, a.tiling.threads(), options,
+    run_scan(call, a, a.tiling.threads(), options,
              cuda::rnn_scan_bwd_kernel<decltype(how)>);
   });
 }
@@ -40,7 +45,8 @@ int64_t shared_bytes_of(const cuda::Plan& plan) {
   Args a{};
   a.ragged.rows_per_cluster = static_cast<int>(plan[0]);
   a.ragged.rows_per_group = static_cast<int>(plan[1]);
-  a.tiling = cuda::tiling_of(plan, 0);
+  a.tiling = cuda::rnn_tiling_of(plan);
+  a.per_warp = cuda::per_warp_of(plan);
   return shared_bytes(a);
 }
 

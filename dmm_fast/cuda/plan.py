@@ -21,6 +21,7 @@ from torch import Tensor
 from dmm_fast.check import fail
 from dmm_fast.cuda import measured
 from dmm_fast.cuda.measured import Case, Measurements
+from dmm_fast.cuda.rnn_plans import WarpTiling, warp_cuts
 
 THREADS = 256  # of a block: each may have 255 registers
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32)  # of a cluster
@@ -89,6 +90,16 @@ class Tiling(NamedTuple):
     tensor_tiles: int = 0
 
     @property
+    def per_warp(self) -> int:
+        """Outputs do not belong to warps."""
+        return 0
+
+    @property
+    def kept(self) -> int:
+        """Weights in a thread's registers."""
+        return self.in_registers * (4 * self.tensor_tiles or 16)
+
+    @property
     def chunk(self) -> int:
         """Rows that can be multiplied at once."""
         return TENSOR_CHUNK if self.tensor_tiles else CHUNK
@@ -134,7 +145,7 @@ class Plan(NamedTuple):
     rows_per_cluster: int
     rows_per_group: int  # that take their steps together
     cluster_size: int
-    tilings: tuple[Tiling, ...]
+    tilings: tuple[Tiling, ...] | tuple[WarpTiling]
     clusters: int
     shared_bytes: int  # of a block
     step_cycles: float  # estimated, of all clusters
@@ -152,14 +163,15 @@ class Plan(NamedTuple):
 
     def __str__(self) -> str:
         on_tensor_cores = any(tiling.tensor_tiles for tiling in self.tilings)
-        kept = sum(tiling.in_registers * (4 * tiling.tensor_tiles or 16) for tiling in self.tilings)
+        kept = sum(tiling.kept for tiling in self.tilings)
+        of_warps = f"{self.tilings[0].per_warp} outputs a warp; " if self.tilings[0].per_warp else ""
         shared = sum(16 * tiling.in_shared for tiling in self.tilings)
         streamed = sum(16 * (t.quads - t.in_registers - t.in_shared) for t in self.tilings)
         return (
             f"{self.clusters} clusters of {self.cluster_size} blocks of {self.threads} threads; "
             f"{self.rows_per_cluster} rows a cluster, {self.rows_per_group} at once; "
             f"a thread's weights: {kept} in registers, {shared} in shared memory, "
-            f"{streamed} read at every step; {'on tensor cores; ' if on_tensor_cores else ''}"
+            f"{streamed} read at every step; {'on tensor cores; ' if on_tensor_cores else ''}{of_warps}"
             f"{self.shared_bytes} bytes of shared memory a block"
         )
 
@@ -243,6 +255,11 @@ def rnn_plans(
             tiling = _fill_shared(tiling, device.shared_bytes - used, tiling.threads)
             used += 64 * tiling.in_shared * tiling.threads
             yield _plan(rows, shape, (tiling,), used, 4 * units, _RNN_GROUP, device)
+    for cut in warp_cuts(units):
+        if cut.rows <= max(rows, 1) and device.at_once(cut.cluster_size):
+            clusters = -(-rows // cut.rows)
+            cycles = cut.cycles * -(-clusters // device.at_once(cut.cluster_size))
+            yield Plan(*cut[:3], (cut.tiling,), clusters, cut.shared_bytes, cycles)
 
 
 def combiner_plans(

@@ -6,6 +6,7 @@ import pytest
 
 from dmm_fast import native
 from dmm_fast.cuda.plan import COMBINER_REGISTERS, RNN_REGISTERS, RNN_TENSOR_TILES
+from dmm_fast.cuda.rnn_plans import CUTS
 from tests.cuda.resource_table import Resources, cuobjdump, parse, table
 
 pytestmark = pytest.mark.skipif(not native.cuda_architectures(), reason="built without CUDA kernels")
@@ -34,6 +35,7 @@ def test_the_library_holds_a_kernel_for_every_plan(kernels: list[Resources]) -> 
     for way in ("fwd", "bwd"):
         expected |= {f"rnn_scan_{way}_kernel<InFloat32<{quads}> >" for quads in RNN_REGISTERS}
         expected |= {f"rnn_scan_{way}_kernel<OnTensorCores<{t}, {quads}> >" for t, quads in RNN_TENSOR_TILES}
+        expected |= {f"rnn_scan_warps_{way}_kernel<{', '.join(map(str, cut))}>" for cut in CUTS}
         for pair in COMBINER_REGISTERS:
             to, back = pair if way == "fwd" else pair[::-1]
             expected.add(f"combiner_scan_{way}_kernel<{to}, {back}>")

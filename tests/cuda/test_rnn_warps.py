@@ -1,0 +1,173 @@
+"""rnn_scan with outputs that belong to warps, under the emulator."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dmm_fast import ops
+from dmm_fast.cuda.plan import Plan, rnn_plans
+from tests.cases import Case
+from tests.compare import compare, evaluate, incoming_gradients, run_backend
+from tests.cuts import Choose, cut
+from tests.inputs import build
+
+__all__ = ["cut"]
+
+emulator = pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
+emulated = pytest.importorskip("tests.emulated")
+
+RAGGED = Case("warps", B=7, T=6, H=22, particles=(2,), lengths="zeros", poison="nan", start="rows")
+# Rows of a cluster, rows of a group, blocks, outputs of a warp; units.
+CUTS = (
+    (1, 1, 2, 4, 22),
+    (1, 1, 8, 4, 128),  # no output is no unit
+    (3, 2, 4, 4, 61),
+    (3, 2, 16, 4, 3),  # blocks and warps without units
+    (3, 3, 16, 4, 130),  # two chunks
+    (3, 2, 2, 5, 77),
+    (4, 2, 16, 5, 33),
+)
+each_cut = pytest.mark.parametrize("shape", CUTS, ids=str)
+each_order = pytest.mark.parametrize("order", [{}, {"reversed": True}, {"late": True}], ids=str)
+each_way = pytest.mark.parametrize("backward", [False, True], ids=["", "backward"])
+
+
+def of(rows: int, at_once: int, size: int, per_warp: int, units: int = 0) -> Choose:
+    """Plans of that shape, whatever the units."""
+    return lambda plan: plan[:3] == (rows, at_once, size) and plan.tilings[0].per_warp == per_warp
+
+
+@pytest.fixture
+def options(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def choose(**given: Any) -> None:
+        monkeypatch.setattr(emulated, "options", emulator.Options(**given))
+
+    return choose
+
+
+@each_cut
+@each_order
+def test_every_cut_gives_the_truth(
+    shape: tuple[int, ...], order: dict[str, bool], cut: Callable[..., None], options: Callable[..., None]
+) -> None:
+    cut(of(*shape))
+    options(**order)
+    compare("rnn_scan", replace(RAGGED, H=shape[-1]), "cuda")
+
+
+@each_cut
+def test_every_cut_gives_the_truth_of_tanh(shape: tuple[int, ...], cut: Callable[..., None]) -> None:
+    cut(of(*shape))
+    compare("rnn_scan", replace(RAGGED, H=shape[-1], nonlinearity="tanh", lengths="ragged"), "cuda")
+
+
+@pytest.mark.parametrize("B", [1, 2, 3, 4])
+def test_a_cluster_may_lack_rows(B: int, cut: Callable[..., None]) -> None:
+    case = replace(RAGGED, B=B, particles=())
+    cut(lambda plan: plan[:3] in {(3, 2, 2), (1, 1, 2)} and bool(plan.tilings[0].per_warp))
+    compare("rnn_scan", case, "cuda")
+
+
+@pytest.mark.parametrize("reversed", [False, True], ids=["", "reversed"])
+def test_a_missing_wait_shows(reversed: bool, cut: Callable[..., None], options: Callable[..., None]) -> None:
+    case = replace(RAGGED, H=61, lengths="full", poison=None)
+    cut(of(3, 2, 4, 4))
+    compare("rnn_scan", case, "cuda")
+    options(reversed=reversed, max_barriers=2)  # those before the first step
+    got = run_backend("rnn_scan", build("rnn_scan", case), case, "cuda")
+    truth = run_backend("rnn_scan", build("rnn_scan", case), case, "reference")
+    assert any(not torch.allclose(got[name], truth[name]) for name in truth)
+
+
+HANG = Case("hang", B=6, T=7, H=40, start="rows", nonlinearity="tanh")
+LENGTHS = [7, 6, 5, 4, 3, 2]  # so the first cluster has the groups [7, 6] and [5]
+LONGEST, RANK = (7, 5), 2
+Run = Callable[..., re.Match[str]]
+
+
+@pytest.fixture
+def run(cut: Callable[..., None], options: Callable[..., None]) -> Run:
+    """Runs a scan of which one direction has a fault: what it says of it."""
+    cut(of(3, 2, 4, 4))
+
+    def with_fault(backward: bool, **given: Any) -> re.Match[str]:
+        def gradients(outputs: tuple[Tensor, ...]) -> list[Tensor | None]:
+            options(rank=RANK, **given)
+            return incoming_gradients(outputs, HANG)
+
+        inputs = {**build("rnn_scan", HANG), "lengths": torch.tensor(LENGTHS)}
+        if not backward:
+            options(rank=RANK, **given)
+        with ops.use_backend("cuda"), pytest.raises(RuntimeError) as raised:
+            evaluate(ops.rnn_scan, inputs, gradients)
+        said = re.match(
+            rf"rnn_scan{'_backward' * backward} with plan \[3, 2, 4, 40, 12, 4\]: block (?P<block>\d+), "
+            r"rank (?P<rank>\d+) of its cluster, timed out waiting: "
+            r"group (?P<group>\d+), step (?P<step>\d+), parity (?P<parity>\d), rows (?P<rows>\d), ",
+            str(raised.value),
+        )
+        assert said, raised.value
+        assert int(said["parity"]) == int(said["step"]) >> 1 & 1
+        return said
+
+    return with_fault
+
+
+@each_way
+@pytest.mark.parametrize(("group", "step"), [(0, 0), (0, 5), (1, 1), (1, 3)])
+def test_the_block_that_misses_a_store_says_so(backward: bool, group: int, step: int, run: Run) -> None:
+    """Whichever of the cluster's blocks: lanes leave a shuffle in another order than they came."""
+    said = run(backward, fault="lost", group=group, step=step)
+    assert int(said["block"]) == int(said["rank"])  # of the first cluster
+    assert (int(said["group"]), int(said["step"])) == (group, step)
+    assert int(said["rows"]) == (1 if group == 1 or (step == 0 and not backward) else 2)
+
+
+@each_way
+@each_order
+def test_a_lost_store_is_found_in_any_order(backward: bool, order: dict[str, bool], run: Run) -> None:
+    said = run(backward, fault="lost", group=1, step=2, **order)
+    assert int(said["step"]) in (1, 2, 3)
+
+
+@each_way
+@each_order
+@pytest.mark.parametrize("group", [0, 1])
+@pytest.mark.parametrize("back", [1, 2, 4])
+def test_a_store_that_comes_twice_is_found_at_the_end(
+    backward: bool, order: dict[str, bool], group: int, back: int, run: Run
+) -> None:
+    """The next phase of the barrier that counted too much does not end."""
+    steps = LONGEST[group] - (not backward)
+    said = run(backward, fault="doubled", group=group, step=steps - back, **order)
+    assert [int(said[name]) for name in ("group", "step", "rows")] == [group, steps + back % 2, 0]
+
+
+@each_way
+def test_a_block_that_gives_up_is_there_for_those_that_have_not(backward: bool, run: Run) -> None:
+    """It gives up while numbers are on their way to it, and ends when no other block has any for it."""
+    said = run(backward, fault="early_timeout")
+    assert said["group"] == said["step"] == "0"
+
+
+@each_way
+@each_order
+def test_a_block_that_gives_nothing_is_missed_at_once(
+    backward: bool, order: dict[str, bool], run: Run
+) -> None:
+    said = run(backward, fault="silent", **order)
+    assert said["group"] == said["step"] == "0"
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["", "backward"])
+@pytest.mark.parametrize("units", [1, 13, 128, 200])
+def test_a_plan_knows_what_shared_memory_the_kernel_asks_for(units: int, backward: bool) -> None:
+    shared_bytes = getattr(emulator, f"rnn_scan{'_backward' * backward}_shared_bytes")
+    plans: list[Plan] = [plan for plan in rnn_plans(64, units, backward=backward) if plan.tilings[0].per_warp]
+    assert plans
+    assert [shared_bytes(plan.numbers) for plan in plans] == [plan.shared_bytes for plan in plans]
