@@ -216,6 +216,16 @@ unsigned char* shared_memory() { return cluster->running->block->shared.get(); }
 
 void block_sync() { sync(cluster->running->block->barrier); }
 void cluster_sync() { sync(cluster->barrier); }
+unsigned lane_index() { return cluster->running->index.x % 32; }
+// Two places take turns: a lane that shows the next but one has passed the next, to which all came that had looked here.
+uint64_t shuffle(uint64_t shown, unsigned lane) {
+  Thread& thread = *cluster->running;
+  Warp& warp = thread.block->warps[thread.index.x / 32];
+  uint64_t(&place)[32] = warp.shown[thread.shuffles++ % 2];
+  place[lane_index()] = shown;
+  wait_for_all(warp.barrier);
+  return place[lane];
+}
 void warp_sync() { sync(cluster->running->block->warps[cluster->running->index.x / 32].barrier); }
 
 void copy_async(void* to, const void* from, size_t bytes) { cluster->running->copies.back().push_back({to, from, bytes}); }

@@ -10,7 +10,9 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <functional>
+#include <type_traits>
 
 #define DMM_EMULATOR 1
 #define __global__
@@ -81,6 +83,9 @@ bool transaction_wait(const uint64_t* barrier, int parity);
 void remote_store(int block, float* mine, const float* values, int count);
 void remote_arrive(int block, uint64_t* barrier);
 void warp_sync();
+// The eight bytes that another lane of the warp shows; all its lanes have to come.
+uint64_t shuffle(uint64_t shown, unsigned lane);
+unsigned lane_index();
 
 }  // namespace dmm::emulator
 
@@ -93,6 +98,20 @@ void warp_sync();
 #define __pipeline_memcpy_async(to, from, bytes) dmm::emulator::copy_async(to, from, bytes)
 #define __pipeline_commit() dmm::emulator::copies_end()
 #define __pipeline_wait_prior(later) dmm::emulator::copies_done(later)
+
+template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+  static_assert(sizeof(T) <= sizeof(uint64_t) && std::is_trivially_copyable_v<T>);
+  uint64_t shown = 0;
+  std::memcpy(&shown, &value, sizeof value);
+  shown = dmm::emulator::shuffle(shown, static_cast<unsigned>(lane) % 32);
+  std::memcpy(&value, &shown, sizeof value);
+  return value;
+}
+template <class T>
+T __shfl_xor_sync(unsigned lanes, T value, int mask) {
+  return __shfl_sync(lanes, value, static_cast<int>(dmm::emulator::lane_index()) ^ mask);
+}
 
 inline unsigned atomicCAS(unsigned* at, unsigned expected, unsigned value) {
   const unsigned before = *at;

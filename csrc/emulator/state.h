@@ -42,6 +42,7 @@ class Barrier {
 struct Warp {
   Barrier barrier;
   float left[16][8], right[8][8];
+  uint64_t shown[2][32];  // to a shuffle and to the next
 };
 
 struct Block {
@@ -86,6 +87,7 @@ struct Thread {
   int64_t waits_since = 0;              // of the cluster's waits for such
   bool timed_out = false, has_given_up = false;
   int parity = 0, barriers = 0;
+  unsigned shuffles = 0;
   std::deque<std::vector<Copy>> copies{1};  // in groups; the last is not ended
   bool ended = false;
 };
