@@ -6,6 +6,8 @@
 #include "cuda/combiner_scan.h"
 #include "cuda_args.h"
 #include "exchange_launch.h"
+
+#include <type_traits>
 #endif
 
 namespace dmm {
@@ -40,12 +42,19 @@ Sizes check(const OnDevice& common, const Tensor& eps, const Tensor& w_z, const 
   return s;
 }
 
-void check_tilings(const Plan& plan, int64_t inputs, int64_t units, int64_t outputs) {
-  check_plan(plan, 2, [&] {
-    const cuda::Tiling to = cuda::tiling_of(plan, 0), from = cuda::tiling_of(plan, 1);
-    return cuda::shares_outputs(to, plan[2], inputs, units) && cuda::shares_inputs(from, plan[2], units, outputs) &&
-           to.outputs == from.inputs;
-  });
+// Calls `with(to, from)`: the plan's parts of the matrices [inputs, units] and [units, outputs], of either kind.
+template <class With>
+void with_tiles(const Plan& plan, int64_t inputs, int64_t units, int64_t outputs, With with) {
+  const auto checked = [&](const char* fault, const auto& tile_of) {
+    const auto fits = [&](const auto& to, const auto& from) {
+      return cuda::shares_outputs(to, plan[2], inputs, units) && cuda::shares_inputs(from, plan[2], units, outputs) &&
+             to.outputs == from.inputs;
+    };
+    check_plan(plan, fault, [&] { return fits(tile_of(plan, 0), tile_of(plan, 1)); });
+    with(tile_of(plan, 0), tile_of(plan, 1));
+  };
+  if (cuda::has_lane_tiles(plan)) checked(cuda::fault_of_lane_tiles(plan), cuda::lane_tile_of);
+  else checked(cuda::fault(plan, 2), cuda::tiling_of);
 }
 
 std::tuple<Tensor, Tensor, Tensor> combiner_scan_steps(const Tensor& base_, const Tensor& eps, const Tensor& z_q_0,
@@ -60,24 +69,26 @@ std::tuple<Tensor, Tensor, Tensor> combiner_scan_steps(const Tensor& base_, cons
   const auto make = [&] { return torch::stable::new_empty(eps, {s.P, s.B, s.T, s.Z}); };
   const Tensor z = make(), loc = make(), pre_scale = make();
   if (z.numel() == 0) return {z, loc, pre_scale};
-  check_tilings(plan, s.Z, s.H, 2 * s.Z);
-  const cuda::CombinerScan args{on_device_ragged_of(eps, lengths, plan),
-                                static_cast<int>(plan[2]),
-                                cuda::tiling_of(plan, 0),
-                                cuda::tiling_of(plan, 1),
-                                static_cast<int>(s.H),
-                                static_cast<int>(s.Z),
-                                matrix_of(w_z),
-                                matrix_of(w_loc),
-                                matrix_of(w_scale),
-                                b_z.const_data_ptr<float>(),
-                                base.const_data_ptr<float>(),
-                                sequences_of(eps),
-                                sequences_of(z_q_0),
-                                z.mutable_data_ptr<float>(),
-                                loc.mutable_data_ptr<float>(),
-                                pre_scale.mutable_data_ptr<float>()};
-  launch_exchange(eps, "combiner_scan with plan " + cuda::describe(plan), args, cuda::combiner_scan);
+  with_tiles(plan, s.Z, s.H, 2 * s.Z, [&](const auto& to, const auto& from) {
+    const cuda::CombinerScanBy<std::decay_t<decltype(to)>> args{on_device_ragged_of(eps, lengths, plan),
+                                                                static_cast<int>(plan[2]),
+                                                                to,
+                                                                from,
+                                                                static_cast<int>(s.H),
+                                                                static_cast<int>(s.Z),
+                                                                matrix_of(w_z),
+                                                                matrix_of(w_loc),
+                                                                matrix_of(w_scale),
+                                                                b_z.const_data_ptr<float>(),
+                                                                base.const_data_ptr<float>(),
+                                                                sequences_of(eps),
+                                                                sequences_of(z_q_0),
+                                                                z.mutable_data_ptr<float>(),
+                                                                loc.mutable_data_ptr<float>(),
+                                                                pre_scale.mutable_data_ptr<float>()};
+    launch_exchange(eps, "combiner_scan with plan " + cuda::describe(plan), args,
+                    [](const auto& a, void* stream) { return cuda::combiner_scan(a, stream); });
+  });
   return {z, loc, pre_scale};
 }
 
@@ -99,28 +110,30 @@ Five combiner_scan_steps_backward(const Tensor& dz, const Tensor& dloc, const Te
   const Tensor dh = make({s.P, s.B, s.T, s.H}), da = make({s.P, s.B, s.T, s.H}), dout = make({s.P, s.B, s.T, 2 * s.Z}),
                deps = make({s.P, s.B, s.T, s.Z}), dz_q_0 = make({s.P, s.B, s.Z});
   if (dz_q_0.numel() == 0) return {dh, da, dout, deps, dz_q_0};
-  check_tilings(plan, 2 * s.Z, s.H, s.Z);
-  const cuda::CombinerScanBackward args{on_device_ragged_of(eps, lengths, plan),
-                                        static_cast<int>(plan[2]),
-                                        cuda::tiling_of(plan, 0),
-                                        cuda::tiling_of(plan, 1),
-                                        static_cast<int>(s.H),
-                                        static_cast<int>(s.Z),
-                                        matrix_of(w_z),
-                                        matrix_of(w_loc),
-                                        matrix_of(w_scale),
-                                        sequences_of(dz),
-                                        sequences_of(dloc),
-                                        sequences_of(dpre_scale),
-                                        sequences_of(eps),
-                                        sequences_of(pre_scale),
-                                        g.const_data_ptr<float>(),
-                                        dh.mutable_data_ptr<float>(),
-                                        da.mutable_data_ptr<float>(),
-                                        dout.mutable_data_ptr<float>(),
-                                        deps.mutable_data_ptr<float>(),
-                                        dz_q_0.mutable_data_ptr<float>()};
-  launch_exchange(eps, "combiner_scan_backward with plan " + cuda::describe(plan), args, cuda::combiner_scan_backward);
+  with_tiles(plan, 2 * s.Z, s.H, s.Z, [&](const auto& to, const auto& from) {
+    const cuda::CombinerScanBackwardBy<std::decay_t<decltype(to)>> args{on_device_ragged_of(eps, lengths, plan),
+                                                                        static_cast<int>(plan[2]),
+                                                                        to,
+                                                                        from,
+                                                                        static_cast<int>(s.H),
+                                                                        static_cast<int>(s.Z),
+                                                                        matrix_of(w_z),
+                                                                        matrix_of(w_loc),
+                                                                        matrix_of(w_scale),
+                                                                        sequences_of(dz),
+                                                                        sequences_of(dloc),
+                                                                        sequences_of(dpre_scale),
+                                                                        sequences_of(eps),
+                                                                        sequences_of(pre_scale),
+                                                                        g.const_data_ptr<float>(),
+                                                                        dh.mutable_data_ptr<float>(),
+                                                                        da.mutable_data_ptr<float>(),
+                                                                        dout.mutable_data_ptr<float>(),
+                                                                        deps.mutable_data_ptr<float>(),
+                                                                        dz_q_0.mutable_data_ptr<float>()};
+    launch_exchange(eps, "combiner_scan_backward with plan " + cuda::describe(plan), args,
+                    [](const auto& a, void* stream) { return cuda::combiner_scan_backward(a, stream); });
+  });
   return {dh, da, dout, deps, dz_q_0};
 }
 

@@ -46,13 +46,17 @@ inline cuda::Ragged on_device_ragged_of(const Tensor& like, const Tensor& length
           static_cast<int>(like.size(2)),    static_cast<int>(plan[0]), static_cast<int>(plan[1])};
 }
 
-// A plan of so many tilings, each of which `fits` what the call needs.
+// A plan that has no fault, and that `fits` what the call needs.
 template <class Fits>
-void check_plan(const cuda::Plan& plan, size_t tilings, Fits fits) {
-  const char* fault = cuda::fault(plan, tilings);
+void check_plan(const cuda::Plan& plan, const char* fault, Fits fits) {
   if (fault == nullptr && !fits()) fault = "other sizes";
   STD_TORCH_CHECK(fault == nullptr, "plan: expected one for these sizes, got ", cuda::describe(plan), ": ",
                   fault ? fault : "");
+}
+// Of so many tilings.
+template <class Fits>
+void check_plan(const cuda::Plan& plan, size_t tilings, Fits fits) {
+  check_plan(plan, cuda::fault(plan, tilings), fits);
 }
 
 }  // namespace dmm

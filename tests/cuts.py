@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from dmm_fast.cuda import combiner_scan, rnn_scan
-from dmm_fast.cuda.plan import Plan, combiner_plans, rnn_plans
+from dmm_fast.cuda.lane_tiles import LaneTile
+from dmm_fast.cuda.plan import Plan, Tiling, combiner_plans, rnn_plans
 
 Choose = Callable[[Plan], bool]
 Change = Callable[[Plan], Plan]
@@ -17,7 +18,19 @@ def shaped(size: int, rows: int, at_once: int, tensor_tiles: int = 0) -> Choose:
     """Plans of clusters of ``size`` blocks for so many rows, of which some go together."""
 
     def is_it(plan: Plan) -> bool:
-        return plan[:3] == (rows, at_once, size) and plan.tilings[0].tensor_tiles == tensor_tiles
+        tiling = plan.tilings[0]
+        is_shape = plan[:3] == (rows, at_once, size) and isinstance(tiling, Tiling)
+        return is_shape and tiling.tensor_tiles == tensor_tiles
+
+    return is_it
+
+
+def one_by_one(size: int, rows: int, kept: int = 0) -> Choose:
+    """Plans of clusters whose rows take turns; with at least so many weights of a thread in registers."""
+
+    def is_it(plan: Plan) -> bool:
+        by_lanes = isinstance(plan.tilings[0], LaneTile) and plan[:3] == (rows, 1, size)
+        return by_lanes and sum(tile.kept for tile in plan.tilings) >= kept
 
     return is_it
 
@@ -34,6 +47,7 @@ def in_shared(most: int) -> Change:
         kept = (
             t._replace(in_shared=0 if t.tensor_tiles else min(most, t.quads - t.in_registers))
             for t in plan.tilings
+            if isinstance(t, Tiling)
         )
         return plan._replace(tilings=tuple(kept))
 

@@ -16,6 +16,28 @@ __device__ inline float sigmoid(float x) {
   return (x < 0.0f ? e : 1.0f) / (1.0f + e);
 }
 
+// Zeros at a step past a row's end, of which this thread has the first-th number and every stride-th after it.
+template <class Tile>
+__device__ inline void clear(const CombinerScanBy<Tile>& a, const Row& row, int t, int first, int stride) {
+  const int64_t at = (int64_t{row.index} * a.ragged.steps + t) * a.latents;
+  for (int i = first; i < a.latents; i += stride) a.loc[at + i] = a.pre_scale[at + i] = a.z[at + i] = 0.0f;
+}
+template <class Tile>
+__device__ inline void clear(const CombinerScanBackwardBy<Tile>& a, const Row& row, int t, int first, int stride) {
+  const int64_t at = int64_t{row.index} * a.ragged.steps + t;
+  for (int i = first; i < 2 * a.latents; i += stride) a.dout[at * 2 * a.latents + i] = 0.0f;
+  for (int i = first; i < a.latents; i += stride) a.deps[at * a.latents + i] = 0.0f;
+  for (int i = first; i < a.units; i += stride) a.da[at * a.units + i] = a.dh[at * a.units + i] = 0.0f;
+}
+
+// Past the ends of all rows of a cluster, whose blocks share the steps.
+template <class Args>
+__device__ inline void clear_past_ends(const Args& a, const Rows& rows, const Cluster& cluster) {
+  for (int row = 0; row < rows.count(); ++row)
+    for (int t = rows[row].length + cluster.rank(); t < a.ragged.steps; t += cluster.blocks())
+      clear(a, rows[row], t, static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x));
+}
+
 struct CombinerForward {  // from 0 to the longest row's end; the latents of step t are z_{t-1}
   static constexpr int kLatentOperands = 3, kSums = 2;
   const CombinerScan& a;
@@ -54,11 +76,6 @@ struct CombinerForward {  // from 0 to the longest row's end; the latents of ste
     a.z[at] = z;
   }
   __device__ float unit(const Row&, int, int, float sum, float b_z) const { return 0.5f * tanhf(sum + b_z); }
-
-  __device__ void clear(const Row& row, int t, int first, int stride) const {
-    const int64_t at = (int64_t{row.index} * a.ragged.steps + t) * a.latents;
-    for (int i = first; i < a.latents; i += stride) a.loc[at + i] = a.pre_scale[at + i] = a.z[at + i] = 0.0f;
-  }
 };
 
 struct CombinerBackward {  // from the longest row's end back to 0; the latents of step t are dloc_t and dpre_scale_t
@@ -106,13 +123,6 @@ struct CombinerBackward {  // from the longest row's end back to 0; the latents 
     a.dh[at] = dh;
     a.da[at] = da;
     return da;
-  }
-
-  __device__ void clear(const Row& row, int t, int first, int stride) const {
-    const int64_t at = int64_t{row.index} * a.ragged.steps + t;
-    for (int i = first; i < 2 * a.latents; i += stride) a.dout[at * 2 * a.latents + i] = 0.0f;
-    for (int i = first; i < a.latents; i += stride) a.deps[at * a.latents + i] = 0.0f;
-    for (int i = first; i < a.units; i += stride) a.da[at * a.units + i] = a.dh[at * a.units + i] = 0.0f;
   }
 };
 

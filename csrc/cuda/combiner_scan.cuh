@@ -57,7 +57,7 @@ class CombinerScanBlock {
     });
     for_each(Deal(from_.stride()), rows_.count(), from_.stride(),
              [&](int row, int i) { hidden_[row * from_.stride() + i] = 0.0f; });
-    clear_past_end();
+    clear_past_ends(a_, rows_, cluster_);
     // Those without units too: they give zeros.
     Exchange exchange(cluster_, cluster_.blocks(), reinterpret_cast<uint64_t*>(barriers_), a_.hang);
     exchange.start(rows_.groups(), [this](int group, int step) { return bytes(group, step); });
@@ -171,13 +171,6 @@ class CombinerScanBlock {
 
   // Two take turns: one is written while the other may still be read.
   __device__ float* next_partials() { return partials_ + (turn_ ^= 1) * partials_size_; }
-
-  __device__ void clear_past_end() const {
-    const int rank = cluster_.rank(), blocks = cluster_.blocks();
-    for (int row = 0; row < rows_.count(); ++row)
-      for (int t = rows_[row].length + rank; t < a_.ragged.steps; t += blocks)
-        direction_.clear(rows_[row], t, static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x));
-  }
 
   const Args& a_;
   const Direction direction_;

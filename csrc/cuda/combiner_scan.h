@@ -6,18 +6,20 @@
 //
 // The tilings are, forward, of [Z, units of a block] and [units of a block, 2 Z], backward of [2 Z, units of a block]
 // and [units of a block, Z]. There are kernels for 0 and 0, 2 and 2 quads in registers, and for the smaller
-// matrix's 2 and the larger's 4.
+// matrix's 2 and the larger's 4; and with lane tiles, kernels that take one row at a time (combiner_rows.cuh).
 #pragma once
 
 #include "hang.h"
+#include "lane_tile.h"
 #include "ragged.h"
 
 namespace dmm::cuda {
 
-struct CombinerScan {
+template <class Tile>
+struct CombinerScanBy {
   Ragged ragged;
   int cluster_size;
-  Tiling to_units, from_units;
+  Tile to_units, from_units;
   int units, latents;  // H, Z
   Matrix w_z, w_loc, w_scale;
   const float* b_z;   // [H]
@@ -27,10 +29,11 @@ struct CombinerScan {
   HangReport hang{};
 };
 
-struct CombinerScanBackward {
+template <class Tile>
+struct CombinerScanBackwardBy {
   Ragged ragged;
   int cluster_size;
-  Tiling to_units, from_units;
+  Tile to_units, from_units;
   int units, latents;
   Matrix w_z, w_loc, w_scale;
   Sequences<const float> dz, dloc, dpre_scale, eps, pre_scale;
@@ -40,6 +43,11 @@ struct CombinerScanBackward {
   float *deps, *dz_q_0;  // [P, B, T, Z] and [P, B, Z], dense
   HangReport hang{};
 };
+
+using CombinerScan = CombinerScanBy<Tiling>;
+using CombinerScanBackward = CombinerScanBackwardBy<Tiling>;
+using CombinerRows = CombinerScanBy<LaneTile>;
+using CombinerRowsBackward = CombinerScanBackwardBy<LaneTile>;
 
 template <class Args>
 inline int threads(const Args& a) {
@@ -62,8 +70,19 @@ inline int64_t combiner_scan_shared_bytes(const Args& a, int latent_operands, in
 inline int64_t shared_bytes(const CombinerScan& a) { return combiner_scan_shared_bytes(a, 3, 1); }
 inline int64_t shared_bytes(const CombinerScanBackward& a) { return combiner_scan_shared_bytes(a, 5, 1); }
 
+// Likewise with lane tiles: the rows, barriers, latents, units and two inboxes.
+template <class Args>
+inline int64_t combiner_rows_shared_bytes(const Args& a) {
+  const int64_t rows = a.ragged.rows_per_cluster;
+  return 32 * rows + 4 * (a.to_units.vector() + a.from_units.vector() + 2 * rows * a.cluster_size * a.from_units.width());
+}
+inline int64_t shared_bytes(const CombinerRows& a) { return combiner_rows_shared_bytes(a); }
+inline int64_t shared_bytes(const CombinerRowsBackward& a) { return combiner_rows_shared_bytes(a); }
+
 // Null, or what went wrong: static text.
 const char* combiner_scan(const CombinerScan& args, void* stream);
 const char* combiner_scan_backward(const CombinerScanBackward& args, void* stream);
+const char* combiner_scan(const CombinerRows& args, void* stream);
+const char* combiner_scan_backward(const CombinerRowsBackward& args, void* stream);
 
 }  // namespace dmm::cuda

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "lane_tile.h"
 #include "tiling.h"
 
 namespace dmm::cuda {
@@ -45,6 +46,13 @@ inline const char* warp_fault(const Plan& plan, int64_t units) {
   return nullptr;
 }
 
+// A plan of lane tiles has four numbers for each of two, in the order of its fields.
+inline bool has_lane_tiles(const Plan& plan) { return plan.size() == 3 + 4 * 2; }
+inline LaneTile lane_tile_of(const Plan& plan, size_t which) {
+  const auto number = [&](size_t i) { return static_cast<int>(plan[3 + 4 * which + i]); };
+  return {number(0), number(1), number(2), number(3)};
+}
+
 inline std::string describe(const Plan& plan) {
   std::ostringstream out;
   for (size_t i = 0; i < plan.size(); ++i) out << (i ? ", " : "[") << plan[i];
@@ -52,14 +60,32 @@ inline std::string describe(const Plan& plan) {
   return out.str();
 }
 
-// Null, or what is wrong with a plan of so many tilings.
-inline const char* fault(const Plan& plan, size_t tilings) {
-  if (plan.size() != 3 + 8 * tilings) return "another count of numbers";
+// Null, or what is wrong with what every plan begins with.
+inline const char* fault_of_shape(const Plan& plan) {
   for (const int64_t number : plan)
     if (number < 0 || number > INT32_MAX / 64) return "a number out of range";
   if (plan[0] < 1 || plan[0] > kMostRows) return "rows_per_cluster out of range";
   if (plan[1] < 1) return "rows_per_group out of range";
   if (plan[2] < 1 || plan[2] > 16) return "cluster_size out of range";
+  return nullptr;
+}
+
+// Null, or what is wrong with a plan of lane tiles.
+inline const char* fault_of_lane_tiles(const Plan& plan) {
+  if (const char* fault = fault_of_shape(plan)) return fault;
+  if (plan[1] != 1) return "rows that do not take turns one by one";
+  for (size_t i = 0; i < 2; ++i) {
+    const LaneTile t = lane_tile_of(plan, i);
+    if (t.inputs < 1 || t.outputs < 1 || t.lane_inputs < 1 || t.group_outputs < 1) return "a tile of nothing";
+    if (!t.holds_all()) return "fewer weights in registers than there are";
+  }
+  return nullptr;
+}
+
+// Null, or what is wrong with a plan of so many tilings.
+inline const char* fault(const Plan& plan, size_t tilings) {
+  if (plan.size() != 3 + 8 * tilings) return "another count of numbers";
+  if (const char* fault = fault_of_shape(plan)) return fault;
   for (size_t i = 0; i < tilings; ++i) {
     const Tiling t = tiling_of(plan, i);
     if (t.inputs < 1 || t.outputs < 1 || t.parts < 1 || t.quads < 1) return "a tiling of nothing";
@@ -82,10 +108,12 @@ inline const char* fault(const Plan& plan, size_t tilings) {
 }
 
 // Whether a tiling is of [inputs, outputs] when the blocks of a cluster share the outputs, or the inputs.
-inline bool shares_outputs(const Tiling& t, int64_t cluster_size, int64_t inputs, int64_t outputs) {
+template <class Tile>
+inline bool shares_outputs(const Tile& t, int64_t cluster_size, int64_t inputs, int64_t outputs) {
   return t.inputs == inputs && t.outputs * cluster_size >= outputs;
 }
-inline bool shares_inputs(const Tiling& t, int64_t cluster_size, int64_t inputs, int64_t outputs) {
+template <class Tile>
+inline bool shares_inputs(const Tile& t, int64_t cluster_size, int64_t inputs, int64_t outputs) {
   return t.inputs * cluster_size >= inputs && t.outputs == outputs;
 }
 

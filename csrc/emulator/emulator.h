@@ -9,6 +9,8 @@
 // What it does not see: races of the memory model, divergence within a warp, and anything about speed.
 #pragma once
 
+#include <math.h>
+
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -119,6 +121,9 @@ inline unsigned atomicCAS(unsigned* at, unsigned expected, unsigned value) {
   return before;
 }
 
+struct alignas(8) float2 {
+  float x, y;
+};
 struct alignas(16) float4 {
   float x, y, z, w;
 };

@@ -105,7 +105,7 @@ def _measurement(name: str, value: object) -> Measurement:
         fail(f"{name}.latents", f"null for {scan}", describe(latents))
     if not isinstance(tf32, bool) or (tf32 and not is_rnn):
         fail(f"{name}.tf32", "true or false" if is_rnn else f"false for {scan}", describe(tf32))
-    numbers = (11, 6) if is_rnn else (19,)
+    numbers = (6, 11) if is_rnn else (11, 19)  # of the scans whose weights stay in registers, or of any size
     if not isinstance(plan, list) or len(plan) not in numbers or not all(_is_count(n, 0) for n in plan):
         fail(f"{name}.plan", f"{' or '.join(map(str, numbers))} whole numbers from 0", describe(plan))
     if not isinstance(us, int | float) or isinstance(us, bool) or not 0 < us < 1e9:

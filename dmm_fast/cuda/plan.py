@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from dmm_fast.check import fail
-from dmm_fast.cuda import measured
+from dmm_fast.cuda import lane_tiles, measured
+from dmm_fast.cuda.lane_tiles import LaneTile
 from dmm_fast.cuda.measured import Case, Measurements
 from dmm_fast.cuda.rnn_plans import WarpTiling, warp_cuts
 
@@ -67,8 +68,11 @@ class Device(NamedTuple):
     name: str = ""  # as CUDA gives it; measurements are of a device of that name
 
     def at_once(self, size: int) -> int:
-        """How many clusters of so many blocks run at a time."""
-        return self.clusters[CLUSTER_SIZES.index(size)]
+        """How many clusters of so many blocks run at a time; for sizes between, at least."""
+        each = zip(CLUSTER_SIZES[1:], self.clusters[1:], strict=True)
+        if size in CLUSTER_SIZES:
+            return self.clusters[CLUSTER_SIZES.index(size)]
+        return max(count * (larger // size) for larger, count in each if larger > size)
 
 
 # A cluster lies within a group of multiprocessors, and some groups lack a few. By a published map of the chip
@@ -110,6 +114,11 @@ class Tiling(NamedTuple):
         return (16 if self.tensor_tiles else 4) * self.groups
 
     @property
+    def kept(self) -> int:
+        """Weights that a thread has in registers."""
+        return self.in_registers * (4 * self.tensor_tiles or 16)
+
+    @property
     def threads(self) -> int:
         """That the tiling needs."""
         if self.tensor_tiles:
@@ -145,7 +154,7 @@ class Plan(NamedTuple):
     rows_per_cluster: int
     rows_per_group: int  # that take their steps together
     cluster_size: int
-    tilings: tuple[Tiling, ...] | tuple[WarpTiling]
+    tilings: tuple[Tiling, ...] | tuple[WarpTiling] | tuple[LaneTile, LaneTile]
     clusters: int
     shared_bytes: int  # of a block
     step_cycles: float  # estimated, of all clusters
@@ -288,6 +297,12 @@ def combiner_plans(
             used += 64 * back.in_shared * threads
             received = 4 * outputs * size
             yield _plan(rows, shape, (to, back), used, received, _COMBINER_GROUP, device)
+    for cut in lane_tiles.cuts(units, latents, backward):
+        if device.at_once(cut.cluster_size):
+            received = 4 * outputs * cut.cluster_size
+            for count in _row_counts(rows):
+                shape, used = _Shape(count, 1, cut.cluster_size), cut.shared_bytes(count)
+                yield _plan(rows, shape, cut.tiles, used, received, lane_tiles.ROW_CYCLES, device)
 
 
 def device_of(tensor: Tensor) -> Device:
@@ -325,10 +340,14 @@ class _Shape(NamedTuple):
         return 16 * self.rows + 16 * -(-self.rows // self.at_once)
 
 
+def _row_counts(rows: int) -> Iterator[int]:
+    return (count for count in ROWS if count <= max(rows, 1))
+
+
 def _shapes(rows: int, device: Device) -> Iterator[_Shape]:
     for size in CLUSTER_SIZES:
         if device.at_once(size):
-            for count in (count for count in ROWS if count <= max(rows, 1)):
+            for count in _row_counts(rows):
                 for at_once in (*range(1, CHUNK + 1), TENSOR_CHUNK // 2, TENSOR_CHUNK):
                     if at_once <= count:
                         yield _Shape(count, at_once, size)
@@ -367,7 +386,7 @@ def _fill_shared(tiling: Tiling, room: int, threads: int) -> Tiling:
 def _plan(
     rows: int,
     shape: _Shape,
-    tilings: tuple[Tiling, ...],
+    tilings: tuple[Tiling, ...] | tuple[LaneTile, LaneTile],
     used: int,
     received: int,
     fixed: float,

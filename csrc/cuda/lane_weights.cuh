@@ -1,0 +1,71 @@
+// The product of a vector in shared memory and a block's part of a matrix, which lies in the registers of its threads.
+#pragma once
+
+#include "cluster.cuh"
+#include "lane_tile.h"
+
+namespace dmm::cuda {
+
+// Each thread has kOutputs x kInputs weights. Eight lanes have all inputs of kOutputs outputs, and add up their sums by
+// shuffles. While a lane has more than kKept sums, it gives half of them away; from then on it adds up what others have
+// too. So in the end a lane has kKept sums, and kCopies lanes have the same.
+//
+// A lane lists its outputs in an order of its own, so that it always gives away the second half: no sum has to be
+// chosen at run time.
+template <int kOutputs, int kInputs, int kKept>
+class LaneWeights {
+  static_assert(kKept <= kOutputs && kOutputs <= kLaneParts * kKept && kLaneParts % (kOutputs / kKept) == 0);
+
+ public:
+  static constexpr int kCopies = kLaneParts * kKept / kOutputs;
+
+  __device__ static int part() { return static_cast<int>(threadIdx.x) % kLaneParts; }
+  __device__ static int group() { return static_cast<int>(threadIdx.x) / kLaneParts; }
+  // The first output whose sum the lane has in the end.
+  __device__ static int first_kept() { return group() * kOutputs + turn(); }
+  // Which of those that have the same it is.
+  __device__ static int copy() { return part() % kCopies; }
+
+  // `source(output, input)` gives zero for what the matrix does not have.
+  template <class Source>
+  __device__ explicit LaneWeights(Source source) {
+#pragma unroll
+    for (int i = 0; i < kOutputs; ++i)
+#pragma unroll
+      for (int k = 0; k < kInputs; ++k)
+        weights_[i][k] = source(group() * kOutputs + (i ^ turn()), part() + kLaneParts * k);
+  }
+
+  // All lanes of a warp have to be here.
+  __device__ void multiply(const float* vector, float (&kept)[kKept]) const {
+    float sums[kOutputs] = {};
+    const float* const mine = vector + part() * lane_stride(kInputs);
+#pragma unroll
+    for (int quad = 0; 4 * quad < kInputs; ++quad) {
+      const float4 four = *reinterpret_cast<const float4*>(mine + 4 * quad);
+      const float inputs[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+      for (int k = 0; k < 4 && 4 * quad + k < kInputs; ++k)
+#pragma unroll
+        for (int i = 0; i < kOutputs; ++i) sums[i] += weights_[i][4 * quad + k] * inputs[k];
+    }
+    add_up<kOutputs, kLaneParts / 2>(sums);
+    for (int i = 0; i < kKept; ++i) kept[i] = sums[i];
+  }
+
+ private:
+  __device__ static int turn() { return part() / kCopies * kKept; }
+
+  template <int kCount, int kMask>
+  __device__ static void add_up(float (&sums)[kOutputs]) {
+    constexpr bool kHalves = kCount > kKept;
+    constexpr int kLeft = kHalves ? kCount / 2 : kCount;
+#pragma unroll
+    for (int i = 0; i < kLeft; ++i) sums[i] += __shfl_xor_sync(~0u, sums[kHalves ? kLeft + i : i], kMask);
+    if constexpr (kMask > 1) add_up<kLeft, kMask / 2>(sums);
+  }
+
+  float weights_[kOutputs][kInputs];
+};
+
+}  // namespace dmm::cuda

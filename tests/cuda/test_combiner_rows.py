@@ -1,0 +1,190 @@
+"""combiner_scan one row at a time, under the emulator: each kernel gives the truth, and a hang is told."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dmm_fast import ops
+from dmm_fast.cuda.lane_tiles import BACKWARD, FORWARD
+from dmm_fast.cuda.plan import combiner_plans
+from tests.cases import CASES, Case
+from tests.compare import compare, evaluate, incoming_gradients, run_backend
+from tests.cuts import Choose, cut, one_by_one
+from tests.inputs import build
+
+__all__ = ["cut"]
+
+emulator = pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
+emulated = pytest.importorskip("tests.emulated")
+
+OP = "combiner_scan"
+RAGGED = Case("rows", B=7, T=6, Z=9, H=22, particles=(3,), lengths="zeros", poison="nan", start="rows")
+KERNELS = range(len(FORWARD))
+
+each_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda i: "-".join(map(str, FORWARD[i])))
+each_order = pytest.mark.parametrize("order", [{}, {"reversed": True}, {"late": True}], ids=str)
+each_way = pytest.mark.parametrize("backward", [False, True], ids=["", "backward"])
+
+
+def of_kernel(kernel: int, rows: int) -> Choose:
+    """Plans for one of the kernels, forward and backward."""
+    size = FORWARD[kernel][0]
+
+    def is_it(plan: Any) -> bool:
+        if not one_by_one(size, rows)(plan):
+            return False
+        tiles = (n for tile in plan.tilings for n in (tile.group_outputs, tile.lane_inputs))
+        return (size, *tiles) in (FORWARD[kernel], BACKWARD[kernel])
+
+    return is_it
+
+
+@pytest.fixture
+def options(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def choose(**given: Any) -> None:
+        monkeypatch.setattr(emulated, "options", emulator.Options(**given))
+
+    return choose
+
+
+def test_a_kernel_forward_has_one_backward() -> None:
+    assert [sizes[0] for sizes in FORWARD] == [sizes[0] for sizes in BACKWARD]
+
+
+@each_kernel
+@pytest.mark.parametrize(
+    ("rows", "order"), [(1, {}), (2, {"reversed": True}), (3, {"late": True}), (4, {})], ids=str
+)
+def test_every_kernel_gives_the_truth(
+    kernel: int, rows: int, order: dict[str, bool], cut: Callable[..., None], options: Callable[..., None]
+) -> None:
+    cut(of_kernel(kernel, rows))
+    options(**order)
+    compare(OP, RAGGED, "cuda")
+
+
+@each_kernel
+def test_every_kernel_takes_what_it_is_made_for(kernel: int, cut: Callable[..., None]) -> None:
+    size, units, inputs, outputs, sums = FORWARD[kernel]
+    H, Z = size * min(32 * units, 8 * sums), min(8 * inputs, 16 * outputs, 4 * BACKWARD[kernel][2])
+    cut(of_kernel(kernel, 1))
+    compare(OP, Case("largest", B=1, T=2, Z=Z, H=H, start="rows"), "cuda")
+
+
+@pytest.mark.parametrize("name", ["primes", "particles", "many_steps"])
+def test_rows_that_take_turns(name: str, cut: Callable[..., None]) -> None:
+    cut(of_kernel(0, 2 if name != "primes" else 3))
+    compare(OP, CASES[name], "cuda")
+
+
+@pytest.mark.parametrize("H", [1, 11, 31])
+def test_blocks_without_units_give_zeros_and_may_be_late(
+    H: int, cut: Callable[..., None], options: Callable[..., None]
+) -> None:
+    cut(of_kernel(2, 1))
+    options(late=True)
+    compare(OP, replace(RAGGED, H=H), "cuda")
+
+
+@pytest.mark.parametrize("reversed", [False, True], ids=["", "reversed"])
+def test_a_missing_barrier_shows(
+    reversed: bool, cut: Callable[..., None], options: Callable[..., None]
+) -> None:
+    case = replace(CASES["small"], H=40, Z=20)
+    cut(of_kernel(0, 1))
+    compare(OP, case, "cuda")
+    options(reversed=reversed, max_barriers=2)  # those before the first step
+    got = run_backend(OP, build(OP, case), case, "cuda")
+    with ops.use_backend("reference"):
+        expected = run_backend(OP, build(OP, case), case, "reference")
+    assert any(not torch.allclose(got[name], expected[name], rtol=1e-3) for name in expected)
+
+
+@each_way
+@pytest.mark.parametrize("units", [13, 600])
+def test_a_plan_knows_what_shared_memory_the_kernel_asks_for(units: int, backward: bool) -> None:
+    asked = getattr(emulator, f"combiner_scan{'_backward' * backward}_shared_bytes")
+    plans = [plan for plan in combiner_plans(64, units, 100, backward=backward) if len(plan.numbers) == 11]
+    assert {plan.cluster_size for plan in plans} == {5, 6, 8}
+    for plan in plans:
+        assert asked(plan.numbers, 100) == plan.shared_bytes
+
+
+# --- hangs ----------------------------------------------------------------------------------------------
+
+CASE = Case("hang", B=6, T=7, H=40, Z=9, start="rows")
+LENGTHS = [7, 6, 5, 4, 3, 2]  # so the first cluster has rows of 7 and of 6 steps
+RANK = 2
+
+Run = Callable[..., re.Match[str]]
+
+
+@pytest.fixture
+def run(options: Callable[..., None], cut: Callable[..., None]) -> Run:
+    """Runs a scan of which one direction has a fault: what it says of it."""
+    cut(of_kernel(0, 2))
+
+    def with_fault(backward: bool, **fault: Any) -> re.Match[str]:
+        def gradients(outputs: tuple[Tensor, ...]) -> list[Tensor | None]:
+            options(rank=RANK, **fault)
+            return incoming_gradients(outputs, CASE)
+
+        inputs = {**build(OP, CASE), "lengths": torch.tensor(LENGTHS)}
+        if not backward:
+            options(rank=RANK, **fault)
+        with ops.use_backend("cuda"), pytest.raises(RuntimeError) as raised:
+            evaluate(getattr(ops, OP), inputs, gradients)
+        said = re.match(
+            rf"{OP}{'_backward' * backward} with plan \[2, 1, 5, [\d, ]+\]: block (?P<block>\d+), "
+            r"rank (?P<rank>\d+) of its cluster, timed out waiting: group (?P<group>\d+), "
+            r"step (?P<step>\d+), parity (?P<parity>\d), rows (?P<rows>\d),",
+            str(raised.value),
+        )
+        assert said, raised.value
+        return said
+
+    return with_fault
+
+
+@each_way
+@each_order
+@pytest.mark.parametrize(("group", "step"), [(0, 5), (1, 1)])
+def test_a_lost_store_is_told(
+    backward: bool, group: int, step: int, order: dict[str, bool], run: Run
+) -> None:
+    said = run(backward, fault="lost", group=group, step=step, **order)
+    if not order:  # the first store of a block is the one to itself
+        found = {name: int(said[name]) for name in ("block", "rank", "group", "step", "rows")}
+        assert found == {"block": RANK, "rank": RANK, "group": group, "step": step, "rows": 1}
+
+
+@each_way
+@each_order
+@pytest.mark.parametrize(("group", "back"), [(0, 1), (1, 2)])
+def test_a_store_that_comes_twice_is_told_at_the_end(
+    backward: bool, group: int, back: int, order: dict[str, bool], run: Run
+) -> None:
+    steps = LENGTHS[group]
+    said = run(backward, fault="doubled", group=group, step=steps - back, **order)
+    found = [int(said[name]) for name in ("group", "step", "rows")]
+    assert found == [group, steps + back % 2, 0]
+
+
+@each_way
+@each_order
+def test_a_block_that_gives_nothing_is_missed_at_once(
+    backward: bool, order: dict[str, bool], run: Run
+) -> None:
+    said = run(backward, fault="silent", **order)
+    assert said["group"] == said["step"] == "0"
+
+
+@each_way
+def test_a_block_that_gives_up_is_there_for_those_that_have_not(backward: bool, run: Run) -> None:
+    said = run(backward, fault="early_timeout")
+    assert said["group"] == said["step"] == "0"
