@@ -16,13 +16,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dmm_fast.kernels import tuning
 from dmm_fast.kernels.common import cdiv, next_power_of_2, on_device_of, row_start
-from dmm_fast.kernels.tuning import Config, choose
 
 # Sizes and strides that differ from batch to batch: no kernel is compiled anew for them.
 VARYING = (
     "steps",
     "first",
+    "count",
     "mask",
     "value",
     "loc",
@@ -122,11 +123,12 @@ def launch(kernel: Any, count: int, on: Tensor, *args: Any, first: int = 0, **op
     if count == 0:
         return
 
-    def run(config: Config) -> None:
+    def run(config: tuning.Config) -> None:
         kernel[(cdiv(count, config.BLOCK_M),)](*args, first, **config._asdict(), **options)
 
     with on_device_of(on):
-        run(choose(run, count, on, kernel, options))
+        key = kernel.fn, repr(options), on.dtype, on.device
+        run(tuning.choose(run, tuning.CANDIDATES, tuning.by_rule(count), key, on))
 
 
 def launch_wide(kernel: Any, like: Tensor, *args: Any) -> None:
