@@ -11,10 +11,9 @@ from dmm_fast.kernels.densities import (
 )
 from dmm_fast.kernels.emitter import Taken, Weights, emitter_forward, emitter_gradients
 from dmm_fast.kernels.rows import (
-    at,
-    kept,
     load,
     mask_of,
+    observed,
     rows_of,
     rowwise_kernel,
     steps_of,
@@ -25,9 +24,12 @@ from dmm_fast.kernels.tiles import (
     Columns,
     columns_of_tile,
     features_of,
+    gradient_at,
     launch_tiles,
     layer_of,
+    row_at,
     rows_of_tile,
+    spots_of,
     write,
 )
 
@@ -52,12 +54,12 @@ def emission_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
 ):
     """Whole rows: terms [P, B, T] is what is observed of each step."""
     index, place, valid = rows_of_tile(found, count, BLOCK_M)
-    row, step = place // steps.steps, place % steps.steps
-    x_row = at(x, steps, row, step)
+    spots = spots_of(found, count, index, valid)
+    x_row = row_at(x, spots)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for n in range(0, D, BLOCK_N):
         columns = n + tl.arange(0, BLOCK_N)
-        keep = kept(mask, steps, row, step, columns, D, valid)
+        keep = observed(mask, spots.b, spots.t, columns, D, valid)
         value = load(x_row, columns, keep)
         out = layer_of(h_2, index, valid, w.w_out, w.b_out, columns, D, BLOCK_K, PRECISION)
         if w.w_scale is None:
@@ -89,11 +91,11 @@ def emission_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
     """From dout [P, B] to the gradients by the heads, and dx [P, B, T, D] unless it is None."""
     index, place, valid = rows_of_tile(found, count, BLOCK_M)
     columns = columns_of_tile(BLOCK_N)
-    row, step = place // steps.steps, place % steps.steps
+    spots = spots_of(found, count, index, valid)
     D = taken.dout.width
-    keep = kept(mask, steps, row, step, columns, D, valid)
-    value = load(at(x, steps, row, step), columns, keep)
-    d = tl.load(dout + row, mask=valid, other=0.0).to(tl.float32)[:, None]
+    keep = observed(mask, spots.b, spots.t, columns, D, valid)
+    value = load(row_at(x, spots), columns, keep)
+    d = gradient_at(dout, spots, steps, valid)
     out = layer_of(h_2, index, valid, w.w_out, w.b_out, columns, D, BLOCK_K, PRECISION)
     if w.w_scale is None:
         by_out = tl.where(keep, d * bernoulli_slope(value, out), 0.0)

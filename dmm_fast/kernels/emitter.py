@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.layers import in_parts, stacked, weight_gradients
-from dmm_fast.kernels.rows import Rows, Steps, at, load_row, rows_of, rowwise_kernel, steps_of
+from dmm_fast.kernels.rows import Rows, Steps, load_row, rows_of, rowwise_kernel, steps_of
 from dmm_fast.kernels.tiles import (
     Columns,
     Layer,
@@ -22,12 +22,14 @@ from dmm_fast.kernels.tiles import (
     columns_of,
     columns_of_tile,
     features_of,
-    first_layers,
-    hidden,
+    forward,
+    gather,
     launch_tiles,
     layer_of,
     room,
+    row_at,
     rows_of_tile,
+    spots_of,
     write,
 )
 
@@ -63,13 +65,22 @@ HeadBackward = Callable[[Weights, Columns, Taken, Tensor], None]
 def emitter_forward(head: Head, weights: list[Tensor], count: int, z: Rows, steps: Steps) -> None:
     """Run the hidden layers for z, and the op's head."""
     w = Weights(*(weight.contiguous() for weight in weights))
-    E = w.w_in.shape[0]
+    E, Z = w.w_in.shape
     for first, size in in_parts(count):
-        work, found = room(w.w_in, size, 2 * E)
-        h_1, h_2 = (columns_of(work, at) for at in stacked(E, E))
-        first_layers(z, None, steps, None, [Layer(w.w_in, w.b_in, True, h_1)], first, found)
-        hidden(h_1, w.w_hidden, w.b_hidden, h_2, found)
+        work, found = room(w.w_in, size, Z + 2 * E)
+        own, h_1, h_2 = (columns_of(work, at) for at in stacked(Z, E, E))
+        hidden_layers(w, (z, steps, first), own, h_1, h_2, found)
         head(w, h_2, found)
+
+
+def hidden_layers(
+    w: Weights, inputs: tuple[Rows, Steps, int], own: Columns, h_1: Columns, h_2: Columns, found: Tensor
+) -> None:
+    """Launch what gathers the rows of z, from a place on, and the hidden layers."""
+    z, steps, first = inputs
+    gather(z, None, steps, own, first, found)
+    forward(own, [Layer(w.w_in, w.b_in, True, h_1)], found)
+    forward(h_1, [Layer(w.w_hidden, w.b_hidden, True, h_2)], found)
 
 
 def emitter_gradients(
@@ -84,8 +95,7 @@ def emitter_gradients(
     def fill(scratch: Tensor, first: int) -> None:
         own, h_1, h_2, dh_1, dh_2, *dheads = (columns_of(scratch, at) for at in columns)
         _, found = room(w.w_in, len(scratch), 0)
-        first_layers(z, None, steps, own, [Layer(w.w_in, w.b_in, True, h_1)], first, found)
-        hidden(h_1, w.w_hidden, w.b_hidden, h_2, found)
+        hidden_layers(w, (z, steps, first), own, h_1, h_2, found)
         head(w, h_2, Taken(dheads[0], dheads[1] if len(dheads) == 2 else None), found)
         terms = [Term(*term) for term in zip(dheads, (w.w_out, w.w_scale), strict=False)]
         backward(terms, dh_2, found, opened=h_2)
@@ -130,9 +140,9 @@ def emitter_bwd_kernel(  # type: ignore[no-untyped-def]
     BLOCK_K: tl.constexpr,
 ):
     """A tile of the gradient by a head [1, N, 1, D], into scratch."""
-    index, place, valid = rows_of_tile(found, count, BLOCK_M)
+    index, _, valid = rows_of_tile(found, count, BLOCK_M)
     columns = columns_of_tile(BLOCK_N)
-    rows = at(dhead, steps, place // steps.steps, place % steps.steps)
+    rows = row_at(dhead, spots_of(found, count, index, valid))
     write(to, index, valid, columns, load_row(rows, columns, to.width, valid))
 
 

@@ -4,8 +4,16 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.common import sigmoid, softplus
-from dmm_fast.kernels.rows import at, load_row, rows_of, rowwise_kernel, steps_of
-from dmm_fast.kernels.tiles import columns_of_tile, features_of, launch_tiles, rows_of_tile, write
+from dmm_fast.kernels.rows import load_row, rows_of, rowwise_kernel, steps_of
+from dmm_fast.kernels.tiles import (
+    columns_of_tile,
+    features_of,
+    launch_tiles,
+    row_at,
+    rows_of_tile,
+    spots_of,
+    write,
+)
 from dmm_fast.kernels.transition import (
     Mixed,
     Taken,
@@ -56,12 +64,12 @@ def gated_transition_bwd_kernel(  # type: ignore[no-untyped-def]
     BLOCK_K: tl.constexpr,
 ):
     """From the gradients ``loc, scale`` [1, N, 1, Z] to those by loc and pre_scale."""
-    index, place, valid = rows_of_tile(found, count, BLOCK_M)
+    index, _, valid = rows_of_tile(found, count, BLOCK_M)
     columns = columns_of_tile(BLOCK_N)
-    row, step = place // steps.steps, place % steps.steps
+    spots = spots_of(found, count, index, valid)
     _, pre_scale = transition_head(mixed, w, index, valid, columns, BLOCK_K, PRECISION)
-    dloc = load_row(at(loc, steps, row, step), columns, mixed.loc.width, valid)
-    dscale = load_row(at(scale, steps, row, step), columns, mixed.loc.width, valid)
+    dloc = load_row(row_at(loc, spots), columns, mixed.loc.width, valid)
+    dscale = load_row(row_at(scale, spots), columns, mixed.loc.width, valid)
     transition_head_backward(mixed, taken, index, valid, columns, dloc, dscale * sigmoid(pre_scale))
 
 

@@ -193,9 +193,15 @@ def every_place(steps, index):  # type: ignore[no-untyped-def]
 @triton.jit
 def kept(mask, steps, row, step, columns, WIDTH, valid):  # type: ignore[no-untyped-def]
     """``[rows, columns]``: what is valid, within the width, and observed."""
+    return observed(mask, row % steps.batch, step, columns, WIDTH, valid)
+
+
+@triton.jit
+def observed(mask, b, step, columns, WIDTH, valid):  # type: ignore[no-untyped-def]
+    """:func:`kept` of rows whose ``b`` is known."""
     keep = valid[:, None] & (columns < WIDTH)[None, :]
     if mask is not None:
-        pointers = mask.ptr + (row % steps.batch) * mask.stride_b + step * mask.stride_t
+        pointers = mask.ptr + b * mask.stride_b + step * mask.stride_t
         places = pointers[:, None] + columns[None, :].to(tl.int64) * mask.stride_d
         keep &= tl.load(places, mask=keep, other=0) != 0
     return keep

@@ -4,7 +4,8 @@ So even a few thousand rows give every multiprocessor something to do, and a wei
 block of rows. What passes from launch to launch is scratch in float32, small enough for a GPU's L2. A kernel
 reads nothing that it writes, so that it may run again to be measured.
 
-The first launch finds out which step each place is (:mod:`dmm_fast.kernels.rows`), the others read it.
+The first launch finds out which step each place is (:mod:`dmm_fast.kernels.rows`) and gathers the rows of z;
+the others read both, so that none of them divides or searches.
 """
 
 from typing import Any, NamedTuple
@@ -18,6 +19,14 @@ from dmm_fast.kernels import tuning
 from dmm_fast.kernels.common import cdiv, input_precision, on_device_of
 from dmm_fast.kernels.layers import bias, product, relu
 from dmm_fast.kernels.rows import Rows, Steps, at, before, load_row, places, rowwise_kernel, store_row
+
+
+class Spots(NamedTuple):
+    """Rows of a ``[P, B, T, width]`` tensor."""
+
+    p: Any
+    b: Any
+    t: Any
 
 
 class Columns(NamedTuple):
@@ -55,10 +64,13 @@ def features_of(tensor: Tensor) -> Columns:
     return Columns(tensor, tl.constexpr(width), tl.constexpr(width))
 
 
-def room(weight: Tensor, count: int, width: int) -> tuple[Tensor, Tensor]:
-    """Scratch of so many rows and columns, and the places of the rows."""
-    scratch = torch.empty(count, width, dtype=torch.float32, device=weight.device)
-    return scratch, torch.empty(count, dtype=torch.int64, device=weight.device)
+def room(on: Tensor, count: int, width: int) -> tuple[Tensor, Tensor]:
+    """Scratch of so many rows and columns, and room for what :func:`gather` finds out about them.
+
+    These are for each row ``place, p, b, t``; ``place``, (p * batch + b) * steps + t, is -1 for none.
+    """
+    scratch = torch.empty(count, width, dtype=torch.float32, device=on.device)
+    return scratch, torch.empty(4, count, dtype=torch.int64, device=on.device)
 
 
 def constants_of(args: Any) -> Any:
@@ -69,11 +81,11 @@ def constants_of(args: Any) -> Any:
 
 
 def launch_tiles(kernel: Any, found: Tensor, widths: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Run ``kernel(*args, found, count, ...)`` over tiles of the rows with the places ``found [count]``.
+    """Run ``kernel(*args, found, count, ...)`` over tiles of the rows of ``found [4, count]``.
 
     Blocks of columns are those of one width after another; without any, a program has whole rows.
     """
-    count = len(found)
+    count = found.shape[1]
     if count == 0:
         return
     options["PRECISION"] = input_precision()
@@ -91,10 +103,33 @@ def launch_tiles(kernel: Any, found: Tensor, widths: tuple[int, ...], *args: Any
 
 @triton.jit
 def rows_of_tile(found, count, BLOCK_M):  # type: ignore[no-untyped-def]
-    """``index, place, valid`` of this program's rows; ``place`` is (p * batch + b) * steps + t."""
+    """``index, place, valid`` of this program's rows."""
     index = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     place = tl.load(found + index, mask=index < count, other=-1)
     return index, place, place >= 0
+
+
+@triton.jit
+def spots_of(found, count, index, valid):  # type: ignore[no-untyped-def]
+    """Where the rows of scratch belong."""
+    return Spots(
+        tl.load(found + count + index, mask=valid, other=0),
+        tl.load(found + 2 * count + index, mask=valid, other=0),
+        tl.load(found + 3 * count + index, mask=valid, other=0),
+    )
+
+
+@triton.jit
+def row_at(rows, spots):  # type: ignore[no-untyped-def]
+    """Pointers to the first feature of rows of a tensor."""
+    return rows.ptr + spots.p * rows.stride_p + spots.b * rows.stride_b + spots.t * rows.stride_t
+
+
+@triton.jit
+def gradient_at(dout, spots, steps, valid):  # type: ignore[no-untyped-def]
+    """``[rows, 1]``: the gradient by the sum over time, from dout [P, B]."""
+    row = spots.p * steps.batch + spots.b
+    return tl.load(dout + row, mask=valid, other=0.0).to(tl.float32)[:, None]
 
 
 @triton.jit
@@ -123,6 +158,43 @@ def layer_of(source, index, valid, w, b, columns, N, BLOCK_K, PRECISION):  # typ
     return product(rows, valid, K, w, columns, N, K, 1, BLOCK_K, PRECISION) + bias(b, columns, N)
 
 
+@rowwise_kernel
+def gather_kernel(  # type: ignore[no-untyped-def]
+    z,
+    z_0,
+    steps,
+    to,
+    first,
+    found,
+    count,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Whole rows of z_{t-1}, or of z_t where ``z_0`` is None, from place ``first`` on; and what they are."""
+    index = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = index < count
+    row, step, valid = places(steps, first + index)
+    valid &= inside
+    tl.store(found + index, tl.where(valid, row * steps.steps + step, -1), mask=inside)
+    tl.store(found + count + index, row // steps.batch, mask=valid)
+    tl.store(found + 2 * count + index, row % steps.batch, mask=valid)
+    tl.store(found + 3 * count + index, step, mask=valid)
+    if z_0 is None:
+        rows = at(z, steps, row, step)
+    else:
+        rows = before(z, z_0, steps, row, step)
+    for n in range(0, to.width, BLOCK_N):
+        columns = n + tl.arange(0, BLOCK_N)
+        write(to, index, valid, columns, load_row(rows, columns, to.width, valid))
+
+
+def gather(z: Rows, z_0: Rows | None, steps: Steps, to: Columns, first: int, found: Tensor) -> None:
+    """Run :func:`gather_kernel`."""
+    launch_tiles(gather_kernel, found, (), z, z_0, steps, to, first)
+
+
 @triton.jit
 def layer_at(layers, block, BLOCK_N):  # type: ignore[no-untyped-def]
     """The first of a layer's columns in this block of the columns of all layers, and the layer's own.
@@ -143,82 +215,28 @@ def layer_at(layers, block, BLOCK_N):  # type: ignore[no-untyped-def]
 
 
 @rowwise_kernel
-def first_layers_kernel(  # type: ignore[no-untyped-def]
-    z,
-    z_0,
-    steps,
-    copy,
+def layers_kernel(  # type: ignore[no-untyped-def]
+    source,
     layers,
-    first,
     found,
     count,
-    WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Layers of the rows of z_{t-1}, or of z_t where ``z_0`` is None, at the places from ``first`` on.
-
-    Which these are goes into ``found``, the rows themselves into ``copy`` unless that is None.
-    """
-    index = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    row, step, valid = places(steps, first + index)
-    valid &= index < count
-    if z_0 is None:
-        rows = at(z, steps, row, step)
-    else:
-        rows = before(z, z_0, steps, row, step)
-    if tl.program_id(1) == 0:
-        tl.store(found + index, tl.where(valid, row * steps.steps + step, -1), mask=index < count)
-        if copy is not None:
-            for k in range(0, WIDTH, BLOCK_K):
-                ks = k + tl.arange(0, BLOCK_K)
-                write(copy, index, valid, ks, load_row(rows, ks, WIDTH, valid))
+    """Layers of the same rows of scratch."""
+    index, _, valid = rows_of_tile(found, count, BLOCK_M)
     begin, w, b, opens, to, stride, N = layer_at(layers, tl.program_id(1), BLOCK_N)
     columns = begin + tl.arange(0, BLOCK_N)
-    out = product(rows, valid, WIDTH, w, columns, N, WIDTH, 1, BLOCK_K, PRECISION) + bias(b, columns, N)
+    out = layer_of(source, index, valid, w, b, columns, N, BLOCK_K, PRECISION)
     store_row(to + index * stride, columns, N, valid, tl.where(opens, relu(out), out))
 
 
-def first_layers(
-    z: Rows,
-    z_0: Rows | None,
-    steps: Steps,
-    copy: Columns | None,
-    layers: list[Layer],
-    first: int,
-    found: Tensor,
-) -> None:
-    """Run :func:`first_layers_kernel`."""
+def forward(source: Columns, layers: list[Layer], found: Tensor) -> None:
+    """Run :func:`layers_kernel`."""
     widths = tuple(layer.to.width.value for layer in layers)
-    width = layers[0].w.shape[1]
-    launch_tiles(first_layers_kernel, found, widths, z, z_0, steps, copy, tuple(layers), first, WIDTH=width)
-
-
-@rowwise_kernel
-def hidden_kernel(  # type: ignore[no-untyped-def]
-    source,
-    w,
-    b,
-    to,
-    found,
-    count,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """``relu(W x + b)`` of rows x of scratch."""
-    index, _, valid = rows_of_tile(found, count, BLOCK_M)
-    columns = columns_of_tile(BLOCK_N)
-    out = layer_of(source, index, valid, w, b, columns, to.width, BLOCK_K, PRECISION)
-    write(to, index, valid, columns, relu(out))
-
-
-def hidden(source: Columns, w: Tensor, b: Tensor, to: Columns, found: Tensor) -> None:
-    """Run :func:`hidden_kernel`."""
-    launch_tiles(hidden_kernel, found, (to.width.value,), source, w, b, to)
+    launch_tiles(layers_kernel, found, widths, source, tuple(layers))
 
 
 @rowwise_kernel

@@ -25,7 +25,8 @@ from dmm_fast.kernels.tiles import (
     columns_of,
     columns_of_tile,
     features_of,
-    first_layers,
+    forward,
+    gather,
     launch_tiles,
     layer_of,
     read,
@@ -119,29 +120,23 @@ def transition_forward(
     w = TransitionWeights(*(weight.contiguous() for weight in weights))
     (G, Z), R = w.w_gate_in.shape, w.w_mean_in.shape[0]
     for first, size in in_parts(count):
-        work, found = room(w.w_loc, size, G + R + 3 * Z)
-        hidden_g, hidden_m, straight, loc, open_mean = (columns_of(work, at) for at in stacked(G, R, Z, Z, Z))
+        work, found = room(w.w_loc, size, G + R + 4 * Z)
+        own, *layers, loc, open_mean = (columns_of(work, at) for at in stacked(Z, G, R, Z, Z, Z))
+        gather(z, z_0, steps, own, first, found)
         mixed = Mixed(loc, open_mean, None, None)
-        mix(w, (z, z_0, steps, None), (hidden_g, hidden_m, straight), mixed, first, found)
+        mix(w, own, layers, mixed, found)
         head(w, mixed, found)
 
 
-def mix(
-    w: TransitionWeights,
-    inputs: tuple[Rows, Rows | None, Steps, Columns | None],
-    layers: tuple[Columns, Columns, Columns],
-    mixed: Mixed,
-    first: int,
-    found: Tensor,
-) -> None:
-    """Launch the layers of z, which go to ``layers``, and what is made of them."""
+def mix(w: TransitionWeights, own: Columns, layers: list[Columns], mixed: Mixed, found: Tensor) -> None:
+    """Launch the layers of z_{t-1}, both hidden ones and ``straight``, and what is made of them."""
     hidden_g, hidden_m, straight = layers
     of_z = [
         Layer(w.w_gate_in, w.b_gate_in, True, hidden_g),
         Layer(w.w_mean_in, w.b_mean_in, True, hidden_m),
         Layer(w.w_loc, w.b_loc, False, straight),
     ]
-    first_layers(*inputs, of_z, first, found)
+    forward(own, of_z, found)
     launch_tiles(transition_mix_kernel, found, (mixed.loc.width.value,), *layers, w, mixed)
 
 
@@ -161,13 +156,14 @@ def transition_backward(
     at_z, at_g, at_m, at_open, at_dg, at_dm, at_straight, at_gate, at_mean, at_scale = columns
 
     def fill(scratch: Tensor, first: int) -> None:
-        before, hidden_g, hidden_m, open_mean, dhidden_g, dhidden_m, dstraight, dgate, dmean, dpre_scale = (
+        own, hidden_g, hidden_m, open_mean, dhidden_g, dhidden_m, dstraight, dgate, dmean, dpre_scale = (
             columns_of(scratch, at) for at in columns
         )
         work, found = room(w.w_loc, len(scratch), 5 * Z)
         straight, loc, gate, gate_slope, by_loc = (columns_of(work, at) for at in stacked(Z, Z, Z, Z, Z))
         mixed = Mixed(loc, open_mean, gate, gate_slope)
-        mix(w, (z, z_0, steps, before), (hidden_g, hidden_m, straight), mixed, first, found)
+        gather(z, z_0, steps, own, first, found)
+        mix(w, own, [hidden_g, hidden_m, straight], mixed, found)
         head(w, mixed, Taken(dgate, by_loc, dstraight, dpre_scale), found)
         backward([Term(dpre_scale, w.w_scale)], dmean, found, opened=open_mean, direct=by_loc)
         backward([Term(dgate, w.w_gate_out)], dhidden_g, found, opened=hidden_g)

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from dmm_fast.kernels.densities import normal_kl, normal_kl_slopes
 from dmm_fast.kernels.rows import (
-    at,
     load_row,
     rows_of,
     rowwise_kernel,
@@ -15,7 +14,16 @@ from dmm_fast.kernels.rows import (
     sum_steps,
     terms_of,
 )
-from dmm_fast.kernels.tiles import columns_of_tile, features_of, launch_tiles, rows_of_tile, write
+from dmm_fast.kernels.tiles import (
+    columns_of_tile,
+    features_of,
+    gradient_at,
+    launch_tiles,
+    row_at,
+    rows_of_tile,
+    spots_of,
+    write,
+)
 from dmm_fast.kernels.transition import (
     Mixed,
     Taken,
@@ -46,8 +54,8 @@ def transition_kl_fwd_kernel(  # type: ignore[no-untyped-def]
 ):
     """Whole rows: terms [P, B, T] is the divergence of each step."""
     index, place, valid = rows_of_tile(found, count, BLOCK_M)
-    row, step = place // steps.steps, place % steps.steps
-    loc_row, pre_scale_row = at(loc, steps, row, step), at(pre_scale, steps, row, step)
+    spots = spots_of(found, count, index, valid)
+    loc_row, pre_scale_row = row_at(loc, spots), row_at(pre_scale, spots)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for n in range(0, mixed.loc.width, BLOCK_N):
         columns = n + tl.arange(0, BLOCK_N)
@@ -80,12 +88,12 @@ def transition_kl_bwd_kernel(  # type: ignore[no-untyped-def]
     """From dout [P, B] to the gradients by loc and pre_scale of both Gaussians, the given's [P, B, T, Z]."""
     index, place, valid = rows_of_tile(found, count, BLOCK_M)
     columns = columns_of_tile(BLOCK_N)
-    row, step = place // steps.steps, place % steps.steps
+    spots = spots_of(found, count, index, valid)
     loc_p, pre_scale_p = transition_head(mixed, w, index, valid, columns, BLOCK_K, PRECISION)
-    loc_q = load_row(at(loc, steps, row, step), columns, dloc.width, valid)
-    pre_scale_q = load_row(at(pre_scale, steps, row, step), columns, dloc.width, valid)
+    loc_q = load_row(row_at(loc, spots), columns, dloc.width, valid)
+    pre_scale_q = load_row(row_at(pre_scale, spots), columns, dloc.width, valid)
     by_loc, by_pre_scale, by_pre_scale_p = normal_kl_slopes(loc_q, pre_scale_q, loc_p, pre_scale_p)
-    d = tl.load(dout + row, mask=valid, other=0.0).to(tl.float32)[:, None]
+    d = gradient_at(dout, spots, steps, valid)
     transition_head_backward(mixed, taken, index, valid, columns, -d * by_loc, d * by_pre_scale_p)
     write(dloc, place, valid, columns, d * by_loc)
     write(dpre_scale, place, valid, columns, d * by_pre_scale)

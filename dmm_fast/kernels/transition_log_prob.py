@@ -6,7 +6,6 @@ from torch import Tensor
 
 from dmm_fast.kernels.densities import normal_log_density, normal_slopes
 from dmm_fast.kernels.rows import (
-    at,
     load_row,
     rows_of,
     rowwise_kernel,
@@ -15,7 +14,16 @@ from dmm_fast.kernels.rows import (
     sum_steps,
     terms_of,
 )
-from dmm_fast.kernels.tiles import columns_of_tile, features_of, launch_tiles, rows_of_tile, write
+from dmm_fast.kernels.tiles import (
+    columns_of_tile,
+    features_of,
+    gradient_at,
+    launch_tiles,
+    row_at,
+    rows_of_tile,
+    spots_of,
+    write,
+)
 from dmm_fast.kernels.transition import (
     Mixed,
     Taken,
@@ -45,7 +53,7 @@ def transition_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
 ):
     """Whole rows: terms [P, B, T] is the log-density of each step."""
     index, place, valid = rows_of_tile(found, count, BLOCK_M)
-    value = at(z, steps, place // steps.steps, place % steps.steps)
+    value = row_at(z, spots_of(found, count, index, valid))
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for n in range(0, mixed.loc.width, BLOCK_N):
         columns = n + tl.arange(0, BLOCK_N)
@@ -74,11 +82,11 @@ def transition_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
     """From dout [P, B] to the gradients by loc and pre_scale, and by z_t itself [P, B, T, Z]."""
     index, place, valid = rows_of_tile(found, count, BLOCK_M)
     columns = columns_of_tile(BLOCK_N)
-    row, step = place // steps.steps, place % steps.steps
+    spots = spots_of(found, count, index, valid)
     loc, pre_scale = transition_head(mixed, w, index, valid, columns, BLOCK_K, PRECISION)
-    value = load_row(at(z, steps, row, step), columns, dvalue.width, valid)
+    value = load_row(row_at(z, spots), columns, dvalue.width, valid)
     by_loc, by_pre_scale = normal_slopes(value, loc, pre_scale)
-    d = tl.load(dout + row, mask=valid, other=0.0).to(tl.float32)[:, None]
+    d = gradient_at(dout, spots, steps, valid)
     transition_head_backward(mixed, taken, index, valid, columns, d * by_loc, d * by_pre_scale)
     write(dvalue, place, valid, columns, -d * by_loc)
 
