@@ -78,7 +78,12 @@ def weights_backward(kernel: Any, weights: list[Tensor], count: int, *given: Any
     H, Z = weights[0].shape
     at = Scratch(*stacked(Z, H, H, Z, Z))
     layers = [(at.dg, at.z), (at.dloc, at.c), (at.dpre_scale, at.c)]
-    return weight_gradients(kernel, network(weights, backward_blocks), count, *given, layers=layers)
+
+    def fill(scratch: Tensor, first: int) -> None:
+        net = network(weights, backward_blocks)
+        launch_network(kernel, net, len(scratch), *given, scratch, first=first)
+
+    return weight_gradients(fill, weights, count, layers=layers)
 
 
 @triton.jit

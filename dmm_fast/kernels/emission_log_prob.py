@@ -1,4 +1,4 @@
-"""log p(x_{1:T} | z_{1:T}): emitter and log-density in one pass, a Bernoulli's or a Gaussian's."""
+"""log p(x_{1:T} | z_{1:T}): emitter and log-density, a Bernoulli's or a Gaussian's."""
 
 import triton.language as tl
 from torch import Tensor
@@ -9,29 +9,28 @@ from dmm_fast.kernels.densities import (
     normal_log_density,
     normal_slopes,
 )
-from dmm_fast.kernels.emitter import (
-    emitter_again,
-    emitter_forward,
-    emitter_head,
-    emitter_rows,
-    emitter_rows_backward,
-    scratch_of,
-    weights_backward,
-)
+from dmm_fast.kernels.emitter import Taken, Weights, emitter_forward, emitter_gradients
 from dmm_fast.kernels.rows import (
-    at,
-    block_of_places,
-    decoded_steps,
-    kept,
     load,
     mask_of,
-    places,
+    observed,
     rows_of,
     rowwise_kernel,
     steps_of,
-    store_row,
     sum_steps,
     terms_of,
+)
+from dmm_fast.kernels.tiles import (
+    Columns,
+    columns_of_tile,
+    features_of,
+    gradient_at,
+    launch_tiles,
+    layer_of,
+    row_at,
+    rows_of_tile,
+    spots_of,
+    write,
 )
 
 __all__ = ["emission_log_prob", "emission_log_prob_backward"]
@@ -39,70 +38,90 @@ __all__ = ["emission_log_prob", "emission_log_prob_backward"]
 
 @rowwise_kernel
 def emission_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
-    w, x, z, steps, mask, terms, work, first, size, blocks, BLOCK_M: tl.constexpr
+    w,
+    h_2,
+    x,
+    steps,
+    mask,
+    terms,
+    found,
+    count,
+    D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
-    """A block of valid steps: terms [P, B, T] is what is observed of each; work is [steps, E] of its own."""
-    steps = decoded_steps(steps)
-    index = block_of_places(first, BLOCK_M)
-    row, step, valid = places(steps, index)
-    h_2 = work + index * size.E
-    emitter_rows(at(z, steps, row, step), valid, w, h_2, size, blocks)
-    x_row = at(x, steps, row, step)
-    acc = tl.zeros((BLOCK_M, blocks.N), tl.float32)
-    for n in range(0, size.D, blocks.N):
-        columns = n + tl.arange(0, blocks.N)
-        keep = kept(mask, steps, row, step, columns, size.D, valid)
+    """Whole rows: terms [P, B, T] is what is observed of each step."""
+    index, place, valid = rows_of_tile(found, count, BLOCK_M)
+    spots = spots_of(found, count, index, valid)
+    x_row = row_at(x, spots)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for n in range(0, D, BLOCK_N):
+        columns = n + tl.arange(0, BLOCK_N)
+        keep = observed(mask, spots.b, spots.t, columns, D, valid)
         value = load(x_row, columns, keep)
-        out = emitter_head(h_2, valid, w.w_out, w.b_out, columns, size, blocks)
+        out = layer_of(h_2, index, valid, w.w_out, w.b_out, columns, D, BLOCK_K, PRECISION)
         if w.w_scale is None:
             term = bernoulli_log_density(value, out)
         else:
-            pre_scale = emitter_head(h_2, valid, w.w_scale, w.b_scale, columns, size, blocks)
+            pre_scale = layer_of(h_2, index, valid, w.w_scale, w.b_scale, columns, D, BLOCK_K, PRECISION)
             term = normal_log_density(value, out, pre_scale)
         acc += tl.where(keep, term, 0.0)
-    tl.store(terms + row * steps.steps + step, tl.sum(acc, 1), mask=valid)
+    tl.store(terms + place, tl.sum(acc, 1), mask=valid)
 
 
 @rowwise_kernel
 def emission_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
-    w, dout, x, z, steps, mask, dx, dz, scratch, first, size, blocks, BLOCK_M: tl.constexpr
+    w,
+    h_2,
+    taken,
+    dout,
+    x,
+    steps,
+    mask,
+    dx,
+    found,
+    count,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
-    """A block of valid steps, from dout [P, B]: dx (unless None) and dz [P, B, T, *], its rows of scratch."""
-    steps = decoded_steps(steps)
-    index = block_of_places(first, BLOCK_M)
-    row, step, valid = places(steps, index)
-    own = scratch_of(scratch, index - first, size)
-    emitter_again(at(z, steps, row, step), valid, w, own, size, blocks)
-    x_row = at(x, steps, row, step)
-    place = row * steps.steps + step
-    d = tl.load(dout + row, mask=valid, other=0.0).to(tl.float32)[:, None]
-    for n in range(0, size.D, blocks.N):
-        columns = n + tl.arange(0, blocks.N)
-        keep = kept(mask, steps, row, step, columns, size.D, valid)
-        value = load(x_row, columns, keep)
-        out = emitter_head(own.h_2, valid, w.w_out, w.b_out, columns, size, blocks)
-        if w.w_scale is None:
-            by_out = tl.where(keep, d * bernoulli_slope(value, out), 0.0)
-            by_value = tl.where(keep, d * out, 0.0)
-        else:
-            pre_scale = emitter_head(own.h_2, valid, w.w_scale, w.b_scale, columns, size, blocks)
-            by_out, by_pre_scale = normal_slopes(value, out, pre_scale)
-            by_out = tl.where(keep, d * by_out, 0.0)
-            by_value = -by_out
-            store_row(own.dpre_scale, columns, size.D, valid, tl.where(keep, d * by_pre_scale, 0.0))
-        store_row(own.dout, columns, size.D, valid, by_out)
-        if dx is not None:
-            store_row(dx + place * size.D, columns, size.D, valid, by_value)
-    emitter_rows_backward(own, valid, w, dz + place * size.Z, size, blocks)
+    """From dout [P, B] to the gradients by the heads, and dx [P, B, T, D] unless it is None."""
+    index, place, valid = rows_of_tile(found, count, BLOCK_M)
+    columns = columns_of_tile(BLOCK_N)
+    spots = spots_of(found, count, index, valid)
+    D = taken.dout.width
+    keep = observed(mask, spots.b, spots.t, columns, D, valid)
+    value = load(row_at(x, spots), columns, keep)
+    d = gradient_at(dout, spots, steps, valid)
+    out = layer_of(h_2, index, valid, w.w_out, w.b_out, columns, D, BLOCK_K, PRECISION)
+    if w.w_scale is None:
+        by_out = tl.where(keep, d * bernoulli_slope(value, out), 0.0)
+        by_value = tl.where(keep, d * out, 0.0)
+    else:
+        pre_scale = layer_of(h_2, index, valid, w.w_scale, w.b_scale, columns, D, BLOCK_K, PRECISION)
+        by_out, by_pre_scale = normal_slopes(value, out, pre_scale)
+        by_out = tl.where(keep, d * by_out, 0.0)
+        by_value = -by_out
+        write(taken.dpre_scale, index, valid, columns, tl.where(keep, d * by_pre_scale, 0.0))
+    write(taken.dout, index, valid, columns, by_out)
+    if dx is not None:
+        write(dx, place, valid, columns, by_value)
 
 
 def emission_log_prob(
     x: Tensor, z: Tensor, weights: list[Tensor], lengths: Tensor, mask: Tensor | None
 ) -> Tensor:
     """``[P, B]``: the sum over what is observed of log p(x_t | z_t)."""
-    terms = terms_of(z)
-    given = (rows_of(x), rows_of(z), steps_of(z, lengths), mask_of(mask), terms)
-    emitter_forward(emission_log_prob_fwd_kernel, weights, terms.numel(), *given)
+    terms, steps = terms_of(z), steps_of(z, lengths)
+    given = (rows_of(x), steps, mask_of(mask), terms)
+
+    def head(w: Weights, h_2: Columns, found: Tensor) -> None:
+        launch_tiles(emission_log_prob_fwd_kernel, found, (), w, h_2, *given, D=x.shape[-1])
+
+    emitter_forward(head, weights, terms.numel(), rows_of(z), steps)
     return sum_steps(terms, z, lengths)
 
 
@@ -118,6 +137,10 @@ def emission_log_prob_backward(
     """``dx [P, B, T, D]``, or empty where it is not wanted, ``dz [P, B, T, Z]``, gradients of the weights."""
     P, B, T, _ = z.shape
     dx, dz = x.new_zeros(x.shape if with_dx else (0,)), z.new_zeros(z.shape)
-    read = (dout.contiguous(), rows_of(x), rows_of(z), steps_of(z, lengths), mask_of(mask))
-    given = (*read, dx if with_dx else None, dz)
-    return dx, dz, weights_backward(emission_log_prob_bwd_kernel, weights, P * B * T, *given)
+    steps = steps_of(z, lengths)
+    given = (dout.contiguous(), rows_of(x), steps, mask_of(mask), features_of(dx) if with_dx else None)
+
+    def head(w: Weights, h_2: Columns, taken: Taken, found: Tensor) -> None:
+        launch_tiles(emission_log_prob_bwd_kernel, found, x.shape[-1:], w, h_2, taken, *given)
+
+    return dx, dz, emitter_gradients(head, weights, P * B * T, rows_of(z), steps, dz)

@@ -4,66 +4,73 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.common import sigmoid, softplus
-from dmm_fast.kernels.rows import (
-    at,
-    block_of_places,
-    decoded_steps,
-    load_row,
-    places,
-    rows_of,
-    rowwise_kernel,
-    steps_of,
-    store_row,
+from dmm_fast.kernels.rows import load_row, rows_of, rowwise_kernel, steps_of
+from dmm_fast.kernels.tiles import (
+    columns_of_tile,
+    features_of,
+    launch_tiles,
+    row_at,
+    rows_of_tile,
+    spots_of,
+    write,
 )
 from dmm_fast.kernels.transition import (
-    scratch_of,
-    transition_again,
+    Mixed,
+    Taken,
+    transition_backward,
     transition_forward,
     transition_head,
-    transition_head_again,
     transition_head_backward,
-    transition_rows,
-    transition_rows_backward,
-    weights_backward,
 )
+from dmm_fast.reference import TransitionWeights
 
 __all__ = ["gated_transition", "gated_transition_backward"]
 
 
 @rowwise_kernel
 def gated_transition_fwd_kernel(  # type: ignore[no-untyped-def]
-    w, z, steps, loc, scale, work, first, size, blocks, BLOCK_M: tl.constexpr
+    w,
+    mixed,
+    loc,
+    scale,
+    found,
+    count,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
-    """A block of rows of z [1, N, 1, Z]: loc and scale [N, Z]; work is [N, 2 Z] of its own."""
-    steps = decoded_steps(steps)
-    index = block_of_places(first, BLOCK_M)
-    row, step, valid = places(steps, index)
-    own = work + index * 2 * size.Z
-    transition_rows(at(z, steps, row, step), valid, w, own, size, blocks)
-    for n in range(0, size.Z, blocks.N):
-        columns = n + tl.arange(0, blocks.N)
-        mean, pre_scale = transition_head(own, valid, w, columns, size, blocks)
-        store_row(loc + index * size.Z, columns, size.Z, valid, mean)
-        store_row(scale + index * size.Z, columns, size.Z, valid, softplus(pre_scale))
+    """A tile of loc and scale [N, Z]."""
+    index, place, valid = rows_of_tile(found, count, BLOCK_M)
+    columns = columns_of_tile(BLOCK_N)
+    mean, pre_scale = transition_head(mixed, w, index, valid, columns, BLOCK_K, PRECISION)
+    write(loc, place, valid, columns, mean)
+    write(scale, place, valid, columns, softplus(pre_scale))
 
 
 @rowwise_kernel
 def gated_transition_bwd_kernel(  # type: ignore[no-untyped-def]
-    w, loc, scale, z, steps, dz, scratch, first, size, blocks, BLOCK_M: tl.constexpr
+    w,
+    mixed,
+    taken,
+    loc,
+    scale,
+    steps,
+    found,
+    count,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
-    """A block of rows, from the gradients ``loc, scale`` [1, N, 1, Z]: dz [N, Z] and its rows of scratch."""
-    steps = decoded_steps(steps)
-    index = block_of_places(first, BLOCK_M)
-    row, step, valid = places(steps, index)
-    own = scratch_of(scratch, index - first, size)
-    transition_again(at(z, steps, row, step), valid, w, own, size, blocks)
-    for n in range(0, size.Z, blocks.N):
-        columns = n + tl.arange(0, blocks.N)
-        _, pre_scale = transition_head_again(own, valid, w, columns, size, blocks)
-        dloc = load_row(at(loc, steps, row, step), columns, size.Z, valid)
-        dscale = load_row(at(scale, steps, row, step), columns, size.Z, valid)
-        transition_head_backward(own, valid, columns, dloc, dscale * sigmoid(pre_scale), size)
-    transition_rows_backward(own, valid, w, dz + index * size.Z, size, blocks)
+    """From the gradients ``loc, scale`` [1, N, 1, Z] to those by loc and pre_scale."""
+    index, _, valid = rows_of_tile(found, count, BLOCK_M)
+    columns = columns_of_tile(BLOCK_N)
+    spots = spots_of(found, count, index, valid)
+    _, pre_scale = transition_head(mixed, w, index, valid, columns, BLOCK_K, PRECISION)
+    dloc = load_row(row_at(loc, spots), columns, mixed.loc.width, valid)
+    dscale = load_row(row_at(scale, spots), columns, mixed.loc.width, valid)
+    transition_head_backward(mixed, taken, index, valid, columns, dloc, dscale * sigmoid(pre_scale))
 
 
 def gated_transition(z_prev: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -71,8 +78,12 @@ def gated_transition(z_prev: Tensor, weights: list[Tensor]) -> tuple[Tensor, Ten
     N, Z = z_prev.shape
     z = z_prev[None, :, None]
     loc, scale = z_prev.new_empty(N, Z), z_prev.new_empty(N, Z)
-    given = (rows_of(z), steps_of(z, None), loc, scale)
-    transition_forward(gated_transition_fwd_kernel, weights, N, *given)
+
+    def head(w: TransitionWeights, mixed: Mixed, found: Tensor) -> None:
+        written = (features_of(loc), features_of(scale))
+        launch_tiles(gated_transition_fwd_kernel, found, (Z,), w, mixed, *written)
+
+    transition_forward(head, weights, N, rows_of(z), None, steps_of(z, None))
     return loc, scale
 
 
@@ -83,5 +94,10 @@ def gated_transition_backward(
     N, Z = z_prev.shape
     loc, scale, z = (tensor[None, :, None] for tensor in (dloc, dscale, z_prev))
     dz_prev = z_prev.new_empty(N, Z)
-    given = (rows_of(loc), rows_of(scale), rows_of(z), steps_of(z, None), dz_prev)
-    return dz_prev, weights_backward(gated_transition_bwd_kernel, weights, N, *given)
+    steps = steps_of(z, None)
+    given = (rows_of(loc), rows_of(scale), steps)
+
+    def head(w: TransitionWeights, mixed: Mixed, taken: Taken, found: Tensor) -> None:
+        launch_tiles(gated_transition_bwd_kernel, found, (Z,), w, mixed, taken, *given)
+
+    return dz_prev, transition_backward(head, weights, N, rows_of(z), None, steps, dz_prev)

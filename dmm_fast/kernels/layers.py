@@ -36,7 +36,7 @@ BlocksFor = Callable[[int, int], Blocks]
 
 
 def forward_blocks(hidden: int, outputs: int) -> Blocks:
-    """For :func:`two_layers` and its like: all outputs at once where they are few, hidden units in slices."""
+    """For a layer within another's product: hidden units in slices, all outputs at once where few."""
     sizes = width_block(hidden, 32), width_block(outputs, 128), width_block(max(hidden, outputs), 16)
     return constants(Blocks(*sizes, input_precision()))
 
@@ -62,56 +62,27 @@ def tile(w, columns, N, stride_n, ks, K, stride_k):  # type: ignore[no-untyped-d
 
 
 @triton.jit
-def product(rows, valid, K, w, columns, N, stride_n, stride_k, blocks):  # type: ignore[no-untyped-def]
+def product(rows, valid, K, w, columns, N, stride_n, stride_k, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
     """``[rows, columns]``: rows of K features times the columns of a weight, laid out as in :func:`tile`."""
     acc = tl.zeros((valid.shape[0], columns.shape[0]), tl.float32)
-    for k in range(0, K, blocks.K):
-        ks = k + tl.arange(0, blocks.K)
+    for k in range(0, K, BLOCK_K):
+        ks = k + tl.arange(0, BLOCK_K)
         weight = tile(w, columns, N, stride_n, ks, K, stride_k)
-        acc = tl.dot(load_row(rows, ks, K, valid), weight, acc=acc, input_precision=blocks.precision)
+        acc = tl.dot(load_row(rows, ks, K, valid), weight, acc=acc, input_precision=PRECISION)
     return acc
 
 
 @triton.jit
 def linear(rows, valid, K, w, b, columns, N, blocks):  # type: ignore[no-untyped-def]
     """The given columns of ``W x + b`` for rows x of K features, ``w`` being ``[N, K]``."""
-    return product(rows, valid, K, w, columns, N, K, 1, blocks) + bias(b, columns, N)
+    out = product(rows, valid, K, w, columns, N, K, 1, blocks.K, blocks.precision)
+    return out + bias(b, columns, N)
 
 
 @triton.jit
 def linear_backward(drows, valid, N, w, columns, K, blocks):  # type: ignore[no-untyped-def]
     """The given columns of the gradient by x of :func:`linear`, from that by its N outputs."""
-    return product(drows, valid, N, w, columns, K, 1, K, blocks)
-
-
-@triton.jit
-def two_layers(rows, valid, K, w_in, b_in, H, w_out, b_out, columns, N, blocks):  # type: ignore[no-untyped-def]
-    """The given columns of ``W_out relu(W_in x + b_in) + b_out``; a block of the H hidden units at a time."""
-    acc = tl.zeros((valid.shape[0], columns.shape[0]), tl.float32)
-    for h in range(0, H, blocks.H):
-        units = h + tl.arange(0, blocks.H)
-        hidden = relu(linear(rows, valid, K, w_in, b_in, units, H, blocks))
-        acc = tl.dot(
-            hidden, tile(w_out, columns, N, H, units, H, 1), acc=acc, input_precision=blocks.precision
-        )
-    return acc + bias(b_out, columns, N)
-
-
-@triton.jit
-def hidden_rows(rows, valid, K, w, b, to, H, blocks):  # type: ignore[no-untyped-def]
-    """Write ``relu(W x + b)`` of rows x of K features to the rows ``to``, H units each."""
-    for h in range(0, H, blocks.H):
-        units = h + tl.arange(0, blocks.H)
-        store_row(to, units, H, valid, relu(linear(rows, valid, K, w, b, units, H, blocks)))
-
-
-@triton.jit
-def hidden_rows_backward(drows, valid, N, w, hidden, to, H, blocks):  # type: ignore[no-untyped-def]
-    """Write the gradient by what ``hidden = relu(...)`` was of, from that by the layer ``w [N, H]`` on it."""
-    for h in range(0, H, blocks.H):
-        units = h + tl.arange(0, blocks.H)
-        gradient = linear_backward(drows, valid, N, w, units, H, blocks)
-        store_row(to, units, H, valid, tl.where(load_row(hidden, units, H, valid) > 0.0, gradient, 0.0))
+    return product(drows, valid, N, w, columns, K, 1, K, blocks.K, blocks.precision)
 
 
 @triton.jit
@@ -149,20 +120,23 @@ def in_parts(count: int) -> Iterator[tuple[int, int]]:
 
 
 def weight_gradients(
-    kernel: Any, network: Network, count: int, *given: Any, layers: list[tuple[slice, slice]]
+    fill: Callable[[Tensor, int], None],
+    weights: list[Tensor],
+    count: int,
+    *,
+    layers: list[tuple[slice, slice]],
 ) -> list[Tensor]:
     """Gradients of weights and biases: products over the rows of scratch, one part of them after another.
 
-    ``kernel(w, *given, scratch, first, size, blocks)`` writes the rows of scratch of the valid ones among the
-    places from ``first`` on; the others are zero. ``layers`` has, for each weight with its bias, the columns
-    that hold the gradient by the layer's outputs, and those that hold its inputs.
+    ``fill(scratch, first)`` writes the rows of scratch of the valid ones among the places from ``first`` on;
+    the others are zero. ``layers`` has, for each weight with its bias, the columns that hold the gradient by
+    the layer's outputs, and those that hold its inputs.
     """
-    weights = [weight for weight in network.w if weight is not None]
     width = max(delta.stop for delta, _ in layers)
     totals: list[Tensor] = []
     for first, size in in_parts(count):
         scratch = torch.zeros(size, width, dtype=torch.float32, device=weights[0].device)
-        launch_network(kernel, network, size, *given, scratch, first=first)
+        fill(scratch, first)
         parts: list[Tensor] = []
         for delta, inputs in layers:
             parts += [scratch[:, delta].t() @ scratch[:, inputs], scratch[:, delta].sum(0)]

@@ -16,11 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dmm_fast.kernels import tuning
 from dmm_fast.kernels.common import cdiv, next_power_of_2, on_device_of, row_start
-from dmm_fast.kernels.tuning import Config, choose
 
 # Sizes that differ from batch to batch: no kernel is compiled anew for them. Those within tuples are encoded.
-VARYING = ("first", "rows", "batch", "T")
+VARYING = ("first", "count", "rows", "batch", "T")
 
 # Lengths that a search for the place of a number reads at a time.
 SEARCHED = tl.constexpr(64)
@@ -123,11 +123,12 @@ def launch(kernel: Any, count: int, on: Tensor, *args: Any, first: int = 0, **op
     if count == 0:
         return
 
-    def run(config: Config) -> None:
+    def run(config: tuning.Config) -> None:
         kernel[(cdiv(count, config.BLOCK_M),)](*args, first, **config._asdict(), **options)
 
     with on_device_of(on):
-        run(choose(run, count, on, kernel, options))
+        key = kernel.fn, repr(options), on.dtype, on.device
+        run(tuning.choose(run, tuning.CANDIDATES, tuning.by_rule(count), key, on))
 
 
 def launch_wide(kernel: Any, like: Tensor, *args: Any) -> None:
@@ -198,9 +199,15 @@ def every_place(steps, index):  # type: ignore[no-untyped-def]
 @triton.jit
 def kept(mask, steps, row, step, columns, WIDTH, valid):  # type: ignore[no-untyped-def]
     """``[rows, columns]``: what is valid, within the width, and observed."""
+    return observed(mask, row % steps.batch, step, columns, WIDTH, valid)
+
+
+@triton.jit
+def observed(mask, b, step, columns, WIDTH, valid):  # type: ignore[no-untyped-def]
+    """:func:`kept` of rows whose ``b`` is known."""
     keep = valid[:, None] & (columns < WIDTH)[None, :]
     if mask is not None:
-        pointers = mask.ptr + (row % steps.batch) * decoded(mask.stride_b) + step * decoded(mask.stride_t)
+        pointers = mask.ptr + b * decoded(mask.stride_b) + step * decoded(mask.stride_t)
         places = pointers[:, None] + columns[None, :].to(tl.int64) * decoded(mask.stride_d)
         keep &= tl.load(places, mask=keep, other=0) != 0
     return keep

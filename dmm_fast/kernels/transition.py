@@ -1,201 +1,182 @@
-"""The gated transition of a block of rows, forward and backward: what its three ops share.
+"""The gated transition, forward and backward: what its three ops share.
 
     gate = sigmoid(W_go relu(W_gi z + b) + b)    mean = W_mo relu(W_mi z + b) + b    straight = W_l z + b
     loc = (1 - gate) straight + gate mean        pre_scale = W_s relu(mean) + b      z being z_{t-1}
 
-Forward, the hidden layers of G and R units never leave the program. What the last layer reads, relu(mean),
-is complete only after a pass over them: Z numbers a row go through memory, and loc with them.
+Three launches: all layers of z; gate, mean and loc; and pre_scale, of which each op makes something else.
+Backward these once more, and a launch for each layer then.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.common import sigmoid
-from dmm_fast.kernels.layers import (
-    BlocksFor,
-    Network,
-    backward_blocks,
-    copy_rows,
-    forward_blocks,
-    hidden_rows,
-    hidden_rows_backward,
-    launch_network,
-    linear,
-    linear_backward,
-    relu,
-    stacked,
-    two_layers,
-    weight_gradients,
+from dmm_fast.kernels.layers import in_parts, relu, stacked, weight_gradients
+from dmm_fast.kernels.rows import Rows, Steps, rowwise_kernel
+from dmm_fast.kernels.tiles import (
+    Columns,
+    Layer,
+    Term,
+    backward,
+    columns_of,
+    columns_of_tile,
+    features_of,
+    forward,
+    gather,
+    launch_tiles,
+    layer_of,
+    read,
+    room,
+    rows_of_tile,
+    write,
 )
-from dmm_fast.kernels.rows import constants, load_row, store_row
 from dmm_fast.reference import TransitionWeights
 
 
-class Sizes(NamedTuple):
-    """Latents, and hidden units of the gate and of the mean."""
+class Mixed(NamedTuple):
+    """What the first two launches make of the rows; for a backward pass also the slopes of loc.
 
-    Z: Any
-    G: Any
-    R: Any
+    By what goes into the sigmoid the slope is ``gate_slope``, by mean ``gate``, by straight 1 - gate.
+    """
+
+    loc: Any
+    open_mean: Any
+    gate: Any
+    gate_slope: Any
 
 
-def network(weights: list[Tensor], blocks_for: BlocksFor) -> Network:
-    """The network with these weights."""
+class Taken(NamedTuple):
+    """The gradients that an op's head leaves: dgate is by what goes into the sigmoid, dmean by way of loc."""
+
+    dgate: Columns
+    dmean: Columns
+    dstraight: Columns
+    dpre_scale: Columns
+
+
+@rowwise_kernel
+def transition_mix_kernel(  # type: ignore[no-untyped-def]
+    hidden_g,
+    hidden_m,
+    straight,
+    w,
+    mixed,
+    found,
+    count,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """From the hidden layers and ``straight`` to what :class:`Mixed` has."""
+    index, _, valid = rows_of_tile(found, count, BLOCK_M)
+    columns = columns_of_tile(BLOCK_N)
+    Z = mixed.loc.width
+    gate = sigmoid(
+        layer_of(hidden_g, index, valid, w.w_gate_out, w.b_gate_out, columns, Z, BLOCK_K, PRECISION)
+    )
+    mean = layer_of(hidden_m, index, valid, w.w_mean_out, w.b_mean_out, columns, Z, BLOCK_K, PRECISION)
+    along = read(straight, index, valid, columns)
+    write(mixed.loc, index, valid, columns, (1.0 - gate) * along + gate * mean)
+    write(mixed.open_mean, index, valid, columns, relu(mean))
+    if mixed.gate is not None:
+        write(mixed.gate, index, valid, columns, gate)
+        write(mixed.gate_slope, index, valid, columns, (mean - along) * gate * (1.0 - gate))
+
+
+@triton.jit
+def transition_head(mixed, w, index, valid, columns, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+    """The given columns of loc and pre_scale."""
+    pre_scale = layer_of(
+        mixed.open_mean, index, valid, w.w_scale, w.b_scale, columns, mixed.loc.width, BLOCK_K, PRECISION
+    )
+    return read(mixed.loc, index, valid, columns), pre_scale
+
+
+@triton.jit
+def transition_head_backward(mixed, taken, index, valid, columns, dloc, dpre_scale):  # type: ignore[no-untyped-def]
+    """Take the gradients by the given columns of loc and pre_scale."""
+    gate = read(mixed.gate, index, valid, columns)
+    write(taken.dpre_scale, index, valid, columns, dpre_scale)
+    write(taken.dgate, index, valid, columns, dloc * read(mixed.gate_slope, index, valid, columns))
+    write(taken.dmean, index, valid, columns, dloc * gate)
+    write(taken.dstraight, index, valid, columns, dloc * (1.0 - gate))
+
+
+Head = Callable[[TransitionWeights, Mixed, Tensor], None]
+"""Launches what an op does with the rows at some places."""
+
+HeadBackward = Callable[[TransitionWeights, Mixed, Taken, Tensor], None]
+
+
+def transition_forward(
+    head: Head, weights: list[Tensor], count: int, z: Rows, z_0: Rows | None, steps: Steps
+) -> None:
+    """Run the network for z_{t-1}, or for ``z`` itself where there is no ``z_0``, and the op's head."""
     w = TransitionWeights(*(weight.contiguous() for weight in weights))
     (G, Z), R = w.w_gate_in.shape, w.w_mean_in.shape[0]
-    return Network(w, constants(Sizes(Z, G, R)), blocks_for(max(G, R), Z))
+    for first, size in in_parts(count):
+        work, found = room(w.w_loc, size, G + R + 4 * Z)
+        own, *layers, loc, open_mean = (columns_of(work, at) for at in stacked(Z, G, R, Z, Z, Z))
+        gather(z, z_0, steps, own, first, found)
+        mixed = Mixed(loc, open_mean, None, None)
+        mix(w, own, layers, mixed, found)
+        head(w, mixed, found)
 
 
-def transition_forward(kernel: Any, weights: list[Tensor], count: int, *given: Any) -> None:
-    """Run ``kernel(w, *given, work, first, size, blocks)``; ``work [count, 2 Z]`` is for transition_rows."""
-    work = weights[0].new_empty(count, 2 * weights[0].shape[1], dtype=torch.float32)
-    launch_network(kernel, network(weights, forward_blocks), count, *given, work)
-
-
-@triton.jit
-def transition_rows(z, valid, w, own, size, blocks):  # type: ignore[no-untyped-def]
-    """Write loc and, after it, relu(mean) of the rows ``z`` to ``own``, 2 Z numbers for each row."""
-    Z, G, R = size.Z, size.G, size.R
-    for n in range(0, Z, blocks.N):
-        columns = n + tl.arange(0, blocks.N)
-        gate = sigmoid(
-            two_layers(
-                z, valid, Z, w.w_gate_in, w.b_gate_in, G, w.w_gate_out, w.b_gate_out, columns, Z, blocks
-            )
-        )
-        mean = two_layers(
-            z, valid, Z, w.w_mean_in, w.b_mean_in, R, w.w_mean_out, w.b_mean_out, columns, Z, blocks
-        )
-        straight = linear(z, valid, Z, w.w_loc, w.b_loc, columns, Z, blocks)
-        store_row(own, columns, Z, valid, (1.0 - gate) * straight + gate * mean)
-        store_row(own + Z, columns, Z, valid, relu(mean))
-    tl.debug_barrier()
-
-
-@triton.jit
-def transition_head(own, valid, w, columns, size, blocks):  # type: ignore[no-untyped-def]
-    """The given columns of loc and pre_scale after :func:`transition_rows`."""
-    loc = load_row(own, columns, size.Z, valid)
-    return loc, linear(own + size.Z, valid, size.Z, w.w_scale, w.b_scale, columns, size.Z, blocks)
-
-
-# --- backward -------------------------------------------------------------------------------------------
-#
-# A row of scratch. Slopes of loc stand where later the gradients by gate, mean and straight do; loc where
-# that by pre_scale does.
-#
-#   z_{t-1} Z, hidden_g G, hidden_m R, relu(mean) Z, dhidden_g G, dhidden_m R, dstraight Z, dgate Z, dmean Z,
-#   dpre_scale Z
-
-
-class Scratch(NamedTuple):
-    """Where the columns of a row of scratch begin: pointers for a block of rows."""
-
-    z: Any
-    hidden_g: Any
-    hidden_m: Any
-    open_mean: Any
-    dhidden_g: Any
-    dhidden_m: Any
-    dstraight: Any
-    dgate: Any
-    dmean: Any
-    dpre_scale: Any
-
-
-def weights_backward(kernel: Any, weights: list[Tensor], count: int, *given: Any) -> list[Tensor]:
-    """The gradients of the weights, from what ``kernel(w, *given, scratch, ...)`` leaves in scratch."""
-    (G, Z), R = weights[0].shape, weights[4].shape[0]
-    at = Scratch(*stacked(Z, G, R, Z, G, R, Z, Z, Z, Z))
-    layers = [
-        (at.dhidden_g, at.z),
-        (at.dgate, at.hidden_g),
-        (at.dhidden_m, at.z),
-        (at.dmean, at.hidden_m),
-        (at.dpre_scale, at.open_mean),
-        (at.dstraight, at.z),
+def mix(w: TransitionWeights, own: Columns, layers: list[Columns], mixed: Mixed, found: Tensor) -> None:
+    """Launch the layers of z_{t-1}, both hidden ones and ``straight``, and what is made of them."""
+    hidden_g, hidden_m, straight = layers
+    of_z = [
+        Layer(w.w_gate_in, w.b_gate_in, True, hidden_g),
+        Layer(w.w_mean_in, w.b_mean_in, True, hidden_m),
+        Layer(w.w_loc, w.b_loc, False, straight),
     ]
-    return weight_gradients(kernel, network(weights, backward_blocks), count, *given, layers=layers)
+    forward(own, of_z, found)
+    launch_tiles(transition_mix_kernel, found, (mixed.loc.width.value,), *layers, w, mixed)
 
 
-@triton.jit
-def scratch_of(scratch, place, size):  # type: ignore[no-untyped-def]
-    """The columns of the rows ``place`` of scratch."""
-    Z, G, R = size.Z, size.G, size.R
-    own = scratch + place * (6 * Z + 2 * G + 2 * R)
-    late = own + 2 * Z + 2 * G + 2 * R
-    return Scratch(
-        own,
-        own + Z,
-        own + Z + G,
-        own + Z + G + R,
-        own + 2 * Z + G + R,
-        own + 2 * Z + 2 * G + R,
-        late,
-        late + Z,
-        late + 2 * Z,
-        late + 3 * Z,
-    )
+def transition_backward(
+    head: HeadBackward,
+    weights: list[Tensor],
+    count: int,
+    z: Rows,
+    z_0: Rows | None,
+    steps: Steps,
+    dbefore: Tensor,
+) -> list[Tensor]:
+    """The gradients of the weights; that by z_{t-1}, or by ``z`` itself, goes to ``dbefore [..., Z]``."""
+    w = TransitionWeights(*(weight.contiguous() for weight in weights))
+    (G, Z), R = w.w_gate_in.shape, w.w_mean_in.shape[0]
+    columns = stacked(Z, G, R, Z, G, R, Z, Z, Z, Z)
+    at_z, at_g, at_m, at_open, at_dg, at_dm, at_straight, at_gate, at_mean, at_scale = columns
 
+    def fill(scratch: Tensor, first: int) -> None:
+        own, hidden_g, hidden_m, open_mean, dhidden_g, dhidden_m, dstraight, dgate, dmean, dpre_scale = (
+            columns_of(scratch, at) for at in columns
+        )
+        work, found = room(w.w_loc, len(scratch), 5 * Z)
+        straight, loc, gate, gate_slope, by_loc = (columns_of(work, at) for at in stacked(Z, Z, Z, Z, Z))
+        mixed = Mixed(loc, open_mean, gate, gate_slope)
+        gather(z, z_0, steps, own, first, found)
+        mix(w, own, [hidden_g, hidden_m, straight], mixed, found)
+        head(w, mixed, Taken(dgate, by_loc, dstraight, dpre_scale), found)
+        backward([Term(dpre_scale, w.w_scale)], dmean, found, opened=open_mean, direct=by_loc)
+        backward([Term(dgate, w.w_gate_out)], dhidden_g, found, opened=hidden_g)
+        backward([Term(dmean, w.w_mean_out)], dhidden_m, found, opened=hidden_m)
+        of_z = [Term(dhidden_g, w.w_gate_in), Term(dhidden_m, w.w_mean_in), Term(dstraight, w.w_loc)]
+        backward(of_z, features_of(dbefore), found, by_place=True)
 
-@triton.jit
-def transition_again(z, valid, w, own, size, blocks):  # type: ignore[no-untyped-def]
-    """Compute rows ``z`` once more and keep every layer, loc and the slopes of loc in scratch."""
-    Z, G, R = size.Z, size.G, size.R
-    copy_rows(z, valid, own.z, Z, blocks)
-    hidden_rows(z, valid, Z, w.w_gate_in, w.b_gate_in, own.hidden_g, G, blocks)
-    hidden_rows(z, valid, Z, w.w_mean_in, w.b_mean_in, own.hidden_m, R, blocks)
-    tl.debug_barrier()
-    for n in range(0, Z, blocks.N):
-        columns = n + tl.arange(0, blocks.N)
-        gate = sigmoid(linear(own.hidden_g, valid, G, w.w_gate_out, w.b_gate_out, columns, Z, blocks))
-        mean = linear(own.hidden_m, valid, R, w.w_mean_out, w.b_mean_out, columns, Z, blocks)
-        straight = linear(z, valid, Z, w.w_loc, w.b_loc, columns, Z, blocks)
-        store_row(own.open_mean, columns, Z, valid, relu(mean))
-        store_row(own.dgate, columns, Z, valid, (mean - straight) * gate * (1.0 - gate))
-        store_row(own.dmean, columns, Z, valid, gate)
-        store_row(own.dstraight, columns, Z, valid, 1.0 - gate)
-        store_row(own.dpre_scale, columns, Z, valid, (1.0 - gate) * straight + gate * mean)
-    tl.debug_barrier()
-
-
-@triton.jit
-def transition_head_again(own, valid, w, columns, size, blocks):  # type: ignore[no-untyped-def]
-    """The given columns of loc and pre_scale after :func:`transition_again`."""
-    loc = load_row(own.dpre_scale, columns, size.Z, valid)
-    return loc, linear(own.open_mean, valid, size.Z, w.w_scale, w.b_scale, columns, size.Z, blocks)
-
-
-@triton.jit
-def transition_head_backward(own, valid, columns, dloc, dpre_scale, size):  # type: ignore[no-untyped-def]
-    """Take the gradients by the given columns of loc and pre_scale into scratch."""
-    store_row(own.dpre_scale, columns, size.Z, valid, dpre_scale)
-    for slope in tl.static_range(3):
-        to = own.dstraight + slope * size.Z
-        store_row(to, columns, size.Z, valid, dloc * load_row(to, columns, size.Z, valid))
-
-
-@triton.jit
-def transition_rows_backward(own, valid, w, dz, size, blocks):  # type: ignore[no-untyped-def]
-    """From what all heads took in to every gradient in scratch, and to ``dz``, rows of that by z_{t-1}."""
-    Z, G, R = size.Z, size.G, size.R
-    tl.debug_barrier()
-    for n in range(0, Z, blocks.N):
-        columns = n + tl.arange(0, blocks.N)
-        through = linear_backward(own.dpre_scale, valid, Z, w.w_scale, columns, Z, blocks)
-        through = tl.where(load_row(own.open_mean, columns, Z, valid) > 0.0, through, 0.0)
-        store_row(own.dmean, columns, Z, valid, load_row(own.dmean, columns, Z, valid) + through)
-    tl.debug_barrier()
-    hidden_rows_backward(own.dgate, valid, Z, w.w_gate_out, own.hidden_g, own.dhidden_g, G, blocks)
-    hidden_rows_backward(own.dmean, valid, Z, w.w_mean_out, own.hidden_m, own.dhidden_m, R, blocks)
-    tl.debug_barrier()
-    for n in range(0, Z, blocks.N):
-        columns = n + tl.arange(0, blocks.N)
-        gradient = linear_backward(own.dhidden_g, valid, G, w.w_gate_in, columns, Z, blocks)
-        gradient += linear_backward(own.dhidden_m, valid, R, w.w_mean_in, columns, Z, blocks)
-        gradient += linear_backward(own.dstraight, valid, Z, w.w_loc, columns, Z, blocks)
-        store_row(dz, columns, Z, valid, gradient)
+    layers = [
+        (at_dg, at_z),
+        (at_gate, at_g),
+        (at_dm, at_z),
+        (at_mean, at_m),
+        (at_scale, at_open),
+        (at_straight, at_z),
+    ]
+    return weight_gradients(fill, weights, count, layers=layers)

@@ -6,82 +6,99 @@ from torch import Tensor
 
 from dmm_fast.kernels.densities import normal_log_density, normal_slopes
 from dmm_fast.kernels.rows import (
-    at,
-    before,
-    block_of_places,
-    decoded_steps,
     load_row,
-    places,
     rows_of,
     rowwise_kernel,
     split_chain,
     steps_of,
-    store_row,
     sum_steps,
     terms_of,
 )
+from dmm_fast.kernels.tiles import (
+    columns_of_tile,
+    features_of,
+    gradient_at,
+    launch_tiles,
+    row_at,
+    rows_of_tile,
+    spots_of,
+    write,
+)
 from dmm_fast.kernels.transition import (
-    scratch_of,
-    transition_again,
+    Mixed,
+    Taken,
+    transition_backward,
     transition_forward,
     transition_head,
-    transition_head_again,
     transition_head_backward,
-    transition_rows,
-    transition_rows_backward,
-    weights_backward,
 )
+from dmm_fast.reference import TransitionWeights
 
 __all__ = ["transition_log_prob", "transition_log_prob_backward"]
 
 
 @rowwise_kernel
 def transition_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
-    w, z, z_0, steps, terms, work, first, size, blocks, BLOCK_M: tl.constexpr
+    w,
+    mixed,
+    z,
+    steps,
+    terms,
+    found,
+    count,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
-    """A block of valid steps: terms [P, B, T] is the log-density of each; work is [steps, 2 Z] of its own."""
-    steps = decoded_steps(steps)
-    index = block_of_places(first, BLOCK_M)
-    row, step, valid = places(steps, index)
-    own = work + index * 2 * size.Z
-    transition_rows(before(z, z_0, steps, row, step), valid, w, own, size, blocks)
-    value = at(z, steps, row, step)
-    acc = tl.zeros((BLOCK_M, blocks.N), tl.float32)
-    for n in range(0, size.Z, blocks.N):
-        columns = n + tl.arange(0, blocks.N)
-        loc, pre_scale = transition_head(own, valid, w, columns, size, blocks)
-        term = normal_log_density(load_row(value, columns, size.Z, valid), loc, pre_scale)
-        acc += tl.where((columns < size.Z)[None, :], term, 0.0)
-    tl.store(terms + row * steps.steps + step, tl.sum(acc, 1), mask=valid)
+    """Whole rows: terms [P, B, T] is the log-density of each step."""
+    index, place, valid = rows_of_tile(found, count, BLOCK_M)
+    value = row_at(z, spots_of(found, count, index, valid))
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for n in range(0, mixed.loc.width, BLOCK_N):
+        columns = n + tl.arange(0, BLOCK_N)
+        loc, pre_scale = transition_head(mixed, w, index, valid, columns, BLOCK_K, PRECISION)
+        term = normal_log_density(load_row(value, columns, mixed.loc.width, valid), loc, pre_scale)
+        acc += tl.where((columns < mixed.loc.width)[None, :], term, 0.0)
+    tl.store(terms + place, tl.sum(acc, 1), mask=valid)
 
 
 @rowwise_kernel
 def transition_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
-    w, dout, z, z_0, steps, dvalue, dbefore, scratch, first, size, blocks, BLOCK_M: tl.constexpr
+    w,
+    mixed,
+    taken,
+    dout,
+    z,
+    steps,
+    dvalue,
+    found,
+    count,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
-    """A block of valid steps, from dout [P, B]: gradients by z_t and z_{t-1} [P, B, T, Z], and scratch."""
-    steps = decoded_steps(steps)
-    index = block_of_places(first, BLOCK_M)
-    row, step, valid = places(steps, index)
-    own = scratch_of(scratch, index - first, size)
-    transition_again(before(z, z_0, steps, row, step), valid, w, own, size, blocks)
-    value = at(z, steps, row, step)
-    to = (row * steps.steps + step) * size.Z
-    d = tl.load(dout + row, mask=valid, other=0.0).to(tl.float32)[:, None]
-    for n in range(0, size.Z, blocks.N):
-        columns = n + tl.arange(0, blocks.N)
-        loc, pre_scale = transition_head_again(own, valid, w, columns, size, blocks)
-        by_loc, by_pre_scale = normal_slopes(load_row(value, columns, size.Z, valid), loc, pre_scale)
-        transition_head_backward(own, valid, columns, d * by_loc, d * by_pre_scale, size)
-        store_row(dvalue + to, columns, size.Z, valid, -d * by_loc)
-    transition_rows_backward(own, valid, w, dbefore + to, size, blocks)
+    """From dout [P, B] to the gradients by loc and pre_scale, and by z_t itself [P, B, T, Z]."""
+    index, place, valid = rows_of_tile(found, count, BLOCK_M)
+    columns = columns_of_tile(BLOCK_N)
+    spots = spots_of(found, count, index, valid)
+    loc, pre_scale = transition_head(mixed, w, index, valid, columns, BLOCK_K, PRECISION)
+    value = load_row(row_at(z, spots), columns, dvalue.width, valid)
+    by_loc, by_pre_scale = normal_slopes(value, loc, pre_scale)
+    d = gradient_at(dout, spots, steps, valid)
+    transition_head_backward(mixed, taken, index, valid, columns, d * by_loc, d * by_pre_scale)
+    write(dvalue, place, valid, columns, -d * by_loc)
 
 
 def transition_log_prob(z: Tensor, z_0: Tensor, weights: list[Tensor], lengths: Tensor) -> Tensor:
     """``[P, B]``: the sum over valid steps of log N(z_t; gated_transition(z_{t-1}))."""
-    terms = terms_of(z)
-    given = (rows_of(z), rows_of(z_0), steps_of(z, lengths))
-    transition_forward(transition_log_prob_fwd_kernel, weights, terms.numel(), *given, terms)
+    terms, rows, steps = terms_of(z), rows_of(z), steps_of(z, lengths)
+
+    def head(w: TransitionWeights, mixed: Mixed, found: Tensor) -> None:
+        launch_tiles(transition_log_prob_fwd_kernel, found, (), w, mixed, rows, steps, terms)
+
+    transition_forward(head, weights, terms.numel(), rows, rows_of(z_0), steps)
     return sum_steps(terms, z, lengths)
 
 
@@ -89,8 +106,13 @@ def transition_log_prob_backward(
     dout: Tensor, z: Tensor, z_0: Tensor, weights: list[Tensor], lengths: Tensor
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """``dz [P, B, T, Z]``, ``dz_0 [P, B, Z]`` and the gradients of the weights."""
-    P, B, T, _ = z.shape
+    P, B, T, Z = z.shape
     dvalue, dbefore = (z.new_zeros(z.shape, dtype=torch.float32) for _ in range(2))
-    given = (dout.contiguous(), rows_of(z), rows_of(z_0), steps_of(z, lengths), dvalue, dbefore)
-    dweights = weights_backward(transition_log_prob_bwd_kernel, weights, P * B * T, *given)
+    rows, steps, by_row = rows_of(z), steps_of(z, lengths), dout.contiguous()
+
+    def head(w: TransitionWeights, mixed: Mixed, taken: Taken, found: Tensor) -> None:
+        given = (w, mixed, taken, by_row, rows, steps, features_of(dvalue))
+        launch_tiles(transition_log_prob_bwd_kernel, found, (Z,), *given)
+
+    dweights = transition_backward(head, weights, P * B * T, rows, rows_of(z_0), steps, dbefore)
     return *split_chain(dvalue, dbefore, z), dweights

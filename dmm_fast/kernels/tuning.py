@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,12 +20,23 @@ class Config(NamedTuple):
     num_stages: int
 
 
-Run = Callable[[Config], None]
+class Tiles(NamedTuple):
+    """The same of a launch over tiles of rows and columns, each summed over a block of inputs at a time."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_K: int
+    num_warps: int
+    num_stages: int
+
+
+Choice = TypeVar("Choice", Config, Tiles)
 
 CANDIDATES = tuple(Config(*choice) for choice in product((16, 32, 64), (4, 8), (2, 3)))
+TILES = tuple(Tiles(*choice) for choice in product((16, 32, 64), (32, 64, 128), (16, 32), (4,), (3,)))
 
 _measures = False
-_fastest: dict[Any, Config] = {}
+_fastest: dict[Any, Any] = {}
 
 
 def autotune(on: bool = True) -> None:
@@ -45,14 +56,23 @@ def by_rule(count: int) -> Config:
     return Config(BLOCK_M=16 if count <= FEW_PLACES else 32, num_warps=8, num_stages=3)
 
 
-def choose(run: Run, count: int, on: Tensor, kernel: Any, options: dict[str, Any]) -> Config:
-    """The config for ``run``, which launches ``kernel`` with these constants over ``count`` places."""
+def tiles_by_rule(count: int, widths: tuple[int, ...]) -> Tiles:
+    """Few columns a program, or few rows where it has whole ones: they are those of ``widths``, if any."""
+    if not widths:
+        return Tiles(BLOCK_M=16, BLOCK_N=128, BLOCK_K=32, num_warps=4, num_stages=3)
+    return Tiles(BLOCK_M=32 if count <= FEW_PLACES else 64, BLOCK_N=64, BLOCK_K=32, num_warps=4, num_stages=3)
+
+
+def choose(
+    run: Callable[[Choice], None], candidates: tuple[Choice, ...], rule: Choice, key: Any, on: Tensor
+) -> Choice:
+    """The candidate with which ``run`` is the fastest, for launches with this key; or that by rule."""
     if not _measures:
-        return by_rule(count)
-    key = kernel.fn, repr(options), on.dtype, on.device
+        return rule
     if key not in _fastest and not is_captured(on):
-        _fastest[key] = min(CANDIDATES, key=partial(milliseconds, run))
-    return _fastest.get(key) or by_rule(count)
+        _fastest[key] = min(candidates, key=partial(milliseconds, run))
+    chosen: Choice = _fastest.get(key, rule)
+    return chosen
 
 
 def is_captured(on: Tensor) -> bool:
@@ -60,7 +80,7 @@ def is_captured(on: Tensor) -> bool:
     return on.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def milliseconds(run: Run, config: Config) -> float:
+def milliseconds(run: Callable[[Choice], None], config: Choice) -> float:
     """How long the launch takes; for ever, where the GPU has not the memory for it."""
     from triton.runtime.errors import OutOfResources
     from triton.testing import do_bench

@@ -88,40 +88,46 @@ def test_products_have_ten_bits_where_torch_allows_it(op_name: str) -> None:
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuning.Config]:
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Measuring switched on; the configs tried so far, of which the last candidate is the fastest."""
-    tried: list[tuning.Config] = []
+    tried: list[Any] = []
 
-    def milliseconds(run: tuning.Run, config: tuning.Config) -> float:
+    def milliseconds(run: Any, config: Any) -> float:
         run(config)
         tried.append(config)
-        return -float(tuning.CANDIDATES.index(config))
+        return -float(len(tried))
 
     monkeypatch.setattr(tuning, "milliseconds", milliseconds)
     monkeypatch.setattr(tuning, "CANDIDATES", tuning.CANDIDATES[::5])  # a block of each size
+    monkeypatch.setattr(tuning, "TILES", tuning.TILES[::7])
     monkeypatch.setattr(tuning, "_fastest", {})
     monkeypatch.setattr(tuning, "_measures", False)
     kernels.autotune()
     return tried
 
 
-@pytest.mark.parametrize("op_name", ["gaussian_emission_log_prob", "normal_log_prob"])
-def test_measuring_happens_once_for_batches_of_any_size(op_name: str, measured: list[tuning.Config]) -> None:
+def test_measuring_happens_once_for_batches_of_any_size(measured: list[Any]) -> None:
     for case in (CASE, replace(CASE, B=3, T=5)):
-        compare(op_name, case, "triton")
+        compare("normal_log_prob", case, "triton")
         assert measured == 2 * list(tuning.CANDIDATES)  # forward and backward
     assert set(tuning._fastest.values()) == {tuning.CANDIDATES[-1]}
 
 
-def test_nothing_is_measured_for_a_graph(
-    measured: list[tuning.Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_layer_of_a_network_is_measured(measured: list[Any]) -> None:
+    for case in (CASE, replace(CASE, B=3, T=5)):
+        compare("gaussian_emission_log_prob", case, "triton")
+        # Three launches forward, and six backward, of which the first three keep more.
+        assert measured == (3 + 6) * list(tuning.TILES)
+    assert set(tuning._fastest.values()) == {tuning.TILES[-1]}
+
+
+def test_nothing_is_measured_for_a_graph(measured: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "is_captured", lambda on: True)
     compare("normal_log_prob", CASE, "triton")
     assert not measured
 
 
-def test_nothing_is_measured_unasked(measured: list[tuning.Config]) -> None:
+def test_nothing_is_measured_unasked(measured: list[Any]) -> None:
     kernels.autotune(False)
     compare("normal_log_prob", CASE, "triton")
     assert not measured
