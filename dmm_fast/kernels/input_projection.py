@@ -1,13 +1,13 @@
-"""What the inference network's recurrence reads of the data: no kernel of its own.
+"""What the inference network's recurrence reads of the data: no kernel of its own but for weight gradients.
 
-It is one matrix product over all rows and its gradient two more. cuBLAS knows best how to multiply
-matrices of these sizes on each GPU; what is left, zeros at invalid steps, is a pass over memory.
+It is one matrix product over all rows. cuBLAS knows best how to multiply matrices of these sizes on each GPU;
+what is left, zeros at invalid steps, is a pass over memory.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmm_fast.kernels.step_gradients import projection_weight_gradients
 from dmm_fast.reference import valid_steps
 
 __all__ = ["input_projection", "input_projection_backward"]
@@ -25,12 +25,9 @@ def input_projection_backward(
     dout: Tensor, x: Tensor, w: Tensor, lengths: Tensor, with_dx: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``dx [P, B, T, D], dw [H, D], db [H]``; without ``with_dx``, dx is empty."""
-    P, B, T, D = x.shape
-    valid = valid_steps(lengths, T)[..., None]
-    x_rows = torch.where(valid, x, 0.0).reshape(P * B * T, D)
-    d_rows = torch.where(valid, dout, 0.0).reshape(P * B * T, w.shape[0])
     if with_dx:
-        dx = (d_rows @ w).view(P, B, T, D).masked_fill_(~valid, 0.0)
+        valid = valid_steps(lengths, x.shape[2])[..., None]
+        dx = (dout @ w).masked_fill_(~valid, 0.0)  # whatever comes of an invalid row stays in it
     else:
-        dx = x.new_empty((P, B, 0, D))
-    return dx, d_rows.mT @ x_rows, d_rows.sum(0)
+        dx = x.new_empty((*x.shape[:2], 0, x.shape[3]))
+    return dx, *projection_weight_gradients(dout, x, lengths)
