@@ -24,7 +24,7 @@ def tanh_of_latents(z: Tensor, z_q_0: Tensor, w_z: Tensor, b_z: Tensor) -> Tenso
 
 
 def rnn_weight_gradient(dx_proj: Tensor, h: Tensor, h_0: Tensor, lengths: Tensor) -> Tensor:
-    """``dw_hh [H, H]``: at each step the deltas by what it read, ``h_{t+1}`` or ``h_0`` at a row's own end."""
+    """``dw_hh [H, H]``: at each step the deltas by what it read: ``h_{t+1}``, at a row's end ``h_0``."""
     T = h.shape[2]
     is_last = torch.arange(1, T + 1, device=h.device) == lengths[:, None]
     later = F.pad(h[:, :, 1:], (0, 0, 0, 1))

@@ -1,7 +1,7 @@
 """Weight gradients of the scans: Triton's grouped products, where they can run, else torch's.
 
-The sums are the same but for rounding. Triton's are for GPUs; torch's are those of a GPU without Triton, and of
-the CPU, where the CUDA kernels are emulated.
+The sums are the same but for rounding. Triton's are for GPUs; torch's are those of a GPU without Triton,
+and of the CPU, where the CUDA kernels are emulated.
 """
 
 from torch import Tensor

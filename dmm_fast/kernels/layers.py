@@ -156,9 +156,9 @@ def weight_gradients(
     """Gradients of weights and biases: products over the rows of scratch, one part of them after another.
 
     ``kernel(w, *given, scratch, first, size, blocks)`` writes the rows of scratch of the valid ones among the
-    places from ``first`` on; the :class:`.rows.Steps` among ``given`` tell which those are. ``layers`` has, for
-    each weight with its bias, the columns that hold the gradient by the layer's outputs, and those that hold
-    its inputs.
+    places from ``first`` on; the :class:`.rows.Steps` among ``given`` tell which those are. ``layers`` has,
+    for each weight with its bias, the columns that hold the gradient by the layer's outputs, and those that
+    hold its inputs.
     """
     weights = [weight for weight in network.w if weight is not None]
     steps = next(value for value in given if isinstance(value, Steps))

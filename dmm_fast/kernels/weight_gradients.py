@@ -43,8 +43,8 @@ ADDED = 1024  # elements that a program of the second launch adds up
 class Layer(NamedTuple):
     """A layer: ``delta`` is the gradient by its outputs; its inputs are rows of ``inputs``.
 
-    All are matrices with dense columns. Where there is a ``start``, inputs are those of the neighbouring step,
-    or the row of ``start`` beside the end of a sequence. With ``other`` they are the mean of both.
+    All are matrices with dense columns. Where there is a ``start``, inputs are those of the neighbouring
+    step, or the row of ``start`` beyond the end of a sequence. With ``other`` they are the mean of both.
     """
 
     delta: Tensor
@@ -81,7 +81,7 @@ class _Size(NamedTuple):
 
 
 class _Sum(NamedTuple):
-    """Where a layer's gradients go, where its sums begin, and which programs of the second launch add them."""
+    """Where a layer's gradients go, where its sums begin, and which programs add them up."""
 
     weight: Any
     bias: Any
@@ -97,9 +97,9 @@ def weight_gradients(
 ) -> list[Tensor]:
     """The gradients of each layer's weight ``[M, N]`` and, with a bias, of that ``[M]``, in order.
 
-    ``table [2, count]`` says, for each valid step by its number, which row of ``delta`` it has, and which row of
-    ``inputs`` its neighbour has, or -1 - i for row i of ``start``. Without one, rows are the steps with the
-    numbers from ``first`` on, and as many as are valid are read.
+    ``table [2, count]`` says, for each valid step by its number, which row of ``delta`` it has, and which
+    row of ``inputs`` its neighbour has, or -1 - i for row i of ``start``. Without one, rows are the steps
+    with the numbers from ``first`` on, and as many as are valid are read.
     """
     count = layers[0].delta.shape[0] if table is None else table.shape[1]
     made = [_made(layer, dtype) for layer in layers]
@@ -119,7 +119,7 @@ def weight_gradients(
             PRECISION="tf32" if allows_tf32() else CUT.precision,
             **CUT.tiles._asdict(),
         )
-        targets, programs = _targets(layers, made)
+        targets, programs = _targets(made)
         sums_kernel[(programs,)](targets, partial, sums, SPLITS=splits, BLOCK=ADDED)
     return out
 
@@ -137,18 +137,18 @@ def _products(layers: list[Layer]) -> tuple[tuple[_Product, ...], int, int]:
         M, N = layer.delta.shape[1], layer.inputs.shape[1]
         across = cdiv(N + layer.with_bias, CUT.tiles.BLOCK_N)
         own = cdiv(M, CUT.tiles.BLOCK_M) * across
-        tensors = layer.delta, layer.inputs, layer.start, layer.other
-        strides = (0 if tensor is None else tensor.stride(0) for tensor in tensors)
-        size = _Size(M, N, layer.with_bias, *strides, tiles, own, across, sums)
+        tensors = layer[:4]
+        delta, inputs, start, other = (0 if tensor is None else tensor.stride(0) for tensor in tensors)
+        size = _Size(M, N, layer.with_bias, delta, inputs, start, other, tiles, own, across, sums)
         products.append(_Product(*tensors, constants(size)))
         tiles, sums = tiles + own, sums + M * (N + layer.with_bias)
     return tuple(products), tiles, sums
 
 
-def _targets(layers: list[Layer], made: list[tuple[Tensor, Tensor | None]]) -> tuple[tuple[_Sum, ...], int]:
+def _targets(made: list[tuple[Tensor, Tensor | None]]) -> tuple[tuple[_Sum, ...], int]:
     """The gradients for the second kernel, and how many programs they need."""
     targets, programs, sums = [], 0, 0
-    for layer, (weight, bias) in zip(layers, made, strict=True):
+    for weight, bias in made:
         weights = weight.numel()
         every = weights + (0 if bias is None else bias.numel())
         own = cdiv(every, ADDED)
@@ -225,7 +225,7 @@ def multiply_tile(  # type: ignore[no-untyped-def]
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Write the sums of a layer's tile over the rows from ``begin`` to ``end`` to its place in ``partial``."""
+    """Write the sums of a layer's tile over the rows from ``begin`` to ``end`` to their place in partial."""
     size = product.size
     m = (tile // size.across) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = (tile % size.across) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -267,7 +267,7 @@ def products_kernel(  # type: ignore[no-untyped-def]
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A tile of one of the products over a share of the valid rows: its sums in ``partial [splits, sums]``."""
+    """A tile of one of the products over a share of the valid rows: sums go to partial [splits, sums]."""
     valid = tl.minimum(tl.maximum(valid_count(steps) - first, 0), count).to(tl.int32)
     share = tl.cdiv(tl.cdiv(valid, splits), BLOCK_K) * BLOCK_K
     begin = tl.program_id(1) * share
