@@ -64,12 +64,12 @@ def _dense_start(start: Tensor) -> Tensor:
 
 
 def _table(like: Tensor, lengths: Tensor, shift: int, start: Tensor | None = None) -> Tensor:
-    """Rows of ``[P, B, T, width]`` tensors by the numbers of valid steps, int64 ``[2, P B T]``.
+    """Rows of ``[P, B, T, width]`` tensors by the numbers of valid steps, int32 ``[2, P B T]``.
 
     The second is of the steps ``shift`` further; beyond a row's ends it is -1 - i for row i of ``start``.
     """
     P, B, T, width = like.shape
-    table = torch.empty((2 if shift else 1, P * B * T), dtype=torch.int64, device=like.device)
+    table = torch.empty((2 if shift else 1, P * B * T), dtype=torch.int32, device=like.device)
     strides = (0, 0) if start is None else (start.stride(0) // width, start.stride(1) // width)
     if table.numel():
         with on_device_of(like):
@@ -87,9 +87,9 @@ def table_kernel(  # type: ignore[no-untyped-def]
     index = block_of_places(first, BLOCK_M)
     row, step, valid = places(steps, index)
     own = row * steps.steps + step
-    tl.store(table + index, own, mask=valid)
+    tl.store(table + index, own.to(tl.int32), mask=valid)
     if SHIFT != 0:
         length = tl.load(steps.lengths + row % steps.batch, mask=valid, other=0)
         beyond = (step + SHIFT < 0) | (step + SHIFT >= tl.minimum(length, steps.steps))
         start = (row // steps.batch) * start_p + (row % steps.batch) * start_b
-        tl.store(table + count + index, tl.where(beyond, -1 - start, own + SHIFT), mask=valid)
+        tl.store(table + count + index, tl.where(beyond, -1 - start, own + SHIFT).to(tl.int32), mask=valid)

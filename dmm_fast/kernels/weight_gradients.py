@@ -116,11 +116,12 @@ def weight_gradients(
             steps,
             partial,
             *(first, count, splits, sums),
+            LAYERS=len(layers),
             PRECISION="tf32" if allows_tf32() else CUT.precision,
             **CUT.tiles._asdict(),
         )
         targets, programs = _targets(made)
-        sums_kernel[(programs,)](targets, partial, sums, SPLITS=splits, BLOCK=ADDED)
+        sums_kernel[(programs,)](targets, partial, sums, LAYERS=len(layers), SPLITS=splits, BLOCK=ADDED)
     return out
 
 
@@ -190,6 +191,20 @@ def rows_at(pointer, rows, stride, columns, width, inside):  # type: ignore[no-u
 
 
 @triton.jit
+def rows_of_numbers(product, table, number, end, count):  # type: ignore[no-untyped-def]
+    """The rows of the steps with these numbers, and of their neighbours."""
+    if table is None:
+        own = number
+        neighbour = number
+    else:
+        own = tl.load(table + number, mask=number < end, other=0)
+        neighbour = own
+        if product.start is not None:
+            neighbour = tl.load(table + count + number, mask=number < end, other=0)
+    return own.to(tl.int64), neighbour.to(tl.int64)
+
+
+@triton.jit
 def inputs_at(product, own, neighbour, n, inside):  # type: ignore[no-untyped-def]
     """The columns ``n`` of a layer's inputs, ones behind the last where it has a bias."""
     size = product.size
@@ -206,9 +221,8 @@ def inputs_at(product, own, neighbour, n, inside):  # type: ignore[no-untyped-de
         inputs = tl.load(row[:, None] + n[None, :], mask=keep, other=0.0).to(tl.float32)
     if product.other is not None:
         inputs = 0.5 * (inputs + rows_at(product.other, own, size.other, n, size.N, inside))
-    if size.with_bias:
-        inputs = tl.where((n == size.N)[None, :], 1.0, inputs)
-    return inputs
+    # Also without a bias: of what goes into a product unchanged and transposed, reads would be of four bytes.
+    return tl.where((n == size.N)[None, :], 1.0 if size.with_bias else 0.0, inputs)
 
 
 @triton.jit
@@ -229,21 +243,17 @@ def multiply_tile(  # type: ignore[no-untyped-def]
     size = product.size
     m = (tile // size.across) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = (tile % size.across) * BLOCK_N + tl.arange(0, BLOCK_N)
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    own, neighbour = rows_of_numbers(product, table, begin + tl.arange(0, BLOCK_K), end, count)
     for k in range(begin, end, BLOCK_K):
         number = k + tl.arange(0, BLOCK_K)
         inside = number < end
-        if table is None:
-            own = number.to(tl.int64)
-            neighbour = own
-        else:
-            own = tl.load(table + number, mask=inside, other=0)
-            neighbour = own
-            if product.start is not None:
-                neighbour = tl.load(table + count + number, mask=inside, other=0)
         delta = rows_at(product.delta, own, size.delta, m, size.M, inside)
         inputs = inputs_at(product, own, neighbour, n, inside)
-        acc = tl.dot(tl.trans(delta), inputs, acc=acc, input_precision=PRECISION)
+        acc = tl.dot(tl.trans(inputs), delta, acc=acc, input_precision=PRECISION)
+        # A block ahead: what a loop reads is fetched early only where no other read says which.
+        own, neighbour = rows_of_numbers(product, table, number + BLOCK_K, end, count)
+    acc = tl.trans(acc)
     to = partial + size.first_sum
     keep = (m < size.M)[:, None] & (n < size.N)[None, :]
     tl.store(to + m[:, None] * size.N + n[None, :], acc, mask=keep)
@@ -262,6 +272,7 @@ def products_kernel(  # type: ignore[no-untyped-def]
     count,
     splits,
     sums,
+    LAYERS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -274,7 +285,7 @@ def products_kernel(  # type: ignore[no-untyped-def]
     end = tl.minimum(begin + share, valid)
     own = partial + tl.program_id(1).to(tl.int64) * sums
     tile = tl.program_id(0)
-    for i in tl.static_range(len(products)):
+    for i in tl.static_range(LAYERS):
         size = products[i].size
         if (tile >= size.first_tile) & (tile < size.first_tile + size.tiles):
             multiply_tile(
@@ -293,10 +304,10 @@ def products_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def sums_kernel(targets, partial, sums, SPLITS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def sums_kernel(targets, partial, sums, LAYERS: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """A block of a layer's gradients: the sums of all shares, added in their order."""
     program = tl.program_id(0)
-    for i in tl.static_range(len(targets)):
+    for i in tl.static_range(LAYERS):
         target = targets[i]
         if (program >= target.first_program) & (program < target.first_program + target.programs):
             place = (program - target.first_program) * BLOCK + tl.arange(0, BLOCK)
