@@ -247,10 +247,10 @@ def combiner_log_prob_backward(
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """``dz [P, B, T, Z]``, ``dh [P, B, T, H]``, ``dz_q_0 [P, B, Z]`` and the gradients of the weights."""
     P, B, T, _ = z.shape
-    dvalue, dbefore = (z.new_zeros(z.shape, dtype=torch.float32) for _ in range(2))
+    dvalue, dbefore = (z.new_empty(z.shape, dtype=torch.float32) for _ in range(2))
     dh = h.new_zeros(h.shape)
     rows = (rows_of(z), rows_of(h), rows_of(z_q_0))
     given = (dout.contiguous(), *rows, steps_of(z, lengths), dvalue, dbefore, dh)
     dweights = weights_backward(combiner_log_prob_bwd_kernel, weights, P * B * T, *given)
-    dz, dz_q_0 = split_chain(dvalue, dbefore, z)
+    dz, dz_q_0 = split_chain(dvalue, dbefore, z, lengths)
     return dz, dh, dz_q_0, dweights

@@ -7,8 +7,8 @@ what is left, zeros at invalid steps, is a pass over memory.
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmm_fast.kernels.rows import clear_past_ends
 from dmm_fast.kernels.step_gradients import projection_weight_gradients
-from dmm_fast.reference import valid_steps
 
 __all__ = ["input_projection", "input_projection_backward"]
 
@@ -16,9 +16,8 @@ __all__ = ["input_projection", "input_projection_backward"]
 def input_projection(x: Tensor, w: Tensor, b: Tensor, lengths: Tensor) -> Tensor:
     """``x_proj [P, B, T, H]``, zero past the end of each row."""
     P, B, T, D = x.shape
-    valid = valid_steps(lengths, T)[..., None]
     x_proj = F.linear(x.reshape(P * B * T, D), w, b).view(P, B, T, w.shape[0])
-    return x_proj.masked_fill_(~valid, 0.0)  # whatever came of an invalid row stayed in it
+    return clear_past_ends(x_proj, lengths)  # whatever came of an invalid row stayed in it
 
 
 def input_projection_backward(
@@ -26,8 +25,7 @@ def input_projection_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``dx [P, B, T, D], dw [H, D], db [H]``; without ``with_dx``, dx is empty."""
     if with_dx:
-        valid = valid_steps(lengths, x.shape[2])[..., None]
-        dx = (dout @ w).masked_fill_(~valid, 0.0)  # whatever comes of an invalid row stays in it
+        dx = clear_past_ends(dout @ w, lengths)
     else:
         dx = x.new_empty((*x.shape[:2], 0, x.shape[3]))
     return dx, *projection_weight_gradients(dout, x, lengths)

@@ -116,10 +116,10 @@ def transition_kl_backward(
     """``dz, dloc, dpre_scale [P, B, T, Z]``, ``dz_0 [P, B, Z]`` and the gradients of the weights."""
     P, B, T, _ = z.shape
     dloc, dpre_scale = z.new_zeros(z.shape), z.new_zeros(z.shape)
-    dbefore = z.new_zeros(z.shape, dtype=torch.float32)
+    dbefore = z.new_empty(z.shape, dtype=torch.float32)
     rows = (rows_of(tensor) for tensor in (z, loc, pre_scale, z_0))
     given = (dout.contiguous(), *rows, steps_of(z, lengths), dloc, dpre_scale, dbefore)
     dweights = weights_backward(transition_kl_bwd_kernel, weights, P * B * T, *given)
     # A step's divergence does not depend on z_t itself.
-    dz, dz_0 = split_chain(torch.zeros_like(dbefore), dbefore, z)
+    dz, dz_0 = split_chain(None, dbefore, z, lengths)
     return dz, dloc, dpre_scale, dz_0, dweights

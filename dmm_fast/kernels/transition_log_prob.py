@@ -87,7 +87,7 @@ def transition_log_prob_backward(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """``dz [P, B, T, Z]``, ``dz_0 [P, B, Z]`` and the gradients of the weights."""
     P, B, T, _ = z.shape
-    dvalue, dbefore = (z.new_zeros(z.shape, dtype=torch.float32) for _ in range(2))
+    dvalue, dbefore = (z.new_empty(z.shape, dtype=torch.float32) for _ in range(2))
     given = (dout.contiguous(), rows_of(z), rows_of(z_0), steps_of(z, lengths), dvalue, dbefore)
     dweights = weights_backward(transition_log_prob_bwd_kernel, weights, P * B * T, *given)
-    return *split_chain(dvalue, dbefore, z), dweights
+    return *split_chain(dvalue, dbefore, z, lengths), dweights
