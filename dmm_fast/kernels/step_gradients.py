@@ -5,11 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmm_fast.kernels.common import cdiv, on_device_of
-from dmm_fast.kernels.rows import VARYING, block_of_places, places, steps_of
-from dmm_fast.kernels.weight_gradients import Layer, weight_gradients
-
-PLACES = 64  # of a program of the table's kernel
+from dmm_fast.kernels.common import on_device_of
+from dmm_fast.kernels.rows import steps_of
+from dmm_fast.kernels.weight_gradients import Layer, lengths_of, weight_gradients
 
 
 def rnn_weight_gradient(dx_proj: Tensor, h: Tensor, h_0: Tensor, lengths: Tensor) -> Tensor:
@@ -64,7 +62,7 @@ def _dense_start(start: Tensor) -> Tensor:
 
 
 def _table(like: Tensor, lengths: Tensor, shift: int, start: Tensor | None = None) -> Tensor:
-    """Rows of ``[P, B, T, width]`` tensors by the numbers of valid steps, int32 ``[2, P B T]``.
+    """Rows of ``[P, B, T, width]`` tensors by the numbers of valid steps, int32 ``[2, P B T]``, in order.
 
     The second is of the steps ``shift`` further; beyond a row's ends it is -1 - i for row i of ``start``.
     """
@@ -73,23 +71,38 @@ def _table(like: Tensor, lengths: Tensor, shift: int, start: Tensor | None = Non
     strides = (0, 0) if start is None else (start.stride(0) // width, start.stride(1) // width)
     if table.numel():
         with on_device_of(like):
-            table_kernel[(cdiv(P * B * T, PLACES),)](
-                table, steps_of(like, lengths), *strides, P * B * T, 0, SHIFT=shift, BLOCK_M=PLACES
+            steps = steps_of(like, lengths)
+            table_kernel[(P * B,)](
+                table, steps, *strides, P * B * T, SHIFT=shift, BLOCK_B=64, BLOCK_T=128, num_warps=1
             )
     return table
 
 
-@triton.jit(do_not_specialize=[*VARYING, "start_p", "start_b", "count"])
+@triton.jit(do_not_specialize=["steps", "start_p", "start_b", "count"])
 def table_kernel(  # type: ignore[no-untyped-def]
-    table, steps, start_p, start_b, count, first, SHIFT: tl.constexpr, BLOCK_M: tl.constexpr
+    table, steps, start_p, start_b, count, SHIFT: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_T: tl.constexpr
 ):
-    """A block of valid steps: their rows and those of their neighbours, table [2, count]."""
-    index = block_of_places(first, BLOCK_M)
-    row, step, valid = places(steps, index)
-    own = row * steps.steps + step
-    tl.store(table + index, own.to(tl.int32), mask=valid)
-    if SHIFT != 0:
-        length = tl.load(steps.lengths + row % steps.batch, mask=valid, other=0)
-        beyond = (step + SHIFT < 0) | (step + SHIFT >= tl.minimum(length, steps.steps))
-        start = (row // steps.batch) * start_p + (row % steps.batch) * start_b
-        tl.store(table + count + index, tl.where(beyond, -1 - start, own + SHIFT).to(tl.int32), mask=valid)
+    """A sequence: the rows of its valid steps, and those of their neighbours, table [2, count]."""
+    particle, b = tl.program_id(0) // steps.batch, tl.program_id(0) % steps.batch
+    number = tl.full((), 0, tl.int64)
+    length = number
+    total = number
+    first = 0
+    while first < steps.batch:
+        others = first + tl.arange(0, BLOCK_B)
+        lengths = lengths_of(steps, others)
+        number += tl.sum(tl.where(others < b, lengths, 0), 0)
+        length += tl.sum(tl.where(others == b, lengths, 0), 0)
+        total += tl.sum(lengths, 0)
+        first += BLOCK_B
+    to = table + particle * total + number
+    row = tl.program_id(0) * steps.steps
+    step = tl.arange(0, BLOCK_T)
+    while tl.min(step, 0) < length:
+        valid = step < length
+        tl.store(to + step, row + step, mask=valid)
+        if SHIFT != 0:
+            beyond = (step + SHIFT < 0) | (step + SHIFT >= length)
+            neighbour = tl.where(beyond, -1 - (particle * start_p + b * start_b), row + step + SHIFT)
+            tl.store(to + count + step, neighbour, mask=valid)
+        step += BLOCK_T

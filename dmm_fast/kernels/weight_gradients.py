@@ -168,6 +168,13 @@ def _splits(tiles: int, count: int) -> int:
 
 
 @triton.jit
+def lengths_of(steps, b):  # type: ignore[no-untyped-def]
+    """The lengths of the sequences ``b``, none longer than there are steps; zero where there is none."""
+    length = tl.load(steps.lengths + b, mask=b < steps.batch, other=0)
+    return tl.minimum(tl.maximum(length, 0), steps.steps)
+
+
+@triton.jit
 def valid_count(steps):  # type: ignore[no-untyped-def]
     """How many steps are valid."""
     if steps.lengths is None:
@@ -176,9 +183,7 @@ def valid_count(steps):  # type: ignore[no-untyped-def]
         total = tl.full((), 0, tl.int64)
         b = 0
         while b < steps.batch:
-            places = b + tl.arange(0, 64)
-            length = tl.load(steps.lengths + places, mask=places < steps.batch, other=0)
-            total += tl.sum(tl.minimum(tl.maximum(length, 0), steps.steps), 0)
+            total += tl.sum(lengths_of(steps, b + tl.arange(0, 64)), 0)
             b += 64
     return total * steps.particles
 
