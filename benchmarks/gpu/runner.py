@@ -92,8 +92,8 @@ class Options:
 def share(name: str, seconds: dict[str, float], left: float) -> float:
     """The seconds that stage ``name`` gets of those left.
 
-    Budgets shrink in proportion where they exceed the time left. Where more is left, the last stage of several
-    takes all of it, and no other gets more than its own.
+    Budgets shrink in proportion where they exceed the time left. Where more is left, the last stage of
+    several takes all of it, and no other gets more than its own.
     """
     names = list(seconds)
     if len(names) > 1 and name == names[-1]:

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from dmm_fast.cuda.gradients import combiner_weight_gradients
 from dmm_fast.cuda.plan import combiner_plan, device_of
-from dmm_fast.products import combiner_states, combiner_weight_gradients
+from dmm_fast.products import tanh_of_latents
 
 __all__ = ["combiner_scan", "combiner_scan_backward"]
 
@@ -50,9 +51,10 @@ def combiner_scan_backward(
     """``dh, deps, dz_q_0`` and the gradients of the six weights, in the order of the forward's arguments."""
     P, B, _, Z = eps.shape
     plan = combiner_plan(P * B, h.shape[-1], Z, device_of(eps), backward=True)
-    z_before, g, c = combiner_states(h, z, z_q_0, w_z, b_z, lengths)
+    g = tanh_of_latents(z, z_q_0, w_z, b_z)
     dh, da, dout, deps, dz_q_0 = torch.ops.dmm_fast.combiner_scan_steps_backward(
         dz, dloc, dpre_scale, eps, pre_scale, g, w_z, w_loc, w_scale, lengths, plan.numbers
     )
-    dw_z, db_z, dw_loc, db_loc, dw_scale, db_scale = combiner_weight_gradients(da, dout, z_before, c)
+    gradients = combiner_weight_gradients(da, dout, g, h, z, z_q_0, lengths)
+    dw_z, db_z, dw_loc, db_loc, dw_scale, db_scale = gradients
     return dh, deps, dz_q_0, dw_z, db_z, dw_loc, db_loc, dw_scale, db_scale

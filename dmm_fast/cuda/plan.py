@@ -99,11 +99,6 @@ class Tiling(NamedTuple):
         return 0
 
     @property
-    def kept(self) -> int:
-        """Weights in a thread's registers."""
-        return self.in_registers * (4 * self.tensor_tiles or 16)
-
-    @property
     def chunk(self) -> int:
         """Rows that can be multiplied at once."""
         return TENSOR_CHUNK if self.tensor_tiles else CHUNK

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from dmm_fast.cuda.gradients import rnn_weight_gradient
 from dmm_fast.cuda.plan import device_of, rnn_plan
-from dmm_fast.products import allows_tf32, following
+from dmm_fast.products import allows_tf32
 
 __all__ = ["rnn_scan", "rnn_scan_backward"]
 
@@ -25,6 +26,4 @@ def rnn_scan_backward(
     dx_proj, dh_0 = torch.ops.dmm_fast.rnn_scan_steps_backward(
         dh, h, w_hh, lengths, nonlinearity, plan.numbers
     )
-    # Of what is invalid both factors are zero, so all steps of all rows may go into one product.
-    dw_hh = dx_proj.flatten(0, 2).mT @ following(h, h_0, lengths).flatten(0, 2)
-    return dx_proj, dw_hh, dh_0
+    return dx_proj, rnn_weight_gradient(dx_proj, h, h_0, lengths), dh_0

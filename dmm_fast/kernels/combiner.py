@@ -29,6 +29,7 @@ from dmm_fast.kernels.layers import (
     weight_gradients,
 )
 from dmm_fast.kernels.rows import (
+    Steps,
     at,
     before,
     block_of_places,
@@ -73,7 +74,9 @@ def network(weights: list[Tensor], blocks_for: BlocksFor) -> Network:
     return Network(w, constants(Sizes(Z, H)), blocks_for(H, Z))
 
 
-def weights_backward(kernel: Any, weights: list[Tensor], count: int, *given: Any) -> list[Tensor]:
+def weights_backward(
+    kernel: Any, weights: list[Tensor], steps: Steps, count: int, *given: Any
+) -> list[Tensor]:
     """The gradients of the weights, from what ``kernel(w, *given, scratch, ...)`` leaves in scratch."""
     H, Z = weights[0].shape
     at = Scratch(*stacked(Z, H, H, Z, Z))
@@ -83,7 +86,7 @@ def weights_backward(kernel: Any, weights: list[Tensor], count: int, *given: Any
         net = network(weights, backward_blocks)
         launch_network(kernel, net, len(scratch), *given, scratch, first=first)
 
-    return weight_gradients(fill, weights, count, layers=layers)
+    return weight_gradients(fill, weights, steps, count, layers=layers)
 
 
 @triton.jit
@@ -194,8 +197,9 @@ def combiner_backward(
     """``dz_prev [N, Z]``, ``dh [N, H]`` and the gradients of the weights."""
     dz_prev, dh = z_prev.new_empty(z_prev.shape), h.new_empty(h.shape)
     rows = (rows_of(tensor[None, :, None]) for tensor in (dloc, dscale, z_prev, h))
-    given = (*rows, steps_of(z_prev[None, :, None], None), dz_prev, dh)
-    return dz_prev, dh, weights_backward(combiner_bwd_kernel, weights, len(z_prev), *given)
+    steps = steps_of(z_prev[None, :, None], None)
+    given = (*rows, steps, dz_prev, dh)
+    return dz_prev, dh, weights_backward(combiner_bwd_kernel, weights, steps, len(z_prev), *given)
 
 
 # --- a chain --------------------------------------------------------------------------------------------
@@ -257,10 +261,11 @@ def combiner_log_prob_backward(
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """``dz [P, B, T, Z]``, ``dh [P, B, T, H]``, ``dz_q_0 [P, B, Z]`` and the gradients of the weights."""
     P, B, T, _ = z.shape
-    dvalue, dbefore = (z.new_zeros(z.shape, dtype=torch.float32) for _ in range(2))
+    dvalue, dbefore = (z.new_empty(z.shape, dtype=torch.float32) for _ in range(2))
     dh = h.new_zeros(h.shape)
     rows = (rows_of(z), rows_of(h), rows_of(z_q_0))
-    given = (dout.contiguous(), *rows, steps_of(z, lengths), dvalue, dbefore, dh)
-    dweights = weights_backward(combiner_log_prob_bwd_kernel, weights, P * B * T, *given)
-    dz, dz_q_0 = split_chain(dvalue, dbefore, z)
+    steps = steps_of(z, lengths)
+    given = (dout.contiguous(), *rows, steps, dvalue, dbefore, dh)
+    dweights = weights_backward(combiner_log_prob_bwd_kernel, weights, steps, P * B * T, *given)
+    dz, dz_q_0 = split_chain(dvalue, dbefore, z, lengths)
     return dz, dh, dz_q_0, dweights

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dmm_fast.kernels.common import input_precision, on_device_of, row_start, sigmoid, softplus, tanh
 from dmm_fast.kernels.scan import LAUNCH, block_of_rows, clear_steps, grid, rows_of_program, rows_times, tile
-from dmm_fast.products import combiner_states, combiner_weight_gradients
+from dmm_fast.kernels.step_gradients import combiner_weight_gradients
+from dmm_fast.products import tanh_of_latents
 
 __all__ = ["combiner_scan", "combiner_scan_backward"]
 
@@ -69,8 +70,8 @@ def combiner_scan_backward(
     P, B, T, Z = eps.shape
     H = h.shape[-1]
     dh, deps, dz_q_0 = h.new_empty((P, B, T, H)), eps.new_empty((P, B, T, Z)), eps.new_empty((P, B, Z))
-    z_before, g, c = combiner_states(h, z, z_q_0, w_z, b_z, lengths)
-    dout = g.new_zeros((P, B, T, 2 * Z))
+    g = tanh_of_latents(z, z_q_0, w_z, b_z)
+    da, dout = g.new_empty(g.shape), g.new_empty((P, B, T, 2 * Z))
     with on_device_of(h):
         combiner_scan_bwd_kernel[grid(P * B)](
             *(dz, *dz.stride()),
@@ -80,14 +81,13 @@ def combiner_scan_backward(
             *(pre_scale, *pre_scale.stride()),
             *(w_z.contiguous(), torch.cat([w_loc, w_scale])),
             lengths.contiguous(),
-            *(g, dout, dh, deps, dz_q_0),
+            *(g, da, dout, dh, deps, dz_q_0),
             *(P * B, B, T),
             **_constants(P * B, H, Z),
             **LAUNCH,
         )
-    # The kernel left in g what is of its tanh's argument.
-    gradients = combiner_weight_gradients(g, dout, z_before, c)
-    dw_z, db_z, dw_loc, db_loc, dw_scale, db_scale = (d.to(h.dtype) for d in gradients)
+    gradients = combiner_weight_gradients(da, dout, g, h, z, z_q_0, lengths)
+    dw_z, db_z, dw_loc, db_loc, dw_scale, db_scale = gradients
     return dh, deps, dz_q_0, dw_z, db_z, dw_loc, db_loc, dw_scale, db_scale
 
 
@@ -236,6 +236,7 @@ def combiner_scan_bwd_kernel(  # type: ignore[no-untyped-def]
     w_out,
     lengths,
     g,
+    da,
     dout,
     dh,
     deps,
@@ -257,9 +258,8 @@ def combiner_scan_bwd_kernel(  # type: ignore[no-untyped-def]
     Reads the incoming gradients, ``eps`` and ``pre`` (pre_scale) at valid steps, ``w_z``,
     ``w_out [2 Z, H]`` (w_loc over w_scale) and ``lengths``; writes all of ``dh [rows, T, H]``,
     ``deps [rows, T, Z]`` and ``dz_0 [rows, Z]``. At valid steps it puts the gradients of loc and pre_scale,
-    all paths included, into ``dout [rows, T, 2 Z]``, and replaces ``g [rows, T, H]`` by the gradient of
-    what ``g`` is the tanh of; both are float32, and through them a half of a step has what the one before
-    it left.
+    all paths included, into ``dout [rows, T, 2 Z]``, and that of what ``g [rows, T, H]`` is the tanh of into
+    ``da``; both are float32, and through them a half of a step has what the one before it left.
     """
     row, exists, length, longest = block_of_rows(lengths, rows, batch, ROWS)
     dz_row, dloc_row = dz + row_start(row, batch, dz_p, dz_b), dloc + row_start(row, batch, dloc_p, dloc_b)
@@ -269,7 +269,7 @@ def combiner_scan_bwd_kernel(  # type: ignore[no-untyped-def]
     )
     eps_row = eps + row_start(row, batch, eps_p, eps_b)
     dh_row, deps_row, dz_0_row = dh + row * T * H, deps + row * T * Z, dz_0 + row * Z
-    g_row, dout_row = g + row * T * H, dout + row * T * 2 * Z
+    g_row, da_row, dout_row = g + row * T * H, da + row * T * H, dout + row * T * 2 * Z
     clear_steps(dh_row, exists, longest, T, H, BLOCK_H)
     clear_steps(deps_row, exists, longest, T, Z, BLOCK_Z)
 
@@ -282,7 +282,7 @@ def combiner_scan_bwd_kernel(  # type: ignore[no-untyped-def]
             n = start + tl.arange(0, BLOCK_Z)
             fits, column = (n < Z)[None, :], n[None, :]
             here = active[:, None] & fits
-            da_after = g_row + (t + 1) * H
+            da_after = da_row + (t + 1) * H
             dz_all = rows_times(da_after, carried, w_z, Z, 1, n, H, Z, BLOCK_K_H, PRECISION)
             given = tl.load(dz_row[:, None] + t * dz_t + column * dz_z, mask=here, other=0.0)
             dz_all += given.to(tl.float32)
@@ -303,14 +303,13 @@ def combiner_scan_bwd_kernel(  # type: ignore[no-untyped-def]
             dc = rows_times(out_here, active, w_out, H, 1, n, 2 * Z, H, BLOCK_K_Z, PRECISION)
             value = tl.where(active[:, None], 0.5 * dc, 0.0).to(dh.dtype.element_ty)
             tl.store(dh_row[:, None] + t * H + column, value, mask=exists[:, None] & fits)
-            g_here = g_row[:, None] + t * H + column
-            slope = tl.load(g_here, mask=here, other=0.0)
-            tl.store(g_here, 0.5 * dc * (1.0 - slope * slope), mask=here)
+            g_here = tl.load(g_row[:, None] + t * H + column, mask=here, other=0.0)
+            tl.store(da_row[:, None] + t * H + column, 0.5 * dc * (1.0 - g_here * g_here), mask=here)
         t -= 1
 
     tl.debug_barrier()
     for start in range(0, Z, BLOCK_Z):
         n = start + tl.arange(0, BLOCK_Z)
-        value = rows_times(g_row, length > 0, w_z, Z, 1, n, H, Z, BLOCK_K_H, PRECISION)
+        value = rows_times(da_row, length > 0, w_z, Z, 1, n, H, Z, BLOCK_K_H, PRECISION)
         mask = exists[:, None] & (n < Z)[None, :]
         tl.store(dz_0_row[:, None] + n[None, :], value.to(dz_0.dtype.element_ty), mask=mask)

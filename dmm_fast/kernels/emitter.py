@@ -104,7 +104,7 @@ def emitter_gradients(
 
     at_z, at_1, at_2, at_d1, at_d2, *at_heads = columns
     layers = [(at_d1, at_z), (at_d2, at_1), *((at_head, at_2) for at_head in at_heads)]
-    return weight_gradients(fill, weights, count, layers=layers)
+    return weight_gradients(fill, weights, steps, count, layers=layers)
 
 
 @rowwise_kernel

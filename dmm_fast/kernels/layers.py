@@ -15,7 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.common import input_precision
-from dmm_fast.kernels.rows import constants, launch, load_row, store_row, width_block
+from dmm_fast.kernels.rows import Steps, constants, launch, load_row, store_row, width_block
+from dmm_fast.kernels.weight_gradients import Layer
+from dmm_fast.kernels.weight_gradients import weight_gradients as products_of_rows
 
 # Rows of scratch that a backward pass keeps at a time, a multiple of every block of rows; longer batches are
 # taken in parts.
@@ -122,24 +124,25 @@ def in_parts(count: int) -> Iterator[tuple[int, int]]:
 def weight_gradients(
     fill: Callable[[Tensor, int], None],
     weights: list[Tensor],
+    steps: Steps,
     count: int,
     *,
     layers: list[tuple[slice, slice]],
 ) -> list[Tensor]:
     """Gradients of weights and biases: products over the rows of scratch, one part of them after another.
 
-    ``fill(scratch, first)`` writes the rows of scratch of the valid ones among the places from ``first`` on;
-    the others are zero. ``layers`` has, for each weight with its bias, the columns that hold the gradient by
-    the layer's outputs, and those that hold its inputs.
+    ``fill(scratch, first)`` writes the rows of scratch of the valid ones among the places of ``steps`` from
+    ``first`` on; nothing else is read. ``layers`` has, for each weight with its bias, the columns that hold
+    the gradient by the layer's outputs, and those that hold its inputs.
     """
     width = max(delta.stop for delta, _ in layers)
+    dtype = weights[0].dtype if count <= SCRATCH_ROWS else torch.float32
     totals: list[Tensor] = []
     for first, size in in_parts(count):
-        scratch = torch.zeros(size, width, dtype=torch.float32, device=weights[0].device)
+        scratch = torch.empty(size, width, dtype=torch.float32, device=weights[0].device)
         fill(scratch, first)
-        parts: list[Tensor] = []
-        for delta, inputs in layers:
-            parts += [scratch[:, delta].t() @ scratch[:, inputs], scratch[:, delta].sum(0)]
+        of_rows = [Layer(scratch[:, delta], scratch[:, inputs]) for delta, inputs in layers]
+        parts = products_of_rows(of_rows, steps, dtype, first)
         totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
     return [total.to(w.dtype) for total, w in zip(totals, weights, strict=True)]
 

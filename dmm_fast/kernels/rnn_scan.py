@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dmm_fast.kernels.common import input_precision, on_device_of, row_start, tanh
 from dmm_fast.kernels.scan import LAUNCH, block_of_rows, clear_steps, grid, rows_of_program, rows_times, tile
-from dmm_fast.products import following
+from dmm_fast.kernels.step_gradients import rnn_weight_gradient
 
 __all__ = ["rnn_scan", "rnn_scan_backward"]
 
@@ -50,9 +50,7 @@ def rnn_scan_backward(
             **_constants(P * B, H, nonlinearity),
             **LAUNCH,
         )
-    # Of what is invalid both factors are zero, so all steps of all rows may go into one product.
-    dw_hh = dx_proj.flatten(0, 2).mT @ following(h, h_0, lengths).flatten(0, 2)
-    return dx_proj, dw_hh, dh_0
+    return dx_proj, rnn_weight_gradient(dx_proj, h, h_0, lengths), dh_0
 
 
 def _constants(rows: int, H: int, nonlinearity: str) -> dict[str, int | str]:

@@ -281,12 +281,55 @@ def terms_of(tensor: Tensor) -> Tensor:
     return tensor.new_empty(tensor.shape[:3], dtype=torch.float32)
 
 
-def split_chain(dvalue: Tensor, dbefore: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """``dz, dz_0`` from a step's gradients by z_t and by z_{t-1}, both ``[P, B, T, Z]``.
+@rowwise_kernel
+def clear_kernel(  # type: ignore[no-untyped-def]
+    out, steps, first, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """A block of steps: zeros in out [P, B, T, WIDTH] past the end of each row."""
+    steps = decoded_steps(steps)
+    index = block_of_places(first, BLOCK_M)
+    _, _, inside, valid = every_place(steps, index)
+    zeros = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for n in range(0, WIDTH, BLOCK_N):
+        store_row(out + index * WIDTH, n + tl.arange(0, BLOCK_N), WIDTH, inside & ~valid, zeros)
 
-    ``dvalue`` becomes the sum of both paths to z_t.
+
+def clear_past_ends(out: Tensor, lengths: Tensor) -> Tensor:
+    """``out [P, B, T, width]``, contiguous, once there are zeros past the end of each row."""
+    launch_wide(clear_kernel, out, out, steps_of(out, lengths))
+    return out
+
+
+@rowwise_kernel
+def split_chain_kernel(  # type: ignore[no-untyped-def]
+    dvalue, dbefore, steps, dz, dz_0, first, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """A block of steps: the sum of both paths to each dz [P, B, T, WIDTH], and dz_0 [P, B, WIDTH]."""
+    steps = decoded_steps(steps)
+    index = block_of_places(first, BLOCK_M)
+    row, step, inside, valid = every_place(steps, index)
+    length = tl.load(steps.lengths + row % steps.batch, mask=inside, other=0)
+    goes_on, begins = valid & (step + 1 < length), inside & (step == 0)
+    for n in range(0, WIDTH, BLOCK_N):
+        columns = n + tl.arange(0, BLOCK_N)
+        total = load_row(dbefore + (index + 1) * WIDTH, columns, WIDTH, goes_on)
+        if dvalue is not None:
+            total += load_row(dvalue + index * WIDTH, columns, WIDTH, valid)
+        store_row(dz + index * WIDTH, columns, WIDTH, inside, total)
+        of_start = load_row(dbefore + index * WIDTH, columns, WIDTH, begins & valid)
+        store_row(dz_0 + row * WIDTH, columns, WIDTH, begins, of_start)
+
+
+def split_chain(
+    dvalue: Tensor | None, dbefore: Tensor, like: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``dz, dz_0`` of the dtype of ``like`` from a step's gradients by z_t and by z_{t-1}, ``[P, B, T, Z]``.
+
+    Those are read only at valid steps; no ``dvalue`` is one of zeros.
     """
-    dvalue[:, :, :-1] += dbefore[:, :, 1:]
-    if dvalue.shape[2] == 0:
-        return dvalue.to(like.dtype), like.new_zeros(*like.shape[:2], like.shape[3])
-    return dvalue.to(like.dtype), dbefore[:, :, 0].to(like.dtype).contiguous()
+    P, B, T, Z = dbefore.shape
+    dz, dz_0 = like.new_empty(dbefore.shape), like.new_empty(P, B, Z)
+    if T == 0:
+        return dz, dz_0.zero_()
+    launch_wide(split_chain_kernel, dz, dvalue, dbefore, steps_of(dz, lengths), dz, dz_0)
+    return dz, dz_0

@@ -18,7 +18,18 @@ from torch import Tensor
 from dmm_fast.kernels import tuning
 from dmm_fast.kernels.common import cdiv, input_precision, on_device_of
 from dmm_fast.kernels.layers import bias, product, relu
-from dmm_fast.kernels.rows import Rows, Steps, at, before, load_row, places, rowwise_kernel, store_row
+from dmm_fast.kernels.rows import (
+    Rows,
+    Steps,
+    at,
+    before,
+    decoded,
+    decoded_steps,
+    load_row,
+    places,
+    rowwise_kernel,
+    store_row,
+)
 
 
 class Spots(NamedTuple):
@@ -122,13 +133,14 @@ def spots_of(found, count, index, valid):  # type: ignore[no-untyped-def]
 @triton.jit
 def row_at(rows, spots):  # type: ignore[no-untyped-def]
     """Pointers to the first feature of rows of a tensor."""
-    return rows.ptr + spots.p * rows.stride_p + spots.b * rows.stride_b + spots.t * rows.stride_t
+    start = spots.p * decoded(rows.stride_p) + spots.b * decoded(rows.stride_b)
+    return rows.ptr + start + spots.t * decoded(rows.stride_t)
 
 
 @triton.jit
 def gradient_at(dout, spots, steps, valid):  # type: ignore[no-untyped-def]
     """``[rows, 1]``: the gradient by the sum over time, from dout [P, B]."""
-    row = spots.p * steps.batch + spots.b
+    row = spots.p * decoded(steps.batch) + spots.b
     return tl.load(dout + row, mask=valid, other=0.0).to(tl.float32)[:, None]
 
 
@@ -173,6 +185,7 @@ def gather_kernel(  # type: ignore[no-untyped-def]
     BLOCK_K: tl.constexpr,
 ):
     """Whole rows of z_{t-1}, or of z_t where ``z_0`` is None, from place ``first`` on; and what they are."""
+    steps = decoded_steps(steps)
     index = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = index < count
     row, step, valid = places(steps, first + index)

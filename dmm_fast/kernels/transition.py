@@ -179,4 +179,4 @@ def transition_backward(
         (at_scale, at_open),
         (at_straight, at_z),
     ]
-    return weight_gradients(fill, weights, count, layers=layers)
+    return weight_gradients(fill, weights, steps, count, layers=layers)

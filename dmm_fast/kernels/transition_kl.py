@@ -126,7 +126,7 @@ def transition_kl_backward(
     """``dz, dloc, dpre_scale [P, B, T, Z]``, ``dz_0 [P, B, Z]`` and the gradients of the weights."""
     P, B, T, Z = z.shape
     dloc, dpre_scale = z.new_zeros(z.shape), z.new_zeros(z.shape)
-    dbefore = z.new_zeros(z.shape, dtype=torch.float32)
+    dbefore = z.new_empty(z.shape, dtype=torch.float32)
     read = (dout.contiguous(), rows_of(loc), rows_of(pre_scale), steps_of(z, lengths))
     written = (features_of(dloc), features_of(dpre_scale))
 
@@ -136,5 +136,5 @@ def transition_kl_backward(
     rows = (rows_of(z), rows_of(z_0), steps_of(z, lengths))
     dweights = transition_backward(head, weights, P * B * T, *rows, dbefore)
     # A step's divergence does not depend on z_t itself.
-    dz, dz_0 = split_chain(torch.zeros_like(dbefore), dbefore, z)
+    dz, dz_0 = split_chain(None, dbefore, z, lengths)
     return dz, dloc, dpre_scale, dz_0, dweights

@@ -107,7 +107,7 @@ def transition_log_prob_backward(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """``dz [P, B, T, Z]``, ``dz_0 [P, B, Z]`` and the gradients of the weights."""
     P, B, T, Z = z.shape
-    dvalue, dbefore = (z.new_zeros(z.shape, dtype=torch.float32) for _ in range(2))
+    dvalue, dbefore = (z.new_empty(z.shape, dtype=torch.float32) for _ in range(2))
     rows, steps, by_row = rows_of(z), steps_of(z, lengths), dout.contiguous()
 
     def head(w: TransitionWeights, mixed: Mixed, taken: Taken, found: Tensor) -> None:
@@ -115,4 +115,4 @@ def transition_log_prob_backward(
         launch_tiles(transition_log_prob_bwd_kernel, found, (Z,), *given)
 
     dweights = transition_backward(head, weights, P * B * T, rows, rows_of(z_0), steps, dbefore)
-    return *split_chain(dvalue, dbefore, z), dweights
+    return *split_chain(dvalue, dbefore, z, lengths), dweights
