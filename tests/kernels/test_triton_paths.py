@@ -116,8 +116,8 @@ def test_measuring_happens_once_for_batches_of_any_size(measured: list[Any]) -> 
 def test_each_layer_of_a_network_is_measured(measured: list[Any]) -> None:
     for case in (CASE, replace(CASE, B=3, T=5)):
         compare("gaussian_emission_log_prob", case, "triton")
-        # Three launches forward, and six backward, of which the first three keep more.
-        assert measured == (3 + 6) * list(tuning.TILES)
+        # Four launches forward, and seven backward, of which the first four write elsewhere.
+        assert measured == (4 + 7) * list(tuning.TILES)
     assert set(tuning._fastest.values()) == {tuning.TILES[-1]}
 
 
