@@ -31,25 +31,32 @@ class CombinerRowsBlock {
  public:
   __device__ CombinerRowsBlock(const Args& a, float* shared)
       : a_(a),
-        first_(cluster_.rank() * a.to_units.outputs),
+        rank_(cluster_.rank()),
+        first_(rank_ * a.to_units.outputs),
         units_(first_ >= a.units ? 0 : a.units - first_ < a.to_units.outputs ? a.units - first_ : a.to_units.outputs),
         rows_(a.ragged, cluster_, reinterpret_cast<Row*>(shared)),
         barriers_(shared + 4 * a.ragged.rows_per_cluster),
         latents_(barriers_ + 4 * a.ragged.rows_per_cluster),
         hidden_(latents_ + kLaneParts * lane_stride(kToInputs)),
-        inbox_(hidden_ + kLaneParts * lane_stride(kFromInputs)) {
+        inbox_(hidden_ + kLaneParts * lane_stride(kFromInputs)),
+        given_(inbox_ + rank_ * kWidth + FromUnits::first_kept()),
+        got_(inbox_ + Direction::kSums * static_cast<int>(threadIdx.x)),
+        latent_at_{latents_ + lane_place(kToInputs, static_cast<int>(threadIdx.x)),
+                   latents_ + lane_place(kToInputs, a.latents + static_cast<int>(threadIdx.x))} {
     // Each lane begins with its own block, so that none is the first of all.
 #pragma unroll
     for (int i = 0; i < kPeers; ++i)
-      peers_[i] = Peer((cluster_.rank() + FromUnits::copy() + i * FromUnits::kCopies) % kBlocks, shared);
+      peers_[i] = Peer((rank_ + FromUnits::copy() + i * FromUnits::kCopies) % kBlocks, shared);
   }
 
   __device__ void run() {
-    const ToUnits to([this](int output, int input) {
-      return output < units_ && input < a_.to_units.inputs ? Direction::to_unit(a_, first_ + output, input) : 0.0f;
+    ToUnits to;
+    to.template bring<Direction::kByInputs>(latents_, [this](int output, int input) {
+      return output < units_ && input < a_.to_units.inputs ? Direction::to_unit(a_, first_ + output, input) : nullptr;
     });
-    const FromUnits from([this](int output, int input) {
-      return output < a_.from_units.outputs && input < units_ ? Direction::from_unit(a_, output, first_ + input) : 0.0f;
+    FromUnits from;
+    from.template bring<Direction::kByInputs>(latents_, [this](int output, int input) {
+      return output < a_.from_units.outputs && input < units_ ? Direction::from_unit(a_, output, first_ + input) : nullptr;
     });
     const int thread = static_cast<int>(threadIdx.x);
     for (float* zero = latents_ + thread; zero < inbox_; zero += kMostThreads) *zero = 0.0f;
@@ -57,7 +64,7 @@ class CombinerRowsBlock {
     const bool has_unit = ToUnits::copy() == 0 && ToUnits::first_kept() < units_;
     const int stored = (a_.latents + kBlocks - 1) / kBlocks;
     Direction direction(a_, thread, has_unit ? first_ + ToUnits::first_kept() : a_.units,
-                        thread < a_.latents && thread / stored == cluster_.rank());
+                        thread < a_.latents && thread / stored == rank_);
     float* const unit_at = hidden_ + lane_place(kFromInputs, ToUnits::first_kept());
     int active = rows_.count();
     for (; active > 0 && rows_[active - 1].length == 0; --active) direction.skip(rows_[active - 1]);
@@ -96,10 +103,8 @@ class CombinerRowsBlock {
   }
 
  private:
-  // Where the numbers of a block are that a row gets in a step. A step writes one inbox while the other is still read.
-  __device__ float* inbox(int group, int step, int block) const {
-    return inbox_ + ((2 * group + (step & 1)) * kBlocks + block) * kWidth;
-  }
+  // How far a row's inbox for a step is from the first. A step writes one while the other is still read.
+  __device__ static int inbox(int group, int step) { return (2 * group + (step & 1)) * kBlocks * kWidth; }
   // Bytes that a block receives from all blocks; 0 past the last step.
   __device__ int bytes(const Row& row, int step) const {
     return step < row.length ? 4 * a_.from_units.groups() * kOutputs * kBlocks : 0;
@@ -110,14 +115,13 @@ class CombinerRowsBlock {
     direction.prepare();
     const int thread = static_cast<int>(threadIdx.x);
     if (thread >= (a_.latents + 31) / 32 * 32) return;
-    const float* given = inbox(group, step + 1, 0) + Direction::kSums * thread;
+    const float* const given = got_ + inbox(group, step + 1);
     float sums[Direction::kSums] = {};
-    float* const at[2] = {latents_ + lane_place(kToInputs, thread), latents_ + lane_place(kToInputs, a_.latents + thread)};
     if (step > 0) {
       exchange.wait(group, step - 1, [] { return 1; });
       if (thread < a_.latents) add_up(given, sums);
     }
-    if (thread < a_.latents) direction.begin(row, step, sums, at);
+    if (thread < a_.latents) direction.begin(row, step, sums, latent_at_);
   }
 
   __device__ static void add_up(const float* given, float (&sums)[1]) {
@@ -136,7 +140,7 @@ class CombinerRowsBlock {
   // Lanes that have the same sums deal them to the blocks.
   __device__ void give(const Exchange& exchange, int group, int step, const float (&sums)[kGivenAtOnce]) const {
     if (FromUnits::group() >= a_.from_units.groups()) return;
-    float* const mine = inbox(group, step, cluster_.rank()) + FromUnits::first_kept();
+    float* const mine = given_ + inbox(group, step);
 #pragma unroll
     for (int i = 0; i < kPeers; ++i) {
       const int next = FromUnits::copy() + i * FromUnits::kCopies;
@@ -146,9 +150,11 @@ class CombinerRowsBlock {
 
   const Args& a_;
   const Cluster cluster_{};
-  const int first_, units_;
+  const int rank_, first_, units_;
   const Rows rows_;
   float *const barriers_, *const latents_, *const hidden_, *const inbox_;
+  float *const given_, *const got_;  // where this thread's numbers go in the first inbox, and what it adds up
+  float* const latent_at_[2];        // where what it makes of its latent lies
   Peer peers_[kPeers];
 };
 

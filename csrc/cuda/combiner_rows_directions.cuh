@@ -11,6 +11,7 @@ namespace dmm::cuda {
 // The latents of step s are z_{s-1}.
 struct RowsForward {
   static constexpr int kSums = 2;
+  static constexpr bool kByInputs = true;  // a row of a weight lies side by side
   const CombinerRows& a;
   const int latent, unit;
   const bool stores;  // the latent
@@ -20,9 +21,12 @@ struct RowsForward {
   __device__ RowsForward(const CombinerRows& a, int latent, int unit, bool stores)
       : a(a), latent(latent), unit(unit), stores(stores), b_z(unit < a.units ? a.b_z[unit] : 0.0f) {}
 
-  __device__ static float to_unit(const CombinerRows& a, int unit, int latent) { return a.w_z.at(unit, latent); }
-  __device__ static float from_unit(const CombinerRows& a, int output, int unit) {
-    return (output % 2 ? a.w_scale : a.w_loc).at(output / 2, unit);
+  // Where the weights lie.
+  __device__ static const float* to_unit(const CombinerRows& a, int unit, int latent) {
+    return a.w_z.place(unit, latent);
+  }
+  __device__ static const float* from_unit(const CombinerRows& a, int output, int unit) {
+    return (output % 2 ? a.w_scale : a.w_loc).place(output / 2, unit);
   }
   // What no step is computed for.
   __device__ void skip(const Row&) const {}
@@ -65,6 +69,7 @@ struct RowsForward {
 // From the row's end back: those of step s are dloc and dpre_scale of t = length - 1 - s.
 struct RowsBackward {
   static constexpr int kSums = 1;
+  static constexpr bool kByInputs = false;
   const CombinerRowsBackward& a;
   const int latent, unit;
   const bool stores;
@@ -74,11 +79,11 @@ struct RowsBackward {
   __device__ RowsBackward(const CombinerRowsBackward& a, int latent, int unit, bool stores)
       : a(a), latent(latent), unit(unit), stores(stores) {}
 
-  __device__ static float to_unit(const CombinerRowsBackward& a, int unit, int output) {
-    return output < a.latents ? a.w_loc.at(output, unit) : a.w_scale.at(output - a.latents, unit);
+  __device__ static const float* to_unit(const CombinerRowsBackward& a, int unit, int output) {
+    return output < a.latents ? a.w_loc.place(output, unit) : a.w_scale.place(output - a.latents, unit);
   }
-  __device__ static float from_unit(const CombinerRowsBackward& a, int latent, int unit) {
-    return a.w_z.at(unit, latent);
+  __device__ static const float* from_unit(const CombinerRowsBackward& a, int latent, int unit) {
+    return a.w_z.place(unit, latent);
   }
   __device__ void skip(const Row& row) const {
     if (stores) a.dz_q_0[int64_t{row.index} * a.latents + latent] = 0.0f;

@@ -70,11 +70,14 @@ inline int64_t combiner_scan_shared_bytes(const Args& a, int latent_operands, in
 inline int64_t shared_bytes(const CombinerScan& a) { return combiner_scan_shared_bytes(a, 3, 1); }
 inline int64_t shared_bytes(const CombinerScanBackward& a) { return combiner_scan_shared_bytes(a, 5, 1); }
 
-// Likewise with lane tiles: the rows, barriers, latents, units and two inboxes.
+// Likewise with lane tiles: the rows, barriers, latents, units and two inboxes; or, before them, weights on their way to
+// the registers.
 template <class Args>
 inline int64_t combiner_rows_shared_bytes(const Args& a) {
-  const int64_t rows = a.ragged.rows_per_cluster;
-  return 32 * rows + 4 * (a.to_units.vector() + a.from_units.vector() + 2 * rows * a.cluster_size * a.from_units.width());
+  const LaneTile &to = a.to_units, &from = a.from_units;
+  const int64_t rows = a.ragged.rows_per_cluster, staged = to.staged() > from.staged() ? to.staged() : from.staged();
+  const int64_t used = to.vector() + from.vector() + 2 * rows * a.cluster_size * from.width();
+  return 32 * rows + 4 * (used > staged ? used : staged);
 }
 inline int64_t shared_bytes(const CombinerRows& a) { return combiner_rows_shared_bytes(a); }
 inline int64_t shared_bytes(const CombinerRowsBackward& a) { return combiner_rows_shared_bytes(a); }

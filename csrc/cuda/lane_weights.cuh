@@ -26,14 +26,32 @@ class LaneWeights {
   // Which of those that have the same it is.
   __device__ static int copy() { return part() % kCopies; }
 
-  // `source(output, input)` gives zero for what the matrix does not have.
-  template <class Source>
-  __device__ explicit LaneWeights(Source source) {
+  // Brings the weights by way of `staged`, in shared memory, where nobody may be at work. All threads have to be here.
+  // `source(output, input)` is where a weight lies, or null for zero. If kByInputs, the weights of neighbouring inputs
+  // are taken to lie side by side, else those of neighbouring outputs.
+  template <bool kByInputs, class Source>
+  __device__ void bring(float* staged, Source source) {
+    constexpr int kAllOutputs = kLaneGroups * kOutputs, kAllInputs = kLaneParts * kInputs;
+    constexpr int kLines = kByInputs ? kAllOutputs : kAllInputs, kPlaces = kByInputs ? kAllInputs : kAllOutputs;
+    const int thread = static_cast<int>(threadIdx.x);
+    __syncthreads();
+    for (int line = thread / 32; line < kLines; line += kMostThreads / 32) {
+      for (int place = thread % 32; place < kPlaces; place += 32) {
+        const int output = kByInputs ? line : place, input = kByInputs ? place : line;
+        float* const to = staged + staged_place(output, input);
+        if (const float* from = source(output, input)) copy_async(to, from);
+        else *to = 0.0f;
+      }
+    }
+    copies_end();
+    copies_done<0>();
+    __syncthreads();
+    const float* const mine = staged + thread * lane_staged_stride(kOutputs * kInputs);
 #pragma unroll
     for (int i = 0; i < kOutputs; ++i)
 #pragma unroll
-      for (int k = 0; k < kInputs; ++k)
-        weights_[i][k] = source(group() * kOutputs + (i ^ turn()), part() + kLaneParts * k);
+      for (int k = 0; k < kInputs; ++k) weights_[i][k] = mine[i * kInputs + k];
+    __syncthreads();
   }
 
   // All lanes of a warp have to be here.
@@ -54,7 +72,13 @@ class LaneWeights {
   }
 
  private:
-  __device__ static int turn() { return part() / kCopies * kKept; }
+  __device__ static int turn() { return turn(part()); }
+  __device__ static int turn(int part) { return part / kCopies * kKept; }
+  __device__ static int staged_place(int output, int input) {
+    const int part = input % kLaneParts, thread = output / kOutputs * kLaneParts + part;
+    return thread * lane_staged_stride(kOutputs * kInputs) + (output % kOutputs ^ turn(part)) * kInputs +
+           input / kLaneParts;
+  }
 
   template <int kCount, int kMask>
   __device__ static void add_up(float (&sums)[kOutputs]) {

@@ -23,7 +23,8 @@ struct Matrix {
   const float* data;
   int64_t row, column;
 
-  __host__ __device__ float at(int64_t r, int64_t c) const { return data[r * row + c * column]; }
+  __host__ __device__ const float* place(int64_t r, int64_t c) const { return data + r * row + c * column; }
+  __host__ __device__ float at(int64_t r, int64_t c) const { return *place(r, c); }
 };
 
 // Which rows there are, and how they are dealt to clusters.

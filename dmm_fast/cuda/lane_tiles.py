@@ -77,6 +77,11 @@ class LaneTile(NamedTuple):
         return PARTS * 4 * (self.quads | 1)
 
     @property
+    def staged(self) -> int:
+        """Numbers in shared memory while the weights are on their way to the registers."""
+        return THREADS * (self.kept | 1)
+
+    @property
     def width(self) -> int:
         """Numbers that a block gives, with those that nobody reads."""
         return GROUPS * self.group_outputs
@@ -98,9 +103,10 @@ class Cut(NamedTuple):
     tiles: tuple[LaneTile, LaneTile]
 
     def shared_bytes(self, rows: int) -> int:
-        """Of a block: rows and barriers, latents, units, and two inboxes of each row."""
+        """Of a block: rows and barriers, latents, units, and two inboxes of each row; or weights on their way."""
         to, back = self.tiles
-        return ROW_BYTES * rows + 4 * (to.vector + back.vector + 2 * rows * self.cluster_size * back.width)
+        used = to.vector + back.vector + 2 * rows * self.cluster_size * back.width
+        return ROW_BYTES * rows + 4 * max(used, to.staged, back.staged)
 
 
 def cuts(units: int, latents: int, backward: bool) -> Iterator[Cut]:

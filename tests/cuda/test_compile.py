@@ -5,6 +5,7 @@ import re
 import pytest
 
 from dmm_fast import native
+from dmm_fast.cuda.lane_tiles import BACKWARD, FORWARD
 from dmm_fast.cuda.plan import COMBINER_REGISTERS, RNN_REGISTERS, RNN_TENSOR_TILES
 from dmm_fast.cuda.rnn_plans import CUTS
 from tests.cuda.resource_table import Resources, cuobjdump, parse, table
@@ -39,6 +40,8 @@ def test_the_library_holds_a_kernel_for_every_plan(kernels: list[Resources]) -> 
         for pair in COMBINER_REGISTERS:
             to, back = pair if way == "fwd" else pair[::-1]
             expected.add(f"combiner_scan_{way}_kernel<{to}, {back}>")
+        for sizes in FORWARD if way == "fwd" else BACKWARD:
+            expected.add(f"combiner_rows_{way}_kernel<{', '.join(map(str, sizes))}>")
     machine_code = {name for name in native.cuda_architectures().split() if name.startswith("sm_")}
     assert {(kernel.name, kernel.arch) for kernel in kernels} == {
         (n, a) for n in expected for a in machine_code

@@ -11,7 +11,7 @@ from dmm_fast.cuda.plan import COMBINER_REGISTERS, RNN_REGISTERS, Plan
 from dmm_fast.cuda.rnn_plans import CHUNK, CUTS, most_warps
 from tests.cases import Case
 from tests.compare import compare, eager, error, run_backend
-from tests.cuts import cut, in_shared, keeping, shaped
+from tests.cuts import cut, in_shared, keeping, one_by_one, shaped
 from tests.inputs import build
 
 __all__ = ["cut"]
@@ -63,6 +63,14 @@ def test_combiner_scan(
         return keeping(registers, shaped(*shape))(plan) or keeping(registers[::-1], shaped(*shape))(plan)
 
     cut(keeps, in_shared(1))
+    compare("combiner_scan", RAGGED, "cuda", device="cuda")
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize(("size", "kept"), [(5, 0), (6, 0), (8, 0), (8, 190)])
+def test_combiner_scan_one_row_at_a_time(size: int, kept: int, rows: int, cut: Callable[..., None]) -> None:
+    takes_clusters(size)
+    cut(one_by_one(size, rows, kept))
     compare("combiner_scan", RAGGED, "cuda", device="cuda")
 
 
