@@ -103,7 +103,7 @@ class Cut(NamedTuple):
     tiles: tuple[LaneTile, LaneTile]
 
     def shared_bytes(self, rows: int) -> int:
-        """Of a block: rows and barriers, latents, units, and two inboxes of each row; or weights on their way."""
+        """Of a block: rows, barriers, latents, units and inboxes; or, before them, weights on their way."""
         to, back = self.tiles
         used = to.vector + back.vector + 2 * rows * self.cluster_size * back.width
         return ROW_BYTES * rows + 4 * max(used, to.staged, back.staged)

@@ -98,7 +98,7 @@ def test_a_missing_barrier_shows(
     case = replace(CASES["small"], H=40, Z=20)
     cut(of_kernel(0, 1))
     compare(OP, case, "cuda")
-    options(reversed=reversed, max_barriers=2)  # those before the first step
+    options(reversed=reversed, max_barriers=8)  # those before the first step
     got = run_backend(OP, build(OP, case), case, "cuda")
     with ops.use_backend("reference"):
         expected = run_backend(OP, build(OP, case), case, "reference")
