@@ -7,7 +7,6 @@ from dmm_fast.kernels.densities import bernoulli_log_density, bernoulli_slope
 from dmm_fast.kernels.rows import (
     at,
     block_of_places,
-    decoded_steps,
     every_place,
     kept,
     launch_wide,
@@ -29,7 +28,6 @@ def bernoulli_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
     x, logits, steps, mask, terms, first, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ):
     """A block of steps: terms [P, B, T] is a step's sum over what is observed of it."""
-    steps = decoded_steps(steps)
     index = block_of_places(first, BLOCK_M)
     row, step, _, valid = every_place(steps, index)
     x_row, logits_row = at(x, steps, row, step), at(logits, steps, row, step)
@@ -57,7 +55,6 @@ def bernoulli_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr,
 ):
     """A block of steps: from dout [P, B] both gradients [P, B, T, WIDTH], zero where nothing counts."""
-    steps = decoded_steps(steps)
     index = block_of_places(first, BLOCK_M)
     row, step, inside, valid = every_place(steps, index)
     x_row, logits_row = at(x, steps, row, step), at(logits, steps, row, step)

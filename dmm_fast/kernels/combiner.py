@@ -34,7 +34,7 @@ from dmm_fast.kernels.rows import (
     before,
     block_of_places,
     constants,
-    decoded_steps,
+    decoded,
     load_row,
     places,
     rows_of,
@@ -151,7 +151,6 @@ def combiner_fwd_kernel(  # type: ignore[no-untyped-def]
     w, z, h, steps, loc, scale, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of rows of z [1, N, 1, Z] and h [1, N, 1, H]: loc and scale [N, Z]."""
-    steps = decoded_steps(steps)
     index = block_of_places(first, BLOCK_M)
     row, step, valid = places(steps, index)
     z_row, h_row = at(z, steps, row, step), at(h, steps, row, step)
@@ -167,7 +166,6 @@ def combiner_bwd_kernel(  # type: ignore[no-untyped-def]
     w, loc, scale, z, h, steps, dz, dh, scratch, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of rows, from the gradients ``loc, scale`` [1, N, 1, Z]: dz [N, Z], dh [N, H] and scratch."""
-    steps = decoded_steps(steps)
     Z, H = size.Z, size.H
     index = block_of_places(first, BLOCK_M)
     row, step, valid = places(steps, index)
@@ -210,7 +208,6 @@ def combiner_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
     w, z, h, z_0, steps, terms, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of valid steps: terms [P, B, T] is the log-density of each."""
-    steps = decoded_steps(steps)
     index = block_of_places(first, BLOCK_M)
     row, step, valid = places(steps, index)
     z_before, h_row = before(z, z_0, steps, row, step), at(h, steps, row, step)
@@ -220,7 +217,7 @@ def combiner_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
         loc, pre_scale = combiner_head(z_before, h_row, valid, w, columns, size, blocks)
         value = load_row(at(z, steps, row, step), columns, size.Z, valid)
         acc += tl.where((columns < size.Z)[None, :], normal_log_density(value, loc, pre_scale), 0.0)
-    tl.store(terms + row * steps.steps + step, tl.sum(acc, 1), mask=valid)
+    tl.store(terms + row * decoded(steps.steps) + step, tl.sum(acc, 1), mask=valid)
 
 
 @rowwise_kernel
@@ -228,13 +225,12 @@ def combiner_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
     w, dout, z, h, z_0, steps, dvalue, dbefore, dh, scratch, first, size, blocks, BLOCK_M: tl.constexpr
 ):
     """A block of valid steps, from dout [P, B]: gradients by z_t, z_{t-1}, h_t [P, B, T, *], and scratch."""
-    steps = decoded_steps(steps)
     Z, H = size.Z, size.H
     index = block_of_places(first, BLOCK_M)
     row, step, valid = places(steps, index)
     own = scratch_of(scratch, index - first, size)
     combiner_again(before(z, z_0, steps, row, step), at(h, steps, row, step), valid, w, own, size, blocks)
-    place = row * steps.steps + step
+    place = row * decoded(steps.steps) + step
     d = tl.load(dout + row, mask=valid, other=0.0).to(tl.float32)[:, None]
     for n in range(0, Z, blocks.N):
         columns = n + tl.arange(0, blocks.N)

@@ -9,7 +9,6 @@ from dmm_fast.kernels.densities import HALF_LOG_2PI, log_softplus_slope
 from dmm_fast.kernels.rows import (
     at,
     block_of_places,
-    decoded_steps,
     every_place,
     kept,
     launch_wide,
@@ -53,7 +52,6 @@ def normal_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr,
 ):
     """A block of steps: terms [P, B, T] is a step's sum over what is observed of it."""
-    steps = decoded_steps(steps)
     index = block_of_places(first, BLOCK_M)
     row, step, _, valid = every_place(steps, index)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -82,7 +80,6 @@ def normal_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr,
 ):
     """A block of steps: from dout [P, B] the three gradients [P, B, T, WIDTH], zero where nothing counts."""
-    steps = decoded_steps(steps)
     index = block_of_places(first, BLOCK_M)
     row, step, inside, valid = every_place(steps, index)
     d = tl.load(dout + row, mask=valid, other=0.0).to(tl.float32)[:, None]
@@ -122,7 +119,6 @@ def drawn_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
     eps, pre_scale, steps, terms, first, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ):
     """A block of steps: terms [P, B, T] is a valid step's sum."""
-    steps = decoded_steps(steps)
     index = block_of_places(first, BLOCK_M)
     row, step, _, valid = every_place(steps, index)
     eps_row, pre_scale_row = at(eps, steps, row, step), at(pre_scale, steps, row, step)
@@ -149,7 +145,6 @@ def drawn_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr,
 ):
     """A block of steps: from dout [P, B] both gradients [P, B, T, WIDTH], zero past the end."""
-    steps = decoded_steps(steps)
     index = block_of_places(first, BLOCK_M)
     row, step, inside, valid = every_place(steps, index)
     eps_row, pre_scale_row = at(eps, steps, row, step), at(pre_scale, steps, row, step)

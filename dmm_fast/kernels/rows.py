@@ -58,7 +58,7 @@ class Rows(NamedTuple):
 class Steps(NamedTuple):
     """How many steps there are, and which of them are valid: all where ``lengths`` is None.
 
-    The three sizes come to a kernel encoded, which begins with :func:`decoded_steps`.
+    The three sizes are encoded.
     """
 
     lengths: Any
@@ -138,12 +138,6 @@ def launch_wide(kernel: Any, like: Tensor, *args: Any) -> None:
 
 
 @triton.jit
-def decoded_steps(steps):  # type: ignore[no-untyped-def]
-    """The steps with their sizes as they are."""
-    return Steps(steps.lengths, decoded(steps.particles), decoded(steps.batch), decoded(steps.steps))
-
-
-@triton.jit
 def block_of_places(first, BLOCK_M: tl.constexpr):  # type: ignore[no-untyped-def]
     """The numbers of the places of this program, the first program's beginning with ``first``."""
     return first + tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -154,8 +148,8 @@ def places(steps, index):  # type: ignore[no-untyped-def]
     """``row, step, valid`` of the valid steps with numbers ``index [BLOCK]``; ``row`` is p * batch + b."""
     index = index.to(tl.int64)
     if steps.lengths is None:
-        row, step = index // steps.steps, index % steps.steps
-        valid = row < steps.batch * steps.particles
+        row, step = index // decoded(steps.steps), index % decoded(steps.steps)
+        valid = row < decoded(steps.batch) * decoded(steps.particles)
     else:
         row, step, valid = valid_places(steps, index)
     return row, step, valid
@@ -168,13 +162,13 @@ def valid_places(steps, index):  # type: ignore[no-untyped-def]
     start = tl.zeros_like(index)  # where the first that does not begins
     total = tl.full((), 0, tl.int64)
     first = 0
-    while first < steps.batch:
+    while first < decoded(steps.batch):
         b = first + tl.arange(0, SEARCHED)
-        length = tl.load(steps.lengths + b, mask=b < steps.batch, other=0)
+        length = tl.load(steps.lengths + b, mask=b < decoded(steps.batch), other=0)
         # A length that is no length must not lead outside of a tensor.
-        length = tl.minimum(tl.maximum(length, 0), steps.steps) * steps.particles
+        length = tl.minimum(tl.maximum(length, 0), decoded(steps.steps)) * decoded(steps.particles)
         ends = (total + tl.cumsum(length, 0))[None, :]
-        over = (ends <= index[:, None]) & (b < steps.batch)[None, :]
+        over = (ends <= index[:, None]) & (b < decoded(steps.batch))[None, :]
         passed += tl.sum(over.to(tl.int64), 1)
         start = tl.maximum(start, tl.max(tl.where(over, ends, 0), 1))
         total += tl.sum(length, 0)
@@ -182,24 +176,24 @@ def valid_places(steps, index):  # type: ignore[no-untyped-def]
     valid = index < total
     b = tl.where(valid, passed, 0)
     length = tl.load(steps.lengths + b, mask=valid, other=1)
-    length = tl.minimum(tl.maximum(length, 1), steps.steps)
+    length = tl.minimum(tl.maximum(length, 1), decoded(steps.steps))
     offset = index - start
-    return (offset // length) * steps.batch + b, offset % length, valid
+    return (offset // length) * decoded(steps.batch) + b, offset % length, valid
 
 
 @triton.jit
 def every_place(steps, index):  # type: ignore[no-untyped-def]
     """``row, step, inside, valid`` of places counted without regard to lengths, for what writes them all."""
     index = index.to(tl.int64)
-    row, step = index // steps.steps, index % steps.steps
-    inside = row < steps.batch * steps.particles
-    return row, step, inside, step < tl.load(steps.lengths + row % steps.batch, mask=inside, other=0)
+    row, step = index // decoded(steps.steps), index % decoded(steps.steps)
+    inside = row < decoded(steps.batch) * decoded(steps.particles)
+    return row, step, inside, step < tl.load(steps.lengths + row % decoded(steps.batch), mask=inside, other=0)
 
 
 @triton.jit
 def kept(mask, steps, row, step, columns, WIDTH, valid):  # type: ignore[no-untyped-def]
     """``[rows, columns]``: what is valid, within the width, and observed."""
-    return observed(mask, row % steps.batch, step, columns, WIDTH, valid)
+    return observed(mask, row % decoded(steps.batch), step, columns, WIDTH, valid)
 
 
 @triton.jit
@@ -216,7 +210,7 @@ def observed(mask, b, step, columns, WIDTH, valid):  # type: ignore[no-untyped-d
 @triton.jit
 def at(rows, steps, row, step):  # type: ignore[no-untyped-def]
     """Pointers to the first feature of the steps ``row, step`` of a tensor."""
-    start = row_start(row, steps.batch, decoded(rows.stride_p), decoded(rows.stride_b))
+    start = row_start(row, decoded(steps.batch), decoded(rows.stride_p), decoded(rows.stride_b))
     return rows.ptr + start + step * decoded(rows.stride_t)
 
 
@@ -286,7 +280,6 @@ def clear_kernel(  # type: ignore[no-untyped-def]
     out, steps, first, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ):
     """A block of steps: zeros in out [P, B, T, WIDTH] past the end of each row."""
-    steps = decoded_steps(steps)
     index = block_of_places(first, BLOCK_M)
     _, _, inside, valid = every_place(steps, index)
     zeros = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -305,10 +298,9 @@ def split_chain_kernel(  # type: ignore[no-untyped-def]
     dvalue, dbefore, steps, dz, dz_0, first, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ):
     """A block of steps: the sum of both paths to each dz [P, B, T, WIDTH], and dz_0 [P, B, WIDTH]."""
-    steps = decoded_steps(steps)
     index = block_of_places(first, BLOCK_M)
     row, step, inside, valid = every_place(steps, index)
-    length = tl.load(steps.lengths + row % steps.batch, mask=inside, other=0)
+    length = tl.load(steps.lengths + row % decoded(steps.batch), mask=inside, other=0)
     goes_on, begins = valid & (step + 1 < length), inside & (step == 0)
     for n in range(0, WIDTH, BLOCK_N):
         columns = n + tl.arange(0, BLOCK_N)

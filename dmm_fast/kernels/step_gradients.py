@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.common import on_device_of
-from dmm_fast.kernels.rows import decoded_steps, steps_of
+from dmm_fast.kernels.rows import decoded, steps_of
 from dmm_fast.kernels.weight_gradients import Layer, lengths_of, weight_gradients
 
 
@@ -83,13 +83,12 @@ def table_kernel(  # type: ignore[no-untyped-def]
     table, steps, start_p, start_b, count, SHIFT: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_T: tl.constexpr
 ):
     """A sequence: the rows of its valid steps, and those of their neighbours, table [2, count]."""
-    steps = decoded_steps(steps)
-    particle, b = tl.program_id(0) // steps.batch, tl.program_id(0) % steps.batch
+    particle, b = tl.program_id(0) // decoded(steps.batch), tl.program_id(0) % decoded(steps.batch)
     number = tl.full((), 0, tl.int64)
     length = number
     total = number
     first = 0
-    while first < steps.batch:
+    while first < decoded(steps.batch):
         others = first + tl.arange(0, BLOCK_B)
         lengths = lengths_of(steps, others)
         number += tl.sum(tl.where(others < b, lengths, 0), 0)
@@ -97,7 +96,7 @@ def table_kernel(  # type: ignore[no-untyped-def]
         total += tl.sum(lengths, 0)
         first += BLOCK_B
     to = table + particle * total + number
-    row = tl.program_id(0) * steps.steps
+    row = tl.program_id(0) * decoded(steps.steps)
     step = tl.arange(0, BLOCK_T)
     while tl.min(step, 0) < length:
         valid = step < length

@@ -24,7 +24,6 @@ from dmm_fast.kernels.rows import (
     at,
     before,
     decoded,
-    decoded_steps,
     load_row,
     places,
     rowwise_kernel,
@@ -185,14 +184,13 @@ def gather_kernel(  # type: ignore[no-untyped-def]
     BLOCK_K: tl.constexpr,
 ):
     """Whole rows of z_{t-1}, or of z_t where ``z_0`` is None, from place ``first`` on; and what they are."""
-    steps = decoded_steps(steps)
     index = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = index < count
     row, step, valid = places(steps, first + index)
     valid &= inside
-    tl.store(found + index, tl.where(valid, row * steps.steps + step, -1), mask=inside)
-    tl.store(found + count + index, row // steps.batch, mask=valid)
-    tl.store(found + 2 * count + index, row % steps.batch, mask=valid)
+    tl.store(found + index, tl.where(valid, row * decoded(steps.steps) + step, -1), mask=inside)
+    tl.store(found + count + index, row // decoded(steps.batch), mask=valid)
+    tl.store(found + 2 * count + index, row % decoded(steps.batch), mask=valid)
     tl.store(found + 3 * count + index, step, mask=valid)
     if z_0 is None:
         rows = at(z, steps, row, step)

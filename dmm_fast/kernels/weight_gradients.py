@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.common import cdiv, on_device_of
-from dmm_fast.kernels.rows import Steps, constants, decoded_steps
+from dmm_fast.kernels.rows import Steps, constants, decoded
 from dmm_fast.products import allows_tf32
 
 
@@ -170,22 +170,22 @@ def _splits(tiles: int, count: int) -> int:
 @triton.jit
 def lengths_of(steps, b):  # type: ignore[no-untyped-def]
     """The lengths of the sequences ``b``, none longer than there are steps; zero where there is none."""
-    length = tl.load(steps.lengths + b, mask=b < steps.batch, other=0)
-    return tl.minimum(tl.maximum(length, 0), steps.steps)
+    length = tl.load(steps.lengths + b, mask=b < decoded(steps.batch), other=0)
+    return tl.minimum(tl.maximum(length, 0), decoded(steps.steps))
 
 
 @triton.jit
 def valid_count(steps):  # type: ignore[no-untyped-def]
     """How many steps are valid."""
     if steps.lengths is None:
-        total = tl.full((), 1, tl.int64) * steps.batch * steps.steps
+        total = tl.full((), 1, tl.int64) * decoded(steps.batch) * decoded(steps.steps)
     else:
         total = tl.full((), 0, tl.int64)
         b = 0
-        while b < steps.batch:
+        while b < decoded(steps.batch):
             total += tl.sum(lengths_of(steps, b + tl.arange(0, 64)), 0)
             b += 64
-    return total * steps.particles
+    return total * decoded(steps.particles)
 
 
 @triton.jit
@@ -284,7 +284,6 @@ def products_kernel(  # type: ignore[no-untyped-def]
     PRECISION: tl.constexpr,
 ):
     """A tile of one of the products over a share of the valid rows: sums go to partial [splits, sums]."""
-    steps = decoded_steps(steps)
     valid = tl.minimum(tl.maximum(valid_count(steps) - first, 0), count).to(tl.int32)
     share = tl.cdiv(tl.cdiv(valid, splits), BLOCK_K) * BLOCK_K
     begin = tl.program_id(1) * share
