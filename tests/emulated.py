@@ -41,7 +41,7 @@ def install() -> None:
     # What the emulator was compiled with.
     plan.RNN_REGISTERS, plan.COMBINER_REGISTERS = (2, 0), ((2, 2), (0, 0))
     plan.RNN_TENSOR_TILES = ((1, 4), (2, 8))
-    rnn_plans.CUTS = ((1, 4, 1, 1), (1, 4, 3, 2), (2, 4, 3, 3), (1, 5, 3, 2), (1, 5, 4, 2))
+    rnn_plans.CUTS = ((1, 1, 1, 0), (1, 3, 2, 0), (2, 3, 3, 0), (1, 3, 2, 1), (1, 4, 4, 1))
 
 
 def rnn_scan_steps(

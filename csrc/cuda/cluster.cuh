@@ -40,8 +40,9 @@ struct Cluster {
 //
 // A wait tells whether the phase has ended: it polls for about a tenth of a second and then gives up. How long the
 // hardware lets a poll take is not documented, so time ends it too; but only after some polls, for a process that shares
-// the device is stopped for milliseconds.
-constexpr int kMostPolls = 1 << 20, kLeastPolls = 1 << 10;
+// the device is stopped for milliseconds. The first polls read no clock, and have no limit of their own: that would put
+// the thread to sleep (NANOSLEEP).
+constexpr int kMostPolls = 1 << 20, kLeastPolls = 1 << 10, kFirstPolls = 64;
 constexpr int kPollNanoseconds = 100;
 constexpr uint64_t kMostNanoseconds = 500'000'000;
 
@@ -60,6 +61,17 @@ struct Remote {
 
   __device__ Remote operator+(int bytes) const { return {address + static_cast<unsigned>(bytes)}; }
 };
+#endif
+
+// Has a number in a register from here on. Else the compiler may work it out where it is used, after a wait.
+#ifdef DMM_EMULATOR
+inline void settle(int&) {}
+inline void settle(float&) {}
+inline void settle(Remote&) {}
+#else
+__device__ inline void settle(int& number) { asm volatile("" : "+r"(number)); }
+__device__ inline void settle(float& number) { asm volatile("" : "+f"(number)); }
+__device__ inline void settle(Remote& place) { asm volatile("" : "+r"(place.address)); }
 #endif
 
 #ifdef DMM_EMULATOR
@@ -141,14 +153,16 @@ __device__ inline bool poll_until(Poll poll) {
 // every step (CCTL.IVALL); what comes is in shared memory alone.
 __device__ inline bool transaction_wait(uint64_t* barrier, int parity) {
   const unsigned address = shared_address(barrier);
-  unsigned done;
-  asm volatile(
-      "{\n.reg .pred done;\n"
-      "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 done, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, done;\n}"
-      : "=r"(done)
-      : "r"(address), "r"(parity)
-      : "memory");
+  unsigned done = 0;
+#pragma unroll 1
+  for (int polls = 0; !done && polls < kFirstPolls; ++polls)
+    asm volatile(
+        "{\n.reg .pred done;\n"
+        "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 done, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, done;\n}"
+        : "=r"(done)
+        : "r"(address), "r"(parity)
+        : "memory");
   if (!done && !poll_until([&] {
         asm volatile(
             "{\n.reg .pred done;\n"

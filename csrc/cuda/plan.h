@@ -21,10 +21,10 @@ inline Tiling tiling_of(const Plan& plan, size_t which) {
   return {number(0), number(1), number(2), number(3), number(4), number(5), number(6), number(7)};
 }
 
-// rows_per_cluster, rows_per_group, cluster_size, then of outputs that belong to warps: inputs, outputs, outputs of a
-// warp. No other plan has so few numbers.
+// rows_per_cluster, rows_per_group, cluster_size, then of outputs that belong to warps: inputs, outputs, 1 where a block
+// gives its outputs together, else 0. No other plan has so few numbers.
 inline bool is_by_warps(const Plan& plan) { return plan.size() == 6; }
-inline int per_warp_of(const Plan& plan) { return is_by_warps(plan) ? static_cast<int>(plan[5]) : 0; }
+inline bool is_gathered(const Plan& plan) { return is_by_warps(plan) && plan[5] == 1; }
 // The tiling of rnn_scan, of which a plan by warps has inputs and outputs alone.
 inline Tiling rnn_tiling_of(const Plan& plan) {
   if (!is_by_warps(plan)) return tiling_of(plan, 0);
@@ -34,15 +34,15 @@ inline Tiling rnn_tiling_of(const Plan& plan) {
 // Null, or what is wrong with a plan by warps for so many units.
 inline const char* warp_fault(const Plan& plan, int64_t units) {
   for (const int64_t number : plan)
-    if (number < 1 || number > INT32_MAX / 64) return "a number out of range";
-  const int64_t rows = plan[0], size = plan[2], inputs = plan[3], outputs = plan[4], per_warp = plan[5];
-  if (rows > kMostWarpRows || plan[1] > rows) return "rows out of range";
+    if (number < 0 || number > INT32_MAX / 64) return "a number out of range";
+  const int64_t rows = plan[0], size = plan[2], inputs = plan[3], outputs = plan[4];
+  if (rows < 1 || rows > kMostWarpRows || plan[1] < 1 || plan[1] > rows) return "rows out of range";
   if (size < 2 || size > 16 || (size & (size - 1)) != 0) return "cluster_size out of range";
   const int64_t chunks = (units + kWarpChunk - 1) / kWarpChunk;
   if (inputs != units || chunks > kMostWarpChunks || outputs * size < units) return "other sizes";
-  if (per_warp != 4 && per_warp != 5) return "other outputs of a warp than four or five";
-  if (outputs % per_warp != 0) return "outputs that are not the warps'";
-  if (outputs / per_warp > most_warps(static_cast<int>(chunks), static_cast<int>(per_warp))) return "too many warps";
+  if (outputs % 4 != 0 || outputs * size > kWarpChunk * chunks) return "outputs that are not the warps'";
+  if (outputs / 4 > most_warps(static_cast<int>(chunks))) return "too many warps";
+  if (plan[5] > 1) return "another way to give";
   return nullptr;
 }
 

@@ -20,16 +20,17 @@ class Rows {
     const int first = static_cast<int>(blockIdx.x) / cluster.blocks() * a.rows_per_cluster;
     count_ = first + a.rows_per_cluster < a.rows() ? a.rows_per_cluster : a.rows() - first;
     const int mine = static_cast<int>(threadIdx.x);
-    const auto length = [&](int i) {
+    if (mine < kMostRows) {  // a warp, which reads all lengths at once
+      const int index = first + (mine < count_ ? mine : 0);
       // A length outside [0, T] gives a wrong result, and touches no memory of others.
-      const int64_t given = a.lengths[(first + i) % a.sequences * a.lengths_stride];
-      return static_cast<int>(given < 0 ? 0 : given > a.steps ? a.steps : given);
-    };
-    if (mine < count_) {
+      const int64_t given = a.lengths[index % a.sequences * a.lengths_stride];
+      const int length = static_cast<int>(given < 0 ? 0 : given > a.steps ? a.steps : given);
       int longer = 0;
-      for (int i = 0; i < count_; ++i) longer += length(i) > length(mine) || (length(i) == length(mine) && i < mine);
-      const int index = first + mine;
-      rows[longer] = {index / a.sequences, index % a.sequences, index, length(mine)};
+      for (int i = 0; i < count_; ++i) {
+        const int other = __shfl_sync(~0u, length, i);
+        longer += other > length || (other == length && i < mine);
+      }
+      if (mine < count_) rows[longer] = {index / a.sequences, index % a.sequences, index, length};
     }
     __syncthreads();
   }

@@ -31,12 +31,12 @@ const char* by_tiling(const Tiling& tiling, Run run) {
 }  // namespace
 
 const char* rnn_scan(const RnnScan& a, void* stream) {
-  if (a.per_warp) return rnn_scan_warps(a, stream);
+  if (a.by_warps) return rnn_scan_warps(a, stream);
   return by_tiling(a.tiling, [&](auto how) { return launch(rnn_scan_fwd_kernel<decltype(how)>, a, stream); });
 }
 
 const char* rnn_scan_backward(const RnnScanBackward& a, void* stream) {
-  if (a.per_warp) return rnn_scan_warps_backward(a, stream);
+  if (a.by_warps) return rnn_scan_warps_backward(a, stream);
   return by_tiling(a.tiling, [&](auto how) { return launch(rnn_scan_bwd_kernel<decltype(how)>, a, stream); });
 }
 

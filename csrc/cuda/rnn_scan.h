@@ -6,8 +6,9 @@
 // The tiling is of [H inputs, H / cluster_size outputs]; there are kernels for 0, 2, 4, 6 and 8 quads in registers,
 // and on tensor cores for 1 tile of 4 quads, 2 of 8, and 3 of 10.
 //
-// Where `per_warp` is not 0, it is four or five: so many outputs belong to a warp (rnn_scan_warps.cuh), and of the tiling
-// there are only inputs and outputs, a multiple of it. There are kernels for few rows and up to 6 chunks of 128 units.
+// Where `by_warps`, four outputs belong to a warp (rnn_scan_warps.cuh), and of the tiling there are only inputs and
+// outputs, a multiple of four. There are kernels for few rows and up to 6 chunks of 128 units. `gathered` are outputs that a
+// block gives together; else each warp gives its own.
 #pragma once
 
 #include "hang.h"
@@ -25,7 +26,7 @@ struct RnnScan {
   Sequences<const float> x_proj, h_0;
   float* h;  // [P, B, T, H], dense; written everywhere
   HangReport hang{};
-  int per_warp = 0;
+  bool by_warps = false, gathered = false;
 };
 
 struct RnnScanBackward {
@@ -38,29 +39,26 @@ struct RnnScanBackward {
   Sequences<const float> dh, h;
   float *dx_proj, *dh_0;  // [P, B, T, H] and [P, B, H], dense; written everywhere
   HangReport hang{};
-  int per_warp = 0;
+  bool by_warps = false, gathered = false;
 };
 
 template <class Args>
 int threads(const Args& a) {
-  return a.per_warp ? 32 * (a.tiling.outputs / a.per_warp) : a.tiling.threads();
+  return a.by_warps ? 32 * (a.tiling.outputs / 4) : a.tiling.threads();
 }
 
-// Of a block whose outputs belong to warps, in bytes: the rows, barriers, two states, four numbers more for each one or
-// two rows.
+// Of a block whose outputs belong to warps, in bytes: the rows, barriers, two states.
 template <class Args>
 int64_t rnn_scan_warps_shared_bytes(const Args& a) {
-  const int64_t rows = a.ragged.rows_per_cluster, per_group = a.ragged.rows_per_group;
-  const int64_t chunks = (a.tiling.inputs + kWarpChunk - 1) / kWarpChunk;
-  const int64_t twos = rows / per_group * ((per_group + 1) / 2) + (rows % per_group + 1) / 2;
-  return 16 * rows + 16 * a.ragged.groups() + 8 * (rows * kWarpChunk * chunks + 4 * twos);
+  const int64_t rows = a.ragged.rows_per_cluster, chunks = (a.tiling.inputs + kWarpChunk - 1) / kWarpChunk;
+  return 16 * rows + 16 * a.ragged.groups() + 8 * rows * kWarpChunk * chunks;
 }
 
 // Of a block, in bytes: the rows, barriers, two states, two buffers of partial sums, what comes from device memory for two
 // steps, weights.
 template <class Args>
 inline int64_t rnn_scan_shared_bytes(const Args& a, int operands) {
-  if (a.per_warp) return rnn_scan_warps_shared_bytes(a);
+  if (a.by_warps) return rnn_scan_warps_shared_bytes(a);
   const Tiling& w = a.tiling;
   const int64_t rows = a.ragged.rows_per_cluster;
   return 16 * rows + 16 * a.ragged.groups() + 4 * (2 * rows * w.stride() + 2 * w.partials() + w.shared_weights(w.threads()) +

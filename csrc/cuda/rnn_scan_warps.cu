@@ -5,9 +5,9 @@
 namespace dmm::cuda {
 namespace {
 
-template <int kChunks, int kOutputs, int kRows, int kPerGroup>
-auto kernel_of(WarpCut<kChunks, kOutputs, kRows, kPerGroup>) {
-  return rnn_scan_warps_fwd_kernel<kChunks, kOutputs, kRows, kPerGroup>;
+template <int kChunks, int kRows, int kPerGroup, bool kGathered>
+auto kernel_of(WarpCut<kChunks, kRows, kPerGroup, kGathered>) {
+  return rnn_scan_warps_fwd_kernel<kChunks, kRows, kPerGroup, kGathered>;
 }
 
 }  // namespace

@@ -18,9 +18,9 @@ void rnn_scan(py::object x_proj, py::object w_hh, py::object h_0, py::object len
               const cuda::Plan& plan, py::object h, const Options& options) {
   const cuda::RnnScan a{ragged(x_proj, lengths, plan), static_cast<int>(plan[2]), cuda::rnn_tiling_of(plan),
                         size(x_proj, 3), tanh,          matrix(w_hh),
-                        sequences(x_proj), sequences(h_0), data<float>(h),   {},                 cuda::per_warp_of(plan)};
+                        sequences(x_proj), sequences(h_0), data<float>(h),   {},                 cuda::is_by_warps(plan), cuda::is_gathered(plan)};
   const std::string call = "rnn_scan with plan " + cuda::describe(plan);
-  if (a.per_warp) return run_by_warps(call, a, options);
+  if (a.by_warps) return run_by_warps(call, a, options);
   by_tiling(a.tiling, [&](auto how) {
     run_scan(call, a, a.tiling.threads(), options,
              cuda::rnn_scan_fwd_kernel<decltype(how)>);
@@ -31,9 +31,9 @@ void rnn_scan_backward(py::object dh, py::object h, py::object w_hh, py::object 
                        const cuda::Plan& plan, py::object dx_proj, py::object dh_0, const Options& options) {
   const cuda::RnnScanBackward a{ragged(h, lengths, plan), static_cast<int>(plan[2]), cuda::rnn_tiling_of(plan),
                                 size(h, 3), tanh,          matrix(w_hh),
-                                sequences(dh), sequences(h), data<float>(dx_proj), data<float>(dh_0), {}, cuda::per_warp_of(plan)};
+                                sequences(dh), sequences(h), data<float>(dx_proj), data<float>(dh_0), {}, cuda::is_by_warps(plan), cuda::is_gathered(plan)};
   const std::string call = "rnn_scan_backward with plan " + cuda::describe(plan);
-  if (a.per_warp) return run_by_warps(call, a, options);
+  if (a.by_warps) return run_by_warps(call, a, options);
   by_tiling(a.tiling, [&](auto how) {
     run_scan(call, a, a.tiling.threads(), options,
              cuda::rnn_scan_bwd_kernel<decltype(how)>);
@@ -46,7 +46,7 @@ int64_t shared_bytes_of(const cuda::Plan& plan) {
   a.ragged.rows_per_cluster = static_cast<int>(plan[0]);
   a.ragged.rows_per_group = static_cast<int>(plan[1]);
   a.tiling = cuda::rnn_tiling_of(plan);
-  a.per_warp = cuda::per_warp_of(plan);
+  a.by_warps = cuda::is_by_warps(plan);
   return shared_bytes(a);
 }
 

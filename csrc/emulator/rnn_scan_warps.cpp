@@ -13,21 +13,21 @@ template <class Args, class Run>
 void by_cut(const Args& a, Run run) {
   const int cut = 100 * ((a.units + cuda::kWarpChunk - 1) / cuda::kWarpChunk) + 10 * a.ragged.rows_per_cluster +
                   a.ragged.rows_per_group;
-  if (a.per_warp == 4 && cut == 111) return run(cuda::WarpCut<1, 4, 1, 1>{});
-  if (a.per_warp == 4 && cut == 132) return run(cuda::WarpCut<1, 4, 3, 2>{});
-  if (a.per_warp == 4 && cut == 233) return run(cuda::WarpCut<2, 4, 3, 3>{});
-  if (a.per_warp == 5 && cut == 132) return run(cuda::WarpCut<1, 5, 3, 2>{});
-  if (a.per_warp == 5 && cut == 142) return run(cuda::WarpCut<1, 5, 4, 2>{});
+  if (!a.gathered && cut == 111) return run(cuda::WarpCut<1, 1, 1, false>{});
+  if (!a.gathered && cut == 132) return run(cuda::WarpCut<1, 3, 2, false>{});
+  if (!a.gathered && cut == 233) return run(cuda::WarpCut<2, 3, 3, false>{});
+  if (a.gathered && cut == 132) return run(cuda::WarpCut<1, 3, 2, true>{});
+  if (a.gathered && cut == 144) return run(cuda::WarpCut<1, 4, 4, true>{});
   throw std::invalid_argument("no kernel is cut up like that");
 }
 
-template <int kChunks, int kOutputs, int kRows, int kPerGroup>
-auto kernel_of(const cuda::RnnScan&, cuda::WarpCut<kChunks, kOutputs, kRows, kPerGroup>) {
-  return cuda::rnn_scan_warps_fwd_kernel<kChunks, kOutputs, kRows, kPerGroup>;
+template <int kChunks, int kRows, int kPerGroup, bool kGathered>
+auto kernel_of(const cuda::RnnScan&, cuda::WarpCut<kChunks, kRows, kPerGroup, kGathered>) {
+  return cuda::rnn_scan_warps_fwd_kernel<kChunks, kRows, kPerGroup, kGathered>;
 }
-template <int kChunks, int kOutputs, int kRows, int kPerGroup>
-auto kernel_of(const cuda::RnnScanBackward&, cuda::WarpCut<kChunks, kOutputs, kRows, kPerGroup>) {
-  return cuda::rnn_scan_warps_bwd_kernel<kChunks, kOutputs, kRows, kPerGroup>;
+template <int kChunks, int kRows, int kPerGroup, bool kGathered>
+auto kernel_of(const cuda::RnnScanBackward&, cuda::WarpCut<kChunks, kRows, kPerGroup, kGathered>) {
+  return cuda::rnn_scan_warps_bwd_kernel<kChunks, kRows, kPerGroup, kGathered>;
 }
 
 template <class Args>

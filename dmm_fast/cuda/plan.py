@@ -168,7 +168,9 @@ class Plan(NamedTuple):
     def __str__(self) -> str:
         on_tensor_cores = any(tiling.tensor_tiles for tiling in self.tilings)
         kept = sum(tiling.kept for tiling in self.tilings)
-        of_warps = f"{self.tilings[0].per_warp} outputs a warp; " if self.tilings[0].per_warp else ""
+        tiling = self.tilings[0]
+        of_warps = f"{tiling.per_warp} outputs a warp; " if isinstance(tiling, WarpTiling) else ""
+        of_warps += "given by blocks; " if isinstance(tiling, WarpTiling) and tiling.gathered else ""
         shared = sum(16 * tiling.in_shared for tiling in self.tilings)
         streamed = sum(16 * (t.quads - t.in_registers - t.in_shared) for t in self.tilings)
         return (

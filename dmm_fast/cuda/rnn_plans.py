@@ -8,22 +8,31 @@ from itertools import product
 from typing import NamedTuple
 
 CHUNK = 128  # units of which a lane has four
+PER_WARP = 4  # outputs
 _FEW = ((1, 1), (2, 2), (3, 2), (4, 2))  # rows of a cluster, rows of a group
 _MANY = (*_FEW, (2, 1), (3, 1), (3, 3))
-_OUTPUTS = ((1, 4), (2, 4), (3, 4), (4, 4), (5, 4), (5, 5), (6, 4))  # chunks of units, outputs of a warp
-# What there are kernels for: chunks of units, outputs of a warp, rows of a cluster, rows of a group.
-CUTS = tuple((*outputs, *rows) for outputs in _OUTPUTS for rows in (_MANY if outputs[0] == 5 else _FEW))
+_GIVEN = ((1, 0), (2, 0), (3, 0), (4, 0), (5, 0), (5, 1), (6, 0))  # chunks of units, 1 where a block gives
+# What there are kernels for: chunks of units, rows of a cluster, rows of a group, 1 where the outputs of a
+# block are given together and 0 where each warp gives its own.
+CUTS = tuple(
+    (chunks, *rows, gathered) for chunks, gathered in _GIVEN for rows in (_MANY if chunks == 5 else _FEW)
+)
 
-# Cycles from a store to the moment when all blocks have seen it; measured for 8 and 16 blocks (0.48 and 0.57
-# microseconds at 1980 MHz) on an NVIDIA H100 80GB HBM3, guessed for fewer.
-_EXCHANGE = {2: 700.0, 4: 800.0, 8: 950.0, 16: 1_130.0}
-# Instructions of a warp besides multiplications, from the machine code for compute capability 9.0.
-_OF_GROUP, _OF_ROW = 100.0, 50.0
+SIZES = (2, 4, 8, 16)  # of clusters
+# Measured on an NVIDIA H100 80GB HBM3 at 1980 MHz. Cycles from a store to the moment when all blocks have
+# seen it, and bytes a cycle that a block receives.
+_LATENCY, _BYTES = 610.0, 14.0
+# Cycles of a group's turn besides the multiplications, fitted to what the first version of the kernels took
+# for H = 600 in clusters of 16: 4_100 cycles a step for three groups of a row, 2_900 for groups of two and of
+# one, 3_550 for two of two, 3_260 for one of three.
+_OF_GROUP, _OF_ROW = 990.0, 100.0
+# Cycles more where the warps of a block meet, estimated from the machine code.
+_MEETING = 200.0
 
 
-def most_warps(chunks: int, per_warp: int) -> int:
+def most_warps(chunks: int) -> int:
     """Of a block, so that its threads have registers for their weights."""
-    return 8 if per_warp > 4 or chunks < 5 else 2 * chunks
+    return 8 if chunks < 5 else 2 * chunks
 
 
 class WarpTiling(NamedTuple):
@@ -31,7 +40,12 @@ class WarpTiling(NamedTuple):
 
     inputs: int
     outputs: int  # of a block
-    per_warp: int
+    gathered: int  # 1 where a block gives them together, 0 where each warp gives its own
+
+    @property
+    def per_warp(self) -> int:
+        """Outputs of a warp."""
+        return PER_WARP
 
     @property
     def chunks(self) -> int:
@@ -41,7 +55,7 @@ class WarpTiling(NamedTuple):
     @property
     def threads(self) -> int:
         """Of a block."""
-        return 32 * (self.outputs // self.per_warp)
+        return 32 * (self.outputs // PER_WARP)
 
     @property
     def quads(self) -> int:
@@ -66,13 +80,12 @@ class WarpTiling(NamedTuple):
     @property
     def kept(self) -> int:
         """Weights in a thread's registers."""
-        return 4 * self.per_warp * self.chunks
+        return 4 * PER_WARP * self.chunks
 
     def cycles(self, rows: int) -> float:
         """Estimated time of a group's step, from the wait for its state to the last store."""
-        warps = self.outputs // self.per_warp
-        issued = -(-warps // 4) * (rows * self.kept + _OF_GROUP + _OF_ROW * rows)
-        return max(issued, 4.0 * warps * rows * self.chunks)  # 512 bytes of shared memory for each
+        multiply = -(-self.outputs // (4 * PER_WARP)) * rows * self.kept
+        return multiply + _OF_GROUP + _OF_ROW * rows + _MEETING * self.gathered
 
 
 class Cut(NamedTuple):
@@ -89,13 +102,13 @@ class Cut(NamedTuple):
 def warp_cuts(units: int) -> Iterator[Cut]:
     """All for so many units."""
     cuts = [cut for cut in CUTS if cut[0] == -(-units // CHUNK)]
-    for (chunks, per_warp, rows, at_once), (size, exchange) in product(cuts, _EXCHANGE.items()):
-        warps = -(-units // (size * per_warp))
-        if warps <= most_warps(chunks, per_warp):
-            tiling = WarpTiling(units, warps * per_warp, per_warp)
+    for (chunks, rows, at_once, gathered), size in product(cuts, SIZES):
+        warps = -(-units // (size * PER_WARP))
+        if warps <= most_warps(chunks):
+            tiling = WarpTiling(units, warps * PER_WARP, gathered)
             groups = [min(at_once, rows - first) for first in range(0, rows, at_once)]
-            twos = sum(-(-count // 2) for count in groups)
-            used = 16 * rows + 16 * len(groups) + 8 * (rows * CHUNK * chunks + 4 * twos)
+            used = 16 * rows + 16 * len(groups) + 8 * rows * CHUNK * chunks
             busy = [tiling.cycles(count) for count in groups]
+            exchange = _LATENCY + 4 * units * groups[0] / _BYTES
             # What one group gives travels while the others compute.
             yield Cut(rows, at_once, size, tiling, used, max(sum(busy), busy[0] + exchange))

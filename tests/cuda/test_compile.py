@@ -36,7 +36,9 @@ def test_the_library_holds_a_kernel_for_every_plan(kernels: list[Resources]) -> 
     for way in ("fwd", "bwd"):
         expected |= {f"rnn_scan_{way}_kernel<InFloat32<{quads}> >" for quads in RNN_REGISTERS}
         expected |= {f"rnn_scan_{way}_kernel<OnTensorCores<{t}, {quads}> >" for t, quads in RNN_TENSOR_TILES}
-        expected |= {f"rnn_scan_warps_{way}_kernel<{', '.join(map(str, cut))}>" for cut in CUTS}
+        for *shape, gathered in CUTS:
+            how = ", ".join([*map(str, shape), "true" if gathered else "false"])
+            expected.add(f"rnn_scan_warps_{way}_kernel<{how}>")
         for pair in COMBINER_REGISTERS:
             to, back = pair if way == "fwd" else pair[::-1]
             expected.add(f"combiner_scan_{way}_kernel<{to}, {back}>")

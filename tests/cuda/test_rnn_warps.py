@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dmm_fast import ops
 from dmm_fast.cuda.plan import Plan, rnn_plans
+from dmm_fast.cuda.rnn_plans import WarpTiling
 from tests.cases import Case
 from tests.compare import compare, evaluate, incoming_gradients, run_backend
 from tests.cuts import Choose, cut
@@ -22,24 +23,31 @@ emulator = pytest.importorskip("dmm_emulator", reason="make emulate builds it an
 emulated = pytest.importorskip("tests.emulated")
 
 RAGGED = Case("warps", B=7, T=6, H=22, particles=(2,), lengths="zeros", poison="nan", start="rows")
-# Rows of a cluster, rows of a group, blocks, outputs of a warp; units.
+# Rows of a cluster, rows of a group, blocks, 1 where a block gives; units.
 CUTS = (
-    (1, 1, 2, 4, 22),
-    (1, 1, 8, 4, 128),  # no output is no unit
-    (3, 2, 4, 4, 61),
-    (3, 2, 16, 4, 3),  # blocks and warps without units
-    (3, 3, 16, 4, 130),  # two chunks
-    (3, 2, 2, 5, 77),
-    (4, 2, 16, 5, 33),
+    (1, 1, 2, 0, 22),
+    (1, 1, 8, 0, 128),  # no output is no unit
+    (3, 2, 4, 0, 61),
+    (3, 2, 16, 0, 3),  # blocks and warps without units
+    (3, 3, 16, 0, 130),  # two chunks
+    (3, 2, 2, 1, 61),
+    (3, 2, 16, 1, 33),
+    (4, 4, 4, 1, 127),  # more numbers of a block than a warp gives at once
 )
 each_cut = pytest.mark.parametrize("shape", CUTS, ids=str)
 each_order = pytest.mark.parametrize("order", [{}, {"reversed": True}, {"late": True}], ids=str)
 each_way = pytest.mark.parametrize("backward", [False, True], ids=["", "backward"])
 
 
-def of(rows: int, at_once: int, size: int, per_warp: int, units: int = 0) -> Choose:
+def of(rows: int, at_once: int, size: int, gathered: int = 0, units: int = 0) -> Choose:
     """Plans of that shape, whatever the units."""
-    return lambda plan: plan[:3] == (rows, at_once, size) and plan.tilings[0].per_warp == per_warp
+
+    def is_it(plan: Plan) -> bool:
+        tiling = plan.tilings[0]
+        is_way = isinstance(tiling, WarpTiling) and tiling.gathered == gathered
+        return plan[:3] == (rows, at_once, size) and is_way
+
+    return is_it
 
 
 @pytest.fixture
@@ -76,7 +84,7 @@ def test_a_cluster_may_lack_rows(B: int, cut: Callable[..., None]) -> None:
 @pytest.mark.parametrize("reversed", [False, True], ids=["", "reversed"])
 def test_a_missing_wait_shows(reversed: bool, cut: Callable[..., None], options: Callable[..., None]) -> None:
     case = replace(RAGGED, H=61, lengths="full", poison=None)
-    cut(of(3, 2, 4, 4))
+    cut(of(3, 2, 4))
     compare("rnn_scan", case, "cuda")
     options(reversed=reversed, max_barriers=2)  # those before the first step
     got = run_backend("rnn_scan", build("rnn_scan", case), case, "cuda")
@@ -90,10 +98,11 @@ LONGEST, RANK = (7, 5), 2
 Run = Callable[..., re.Match[str]]
 
 
-@pytest.fixture
-def run(cut: Callable[..., None], options: Callable[..., None]) -> Run:
+@pytest.fixture(params=[0, 1], ids=["by warps", "by blocks"])
+def run(cut: Callable[..., None], options: Callable[..., None], request: pytest.FixtureRequest) -> Run:
     """Runs a scan of which one direction has a fault: what it says of it."""
-    cut(of(3, 2, 4, 4))
+    gathered: int = request.param
+    cut(of(3, 2, 4, gathered))
 
     def with_fault(backward: bool, **given: Any) -> re.Match[str]:
         def gradients(outputs: tuple[Tensor, ...]) -> list[Tensor | None]:
@@ -106,8 +115,8 @@ def run(cut: Callable[..., None], options: Callable[..., None]) -> Run:
         with ops.use_backend("cuda"), pytest.raises(RuntimeError) as raised:
             evaluate(ops.rnn_scan, inputs, gradients)
         said = re.match(
-            rf"rnn_scan{'_backward' * backward} with plan \[3, 2, 4, 40, 12, 4\]: block (?P<block>\d+), "
-            r"rank (?P<rank>\d+) of its cluster, timed out waiting: "
+            rf"rnn_scan{'_backward' * backward} with plan \[3, 2, 4, 40, 12, {gathered}\]: "
+            r"block (?P<block>\d+), rank (?P<rank>\d+) of its cluster, timed out waiting: "
             r"group (?P<group>\d+), step (?P<step>\d+), parity (?P<parity>\d), rows (?P<rows>\d), ",
             str(raised.value),
         )

@@ -8,7 +8,7 @@ import torch
 
 from dmm_fast import native
 from dmm_fast.cuda.plan import COMBINER_REGISTERS, RNN_REGISTERS, Plan
-from dmm_fast.cuda.rnn_plans import CHUNK, CUTS, most_warps
+from dmm_fast.cuda.rnn_plans import CHUNK, CUTS, PER_WARP, WarpTiling, most_warps
 from tests.cases import Case
 from tests.compare import compare, eager, error, run_backend
 from tests.cuts import cut, in_shared, keeping, one_by_one, shaped
@@ -40,13 +40,15 @@ def test_rnn_scan(shape: tuple[int, int, int], registers: int, cut: Callable[...
 @pytest.mark.parametrize("shape", CUTS, ids=str)
 def test_rnn_scan_by_warps(shape: tuple[int, ...], cluster_size: int, cut: Callable[..., None]) -> None:
     takes_clusters(cluster_size)
-    chunks, per_warp, rows, at_once = shape
+    chunks, rows, at_once, gathered = shape
     units = CHUNK * chunks - 1
-    if -(-units // (cluster_size * per_warp)) > most_warps(chunks, per_warp):
+    if -(-units // (cluster_size * PER_WARP)) > most_warps(chunks):
         pytest.skip("more warps than a block has")
 
     def is_it(plan: Plan) -> bool:
-        return plan[:3] == (rows, at_once, cluster_size) and plan.tilings[0].per_warp == per_warp
+        tiling = plan.tilings[0]
+        is_way = isinstance(tiling, WarpTiling) and tiling.gathered == gathered
+        return plan[:3] == (rows, at_once, cluster_size) and is_way
 
     cut(is_it)
     compare("rnn_scan", replace(RAGGED, H=units, name=f"by warps {units}"), "cuda", device="cuda")
