@@ -3,18 +3,11 @@
 // the hidden units, and from those the next sums.
 #pragma once
 
+#include "activations.cuh"
 #include "combiner_scan.h"
 #include "ragged.cuh"
 
 namespace dmm::cuda {
-
-__device__ inline float softplus(float x) {
-  return (x < 0.0f ? 0.0f : x) + log1pf(expf(-fabsf(x)));  // unlike a maximum, the comparison keeps NaN
-}
-__device__ inline float sigmoid(float x) {
-  const float e = expf(-fabsf(x));
-  return (x < 0.0f ? e : 1.0f) / (1.0f + e);
-}
 
 // Zeros at a step past a row's end, of which this thread has the first-th number and every stride-th after it.
 template <class Tile>

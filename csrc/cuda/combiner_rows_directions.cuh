@@ -1,58 +1,70 @@
 // What the two directions of combiner_scan do differently where a block takes one row at a time. A thread has one latent
-// and one unit, or none; what it needs of them for the next step it fetches ahead, and what it makes it stores when the
-// other blocks have what they wait for. Steps are counted from the row's first to be computed; in the one past its last
-// only latents are left.
+// and one unit, or none; what it makes of them it stores when the other blocks have what they wait for. Steps are counted
+// from the row's first to be computed; in the one past its last only latents are left.
+//
+// Operands are what a thread needs of device memory for a step, a number of each.
 #pragma once
 
 #include "combiner_directions.cuh"
+#include "lane_weights.cuh"
 
 namespace dmm::cuda {
 
+// Where operands of a thread lie in shared memory.
+struct Operands {
+  float* first;
+
+  __device__ float& operator[](int i) const { return first[i * kMostThreads]; }
+};
+
 // The latents of step s are z_{s-1}.
 struct RowsForward {
-  static constexpr int kSums = 2;
-  static constexpr bool kByInputs = true;  // a row of a weight lies side by side
+  // Of a latent: base of loc and of pre_scale, and eps.
+  static constexpr int kSums = 2, kLatentOperands = 3, kOperands = 3;
   const CombinerRows& a;
   const int latent, unit;
   const bool stores;  // the latent
   float b_z, loc, pre_scale, z;
-  float given[3];  // the next base of loc and of pre_scale, and eps
 
   __device__ RowsForward(const CombinerRows& a, int latent, int unit, bool stores)
       : a(a), latent(latent), unit(unit), stores(stores), b_z(unit < a.units ? a.b_z[unit] : 0.0f) {}
 
-  // Where the weights lie.
-  __device__ static const float* to_unit(const CombinerRows& a, int unit, int latent) {
-    return a.w_z.place(unit, latent);
+  // The input of the units that is the first, or second, thing made of a latent; here there is only one.
+  __device__ static int input(int latent, int) { return latent; }
+  // Where the weights of a lane lie.
+  __device__ static WeightLine to_unit(const CombinerRows& a, int unit, int part) {
+    return {a.w_z.place(unit, part), kLaneParts * a.w_z.column};
   }
-  __device__ static const float* from_unit(const CombinerRows& a, int output, int unit) {
-    return (output % 2 ? a.w_scale : a.w_loc).place(output / 2, unit);
+  __device__ static WeightLine from_unit(const CombinerRows& a, int output, int unit) {
+    const Matrix& w = output % 2 ? a.w_scale : a.w_loc;
+    return {w.place(output / 2, unit), kLaneParts * w.column};
   }
   // What no step is computed for.
   __device__ void skip(const Row&) const {}
 
-  __device__ void fetch(const Row& row, int step) {
-    if (latent >= a.latents) return;
-    if (step == 0) {
-      given[0] = *a.z_q_0.at(row.particle, row.sequence, 0, latent);
-      return;
-    }
-    const int t = step - 1;
-    const float* base = a.base + (int64_t{row.index} * a.ragged.steps + t) * 2 * a.latents + latent;
-    given[0] = base[0];
-    given[1] = base[a.latents];
-    given[2] = *a.eps.at(row.particle, row.sequence, t, latent);
+  // Where an operand would lie for time 0, and how far from there to the next time.
+  __device__ const float* operand(const Row& row, int i) const {
+    if (i == 2) return a.eps.at(row.particle, row.sequence, 0, latent);
+    return a.base + int64_t{row.index} * a.ragged.steps * 2 * a.latents + i * a.latents + latent;
   }
-  __device__ void prepare() {}
+  __device__ int64_t operand_stride(int i) const { return i == 2 ? a.eps.step : 2 * a.latents; }
+  __device__ static int time(const Row&, int step) { return step - 1; }
+  // z_{-1} as if it were made of these.
+  __device__ void begin_row(const Row& row, const Operands& first) const {
+    if (latent >= a.latents) return;
+    first[0] = *a.z_q_0.at(row.particle, row.sequence, 0, latent);
+    first[1] = first[2] = 0.0f;
+  }
+  __device__ void prepare(const Row&, int, const Operands& given) {
+    loc = given[0];
+    pre_scale = given[1];
+    eps_ = given[2];
+  }
   // `at` is where what is made of the latent lies in the vector that is multiplied.
-  __device__ void begin(const Row&, int step, const float (&sums)[kSums], float* const (&at)[2]) {
-    z = given[0];
-    if (step > 0) {
-      loc = given[0] + sums[0];
-      pre_scale = given[1] + sums[1];
-      z = loc + softplus(pre_scale) * given[2];
-    }
-    *at[0] = z;
+  __device__ void begin(const float (&sums)[kSums], float* const (&at)[2]) {
+    loc += sums[0];
+    pre_scale += sums[1];
+    *at[0] = z = fmaf(softplus(pre_scale), eps_, loc);
   }
   __device__ float make_unit(float sum) { return 0.5f * tanhf(sum + b_z); }
 
@@ -64,53 +76,56 @@ struct RowsForward {
     a.z[at] = z;
   }
   __device__ void store_unit(const Row&, int) const {}
+
+ private:
+  float eps_;
 };
 
 // From the row's end back: those of step s are dloc and dpre_scale of t = length - 1 - s.
 struct RowsBackward {
-  static constexpr int kSums = 1;
-  static constexpr bool kByInputs = false;
+  // Of a latent: dz, dloc, dpre_scale, eps, pre_scale. Of a unit: g.
+  static constexpr int kSums = 1, kLatentOperands = 5, kOperands = 6;
   const CombinerRowsBackward& a;
   const int latent, unit;
   const bool stores;
   float dz, dloc, dpre_scale, dh, da;
-  float given[6];  // the next dz, dloc, dpre_scale, eps, pre_scale, g
 
   __device__ RowsBackward(const CombinerRowsBackward& a, int latent, int unit, bool stores)
       : a(a), latent(latent), unit(unit), stores(stores) {}
 
-  __device__ static const float* to_unit(const CombinerRowsBackward& a, int unit, int output) {
-    return output < a.latents ? a.w_loc.place(output, unit) : a.w_scale.place(output - a.latents, unit);
+  // dloc and dpre_scale take turns, so that a lane has either.
+  __device__ static int input(int latent, int i) { return 2 * latent + i; }
+  __device__ static WeightLine to_unit(const CombinerRowsBackward& a, int unit, int part) {
+    const Matrix& w = part % 2 ? a.w_scale : a.w_loc;
+    return {w.place(part / 2, unit), kLaneParts / 2 * w.row};
   }
-  __device__ static const float* from_unit(const CombinerRowsBackward& a, int latent, int unit) {
-    return a.w_z.place(unit, latent);
+  __device__ static WeightLine from_unit(const CombinerRowsBackward& a, int latent, int unit) {
+    return {a.w_z.place(unit, latent), kLaneParts * a.w_z.row};
   }
   __device__ void skip(const Row& row) const {
     if (stores) a.dz_q_0[int64_t{row.index} * a.latents + latent] = 0.0f;
   }
 
-  __device__ void fetch(const Row& row, int step) {
-    const int t = row.length - 1 - step;
-    if (t < 0) return;
-    if (latent < a.latents) {
-      const Sequences<const float> all[] = {a.dz, a.dloc, a.dpre_scale, a.eps, a.pre_scale};
-#pragma unroll
-      for (int i = 0; i < 5; ++i) given[i] = *all[i].at(row.particle, row.sequence, t, latent);
-    }
-    if (unit < a.units) given[5] = a.g[(int64_t{row.index} * a.ragged.steps + t) * a.units + unit];
+  __device__ const float* operand(const Row& row, int i) const {
+    if (i == 5) return a.g + int64_t{row.index} * a.ragged.steps * a.units + unit;
+    return sequences(i).at(row.particle, row.sequence, 0, latent);
   }
+  __device__ int64_t operand_stride(int i) const { return i == 5 ? a.units : sequences(i).step; }
+  __device__ static int time(const Row& row, int step) { return row.length - 1 - step; }
+  __device__ void begin_row(const Row&, const Operands&) const {}
   // Of dz, what goes to pre_scale and to eps.
-  __device__ void prepare() {
-    to_pre_scale_ = given[3] * sigmoid(given[4]);
-    if (stores) to_eps_ = softplus(given[4]);
+  __device__ void prepare(const Row& row, int step, const Operands& given) {
     half_slope_ = 0.5f * (1.0f - given[5] * given[5]);
+    dz = step == row.length ? 0.0f : given[0];  // past the last step, what is left is for z_q_0
+    dloc = given[1];
+    dpre_scale = given[2];
+    to_pre_scale_ = given[3] * sigmoid(given[4]);
+    to_eps_ = softplus(given[4]);
   }
-  __device__ void begin(const Row& row, int step, const float (&sums)[kSums], float* const (&at)[2]) {
-    dz = sums[0];
-    if (step == row.length) return;  // what is left is for z_q_0
-    dz += given[0];
-    *at[0] = dloc = given[1] + dz;
-    *at[1] = dpre_scale = given[2] + dz * to_pre_scale_;
+  __device__ void begin(const float (&sums)[kSums], float* const (&at)[2]) {
+    dz += sums[0];
+    *at[0] = dloc += dz;
+    *at[1] = dpre_scale = fmaf(dz, to_pre_scale_, dpre_scale);
   }
   __device__ float make_unit(float sum) {
     dh = 0.5f * sum;
@@ -136,6 +151,10 @@ struct RowsBackward {
   }
 
  private:
+  __device__ const Sequences<const float>& sequences(int i) const {
+    return i == 0 ? a.dz : i == 1 ? a.dloc : i == 2 ? a.dpre_scale : i == 3 ? a.eps : a.pre_scale;
+  }
+
   float to_pre_scale_, to_eps_, half_slope_;
 };
 

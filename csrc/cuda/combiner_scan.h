@@ -70,17 +70,20 @@ inline int64_t combiner_scan_shared_bytes(const Args& a, int latent_operands, in
 inline int64_t shared_bytes(const CombinerScan& a) { return combiner_scan_shared_bytes(a, 3, 1); }
 inline int64_t shared_bytes(const CombinerScanBackward& a) { return combiner_scan_shared_bytes(a, 5, 1); }
 
-// Likewise with lane tiles: the rows, barriers, latents, units and two inboxes; or, before them, weights on their way to
-// the registers.
+// Likewise with lane tiles. Up to the barriers and rows, of which there is room for the most, places are known when a
+// kernel is compiled. Then come for each row two inboxes, and of what is read from device memory, `operands` numbers of
+// each thread, the sources and what has come for two steps.
+constexpr int kSpareNumbers = 4;  // where threads put what is nobody's
+constexpr int kRowBytes = 16;     // of a row, and of its two barriers
 template <class Args>
-inline int64_t combiner_rows_shared_bytes(const Args& a) {
+inline int64_t combiner_rows_shared_bytes(const Args& a, int operands) {
   const LaneTile &to = a.to_units, &from = a.from_units;
-  const int64_t rows = a.ragged.rows_per_cluster, staged = to.staged() > from.staged() ? to.staged() : from.staged();
-  const int64_t used = to.vector() + from.vector() + 2 * rows * a.cluster_size * from.width();
-  return 32 * rows + 4 * (used > staged ? used : staged);
+  const int64_t of_a_row = 2 * a.cluster_size * from.width() + (2 + 2) * operands * kMostThreads;
+  return 2 * kRowBytes * kMostRows +
+         4 * (to.vector() + from.vector() + kSpareNumbers + a.ragged.rows_per_cluster * of_a_row);
 }
-inline int64_t shared_bytes(const CombinerRows& a) { return combiner_rows_shared_bytes(a); }
-inline int64_t shared_bytes(const CombinerRowsBackward& a) { return combiner_rows_shared_bytes(a); }
+inline int64_t shared_bytes(const CombinerRows& a) { return combiner_rows_shared_bytes(a, 3); }
+inline int64_t shared_bytes(const CombinerRowsBackward& a) { return combiner_rows_shared_bytes(a, 6); }
 
 // Null, or what went wrong: static text.
 const char* combiner_scan(const CombinerScan& args, void* stream);

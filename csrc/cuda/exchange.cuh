@@ -16,7 +16,6 @@
 
 #include "cluster.cuh"
 #include "hang.h"
-#include "peer.cuh"
 
 namespace dmm::cuda {
 
@@ -73,11 +72,6 @@ class Exchange {
   __device__ void give(int group, int step, float* mine, float value) const {
     const float values[1] = {value};
     give(group, step, mine, values);
-  }
-  // As give, to one block.
-  template <int kCount>
-  __device__ void give_to(const Peer& peer, int group, int step, float* mine, const float (&values)[kCount]) const {
-    if (blocks_ > 0) peer.store(mine, values, barrier(group, step));
   }
   // Waits for what all blocks give for a step. `rows()` take part in it: for the record alone.
   template <class Rows>

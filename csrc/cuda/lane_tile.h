@@ -18,10 +18,6 @@ __host__ __device__ constexpr int lane_place(int lane_inputs, int input) {
   return input % kLaneParts * lane_stride(lane_inputs) + input / kLaneParts;
 }
 
-// Where a block's weights lie one thread after another on their way to the registers; from thread to thread an odd
-// number of them.
-__host__ __device__ constexpr int lane_staged_stride(int weights) { return weights | 1; }
-
 struct LaneTile {
   int inputs, outputs;  // of the block's part of the matrix, at most
   int lane_inputs;      // of a lane
@@ -31,9 +27,6 @@ struct LaneTile {
   // Numbers of a block's results, with those that nobody reads.
   __host__ __device__ int width() const { return kLaneGroups * group_outputs; }
   __host__ __device__ int vector() const { return kLaneParts * lane_stride(lane_inputs); }
-  __host__ __device__ int staged() const {
-    return kMostThreads * lane_staged_stride(lane_inputs * group_outputs);
-  }
   bool holds_all() const { return inputs <= kLaneParts * lane_inputs && groups() <= kLaneGroups; }
 };
 

@@ -6,6 +6,12 @@
 
 namespace dmm::cuda {
 
+// The weights of an output and a lane's inputs: the first, and how far it is from one to the next.
+struct WeightLine {
+  const float* first;
+  int64_t next;
+};
+
 // Each thread has kOutputs x kInputs weights. Eight lanes have all inputs of kOutputs outputs, and add up their sums by
 // shuffles. While a lane has more than kKept sums, it gives half of them away; from then on it adds up what others have
 // too. So in the end a lane has kKept sums, and kCopies lanes have the same.
@@ -26,32 +32,29 @@ class LaneWeights {
   // Which of those that have the same it is.
   __device__ static int copy() { return part() % kCopies; }
 
-  // Brings the weights by way of `staged`, in shared memory, where nobody may be at work. All threads have to be here.
-  // `source(output, input)` is where a weight lies, or null for zero. If kByInputs, the weights of neighbouring inputs
-  // are taken to lie side by side, else those of neighbouring outputs.
-  template <bool kByInputs, class Source>
-  __device__ void bring(float* staged, Source source) {
-    constexpr int kAllOutputs = kLaneGroups * kOutputs, kAllInputs = kLaneParts * kInputs;
-    constexpr int kLines = kByInputs ? kAllOutputs : kAllInputs, kPlaces = kByInputs ? kAllInputs : kAllOutputs;
-    const int thread = static_cast<int>(threadIdx.x);
-    __syncthreads();
-    for (int line = thread / 32; line < kLines; line += kMostThreads / 32) {
-      for (int place = thread % 32; place < kPlaces; place += 32) {
-        const int output = kByInputs ? line : place, input = kByInputs ? place : line;
-        float* const to = staged + staged_place(output, input);
-        if (const float* from = source(output, input)) copy_async(to, from);
-        else *to = 0.0f;
+  // Brings the weights of so many outputs and inputs. `line(output, part)` is where they lie for a lane. Nothing is done
+  // with them here, which would wait for them.
+  template <class Line>
+  __device__ void bring(int outputs, int inputs, Line line) {
+    const float* from[kOutputs];
+    int64_t next[kOutputs];
+    int inputs_of[kOutputs];
+#pragma unroll
+    for (int i = 0; i < kOutputs; ++i) {
+      const int output = group() * kOutputs + (i ^ turn());
+      const WeightLine given = line(output < outputs ? output : 0, part());
+      from[i] = given.first;
+      next[i] = given.next;
+      inputs_of[i] = output < outputs ? inputs : 0;
+    }
+#pragma unroll
+    for (int k = 0; k < kInputs; ++k) {
+#pragma unroll
+      for (int i = 0; i < kOutputs; ++i) {
+        weights_[i][k] = part() + kLaneParts * k < inputs_of[i] ? *from[i] : 0.0f;
+        from[i] += next[i];
       }
     }
-    copies_end();
-    copies_done<0>();
-    __syncthreads();
-    const float* const mine = staged + thread * lane_staged_stride(kOutputs * kInputs);
-#pragma unroll
-    for (int i = 0; i < kOutputs; ++i)
-#pragma unroll
-      for (int k = 0; k < kInputs; ++k) weights_[i][k] = mine[i * kInputs + k];
-    __syncthreads();
   }
 
   // All lanes of a warp have to be here.
@@ -72,13 +75,7 @@ class LaneWeights {
   }
 
  private:
-  __device__ static int turn() { return turn(part()); }
-  __device__ static int turn(int part) { return part / kCopies * kKept; }
-  __device__ static int staged_place(int output, int input) {
-    const int part = input % kLaneParts, thread = output / kOutputs * kLaneParts + part;
-    return thread * lane_staged_stride(kOutputs * kInputs) + (output % kOutputs ^ turn(part)) * kInputs +
-           input / kLaneParts;
-  }
+  __device__ static int turn() { return part() / kCopies * kKept; }
 
   template <int kCount, int kMask>
   __device__ static void add_up(float (&sums)[kOutputs]) {

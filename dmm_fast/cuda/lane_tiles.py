@@ -10,17 +10,19 @@ from typing import NamedTuple
 THREADS = 256  # of a block
 PARTS = 8  # lanes next to one another, which share all inputs of some outputs
 GROUPS = THREADS // PARTS
-ROW_BYTES = 32  # of shared memory, for a row and two barriers
+MOST_ROWS = 32  # of a cluster
+# Of shared memory: a row with its two barriers, and where threads put what is nobody's.
+ROW_BYTES, SPARE_BYTES = 32, 16
 
 # Of each kernel: blocks of a cluster, then for the block's units and for what comes of them the outputs of a
 # group and the inputs of a lane. csrc/cuda/combiner_rows_kernels.cuh has the same lists.
 FORWARD = ((5, 4, 13, 8, 15), (6, 4, 13, 8, 13), (8, 4, 13, 8, 10), (8, 4, 16, 8, 16))
 BACKWARD = ((5, 4, 25, 4, 15), (6, 4, 25, 4, 13), (8, 4, 25, 4, 10), (8, 4, 32, 4, 16))
 
-# Cycles that a row takes at every step besides its multiplications, estimated: 220 for adding up what the
-# blocks gave and softplus, 200 for the sums of lanes and tanh, 150 for the sums of lanes and the stores, 130
-# for two barriers and the loads after them.
-ROW_CYCLES = 700
+# Cycles that a row takes at every step besides its multiplications, counted: 160 for adding up what the
+# blocks gave and softplus, 170 for the sums of lanes and tanh, 130 for the sums of lanes and the stores, 90
+# for two barriers.
+ROW_CYCLES = 550
 
 
 class LaneTile(NamedTuple):
@@ -77,11 +79,6 @@ class LaneTile(NamedTuple):
         return PARTS * 4 * (self.quads | 1)
 
     @property
-    def staged(self) -> int:
-        """Numbers in shared memory while the weights are on their way to the registers."""
-        return THREADS * (self.kept | 1)
-
-    @property
     def width(self) -> int:
         """Numbers that a block gives, with those that nobody reads."""
         return GROUPS * self.group_outputs
@@ -101,12 +98,13 @@ class Cut(NamedTuple):
 
     cluster_size: int
     tiles: tuple[LaneTile, LaneTile]
+    operands: int  # numbers of each thread that come from device memory at a step
 
     def shared_bytes(self, rows: int) -> int:
-        """Of a block: rows, barriers, latents, units and inboxes; or, before them, weights on their way."""
+        """Of a block: latents, units, barriers and rows, inboxes, and operands for two steps with their sources."""
         to, back = self.tiles
-        used = to.vector + back.vector + 2 * rows * self.cluster_size * back.width
-        return ROW_BYTES * rows + 4 * max(used, to.staged, back.staged)
+        of_a_row = 2 * self.cluster_size * back.width + 4 * self.operands * THREADS
+        return ROW_BYTES * MOST_ROWS + SPARE_BYTES + 4 * (to.vector + back.vector + rows * of_a_row)
 
 
 def cuts(units: int, latents: int, backward: bool) -> Iterator[Cut]:
@@ -117,4 +115,4 @@ def cuts(units: int, latents: int, backward: bool) -> Iterator[Cut]:
         to = LaneTile(inputs, own, unit_inputs, unit_outputs)
         back = LaneTile(own, outputs, sum_inputs, sum_outputs)
         if to.fits and back.fits:
-            yield Cut(size, (to, back))
+            yield Cut(size, (to, back), 6 if backward else 3)
