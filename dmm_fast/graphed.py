@@ -12,13 +12,14 @@ from weakref import WeakSet
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import SVI
+from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.util import zero_grads
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dmm_fast import check, native
+from dmm_fast.elbo import SequenceELBO
 from dmm_fast.ops import BackendError
 
 Step = Callable[[], Tensor]
@@ -100,6 +101,8 @@ class GraphedSVI(SVI):
                 check.fail(name, f"an int from {least}", str(value))
         self.gather, self.max_graphs, self.warm_up = gather, max_graphs, warm_up
         self._capturer = capturer
+        plain = loss_and_grads is None and type(loss) is Trace_ELBO
+        self._compute = SequenceELBO(loss).loss_and_grads if plain else self.loss_and_grads
         self._kept: OrderedDict[object, _Kept] = OrderedDict()
 
     def step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -179,7 +182,7 @@ class GraphedSVI(SVI):
         """The loss, unread, and the parameters there are, which have their gradients."""
         args, kwargs = self._gathered(kept.args, kept.kwargs), self._passed(kept.kwargs)
         with poutine.trace(param_only=True) as capture, _NumbersStay():
-            loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
+            loss = self._compute(self.model, self.guide, *args, **kwargs)
         values: list[Any] = [site["value"] for site in capture.trace.nodes.values()]
         return _tensor_of(loss), {value.unconstrained() for value in values}
 
@@ -349,13 +352,14 @@ class _Unread(numbers.Number):
         self.value = value.detach().to(torch.float64)
 
     def __add__(self, other: Any) -> "_Unread":
-        return _Unread(self.value + _value(other))
+        # Pyro's sums begin with a zero.
+        return self if isinstance(other, int | float) and other == 0 else _Unread(self.value + _value(other))
 
     def __mul__(self, other: Any) -> "_Unread":
         return _Unread(self.value * _value(other))
 
     def __truediv__(self, other: Any) -> "_Unread":
-        return _Unread(self.value / _value(other))
+        return self if isinstance(other, int | float) and other == 1 else _Unread(self.value / _value(other))
 
     def __neg__(self) -> "_Unread":
         return _Unread(-self.value)
