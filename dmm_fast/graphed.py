@@ -15,11 +15,12 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.util import zero_grads
 from pyro.optim import PyroOptim
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dmm_fast import check, native
 from dmm_fast.elbo import SequenceELBO
+from dmm_fast.held import Held, modes, optimizers
 from dmm_fast.ops import BackendError
 
 Step = Callable[[], Tensor]
@@ -120,7 +121,7 @@ class GraphedSVI(SVI):
         capturer = self._capturer_for([*args, *kwargs.values()])
         if capturer is None:
             return _tensor_of(super().step(*self._gathered(args, kwargs), **self._passed(kwargs)))
-        key = (_signature(args, kwargs), _modes(self.model, self.guide))
+        key = (_signature(args, kwargs), modes(self.model, self.guide))
         kept = self._kept.get(key)
         if kept is None or kept.is_stale(self.optim):
             kept = self._kept[key] = _Kept(args, kwargs)
@@ -133,7 +134,7 @@ class GraphedSVI(SVI):
             return loss
         if kept.replay is None:
             kept.replay = _capture(capturer, partial(self._captured, kept))
-            kept.held = _held(self.optim)
+            kept.held = Held(self.optim)
             while len(self._kept) > self.max_graphs:
                 self._kept.popitem(last=False)
         return kept.replay().clone()
@@ -245,7 +246,7 @@ class _Kept:
         self.kwargs = {name: _own(value, device) for name, value in kwargs.items()}
         self.steps = 0
         self.replay: Step | None = None
-        self.held: list[object] = []
+        self.held: Held | None = None
 
     def fill(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Put the arguments of a step into the inputs."""
@@ -258,10 +259,7 @@ class _Kept:
 
     def is_stale(self, optim: PyroOptim) -> bool:
         """Whether the graph has something of the host that is now another."""
-        if self.replay is None:
-            return False
-        now = _held(optim)
-        return len(now) != len(self.held) or not all(map(_same, now, self.held))
+        return self.held is not None and not self.held.is_now(optim)
 
 
 def _own(value: Any, device: torch.device) -> Any:
@@ -292,41 +290,10 @@ def _kind(value: Any) -> object:
     return type(value), value
 
 
-def _modes(*functions: Any) -> tuple[bool, ...]:
-    """Which modules behind model and guide are training: dropout is in a graph or it is not."""
-    owners = [owner for f in functions for owner in (f, getattr(f, "__self__", None))]
-    roots = {id(owner): owner for owner in owners if isinstance(owner, nn.Module)}
-    return tuple(module.training for root in roots.values() for module in root.modules())
-
-
-def _optimizers(optim: PyroOptim) -> Iterator[torch.optim.Optimizer]:
-    for each in optim.optim_objs.values():
-        yield getattr(each, "optimizer", each)  # behind a scheduler
-
-
 def _check_capturable(optim: PyroOptim) -> None:
-    for optimizer in _optimizers(optim):
+    for optimizer in optimizers(optim):
         if not all(group.get("capturable", False) for group in optimizer.param_groups):
             check.fail("optim", "capturable=True for a CUDA graph", f"{type(optimizer).__name__} without it")
-
-
-def _held(optim: PyroOptim) -> list[object]:
-    """What a captured step has taken from the host for good: names, memory, numbers."""
-    held: list[object] = []
-    for name, param in pyro.get_param_store().named_parameters():
-        held += (name, param, param.data_ptr())
-    for optimizer in _optimizers(optim):
-        for group in optimizer.param_groups:
-            held += (value for key, value in group.items() if key != "params")
-        for state in optimizer.state.values():
-            held += state.values()
-    return held
-
-
-def _same(now: object, then: object) -> bool:
-    if now is then:
-        return True
-    return not isinstance(now, Tensor) and not isinstance(then, Tensor) and now == then
 
 
 @contextmanager
