@@ -32,7 +32,7 @@ class Cut(NamedTuple):
     """Tiles, how many programs there should be, and how they multiply float32 where tf32 is not allowed."""
 
     tiles: Tiles = Tiles()
-    programs: int = 512
+    programs: int = 528  # four for each of an H100's 132 multiprocessors, which hold as many
     precision: str = "bf16x6"
 
 
@@ -177,11 +177,10 @@ def _targets(made: list[tuple[Tensor, Tensor | None]]) -> tuple[tuple[_Sum, ...]
 
 
 def _splits(tiles: int, count: int, cut: Cut) -> int:
-    """Shares of the rows: a power of two, so that few kernels are compiled, that leaves each some blocks."""
-    splits = 1
-    while 2 * splits * tiles <= cut.programs and 2 * splits * 4 * cut.tiles.BLOCK_K <= count:
-        splits *= 2
-    return splits
+    """Shares of the rows, each of some blocks: of three binary digits, so that few kernels are compiled."""
+    most = max(1, min(cut.programs // tiles, count // (4 * cut.tiles.BLOCK_K)))
+    digits = max(0, most.bit_length() - 3)
+    return most >> digits << digits
 
 
 @triton.jit
