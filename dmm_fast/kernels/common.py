@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dmm_fast.kernels import INTERPRETED
 from dmm_fast.products import allows_tf32
 
 # No libdevice function is used: the interpreter has none of them. On a GPU tl.log is exact to the last
@@ -108,3 +109,13 @@ def tanh(x):  # type: ignore[no-untyped-def]
 def input_precision() -> str:
     """How ``tl.dot`` multiplies float32: IEEE unless torch's own setting for matrix products allows tf32."""
     return "tf32" if allows_tf32() else "ieee"
+
+
+def split_precision(parts: str = "bf16x6") -> str:
+    """How ``tl.dot`` multiplies float32 by tensor cores: as sums of parts, which is no less exact than IEEE.
+
+    Unless torch's setting allows tf32. The interpreter makes exact products, and does not know every name.
+    """
+    if allows_tf32():
+        return "tf32"
+    return "ieee" if INTERPRETED else parts

@@ -12,10 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmm_fast.kernels import INTERPRETED
-from dmm_fast.kernels.common import cdiv, on_device_of
+from dmm_fast.kernels.common import cdiv, on_device_of, split_precision
 from dmm_fast.kernels.rows import Steps, constants, decoded
-from dmm_fast.products import allows_tf32
 
 
 class Tiles(NamedTuple):
@@ -122,7 +120,7 @@ def weight_gradients(
             partial,
             *(first, count, splits, sums),
             LAYERS=len(layers),
-            PRECISION=_precision(cut),
+            PRECISION=split_precision(cut.precision),
             **cut.tiles._asdict(),
         )
         targets, programs = _targets(made)
@@ -139,13 +137,6 @@ def _made(layer: Layer, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
 def cut_for(sums: int) -> Cut:
     """How a launch with so many sums is cut up."""
     return FEW_SUMS if sums < MANY else MANY_SUMS
-
-
-def _precision(cut: Cut) -> str:
-    """How products of float32 are made; the interpreter makes exact ones, and does not know every name."""
-    if allows_tf32():
-        return "tf32"
-    return "ieee" if INTERPRETED else cut.precision
 
 
 def _products(layers: list[Layer], cut: Tiles) -> tuple[tuple[_Product, ...], int, int]:
