@@ -102,7 +102,10 @@ def tanh(x):  # type: ignore[no-untyped-def]
     near = x * (
         1.0 + s * (-1.0 / 3 + s * (2.0 / 15 + s * (-17.0 / 315 + s * (62.0 / 2835 - s * (1382.0 / 155925)))))
     )
-    far = (1.0 - e) / (1.0 + e)
+    # Near one its distance from there is what is divided: the error of that is below the last digit.
+    flat = a > 1.0
+    far = tl.where(flat, 2.0 * e, 1.0 - e) / (1.0 + e)
+    far = tl.where(flat, 1.0 - far, far)
     return tl.where(small, near, tl.where(x < 0, -far, far))
 
 
