@@ -12,14 +12,15 @@ from weakref import WeakSet
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import SVI
+from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.util import zero_grads
 from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dmm_fast import check, native
-from dmm_fast.captured import Held, held_by_step, modes, optimizers
+from dmm_fast.elbo import SequenceELBO
+from dmm_fast.held import Held, modes, optimizers
 from dmm_fast.ops import BackendError
 
 Step = Callable[[], Tensor]
@@ -101,6 +102,8 @@ class GraphedSVI(SVI):
                 check.fail(name, f"an int from {least}", str(value))
         self.gather, self.max_graphs, self.warm_up = gather, max_graphs, warm_up
         self._capturer = capturer
+        plain = loss_and_grads is None and type(loss) is Trace_ELBO
+        self._compute = SequenceELBO(loss).loss_and_grads if plain else self.loss_and_grads
         self._kept: OrderedDict[object, _Kept] = OrderedDict()
 
     def step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -131,7 +134,7 @@ class GraphedSVI(SVI):
             return loss
         if kept.replay is None:
             kept.replay = _capture(capturer, partial(self._captured, kept))
-            kept.held = held_by_step(self.optim)
+            kept.held = Held(self.optim)
             while len(self._kept) > self.max_graphs:
                 self._kept.popitem(last=False)
         return kept.replay().clone()
@@ -180,7 +183,7 @@ class GraphedSVI(SVI):
         """The loss, unread, and the parameters there are, which have their gradients."""
         args, kwargs = self._gathered(kept.args, kept.kwargs), self._passed(kept.kwargs)
         with poutine.trace(param_only=True) as capture, _NumbersStay():
-            loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
+            loss = self._compute(self.model, self.guide, *args, **kwargs)
         values: list[Any] = [site["value"] for site in capture.trace.nodes.values()]
         return _tensor_of(loss), {value.unconstrained() for value in values}
 
@@ -243,7 +246,7 @@ class _Kept:
         self.kwargs = {name: _own(value, device) for name, value in kwargs.items()}
         self.steps = 0
         self.replay: Step | None = None
-        self.held = Held([], [])
+        self.held: Held | None = None
 
     def fill(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Put the arguments of a step into the inputs."""
@@ -256,9 +259,7 @@ class _Kept:
 
     def is_stale(self, optim: PyroOptim) -> bool:
         """Whether the graph has something of the host that is now another."""
-        if self.replay is None:
-            return False
-        return not held_by_step(optim).is_same_as(self.held)
+        return self.held is not None and not self.held.is_now(optim)
 
 
 def _own(value: Any, device: torch.device) -> Any:
@@ -318,13 +319,14 @@ class _Unread(numbers.Number):
         self.value = value.detach().to(torch.float64)
 
     def __add__(self, other: Any) -> "_Unread":
-        return _Unread(self.value + _value(other))
+        # Pyro's sums begin with a zero.
+        return self if isinstance(other, int | float) and other == 0 else _Unread(self.value + _value(other))
 
     def __mul__(self, other: Any) -> "_Unread":
         return _Unread(self.value * _value(other))
 
     def __truediv__(self, other: Any) -> "_Unread":
-        return _Unread(self.value / _value(other))
+        return self if isinstance(other, int | float) and other == 1 else _Unread(self.value / _value(other))
 
     def __neg__(self) -> "_Unread":
         return _Unread(-self.value)

@@ -8,6 +8,8 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.transforms import affine_autoregressive
+from pyro.distributions.util import is_identically_one
+from pyro.poutine.scale_messenger import ScaleMessenger
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -20,6 +22,19 @@ from dmm_fast.distributions import (
 )
 from dmm_fast.nn import Combiner, Emitter, GatedTransition, GaussianEmitter, InferenceNetwork
 from dmm_fast.observations import Observations, observe
+
+
+class _Annealing(ScaleMessenger):
+    """``poutine.scale`` that multiplies nothing by one: on a GPU each product of two numbers is a launch.
+
+    It belongs outside of a plate, whose own scale would multiply a tensor.
+    """
+
+    def _process_message(self, msg: Any) -> None:
+        if is_identically_one(msg["scale"]):
+            msg["scale"] = self.scale
+        else:
+            super()._process_message(msg)
 
 
 class DMM(nn.Module):
@@ -126,13 +141,15 @@ class DMM(nn.Module):
         """
         pyro.module("dmm", self)
         given = self.observe(mini_batch, mini_batch_reversed, mini_batch_mask, mini_batch_seq_lengths)
-        with pyro.plate("z_minibatch", given.lengths.shape[0]):
-            if self.per_step_sites:
+        plate = pyro.plate("z_minibatch", given.lengths.shape[0])
+        if self.per_step_sites:
+            with plate:
                 return list(self._model_steps(given, annealing_factor))
-            with poutine.scale(scale=annealing_factor):
-                z = pyro.sample("z", self.prior(given.lengths, given.T))
+        with _Annealing(annealing_factor), plate:
+            z = pyro.sample("z", self.prior(given.lengths, given.T))
+        with plate:
             x: Tensor = pyro.sample("obs_x", self.emission(z, given.lengths, given.mask), obs=given.x)
-            return x
+        return x
 
     def guide(
         self,
@@ -151,13 +168,14 @@ class DMM(nn.Module):
         if mini_batch is None:
             check.fail("mini_batch", "data for the guide to condition on", "None")
         given = self.observe(mini_batch, mini_batch_reversed, mini_batch_mask, mini_batch_seq_lengths)
-        h = self.rnn(given.x, self.h_0[0, 0], given.lengths)
-        with pyro.plate("z_minibatch", given.lengths.shape[0]):
-            if self.per_step_sites:
+        h = self.rnn(given.x, self.h_0.flatten(), given.lengths)
+        plate = pyro.plate("z_minibatch", given.lengths.shape[0])
+        if self.per_step_sites:
+            with plate:
                 return list(self._guide_steps(given, h, annealing_factor))
-            with poutine.scale(scale=annealing_factor):
-                z: Tensor = pyro.sample("z", self.posterior(h, given.lengths))
-            return z
+        with _Annealing(annealing_factor), plate:
+            z: Tensor = pyro.sample("z", self.posterior(h, given.lengths))
+        return z
 
     def prior(self, lengths: Tensor, T: int) -> MarkovPrior:
         """p(z_{1:T}) for rows of the given lengths in a batch of ``T`` steps."""

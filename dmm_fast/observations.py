@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from dmm_fast import check
+from dmm_fast import check, kernels
 
 
 class Observations(NamedTuple):
@@ -84,7 +84,17 @@ def observe(
         check.shape("mini_batch_reversed", mini_batch_reversed, (B, T, input_dim))
     if mini_batch is None:
         return observations
-    return observations._replace(x=torch.where(observations.observed, mini_batch, 0.0))
+    return _where_observed(observations, mini_batch)
+
+
+def _where_observed(given: Observations, x: Tensor) -> Observations:
+    """With 0 in place of what is not observed; on a GPU the mask becomes bools with it."""
+    if x.is_cuda and kernels.missing is None and not x.requires_grad and not torch.compiler.is_compiling():
+        from dmm_fast.kernels.observations import where_observed
+
+        values, mask = where_observed(x, given.lengths, given.mask)
+        return given._replace(x=values, mask=mask)
+    return given._replace(x=torch.where(given.observed, x, 0.0))
 
 
 def _reads(tensor: Tensor, validate: bool | None) -> bool:

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from dmm_fast.cuda.gradients import combiner_weight_gradients
+from dmm_fast.cuda.gradients import combiner_weight_gradients, tanh_of_latents
 from dmm_fast.cuda.plan import combiner_plan, device_of
-from dmm_fast.products import tanh_of_latents
 
 __all__ = ["combiner_scan", "combiner_scan_backward"]
 

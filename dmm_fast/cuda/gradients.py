@@ -1,4 +1,4 @@
-"""Weight gradients of the scans: Triton's grouped products, where they can run, else torch's.
+"""What surrounds the scans in their backward passes: Triton's products, where they can run, else torch's.
 
 The sums are the same but for rounding. Triton's are for GPUs; torch's are those of a GPU without Triton,
 and of the CPU, where the CUDA kernels are emulated.
@@ -7,6 +7,15 @@ and of the CPU, where the CUDA kernels are emulated.
 from torch import Tensor
 
 from dmm_fast import kernels, products
+
+
+def tanh_of_latents(z: Tensor, z_q_0: Tensor, w_z: Tensor, b_z: Tensor) -> Tensor:
+    """``g = tanh(W_z z_{t-1} + b_z)``, which the combiner's forward did not keep."""
+    if _by_triton(z):
+        from dmm_fast.kernels import latents
+
+        return latents.tanh_of_latents(z, z_q_0, w_z, b_z)
+    return products.tanh_of_latents(z, z_q_0, w_z, b_z)
 
 
 def rnn_weight_gradient(dx_proj: Tensor, h: Tensor, h_0: Tensor, lengths: Tensor) -> Tensor:

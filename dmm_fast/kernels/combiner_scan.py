@@ -10,9 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.common import input_precision, on_device_of, row_start, sigmoid, softplus, tanh
+from dmm_fast.kernels.latents import tanh_of_latents
 from dmm_fast.kernels.scan import LAUNCH, block_of_rows, clear_steps, grid, rows_of_program, rows_times, tile
 from dmm_fast.kernels.step_gradients import combiner_weight_gradients
-from dmm_fast.products import tanh_of_latents
 
 __all__ = ["combiner_scan", "combiner_scan_backward"]
 

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dmm_fast.kernels import INTERPRETED
 from dmm_fast.products import allows_tf32
 
 # No libdevice function is used: the interpreter has none of them. On a GPU tl.log is exact to the last
@@ -101,10 +102,23 @@ def tanh(x):  # type: ignore[no-untyped-def]
     near = x * (
         1.0 + s * (-1.0 / 3 + s * (2.0 / 15 + s * (-17.0 / 315 + s * (62.0 / 2835 - s * (1382.0 / 155925)))))
     )
-    far = (1.0 - e) / (1.0 + e)
+    # Near one its distance from there is what is divided: the error of that is below the last digit.
+    flat = a > 1.0
+    far = tl.where(flat, 2.0 * e, 1.0 - e) / (1.0 + e)
+    far = tl.where(flat, 1.0 - far, far)
     return tl.where(small, near, tl.where(x < 0, -far, far))
 
 
 def input_precision() -> str:
     """How ``tl.dot`` multiplies float32: IEEE unless torch's own setting for matrix products allows tf32."""
     return "tf32" if allows_tf32() else "ieee"
+
+
+def split_precision(parts: str = "bf16x6") -> str:
+    """How ``tl.dot`` multiplies float32 by tensor cores: as sums of parts, which is no less exact than IEEE.
+
+    Unless torch's setting allows tf32. The interpreter makes exact products, and does not know every name.
+    """
+    if allows_tf32():
+        return "tf32"
+    return "ieee" if INTERPRETED else parts

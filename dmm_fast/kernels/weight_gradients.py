@@ -12,9 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmm_fast.kernels.common import cdiv, on_device_of
+from dmm_fast.kernels.common import cdiv, on_device_of, split_precision
 from dmm_fast.kernels.rows import Steps, constants, decoded
-from dmm_fast.products import allows_tf32
 
 
 class Tiles(NamedTuple):
@@ -31,11 +30,14 @@ class Cut(NamedTuple):
     """Tiles, how many programs there should be, and how they multiply float32 where tf32 is not allowed."""
 
     tiles: Tiles = Tiles()
-    programs: int = 512
-    precision: str = "tf32x3"
+    programs: int = 528  # four for each of an H100's 132 multiprocessors, which hold as many
+    precision: str = "bf16x6"
 
 
-CUT = Cut()
+# The fastest on an H100 at the tutorial's sizes: a launch with many sums is short of loads, one with few of
+# programs.
+MANY_SUMS, FEW_SUMS = Cut(), Cut(Tiles(BLOCK_N=32), programs=768, precision="tf32x3")
+MANY = 150_000
 
 ADDED = 1024  # elements that a program of the second launch adds up
 
@@ -106,8 +108,9 @@ def weight_gradients(
     out = [gradient for pair in made for gradient in pair if gradient is not None]
     if count == 0:
         return [gradient.zero_() for gradient in out]
-    products, tiles, sums = _products(layers)
-    splits = _splits(tiles, count)
+    cut = cut_for(sum(gradient.numel() for gradient in out))
+    products, tiles, sums = _products(layers, cut.tiles)
+    splits = _splits(tiles, count, cut)
     partial = layers[0].delta.new_empty((splits, sums), dtype=torch.float32)
     with on_device_of(partial):
         products_kernel[(tiles, splits)](
@@ -117,8 +120,8 @@ def weight_gradients(
             partial,
             *(first, count, splits, sums),
             LAYERS=len(layers),
-            PRECISION="tf32" if allows_tf32() else CUT.precision,
-            **CUT.tiles._asdict(),
+            PRECISION=split_precision(cut.precision),
+            **cut.tiles._asdict(),
         )
         targets, programs = _targets(made)
         sums_kernel[(programs,)](targets, partial, sums, LAYERS=len(layers), SPLITS=splits, BLOCK=ADDED)
@@ -131,13 +134,18 @@ def _made(layer: Layer, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     return weight, weight.new_empty(M) if layer.with_bias else None
 
 
-def _products(layers: list[Layer]) -> tuple[tuple[_Product, ...], int, int]:
+def cut_for(sums: int) -> Cut:
+    """How a launch with so many sums is cut up."""
+    return FEW_SUMS if sums < MANY else MANY_SUMS
+
+
+def _products(layers: list[Layer], cut: Tiles) -> tuple[tuple[_Product, ...], int, int]:
     """The layers for the first kernel, and how many tiles and sums they have."""
     products, tiles, sums = [], 0, 0
     for layer in layers:
         M, N = layer.delta.shape[1], layer.inputs.shape[1]
-        across = cdiv(N + layer.with_bias, CUT.tiles.BLOCK_N)
-        own = cdiv(M, CUT.tiles.BLOCK_M) * across
+        across = cdiv(N + layer.with_bias, cut.BLOCK_N)
+        own = cdiv(M, cut.BLOCK_M) * across
         tensors = layer[:4]
         delta, inputs, start, other = (0 if tensor is None else tensor.stride(0) for tensor in tensors)
         size = _Size(M, N, layer.with_bias, delta, inputs, start, other, tiles, own, across, sums)
@@ -159,12 +167,11 @@ def _targets(made: list[tuple[Tensor, Tensor | None]]) -> tuple[tuple[_Sum, ...]
     return tuple(targets), programs
 
 
-def _splits(tiles: int, count: int) -> int:
-    """Shares of the rows: a power of two, so that few kernels are compiled, that leaves each some blocks."""
-    splits = 1
-    while 2 * splits * tiles <= CUT.programs and 2 * splits * 4 * CUT.tiles.BLOCK_K <= count:
-        splits *= 2
-    return splits
+def _splits(tiles: int, count: int, cut: Cut) -> int:
+    """Shares of the rows, each of some blocks: of three binary digits, so that few kernels are compiled."""
+    most = max(1, min(cut.programs // tiles, count // (4 * cut.tiles.BLOCK_K)))
+    digits = max(0, most.bit_length() - 3)
+    return most >> digits << digits
 
 
 @triton.jit

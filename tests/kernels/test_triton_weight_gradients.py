@@ -65,12 +65,13 @@ def of_projection(value: float, double: bool) -> Grads:
     return step_gradients.projection_weight_gradients(dout.to(DEVICE), x.to(DEVICE), LENGTHS.to(DEVICE))
 
 
+@pytest.mark.parametrize("cut", [weight_gradients.MANY_SUMS, weight_gradients.FEW_SUMS])
 @pytest.mark.parametrize("programs", [1, 512])
 @pytest.mark.parametrize("gradients", [of_rnn, of_combiner, of_projection])
 def test_gradients_over_steps_do_not_read_past_the_ends(
-    gradients: Callable[[float, bool], Grads], programs: int, monkeypatch: pytest.MonkeyPatch
+    gradients: Callable[[float, bool], Grads], programs: int, cut: Cut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weight_gradients, "CUT", Cut(programs=programs))
+    monkeypatch.setattr(weight_gradients, "cut_for", lambda sums: cut._replace(programs=programs))
     truth = gradients(0.0, True)
     got = gradients(float("nan"), False)
     again = gradients(0.0, False)
@@ -82,7 +83,7 @@ def test_gradients_over_steps_do_not_read_past_the_ends(
 
 @pytest.mark.parametrize("tiles", [Tiles(), Tiles(16, 32, 16), Tiles(128, 16, 64)])
 def test_any_tiles_give_the_sums(tiles: Tiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight_gradients, "CUT", Cut(tiles))
+    monkeypatch.setattr(weight_gradients, "cut_for", lambda sums: Cut(tiles))
     rows = randn(300, 90)
     pieces = [slice(0, 1), slice(1, 66), slice(66, 90)]
     layers = [
