@@ -101,7 +101,7 @@ class Cut(NamedTuple):
     operands: int  # numbers of each thread that come from device memory at a step
 
     def shared_bytes(self, rows: int) -> int:
-        """Of a block: latents, units, barriers and rows, inboxes, and operands for two steps with their sources."""
+        """Of a block: latents, units, barriers, rows, inboxes, operands for two steps and their sources."""
         to, back = self.tiles
         of_a_row = 2 * self.cluster_size * back.width + 4 * self.operands * THREADS
         return ROW_BYTES * MOST_ROWS + SPARE_BYTES + 4 * (to.vector + back.vector + rows * of_a_row)
