@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dmm_fast.cuda.gradients import combiner_weight_gradients, tanh_of_latents
+from dmm_fast.cuda.gradients import combiner_gradients, tanh_of_latents
 from dmm_fast.cuda.plan import combiner_plan, device_of
 
 __all__ = ["combiner_scan", "combiner_scan_backward"]
@@ -28,7 +28,15 @@ def combiner_scan(
     w_out, b_out = torch.cat([w_loc, w_scale]), torch.cat([b_loc, b_scale])
     base = torch.addmm(b_out, h.flatten(0, 2), w_out.mT, alpha=0.5)
     return torch.ops.dmm_fast.combiner_scan_steps(
-        base.view(*eps.shape[:3], 2 * Z), eps, z_q_0, w_z, b_z, w_loc, w_scale, lengths, plan.numbers
+        base.view(*eps.shape[:3], 2 * Z),
+        eps,
+        z_q_0.expand(P, B, Z),
+        w_z,
+        b_z,
+        w_loc,
+        w_scale,
+        lengths,
+        plan.numbers,
     )
 
 
@@ -50,10 +58,10 @@ def combiner_scan_backward(
     """``dh, deps, dz_q_0`` and the gradients of the six weights, in the order of the forward's arguments."""
     P, B, _, Z = eps.shape
     plan = combiner_plan(P * B, h.shape[-1], Z, device_of(eps), backward=True)
-    g = tanh_of_latents(z, z_q_0, w_z, b_z)
+    g = tanh_of_latents(z, z_q_0.expand(P, B, Z), w_z, b_z)
     dh, da, dout, deps, dz_q_0 = torch.ops.dmm_fast.combiner_scan_steps_backward(
         dz, dloc, dpre_scale, eps, pre_scale, g, w_z, w_loc, w_scale, lengths, plan.numbers
     )
-    gradients = combiner_weight_gradients(da, dout, g, h, z, z_q_0, lengths)
-    dw_z, db_z, dw_loc, db_loc, dw_scale, db_scale = gradients
+    gradients = combiner_gradients(da, dout, dz_q_0, g, h, z, z_q_0, lengths)
+    dz_q_0, dw_z, db_z, dw_loc, db_loc, dw_scale, db_scale = gradients
     return dh, deps, dz_q_0, dw_z, db_z, dw_loc, db_loc, dw_scale, db_scale

@@ -18,24 +18,32 @@ def tanh_of_latents(z: Tensor, z_q_0: Tensor, w_z: Tensor, b_z: Tensor) -> Tenso
     return products.tanh_of_latents(z, z_q_0, w_z, b_z)
 
 
-def rnn_weight_gradient(dx_proj: Tensor, h: Tensor, h_0: Tensor, lengths: Tensor) -> Tensor:
-    """``dw_hh [H, H]``, from deltas that are zero past the end of each row."""
+def rnn_gradients(
+    dx_proj: Tensor, dh_0: Tensor, h: Tensor, h_0: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``dw_hh [H, H]``, from deltas that are zero past the ends, and ``dh_0`` in the shape of ``h_0``."""
     if _by_triton(h):
         from dmm_fast.kernels import step_gradients
 
-        return step_gradients.rnn_weight_gradient(dx_proj, h, h_0, lengths)
-    return products.rnn_weight_gradient(dx_proj, h, h_0, lengths)
+        return step_gradients.rnn_gradients(dx_proj, dh_0, h, h_0, lengths)
+    dw_hh = products.rnn_weight_gradient(dx_proj, h, h_0.expand(dh_0.shape), lengths)
+    return dw_hh, dh_0.sum_to_size(h_0.shape)
 
 
-def combiner_weight_gradients(
-    da: Tensor, dout: Tensor, g: Tensor, h: Tensor, z: Tensor, z_q_0: Tensor, lengths: Tensor
+def combiner_gradients(
+    da: Tensor, dout: Tensor, dz_q_0: Tensor, g: Tensor, h: Tensor, z: Tensor, z_q_0: Tensor, lengths: Tensor
 ) -> tuple[Tensor, ...]:
-    """The gradients of ``w_z, b_z, w_loc, b_loc, w_scale, b_scale``; ``da, dout`` are zero past the ends."""
+    """The gradients of ``z_q_0``, in its shape, and of ``w_z, b_z, w_loc, b_loc, w_scale, b_scale``.
+
+    ``da, dout`` are zero past the ends.
+    """
     if _by_triton(h):
         from dmm_fast.kernels import step_gradients
 
-        return step_gradients.combiner_weight_gradients(da, dout, g, h, z, z_q_0, lengths)
-    return products.combiner_weight_gradients(da, dout, g, h, z, z_q_0, lengths)
+        return step_gradients.combiner_gradients(da, dout, dz_q_0, g, h, z, z_q_0, lengths)
+    start = z_q_0.expand(dz_q_0.shape)
+    total = dz_q_0.sum_to_size(z_q_0.shape)
+    return total, *products.combiner_weight_gradients(da, dout, g, h, z, start, lengths)
 
 
 def _by_triton(tensor: Tensor) -> bool:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dmm_fast.cuda.gradients import rnn_weight_gradient
+from dmm_fast.cuda.gradients import rnn_gradients
 from dmm_fast.cuda.plan import device_of, rnn_plan
 from dmm_fast.products import allows_tf32
 
@@ -14,16 +14,17 @@ def rnn_scan(x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonline
     """``h [P, B, T, H]``, zero past the end of each row."""
     P, B, _, H = x_proj.shape
     plan = rnn_plan(P * B, H, device_of(x_proj), tf32=allows_tf32())
-    return torch.ops.dmm_fast.rnn_scan_steps(x_proj, w_hh, h_0, lengths, nonlinearity, plan.numbers)
+    start = h_0.expand(P, B, H)
+    return torch.ops.dmm_fast.rnn_scan_steps(x_proj, w_hh, start, lengths, nonlinearity, plan.numbers)
 
 
 def rnn_scan_backward(
     dh: Tensor, h: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``dx_proj [P, B, T, H], dw_hh [H, H], dh_0 [P, B, H]``."""
+    """``dx_proj [P, B, T, H], dw_hh [H, H]``, and dh_0 in the shape of h_0."""
     P, B, _, H = h.shape
     plan = rnn_plan(P * B, H, device_of(h), backward=True, tf32=allows_tf32())
     dx_proj, dh_0 = torch.ops.dmm_fast.rnn_scan_steps_backward(
         dh, h, w_hh, lengths, nonlinearity, plan.numbers
     )
-    return dx_proj, rnn_weight_gradient(dx_proj, h, h_0, lengths), dh_0
+    return dx_proj, *rnn_gradients(dx_proj, dh_0, h, h_0, lengths)

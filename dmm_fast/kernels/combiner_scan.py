@@ -12,7 +12,7 @@ from torch import Tensor
 from dmm_fast.kernels.common import input_precision, on_device_of, row_start, sigmoid, softplus, tanh
 from dmm_fast.kernels.latents import tanh_of_latents
 from dmm_fast.kernels.scan import LAUNCH, block_of_rows, clear_steps, grid, rows_of_program, rows_times, tile
-from dmm_fast.kernels.step_gradients import combiner_weight_gradients
+from dmm_fast.kernels.step_gradients import combiner_gradients
 
 __all__ = ["combiner_scan", "combiner_scan_backward"]
 
@@ -33,6 +33,7 @@ def combiner_scan(
     P, B, T, Z = eps.shape
     H = h.shape[-1]
     z, loc, pre_scale = (eps.new_empty((P, B, T, Z)) for _ in range(3))
+    z_q_0 = z_q_0.expand(P, B, Z)
     weights = (w_z, b_z, w_loc, b_loc, w_scale, b_scale)
     with on_device_of(eps):
         combiner_scan_fwd_kernel[grid(P * B)](
@@ -70,7 +71,7 @@ def combiner_scan_backward(
     P, B, T, Z = eps.shape
     H = h.shape[-1]
     dh, deps, dz_q_0 = h.new_empty((P, B, T, H)), eps.new_empty((P, B, T, Z)), eps.new_empty((P, B, Z))
-    g = tanh_of_latents(z, z_q_0, w_z, b_z)
+    g = tanh_of_latents(z, z_q_0.expand(P, B, Z), w_z, b_z)
     da, dout = g.new_empty(g.shape), g.new_empty((P, B, T, 2 * Z))
     with on_device_of(h):
         combiner_scan_bwd_kernel[grid(P * B)](
@@ -86,8 +87,8 @@ def combiner_scan_backward(
             **_constants(P * B, H, Z),
             **LAUNCH,
         )
-    gradients = combiner_weight_gradients(da, dout, g, h, z, z_q_0, lengths)
-    dw_z, db_z, dw_loc, db_loc, dw_scale, db_scale = gradients
+    gradients = combiner_gradients(da, dout, dz_q_0, g, h, z, z_q_0, lengths)
+    dz_q_0, dw_z, db_z, dw_loc, db_loc, dw_scale, db_scale = gradients
     return dh, deps, dz_q_0, dw_z, db_z, dw_loc, db_loc, dw_scale, db_scale
 
 

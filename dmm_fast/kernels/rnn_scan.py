@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dmm_fast.kernels.common import input_precision, on_device_of, row_start, tanh
 from dmm_fast.kernels.scan import LAUNCH, block_of_rows, clear_steps, grid, rows_of_program, rows_times, tile
-from dmm_fast.kernels.step_gradients import rnn_weight_gradient
+from dmm_fast.kernels.step_gradients import rnn_gradients
 
 __all__ = ["rnn_scan", "rnn_scan_backward"]
 
@@ -15,7 +15,7 @@ __all__ = ["rnn_scan", "rnn_scan_backward"]
 def rnn_scan(x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str) -> Tensor:
     """``h [P, B, T, H]``, zero past the end of each row."""
     P, B, T, H = x_proj.shape
-    h = x_proj.new_empty((P, B, T, H))
+    h, h_0 = x_proj.new_empty((P, B, T, H)), h_0.expand(P, B, H)
     with on_device_of(x_proj):
         rnn_scan_fwd_kernel[grid(P * B)](
             *(x_proj, *x_proj.stride()),
@@ -34,7 +34,7 @@ def rnn_scan(x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonline
 def rnn_scan_backward(
     dh: Tensor, h: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``dx_proj [P, B, T, H], dw_hh [H, H], dh_0 [P, B, H]``."""
+    """``dx_proj [P, B, T, H], dw_hh [H, H]``, and dh_0 in the shape of h_0."""
     P, B, T, H = h.shape
     dx_proj, dh_0 = h.new_empty((P, B, T, H)), h.new_empty((P, B, H))
     with on_device_of(h):
@@ -50,7 +50,7 @@ def rnn_scan_backward(
             **_constants(P * B, H, nonlinearity),
             **LAUNCH,
         )
-    return dx_proj, rnn_weight_gradient(dx_proj, h, h_0, lengths), dh_0
+    return dx_proj, *rnn_gradients(dx_proj, dh_0, h, h_0, lengths)
 
 
 def _constants(rows: int, H: int, nonlinearity: str) -> dict[str, int | str]:

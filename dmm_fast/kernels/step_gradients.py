@@ -10,30 +10,40 @@ from dmm_fast.kernels.rows import decoded, steps_of
 from dmm_fast.kernels.weight_gradients import Layer, lengths_of, weight_gradients
 
 
-def rnn_weight_gradient(dx_proj: Tensor, h: Tensor, h_0: Tensor, lengths: Tensor) -> Tensor:
-    """``dw_hh [H, H]``: at each step the deltas by the h of the step after, or ``h_0`` at a row's own end."""
-    start = _start_rows(h_0)
+def rnn_gradients(
+    dx_proj: Tensor, dh_0: Tensor, h: Tensor, h_0: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``dw_hh [H, H]``, and ``dh_0 [P, B, H]`` summed to the shape of ``h_0``.
+
+    The first is at each step the deltas by the h of the step after, or by the start at a row's own end.
+    """
+    start = _start_rows(h_0.expand(dh_0.shape))
     layer = Layer(_rows(dx_proj), _rows(h), start=_dense_start(start), with_bias=False)
     table = _table(h, lengths, 1, start)
-    return weight_gradients([layer], steps_of(h, lengths), h.dtype, table=table)[0]
+    starts = _summed_rows(dh_0, h_0)
+    dw, *total = weight_gradients([layer], steps_of(h, lengths), h.dtype, table=table, starts=starts)
+    return dw, total[0].view(h_0.shape) if total else dh_0.sum_to_size(h_0.shape)
 
 
-def combiner_weight_gradients(
-    da: Tensor, dout: Tensor, g: Tensor, h: Tensor, z: Tensor, z_q_0: Tensor, lengths: Tensor
+def combiner_gradients(
+    da: Tensor, dout: Tensor, dz_q_0: Tensor, g: Tensor, h: Tensor, z: Tensor, z_q_0: Tensor, lengths: Tensor
 ) -> tuple[Tensor, ...]:
-    """The gradients of ``w_z, b_z, w_loc, b_loc, w_scale, b_scale``.
+    """``dz_q_0`` summed to the shape of ``z_q_0``, and those of ``w_z, b_z, w_loc, b_loc, w_scale, b_scale``.
 
     ``da`` is of what ``g [P, B, T, H]`` is the tanh of; ``dout [P, B, T, 2 Z]`` is of loc and of pre_scale.
     Nothing is read of what is not valid.
     """
-    start = _start_rows(z_q_0)
+    start = _start_rows(z_q_0.expand(dz_q_0.shape))
     dloc, dpre_scale = _rows(dout).chunk(2, dim=1)
     layers = [
         Layer(_rows(da), _rows(z), start=_dense_start(start)),
         Layer(dloc, _rows(g), other=_rows(h)),
         Layer(dpre_scale, _rows(g), other=_rows(h)),
     ]
-    return tuple(weight_gradients(layers, steps_of(z, lengths), z.dtype, table=_table(z, lengths, -1, start)))
+    table, starts = _table(z, lengths, -1, start), _summed_rows(dz_q_0, z_q_0)
+    gradients = weight_gradients(layers, steps_of(z, lengths), z.dtype, table=table, starts=starts)
+    total = gradients.pop().view(z_q_0.shape) if starts is not None else dz_q_0.sum_to_size(z_q_0.shape)
+    return total, *gradients
 
 
 def projection_weight_gradients(dout: Tensor, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,6 +51,11 @@ def projection_weight_gradients(dout: Tensor, x: Tensor, lengths: Tensor) -> tup
     steps = steps_of(x, lengths)
     dw, db = weight_gradients([Layer(_rows(dout), _rows(x))], steps, x.dtype, table=_table(x, lengths, 0))
     return dw, db
+
+
+def _summed_rows(dstart: Tensor, start: Tensor) -> Tensor | None:
+    """The rows of ``dstart [P, B, width]``, which it has a sum of where all begin with one."""
+    return dstart.flatten(0, 1) if start.shape[:2] == (1, 1) and dstart.shape != start.shape else None
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.common import cdiv, on_device_of, split_precision
-from dmm_fast.kernels.rows import Steps, constants, decoded
+from dmm_fast.kernels.rows import Steps, constants, decoded, encoded
 
 
 class Tiles(NamedTuple):
@@ -94,10 +94,27 @@ class _Sum(NamedTuple):
     programs: Any
 
 
+class _Summed(NamedTuple):
+    """A matrix whose rows are summed, where the sum goes, and the first program that does it; encoded."""
+
+    rows: Any
+    total: Any
+    height: int
+    width: int
+    first_program: int
+
+
 def weight_gradients(
-    layers: list[Layer], steps: Steps, dtype: torch.dtype, first: int = 0, table: Tensor | None = None
+    layers: list[Layer],
+    steps: Steps,
+    dtype: torch.dtype,
+    first: int = 0,
+    table: Tensor | None = None,
+    starts: Tensor | None = None,
 ) -> list[Tensor]:
     """The gradients of each layer's weight ``[M, N]`` and, with a bias, of that ``[M]``, in order.
+
+    Behind them the sum of the rows of ``starts [rows, width]``, contiguous, where that is given.
 
     ``table [2, count]`` says, for each valid step by its number, which row of ``delta`` it has, and which
     row of ``inputs`` its neighbour has, or -1 - i for row i of ``start``. Without one, rows are the steps
@@ -106,7 +123,9 @@ def weight_gradients(
     count = layers[0].delta.shape[0] if table is None else table.shape[1]
     made = [_made(layer, dtype) for layer in layers]
     out = [gradient for pair in made for gradient in pair if gradient is not None]
-    if count == 0:
+    if starts is not None:
+        out.append(starts.new_empty(starts.shape[1]))
+    if count == 0:  # then no row has a start either
         return [gradient.zero_() for gradient in out]
     cut = cut_for(sum(gradient.numel() for gradient in out))
     products, tiles, sums = _products(layers, cut.tiles)
@@ -124,7 +143,13 @@ def weight_gradients(
             **cut.tiles._asdict(),
         )
         targets, programs = _targets(made)
-        sums_kernel[(programs,)](targets, partial, sums, LAYERS=len(layers), SPLITS=splits, BLOCK=ADDED)
+        summed = None
+        if starts is not None:
+            summed = _Summed(starts, out[-1], *map(encoded, (*starts.shape, programs)))
+            programs += cdiv(starts.shape[1], 128)
+        sums_kernel[(programs,)](
+            targets, summed, partial, sums, LAYERS=len(layers), SPLITS=splits, BLOCK=ADDED
+        )
     return out
 
 
@@ -316,8 +341,10 @@ def products_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def sums_kernel(targets, partial, sums, LAYERS: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A block of a layer's gradients: the sums of all shares, added in their order."""
+def sums_kernel(  # type: ignore[no-untyped-def]
+    targets, summed, partial, sums, LAYERS: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """A block of a layer's gradients: the sums of all shares, added in their order; or of ``summed``."""
     program = tl.program_id(0)
     for i in tl.static_range(LAYERS):
         target = targets[i]
@@ -332,3 +359,14 @@ def sums_kernel(targets, partial, sums, LAYERS: tl.constexpr, SPLITS: tl.constex
             if target.bias is not None:
                 behind = (place >= target.weights) & (place < target.all)
                 tl.store(target.bias + place - target.weights, total, mask=behind)
+    if summed is not None:  # noqa: SIM102 - decided when it is compiled
+        if program >= decoded(summed.first_program):
+            columns = (program - decoded(summed.first_program)) * 128 + tl.arange(0, 128)
+            width, rows = decoded(summed.width), tl.arange(0, 32)
+            total = tl.zeros((128,), tl.float32)
+            while tl.min(rows, 0) < decoded(summed.height):
+                at = summed.rows + rows.to(tl.int64)[:, None] * width + columns[None, :]
+                inside = (rows < decoded(summed.height))[:, None] & (columns < width)[None, :]
+                total += tl.sum(tl.load(at, mask=inside, other=0.0).to(tl.float32), 0)
+                rows += 32
+            tl.store(summed.total + columns, total.to(summed.total.dtype.element_ty), mask=columns < width)

@@ -7,7 +7,7 @@ from torch import Tensor
 from dmm_fast import check, reference
 from dmm_fast.ops import backend, compiled
 from dmm_fast.ops.combiner import check_combiner_weights
-from dmm_fast.ops.layout import fresh, particles
+from dmm_fast.ops.layout import fresh, particles, starts
 from dmm_fast.reference import CombinerWeights
 
 _pick = backend.reference_op("combiner_scan", reference.combiner_scan)
@@ -54,7 +54,7 @@ def _compute(
 ) -> tuple[Tensor, Tensor, Tensor]:
     lead = eps.shape[:-2]
     z, loc, pre_scale = library.combiner_scan(
-        particles(h, lead, 2), particles(eps, lead, 2), particles(z_q_0, lead, 1), *weights, lengths
+        particles(h, lead, 2), particles(eps, lead, 2), starts(library, z_q_0, lead), *weights, lengths
     )
     return z.reshape(eps.shape), loc.reshape(eps.shape), pre_scale.reshape(eps.shape)
 

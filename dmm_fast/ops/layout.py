@@ -1,5 +1,7 @@
 """The one layout that compiled ops take: ``[P, B, ...]`` with a single particle dimension."""
 
+from typing import Any
+
 import torch
 from torch import Size, Tensor
 
@@ -13,6 +15,16 @@ def particles(tensor: Tensor, lead: Size, keep: int) -> Tensor:
     if len(lead) == 1:
         return wide.unsqueeze(0)
     return wide if len(lead) == 2 else wide.flatten(0, len(lead) - 2)
+
+
+def starts(library: Any, tensor: Tensor, lead: Size) -> Tensor:
+    """What sequences start from: :func:`particles`, but ``[1, 1, width]`` where all start from one.
+
+    Libraries in Python take that, and sum its gradients themselves; the C++ library takes no such thing.
+    """
+    if library is torch.ops.dmm_fast or tensor.numel() != tensor.shape[-1]:
+        return particles(tensor, lead, 1)
+    return tensor.reshape(1, 1, -1)
 
 
 def single_steps(tensor: Tensor, lead: Size) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dmm_fast import check, reference
 from dmm_fast.ops import backend, compiled
-from dmm_fast.ops.layout import fresh, particles
+from dmm_fast.ops.layout import fresh, particles, starts
 
 _pick = backend.reference_op("rnn_scan", reference.rnn_scan)
 
@@ -48,7 +48,7 @@ def _compute(
 ) -> Tensor:
     lead = x_proj.shape[:-2]
     h: Tensor = library.rnn_scan(
-        particles(x_proj, lead, 2), w_hh, particles(h_0, lead, 1), lengths, nonlinearity
+        particles(x_proj, lead, 2), w_hh, starts(library, h_0, lead), lengths, nonlinearity
     )
     return h.reshape(x_proj.shape)
 

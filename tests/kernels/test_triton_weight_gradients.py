@@ -40,20 +40,35 @@ def padded(tensor: Tensor, value: float) -> Tensor:
 
 
 def of_rnn(value: float, double: bool) -> Grads:
-    """By torch in float64, else by the kernels, with ``value`` past the ends."""
-    given = padded(randn(P, B, T, H), value), padded(randn(P, B, T, H).relu(), value), randn(H)
-    dx_proj, h, h_0 = (t.double() if double else t.to(DEVICE) for t in given)
-    module = products if double else step_gradients
-    lengths = LENGTHS if double else LENGTHS.to(DEVICE)
-    return (module.rnn_weight_gradient(dx_proj, h, h_0.expand(P, B, H), lengths),)
+    """By torch in float64, else by the kernels, with ``value`` past the ends; all begin with one start."""
+    rows = randn(P, B, T, H)
+    given = padded(rows, value), randn(P, B, H), padded(rows.relu(), value), randn(H)[None, None]
+    dx_proj, dh_0, h, h_0 = (t.double() if double else t.to(DEVICE) for t in given)
+    if double:
+        start = h_0.expand(P, B, H)
+        return products.rnn_weight_gradient(dx_proj, h, start, LENGTHS), dh_0.sum((0, 1), keepdim=True)
+    return step_gradients.rnn_gradients(dx_proj, dh_0, h, h_0, LENGTHS.to(DEVICE))
 
 
 def of_combiner(value: float, double: bool) -> Grads:
+    """See :func:`of_rnn`; each sequence has a start of its own."""
+    given = [padded(randn(P, B, T, width), value) for width in (H, 2 * Z, H, H, Z)]
+    da, dout, g, h, z = (t.double() if double else t.to(DEVICE) for t in given)
+    dz_q_0, z_q_0 = (t.double() if double else t.to(DEVICE) for t in randn(2, P, B, Z))
+    if double:
+        return dz_q_0, *products.combiner_weight_gradients(da, dout, g, h, z, z_q_0, LENGTHS)
+    return step_gradients.combiner_gradients(da, dout, dz_q_0, g, h, z, z_q_0, LENGTHS.to(DEVICE))
+
+
+def of_combiner_from_one(value: float, double: bool) -> Grads:
     """See :func:`of_rnn`."""
-    given = [padded(randn(P, B, T, width), value) for width in (H, 2 * Z, H, H, Z)] + [randn(P, B, Z)]
-    given = [t.double() if double else t.to(DEVICE) for t in given]
-    module = products if double else step_gradients
-    return module.combiner_weight_gradients(*given, LENGTHS if double else LENGTHS.to(DEVICE))
+    given = [padded(randn(P, B, T, width), value) for width in (H, 2 * Z, H, H, Z)]
+    da, dout, g, h, z = (t.double() if double else t.to(DEVICE) for t in given)
+    dz_q_0, z_q_0 = (t.double() if double else t.to(DEVICE) for t in (randn(P, B, Z), randn(1, 1, Z)))
+    if double:
+        start, total = z_q_0.expand(P, B, Z), dz_q_0.sum((0, 1), keepdim=True)
+        return total, *products.combiner_weight_gradients(da, dout, g, h, z, start, LENGTHS)
+    return step_gradients.combiner_gradients(da, dout, dz_q_0, g, h, z, z_q_0, LENGTHS.to(DEVICE))
 
 
 def of_projection(value: float, double: bool) -> Grads:
@@ -67,7 +82,7 @@ def of_projection(value: float, double: bool) -> Grads:
 
 @pytest.mark.parametrize("cut", [weight_gradients.MANY_SUMS, weight_gradients.FEW_SUMS])
 @pytest.mark.parametrize("programs", [1, 512])
-@pytest.mark.parametrize("gradients", [of_rnn, of_combiner, of_projection])
+@pytest.mark.parametrize("gradients", [of_rnn, of_combiner, of_combiner_from_one, of_projection])
 def test_gradients_over_steps_do_not_read_past_the_ends(
     gradients: Callable[[float, bool], Grads], programs: int, cut: Cut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
