@@ -16,14 +16,15 @@ from dmm_fast.kernels.layers import in_parts, stacked, weight_gradients
 from dmm_fast.kernels.rows import Rows, Steps, load_row, rows_of, rowwise_kernel, steps_of
 from dmm_fast.kernels.tiles import (
     Columns,
+    Gradient,
     Layer,
     Term,
     backward,
     columns_of,
     columns_of_tile,
     features_of,
+    first_layers,
     forward,
-    gather,
     launch_tiles,
     layer_of,
     room,
@@ -65,21 +66,20 @@ HeadBackward = Callable[[Weights, Columns, Taken, Tensor], None]
 def emitter_forward(head: Head, weights: list[Tensor], count: int, z: Rows, steps: Steps) -> None:
     """Run the hidden layers for z, and the op's head."""
     w = Weights(*(weight.contiguous() for weight in weights))
-    E, Z = w.w_in.shape
+    E = w.w_in.shape[0]
     for first, size in in_parts(count):
-        work, found = room(w.w_in, size, Z + 2 * E)
-        own, h_1, h_2 = (columns_of(work, at) for at in stacked(Z, E, E))
-        hidden_layers(w, (z, steps, first), own, h_1, h_2, found)
+        work, found = room(w.w_in, size, 2 * E)
+        h_1, h_2 = (columns_of(work, at) for at in stacked(E, E))
+        hidden_layers(w, (z, steps, first), None, h_1, h_2, found)
         head(w, h_2, found)
 
 
 def hidden_layers(
-    w: Weights, inputs: tuple[Rows, Steps, int], own: Columns, h_1: Columns, h_2: Columns, found: Tensor
+    w: Weights, inputs: tuple[Rows, Steps, int], own: Columns | None, h_1: Columns, h_2: Columns, found: Tensor
 ) -> None:
-    """Launch what gathers the rows of z, from a place on, and the hidden layers."""
+    """Launch the hidden layers of z from a place on, whose rows go to ``own`` unless it is None."""
     z, steps, first = inputs
-    gather(z, None, steps, own, first, found)
-    forward(own, [Layer(w.w_in, w.b_in, True, h_1)], found)
+    first_layers(z, None, steps, [Layer(w.w_in, w.b_in, True, h_1)], own, first, found)
     forward(h_1, [Layer(w.w_hidden, w.b_hidden, True, h_2)], found)
 
 
@@ -97,10 +97,10 @@ def emitter_gradients(
         _, found = room(w.w_in, len(scratch), 0)
         hidden_layers(w, (z, steps, first), own, h_1, h_2, found)
         head(w, h_2, Taken(dheads[0], dheads[1] if len(dheads) == 2 else None), found)
-        terms = [Term(*term) for term in zip(dheads, (w.w_out, w.w_scale), strict=False)]
-        backward(terms, dh_2, found, opened=h_2)
-        backward([Term(dh_2, w.w_hidden)], dh_1, found, opened=h_1)
-        backward([Term(dh_1, w.w_in)], features_of(dz), found, by_place=True)
+        of_heads = tuple(Term(*term) for term in zip(dheads, (w.w_out, w.w_scale), strict=False))
+        backward([Gradient(of_heads, dh_2, (h_2,))], found)
+        backward([Gradient((Term(dh_2, w.w_hidden),), dh_1, (h_1,))], found)
+        backward([Gradient((Term(dh_1, w.w_in),), features_of(dz))], found, by_place=True)
 
     at_z, at_1, at_2, at_d1, at_d2, *at_heads = columns
     layers = [(at_d1, at_z), (at_d2, at_1), *((at_head, at_2) for at_head in at_heads)]

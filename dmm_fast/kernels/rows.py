@@ -145,7 +145,7 @@ def block_of_places(first, BLOCK_M: tl.constexpr):  # type: ignore[no-untyped-de
 
 @triton.jit
 def places(steps, index):  # type: ignore[no-untyped-def]
-    """``row, step, valid`` of the valid steps with numbers ``index [BLOCK]``; ``row`` is p * batch + b."""
+    """``row, step, valid`` of the valid steps with consecutive numbers; ``row`` is p * batch + b."""
     index = index.to(tl.int64)
     if steps.lengths is None:
         row, step = index // decoded(steps.steps), index % decoded(steps.steps)
@@ -157,9 +157,16 @@ def places(steps, index):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def valid_places(steps, index):  # type: ignore[no-untyped-def]
-    """:func:`places` where there are lengths."""
-    passed = tl.zeros_like(index)  # rows that end before the number
-    start = tl.zeros_like(index)  # where the first that does not begins
+    """:func:`places` where there are lengths; the numbers follow one another.
+
+    So all but a few comparisons are of 32 bits. They are summed over the first axis, which a thread has most
+    of to itself.
+    """
+    begin = tl.min(index, 0)
+    number = (index - begin).to(tl.int32)
+    passed = tl.zeros_like(number)  # rows that end before the number
+    start = tl.zeros_like(number)  # where the first that does not begins, if that is after the first number
+    earlier = tl.full((), 0, tl.int64)  # where it begins otherwise
     total = tl.full((), 0, tl.int64)
     first = 0
     while first < decoded(steps.batch):
@@ -167,17 +174,20 @@ def valid_places(steps, index):  # type: ignore[no-untyped-def]
         length = tl.load(steps.lengths + b, mask=b < decoded(steps.batch), other=0)
         # A length that is no length must not lead outside of a tensor.
         length = tl.minimum(tl.maximum(length, 0), decoded(steps.steps)) * decoded(steps.particles)
-        ends = (total + tl.cumsum(length, 0))[None, :]
-        over = (ends <= index[:, None]) & (b < decoded(steps.batch))[None, :]
-        passed += tl.sum(over.to(tl.int64), 1)
-        start = tl.maximum(start, tl.max(tl.where(over, ends, 0), 1))
+        ends = total + tl.cumsum(length, 0)
         total += tl.sum(length, 0)
+        earlier = tl.maximum(earlier, tl.max(tl.where(ends <= begin, ends, 0), 0))
+        ends = tl.minimum(tl.maximum(ends - begin, 0), index.shape[0])
+        ends = tl.where(b < decoded(steps.batch), ends, index.shape[0]).to(tl.int32)[:, None]
+        over = ends <= number[None, :]
+        passed += tl.sum(over.to(tl.int32), 0)
+        start = tl.maximum(start, tl.max(tl.where(over, ends, 0), 0))
         first += SEARCHED
     valid = index < total
-    b = tl.where(valid, passed, 0)
+    b = tl.where(valid, passed, 0).to(tl.int64)
     length = tl.load(steps.lengths + b, mask=valid, other=1)
     length = tl.minimum(tl.maximum(length, 1), decoded(steps.steps))
-    offset = index - start
+    offset = index - tl.where(start > 0, begin + start, earlier)
     return (offset // length) * decoded(steps.batch) + b, offset % length, valid
 
 
