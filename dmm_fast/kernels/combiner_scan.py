@@ -100,7 +100,7 @@ def _constants(rows: int, H: int, Z: int) -> dict[str, int | str]:
         "BLOCK_Z": tile(Z, 32),
         "BLOCK_K_H": tile(H, 64),
         "BLOCK_K_Z": tile(Z, 64),
-        "PRECISION": input_precision(),
+        "PRECISION": input_precision("ieee"),
     }
 
 

@@ -72,7 +72,7 @@ def gated_transition_bwd_kernel(  # type: ignore[no-untyped-def]
     transition_mix(w, mixed, index, valid, BLOCK_N, BLOCK_K, PRECISION)
     for n in range(0, mixed.loc.width, BLOCK_N):
         columns = n + tl.arange(0, BLOCK_N)
-        _, pre_scale = transition_head(mixed, w, index, valid, columns, BLOCK_K, PRECISION)
+        _loc, pre_scale = transition_head(mixed, w, index, valid, columns, BLOCK_K, PRECISION)
         dloc = load_row(row_at(loc, spots), columns, mixed.loc.width, valid)
         dscale = load_row(row_at(scale, spots), columns, mixed.loc.width, valid)
         transition_head_backward(mixed, taken, index, valid, columns, dloc, dscale * sigmoid(pre_scale))

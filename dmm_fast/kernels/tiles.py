@@ -29,6 +29,7 @@ from dmm_fast.kernels.rows import (
     places,
     rowwise_kernel,
     store_row,
+    unit_of,
 )
 
 
@@ -207,12 +208,21 @@ def layer_at(layers, block, BLOCK_N):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def layer_tile(rows, valid, K, layers, block, BLOCK_N, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
-    """A block of the columns of all layers, of rows of K features; then as :func:`layer_at` what it is."""
-    begin, w, b, opens, to, stride, N = layer_at(layers, block, BLOCK_N)
+def layer_tile(rows, valid, K, layers, scale, BLOCK_N, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+    """This program's columns of all layers, of ``scale`` times rows of K features; then where they belong.
+
+    These are the columns of their layer, and its pointer, stride and width.
+    """
+    begin, w, b, opens, to, stride, N = layer_at(layers, tl.program_id(1), BLOCK_N)
     columns = begin + tl.arange(0, BLOCK_N)
-    out = product(rows, valid, K, w, columns, N, K, 1, BLOCK_K, PRECISION) + bias(b, columns, N)
+    out = scale * product(rows, valid, K, w, columns, N, K, 1, BLOCK_K, PRECISION) + bias(b, columns, N)
     return tl.where(opens, relu(out), out), columns, to, stride, N
+
+
+@triton.jit
+def rows_of_steps(x, start, steps, row, step, UNIT):  # type: ignore[no-untyped-def]
+    """Pointers to the steps of x, or to those before where there is a ``start``."""
+    return at(x, steps, row, step, UNIT) if start is None else before(x, start, steps, row, step, UNIT)
 
 
 @rowwise_kernel
@@ -226,6 +236,7 @@ def first_layers_kernel(  # type: ignore[no-untyped-def]
     found,
     count,
     Z: tl.constexpr,
+    UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -240,56 +251,34 @@ def first_layers_kernel(  # type: ignore[no-untyped-def]
     inside = index < count
     row, step, valid = places(steps, first + index)
     valid &= inside
-    if z_0 is None:
-        rows = at(z, steps, row, step)
-    else:
-        rows = before(z, z_0, steps, row, step)
+    rows = rows_of_steps(z, z_0, steps, row, step, UNIT)
     if tl.program_id(1) == 0:
         tl.store(found + index, tl.where(valid, row * decoded(steps.steps) + step, -1), mask=inside)
-        tl.store(found + count + index, row // decoded(steps.batch), mask=valid)
-        tl.store(found + 2 * count + index, row % decoded(steps.batch), mask=valid)
+        sequence = row.to(tl.int32)
+        tl.store(found + count + index, sequence // decoded(steps.batch), mask=valid)
+        tl.store(found + 2 * count + index, sequence % decoded(steps.batch), mask=valid)
         tl.store(found + 3 * count + index, step, mask=valid)
         if own is not None:
             for n in range(0, Z, BLOCK_N):
                 columns = n + tl.arange(0, BLOCK_N)
                 write(own, index, valid, columns, load_row(rows, columns, Z, valid))
-    out, columns, to, stride, N = layer_tile(
-        rows, valid, Z, layers, tl.program_id(1), BLOCK_N, BLOCK_K, PRECISION
-    )
+    out, columns, to, stride, N = layer_tile(rows, valid, Z, layers, 1.0, BLOCK_N, BLOCK_K, PRECISION)
     store_row(to + index * stride, columns, N, valid, out)
 
 
 def first_layers(
-    z: Rows, z_0: Rows | None, steps: Steps, layers: list[Layer], own: Columns | None, first: int, found: Tensor
+    z: Rows,
+    z_0: Rows | None,
+    steps: Steps,
+    layers: list[Layer],
+    own: Columns | None,
+    first: int,
+    found: Tensor,
 ) -> None:
     """Run :func:`first_layers_kernel`."""
-    Z = z.ptr.shape[-1]
-    launch_tiles(first_layers_kernel, found, widths_of(layers), z, z_0, steps, tuple(layers), own, first, Z=Z)
-
-
-@rowwise_kernel
-def layers_kernel(  # type: ignore[no-untyped-def]
-    source,
-    layers,
-    found,
-    count,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """Layers of the same rows of scratch."""
-    index, _, valid = rows_of_tile(found, count, BLOCK_M)
-    rows = source.ptr + index * source.stride
-    out, columns, to, stride, N = layer_tile(
-        rows, valid, source.width, layers, tl.program_id(1), BLOCK_N, BLOCK_K, PRECISION
-    )
-    store_row(to + index * stride, columns, N, valid, out)
-
-
-def forward(source: Columns, layers: list[Layer], found: Tensor) -> None:
-    """Run :func:`layers_kernel`."""
-    launch_tiles(layers_kernel, found, widths_of(layers), source, tuple(layers))
+    given = (z, z_0, steps, tuple(layers), own, first)
+    options = {"Z": z.ptr.shape[-1], "UNIT": unit_of(z, z_0)}
+    launch_tiles(first_layers_kernel, found, widths_of(layers), *given, **options)
 
 
 def widths_of(layers: list[Layer]) -> tuple[int, ...]:
@@ -310,6 +299,18 @@ def gradient_tile(gradient, index, valid, columns, BLOCK_K, PRECISION):  # type:
     for i in tl.static_range(len(gradient.opened)):
         out = tl.where(read(gradient.opened[i], index, valid, columns) > 0.0, out, 0.0)
     return out
+
+
+@triton.jit
+def gradients_of_rows(gradients, index, place, valid, BLOCK_N, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+    """Whole rows of gradients, each by way of the one before; those of the last go by place."""
+    for i in tl.static_range(len(gradients)):
+        tl.debug_barrier()
+        to = place if i == len(gradients) - 1 else index
+        for n in range(0, gradients[i].to.width, BLOCK_N):
+            columns = n + tl.arange(0, BLOCK_N)
+            out = gradient_tile(gradients[i], index, valid, columns, BLOCK_K, PRECISION)
+            write(gradients[i].to, to, valid, columns, out)
 
 
 @rowwise_kernel

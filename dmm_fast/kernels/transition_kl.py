@@ -129,7 +129,7 @@ def transition_kl_backward(
     lengths: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
     """``dz, dloc, dpre_scale [P, B, T, Z]``, ``dz_0 [P, B, Z]`` and the gradients of the weights."""
-    P, B, T, Z = z.shape
+    P, B, T, _ = z.shape
     dloc, dpre_scale = z.new_zeros(z.shape), z.new_zeros(z.shape)
     dbefore = z.new_empty(z.shape, dtype=torch.float32)
     read = (dout.contiguous(), rows_of(loc), rows_of(pre_scale), steps_of(z, lengths))

@@ -111,7 +111,7 @@ def transition_log_prob_backward(
     dout: Tensor, z: Tensor, z_0: Tensor, weights: list[Tensor], lengths: Tensor
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """``dz [P, B, T, Z]``, ``dz_0 [P, B, Z]`` and the gradients of the weights."""
-    P, B, T, Z = z.shape
+    P, B, T, _ = z.shape
     dvalue, dbefore = (z.new_empty(z.shape, dtype=torch.float32) for _ in range(2))
     rows, steps, by_row = rows_of(z), steps_of(z, lengths), dout.contiguous()
 
