@@ -173,7 +173,7 @@ class Copied(NamedTuple):
     """The gradient by a head, and the columns of scratch that take it."""
 
     rows: Rows
-    to: Columns
+    to: Columns | None
 
 
 def emitter(z: Tensor, weights: list[Tensor]) -> list[Tensor]:
