@@ -23,6 +23,12 @@ def tanh_of_latents(z: Tensor, z_q_0: Tensor, w_z: Tensor, b_z: Tensor) -> Tenso
     return torch.tanh(F.linear(previous(z, z_q_0).float(), w_z.float(), b_z.float()))
 
 
+def heads_of_hidden(h: Tensor, w_loc: Tensor, b_loc: Tensor, w_scale: Tensor, b_scale: Tensor) -> Tensor:
+    """``[P, B, T, 2 Z]``: of loc and pre_scale, which are layers of (g + h) / 2, the part that needs no g."""
+    w, b = torch.cat([w_loc, w_scale]), torch.cat([b_loc, b_scale])
+    return torch.addmm(b, h.flatten(0, 2), w.mT, alpha=0.5).view(*h.shape[:3], len(w))
+
+
 def rnn_weight_gradient(dx_proj: Tensor, h: Tensor, h_0: Tensor, lengths: Tensor) -> Tensor:
     """``dw_hh [H, H]``: at each step the deltas by what it read: ``h_{t+1}``, at a row's end ``h_0``."""
     T = h.shape[2]

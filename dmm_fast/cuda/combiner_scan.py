@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from dmm_fast.cuda.gradients import combiner_gradients, tanh_of_latents
+from dmm_fast.cuda.gradients import combiner_gradients
+from dmm_fast.cuda.layers import heads_of_hidden, tanh_of_latents
 from dmm_fast.cuda.plan import combiner_plan, device_of
 
 __all__ = ["combiner_scan", "combiner_scan_backward"]
@@ -25,18 +26,9 @@ def combiner_scan(
     P, B, _, Z = eps.shape
     plan = combiner_plan(P * B, h.shape[-1], Z, device_of(eps))
     # Of c = (g + h) / 2 the part of h needs no scan.
-    w_out, b_out = torch.cat([w_loc, w_scale]), torch.cat([b_loc, b_scale])
-    base = torch.addmm(b_out, h.flatten(0, 2), w_out.mT, alpha=0.5)
+    base = heads_of_hidden(h, w_loc, b_loc, w_scale, b_scale, lengths)
     return torch.ops.dmm_fast.combiner_scan_steps(
-        base.view(*eps.shape[:3], 2 * Z),
-        eps,
-        z_q_0.expand(P, B, Z),
-        w_z,
-        b_z,
-        w_loc,
-        w_scale,
-        lengths,
-        plan.numbers,
+        base, eps, z_q_0.expand(P, B, Z), w_z, b_z, w_loc, w_scale, lengths, plan.numbers
     )
 
 
@@ -58,7 +50,7 @@ def combiner_scan_backward(
     """``dh, deps, dz_q_0`` and the gradients of the six weights, in the order of the forward's arguments."""
     P, B, _, Z = eps.shape
     plan = combiner_plan(P * B, h.shape[-1], Z, device_of(eps), backward=True)
-    g = tanh_of_latents(z, z_q_0.expand(P, B, Z), w_z, b_z)
+    g = tanh_of_latents(z, z_q_0.expand(P, B, Z), w_z, b_z, lengths)
     dh, da, dout, deps, dz_q_0 = torch.ops.dmm_fast.combiner_scan_steps_backward(
         dz, dloc, dpre_scale, eps, pre_scale, g, w_z, w_loc, w_scale, lengths, plan.numbers
     )

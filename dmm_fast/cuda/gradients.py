@@ -9,20 +9,11 @@ from torch import Tensor
 from dmm_fast import kernels, products
 
 
-def tanh_of_latents(z: Tensor, z_q_0: Tensor, w_z: Tensor, b_z: Tensor) -> Tensor:
-    """``g = tanh(W_z z_{t-1} + b_z)``, which the combiner's forward did not keep."""
-    if _by_triton(z):
-        from dmm_fast.kernels import latents
-
-        return latents.tanh_of_latents(z, z_q_0, w_z, b_z)
-    return products.tanh_of_latents(z, z_q_0, w_z, b_z)
-
-
 def rnn_gradients(
     dx_proj: Tensor, dh_0: Tensor, h: Tensor, h_0: Tensor, lengths: Tensor
 ) -> tuple[Tensor, Tensor]:
     """``dw_hh [H, H]``, from deltas that are zero past the ends, and ``dh_0`` in the shape of ``h_0``."""
-    if _by_triton(h):
+    if by_triton(h):
         from dmm_fast.kernels import step_gradients
 
         return step_gradients.rnn_gradients(dx_proj, dh_0, h, h_0, lengths)
@@ -37,7 +28,7 @@ def combiner_gradients(
 
     ``da, dout`` are zero past the ends.
     """
-    if _by_triton(h):
+    if by_triton(h):
         from dmm_fast.kernels import step_gradients
 
         return step_gradients.combiner_gradients(da, dout, dz_q_0, g, h, z, z_q_0, lengths)
@@ -46,5 +37,6 @@ def combiner_gradients(
     return total, *products.combiner_weight_gradients(da, dout, g, h, z, start, lengths)
 
 
-def _by_triton(tensor: Tensor) -> bool:
+def by_triton(tensor: Tensor) -> bool:
+    """Whether Triton's kernels can run on it."""
     return tensor.is_cuda and kernels.missing is None

@@ -10,9 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.common import input_precision, on_device_of, row_start, sigmoid, softplus, tanh
-from dmm_fast.kernels.latents import tanh_of_latents
 from dmm_fast.kernels.scan import LAUNCH, block_of_rows, clear_steps, grid, rows_of_program, rows_times, tile
 from dmm_fast.kernels.step_gradients import combiner_gradients
+from dmm_fast.kernels.step_layers import step_layers
 
 __all__ = ["combiner_scan", "combiner_scan_backward"]
 
@@ -71,7 +71,8 @@ def combiner_scan_backward(
     P, B, T, Z = eps.shape
     H = h.shape[-1]
     dh, deps, dz_q_0 = h.new_empty((P, B, T, H)), eps.new_empty((P, B, T, Z)), eps.new_empty((P, B, Z))
-    g = tanh_of_latents(z, z_q_0.expand(P, B, Z), w_z, b_z)
+    start = z_q_0.expand(P, B, Z)
+    g = step_layers(z, [(w_z, b_z)], lengths, start, by_tanh=True, dtype=torch.float32)
     da, dout = g.new_empty(g.shape), g.new_empty((P, B, T, 2 * Z))
     with on_device_of(h):
         combiner_scan_bwd_kernel[grid(P * B)](
@@ -101,7 +102,7 @@ def _constants(rows: int, H: int, Z: int) -> dict[str, int | str]:
         "BLOCK_Z": tile(Z, 32),
         "BLOCK_K_H": tile(H, 64),
         "BLOCK_K_Z": tile(Z, 64),
-        "PRECISION": input_precision(),
+        "PRECISION": input_precision("ieee"),
     }
 
 

@@ -9,7 +9,14 @@ from dmm_fast.kernels.densities import (
     normal_log_density,
     normal_slopes,
 )
-from dmm_fast.kernels.emitter import Taken, Weights, emitter_forward, emitter_gradients
+from dmm_fast.kernels.emitter import (
+    Hidden,
+    Taken,
+    Weights,
+    emitter_forward,
+    emitter_gradients,
+    emitter_hidden,
+)
 from dmm_fast.kernels.rows import (
     load,
     mask_of,
@@ -21,10 +28,9 @@ from dmm_fast.kernels.rows import (
     terms_of,
 )
 from dmm_fast.kernels.tiles import (
-    Columns,
-    columns_of_tile,
     features_of,
     gradient_at,
+    gradients_of_rows,
     launch_tiles,
     layer_of,
     row_at,
@@ -39,7 +45,7 @@ __all__ = ["emission_log_prob", "emission_log_prob_backward"]
 @rowwise_kernel
 def emission_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
     w,
-    h_2,
+    hidden,
     x,
     steps,
     mask,
@@ -56,6 +62,8 @@ def emission_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
     index, place, valid = rows_of_tile(found, count, BLOCK_M)
     spots = spots_of(found, count, index, valid)
     x_row = row_at(x, spots)
+    emitter_hidden(w, hidden, index, valid, BLOCK_N, BLOCK_K, PRECISION)
+    h_2 = hidden.h_2
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for n in range(0, D, BLOCK_N):
         columns = n + tl.arange(0, BLOCK_N)
@@ -74,7 +82,7 @@ def emission_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
 @rowwise_kernel
 def emission_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
     w,
-    h_2,
+    hidden,
     taken,
     dout,
     x,
@@ -88,27 +96,30 @@ def emission_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """From dout [P, B] to the gradients by the heads, and dx [P, B, T, D] unless it is None."""
+    """Whole rows, from dout [P, B]: gradients in scratch, by z, and dx [P, B, T, D] unless it is None."""
     index, place, valid = rows_of_tile(found, count, BLOCK_M)
-    columns = columns_of_tile(BLOCK_N)
     spots = spots_of(found, count, index, valid)
-    D = taken.dout.width
-    keep = observed(mask, spots.b, spots.t, columns, D, valid)
-    value = load(row_at(x, spots), columns, keep)
+    emitter_hidden(w, hidden, index, valid, BLOCK_N, BLOCK_K, PRECISION)
+    h_2, D = hidden.h_2, taken.dout.width
     d = gradient_at(dout, spots, steps, valid)
-    out = layer_of(h_2, index, valid, w.w_out, w.b_out, columns, D, BLOCK_K, PRECISION)
-    if w.w_scale is None:
-        by_out = tl.where(keep, d * bernoulli_slope(value, out), 0.0)
-        by_value = tl.where(keep, d * out, 0.0)
-    else:
-        pre_scale = layer_of(h_2, index, valid, w.w_scale, w.b_scale, columns, D, BLOCK_K, PRECISION)
-        by_out, by_pre_scale = normal_slopes(value, out, pre_scale)
-        by_out = tl.where(keep, d * by_out, 0.0)
-        by_value = -by_out
-        write(taken.dpre_scale, index, valid, columns, tl.where(keep, d * by_pre_scale, 0.0))
-    write(taken.dout, index, valid, columns, by_out)
-    if dx is not None:
-        write(dx, place, valid, columns, by_value)
+    for n in range(0, taken.dout.width, BLOCK_N):
+        columns = n + tl.arange(0, BLOCK_N)
+        keep = observed(mask, spots.b, spots.t, columns, D, valid)
+        value = load(row_at(x, spots), columns, keep)
+        out = layer_of(h_2, index, valid, w.w_out, w.b_out, columns, D, BLOCK_K, PRECISION)
+        if w.w_scale is None:
+            by_out = tl.where(keep, d * bernoulli_slope(value, out), 0.0)
+            by_value = tl.where(keep, d * out, 0.0)
+        else:
+            pre_scale = layer_of(h_2, index, valid, w.w_scale, w.b_scale, columns, D, BLOCK_K, PRECISION)
+            by_out, by_pre_scale = normal_slopes(value, out, pre_scale)
+            by_out = tl.where(keep, d * by_out, 0.0)
+            by_value = -by_out
+            write(taken.dpre_scale, index, valid, columns, tl.where(keep, d * by_pre_scale, 0.0))
+        write(taken.dout, index, valid, columns, by_out)
+        if dx is not None:
+            write(dx, place, valid, columns, by_value)
+    gradients_of_rows(taken.beyond, index, place, valid, BLOCK_N, BLOCK_K, PRECISION)
 
 
 def emission_log_prob(
@@ -118,8 +129,8 @@ def emission_log_prob(
     terms, steps = terms_of(z), steps_of(z, lengths)
     given = (rows_of(x), steps, mask_of(mask), terms)
 
-    def head(w: Weights, h_2: Columns, found: Tensor) -> None:
-        launch_tiles(emission_log_prob_fwd_kernel, found, (), w, h_2, *given, D=x.shape[-1])
+    def head(w: Weights, hidden: Hidden, found: Tensor) -> None:
+        launch_tiles(emission_log_prob_fwd_kernel, found, (), w, hidden, *given, D=x.shape[-1])
 
     emitter_forward(head, weights, terms.numel(), rows_of(z), steps)
     return sum_steps(terms, z, lengths)
@@ -140,7 +151,7 @@ def emission_log_prob_backward(
     steps = steps_of(z, lengths)
     given = (dout.contiguous(), rows_of(x), steps, mask_of(mask), features_of(dx) if with_dx else None)
 
-    def head(w: Weights, h_2: Columns, taken: Taken, found: Tensor) -> None:
-        launch_tiles(emission_log_prob_bwd_kernel, found, x.shape[-1:], w, h_2, taken, *given)
+    def head(w: Weights, hidden: Hidden, taken: Taken, found: Tensor) -> None:
+        launch_tiles(emission_log_prob_bwd_kernel, found, (), w, hidden, taken, *given)
 
     return dx, dz, emitter_gradients(head, weights, P * B * T, rows_of(z), steps, dz)

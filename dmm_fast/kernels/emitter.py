@@ -2,28 +2,28 @@
 
     h_1 = relu(W_in z + b)   h_2 = relu(W_hidden h_1 + b)   out = W_out h_2 + b
 
-A Bernoulli's out is the logits; a Gaussian has a second head for pre_scale. Each line is a launch, the last
-one the op's own; backward they run once more, and a launch for each layer then.
+A Bernoulli's out is the logits; a Gaussian has a second head for pre_scale. The first line is a launch, the
+rest is the op's own, of which a program has whole rows; backward it goes on to z.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmm_fast.kernels.layers import in_parts, stacked, weight_gradients
+from dmm_fast.kernels.layers import in_parts, relu, stacked, weight_gradients
 from dmm_fast.kernels.rows import Rows, Steps, load_row, rows_of, rowwise_kernel, steps_of
 from dmm_fast.kernels.tiles import (
     Columns,
+    Gradient,
     Layer,
     Term,
-    backward,
     columns_of,
-    columns_of_tile,
     features_of,
-    forward,
-    gather,
+    first_layers,
+    gradients_of_rows,
     launch_tiles,
     layer_of,
     room,
@@ -49,38 +49,47 @@ class Weights(NamedTuple):
     b_scale: Any = None
 
 
+class Hidden(NamedTuple):
+    """The hidden layers."""
+
+    h_1: Columns
+    h_2: Columns
+
+
 class Taken(NamedTuple):
-    """The gradients that an op's head leaves. A Bernoulli's has no dpre_scale."""
+    """The gradients that an op's head leaves, and those by way of them. A Bernoulli's has no dpre_scale."""
 
     dout: Columns
     dpre_scale: Columns | None
+    beyond: tuple[Gradient, ...]
 
 
-Head = Callable[[Weights, Columns, Tensor], None]
-"""Launches what an op does with h_2 at some places."""
+Head = Callable[[Weights, Hidden, Tensor], None]
+"""Launches, from h_1 at some places, the second hidden layer and what an op does with that."""
 
-HeadBackward = Callable[[Weights, Columns, Taken, Tensor], None]
+HeadBackward = Callable[[Weights, Hidden, Taken, Tensor], None]
 
 
 def emitter_forward(head: Head, weights: list[Tensor], count: int, z: Rows, steps: Steps) -> None:
     """Run the hidden layers for z, and the op's head."""
     w = Weights(*(weight.contiguous() for weight in weights))
-    E, Z = w.w_in.shape
+    E = w.w_in.shape[0]
     for first, size in in_parts(count):
-        work, found = room(w.w_in, size, Z + 2 * E)
-        own, h_1, h_2 = (columns_of(work, at) for at in stacked(Z, E, E))
-        hidden_layers(w, (z, steps, first), own, h_1, h_2, found)
-        head(w, h_2, found)
+        work, found = room(w.w_in, size, 2 * E)
+        hidden = Hidden(*(columns_of(work, at) for at in stacked(E, E)))
+        first_layers(z, None, steps, [Layer(w.w_in, w.b_in, True, hidden.h_1)], None, first, found)
+        head(w, hidden, found)
 
 
-def hidden_layers(
-    w: Weights, inputs: tuple[Rows, Steps, int], own: Columns, h_1: Columns, h_2: Columns, found: Tensor
-) -> None:
-    """Launch what gathers the rows of z, from a place on, and the hidden layers."""
-    z, steps, first = inputs
-    gather(z, None, steps, own, first, found)
-    forward(own, [Layer(w.w_in, w.b_in, True, h_1)], found)
-    forward(h_1, [Layer(w.w_hidden, w.b_hidden, True, h_2)], found)
+@triton.jit
+def emitter_hidden(w, hidden, index, valid, BLOCK_N, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+    """Whole rows: the second hidden layer from the first."""
+    E = hidden.h_2.width
+    for n in range(0, hidden.h_2.width, BLOCK_N):
+        columns = n + tl.arange(0, BLOCK_N)
+        out = layer_of(hidden.h_1, index, valid, w.w_hidden, w.b_hidden, columns, E, BLOCK_K, PRECISION)
+        write(hidden.h_2, index, valid, columns, relu(out))
+    tl.debug_barrier()
 
 
 def emitter_gradients(
@@ -95,12 +104,15 @@ def emitter_gradients(
     def fill(scratch: Tensor, first: int) -> None:
         own, h_1, h_2, dh_1, dh_2, *dheads = (columns_of(scratch, at) for at in columns)
         _, found = room(w.w_in, len(scratch), 0)
-        hidden_layers(w, (z, steps, first), own, h_1, h_2, found)
-        head(w, h_2, Taken(dheads[0], dheads[1] if len(dheads) == 2 else None), found)
-        terms = [Term(*term) for term in zip(dheads, (w.w_out, w.w_scale), strict=False)]
-        backward(terms, dh_2, found, opened=h_2)
-        backward([Term(dh_2, w.w_hidden)], dh_1, found, opened=h_1)
-        backward([Term(dh_1, w.w_in)], features_of(dz), found, by_place=True)
+        first_layers(z, None, steps, [Layer(w.w_in, w.b_in, True, h_1)], own, first, found)
+        of_heads = tuple(Term(*term) for term in zip(dheads, (w.w_out, w.w_scale), strict=False))
+        beyond = (
+            Gradient(of_heads, dh_2, (h_2,)),
+            Gradient((Term(dh_2, w.w_hidden),), dh_1, (h_1,)),
+            Gradient((Term(dh_1, w.w_in),), features_of(dz)),
+        )
+        taken = Taken(dheads[0], dheads[1] if len(dheads) == 2 else None, beyond)
+        head(w, Hidden(h_1, h_2), taken, found)
 
     at_z, at_1, at_2, at_d1, at_d2, *at_heads = columns
     layers = [(at_d1, at_z), (at_d2, at_1), *((at_head, at_2) for at_head in at_heads)]
@@ -109,10 +121,9 @@ def emitter_gradients(
 
 @rowwise_kernel
 def emitter_fwd_kernel(  # type: ignore[no-untyped-def]
-    h_2,
     w,
-    b,
-    out,
+    hidden,
+    heads,
     found,
     count,
     PRECISION: tl.constexpr,
@@ -120,18 +131,24 @@ def emitter_fwd_kernel(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """A tile of a head [N, D]."""
+    """Whole rows of each head [N, D]."""
     index, place, valid = rows_of_tile(found, count, BLOCK_M)
-    columns = columns_of_tile(BLOCK_N)
-    value = layer_of(h_2, index, valid, w, b, columns, out.width, BLOCK_K, PRECISION)
-    write(out, place, valid, columns, value)
+    emitter_hidden(w, hidden, index, valid, BLOCK_N, BLOCK_K, PRECISION)
+    for i in tl.static_range(len(heads)):
+        to, D = heads[i].to, heads[i].to.width
+        for n in range(0, heads[i].to.width, BLOCK_N):
+            columns = n + tl.arange(0, BLOCK_N)
+            out = layer_of(hidden.h_2, index, valid, heads[i].w, heads[i].b, columns, D, BLOCK_K, PRECISION)
+            write(to, place, valid, columns, out)
 
 
 @rowwise_kernel
 def emitter_bwd_kernel(  # type: ignore[no-untyped-def]
-    dhead,
-    to,
+    w,
+    hidden,
+    heads,
     steps,
+    beyond,
     found,
     count,
     PRECISION: tl.constexpr,
@@ -139,11 +156,24 @@ def emitter_bwd_kernel(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """A tile of the gradient by a head [1, N, 1, D], into scratch."""
-    index, _, valid = rows_of_tile(found, count, BLOCK_M)
-    columns = columns_of_tile(BLOCK_N)
-    rows = row_at(dhead, spots_of(found, count, index, valid))
-    write(to, index, valid, columns, load_row(rows, columns, to.width, valid))
+    """Whole rows, from the gradients by each head [1, N, 1, D]: all others, into scratch."""
+    index, place, valid = rows_of_tile(found, count, BLOCK_M)
+    spots = spots_of(found, count, index, valid)
+    emitter_hidden(w, hidden, index, valid, BLOCK_N, BLOCK_K, PRECISION)
+    for i in tl.static_range(len(heads)):
+        to = heads[i].to
+        for n in range(0, heads[i].to.width, BLOCK_N):
+            columns = n + tl.arange(0, BLOCK_N)
+            given = load_row(row_at(heads[i].rows, spots), columns, to.width, valid)
+            write(to, index, valid, columns, given)
+    gradients_of_rows(beyond, index, place, valid, BLOCK_N, BLOCK_K, PRECISION)
+
+
+class Copied(NamedTuple):
+    """The gradient by a head, and the columns of scratch that take it."""
+
+    rows: Rows
+    to: Columns | None
 
 
 def emitter(z: Tensor, weights: list[Tensor]) -> list[Tensor]:
@@ -151,9 +181,10 @@ def emitter(z: Tensor, weights: list[Tensor]) -> list[Tensor]:
     N, rows = len(z), z[None, :, None]
     out = [z.new_empty(N, head.shape[0]) for head in weights[4::2]]
 
-    def head(w: Weights, h_2: Columns, found: Tensor) -> None:
-        for to, weight, b in zip(out, w[4::2], w[5::2], strict=False):
-            launch_tiles(emitter_fwd_kernel, found, to.shape[1:], h_2, weight, b, features_of(to))
+    def head(w: Weights, hidden: Hidden, found: Tensor) -> None:
+        given = zip(w[4::2], w[5::2], out, strict=False)
+        heads = tuple(Layer(weight, b, False, features_of(to)) for weight, b, to in given)
+        launch_tiles(emitter_fwd_kernel, found, (), w, hidden, heads)
 
     emitter_forward(head, weights, N, rows_of(rows), steps_of(rows, None))
     return out
@@ -164,9 +195,9 @@ def emitter_backward(dout: list[Tensor], z: Tensor, weights: list[Tensor]) -> tu
     N, rows = len(z), z[None, :, None]
     dz, steps = z.new_empty(z.shape), steps_of(rows, None)
 
-    def head(w: Weights, h_2: Columns, taken: Taken, found: Tensor) -> None:
-        for gradient, to in zip(dout, taken, strict=False):
-            dhead = rows_of(gradient[None, :, None])
-            launch_tiles(emitter_bwd_kernel, found, gradient.shape[1:], dhead, to, steps)
+    def head(w: Weights, hidden: Hidden, taken: Taken, found: Tensor) -> None:
+        given = zip(dout, taken[:2], strict=False)
+        heads = tuple(Copied(rows_of(gradient[None, :, None]), to) for gradient, to in given)
+        launch_tiles(emitter_bwd_kernel, found, (), w, hidden, heads, steps, taken.beyond)
 
     return dz, emitter_gradients(head, weights, N, rows_of(rows), steps, dz)

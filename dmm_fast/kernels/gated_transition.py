@@ -6,7 +6,6 @@ from torch import Tensor
 from dmm_fast.kernels.common import sigmoid, softplus
 from dmm_fast.kernels.rows import load_row, rows_of, rowwise_kernel, steps_of
 from dmm_fast.kernels.tiles import (
-    columns_of_tile,
     features_of,
     launch_tiles,
     row_at,
@@ -21,6 +20,8 @@ from dmm_fast.kernels.transition import (
     transition_forward,
     transition_head,
     transition_head_backward,
+    transition_mean_backward,
+    transition_mix,
 )
 from dmm_fast.reference import TransitionWeights
 
@@ -40,12 +41,14 @@ def gated_transition_fwd_kernel(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """A tile of loc and scale [N, Z]."""
+    """Whole rows of loc and scale [N, Z]."""
     index, place, valid = rows_of_tile(found, count, BLOCK_M)
-    columns = columns_of_tile(BLOCK_N)
-    mean, pre_scale = transition_head(mixed, w, index, valid, columns, BLOCK_K, PRECISION)
-    write(loc, place, valid, columns, mean)
-    write(scale, place, valid, columns, softplus(pre_scale))
+    transition_mix(w, mixed, index, valid, BLOCK_N, BLOCK_K, PRECISION)
+    for n in range(0, mixed.loc.width, BLOCK_N):
+        columns = n + tl.arange(0, BLOCK_N)
+        mean, pre_scale = transition_head(mixed, w, index, valid, columns, BLOCK_K, PRECISION)
+        write(loc, place, valid, columns, mean)
+        write(scale, place, valid, columns, softplus(pre_scale))
 
 
 @rowwise_kernel
@@ -63,14 +66,17 @@ def gated_transition_bwd_kernel(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """From the gradients ``loc, scale`` [1, N, 1, Z] to those by loc and pre_scale."""
+    """Whole rows, from the gradients ``loc, scale`` [1, N, 1, Z] to those within the network."""
     index, _, valid = rows_of_tile(found, count, BLOCK_M)
-    columns = columns_of_tile(BLOCK_N)
     spots = spots_of(found, count, index, valid)
-    _, pre_scale = transition_head(mixed, w, index, valid, columns, BLOCK_K, PRECISION)
-    dloc = load_row(row_at(loc, spots), columns, mixed.loc.width, valid)
-    dscale = load_row(row_at(scale, spots), columns, mixed.loc.width, valid)
-    transition_head_backward(mixed, taken, index, valid, columns, dloc, dscale * sigmoid(pre_scale))
+    transition_mix(w, mixed, index, valid, BLOCK_N, BLOCK_K, PRECISION)
+    for n in range(0, mixed.loc.width, BLOCK_N):
+        columns = n + tl.arange(0, BLOCK_N)
+        _loc, pre_scale = transition_head(mixed, w, index, valid, columns, BLOCK_K, PRECISION)
+        dloc = load_row(row_at(loc, spots), columns, mixed.loc.width, valid)
+        dscale = load_row(row_at(scale, spots), columns, mixed.loc.width, valid)
+        transition_head_backward(mixed, taken, index, valid, columns, dloc, dscale * sigmoid(pre_scale))
+    transition_mean_backward(w, mixed, taken, index, valid, BLOCK_N, BLOCK_K, PRECISION)
 
 
 def gated_transition(z_prev: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -81,7 +87,7 @@ def gated_transition(z_prev: Tensor, weights: list[Tensor]) -> tuple[Tensor, Ten
 
     def head(w: TransitionWeights, mixed: Mixed, found: Tensor) -> None:
         written = (features_of(loc), features_of(scale))
-        launch_tiles(gated_transition_fwd_kernel, found, (Z,), w, mixed, *written)
+        launch_tiles(gated_transition_fwd_kernel, found, (), w, mixed, *written)
 
     transition_forward(head, weights, N, rows_of(z), None, steps_of(z, None))
     return loc, scale
@@ -98,6 +104,6 @@ def gated_transition_backward(
     given = (rows_of(loc), rows_of(scale), steps)
 
     def head(w: TransitionWeights, mixed: Mixed, taken: Taken, found: Tensor) -> None:
-        launch_tiles(gated_transition_bwd_kernel, found, (Z,), w, mixed, taken, *given)
+        launch_tiles(gated_transition_bwd_kernel, found, (), w, mixed, taken, *given)
 
     return dz_prev, transition_backward(head, weights, N, rows_of(z), None, steps, dz_prev)

@@ -60,7 +60,7 @@ def _constants(rows: int, H: int, nonlinearity: str) -> dict[str, int | str]:
         "ROWS": rows_of_program(rows),
         "BLOCK_N": tile(H, 64),
         "BLOCK_K": tile(H, 64),
-        "PRECISION": input_precision(),
+        "PRECISION": input_precision("ieee"),
     }
 
 

@@ -93,6 +93,14 @@ def steps_of(tensor: Tensor, lengths: Tensor | None) -> Steps:
     return Steps(None if lengths is None else lengths.contiguous(), *map(encoded, tensor.shape[:3]))
 
 
+def unit_of(*tensors: Rows | None) -> int:
+    """A number of elements that every row of them begins at multiples of: those of 16 bytes, or one."""
+    given = [rows for rows in tensors if rows is not None]
+    unit = 16 // given[0].ptr.element_size()
+    aligned = all(rows.ptr.data_ptr() % 16 == 0 for rows in given)
+    return unit if aligned and all((s - 3) // 2 % unit == 0 for rows in given for s in rows[1:]) else 1
+
+
 def mask_of(mask: Tensor | None) -> Mask | None:
     """A bool mask ``[B, T]`` or ``[B, T, width]`` for a kernel."""
     if mask is None:
@@ -145,7 +153,7 @@ def block_of_places(first, BLOCK_M: tl.constexpr):  # type: ignore[no-untyped-de
 
 @triton.jit
 def places(steps, index):  # type: ignore[no-untyped-def]
-    """``row, step, valid`` of the valid steps with numbers ``index [BLOCK]``; ``row`` is p * batch + b."""
+    """``row, step, valid`` of the valid steps with consecutive numbers; ``row`` is p * batch + b."""
     index = index.to(tl.int64)
     if steps.lengths is None:
         row, step = index // decoded(steps.steps), index % decoded(steps.steps)
@@ -157,9 +165,16 @@ def places(steps, index):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def valid_places(steps, index):  # type: ignore[no-untyped-def]
-    """:func:`places` where there are lengths."""
-    passed = tl.zeros_like(index)  # rows that end before the number
-    start = tl.zeros_like(index)  # where the first that does not begins
+    """:func:`places` where there are lengths; the numbers follow one another.
+
+    So all but a few comparisons are of 32 bits. They are summed over the first axis, which a thread has most
+    of to itself.
+    """
+    begin = tl.min(index, 0)
+    number = (index - begin).to(tl.int32)
+    passed = tl.zeros_like(number)  # rows that end before the number
+    start = tl.zeros_like(number)  # where the first that does not begins, if that is after the first number
+    earlier = tl.full((), 0, tl.int64)  # where it begins otherwise
     total = tl.full((), 0, tl.int64)
     first = 0
     while first < decoded(steps.batch):
@@ -167,18 +182,23 @@ def valid_places(steps, index):  # type: ignore[no-untyped-def]
         length = tl.load(steps.lengths + b, mask=b < decoded(steps.batch), other=0)
         # A length that is no length must not lead outside of a tensor.
         length = tl.minimum(tl.maximum(length, 0), decoded(steps.steps)) * decoded(steps.particles)
-        ends = (total + tl.cumsum(length, 0))[None, :]
-        over = (ends <= index[:, None]) & (b < decoded(steps.batch))[None, :]
-        passed += tl.sum(over.to(tl.int64), 1)
-        start = tl.maximum(start, tl.max(tl.where(over, ends, 0), 1))
+        ends = total + tl.cumsum(length, 0)
         total += tl.sum(length, 0)
+        earlier = tl.maximum(earlier, tl.max(tl.where(ends <= begin, ends, 0), 0))
+        ends = tl.minimum(tl.maximum(ends - begin, 0), index.shape[0])
+        ends = tl.where(b < decoded(steps.batch), ends, index.shape[0]).to(tl.int32)[:, None]
+        over = ends <= number[None, :]
+        passed += tl.sum(over.to(tl.int32), 0)
+        start = tl.maximum(start, tl.max(tl.where(over, ends, 0), 0))
         first += SEARCHED
     valid = index < total
-    b = tl.where(valid, passed, 0)
+    b = tl.where(valid, passed, 0).to(tl.int64)
     length = tl.load(steps.lengths + b, mask=valid, other=1)
     length = tl.minimum(tl.maximum(length, 1), decoded(steps.steps))
-    offset = index - start
-    return (offset // length) * decoded(steps.batch) + b, offset % length, valid
+    # Not so many that 64 bits were needed, of which a division is slow: a sequence's steps of all particles.
+    offset = (index - tl.where(start > 0, begin + start, earlier)).to(tl.int32)
+    particle, step = offset // length.to(tl.int32), offset % length.to(tl.int32)
+    return particle.to(tl.int64) * decoded(steps.batch) + b, step.to(tl.int64), valid
 
 
 @triton.jit
@@ -208,16 +228,21 @@ def observed(mask, b, step, columns, WIDTH, valid):  # type: ignore[no-untyped-d
 
 
 @triton.jit
-def at(rows, steps, row, step):  # type: ignore[no-untyped-def]
-    """Pointers to the first feature of the steps ``row, step`` of a tensor."""
+def at(rows, steps, row, step, UNIT: tl.constexpr = 1):  # type: ignore[no-untyped-def]
+    """Pointers to the first feature of the steps ``row, step`` of a tensor.
+
+    The compiler reads several elements at once where it sees that rows begin at multiples of ``UNIT``.
+    """
     start = row_start(row, decoded(steps.batch), decoded(rows.stride_p), decoded(rows.stride_b))
-    return rows.ptr + start + step * decoded(rows.stride_t)
+    start += step * decoded(rows.stride_t)
+    return rows.ptr + (start // UNIT * UNIT if UNIT > 1 else start)
 
 
 @triton.jit
-def before(rows, start, steps, row, step):  # type: ignore[no-untyped-def]
+def before(rows, start, steps, row, step, UNIT: tl.constexpr = 1):  # type: ignore[no-untyped-def]
     """Pointers to the steps before: at the first step of a row, to its ``start``."""
-    return tl.where(step > 0, at(rows, steps, row, step - 1), at(start, steps, row, tl.zeros_like(step)))
+    earlier = at(rows, steps, row, step - 1, UNIT)
+    return tl.where(step > 0, earlier, at(start, steps, row, tl.zeros_like(step), UNIT))
 
 
 @triton.jit

@@ -1,11 +1,12 @@
-"""Networks over many rows, a launch a layer: each program has a tile of rows and columns.
+"""Networks over many rows, a few layers a launch: each program has a tile of rows and columns.
 
 So even a few thousand rows give every multiprocessor something to do, and a weight is read once for each
-block of rows. What passes from launch to launch is scratch in float32, small enough for a GPU's L2. A kernel
-reads nothing that it writes, so that it may run again to be measured.
+block of rows. What passes from launch to launch is scratch in float32, small enough for a GPU's L2. A program
+reads nothing that another of its launch writes, and what it writes does not depend on what was there, so that
+a kernel may run again to be measured.
 
-The first launch finds out which step each place is (:mod:`dmm_fast.kernels.rows`) and gathers the rows of z;
-the others read both, so that none of them divides or searches.
+The first launch finds out which step each place is (:mod:`dmm_fast.kernels.rows`) and reads the rows of z;
+the others read what it found, so that none of them divides or searches.
 """
 
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from dmm_fast.kernels.rows import (
     places,
     rowwise_kernel,
     store_row,
+    unit_of,
 )
 
 
@@ -63,6 +65,17 @@ class Term(NamedTuple):
     w: Any
 
 
+class Gradient(NamedTuple):
+    """The gradient by what layers were of; ``opened`` is what a relu made of that, if there was any.
+
+    It is a tuple of one or none: a kernel takes no None this deep within tuples (triton 3.6).
+    """
+
+    terms: tuple[Term, ...]
+    to: Columns
+    opened: tuple[Columns, ...] = ()
+
+
 def columns_of(scratch: Tensor, at: slice) -> Columns:
     """These columns of ``scratch [rows, columns]``."""
     return Columns(scratch[:, at], tl.constexpr(scratch.stride(0)), tl.constexpr(at.stop - at.start))
@@ -75,7 +88,7 @@ def features_of(tensor: Tensor) -> Columns:
 
 
 def room(on: Tensor, count: int, width: int) -> tuple[Tensor, Tensor]:
-    """Scratch of so many rows and columns, and room for what :func:`gather` finds out about them.
+    """Scratch of so many rows and columns, and room for what :func:`first_layers` finds out about them.
 
     These are for each row ``place, p, b, t``; ``place``, (p * batch + b) * steps + t, is -1 for none.
     """
@@ -91,24 +104,30 @@ def constants_of(args: Any) -> Any:
 
 
 def launch_tiles(kernel: Any, found: Tensor, widths: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Run ``kernel(*args, found, count, ...)`` over tiles of the rows of ``found [4, count]``.
+    """Run ``kernel(*args, found, count, ...)`` over tiles of the rows of ``found [4, count]``."""
+    launch_rows(kernel, found.shape[1], found, widths, *args, found, **options)
+
+
+def launch_rows(
+    kernel: Any, count: int, on: Tensor, widths: tuple[int, ...], *args: Any, **options: Any
+) -> None:
+    """Run ``kernel(*args, count, ...)`` over tiles of so many rows, where ``on`` is.
 
     Blocks of columns are those of one width after another; without any, a program has whole rows.
     """
-    count = found.shape[1]
     if count == 0:
         return
     options["PRECISION"] = input_precision()
     rule = tuning.tiles_by_rule(count, widths)
-    key = kernel.fn, constants_of(args), repr(options), found.device
+    key = kernel.fn, constants_of(args), repr(options), on.device
 
     def run(tiles: tuning.Tiles) -> None:
         columns = sum(cdiv(width, tiles.BLOCK_N) for width in widths)
         grid = (cdiv(count, tiles.BLOCK_M), max(columns, 1))
-        kernel[grid](*args, found, count, **tiles._asdict(), **options)
+        kernel[grid](*args, count, **tiles._asdict(), **options)
 
-    with on_device_of(found):
-        run(tuning.choose(run, tuning.TILES, rule, key, found))
+    with on_device_of(on):
+        run(tuning.choose(run, tuning.TILES, rule, key, on))
 
 
 @triton.jit
@@ -169,43 +188,6 @@ def layer_of(source, index, valid, w, b, columns, N, BLOCK_K, PRECISION):  # typ
     return product(rows, valid, K, w, columns, N, K, 1, BLOCK_K, PRECISION) + bias(b, columns, N)
 
 
-@rowwise_kernel
-def gather_kernel(  # type: ignore[no-untyped-def]
-    z,
-    z_0,
-    steps,
-    to,
-    first,
-    found,
-    count,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """Whole rows of z_{t-1}, or of z_t where ``z_0`` is None, from place ``first`` on; and what they are."""
-    index = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = index < count
-    row, step, valid = places(steps, first + index)
-    valid &= inside
-    tl.store(found + index, tl.where(valid, row * decoded(steps.steps) + step, -1), mask=inside)
-    tl.store(found + count + index, row // decoded(steps.batch), mask=valid)
-    tl.store(found + 2 * count + index, row % decoded(steps.batch), mask=valid)
-    tl.store(found + 3 * count + index, step, mask=valid)
-    if z_0 is None:
-        rows = at(z, steps, row, step)
-    else:
-        rows = before(z, z_0, steps, row, step)
-    for n in range(0, to.width, BLOCK_N):
-        columns = n + tl.arange(0, BLOCK_N)
-        write(to, index, valid, columns, load_row(rows, columns, to.width, valid))
-
-
-def gather(z: Rows, z_0: Rows | None, steps: Steps, to: Columns, first: int, found: Tensor) -> None:
-    """Run :func:`gather_kernel`."""
-    launch_tiles(gather_kernel, found, (), z, z_0, steps, to, first)
-
-
 @triton.jit
 def layer_at(layers, block, BLOCK_N):  # type: ignore[no-untyped-def]
     """The first of a layer's columns in this block of the columns of all layers, and the layer's own.
@@ -225,37 +207,115 @@ def layer_at(layers, block, BLOCK_N):  # type: ignore[no-untyped-def]
     return (block - begin) * BLOCK_N, w, b, opens, to, stride, N
 
 
+@triton.jit
+def layer_tile(rows, valid, K, layers, scale, BLOCK_N, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+    """This program's columns of all layers, of ``scale`` times rows of K features; then where they belong.
+
+    These are the columns of their layer, and its pointer, stride and width.
+    """
+    begin, w, b, opens, to, stride, N = layer_at(layers, tl.program_id(1), BLOCK_N)
+    columns = begin + tl.arange(0, BLOCK_N)
+    out = scale * product(rows, valid, K, w, columns, N, K, 1, BLOCK_K, PRECISION) + bias(b, columns, N)
+    return tl.where(opens, relu(out), out), columns, to, stride, N
+
+
+@triton.jit
+def rows_of_steps(x, start, steps, row, step, UNIT):  # type: ignore[no-untyped-def]
+    """Pointers to the steps of x, or to those before where there is a ``start``."""
+    return at(x, steps, row, step, UNIT) if start is None else before(x, start, steps, row, step, UNIT)
+
+
 @rowwise_kernel
-def layers_kernel(  # type: ignore[no-untyped-def]
-    source,
+def first_layers_kernel(  # type: ignore[no-untyped-def]
+    z,
+    z_0,
+    steps,
     layers,
+    own,
+    first,
     found,
     count,
+    Z: tl.constexpr,
+    UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Layers of the same rows of scratch."""
-    index, _, valid = rows_of_tile(found, count, BLOCK_M)
-    begin, w, b, opens, to, stride, N = layer_at(layers, tl.program_id(1), BLOCK_N)
-    columns = begin + tl.arange(0, BLOCK_N)
-    out = layer_of(source, index, valid, w, b, columns, N, BLOCK_K, PRECISION)
-    store_row(to + index * stride, columns, N, valid, tl.where(opens, relu(out), out))
+    """Layers of z_{t-1}, or of z_t where ``z_0`` is None, from place ``first`` on.
+
+    The programs of the first columns also write what the places are to ``found``, and the rows themselves to
+    ``own`` unless it is None.
+    """
+    index = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = index < count
+    row, step, valid = places(steps, first + index)
+    valid &= inside
+    rows = rows_of_steps(z, z_0, steps, row, step, UNIT)
+    if tl.program_id(1) == 0:
+        tl.store(found + index, tl.where(valid, row * decoded(steps.steps) + step, -1), mask=inside)
+        sequence = row.to(tl.int32)
+        tl.store(found + count + index, sequence // decoded(steps.batch), mask=valid)
+        tl.store(found + 2 * count + index, sequence % decoded(steps.batch), mask=valid)
+        tl.store(found + 3 * count + index, step, mask=valid)
+        if own is not None:
+            for n in range(0, Z, BLOCK_N):
+                columns = n + tl.arange(0, BLOCK_N)
+                write(own, index, valid, columns, load_row(rows, columns, Z, valid))
+    out, columns, to, stride, N = layer_tile(rows, valid, Z, layers, 1.0, BLOCK_N, BLOCK_K, PRECISION)
+    store_row(to + index * stride, columns, N, valid, out)
 
 
-def forward(source: Columns, layers: list[Layer], found: Tensor) -> None:
-    """Run :func:`layers_kernel`."""
-    widths = tuple(layer.to.width.value for layer in layers)
-    launch_tiles(layers_kernel, found, widths, source, tuple(layers))
+def first_layers(
+    z: Rows,
+    z_0: Rows | None,
+    steps: Steps,
+    layers: list[Layer],
+    own: Columns | None,
+    first: int,
+    found: Tensor,
+) -> None:
+    """Run :func:`first_layers_kernel`."""
+    given = (z, z_0, steps, tuple(layers), own, first)
+    options = {"Z": z.ptr.shape[-1], "UNIT": unit_of(z, z_0)}
+    launch_tiles(first_layers_kernel, found, widths_of(layers), *given, **options)
+
+
+def widths_of(layers: list[Layer]) -> tuple[int, ...]:
+    """How many outputs they have."""
+    return tuple(layer.to.width.value for layer in layers)
+
+
+@triton.jit
+def gradient_tile(gradient, index, valid, columns, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+    """The given columns of a :class:`Gradient`."""
+    out = tl.zeros((valid.shape[0], columns.shape[0]), tl.float32)
+    K = gradient.to.width
+    for i in tl.static_range(len(gradient.terms)):
+        of_outputs = gradient.terms[i].gradient
+        rows = of_outputs.ptr + index * of_outputs.stride
+        N = of_outputs.width
+        out += product(rows, valid, N, gradient.terms[i].w, columns, K, 1, K, BLOCK_K, PRECISION)
+    for i in tl.static_range(len(gradient.opened)):
+        out = tl.where(read(gradient.opened[i], index, valid, columns) > 0.0, out, 0.0)
+    return out
+
+
+@triton.jit
+def gradients_of_rows(gradients, index, place, valid, BLOCK_N, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+    """Whole rows of gradients, each by way of the one before; those of the last go by place."""
+    for i in tl.static_range(len(gradients)):
+        tl.debug_barrier()
+        to = place if i == len(gradients) - 1 else index
+        for n in range(0, gradients[i].to.width, BLOCK_N):
+            columns = n + tl.arange(0, BLOCK_N)
+            out = gradient_tile(gradients[i], index, valid, columns, BLOCK_K, PRECISION)
+            write(gradients[i].to, to, valid, columns, out)
 
 
 @rowwise_kernel
 def backward_kernel(  # type: ignore[no-untyped-def]
-    terms,
-    opened,
-    direct,
-    to,
+    gradients,
     found,
     count,
     BY_PLACE: tl.constexpr,
@@ -264,34 +324,20 @@ def backward_kernel(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """The gradient by what layers were of: through a relu unless ``opened``, its result, is None.
-
-    ``direct`` is added unless it is None. Rows go to those of ``to``, by place where it is no scratch.
-    """
+    """A tile of one of the gradients. Rows go to those of ``to``, by place where it is no scratch."""
     index, place, valid = rows_of_tile(found, count, BLOCK_M)
-    columns = columns_of_tile(BLOCK_N)
-    out = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for i in tl.static_range(len(terms)):
-        gradient = terms[i].gradient
-        rows = gradient.ptr + index * gradient.stride
-        K = to.width
-        out += product(rows, valid, gradient.width, terms[i].w, columns, K, 1, K, BLOCK_K, PRECISION)
-    if opened is not None:
-        out = tl.where(read(opened, index, valid, columns) > 0.0, out, 0.0)
-    if direct is not None:
-        out += read(direct, index, valid, columns)
-    write(to, place if BY_PLACE else index, valid, columns, out)
+    block = tl.program_id(1)
+    for i in tl.static_range(len(gradients)):
+        to = gradients[i].to
+        blocks = tl.cdiv(to.width, BLOCK_N)
+        if (block >= 0) & (block < blocks):
+            columns = block * BLOCK_N + tl.arange(0, BLOCK_N)
+            out = gradient_tile(gradients[i], index, valid, columns, BLOCK_K, PRECISION)
+            write(to, place if BY_PLACE else index, valid, columns, out)
+        block -= blocks
 
 
-def backward(
-    terms: list[Term],
-    to: Columns,
-    found: Tensor,
-    *,
-    opened: Columns | None = None,
-    direct: Columns | None = None,
-    by_place: bool = False,
-) -> None:
+def backward(gradients: list[Gradient], found: Tensor, *, by_place: bool = False) -> None:
     """Run :func:`backward_kernel`."""
-    widths = (to.width.value,)
-    launch_tiles(backward_kernel, found, widths, tuple(terms), opened, direct, to, BY_PLACE=by_place)
+    widths = tuple(gradient.to.width.value for gradient in gradients)
+    launch_tiles(backward_kernel, found, widths, tuple(gradients), BY_PLACE=by_place)

@@ -3,8 +3,9 @@
     gate = sigmoid(W_go relu(W_gi z + b) + b)    mean = W_mo relu(W_mi z + b) + b    straight = W_l z + b
     loc = (1 - gate) straight + gate mean        pre_scale = W_s relu(mean) + b      z being z_{t-1}
 
-Three launches: all layers of z; gate, mean and loc; and pre_scale, of which each op makes something else.
-Backward these once more, and a launch for each layer then.
+Two launches: all layers of z; and what is made of them, of which each op makes something else. A program of
+the second has whole rows, since each pre_scale takes all of mean. Backward these once more, then the hidden
+layers, and z.
 """
 
 from collections.abc import Callable
@@ -15,42 +16,42 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.kernels.common import sigmoid
-from dmm_fast.kernels.layers import in_parts, relu, stacked, weight_gradients
-from dmm_fast.kernels.rows import Rows, Steps, rowwise_kernel
+from dmm_fast.kernels.layers import in_parts, product, relu, stacked, weight_gradients
+from dmm_fast.kernels.rows import Rows, Steps
 from dmm_fast.kernels.tiles import (
     Columns,
+    Gradient,
     Layer,
     Term,
     backward,
     columns_of,
-    columns_of_tile,
     features_of,
-    forward,
-    gather,
-    launch_tiles,
+    first_layers,
     layer_of,
     read,
     room,
-    rows_of_tile,
     write,
 )
 from dmm_fast.reference import TransitionWeights
 
 
 class Mixed(NamedTuple):
-    """What the first two launches make of the rows; for a backward pass also the slopes of loc.
+    """The layers of z, and what is made of them; for a backward pass also the slopes of loc.
 
     By what goes into the sigmoid the slope is ``gate_slope``, by mean ``gate``, by straight 1 - gate.
     """
 
-    loc: Any
-    open_mean: Any
-    gate: Any
-    gate_slope: Any
+    hidden_g: Columns
+    hidden_m: Columns
+    straight: Columns
+    loc: Columns
+    open_mean: Columns
+    gate: Any = None
+    gate_slope: Any = None
 
 
 class Taken(NamedTuple):
-    """The gradients that an op's head leaves: dgate is by what goes into the sigmoid, dmean by way of loc."""
+    """The gradients that an op's head leaves: dgate is by what goes into the sigmoid."""
 
     dgate: Columns
     dmean: Columns
@@ -58,34 +59,26 @@ class Taken(NamedTuple):
     dpre_scale: Columns
 
 
-@rowwise_kernel
-def transition_mix_kernel(  # type: ignore[no-untyped-def]
-    hidden_g,
-    hidden_m,
-    straight,
-    w,
-    mixed,
-    found,
-    count,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """From the hidden layers and ``straight`` to what :class:`Mixed` has."""
-    index, _, valid = rows_of_tile(found, count, BLOCK_M)
-    columns = columns_of_tile(BLOCK_N)
+@triton.jit
+def transition_mix(w, mixed, index, valid, BLOCK_N, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+    """Whole rows: from the layers of z to what else :class:`Mixed` has."""
     Z = mixed.loc.width
-    gate = sigmoid(
-        layer_of(hidden_g, index, valid, w.w_gate_out, w.b_gate_out, columns, Z, BLOCK_K, PRECISION)
-    )
-    mean = layer_of(hidden_m, index, valid, w.w_mean_out, w.b_mean_out, columns, Z, BLOCK_K, PRECISION)
-    along = read(straight, index, valid, columns)
-    write(mixed.loc, index, valid, columns, (1.0 - gate) * along + gate * mean)
-    write(mixed.open_mean, index, valid, columns, relu(mean))
-    if mixed.gate is not None:
-        write(mixed.gate, index, valid, columns, gate)
-        write(mixed.gate_slope, index, valid, columns, (mean - along) * gate * (1.0 - gate))
+    for n in range(0, mixed.loc.width, BLOCK_N):
+        columns = n + tl.arange(0, BLOCK_N)
+        gate = layer_of(
+            mixed.hidden_g, index, valid, w.w_gate_out, w.b_gate_out, columns, Z, BLOCK_K, PRECISION
+        )
+        gate = sigmoid(gate)
+        mean = layer_of(
+            mixed.hidden_m, index, valid, w.w_mean_out, w.b_mean_out, columns, Z, BLOCK_K, PRECISION
+        )
+        along = read(mixed.straight, index, valid, columns)
+        write(mixed.loc, index, valid, columns, (1.0 - gate) * along + gate * mean)
+        write(mixed.open_mean, index, valid, columns, relu(mean))
+        if mixed.gate is not None:
+            write(mixed.gate, index, valid, columns, gate)
+            write(mixed.gate_slope, index, valid, columns, (mean - along) * gate * (1.0 - gate))
+    tl.debug_barrier()
 
 
 @triton.jit
@@ -99,7 +92,7 @@ def transition_head(mixed, w, index, valid, columns, BLOCK_K, PRECISION):  # typ
 
 @triton.jit
 def transition_head_backward(mixed, taken, index, valid, columns, dloc, dpre_scale):  # type: ignore[no-untyped-def]
-    """Take the gradients by the given columns of loc and pre_scale."""
+    """Take the gradients by the given columns of loc and pre_scale; dmean is as yet that by way of loc."""
     gate = read(mixed.gate, index, valid, columns)
     write(taken.dpre_scale, index, valid, columns, dpre_scale)
     write(taken.dgate, index, valid, columns, dloc * read(mixed.gate_slope, index, valid, columns))
@@ -107,8 +100,21 @@ def transition_head_backward(mixed, taken, index, valid, columns, dloc, dpre_sca
     write(taken.dstraight, index, valid, columns, dloc * (1.0 - gate))
 
 
+@triton.jit
+def transition_mean_backward(w, mixed, taken, index, valid, BLOCK_N, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+    """Whole rows: add to dmean what comes by way of pre_scale."""
+    tl.debug_barrier()
+    Z = mixed.loc.width
+    for n in range(0, mixed.loc.width, BLOCK_N):
+        columns = n + tl.arange(0, BLOCK_N)
+        rows = taken.dpre_scale.ptr + index * taken.dpre_scale.stride
+        by_scale = product(rows, valid, Z, w.w_scale, columns, Z, 1, Z, BLOCK_K, PRECISION)
+        by_scale = tl.where(read(mixed.open_mean, index, valid, columns) > 0.0, by_scale, 0.0)
+        write(taken.dmean, index, valid, columns, read(taken.dmean, index, valid, columns) + by_scale)
+
+
 Head = Callable[[TransitionWeights, Mixed, Tensor], None]
-"""Launches what an op does with the rows at some places."""
+"""Launches, for the rows at some places, what mixes the layers and what an op does with that."""
 
 HeadBackward = Callable[[TransitionWeights, Mixed, Taken, Tensor], None]
 
@@ -120,24 +126,19 @@ def transition_forward(
     w = TransitionWeights(*(weight.contiguous() for weight in weights))
     (G, Z), R = w.w_gate_in.shape, w.w_mean_in.shape[0]
     for first, size in in_parts(count):
-        work, found = room(w.w_loc, size, G + R + 4 * Z)
-        own, *layers, loc, open_mean = (columns_of(work, at) for at in stacked(Z, G, R, Z, Z, Z))
-        gather(z, z_0, steps, own, first, found)
-        mixed = Mixed(loc, open_mean, None, None)
-        mix(w, own, layers, mixed, found)
+        work, found = room(w.w_loc, size, G + R + 3 * Z)
+        mixed = Mixed(*(columns_of(work, at) for at in stacked(G, R, Z, Z, Z)))
+        first_layers(z, z_0, steps, layers_of_z(w, mixed), None, first, found)
         head(w, mixed, found)
 
 
-def mix(w: TransitionWeights, own: Columns, layers: list[Columns], mixed: Mixed, found: Tensor) -> None:
-    """Launch the layers of z_{t-1}, both hidden ones and ``straight``, and what is made of them."""
-    hidden_g, hidden_m, straight = layers
-    of_z = [
-        Layer(w.w_gate_in, w.b_gate_in, True, hidden_g),
-        Layer(w.w_mean_in, w.b_mean_in, True, hidden_m),
-        Layer(w.w_loc, w.b_loc, False, straight),
+def layers_of_z(w: TransitionWeights, mixed: Mixed) -> list[Layer]:
+    """Both hidden layers, and ``straight``."""
+    return [
+        Layer(w.w_gate_in, w.b_gate_in, True, mixed.hidden_g),
+        Layer(w.w_mean_in, w.b_mean_in, True, mixed.hidden_m),
+        Layer(w.w_loc, w.b_loc, False, mixed.straight),
     ]
-    forward(own, of_z, found)
-    launch_tiles(transition_mix_kernel, found, (mixed.loc.width.value,), *layers, w, mixed)
 
 
 def transition_backward(
@@ -159,17 +160,16 @@ def transition_backward(
         own, hidden_g, hidden_m, open_mean, dhidden_g, dhidden_m, dstraight, dgate, dmean, dpre_scale = (
             columns_of(scratch, at) for at in columns
         )
-        work, found = room(w.w_loc, len(scratch), 5 * Z)
-        straight, loc, gate, gate_slope, by_loc = (columns_of(work, at) for at in stacked(Z, Z, Z, Z, Z))
-        mixed = Mixed(loc, open_mean, gate, gate_slope)
-        gather(z, z_0, steps, own, first, found)
-        mix(w, own, [hidden_g, hidden_m, straight], mixed, found)
-        head(w, mixed, Taken(dgate, by_loc, dstraight, dpre_scale), found)
-        backward([Term(dpre_scale, w.w_scale)], dmean, found, opened=open_mean, direct=by_loc)
-        backward([Term(dgate, w.w_gate_out)], dhidden_g, found, opened=hidden_g)
-        backward([Term(dmean, w.w_mean_out)], dhidden_m, found, opened=hidden_m)
-        of_z = [Term(dhidden_g, w.w_gate_in), Term(dhidden_m, w.w_mean_in), Term(dstraight, w.w_loc)]
-        backward(of_z, features_of(dbefore), found, by_place=True)
+        work, found = room(w.w_loc, len(scratch), 4 * Z)
+        straight, loc, gate, gate_slope = (columns_of(work, at) for at in stacked(Z, Z, Z, Z))
+        mixed = Mixed(hidden_g, hidden_m, straight, loc, open_mean, gate, gate_slope)
+        first_layers(z, z_0, steps, layers_of_z(w, mixed), own, first, found)
+        head(w, mixed, Taken(dgate, dmean, dstraight, dpre_scale), found)
+        of_hidden_g = Gradient((Term(dgate, w.w_gate_out),), dhidden_g, (hidden_g,))
+        of_hidden_m = Gradient((Term(dmean, w.w_mean_out),), dhidden_m, (hidden_m,))
+        backward([of_hidden_g, of_hidden_m], found)
+        of_z = Term(dhidden_g, w.w_gate_in), Term(dhidden_m, w.w_mean_in), Term(dstraight, w.w_loc)
+        backward([Gradient(of_z, features_of(dbefore))], found, by_place=True)
 
     layers = [
         (at_dg, at_z),

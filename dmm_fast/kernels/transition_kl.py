@@ -15,7 +15,6 @@ from dmm_fast.kernels.rows import (
     terms_of,
 )
 from dmm_fast.kernels.tiles import (
-    columns_of_tile,
     features_of,
     gradient_at,
     launch_tiles,
@@ -31,6 +30,8 @@ from dmm_fast.kernels.transition import (
     transition_forward,
     transition_head,
     transition_head_backward,
+    transition_mean_backward,
+    transition_mix,
 )
 from dmm_fast.reference import TransitionWeights
 
@@ -56,6 +57,7 @@ def transition_kl_fwd_kernel(  # type: ignore[no-untyped-def]
     index, place, valid = rows_of_tile(found, count, BLOCK_M)
     spots = spots_of(found, count, index, valid)
     loc_row, pre_scale_row = row_at(loc, spots), row_at(pre_scale, spots)
+    transition_mix(w, mixed, index, valid, BLOCK_N, BLOCK_K, PRECISION)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for n in range(0, mixed.loc.width, BLOCK_N):
         columns = n + tl.arange(0, BLOCK_N)
@@ -85,18 +87,21 @@ def transition_kl_bwd_kernel(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """From dout [P, B] to the gradients by loc and pre_scale of both Gaussians, the given's [P, B, T, Z]."""
+    """Whole rows, from dout [P, B]: gradients within the network, and by the given Gaussian [P, B, T, Z]."""
     index, place, valid = rows_of_tile(found, count, BLOCK_M)
-    columns = columns_of_tile(BLOCK_N)
     spots = spots_of(found, count, index, valid)
-    loc_p, pre_scale_p = transition_head(mixed, w, index, valid, columns, BLOCK_K, PRECISION)
-    loc_q = load_row(row_at(loc, spots), columns, dloc.width, valid)
-    pre_scale_q = load_row(row_at(pre_scale, spots), columns, dloc.width, valid)
-    by_loc, by_pre_scale, by_pre_scale_p = normal_kl_slopes(loc_q, pre_scale_q, loc_p, pre_scale_p)
-    d = gradient_at(dout, spots, steps, valid)
-    transition_head_backward(mixed, taken, index, valid, columns, -d * by_loc, d * by_pre_scale_p)
-    write(dloc, place, valid, columns, d * by_loc)
-    write(dpre_scale, place, valid, columns, d * by_pre_scale)
+    transition_mix(w, mixed, index, valid, BLOCK_N, BLOCK_K, PRECISION)
+    for n in range(0, mixed.loc.width, BLOCK_N):
+        columns = n + tl.arange(0, BLOCK_N)
+        loc_p, pre_scale_p = transition_head(mixed, w, index, valid, columns, BLOCK_K, PRECISION)
+        loc_q = load_row(row_at(loc, spots), columns, dloc.width, valid)
+        pre_scale_q = load_row(row_at(pre_scale, spots), columns, dloc.width, valid)
+        by_loc, by_pre_scale, by_pre_scale_p = normal_kl_slopes(loc_q, pre_scale_q, loc_p, pre_scale_p)
+        d = gradient_at(dout, spots, steps, valid)
+        transition_head_backward(mixed, taken, index, valid, columns, -d * by_loc, d * by_pre_scale_p)
+        write(dloc, place, valid, columns, d * by_loc)
+        write(dpre_scale, place, valid, columns, d * by_pre_scale)
+    transition_mean_backward(w, mixed, taken, index, valid, BLOCK_N, BLOCK_K, PRECISION)
 
 
 def transition_kl(
@@ -124,14 +129,14 @@ def transition_kl_backward(
     lengths: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
     """``dz, dloc, dpre_scale [P, B, T, Z]``, ``dz_0 [P, B, Z]`` and the gradients of the weights."""
-    P, B, T, Z = z.shape
+    P, B, T, _ = z.shape
     dloc, dpre_scale = z.new_zeros(z.shape), z.new_zeros(z.shape)
     dbefore = z.new_empty(z.shape, dtype=torch.float32)
     read = (dout.contiguous(), rows_of(loc), rows_of(pre_scale), steps_of(z, lengths))
     written = (features_of(dloc), features_of(dpre_scale))
 
     def head(w: TransitionWeights, mixed: Mixed, taken: Taken, found: Tensor) -> None:
-        launch_tiles(transition_kl_bwd_kernel, found, (Z,), w, mixed, taken, *read, *written)
+        launch_tiles(transition_kl_bwd_kernel, found, (), w, mixed, taken, *read, *written)
 
     rows = (rows_of(z), rows_of(z_0), steps_of(z, lengths))
     dweights = transition_backward(head, weights, P * B * T, *rows, dbefore)

@@ -15,7 +15,6 @@ from dmm_fast.kernels.rows import (
     terms_of,
 )
 from dmm_fast.kernels.tiles import (
-    columns_of_tile,
     features_of,
     gradient_at,
     launch_tiles,
@@ -31,6 +30,8 @@ from dmm_fast.kernels.transition import (
     transition_forward,
     transition_head,
     transition_head_backward,
+    transition_mean_backward,
+    transition_mix,
 )
 from dmm_fast.reference import TransitionWeights
 
@@ -54,6 +55,7 @@ def transition_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
     """Whole rows: terms [P, B, T] is the log-density of each step."""
     index, place, valid = rows_of_tile(found, count, BLOCK_M)
     value = row_at(z, spots_of(found, count, index, valid))
+    transition_mix(w, mixed, index, valid, BLOCK_N, BLOCK_K, PRECISION)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for n in range(0, mixed.loc.width, BLOCK_N):
         columns = n + tl.arange(0, BLOCK_N)
@@ -79,16 +81,19 @@ def transition_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """From dout [P, B] to the gradients by loc and pre_scale, and by z_t itself [P, B, T, Z]."""
+    """Whole rows, from dout [P, B]: gradients within the network, and by z_t itself [P, B, T, Z]."""
     index, place, valid = rows_of_tile(found, count, BLOCK_M)
-    columns = columns_of_tile(BLOCK_N)
     spots = spots_of(found, count, index, valid)
-    loc, pre_scale = transition_head(mixed, w, index, valid, columns, BLOCK_K, PRECISION)
-    value = load_row(row_at(z, spots), columns, dvalue.width, valid)
-    by_loc, by_pre_scale = normal_slopes(value, loc, pre_scale)
-    d = gradient_at(dout, spots, steps, valid)
-    transition_head_backward(mixed, taken, index, valid, columns, d * by_loc, d * by_pre_scale)
-    write(dvalue, place, valid, columns, -d * by_loc)
+    transition_mix(w, mixed, index, valid, BLOCK_N, BLOCK_K, PRECISION)
+    for n in range(0, mixed.loc.width, BLOCK_N):
+        columns = n + tl.arange(0, BLOCK_N)
+        loc, pre_scale = transition_head(mixed, w, index, valid, columns, BLOCK_K, PRECISION)
+        value = load_row(row_at(z, spots), columns, dvalue.width, valid)
+        by_loc, by_pre_scale = normal_slopes(value, loc, pre_scale)
+        d = gradient_at(dout, spots, steps, valid)
+        transition_head_backward(mixed, taken, index, valid, columns, d * by_loc, d * by_pre_scale)
+        write(dvalue, place, valid, columns, -d * by_loc)
+    transition_mean_backward(w, mixed, taken, index, valid, BLOCK_N, BLOCK_K, PRECISION)
 
 
 def transition_log_prob(z: Tensor, z_0: Tensor, weights: list[Tensor], lengths: Tensor) -> Tensor:
@@ -106,13 +111,13 @@ def transition_log_prob_backward(
     dout: Tensor, z: Tensor, z_0: Tensor, weights: list[Tensor], lengths: Tensor
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """``dz [P, B, T, Z]``, ``dz_0 [P, B, Z]`` and the gradients of the weights."""
-    P, B, T, Z = z.shape
+    P, B, T, _ = z.shape
     dvalue, dbefore = (z.new_empty(z.shape, dtype=torch.float32) for _ in range(2))
     rows, steps, by_row = rows_of(z), steps_of(z, lengths), dout.contiguous()
 
     def head(w: TransitionWeights, mixed: Mixed, taken: Taken, found: Tensor) -> None:
         given = (w, mixed, taken, by_row, rows, steps, features_of(dvalue))
-        launch_tiles(transition_log_prob_bwd_kernel, found, (Z,), *given)
+        launch_tiles(transition_log_prob_bwd_kernel, found, (), *given)
 
     dweights = transition_backward(head, weights, P * B * T, rows, rows_of(z_0), steps, dbefore)
     return *split_chain(dvalue, dbefore, z, lengths), dweights

@@ -9,7 +9,12 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from dmm_fast.kernels.common import cdiv
+
 FEW_PLACES = 8192
+
+# Programs that keep a GPU busy: two on each multiprocessor of an H100.
+ENOUGH = 264
 
 
 class Config(NamedTuple):
@@ -57,10 +62,15 @@ def by_rule(count: int) -> Config:
 
 
 def tiles_by_rule(count: int, widths: tuple[int, ...]) -> Tiles:
-    """Few columns a program, or few rows where it has whole ones: they are those of ``widths``, if any."""
+    """Few rows a program where it has whole ones; else few columns, which are those of ``widths``.
+
+    64 rows are what a GPU's largest products take.
+    """
     if not widths:
-        return Tiles(BLOCK_M=16, BLOCK_N=128, BLOCK_K=32, num_warps=4, num_stages=3)
-    return Tiles(BLOCK_M=32 if count <= FEW_PLACES else 64, BLOCK_N=64, BLOCK_K=32, num_warps=4, num_stages=3)
+        rows, warps = (16, 4) if count <= FEW_PLACES else (32, 8)
+        return Tiles(BLOCK_M=rows, BLOCK_N=128, BLOCK_K=32, num_warps=warps, num_stages=3)
+    programs = cdiv(count, 64) * sum(cdiv(width, 64) for width in widths)
+    return Tiles(BLOCK_M=64, BLOCK_N=32 if programs < ENOUGH else 64, BLOCK_K=32, num_warps=4, num_stages=3)
 
 
 def choose(

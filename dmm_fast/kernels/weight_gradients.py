@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmm_fast.kernels.common import cdiv, on_device_of, split_precision
+from dmm_fast.kernels.common import cdiv, input_precision, on_device_of
 from dmm_fast.kernels.rows import Steps, constants, decoded, encoded
 
 
@@ -139,7 +139,7 @@ def weight_gradients(
             partial,
             *(first, count, splits, sums),
             LAYERS=len(layers),
-            PRECISION=split_precision(cut.precision),
+            PRECISION=input_precision(cut.precision),
             **cut.tiles._asdict(),
         )
         targets, programs = _targets(made)
