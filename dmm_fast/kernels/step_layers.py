@@ -53,8 +53,8 @@ def step_layers(
 ) -> Tensor:
     """``[P, B, T, widths]``: ``scale W x_t + b`` of the layers side by side, or its tanh.
 
-    It is zero past the end of each row, and of the dtype of ``x`` if none is given. With a ``start [P, B, K]``, they are of the step before, and at the
-    first step of ``start``.
+    It is zero past the end of each row, and of the dtype of ``x`` if none is given. With a
+    ``start [P, B, K]``, they are of the step before, and at the first step of ``start``.
     """
     P, B, T, K = x.shape
     width = sum(len(w) for w, _ in layers)
