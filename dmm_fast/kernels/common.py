@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmm_fast.kernels import INTERPRETED
+from dmm_fast import kernels
 from dmm_fast.products import allows_tf32
 
 # No libdevice function is used: the interpreter has none of them. On a GPU tl.log is exact to the last
@@ -123,4 +123,4 @@ def input_precision(exact: str = "tf32x3") -> str:
     """
     if allows_tf32():
         return "tf32"
-    return "ieee" if INTERPRETED else exact
+    return "ieee" if kernels.INTERPRETED else exact
