@@ -82,6 +82,6 @@ def test_no_kernel_is_compiled_anew_for_another_shape_of_the_batch() -> None:
     )
     at_one_shape, at_all = json.loads(run.stdout)
     assert at_one_shape
-    # What adds up shares of the rows is compiled for the number of shares, a power of two.
+    # What adds up shares of the rows is compiled for the number of shares, of three binary digits.
     del at_one_shape["sums_kernel"], at_all["sums_kernel"]
     assert at_all == at_one_shape
