@@ -4,7 +4,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from dmm_fast.kernels.common import cdiv, on_device_of, split_precision, tanh
+from dmm_fast.kernels.common import cdiv, exact_tanh, on_device_of, split_precision
 from dmm_fast.kernels.layers import bias, product
 from dmm_fast.kernels.rows import before, places, rows_of, rowwise_kernel, steps_of, store_row
 
@@ -53,4 +53,4 @@ def tanh_of_latents_kernel(  # type: ignore[no-untyped-def]
     rows = before(z, z_0, steps, row, step)
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     out = product(rows, valid, Z, w, columns, H, Z, 1, BLOCK_K, PRECISION) + bias(b, columns, H)
-    store_row(g + index * H, columns, H, valid, tanh(out))
+    store_row(g + index * H, columns, H, valid, exact_tanh(out))
