@@ -4,7 +4,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from dmm_fast.kernels.common import tanh
+from dmm_fast.kernels.common import exact_tanh
 from dmm_fast.kernels.rows import decoded, rows_of, rowwise_kernel, steps_of, store_row, unit_of
 from dmm_fast.kernels.tiles import Columns, Layer, launch_rows, layer_tile, rows_of_steps, widths_of
 
@@ -37,7 +37,7 @@ def step_layers_kernel(  # type: ignore[no-untyped-def]
     rows = rows_of_steps(x, start, steps, row, step, UNIT)
     out, columns, to, stride, N = layer_tile(rows, valid, K, layers, SCALE, BLOCK_N, BLOCK_K, PRECISION)
     if BY_TANH:
-        out = tanh(out)
+        out = exact_tanh(out)
     store_row(to + index * stride, columns, N, inside, tl.where(valid[:, None], out, 0.0))
 
 
