@@ -163,12 +163,6 @@ def gradient_at(dout, spots, steps, valid):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def columns_of_tile(BLOCK_N):  # type: ignore[no-untyped-def]
-    """The columns of this program."""
-    return tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-
-
-@triton.jit
 def read(source, index, valid, columns):  # type: ignore[no-untyped-def]
     """The given columns of rows of scratch."""
     return load_row(source.ptr + index * source.stride, columns, source.width, valid)
