@@ -109,11 +109,18 @@ def launch_tiles(kernel: Any, found: Tensor, widths: tuple[int, ...], *args: Any
 
 
 def launch_rows(
-    kernel: Any, count: int, on: Tensor, widths: tuple[int, ...], *args: Any, **options: Any
+    kernel: Any,
+    count: int,
+    on: Tensor,
+    widths: tuple[int, ...],
+    *args: Any,
+    least_warps: int = 1,
+    **options: Any,
 ) -> None:
     """Run ``kernel(*args, count, ...)`` over tiles of so many rows, where ``on`` is.
 
-    Blocks of columns are those of one width after another; without any, a program has whole rows.
+    Blocks of columns are those of one width after another; without any, a program has whole rows. A kernel
+    that holds much of a row takes ``least_warps``, so that it fits their registers.
     """
     if count == 0:
         return
@@ -124,7 +131,8 @@ def launch_rows(
     def run(tiles: tuning.Tiles) -> None:
         columns = sum(cdiv(width, tiles.BLOCK_N) for width in widths)
         grid = (cdiv(count, tiles.BLOCK_M), max(columns, 1))
-        kernel[grid](*args, count, **tiles._asdict(), **options)
+        warps = max(tiles.num_warps, least_warps)
+        kernel[grid](*args, count, **tiles._replace(num_warps=warps)._asdict(), **options)
 
     with on_device_of(on):
         run(tuning.choose(run, tuning.TILES, rule, key, on))

@@ -136,7 +136,8 @@ def transition_kl_backward(
     written = (features_of(dloc), features_of(dpre_scale))
 
     def head(w: TransitionWeights, mixed: Mixed, taken: Taken, found: Tensor) -> None:
-        launch_tiles(transition_kl_bwd_kernel, found, (), w, mixed, taken, *read, *written)
+        given = (w, mixed, taken, *read, *written)
+        launch_tiles(transition_kl_bwd_kernel, found, (), *given, least_warps=8)
 
     rows = (rows_of(z), rows_of(z_0), steps_of(z, lengths))
     dweights = transition_backward(head, weights, P * B * T, *rows, dbefore)
