@@ -1,7 +1,5 @@
 """Layers of every step of sequences, each a single product over all rows of a batch."""
 
-from typing import Any
-
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -68,6 +66,6 @@ def step_layers(
         first += len(w)
     rows, begins = rows_of(x), None if start is None else rows_of(start)
     given = (rows, begins, steps_of(x, lengths), tuple(of_steps))
-    options: dict[str, Any] = {"K": K, "SCALE": scale, "BY_TANH": by_tanh, "UNIT": unit_of(rows, begins)}
+    options = {"K": K, "SCALE": scale, "BY_TANH": by_tanh, "UNIT": unit_of(rows, begins)}
     launch_rows(step_layers_kernel, P * B * T, x, widths_of(of_steps), *given, **options)
     return out

@@ -109,30 +109,22 @@ def launch_tiles(kernel: Any, found: Tensor, widths: tuple[int, ...], *args: Any
 
 
 def launch_rows(
-    kernel: Any,
-    count: int,
-    on: Tensor,
-    widths: tuple[int, ...],
-    *args: Any,
-    least_warps: int = 1,
-    **options: Any,
+    kernel: Any, count: int, on: Tensor, widths: tuple[int, ...], *args: Any, **options: Any
 ) -> None:
     """Run ``kernel(*args, count, ...)`` over tiles of so many rows, where ``on`` is.
 
-    Blocks of columns are those of one width after another; without any, a program has whole rows. A kernel
-    that holds much of a row takes ``least_warps``, so that it fits their registers.
+    Blocks of columns are those of one width after another; without any, whole rows of ``least_warps``.
     """
     if count == 0:
         return
     options["PRECISION"] = input_precision()
-    rule = tuning.tiles_by_rule(count, widths)
+    rule = tuning.tiles_by_rule(count, widths, options.pop("least_warps", 1))
     key = kernel.fn, constants_of(args), repr(options), on.device
 
     def run(tiles: tuning.Tiles) -> None:
         columns = sum(cdiv(width, tiles.BLOCK_N) for width in widths)
         grid = (cdiv(count, tiles.BLOCK_M), max(columns, 1))
-        warps = max(tiles.num_warps, least_warps)
-        kernel[grid](*args, count, **tiles._replace(num_warps=warps)._asdict(), **options)
+        kernel[grid](*args, count, **tiles._asdict(), **options)
 
     with on_device_of(on):
         run(tuning.choose(run, tuning.TILES, rule, key, on))

@@ -61,13 +61,14 @@ def by_rule(count: int) -> Config:
     return Config(BLOCK_M=16 if count <= FEW_PLACES else 32, num_warps=8, num_stages=3)
 
 
-def tiles_by_rule(count: int, widths: tuple[int, ...]) -> Tiles:
+def tiles_by_rule(count: int, widths: tuple[int, ...], least_warps: int = 1) -> Tiles:
     """Few rows a program where it has whole ones; else few columns, which are those of ``widths``.
 
     64 rows are what a GPU's largest products take.
     """
     if not widths:
         rows, warps = (16, 4) if count <= FEW_PLACES else (32, 8)
+        warps = max(warps, least_warps)
         return Tiles(BLOCK_M=rows, BLOCK_N=128, BLOCK_K=32, num_warps=warps, num_stages=3)
     programs = cdiv(count, 64) * sum(cdiv(width, 64) for width in widths)
     return Tiles(BLOCK_M=64, BLOCK_N=32 if programs < ENOUGH else 64, BLOCK_K=32, num_warps=4, num_stages=3)

@@ -93,5 +93,5 @@ def _prepared(stage: Stage, contestants: Sequence[Contestant]) -> Iterator[Unit]
 
 def tutorial_case(stage: Stage) -> Case:
     """An SVI step at the tutorial's size."""
-    case = svi_step(SWEEP.batch, SWEEP.steps, rounds=9, quick=stage.quick)
+    case = svi_step(SWEEP.batch, SWEEP.steps, rounds=5, quick=stage.quick)
     return replace(case, along={"B": SWEEP.batch, "T": SWEEP.steps}).to(torch.device(stage.device))
