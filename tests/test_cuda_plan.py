@@ -117,26 +117,38 @@ def test_a_plan_is_the_one_of_least_estimated_time() -> None:
 @pytest.mark.parametrize(
     ("scan", "shape", "cycles"),
     [
-        ("rnn_scan", (3, 2, 16), 2_900),
-        ("rnn_scan_backward", (3, 2, 16), 2_900),
-        ("combiner_scan", (1, 1, 5), 1_600),
-        ("combiner_scan_backward", (1, 1, 5), 1_500),
+        ("rnn_scan", (3, 3, 16), 2_300),
+        ("rnn_scan_backward", (3, 3, 16), 2_320),
+        ("combiner_scan", (1, 1, 5), 1_700),
+        ("combiner_scan_backward", (1, 1, 5), 1_960),
     ],
 )
 def test_the_tutorials_plans(scan: str, shape: tuple[int, ...], cycles: float) -> None:
     plan = scan_plans(*TUTORIAL)[scan]
     assert plan[:3] == shape
-    assert plan.step_cycles == pytest.approx(cycles, rel=0.2)
+    assert plan.step_cycles == pytest.approx(cycles, rel=0.05)
 
 
 @pytest.mark.parametrize(
-    ("shape", "cycles"), [((3, 1, 16), 4_100), ((3, 2, 16), 2_900), ((4, 2, 16), 3_550), ((3, 3, 16), 3_260)]
+    ("shape", "gathered", "cycles"),
+    [
+        ((3, 3, 16), 1, 2_300),
+        ((3, 3, 16), 0, 2_480),
+        ((3, 2, 16), 0, 2_560),
+        ((3, 2, 16), 1, 2_870),
+        ((4, 2, 16), 0, 2_970),
+        ((4, 2, 16), 1, 3_120),
+        ((3, 1, 16), 0, 3_480),
+        ((3, 1, 16), 1, 3_860),
+    ],
 )
-def test_scans_by_warps_are_estimated_as_they_were_measured(shape: tuple[int, ...], cycles: float) -> None:
+def test_scans_by_warps_are_estimated_as_they_were_measured(
+    shape: tuple[int, ...], gathered: int, cycles: float
+) -> None:
     """An H100's time for 129 steps of B = 20 and H = 600, less 12 microseconds for the launch."""
     plans = (plan for plan in rnn_plans(20, 600) if plan[:3] == shape)
-    (plan,) = (plan for plan in plans if plan.tilings == (WarpTiling(600, 40, gathered=0),))
-    assert plan.step_cycles == pytest.approx(cycles, rel=0.1)
+    (plan,) = (plan for plan in plans if plan.tilings == (WarpTiling(600, 40, gathered),))
+    assert plan.step_cycles == pytest.approx(cycles, rel=0.06)
 
 
 @pytest.mark.parametrize("backward", [False, True])

@@ -19,15 +19,14 @@ CUTS = tuple(
 )
 
 SIZES = (2, 4, 8, 16)  # of clusters
-# Measured on an NVIDIA H100 80GB HBM3 at 1980 MHz. Cycles from a store to the moment when all blocks have
-# seen it, and bytes a cycle that a block receives.
-_LATENCY, _BYTES = 610.0, 14.0
-# Cycles of a group's turn besides the multiplications, fitted to what the first version of the kernels took
-# for H = 600 in clusters of 16: 4_100 cycles a step for three groups of a row, 2_900 for groups of two and of
-# one, 3_550 for two of two, 3_260 for one of three.
-_OF_GROUP, _OF_ROW = 990.0, 100.0
-# Cycles more where the warps of a block meet, estimated from the machine code.
-_MEETING = 200.0
+# Fitted to what eight of these cuts took on an NVIDIA H100 80GB HBM3 at 1980 MHz (B = 20, H = 600, clusters of
+# 16). Cycles of a group's turn besides the multiplications; from its last store to the moment when all blocks
+# have seen it, where warps give and where blocks do; and bytes a cycle that a block receives. A store of a
+# block goes to one other block, which is sooner there than stores to many, but its warps have to meet.
+_OF_GROUP, _OF_ROW = 915.0, 5.0
+_LATENCY = (330.0, 20.0)
+_BYTES = 14.0
+_MEETING = 130.0
 
 
 def most_warps(chunks: int) -> int:
@@ -109,6 +108,6 @@ def warp_cuts(units: int) -> Iterator[Cut]:
             groups = [min(at_once, rows - first) for first in range(0, rows, at_once)]
             used = 16 * rows + 16 * len(groups) + 8 * rows * CHUNK * chunks
             busy = [tiling.cycles(count) for count in groups]
-            exchange = _LATENCY + 4 * units * groups[0] / _BYTES
+            exchange = _LATENCY[gathered] + 4 * units * groups[0] / _BYTES
             # What one group gives travels while the others compute.
             yield Cut(rows, at_once, size, tiling, used, max(sum(busy), busy[0] + exchange))

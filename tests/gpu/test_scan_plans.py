@@ -91,7 +91,8 @@ def test_tensor_cores(
 ) -> None:
     takes_clusters(shape[0])
     cut(shaped(*shape, tiles))
-    case = replace(RAGGED, H=units, name=f"tensor cores {units}")
+    # Of so many inputs of a ReLU tf32's rounding would change the sign of some.
+    case = replace(RAGGED, H=units, nonlinearity="tanh", name=f"tensor cores {units}")
     got = run_backend("rnn_scan", build("rnn_scan", case, device="cuda"), case, "cuda")
     for name, truth in eager("rnn_scan", case, torch.float64).items():
         assert error(got[name], truth) < 3e-3, name
