@@ -19,10 +19,10 @@ CUTS = tuple(
 )
 
 SIZES = (2, 4, 8, 16)  # of clusters
-# Fitted to what eight of these cuts took on an NVIDIA H100 80GB HBM3 at 1980 MHz (B = 20, H = 600, clusters of
-# 16). Cycles of a group's turn besides the multiplications; from its last store to the moment when all blocks
-# have seen it, where warps give and where blocks do; and bytes a cycle that a block receives. A store of a
-# block goes to one other block, which is sooner there than stores to many, but its warps have to meet.
+# Fitted to what eight of these cuts took on an NVIDIA H100 80GB HBM3 at 1980 MHz (B = 20, H = 600, clusters
+# of 16). Cycles of a group's turn besides the multiplications; from its last store to the moment when all
+# blocks have seen it, where warps give and where blocks do; and bytes a cycle that a block receives. A store
+# of a block goes to one other block, which is sooner there than stores to many, but its warps have to meet.
 _OF_GROUP, _OF_ROW = 915.0, 5.0
 _LATENCY = (330.0, 20.0)
 _BYTES = 14.0
