@@ -83,7 +83,7 @@ emulate: $(STAMP)  ## the CUDA kernels under the emulator, with the sanitizers
 	@echo "python_includes = $$($(BIN)/python -m pybind11 --includes)" > $(EMULATOR)/settings.ninja
 	@echo "module = $(EMULATOR)/dmm_emulator$$($(BIN)/python -m pybind11 --extension-suffix)" >> $(EMULATOR)/settings.ninja
 	$(BIN)/ninja -f csrc/emulator/build.ninja
-	$(SANITIZED_RUN) $(BIN)/python -m pytest -n 0 --capture=sys -o pythonpath="$(EMULATOR) ." -p tests.emulated \
+	$(SANITIZED_RUN) $(BIN)/python -m pytest -n 2 --capture=sys -o pythonpath="$(EMULATOR) ." -p tests.emulated \
 	  -k cuda tests/cuda tests/ops/test_table.py tests/ops/test_extremes.py tests/ops/test_invariants.py \
 	  tests/ops/test_native.py --ignore tests/cuda/test_compile.py
 
