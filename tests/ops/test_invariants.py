@@ -19,8 +19,8 @@ from tests.inputs import Inputs, build, map_tensors
 OP_BACKENDS = [(op, backend) for op in SEQUENCE_OPS for backend in backends_for(op)]
 each_op = pytest.mark.parametrize(("op_name", "backend"), OP_BACKENDS)
 
-# A kernel that is interpreted or emulated takes a hundred times longer, and one for a GPU is compiled for each
-# choice of feature sizes.
+# A kernel that is interpreted or emulated takes a hundred times longer, and one for a GPU is compiled for
+# each choice of feature sizes.
 EXAMPLES = 4 if kernels.INTERPRETED or "dmm_emulator" in sys.modules else 15
 FEATURES = st.just(3) if DEVICE == "cuda" else st.integers(1, 4)
 
