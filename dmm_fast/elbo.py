@@ -67,7 +67,7 @@ class SequenceELBO(Trace_ELBO):
 
 
 class _Surrogate:
-    """What ``Trace_ELBO`` divides by the number of particles and sends backward; it is divided already."""
+    """The loss as ``Trace_ELBO`` divides it by the number of particles, which it is already, and differentiates it."""
 
     def __init__(self, roots: list[Tensor], gradients: list[Tensor]) -> None:
         pairs = zip(roots, gradients, strict=True)

@@ -1,4 +1,4 @@
-"""What a captured step has taken from the host for good, and whether it is still so.
+"""State of the host that a captured step holds on to, and whether it is still so.
 
 A GPU waits for this before every replay whose loss is read.
 """
@@ -29,7 +29,7 @@ class Held:
 
 
 def modes(*functions: Any) -> tuple[bool, ...]:
-    """Which modules behind model and guide are training: dropout is in a graph or it is not."""
+    """The modes of the modules behind model and guide: dropout is in a graph or it is not."""
     owners = [owner for f in functions for owner in (f, getattr(f, "__self__", None))]
     found = list({id(owner): owner for owner in owners if isinstance(owner, nn.Module)}.values())
     for module in found:  # which grows meanwhile

@@ -1,4 +1,4 @@
-"""What surrounds the scans in their backward passes: Triton's products, where they can run, else torch's.
+"""Gradients beside the scans, in their backward passes: Triton's products, where they can run, else torch's.
 
 The sums are the same but for rounding. Triton's are for GPUs; torch's are those of a GPU without Triton,
 and of the CPU, where the CUDA kernels are emulated.

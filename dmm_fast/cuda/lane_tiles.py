@@ -27,7 +27,7 @@ ROW_CYCLES = (760, 1_160)
 
 
 class LaneTile(NamedTuple):
-    """How a block multiplies a row by its part of a matrix; ``csrc/cuda/lane_tile.h`` has the same fields."""
+    """The way a block multiplies a row by its part of a matrix; ``csrc/cuda/lane_tile.h`` has the fields."""
 
     inputs: int
     outputs: int
@@ -102,7 +102,7 @@ class Cut(NamedTuple):
     operands: int  # numbers of each thread that come from device memory at a step
 
     def shared_bytes(self, rows: int) -> int:
-        """Of a block: latents, units, barriers, rows, inboxes, operands for two steps and their sources."""
+        """Bytes of a block: latents, units, barriers, rows, inboxes, two steps of operands, their sources."""
         to, back = self.tiles
         of_a_row = 2 * self.cluster_size * back.width + 4 * self.operands * THREADS
         return ROW_BYTES * MOST_ROWS + SPARE_BYTES + 4 * (to.vector + back.vector + rows * of_a_row)

@@ -69,7 +69,7 @@ class Device(NamedTuple):
     name: str = ""  # as CUDA gives it; measurements are of a device of that name
 
     def at_once(self, size: int) -> int:
-        """How many clusters of so many blocks run at a time; for sizes between, at least."""
+        """The number of clusters of so many blocks that run at a time; for sizes between, at least."""
         each = zip(CLUSTER_SIZES[1:], self.clusters[1:], strict=True)
         if size in CLUSTER_SIZES:
             return self.clusters[CLUSTER_SIZES.index(size)]
@@ -81,7 +81,7 @@ H100 = Device(232_448, (132, 66, 30, 15, 7), "NVIDIA H100 80GB HBM3")
 
 
 class Tiling(NamedTuple):
-    """How a block multiplies rows by its part of a matrix; ``csrc/cuda/tiling.h`` has the same fields."""
+    """The way a block multiplies rows by its part of a matrix; ``csrc/cuda/tiling.h`` has the same fields."""
 
     inputs: int
     outputs: int

@@ -30,12 +30,12 @@ _MEETING = 130.0
 
 
 def most_warps(chunks: int) -> int:
-    """Of a block, so that its threads have registers for their weights."""
+    """The most warps of a block whose threads have registers for their weights."""
     return 8 if chunks < 5 else 2 * chunks
 
 
 class WarpTiling(NamedTuple):
-    """How the outputs of a block are dealt to its warps; all weights are in registers."""
+    """The outputs of a block, dealt to its warps; all weights are in registers."""
 
     inputs: int
     outputs: int  # of a block
@@ -48,17 +48,17 @@ class WarpTiling(NamedTuple):
 
     @property
     def chunks(self) -> int:
-        """Of the inputs."""
+        """Chunks of the inputs."""
         return -(-self.inputs // CHUNK)
 
     @property
     def threads(self) -> int:
-        """Of a block."""
+        """Threads of a block."""
         return 32 * (self.outputs // PER_WARP)
 
     @property
     def quads(self) -> int:
-        """Of inputs that a lane multiplies."""
+        """Quads of inputs that a lane multiplies."""
         return self.chunks
 
     @property

@@ -35,7 +35,7 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
 
 @triton.jit
 def row_start(row, batch, stride_p, stride_b):  # type: ignore[no-untyped-def]
-    """Where row ``p * batch + b`` of a ``[P, B, ...]`` tensor begins, in elements.
+    """The place where row ``p * batch + b`` of a ``[P, B, ...]`` tensor begins, in elements.
 
     Of a row's number 32 bits are enough, and a division of 64 is slow.
     """
@@ -120,7 +120,7 @@ def exact_tanh(x):  # type: ignore[no-untyped-def]
 
 
 def input_precision(exact: str = "tf32x3") -> str:
-    """How ``tl.dot`` multiplies float32: in three tf32 products unless torch's own setting allows a single.
+    """The way ``tl.dot`` multiplies float32: in three tf32 products unless torch's own setting allows a single.
 
     Each factor is split into two tf32 numbers, whose sum has 22 of its 24 bits; sums are in float32. On an
     H100, over 2,580 products a sum, the result errs half of what cuBLAS's float32 does. For a layer of 64

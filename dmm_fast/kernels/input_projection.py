@@ -1,4 +1,4 @@
-"""What the inference network's recurrence reads of the data: a layer of every step."""
+"""Inputs of the inference network's recurrence: a layer of every step."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""What is observed of a mini-batch, in one launch."""
+"""Observed values of a mini-batch, in one launch."""
 
 import torch
 import triton

@@ -56,7 +56,7 @@ class Rows(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """How many steps there are, and which of them are valid: all where ``lengths`` is None.
+    """The number of steps, and which of them are valid: all where ``lengths`` is None.
 
     The three sizes are encoded.
     """
@@ -68,7 +68,7 @@ class Steps(NamedTuple):
 
 
 class Mask(NamedTuple):
-    """What is observed, ``[B, T]`` (no stride over features) or ``[B, T, width]``; strides are encoded."""
+    """The observed entries, ``[B, T]`` (no stride over features) or ``[B, T, width]``; strides are encoded."""
 
     ptr: Any
     stride_b: int

@@ -97,7 +97,7 @@ def room(on: Tensor, count: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def constants_of(args: Any) -> Any:
-    """What of a kernel's arguments it is compiled for: constants and dtypes."""
+    """The part of a kernel's arguments that it is compiled for: constants and dtypes."""
     if isinstance(args, tuple):
         return tuple(map(constants_of, args))
     return args.dtype if isinstance(args, Tensor) else getattr(args, "value", None)
@@ -140,7 +140,7 @@ def rows_of_tile(found, count, BLOCK_M):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def spots_of(found, count, index, valid):  # type: ignore[no-untyped-def]
-    """Where the rows of scratch belong."""
+    """The places of the rows of scratch."""
     return Spots(
         tl.load(found + count + index, mask=valid, other=0),
         tl.load(found + 2 * count + index, mask=valid, other=0),
@@ -276,7 +276,7 @@ def first_layers(
 
 
 def widths_of(layers: list[Layer]) -> tuple[int, ...]:
-    """How many outputs they have."""
+    """The number of their outputs."""
     return tuple(layer.to.width.value for layer in layers)
 
 

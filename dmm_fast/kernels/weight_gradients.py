@@ -17,7 +17,7 @@ from dmm_fast.kernels.rows import Steps, constants, decoded, encoded
 
 
 class Tiles(NamedTuple):
-    """How a launch is cut up: outputs by inputs of a tile, rows taken at a time, and Triton's options."""
+    """The cut of a launch: outputs by inputs of a tile, rows taken at a time, and Triton's options."""
 
     BLOCK_M: int = 64
     BLOCK_N: int = 64
@@ -83,7 +83,7 @@ class _Size(NamedTuple):
 
 
 class _Sum(NamedTuple):
-    """Where a layer's gradients go, where its sums begin, and which programs add them up."""
+    """The place of a layer's gradients, where its sums begin, and which programs add them up."""
 
     weight: Any
     bias: Any
@@ -160,7 +160,7 @@ def _made(layer: Layer, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
 
 
 def cut_for(sums: int) -> Cut:
-    """How a launch with so many sums is cut up."""
+    """The cut of a launch with so many sums."""
     return FEW_SUMS if sums < MANY else MANY_SUMS
 
 
@@ -208,7 +208,7 @@ def lengths_of(steps, b):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def valid_count(steps):  # type: ignore[no-untyped-def]
-    """How many steps are valid."""
+    """The number of valid steps."""
     if steps.lengths is None:
         total = tl.full((), 1, tl.int64) * decoded(steps.batch) * decoded(steps.steps)
     else:

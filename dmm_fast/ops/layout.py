@@ -18,7 +18,7 @@ def particles(tensor: Tensor, lead: Size, keep: int) -> Tensor:
 
 
 def starts(library: Any, tensor: Tensor, lead: Size) -> Tensor:
-    """What sequences start from: :func:`particles`, but ``[1, 1, width]`` where all start from one.
+    """Starts of sequences: :func:`particles`, but ``[1, 1, width]`` where all start from one.
 
     Libraries in Python take that, and sum its gradients themselves; the C++ library takes no such thing.
     """
