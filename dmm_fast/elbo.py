@@ -67,7 +67,7 @@ class SequenceELBO(Trace_ELBO):
 
 
 class _Surrogate:
-    """The loss as ``Trace_ELBO`` divides it by the number of particles, which it is already, and differentiates it."""
+    """The loss that ``Trace_ELBO`` differentiates, divided by the number of particles already."""
 
     def __init__(self, roots: list[Tensor], gradients: list[Tensor]) -> None:
         pairs = zip(roots, gradients, strict=True)

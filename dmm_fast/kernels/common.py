@@ -120,7 +120,7 @@ def exact_tanh(x):  # type: ignore[no-untyped-def]
 
 
 def input_precision(exact: str = "tf32x3") -> str:
-    """The way ``tl.dot`` multiplies float32: in three tf32 products unless torch's own setting allows a single.
+    """The way ``tl.dot`` multiplies float32: by three tf32 products unless torch's setting allows a single.
 
     Each factor is split into two tf32 numbers, whose sum has 22 of its 24 bits; sums are in float32. On an
     H100, over 2,580 products a sum, the result errs half of what cuBLAS's float32 does. For a layer of 64

@@ -68,7 +68,7 @@ class Steps(NamedTuple):
 
 
 class Mask(NamedTuple):
-    """The observed entries, ``[B, T]`` (no stride over features) or ``[B, T, width]``; strides are encoded."""
+    """The observed entries, ``[B, T]`` (no feature stride) or ``[B, T, width]``; strides are encoded."""
 
     ptr: Any
     stride_b: int
