@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dmm_fast import kernels
 from dmm_fast.distributions import SequenceDistribution
+from dmm_fast.ops.backend import may_use
 
 # A single program does all of it.
 MOST_NUMBERS = 1 << 14
@@ -97,12 +98,16 @@ def loss_and_gradients(terms: list[Term], num_particles: int) -> tuple[Tensor, l
 
 
 def _by_triton(terms: list[Term]) -> bool:
-    return kernels.missing is None and all(
-        term.log_prob.is_cuda
-        and term.log_prob.dtype in kernels.DTYPES
-        and term.log_prob.numel() <= MOST_NUMBERS
-        and (not isinstance(term.scale, Tensor) or term.scale.device == term.log_prob.device)
-        for term in terms
+    return (
+        kernels.missing is None
+        and may_use("triton")
+        and all(
+            term.log_prob.is_cuda
+            and term.log_prob.dtype in kernels.DTYPES
+            and term.log_prob.numel() <= MOST_NUMBERS
+            and (not isinstance(term.scale, Tensor) or term.scale.device == term.log_prob.device)
+            for term in terms
+        )
     )
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from dmm_fast import check, kernels
+from dmm_fast.ops.backend import may_use
 
 
 class Observations(NamedTuple):
@@ -89,7 +90,8 @@ def observe(
 
 def _where_observed(given: Observations, x: Tensor) -> Observations:
     """With 0 in place of what is not observed; on a GPU the mask becomes bools with it."""
-    if x.is_cuda and kernels.missing is None and not x.requires_grad and not torch.compiler.is_compiling():
+    by_triton = x.is_cuda and kernels.missing is None and may_use("triton")
+    if by_triton and not x.requires_grad and not torch.compiler.is_compiling():
         from dmm_fast.kernels.observations import where_observed
 
         values, mask = where_observed(x, given.lengths, given.mask)

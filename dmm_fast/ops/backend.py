@@ -161,6 +161,14 @@ def _requested(op: str) -> str | None:
     return None
 
 
+def may_use(name: str) -> bool:
+    """Whether what is no op may be computed by backend ``name``: unless another is chosen for all ops."""
+    for choice in reversed(_choices.held):
+        if choice._ops is None:
+            return choice._name in (None, name)
+    return True
+
+
 def register(
     op: str,
     backend: str,

@@ -277,3 +277,17 @@ def test_a_choice_may_be_made_in_a_compiled_function(double_op: Callable[[Tensor
     ops.use_backend("reference")
     assert function(torch.ones(1)) == 2 * 3 * 2
     assert requested() == "reference"
+
+
+def test_a_choice_for_all_ops_holds_for_what_is_no_op_too() -> None:
+    assert backend.may_use("triton")
+    with ops.use_backend("reference"):
+        assert not backend.may_use("triton")
+        with ops.use_backend("triton"):
+            assert backend.may_use("triton")
+        with ops.use_backend("cpp", ops=("rnn_scan",)):
+            assert not backend.may_use("triton")
+        with ops.use_backend(None):
+            assert backend.may_use("triton")
+    with ops.use_backend("reference", ops=("rnn_scan",)):
+        assert backend.may_use("triton")
