@@ -22,6 +22,7 @@ from dmm_fast.distributions import (
 )
 from dmm_fast.nn import Combiner, Emitter, GatedTransition, GaussianEmitter, InferenceNetwork
 from dmm_fast.observations import Observations, observe
+from dmm_fast.parameters import register
 
 
 class _Annealing(ScaleMessenger):
@@ -139,7 +140,7 @@ class DMM(nn.Module):
         Raises:
             ValueError: an argument that does not fit; the message names it.
         """
-        pyro.module("dmm", self)
+        register("dmm", self)
         given = self.observe(mini_batch, mini_batch_reversed, mini_batch_mask, mini_batch_seq_lengths)
         plate = pyro.plate("z_minibatch", given.lengths.shape[0])
         if self.per_step_sites:
@@ -164,7 +165,7 @@ class DMM(nn.Module):
         Returns:
             The drawn z, ``[..., B, T, Z]``; with ``per_step_sites`` the list of z_t.
         """
-        pyro.module("dmm", self)
+        register("dmm", self)
         if mini_batch is None:
             check.fail("mini_batch", "data for the guide to condition on", "None")
         given = self.observe(mini_batch, mini_batch_reversed, mini_batch_mask, mini_batch_seq_lengths)
