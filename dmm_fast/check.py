@@ -1,7 +1,7 @@
 """Argument checks shared by every layer: an error names the argument, what was expected, what came."""
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, TypeGuard
 
 import torch
 from torch import Tensor
@@ -138,6 +138,24 @@ def sequences(name: str, tensor: Tensor) -> tuple[int, int, int]:
     B, T, D = tensor.shape[-3:]
     nonempty(name, tensor, {"T": T})
     return B, T, D
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether ``value`` is a Python int or float, which a bool is not meant to be."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def positive_int(name: str, value: object) -> int:
+    """Check that ``value`` is an int from 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        fail(name, "a positive int", describe(value))
+    return value
+
+
+def probability(name: str, value: object) -> None:
+    """Check that ``value`` is a number between 0 and 1."""
+    if not is_number(value) or not 0.0 <= value <= 1.0:
+        fail(name, "a probability between 0 and 1", describe(value))
 
 
 def kind(name: str, value: object, *kinds: type) -> None:

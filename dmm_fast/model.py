@@ -1,5 +1,6 @@
 """The Deep Markov Model as Pyro users know it: a model and a guide with the example's signatures."""
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,16 +14,27 @@ from pyro.poutine.scale_messenger import ScaleMessenger
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from dmm_fast import check
+from dmm_fast import arguments, check, handlers
 from dmm_fast.distributions import (
     BernoulliEmission,
     GaussianEmission,
     MarkovPosterior,
     MarkovPrior,
+    Units,
 )
-from dmm_fast.nn import Combiner, Emitter, GatedTransition, GaussianEmitter, InferenceNetwork
+from dmm_fast.nn import (
+    Combiner,
+    Emitter,
+    GatedTransition,
+    GaussianEmitter,
+    InferenceNetwork,
+    NotFusedWarning,
+    why_not_fused,
+)
 from dmm_fast.observations import Observations, observe
 from dmm_fast.parameters import register
+from dmm_fast.recurrent import read_backward
+from dmm_fast.units import make_room, units_of
 
 
 class _Annealing(ScaleMessenger):
@@ -47,7 +59,20 @@ class DMM(nn.Module):
 
     Sites, in plate ``z_minibatch``: ``z`` of event shape ``[T, Z]`` and ``obs_x`` of event shape
     ``[T, D]``; with ``per_step_sites=True`` ``z_1 .. z_T`` and ``obs_x_1 .. obs_x_T`` as the example
-    has them, which is what ``TraceTMC_ELBO`` and ``TraceEnum_ELBO`` need.
+    has them, which is what ``TraceTMC_ELBO`` and ``TraceEnum_ELBO`` need. Within a plate of a data set,
+    ``pyro.plate("data", N, subsample=indices)``, the rows are that plate's and count N / B times.
+
+    What of the example may be changed may be changed here: activations and layers of the networks, hooks,
+    parametrizations, ``emitter``, ``trans`` and ``combiner`` as a whole (same arguments, same results), and
+    the example's own ``model()`` or ``guide()`` in a subclass. An op computes each network that is as it was
+    built; any other runs by its own ``forward``, for all time steps at once where the chain allows it, and a
+    :class:`~dmm_fast.nn.NotFusedWarning` says so once. Two more ways to extend it:
+
+    * ``rnn`` may be any module with ``forward(x [B, T, D], h_0 [H], lengths [B]) -> [B, T, H]``, or torch's
+      ``nn.RNN``, ``nn.GRU`` or ``nn.LSTM``, which read the rows backward.
+    * :meth:`emission` may be overridden to return any Pyro distribution of batch shape ``[..., B]`` and event
+      shape ``[T, D]``, masked by ``lengths`` and ``mask``. With ``emission="gaussian"`` data are not
+      expected to be 0 or 1.
 
     Args:
         input_dim: features ``D`` of x_t.
@@ -62,14 +87,19 @@ class DMM(nn.Module):
         use_cuda: move the module to the current CUDA device.
         emission: ``"bernoulli"`` or ``"gaussian"``.
         per_step_sites: one site a time step in place of one a sequence.
+        min_scale: added to the scale of every z_t of the guide and of a Gaussian emission; it bounds the
+            log-density of data from above. The scan then has ``z_dim`` more hidden units.
         validate_args: check the values of a mini-batch, not only its shapes. None: where reading
             them costs no wait for a device, that is on a CPU.
 
     Raises:
-        ValueError: a size that is not positive, an unknown emission.
+        ValueError: an argument that is out of range or of another type; the message names it.
 
     Source: arXiv 1609.09869; Pyro's ``examples/dmm.py``.
     """
+
+    x_loc: Tensor | None
+    x_scale: Tensor | None
 
     def __init__(
         self,
@@ -86,33 +116,44 @@ class DMM(nn.Module):
         *,
         emission: str = "bernoulli",
         per_step_sites: bool = False,
+        min_scale: float = 0.0,
         validate_args: bool | None = None,
     ) -> None:
         super().__init__()
-        if emission not in ("bernoulli", "gaussian"):
-            check.fail("emission", "'bernoulli' or 'gaussian'", repr(emission))
-        if num_iafs < 0:
-            check.fail("num_iafs", "an int from 0", str(num_iafs))
-        if not 0.0 <= rnn_dropout_rate <= 1.0:
-            check.fail("rnn_dropout_rate", "a probability between 0 and 1", repr(rnn_dropout_rate))
-        if num_iafs > 0 and iaf_dim < z_dim:
-            check.fail("iaf_dim", f"at least z_dim = {z_dim} for autoregressive flows", str(iaf_dim))
-        self.input_dim, self.use_cuda = input_dim, use_cuda
+        arguments.check_constructor(
+            input_dim=input_dim,
+            z_dim=z_dim,
+            num_layers=num_layers,
+            rnn_dropout_rate=rnn_dropout_rate,
+            num_iafs=num_iafs,
+            iaf_dim=iaf_dim,
+            use_cuda=use_cuda,
+            emission=emission,
+            per_step_sites=per_step_sites,
+            min_scale=min_scale,
+            validate_args=validate_args,
+        )
+        self.input_dim, self.use_cuda, self.min_scale = input_dim, use_cuda, min_scale
         self.per_step_sites, self.validate_args = per_step_sites, validate_args
+        self._emission, self._said_not_fused = emission, set[str]()
+        self._model_has_step_sites: bool | None = None
         # Built in the example's order, so that a seed gives the example's parameters.
-        self.emitter: Emitter | GaussianEmitter = (
+        self.emitter: nn.Module = (
             Emitter(input_dim, z_dim, emission_dim)
             if emission == "bernoulli"
             else GaussianEmitter(input_dim, z_dim, emission_dim)
         )
-        self.trans = GatedTransition(z_dim, transition_dim)
-        self.combiner = Combiner(z_dim, rnn_dim)
-        self.rnn = InferenceNetwork(input_dim, rnn_dim, num_layers, dropout=rnn_dropout_rate)
+        self.trans: nn.Module = GatedTransition(z_dim, transition_dim)
+        self.combiner: nn.Module = Combiner(z_dim, rnn_dim)
+        self.rnn: nn.Module = InferenceNetwork(input_dim, rnn_dim, num_layers, dropout=rnn_dropout_rate)
         self.iafs = [affine_autoregressive(z_dim, hidden_dims=[iaf_dim]) for _ in range(num_iafs)]
         self.iafs_modules = nn.ModuleList(self.iafs)
         self.z_0 = nn.Parameter(torch.zeros(z_dim))
         self.z_q_0 = nn.Parameter(torch.zeros(z_dim))
         self.h_0 = nn.Parameter(torch.zeros(1, 1, rnn_dim))
+        self.register_buffer("x_loc", None)
+        self.register_buffer("x_scale", None)
+        self.register_load_state_dict_pre_hook(make_room)
         if use_cuda:
             self.cuda()
 
@@ -142,10 +183,13 @@ class DMM(nn.Module):
         """
         register("dmm", self)
         given = self.observe(mini_batch, mini_batch_reversed, mini_batch_mask, mini_batch_seq_lengths)
-        plate = pyro.plate("z_minibatch", given.lengths.shape[0])
-        if self.per_step_sites:
+        arguments.check_annealing_factor(annealing_factor)
+        plate = handlers.rows_plate(given.lengths.shape[0])
+        drawn = handlers.replayed_sites()
+        if "z" not in drawn and ("z_1" in drawn or self.per_step_sites):
             with plate:
                 return list(self._model_steps(given, annealing_factor))
+        handlers.refuse_enumeration()
         with _Annealing(annealing_factor), plate:
             z = pyro.sample("z", self.prior(given.lengths, given.T))
         with plate:
@@ -168,31 +212,73 @@ class DMM(nn.Module):
         register("dmm", self)
         if mini_batch is None:
             check.fail("mini_batch", "data for the guide to condition on", "None")
-        given = self.observe(mini_batch, mini_batch_reversed, mini_batch_mask, mini_batch_seq_lengths)
-        h = self.rnn(given.x, self.h_0.flatten(), given.lengths)
-        plate = pyro.plate("z_minibatch", given.lengths.shape[0])
-        if self.per_step_sites:
+        batch = (mini_batch, mini_batch_reversed, mini_batch_mask, mini_batch_seq_lengths)
+        given = self.observe(*batch)
+        arguments.check_annealing_factor(annealing_factor)
+        h = self.encode(given)
+        plate = handlers.rows_plate(given.lengths.shape[0])
+        if self.per_step_sites or self._own_model_has_step_sites(*batch, annealing_factor):
             with plate:
                 return list(self._guide_steps(given, h, annealing_factor))
+        handlers.refuse_enumeration()
         with _Annealing(annealing_factor), plate:
             z: Tensor = pyro.sample("z", self.posterior(h, given.lengths))
         return z
 
+    def encode(self, given: Observations) -> Tensor:
+        """``h [B, T, H]``: what the inference network makes of x_{t:T}, for observations of this model."""
+        if given.x is None:
+            check.fail("mini_batch", "data for the guide to condition on", "None")
+        x = given.x
+        if (units := self._units()) is not None:
+            x = torch.where(given.observed, (x - units.loc) / units.scale, 0.0)
+        if not isinstance(self.rnn, InferenceNetwork):
+            self._say_not_fused("rnn", f"it is a {type(self.rnn).__name__}")
+        return read_backward(self.rnn, x, self.h_0.flatten(), given.lengths)
+
     def prior(self, lengths: Tensor, T: int) -> MarkovPrior:
         """p(z_{1:T}) for rows of the given lengths in a batch of ``T`` steps."""
-        return MarkovPrior(self.z_0, self.trans.weights, lengths, T)
+        return MarkovPrior(self.z_0, self._weights_or_module("trans", GatedTransition), lengths, T)
 
     def posterior(self, h: Tensor, lengths: Tensor) -> MarkovPosterior:
         """q(z_{1:T} | x_{1:T}) from the inference network's ``h [B, T, H]``."""
-        return MarkovPosterior(h, self.z_q_0, self.combiner.weights, lengths, self.iafs)
+        combiner = self._weights_or_module("combiner", Combiner)
+        return MarkovPosterior(h, self.z_q_0, combiner, lengths, self.iafs, self.min_scale)
 
     def emission(
         self, z: Tensor, lengths: Tensor, mask: Tensor | None = None
     ) -> BernoulliEmission | GaussianEmission:
-        """p(x_{1:T} | z_{1:T}) for ``z [..., B, T, Z]``."""
-        if isinstance(self.emitter, GaussianEmitter):
-            return GaussianEmission(z, self.emitter.weights, lengths, mask)
-        return BernoulliEmission(z, self.emitter.weights, lengths, mask)
+        """p(x_{1:T} | z_{1:T}) for ``z [..., B, T, Z]``; may be overridden, see the class."""
+        if not self._is_gaussian:
+            emitter = self._weights_or_module("emitter", Emitter)
+            return BernoulliEmission(z, emitter, lengths, mask, self.input_dim)
+        emitter = self._weights_or_module("emitter", GaussianEmitter)
+        units = self._units()
+        return GaussianEmission(z, emitter, lengths, mask, self.input_dim, self.min_scale, units)
+
+    @torch.no_grad()
+    def standardize(
+        self, sequences: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None
+    ) -> None:
+        """Take the mean and the standard deviation of each feature of a data set for the model's units.
+
+        The networks then read and emit values around 0 of size 1. Everything else stays in the units of the
+        data: what :meth:`model` is given, draws, forecasts and reconstructions, and log-densities, which are
+        those of the data as they are. The units are buffers, ``x_loc`` and ``x_scale [D]``, and part of the
+        ``state_dict()``.
+
+        Args:
+            sequences: ``[N, T, D]``; NaN is a missing value.
+            lengths: int64 ``[N]``; None: all T.
+            mask: ``[N, T]`` or ``[N, T, D]`` of 0 and 1: what is observed. None: all of it.
+
+        Raises:
+            ValueError: the emission is not Gaussian, a shape does not fit, or a feature has no finite mean.
+        """
+        if not self._is_gaussian:
+            check.fail("emission", "'gaussian' for units", repr(self._emission))
+        units = units_of(sequences, lengths, mask, self.input_dim)
+        self.x_loc, self.x_scale = (each.to(self.z_0) for each in units)
 
     def observe(
         self,
@@ -209,12 +295,58 @@ class DMM(nn.Module):
             mini_batch_seq_lengths,
             input_dim=self.input_dim,
             like=self.z_0,
-            boolean=isinstance(self.emitter, Emitter),
+            boolean=not self._is_gaussian,
+            rows=handlers.rows_in(mini_batch),
             validate=self.validate_args,
         )
 
+    @property
+    def _is_gaussian(self) -> bool:
+        """Which of the two emissions the emitter is for; a user's own is for the one asked for."""
+        if isinstance(self.emitter, Emitter | GaussianEmitter):
+            return isinstance(self.emitter, GaussianEmitter)
+        return self._emission == "gaussian"
+
+    def _units(self) -> Units | None:
+        return None if self.x_loc is None or self.x_scale is None else Units(self.x_loc, self.x_scale)
+
+    def _weights_or_module(self, name: str, kind: type[Any]) -> Any:
+        """The weights of a network that an op computes, or the network itself, which is said once."""
+        network = getattr(self, name)
+        why = why_not_fused(network, kind)
+        if why is None:
+            return network.weights
+        self._say_not_fused(name, why)
+        return network
+
+    def _say_not_fused(self, name: str, why: str) -> None:
+        message = f"{name} is computed by its own forward, slower than by an op of dmm_fast: {why}"
+        if message not in self._said_not_fused:
+            self._said_not_fused.add(message)
+            warnings.warn(message, NotFusedWarning, stacklevel=3)
+
+    def _own_model_has_step_sites(self, *args: Any) -> bool:
+        """Whether a ``model()`` of a subclass draws z_1, z_2 and so on, which the guide has to draw then."""
+        if getattr(self.model, "__func__", None) is DMM.model:
+            return False
+        if self._model_has_step_sites is None:
+            # Also the answer to a model that asks its guide in turn.
+            self._model_has_step_sites = False
+            devices = [self.z_0.device] if self.z_0.is_cuda else []
+            with torch.no_grad(), torch.random.fork_rng(devices=devices), poutine.block():
+                sites = poutine.trace(self.model).get_trace(*args).nodes
+            self._model_has_step_sites = "z_1" in sites and "z" not in sites
+        return self._model_has_step_sites
+
+    def _check_not_overridden(self, *names: str) -> None:
+        for name in names:
+            if getattr(getattr(self, name), "__func__", None) is not getattr(DMM, name):
+                got = f"{type(self).__name__}.{name}(), which is of whole sequences"
+                check.fail("per_step_sites", f"False where {name}() is overridden", got)
+
     def _model_steps(self, given: Observations, annealing_factor: float | Tensor) -> Iterator[Tensor]:
         """Sites ``z_t`` and ``obs_x_t`` for t = 1 .. T; yields each x_t."""
+        self._check_not_overridden("prior", "emission")
         z_prev = self.z_0.expand(given.lengths.shape[0], -1)
         valid = given.valid.unsqueeze(-1).unbind(1)
         observed = given.observed.unbind(1)
@@ -227,19 +359,25 @@ class DMM(nn.Module):
             yield pyro.sample(f"obs_x_{t}", emission, obs=x[t - 1])
 
     def _emission_step(self, z_t: Tensor) -> Any:
-        if isinstance(self.emitter, GaussianEmitter):
-            return dist.Normal(*self.emitter(z_t))
-        return dist.Bernoulli(self.emitter(z_t))
+        if not self._is_gaussian:
+            return dist.Bernoulli(self.emitter(z_t))
+        loc, scale = self.emitter(z_t)
+        scale = scale + self.min_scale
+        if (units := self._units()) is not None:
+            loc, scale = units.loc + units.scale * loc, units.scale * scale
+        return dist.Normal(loc, scale)
 
     def _guide_steps(
         self, given: Observations, h: Tensor, annealing_factor: float | Tensor
     ) -> Iterator[Tensor]:
         """Sites ``z_t`` for t = 1 .. T; yields each z_t."""
+        self._check_not_overridden("posterior")
         z_prev = self.z_q_0.expand(given.lengths.shape[0], -1)
         valid = given.valid.unbind(1)
         h_steps = h.unbind(1)
         for t in pyro.markov(range(1, given.T + 1)):
-            posterior = dist.Normal(*self.combiner(z_prev, h_steps[t - 1]))
+            loc, scale = self.combiner(z_prev, h_steps[t - 1])
+            posterior = dist.Normal(loc, scale + self.min_scale)
             if self.iafs:
                 flowed = dist.TransformedDistribution(posterior, self.iafs)
                 site = flowed.mask(valid[t - 1])

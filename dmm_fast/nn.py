@@ -3,14 +3,18 @@
 Parameter names, initialisation and the order in which it draws from the random generator are the
 example's, so a checkpoint of either loads into the other with ``strict=True`` and the same seed gives
 the same network. The older names ``*_mu`` and ``*_sigma`` load too.
+
+A network may be changed like the example's: another activation (``emitter.relu = nn.Tanh()``), another
+layer, hooks, parametrizations, a subclass with a ``forward`` of its own. An op of :mod:`dmm_fast.ops`
+computes it as long as it is what the op computes (:func:`why_not_fused`); else its layers do, one by one.
 """
 
-import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from dmm_fast import check, ops
 from dmm_fast.ops import (
@@ -19,6 +23,7 @@ from dmm_fast.ops import (
     GaussianEmitterWeights,
     TransitionWeights,
 )
+from dmm_fast.recurrent import InferenceNetwork as InferenceNetwork
 
 _FORMER_NAMES = {
     "lin_z_to_mu": "lin_z_to_loc",
@@ -36,73 +41,119 @@ def _rename_former(module: nn.Module, state: dict[str, Any], prefix: str, *_: An
                     state[f"{prefix}{current}.{part}"] = state.pop(key)
 
 
-def _sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            check.fail(name, "a positive int", check.describe(size))
+class _Network(nn.Module):
+    """A network whose layers one op computes, unless something in them was changed.
+
+    Its attributes are the layers, each with the letters of its outputs and inputs, in the order in which
+    the op takes their weights, and the kinds of its activations.
+    """
+
+    _LAYERS: ClassVar[dict[str, str]]
+    _ACTIVATIONS: ClassVar[dict[str, type[nn.Module]]]
+
+    def __init__(self, **sizes: int) -> None:
+        super().__init__()
+        for name, size in sizes.items():
+            check.positive_int(name, size)
+
+    def _pairs(self) -> list[Tensor]:
+        layers: list[Any] = [self._modules[name] for name in self._LAYERS]
+        return [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
+
+    def what_changed(self) -> str | None:
+        """Say what in the layers is not as the op has it; None where all is."""
+        sizes: dict[str, int] = {}
+        for name, letters in self._LAYERS.items():
+            layer = self._modules[name]
+            if reason := _layer_change(layer, letters, sizes):
+                return f"its {name} {reason}"
+        for name, kind in self._ACTIVATIONS.items():
+            activation = self._modules[name]
+            if reason := _activation_change(activation, kind):
+                return f"its {name} {reason}"
+        return None
 
 
-class Emitter(nn.Module):
+class Emitter(_Network):
     """Bernoulli emission p(x_t | z_t): ``probs = sigmoid(W_3 relu(W_2 relu(W_1 z)))``.
 
     Source: ``Emitter`` in Pyro's ``examples/dmm.py``.
     """
 
+    _LAYERS: ClassVar = {"lin_z_to_hidden": "EZ", "lin_hidden_to_hidden": "EE", "lin_hidden_to_input": "DE"}
+    _ACTIVATIONS: ClassVar = {"relu": nn.ReLU}
+
     def __init__(self, input_dim: int, z_dim: int, emission_dim: int) -> None:
-        super().__init__()
-        _sizes(input_dim=input_dim, z_dim=z_dim, emission_dim=emission_dim)
+        super().__init__(input_dim=input_dim, z_dim=z_dim, emission_dim=emission_dim)
         self.lin_z_to_hidden = nn.Linear(z_dim, emission_dim)
         self.lin_hidden_to_hidden = nn.Linear(emission_dim, emission_dim)
         self.lin_hidden_to_input = nn.Linear(emission_dim, input_dim)
+        self.relu = nn.ReLU()
 
     @property
     def weights(self) -> EmitterWeights:
         """The weights as the ops take them."""
-        layers = (self.lin_z_to_hidden, self.lin_hidden_to_hidden, self.lin_hidden_to_input)
-        return EmitterWeights(*(p for layer in layers for p in (layer.weight, layer.bias)))
+        return EmitterWeights(*self._pairs())
 
     def forward(self, z_t: Tensor) -> Tensor:
         """``probs [..., D]`` for ``z_t [..., Z]``."""
-        return torch.sigmoid(ops.emitter(z_t, self.weights))
+        if self.what_changed() is None:
+            return torch.sigmoid(ops.emitter(z_t, self.weights))
+        hidden = self.relu(self.lin_hidden_to_hidden(self.relu(self.lin_z_to_hidden(z_t))))
+        return torch.sigmoid(self.lin_hidden_to_input(hidden))
 
 
-class GaussianEmitter(nn.Module):
+class GaussianEmitter(_Network):
     """Gaussian emission p(x_t | z_t): the emitter's hidden layers under a loc and a scale head."""
 
+    _LAYERS: ClassVar = {
+        "lin_z_to_hidden": "EZ",
+        "lin_hidden_to_hidden": "EE",
+        "lin_hidden_to_loc": "DE",
+        "lin_hidden_to_scale": "DE",
+    }
+    _ACTIVATIONS: ClassVar = {"relu": nn.ReLU, "softplus": nn.Softplus}
+
     def __init__(self, input_dim: int, z_dim: int, emission_dim: int) -> None:
-        super().__init__()
-        _sizes(input_dim=input_dim, z_dim=z_dim, emission_dim=emission_dim)
+        super().__init__(input_dim=input_dim, z_dim=z_dim, emission_dim=emission_dim)
         self.lin_z_to_hidden = nn.Linear(z_dim, emission_dim)
         self.lin_hidden_to_hidden = nn.Linear(emission_dim, emission_dim)
         self.lin_hidden_to_loc = nn.Linear(emission_dim, input_dim)
         self.lin_hidden_to_scale = nn.Linear(emission_dim, input_dim)
+        self.relu, self.softplus = nn.ReLU(), nn.Softplus()
 
     @property
     def weights(self) -> GaussianEmitterWeights:
         """The weights as the ops take them."""
-        layers = (
-            self.lin_z_to_hidden,
-            self.lin_hidden_to_hidden,
-            self.lin_hidden_to_loc,
-            self.lin_hidden_to_scale,
-        )
-        return GaussianEmitterWeights(*(p for layer in layers for p in (layer.weight, layer.bias)))
+        return GaussianEmitterWeights(*self._pairs())
 
     def forward(self, z_t: Tensor) -> tuple[Tensor, Tensor]:
         """``loc, scale``, each ``[..., D]``, for ``z_t [..., Z]``."""
-        loc, pre_scale = ops.gaussian_emitter(z_t, self.weights)
-        return loc, F.softplus(pre_scale)
+        if self.what_changed() is None:
+            loc, pre_scale = ops.gaussian_emitter(z_t, self.weights)
+            return loc, F.softplus(pre_scale)
+        hidden = self.relu(self.lin_hidden_to_hidden(self.relu(self.lin_z_to_hidden(z_t))))
+        return self.lin_hidden_to_loc(hidden), self.softplus(self.lin_hidden_to_scale(hidden))
 
 
-class GatedTransition(nn.Module):
+class GatedTransition(_Network):
     """Gated transition p(z_t | z_{t-1}); its linear part starts as the identity.
 
     Source: arXiv 1609.09869, section 5; ``GatedTransition`` in Pyro's ``examples/dmm.py``.
     """
 
+    _LAYERS: ClassVar = {
+        "lin_gate_z_to_hidden": "RZ",
+        "lin_gate_hidden_to_z": "ZR",
+        "lin_proposed_mean_z_to_hidden": "RZ",
+        "lin_proposed_mean_hidden_to_z": "ZR",
+        "lin_sig": "ZZ",
+        "lin_z_to_loc": "ZZ",
+    }
+    _ACTIVATIONS: ClassVar = {"relu": nn.ReLU, "softplus": nn.Softplus}
+
     def __init__(self, z_dim: int, transition_dim: int) -> None:
-        super().__init__()
-        _sizes(z_dim=z_dim, transition_dim=transition_dim)
+        super().__init__(z_dim=z_dim, transition_dim=transition_dim)
         self.lin_gate_z_to_hidden = nn.Linear(z_dim, transition_dim)
         self.lin_gate_hidden_to_z = nn.Linear(transition_dim, z_dim)
         self.lin_proposed_mean_z_to_hidden = nn.Linear(z_dim, transition_dim)
@@ -111,117 +162,102 @@ class GatedTransition(nn.Module):
         self.lin_z_to_loc = nn.Linear(z_dim, z_dim)
         nn.init.eye_(self.lin_z_to_loc.weight)
         nn.init.zeros_(self.lin_z_to_loc.bias)
+        self.relu, self.softplus = nn.ReLU(), nn.Softplus()
         self.register_load_state_dict_pre_hook(_rename_former)
 
     @property
     def weights(self) -> TransitionWeights:
         """The weights as the ops take them."""
-        layers = (
-            self.lin_gate_z_to_hidden,
-            self.lin_gate_hidden_to_z,
-            self.lin_proposed_mean_z_to_hidden,
-            self.lin_proposed_mean_hidden_to_z,
-            self.lin_sig,
-            self.lin_z_to_loc,
-        )
-        return TransitionWeights(*(p for layer in layers for p in (layer.weight, layer.bias)))
+        return TransitionWeights(*self._pairs())
 
     def forward(self, z_t_1: Tensor) -> tuple[Tensor, Tensor]:
         """``loc, scale`` of p(z_t | z_{t-1}), each ``[..., Z]``, for ``z_t_1 [..., Z]``."""
-        return ops.gated_transition(z_t_1, self.weights)
+        if self.what_changed() is None:
+            return ops.gated_transition(z_t_1, self.weights)
+        gate = torch.sigmoid(self.lin_gate_hidden_to_z(self.relu(self.lin_gate_z_to_hidden(z_t_1))))
+        hidden = self.relu(self.lin_proposed_mean_z_to_hidden(z_t_1))
+        proposed_mean = self.lin_proposed_mean_hidden_to_z(hidden)
+        loc = (1 - gate) * self.lin_z_to_loc(z_t_1) + gate * proposed_mean
+        return loc, self.softplus(self.lin_sig(self.relu(proposed_mean)))
 
 
-class Combiner(nn.Module):
+class Combiner(_Network):
     """The guide's step q(z_t | z_{t-1}, x_{t:T}), from z_{t-1} and the inference network's h_t.
 
     Source: ``Combiner`` in Pyro's ``examples/dmm.py``.
     """
 
+    _LAYERS: ClassVar = {"lin_z_to_hidden": "HZ", "lin_hidden_to_loc": "ZH", "lin_hidden_to_scale": "ZH"}
+    _ACTIVATIONS: ClassVar = {"tanh": nn.Tanh, "softplus": nn.Softplus}
+
     def __init__(self, z_dim: int, rnn_dim: int) -> None:
-        super().__init__()
-        _sizes(z_dim=z_dim, rnn_dim=rnn_dim)
+        super().__init__(z_dim=z_dim, rnn_dim=rnn_dim)
         self.lin_z_to_hidden = nn.Linear(z_dim, rnn_dim)
         self.lin_hidden_to_loc = nn.Linear(rnn_dim, z_dim)
         self.lin_hidden_to_scale = nn.Linear(rnn_dim, z_dim)
+        self.tanh, self.softplus = nn.Tanh(), nn.Softplus()
         self.register_load_state_dict_pre_hook(_rename_former)
 
     @property
     def weights(self) -> CombinerWeights:
         """The weights as the ops take them."""
-        layers = (self.lin_z_to_hidden, self.lin_hidden_to_loc, self.lin_hidden_to_scale)
-        return CombinerWeights(*(p for layer in layers for p in (layer.weight, layer.bias)))
+        return CombinerWeights(*self._pairs())
 
     def forward(self, z_t_1: Tensor, h_rnn: Tensor) -> tuple[Tensor, Tensor]:
         """``loc, scale``, each ``[..., Z]``, for ``z_t_1 [..., Z]`` and ``h_rnn [..., H]``."""
-        return ops.combiner(z_t_1, h_rnn, self.weights)
+        if self.what_changed() is None:
+            return ops.combiner(z_t_1, h_rnn, self.weights)
+        combined = 0.5 * (self.tanh(self.lin_z_to_hidden(z_t_1)) + h_rnn)
+        return self.lin_hidden_to_loc(combined), self.softplus(self.lin_hidden_to_scale(combined))
 
 
-class InferenceNetwork(nn.Module):
-    """The backward RNN of the guide: ``h_t`` summarises x_{t:T}.
+class NotFusedWarning(UserWarning):
+    """A network of a model was changed, so that its own layers compute it and no fused op."""
 
-    The parameters are those of ``nn.RNN`` under the same names; the batch is read backward from each
-    row's own end, so nothing is reversed, sorted or packed.
 
-    Args:
-        input_size: features ``D`` of x_t.
-        hidden_size: units ``H`` of each layer.
-        num_layers: layers, each reading the one below in the same direction of time.
-        nonlinearity: ``"relu"`` or ``"tanh"``.
-        dropout: probability of dropping an output of any layer but the last, while training.
+def why_not_fused(module: nn.Module, network: type[_Network]) -> str | None:
+    """Say why ``module`` is not just the weights of an op: what in it is another than in ``network``.
 
-    Source: arXiv 1609.09869, section 4; ``self.rnn`` in Pyro's ``examples/dmm.py``.
+    None where it is: its layers and activations are as they were built, apart from the values of their
+    weights, and neither a ``forward`` of its own nor a hook has anything to add. Parametrized weights count
+    as weights.
     """
+    if not isinstance(module, network):
+        return f"it is a {type(module).__name__}"
+    if type(module).forward is not network.forward or "forward" in vars(module):
+        return "it has a forward of its own"
+    return "it has hooks" if _has_hooks(module) else module.what_changed()
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        nonlinearity: str = "relu",
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        _sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        if nonlinearity not in ("relu", "tanh"):
-            check.fail("nonlinearity", "'relu' or 'tanh'", repr(nonlinearity))
-        if not 0.0 <= dropout <= 1.0:
-            check.fail("dropout", "a probability between 0 and 1", repr(dropout))
-        self.input_size, self.hidden_size = input_size, hidden_size
-        self.num_layers, self.nonlinearity, self.dropout = num_layers, nonlinearity, dropout
-        bound = 1.0 / math.sqrt(hidden_size)
-        for layer in range(num_layers):
-            inputs = input_size if layer == 0 else hidden_size
-            for name, shape in (
-                ("weight_ih", (hidden_size, inputs)),
-                ("weight_hh", (hidden_size, hidden_size)),
-                ("bias_ih", (hidden_size,)),
-                ("bias_hh", (hidden_size,)),
-            ):
-                value = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
-                self.register_parameter(f"{name}_l{layer}", value)
 
-    def forward(self, x: Tensor, h_0: Tensor, lengths: Tensor) -> Tensor:
-        """``h [..., B, T, H]`` for ``x [..., B, T, D]``; zero past the end of each row.
+def _layer_change(layer: nn.Module | None, letters: str, sizes: dict[str, int]) -> str | None:
+    """Say in what ``layer`` is no linear layer of the sizes known by their letters."""
+    if not isinstance(layer, nn.Linear):
+        return f"is a {type(layer).__name__}"
+    if type(layer).forward is not nn.Linear.forward or "forward" in vars(layer):
+        return "has a forward of its own"
+    if getattr(layer, "bias", None) is None:
+        return "has no bias"
+    features = (layer.out_features, layer.in_features)
+    for letter, size in zip(letters, features, strict=True):
+        if sizes.setdefault(letter, size) != size:
+            return f"has {size} features where {sizes[letter]} are expected"
+    return "has hooks" if _has_hooks(layer) else None
 
-        Args:
-            x: ``[..., B, T, D]``; what stands past the end of a row is not read.
-            h_0: what every layer starts from; broadcastable to ``[..., B, H]``.
-            lengths: int64 ``[B]``.
 
-        Raises:
-            ValueError: a shape, dtype, device or length that does not fit.
-        """
-        B, T, _ = check.sequences("x", x)
-        check.trailing("x", x, (B, T, self.input_size), "[..., B, T, D]")
-        check.lengths(lengths, B, T, x.device)
-        h = x
-        for layer in range(self.num_layers):
-            w_ih, w_hh, b_ih, b_hh = (
-                self.get_parameter(f"{name}_l{layer}")
-                for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            )
-            if layer > 0:
-                h = F.dropout(h, self.dropout, self.training)
-            x_proj = ops.input_projection(h, w_ih, b_ih + b_hh, lengths)
-            h = ops.rnn_scan(x_proj, w_hh, h_0, lengths, self.nonlinearity)
-        return h
+def _activation_change(activation: nn.Module | None, kind: type[nn.Module]) -> str | None:
+    if type(activation) is not kind or "forward" in vars(activation):
+        return f"is a {type(activation).__name__}"
+    if isinstance(activation, nn.Softplus) and (activation.beta, activation.threshold) != (1, 20):
+        return "has another beta or threshold"
+    return "has hooks" if _has_hooks(activation) else None
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether a call of ``module`` does more than its ``forward``."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or torch_module._has_any_global_hook()
+    )

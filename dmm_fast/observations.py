@@ -46,6 +46,7 @@ def observe(
     input_dim: int,
     like: Tensor,
     boolean: bool,
+    rows: Tensor | None = None,
     validate: bool | None,
 ) -> Observations:
     """Check a mini-batch as :meth:`dmm_fast.DMM.model` and ``guide`` take it.
@@ -60,6 +61,8 @@ def observe(
         input_dim: ``D``.
         like: a parameter of the model, for dtype and device.
         boolean: whether observed data must be 0 or 1.
+        rows: bool ``[B]``; in a row with False 0 takes the place of NaN and infinities. A mask that takes
+            the row out of the loss is not enough for its gradients, since 0 times NaN is NaN.
         validate: whether to check values and not just shapes. None: where that costs no wait for
             a device.
 
@@ -73,6 +76,8 @@ def observe(
             check.fail("mini_batch", f"shape (B, T, {input_dim})", check.describe(mini_batch))
         check.like("mini_batch", mini_batch, like, "the model")
     B, T = _batch_and_steps(mini_batch, mini_batch_mask, mini_batch_seq_lengths)
+    if mini_batch is not None and rows is not None:
+        mini_batch = torch.where(rows[:, None, None] | mini_batch.isfinite(), mini_batch, 0.0)
     lengths = _lengths(mini_batch_seq_lengths, mini_batch_mask, B, T, like.device, validate)
     _check_mask_shape(mini_batch_mask, B, T, input_dim, like.device)
     observations = Observations(mini_batch, lengths, mini_batch_mask, T)

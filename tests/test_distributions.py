@@ -13,8 +13,8 @@ from dmm_fast.distributions import (
     GaussianEmission,
     MarkovPosterior,
     MarkovPrior,
-    standard_noise,
 )
+from dmm_fast.distributions.sequence import standard_noise
 from tests.helpers_model import (
     FLOWS,
     LENGTHS,

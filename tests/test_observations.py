@@ -293,7 +293,7 @@ def test_gaussian_data_are_finite_where_observed(value: float) -> None:
 
 @pytest.mark.parametrize("bad", [0.0, -1.0])
 def test_an_annealing_factor_is_positive(bad: float) -> None:
-    with pytest.raises(ValueError, match="scale"):
+    with pytest.raises(ValueError, match=r"^annealing_factor: expected a positive number"):
         small_dmm().model(*arguments(), bad)
 
 

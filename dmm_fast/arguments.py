@@ -1,0 +1,73 @@
+"""Checks of the arguments of a DMM, its model and its guide, that nothing below makes."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from dmm_fast import check
+
+
+def check_constructor(
+    *,
+    input_dim: object,
+    z_dim: object,
+    num_layers: object,
+    rnn_dropout_rate: object,
+    num_iafs: object,
+    iaf_dim: object,
+    use_cuda: object,
+    emission: object,
+    per_step_sites: object,
+    min_scale: object,
+    validate_args: object,
+) -> None:
+    """Check the arguments of :class:`dmm_fast.DMM`, but for the sizes that its networks check.
+
+    Raises:
+        ValueError: one is out of range or no number; the message names it.
+        TypeError: a flag is no bool.
+    """
+    if isinstance(num_layers, float):
+        # The call of the notebook of 2017, by position.
+        expected = (
+            "a positive int; num_layers now stands between rnn_dim and rnn_dropout_rate, so give "
+            "rnn_dropout_rate, num_iafs, iaf_dim and use_cuda by name"
+        )
+        check.fail("num_layers", expected, str(num_layers))
+    check.positive_int("num_layers", num_layers)
+    check.positive_int("input_dim", input_dim)
+    latents = check.positive_int("z_dim", z_dim)
+    hidden = check.positive_int("iaf_dim", iaf_dim)
+    check.probability("rnn_dropout_rate", rnn_dropout_rate)
+    if isinstance(num_iafs, bool) or not isinstance(num_iafs, int) or num_iafs < 0:
+        check.fail("num_iafs", "an int from 0", check.describe(num_iafs))
+    if num_iafs > 0 and hidden < latents:
+        check.fail("iaf_dim", f"at least z_dim = {latents} for autoregressive flows", str(hidden))
+    if emission not in ("bernoulli", "gaussian"):
+        check.fail("emission", "'bernoulli' or 'gaussian'", repr(emission))
+    if not check.is_number(min_scale) or not 0.0 <= min_scale < math.inf:
+        check.fail("min_scale", "a finite number from 0", check.describe(min_scale))
+    check.kind("per_step_sites", per_step_sites, bool)
+    check.kind("validate_args", validate_args, bool, type(None))
+    check.kind("use_cuda", use_cuda, bool)
+    if use_cuda and not torch.cuda.is_available():
+        check.fail("use_cuda", "a CUDA device", "torch.cuda.is_available() is False")
+
+
+def check_annealing_factor(factor: object) -> None:
+    """Check the weight of the KL term; a tensor's values where reading them costs no wait.
+
+    Raises:
+        ValueError: it is not positive and finite.
+        TypeError: it is neither a number nor a floating-point tensor.
+    """
+    name, expected = "annealing_factor", "a positive number, or a floating-point tensor of such"
+    if isinstance(factor, Tensor):
+        check.floating(name, factor)
+        if check.values_are_readable(factor) and not bool(((factor > 0) & factor.isfinite()).all()):
+            check.fail(name, expected, str(factor.tolist()))
+    elif not check.is_number(factor):
+        check.fail(name, expected, check.describe(factor), TypeError)
+    elif not 0 < factor < math.inf:
+        check.fail(name, expected, str(factor))

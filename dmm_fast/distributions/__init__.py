@@ -1,0 +1,24 @@
+"""Sequence-level Pyro distributions of a Deep Markov Model.
+
+Each is one distribution over a whole sequence: batch shape ``[..., B]`` and event shape ``[T, Z]`` or
+``[T, D]``, time leftmost as in :class:`pyro.distributions.GaussianHMM`. Raggedness lives inside: past
+``lengths`` a draw is zero and the log-density, which is in nats, has no term.
+
+Where a network is given as weights, an op of :mod:`dmm_fast.ops` computes it together with the density;
+where it is given as a module or a function, that is called: once for all time steps, or once a step where
+a draw of one step is what the next one reads.
+"""
+
+from dmm_fast.distributions.emission import BernoulliEmission, GaussianEmission, Units
+from dmm_fast.distributions.posterior import MarkovPosterior
+from dmm_fast.distributions.prior import MarkovPrior
+from dmm_fast.distributions.sequence import SequenceDistribution
+
+__all__ = [
+    "BernoulliEmission",
+    "GaussianEmission",
+    "MarkovPosterior",
+    "MarkovPrior",
+    "SequenceDistribution",
+    "Units",
+]
