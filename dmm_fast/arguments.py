@@ -64,7 +64,8 @@ def check_annealing_factor(factor: object) -> None:
     """
     name, expected = "annealing_factor", "a positive number, or a floating-point tensor of such"
     if isinstance(factor, Tensor):
-        check.floating(name, factor)
+        if not factor.is_floating_point():
+            check.fail(name, expected, check.describe(factor), TypeError)
         if check.values_are_readable(factor) and not bool(((factor > 0) & factor.isfinite()).all()):
             check.fail(name, expected, str(factor.tolist()))
     elif not check.is_number(factor):

@@ -195,7 +195,7 @@ def _posterior_draw(dmm: DMM, batch: Batch) -> tuple[Tensor, Observations]:
     if given.x is None:
         check.fail("batch", "data to condition on", "None")
     with _without_dropout(dmm):
-        h = dmm.rnn(given.x, dmm.h_0[0, 0], given.lengths)
+        h = dmm.encode(given)
     return dmm.posterior(h, given.lengths).rsample(), given
 
 
