@@ -62,6 +62,8 @@ class _Network(nn.Module):
 
     def what_changed(self) -> str | None:
         """Say what in the layers is not as the op has it; None where all is."""
+        if torch_module._has_any_global_hook():
+            return "every module has hooks"
         sizes: dict[str, int] = {}
         for name, letters in self._LAYERS.items():
             layer = self._modules[name]
@@ -235,10 +237,10 @@ def _layer_change(layer: nn.Module | None, letters: str, sizes: dict[str, int]) 
         return f"is a {type(layer).__name__}"
     if type(layer).forward is not nn.Linear.forward or "forward" in vars(layer):
         return "has a forward of its own"
-    if getattr(layer, "bias", None) is None:
+    # A parametrized bias is none of the layer's own parameters.
+    if layer._parameters.get("bias", layer) is None:
         return "has no bias"
-    features = (layer.out_features, layer.in_features)
-    for letter, size in zip(letters, features, strict=True):
+    for letter, size in ((letters[0], layer.out_features), (letters[1], layer.in_features)):
         if sizes.setdefault(letter, size) != size:
             return f"has {size} features where {sizes[letter]} are expected"
     return "has hooks" if _has_hooks(layer) else None
@@ -259,5 +261,4 @@ def _has_hooks(module: nn.Module) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or torch_module._has_any_global_hook()
     )

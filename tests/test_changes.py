@@ -343,3 +343,15 @@ def test_frozen_parameters_stay_and_are_not_warned_of() -> None:
         warnings.simplefilter("error")
         _, grads = loss_and_grads(dmm, make_batch(), Trace_ELBO())
     assert {n for n, g in grads.items() if g is None} == {n for n in grads if n.startswith("emitter")}
+
+
+def test_a_hook_on_all_modules_sees_every_layer() -> None:
+    dmm, seen = small_dmm(), []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        with pytest.warns(NotFusedWarning, match="every module has hooks"):
+            Trace_ELBO().loss(dmm.model, dmm.guide, *make_batch())
+    finally:
+        handle.remove()
+    layers = {m for network in (dmm.emitter, dmm.trans, dmm.combiner) for m in network.children()}
+    assert layers <= set(seen)
