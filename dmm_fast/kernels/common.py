@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast import kernels
+from dmm_fast.kernels.tuning import cdiv as cdiv
 from dmm_fast.products import allows_tf32
 
 # No libdevice function is used: the interpreter has none of them. On a GPU tl.log is exact to the last
@@ -21,11 +22,6 @@ LN_2_LOW = tl.constexpr(-2.121944400546905827679e-4)
 def next_power_of_2(size: int) -> int:
     """The least power of two that holds ``size``, and is a width Triton takes."""
     return triton.next_power_of_2(max(size, 1))
-
-
-def cdiv(size: int, block: int) -> int:
-    """Blocks that cover ``size``."""
-    return -(-size // block)
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:

@@ -1,4 +1,7 @@
-"""How many places a program of a rowwise kernel takes, and how many warps: by a rule, or by measuring."""
+"""How many places a program of a rowwise kernel takes, and how many warps: by a rule, or by measuring.
+
+The package imports this module where there is no triton too.
+"""
 
 import math
 from collections.abc import Callable
@@ -9,12 +12,15 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from dmm_fast.kernels.common import cdiv
-
 FEW_PLACES = 8192
 
 # Programs that keep a GPU busy: two on each multiprocessor of an H100.
 ENOUGH = 264
+
+
+def cdiv(size: int, block: int) -> int:
+    """Blocks that cover ``size``."""
+    return -(-size // block)
 
 
 class Config(NamedTuple):
