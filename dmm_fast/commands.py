@@ -1,4 +1,7 @@
-"""What the subcommands of ``dmm-fast`` do with their parsed arguments."""
+"""What the subcommands of ``dmm-fast`` do with their parsed arguments.
+
+``info`` and ``download`` need no extras, so modules that do are imported by the functions that use them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,6 @@ from typing import Any
 import torch
 
 import dmm_fast
-from dmm_fast import checkpoint as ckpt
 from dmm_fast import data as datasets
 from dmm_fast.check import fail
 from dmm_fast.config import TrainConfig
@@ -26,7 +28,6 @@ from dmm_fast.infer import evaluate_elbo, evaluate_importance_nll
 from dmm_fast.interrupt import TrainingInterrupted
 from dmm_fast.model import DMM
 from dmm_fast.runlog import logger
-from dmm_fast.train import BEST, LAST, NonFiniteLossError, load_data, train
 
 _JIT = (
     "--jit: expected not to be given: tracing unrolls the time steps of the first batch and "
@@ -36,6 +37,8 @@ _JIT = (
 
 def run_train(args: argparse.Namespace) -> int:
     """``dmm-fast train``."""
+    from dmm_fast.train import NonFiniteLossError, train
+
     if args.jit:
         raise ValueError(_JIT)
     config = train_config(args)
@@ -67,6 +70,9 @@ def train_config(args: argparse.Namespace) -> TrainConfig:
 
 def settings_to_resume(args: argparse.Namespace) -> dict[str, Any]:
     """The settings kept in the checkpoint that ``--resume`` is to go on from."""
+    from dmm_fast import checkpoint as ckpt
+    from dmm_fast.train import LAST
+
     if args.out is None:
         fail("--resume", "the folder of a run in --out", "none")
     return ckpt.load(args.out / LAST).config
@@ -202,6 +208,9 @@ def set_threads(number: int) -> None:
 
 def _trained(args: argparse.Namespace) -> tuple[Path, DMM, Dataset]:
     """The checkpoint that was asked for, its model, and its data or those asked for."""
+    from dmm_fast import checkpoint as ckpt
+    from dmm_fast.train import BEST, LAST, load_data
+
     if args.cuda and not torch.cuda.is_available():
         fail("--cuda", "a CUDA device", "torch.cuda.is_available() is False")
     path = args.checkpoint
