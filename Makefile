@@ -1,5 +1,5 @@
-# Everything runs in a virtual environment of its own: `make demo` and `make test` need only
-# python3 with venv, and make.
+# Everything runs in a virtual environment of its own: `make demo` and `make test` need only python3 with
+# venv, a C++ compiler, and make. `DMM_FAST_PURE=1 make demo` does without the compiler, many times slower.
 
 PYTHON ?= python3
 VENV   ?= .venv

@@ -1,11 +1,14 @@
 """Builds the compiled library, one file for every torch from 2.10 on; the rest is in pyproject.toml.
 
-The library is optional: without a C++ compiler, or with one that fails, the package installs all the
-same and ``dmm_fast.info()`` says what is missing. Its ops go through LibTorch's stable ABI, so it needs
-torch's headers to build and no particular torch to run.
+Its ops go through LibTorch's stable ABI, so it needs torch's headers to build and no particular torch to
+run. The headers are those of the torch that is installed already, which an isolated build does not see:
+``pip install --no-build-isolation .``. pyproject.toml does not name torch as a requirement of the build,
+because pip would then fetch the newest CUDA build, gigabytes, for a few headers. Without torch or without a
+C++ compiler that works, the build stops and says so; it never leaves the library out by itself.
 
 CUDA kernels are built where there is an nvcc: no GPU is needed for it, and no CUDA build of torch.
 
+    DMM_FAST_PURE         1: install without the library; every op is computed in eager PyTorch or Triton
     CUDA_HOME             the toolkit; else the one the nvcc on PATH belongs to
     DMM_FAST_CUDA         0: no CUDA kernels; 1: fail without them
     TORCH_CUDA_ARCH_LIST  architectures, "8.0 9.0+PTX" unless set
@@ -17,18 +20,44 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import setuptools
 from setuptools import Extension, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.command.dist_info import dist_info
+from setuptools.errors import BaseError, CCompilerError
 
 HERE = Path(__file__).parent
 SOURCES = sorted(str(p.relative_to(HERE)) for d in (".", "cpu") for p in (HERE / "csrc" / d).glob("*.cpp"))
 CUDA_SOURCES = sorted(p.relative_to(HERE) for p in (HERE / "csrc" / "cuda").glob("*.cu"))
 NVCC_FLAGS = ["-O3", "-std=c++17", "-Icsrc"]
+OLDEST_SETUPTOOLS = 77
 # The oldest torch whose stable ABI is enough, as the macro wants it: 2.10.
 TARGET_TORCH = "0x020a000000000000"
+# The oldest Python whose limited API is enough, as the macro and the wheel's tag want it: 3.10.
+TARGET_PYTHON = ("0x030a0000", "cp310")
+# Marks an installed package whose library was left out on purpose: dmm_fast/native.py looks for it.
+PURE_MARKER = "_pure"
+WITHOUT = "to do without these ops, many times slower, run `DMM_FAST_PURE=1 pip install .`"
+
+
+def is_pure() -> bool:
+    """Whether the package is to be installed without the library."""
+    wanted = os.environ.get("DMM_FAST_PURE") or "0"
+    if wanted not in ("0", "1"):
+        sys.exit(f"DMM_FAST_PURE: expected 0 or 1, got {wanted!r}")
+    return wanted == "1"
+
+
+def has_limited_api() -> bool:
+    """Whether one library serves every later Python: the free-threaded ones have no limited API."""
+    return not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 
 def toolkit() -> Path | None:
@@ -62,37 +91,97 @@ def architectures() -> list[str]:
     return flags
 
 
-def extensions() -> list[Extension]:
+def settings() -> dict[str, Any]:
+    """What is given to setuptools beside pyproject.toml.
+
+    Nothing here needs torch: a source distribution is made without it.
+    """
+    # Without isolation pip does not look at what pyproject.toml requires, and older ones fail to read it.
+    if int(setuptools.__version__.partition(".")[0]) < OLDEST_SETUPTOOLS:
+        wanted = f"setuptools>={OLDEST_SETUPTOOLS}"
+        sys.exit(
+            f"dmm_fast: expected {wanted}, got {setuptools.__version__}: run `pip install '{wanted}'` first"
+        )
+    if is_pure():
+        return {"cmdclass": {"build_py": PurePython}}
+    return {
+        "cmdclass": {"dist_info": Metadata, "build": Build, "build_ext": BuildLibrary},
+        "ext_modules": [library()],
+        "options": {"bdist_wheel": {"py_limited_api": TARGET_PYTHON[1]}} if has_limited_api() else {},
+    }
+
+
+def library() -> Extension:
+    """The compiled library, but for what torch and nvcc add when it is built."""
+    limited = [("Py_LIMITED_API", TARGET_PYTHON[0])] if has_limited_api() else []
+    return Extension(
+        "dmm_fast._C",
+        SOURCES,
+        include_dirs=["csrc"],
+        libraries=["c10", "torch", "torch_cpu"],
+        define_macros=[*limited, ("TORCH_TARGET_VERSION", TARGET_TORCH)],
+        # What the environment asks for has the last word.
+        extra_compile_args=[
+            *("-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-Wall"),
+            *shlex.split(os.environ.get("CXXFLAGS", "")),
+        ],
+        depends=[str(p.relative_to(HERE)) for p in (HERE / "csrc").rglob("*.[hc]*")],
+        py_limited_api=has_limited_api(),
+    )
+
+
+def torch_paths() -> tuple[list[str], list[str]]:
+    """The folders of torch's headers and libraries. The build stops where there is no torch."""
     try:
         from torch.utils.cpp_extension import include_paths, library_paths
-    except ImportError:
-        print("dmm_fast: torch is not installed, so the C++ library is not built", file=sys.stderr)
-        return []
-    return [
-        Extension(
-            "dmm_fast._C",
-            SOURCES,
-            include_dirs=["csrc", *include_paths()],
-            library_dirs=library_paths(),
-            libraries=["c10", "torch", "torch_cpu"],
-            define_macros=[
-                ("Py_LIMITED_API", "0x030a0000"),
-                ("TORCH_TARGET_VERSION", TARGET_TORCH),
-            ],
-            # What the environment asks for has the last word.
-            extra_compile_args=[
-                *("-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-Wall"),
-                *shlex.split(os.environ.get("CXXFLAGS", "")),
-            ],
-            depends=[str(p.relative_to(HERE)) for p in (HERE / "csrc").rglob("*.[hc]*")],
-            py_limited_api=True,
-            optional=True,
+    except ImportError as error:
+        sys.exit(
+            f"dmm_fast: the build of the C++ ops finds no torch ({error}): install torch first, then run "
+            f"`pip install --no-build-isolation .`; {WITHOUT}"
         )
-    ]
+    return include_paths(), library_paths()
 
 
-class Build(build_ext):
+class Metadata(dist_info):
+    """Stops already here, where a wheel is going to: next, pip downloads what the package requires."""
+
+    def run(self) -> None:
+        torch_paths()
+        super().run()
+
+
+class Build(build):
+    """Compiles before it copies: where it stops, the reason is not below a long list of copied files."""
+
+    sub_commands = sorted(build.sub_commands, key=lambda command: command[0] != "build_ext")
+
+
+class PurePython(build_py):
+    """Copies the package and marks the copy: the library is left out on purpose."""
+
+    def run(self) -> None:
+        super().run()
+        folder = HERE if self.editable_mode else Path(self.build_lib)
+        (folder / "dmm_fast" / PURE_MARKER).touch()
+
+
+class BuildLibrary(build_ext):
     """Compiles the files of the extension at the same time, those for the GPU with nvcc."""
+
+    def run(self) -> None:
+        include_dirs, library_dirs = torch_paths()
+        for extension in self.extensions:
+            extension.include_dirs += include_dirs
+            extension.library_dirs += library_dirs
+        try:
+            super().run()
+        except (CCompilerError, BaseError) as error:
+            sys.exit(
+                f"dmm_fast: the C++ ops do not compile ({error}): install a C++ compiler, such as g++, or "
+                f"mend what it reports above; {WITHOUT}"
+            )
+        if self.inplace:
+            (HERE / "dmm_fast" / PURE_MARKER).unlink(missing_ok=True)
 
     def build_extension(self, ext: Extension) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -139,8 +228,4 @@ class Build(build_ext):
 
 
 if __name__ == "__main__":
-    setup(
-        ext_modules=extensions(),
-        cmdclass={"build_ext": Build},
-        options={"bdist_wheel": {"py_limited_api": "cp310"}},
-    )
+    setup(**settings())

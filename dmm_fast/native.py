@@ -1,32 +1,60 @@
 """The compiled library: found beside this file, loaded once, absent without harm."""
 
+import sys
 import warnings
+from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import torch
 
+PURE_MARKER = "_pure"
+"""A file beside this one, which setup.py writes where the library is left out on purpose."""
+
 
 def _load() -> str | None:
-    """Load the library; None, or why there is none."""
-    found = sorted(Path(__file__).parent.glob("_C*.so"))
-    if not found:
-        return (
-            "none was built when the package was installed: that takes a C++ compiler, and torch in the "
-            "same environment (pip install --no-build-isolation)"
-        )
-    try:
-        torch.ops.load_library(str(found[0]))
-    except OSError as error:
-        why = f"{found[0]} does not load with torch {torch.__version__}: {error}"
-        # Who has built a library counts on its speed: eager is right too, and many times slower.
-        warnings.warn(
-            f"dmm_fast computes in eager PyTorch: {why}. Build it again beside this torch, in the "
-            "package's source: pip install --no-build-isolation --no-deps --force-reinstall .",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return why
-    return None
+    """Load the library; None, or why there is none.
+
+    Whoever has not left it out on purpose counts on its speed: eager is right too, and many times slower.
+    """
+    here = Path(__file__).parent
+    library = _library_in(here)
+    if library is not None:
+        try:
+            torch.ops.load_library(str(library))
+            return None
+        except OSError as error:
+            why = f"{library} does not load with torch {torch.__version__}: {error}"
+            remedy = "Build it again beside this torch, in the package's source: "
+            remedy += "pip install --no-build-isolation --no-deps --force-reinstall ."
+    elif (here / PURE_MARKER).exists():
+        return "left out on purpose: the package was installed with DMM_FAST_PURE=1"
+    elif hidden := _hidden_by(here):
+        why = f"{here} holds no compiled library and hides {hidden}, which holds one"
+        remedy = "Run Python in another folder, or build one here too: python setup.py build_ext --inplace"
+    else:
+        why = f"{here} holds no compiled library"
+        remedy = "Build it beside torch, in the package's source: pip install --no-build-isolation -e . "
+        remedy += "(after DMM_FAST_PURE=1 it leaves the library out, on purpose)"
+    warnings.warn(f"dmm_fast computes in eager PyTorch: {why}. {remedy}", RuntimeWarning, stacklevel=2)
+    return why
+
+
+def _library_in(package: Path) -> Path | None:
+    return next(iter(sorted(package.glob("_C*.so"))), None)
+
+
+def _hidden_by(here: Path) -> Path | None:
+    """Another ``dmm_fast`` that could have been imported instead of this one, and has a library."""
+    others = (package for package in _packages() if package.resolve() != here.resolve())
+    return next(filter(_library_in, others), None)
+
+
+def _packages() -> Iterator[Path]:
+    """The folder of each ``dmm_fast`` on ``sys.path`` or in an editable install."""
+    specs = [PathFinder.find_spec("dmm_fast", [folder]) for folder in sys.path]
+    specs += [finder.find_spec("dmm_fast", None) for finder in sys.meta_path]
+    return (Path(spec.origin).parent for spec in specs if spec and spec.origin)
 
 
 missing: str | None = _load()

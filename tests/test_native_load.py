@@ -1,4 +1,4 @@
-"""A library that was built and does not load is told; one that was never built is not."""
+"""A library that does not load, or is not there, is told; one that was left out on purpose is not."""
 
 import re
 import runpy
@@ -6,7 +6,13 @@ import shutil
 import subprocess
 import sys
 import warnings
+from importlib.machinery import PathFinder
+from importlib.util import spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 import dmm_fast
 from dmm_fast import native
@@ -36,11 +42,58 @@ def test_a_library_that_does_not_load_is_told_once_and_eager_computes(tmp_path: 
     assert shape == "torch.Size([2])"
 
 
-def test_a_library_that_was_never_built_is_no_warning(tmp_path: Path) -> None:
-    alone = shutil.copy(native.__file__, tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        module = runpy.run_path(alone)
-    assert module["missing"].startswith("none was built")
+def test_a_library_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(sys, "meta_path", [PathFinder])
+    package = package_in(tmp_path)
+    why = f"{package} holds no compiled library"
+    with pytest.warns(RuntimeWarning) as told:
+        module = runpy.run_path(str(package / "native.py"))
+    (warning,) = told
+    assert str(warning.message).startswith(f"dmm_fast computes in eager PyTorch: {why}. Build it")
+    assert "pip install --no-build-isolation -e ." in str(warning.message)
+    assert "DMM_FAST_PURE=1" in str(warning.message)
+    assert module["missing"] == why
     assert module["instruction_set"]() is None
     module["raise_on_hang"]()
+
+
+@pytest.mark.parametrize("editable", [False, True])
+def test_a_checkout_that_hides_a_library_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, editable: bool
+) -> None:
+    checkout, installed = package_in(tmp_path / "checkout"), package_in(tmp_path / "installed")
+    folders = ["", str(tmp_path / "nowhere")]  # the first one is the current folder
+    finders: list[Any] = []
+    if editable:
+        spec = spec_from_file_location("dmm_fast", installed / "__init__.py")
+        finders.append(SimpleNamespace(find_spec=lambda name, path: spec if name == "dmm_fast" else None))
+    else:
+        folders.append(str(tmp_path / "installed"))
+    monkeypatch.chdir(tmp_path / "checkout")
+    monkeypatch.setattr(sys, "path", folders)
+    monkeypatch.setattr(sys, "meta_path", [PathFinder, *finders])
+    with pytest.warns(RuntimeWarning, match="holds no compiled library. Build it"):
+        runpy.run_path(str(checkout / "native.py"))
+    (installed / "_C.abi3.so").touch()
+    with pytest.warns(RuntimeWarning, match="Run Python in another folder, or build one here too"):
+        module = runpy.run_path(str(checkout / "native.py"))
+    assert module["missing"] == f"{checkout} holds no compiled library and hides {installed}, which holds one"
+
+
+def test_a_library_that_was_left_out_on_purpose_is_no_warning(tmp_path: Path) -> None:
+    package = package_in(tmp_path)
+    (package / native.PURE_MARKER).touch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module = runpy.run_path(str(package / "native.py"))
+    assert module["missing"] == "left out on purpose: the package was installed with DMM_FAST_PURE=1"
+
+
+def package_in(folder: Path) -> Path:
+    """A package that has no library, of which this is the part that looks for one."""
+    package = folder / "dmm_fast"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    shutil.copy(native.__file__, package)
+    return package
