@@ -44,8 +44,8 @@ def check_constructor(
         check.fail("num_iafs", "an int from 0", check.describe(num_iafs))
     if num_iafs > 0 and hidden < latents:
         check.fail("iaf_dim", f"at least z_dim = {latents} for autoregressive flows", str(hidden))
-    if emission not in ("bernoulli", "gaussian"):
-        check.fail("emission", "'bernoulli' or 'gaussian'", repr(emission))
+    if not isinstance(emission, str) or emission not in ("bernoulli", "gaussian"):
+        check.fail("emission", "'bernoulli' or 'gaussian'", check.describe(emission))
     if not check.is_number(min_scale) or not 0.0 <= min_scale < math.inf:
         check.fail("min_scale", "a finite number from 0", check.describe(min_scale))
     check.kind("per_step_sites", per_step_sites, bool)
@@ -64,7 +64,7 @@ def check_annealing_factor(factor: object) -> None:
     """
     name, expected = "annealing_factor", "a positive number, or a floating-point tensor of such"
     if isinstance(factor, Tensor):
-        if not factor.is_floating_point():
+        if not factor.is_floating_point() or factor.layout != torch.strided:
             check.fail(name, expected, check.describe(factor), TypeError)
         if check.values_are_readable(factor) and not bool(((factor > 0) & factor.isfinite()).all()):
             check.fail(name, expected, str(factor.tolist()))

@@ -46,7 +46,7 @@ def like(name: str, tensor: Tensor, other: Tensor, other_name: str) -> None:
 
 def shape(name: str, tensor: Tensor, expected: Sequence[int]) -> None:
     """Check the shape of ``tensor`` exactly."""
-    if tuple(tensor.shape) != tuple(expected):
+    if not isinstance(tensor, Tensor) or tuple(tensor.shape) != tuple(expected):
         fail(name, f"shape {tuple(expected)}", describe(tensor))
 
 
@@ -146,9 +146,11 @@ def is_number(value: object) -> TypeGuard[int | float]:
 
 
 def positive_int(name: str, value: object) -> int:
-    """Check that ``value`` is an int from 1."""
+    """Check that ``value`` is an int from 1 that may be a size of a tensor."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         fail(name, "a positive int", describe(value))
+    if value >= 2**31:
+        fail(name, "a positive int below 2^31", describe(value))
     return value
 
 

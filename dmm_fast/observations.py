@@ -117,13 +117,18 @@ def _reads(tensor: Tensor, validate: bool | None) -> bool:
 def _batch_and_steps(x: Tensor | None, mask: Tensor | None, lengths: Tensor | None) -> tuple[int, int]:
     for name, tensor in (("mini_batch", x), ("mini_batch_mask", mask)):
         if tensor is not None:
-            if not isinstance(tensor, Tensor) or tensor.dim() < 2:
-                check.fail(name, "a tensor of shape (B, T, ...)", check.describe(tensor))
+            if not isinstance(tensor, Tensor) or tensor.dim() < 2 or tensor.layout != torch.strided:
+                check.fail(name, "a dense tensor of shape (B, T, ...)", check.describe(tensor))
             check.nonempty(name, tensor, {"B": tensor.shape[0], "T": tensor.shape[1]})
             return tensor.shape[0], tensor.shape[1]
     if lengths is None:
         check.fail("mini_batch", "data, a mask or lengths to say how many steps there are", "None")
-    if not isinstance(lengths, Tensor) or lengths.dim() != 1 or lengths.numel() == 0:
+    if (
+        not isinstance(lengths, Tensor)
+        or lengths.dim() != 1
+        or lengths.numel() == 0
+        or lengths.layout != torch.strided
+    ):
         check.fail("mini_batch_seq_lengths", "int64 of shape (B,)", check.describe(lengths))
     return lengths.shape[0], int(lengths.max())
 
@@ -145,6 +150,7 @@ def _lengths(
         not isinstance(lengths, Tensor)
         or lengths.dtype != torch.int64
         or tuple(lengths.shape) != (B,)
+        or lengths.layout != torch.strided
         # Pyro's loader leaves the lengths on the CPU when it moves the rest to a GPU.
         or lengths.device not in (device, torch.device("cpu"))
     ):

@@ -356,7 +356,7 @@ def test_observe_alone_names_what_it_refuses() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"emission": "poisson"}, "^emission: expected 'bernoulli' or 'gaussian', got 'poisson'"),
+        ({"emission": "poisson"}, "^emission: expected 'bernoulli' or 'gaussian', got str 'poisson'"),
         ({"num_iafs": 1, "iaf_dim": 2, "z_dim": 3}, "^iaf_dim: expected at least z_dim = 3.*got 2"),
         ({"z_dim": 0}, "^z_dim: expected a positive int, got int 0"),
         ({"input_dim": 0}, "^input_dim: expected a positive int"),

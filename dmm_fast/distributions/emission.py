@@ -87,8 +87,10 @@ class BernoulliEmission(_Emission):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """A draw ``[*sample_shape, ..., B, T, D]``."""
         with torch.no_grad():
-            shape = self._extended_shape(torch.Size(sample_shape))
-            return torch.bernoulli(self.mean.expand(shape))
+            shape, mean = self._extended_shape(torch.Size(sample_shape)), self.mean
+            if check.values_are_readable(mean) and bool(mean.isnan().any()):
+                check.fail("z", "latents that the emitter has probabilities for", "NaN as a probability")
+            return torch.bernoulli(mean.expand(shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """``[..., B]``, in nats."""
