@@ -62,6 +62,7 @@ class Checkpoint:
         epoch_loss: the current epoch's loss so far, nats.
         best: lowest validation loss so far, nats per time step; None before the first.
         metrics_bytes: length of ``metrics.jsonl`` when this was saved.
+        recovery: what a run that recovers from losses that are no numbers goes back to; else empty.
     """
 
     sizes: dict[str, Any]
@@ -76,6 +77,7 @@ class Checkpoint:
     epoch_loss: float
     best: float | None
     metrics_bytes: int
+    recovery: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 _FIELD_TYPES: dict[str, tuple[type, ...]] = {
@@ -91,6 +93,7 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "epoch_loss": (float,),
     "best": (float, type(None)),
     "metrics_bytes": (int,),
+    "recovery": (dict,),
 }
 
 
@@ -113,7 +116,7 @@ def load(path: PathLike) -> Checkpoint:
         FileNotFoundError: there is no such file.
         CheckpointError: the file is truncated, corrupt, of another format or version.
     """
-    fields = _read(path, "checkpoint")
+    fields = {"recovery": {}, **_read(path, "checkpoint")}  # of before runs recovered there is none
     if set(fields) != set(_FIELD_TYPES):
         _fail(path, f"the fields {sorted(_FIELD_TYPES)}", sorted(fields))
     for name, types in _FIELD_TYPES.items():
@@ -218,13 +221,21 @@ def _write(path: PathLike, kind: str, fields: dict[str, Any]) -> None:
 
 def _write_bytes(path: PathLike, data: bytes) -> None:
     with atomic_write(Path(path)) as file:
-        file.write(data)
+        file.write(_in_order(data))
     # The rename is in the folder: only once that is on the disk does a power cut not undo it.
     folder = os.open(Path(path).parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _in_order(data: bytes) -> bytes:
+    """The file with the keys of its header in order, which is another in each process otherwise."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:start]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[start:]
 
 
 def _read(path: PathLike, *kinds: str) -> dict[str, Any]:
@@ -239,7 +250,10 @@ def _read(path: PathLike, *kinds: str) -> dict[str, Any]:
         _fail(path, f"format version {VERSION}", f"version {header.get('version')}")
     if header.get("kind") not in kinds:
         _fail(path, f"a dmm_fast {' or '.join(kinds)}", f"a dmm_fast {header.get('kind')}")
-    return dict(_decode(header["tree"], tensors))
+    try:
+        return dict(_decode(header["tree"], tensors))
+    except KeyError as error:
+        _fail(path, f"a tensor {error}", "none: corrupt")
 
 
 def _open(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:

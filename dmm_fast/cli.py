@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from dmm_fast import BackendError, __version__
+from dmm_fast.console import FIGURES, complain, discard
 
 EXTRAS = ("matplotlib", "mido", "safetensors", "scipy", "tensorboard", "tqdm")
 """What ``pip install 'dmm-fast[cli]'`` adds."""
@@ -32,18 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # What is still buffered must go somewhere, or Python complains at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
         return _BROKEN_PIPE
     except KeyboardInterrupt:
-        return _complain("interrupted", _INTERRUPTED)
+        return complain("interrupted", _INTERRUPTED)
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         if module not in EXTRAS:
             raise
-        return _complain(f"{module} is not installed: pip install 'dmm-fast[cli]'")
+        return complain(f"{module} is not installed: pip install 'dmm-fast[cli]'")
     except (ValueError, OSError, BackendError) as error:
-        return _complain(" ".join(str(error).split()))
+        return complain(" ".join(str(error).split()))
 
 
 def build_parser(train_defaults: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
@@ -59,7 +58,11 @@ def build_parser(train_defaults: Mapping[str, Any] | None = None) -> argparse.Ar
     _add_example_flags(train)
     _add_train_flags(train)
     train.set_defaults(**(train_defaults or {}))
-    _add_evaluate(commands.add_parser("evaluate", help="measure a trained model", **_STYLE))
+    figures = "\n".join(line.format(particles="--num-particles of them") for line in FIGURES)
+    evaluate = commands.add_parser(
+        "evaluate", help="measure a trained model", formatter_class=_Figures, description=figures
+    )
+    _add_evaluate(evaluate)
     _add_generate(commands.add_parser("generate", help="draw and play what it makes", **_STYLE))
     info = commands.add_parser("info", help="what is installed and what would run", **_STYLE)
     _add_info(info)
@@ -69,7 +72,21 @@ def build_parser(train_defaults: Mapping[str, Any] | None = None) -> argparse.Ar
     return parser
 
 
-_STYLE: dict[str, Any] = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+class _Help(argparse.HelpFormatter):
+    """Shows a default where it says something: no flag's, and none that is missing or empty."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        takes_value = action.nargs != 0
+        says_something = action.default not in (None, "", argparse.SUPPRESS)
+        return f"{text} (default: %(default)s)" if takes_value and says_something else text
+
+
+class _Figures(_Help, argparse.RawDescriptionHelpFormatter):
+    """Leaves the lines of the description as they are."""
+
+
+_STYLE: dict[str, Any] = {"formatter_class": _Help}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,11 +107,6 @@ def _run(arguments: Sequence[str]) -> int:
         # The run's own settings are the defaults; what is given in spite of them is compared.
         args = build_parser(commands.settings_to_resume(args)).parse_args(arguments)
     return commands.COMMANDS[args.command](args)
-
-
-def _complain(message: str, code: int = 2) -> int:
-    print(f"dmm-fast: {message}", file=sys.stderr)
-    return code
 
 
 def _add_example_flags(train: argparse.ArgumentParser) -> None:
@@ -133,7 +145,7 @@ def _add_train_flags(train: argparse.ArgumentParser) -> None:
     add = train.add_argument_group("the run").add_argument
     add("--data", default="chorales", help="a .mat, .pickle or .npz file, or the built-in chorales")
     add("--num-sequences", type=int, help="of the built-in chorales, how many to train on")
-    add("--seed", type=int, default=0, help="of the random generators")
+    add("--seed", type=_seed, default=0, help="of the random generators")
     add("--out", type=Path, help="folder for checkpoints, metrics and TensorBoard")
     add("--resume", action="store_true", help="go on from the last checkpoint in --out")
     add("--eval-frequency", type=int, default=50, help="validate and test every so many epochs and "
@@ -145,6 +157,14 @@ def _add_train_flags(train: argparse.ArgumentParser) -> None:
     add("--elbo", choices=("trace", "mean_field"), default="trace", help="KL sampled or analytic")
     add("--lr-schedule", choices=("constant", "cosine"), default="constant", help="on top of -lrd")
     add("--warmup-steps", type=int, default=0, help="the learning rate climbs over these")
+    add("--recover", action="store_true", help="from a loss that is no finite number: go back to the last "
+        "good state at half the learning rate")  # fmt: skip
+    add = train.add_argument_group("real-valued series").add_argument
+    add("--emission", choices=("bernoulli", "gaussian"), default="bernoulli", help="gaussian for real values")
+    add("--min-scale", type=float, default=0.0, help="added to the scales of the latents in the guide and "
+        "of a Gaussian emission")  # fmt: skip
+    add("--standardize", action=argparse.BooleanOptionalAction, help="take mean and scale of the training "
+        "data for the model's units; by default where the emission is Gaussian")  # fmt: skip
     add = train.add_argument_group("sizes").add_argument
     add("--z-dim", type=int, default=100, help="latents")
     add("--emission-dim", type=int, default=100, help="hidden units of the emitter")
@@ -157,7 +177,7 @@ def _add_trained(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("checkpoint", type=Path, help="a checkpoint, or the folder of a run: its best, else last")
     add("--data", help="a data file or chorales; by default what the model was trained on")
-    add("--seed", type=int, default=0, help="of the random generators")
+    add("--seed", type=_seed, default=0, help="of the random generators")
     add("--cuda", action="store_true", help="compute on the GPU")
     add("--threads", type=int, help="CPU threads")
 
@@ -203,6 +223,12 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 def _count(text: str) -> int:
     if not (text.isdecimal() and 0 < int(text) < 2**31):
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not (text.isdecimal() and int(text) < 2**32):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2**32 - 1, got {text!r}")
     return int(text)
 
 

@@ -21,13 +21,17 @@ import dmm_fast
 from dmm_fast import data as datasets
 from dmm_fast.check import fail
 from dmm_fast.config import TrainConfig
+from dmm_fast.console import FIGURES, complain, quiet_after_hang_up
 from dmm_fast.cuda import measured as measured_plans
 from dmm_fast.cuda import plan
 from dmm_fast.data import Dataset
+from dmm_fast.disk import check_writable, naming
 from dmm_fast.infer import evaluate_elbo, evaluate_importance_nll
 from dmm_fast.interrupt import TrainingInterrupted
 from dmm_fast.model import DMM
-from dmm_fast.runlog import logger
+from dmm_fast.nn import Emitter
+from dmm_fast.runlog import METRICS, logger
+from dmm_fast.training_data import check_data, load_data
 
 _JIT = (
     "--jit: expected not to be given: tracing unrolls the time steps of the first batch and "
@@ -42,15 +46,15 @@ def run_train(args: argparse.Namespace) -> int:
     if args.jit:
         raise ValueError(_JIT)
     config = train_config(args)
+    if args.log:
+        _check_log(_log_path(args), config.out)
     with _logging(args):
         try:
             train(config)
         except TrainingInterrupted as interruption:
-            print(f"dmm-fast: {interruption}", file=sys.stderr)
-            return 130
+            return complain(str(interruption), 130)
         except NonFiniteLossError as error:
-            print(f"dmm-fast: {error}", file=sys.stderr)
-            return 1
+            return complain(str(error), 1)
     return 0
 
 
@@ -70,12 +74,11 @@ def train_config(args: argparse.Namespace) -> TrainConfig:
 
 def settings_to_resume(args: argparse.Namespace) -> dict[str, Any]:
     """The settings kept in the checkpoint that ``--resume`` is to go on from."""
-    from dmm_fast import checkpoint as ckpt
-    from dmm_fast.train import LAST
+    from dmm_fast.folder import LAST, load_last, settings_of
 
     if args.out is None:
         fail("--resume", "the folder of a run in --out", "none")
-    return ckpt.load(args.out / LAST).config
+    return settings_of(args.out / LAST, load_last(args.out)).saved()
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
@@ -100,22 +103,28 @@ def run_evaluate(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(report, indent=2))
         return 0
-    print(f"{path} on {data.name}, nats per time step, lower is better")
-    print(f"{'':8}{'negative ELBO':>28}{f'NLL, {args.num_particles} particles':>28}")
-    print(f"{'':8}" + f"{'total/total':>14}{'sequences':>14}" * 2)
+    print(f"{path} on {data.name}, {report['unit']}, lower is better")
+    print(f"{'':8}" + "".join(f"{figure:>16}" for figure in ("(a) bound", "(b) NLL", "(c) bound", "(c) NLL")))
     for split, measured in report["splits"].items():
-        numbers = [number for pair in measured.values() for number in pair.values()]
-        print(f"{split:8}" + "".join(f"{number:14.4f}" for number in numbers))
+        bound, nll = measured["negative_elbo"], measured["importance_nll"]
+        averages = ("total_over_total", "mean_of_averages")
+        numbers = [figure[average] for average in averages for figure in (bound, nll)]
+        print(f"{split:8}" + "".join(f"{number:16.4f}" for number in numbers))
+    for line in FIGURES:
+        print(line.format(particles=f"{args.num_particles} particles"))
     return 0
 
 
 def run_generate(args: argparse.Namespace) -> int:
     """``dmm-fast generate``."""
-    from dmm_fast.gallery import draw_gallery
+    from dmm_fast.gallery import TRAINING_CURVE, draw_gallery
 
     path, dmm, data = _trained(args)
+    if not isinstance(dmm.emitter, Emitter):
+        fail("checkpoint", "a model of piano rolls, with Bernoulli emissions", f"{path} with others")
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
+    metrics = path.parent / METRICS
     written = draw_gallery(
         dmm,
         data.test,
@@ -125,10 +134,12 @@ def run_generate(args: argparse.Namespace) -> int:
         prefix_steps=args.prefix_steps,
         tempo=args.tempo,
         program=args.program,
-        metrics=path.parent / "metrics.jsonl",
+        metrics=metrics,
     )
     for file in written:
         print(file)
+    if args.out / TRAINING_CURVE not in written:
+        complain(f"no training curve: {metrics} has no epoch yet")
     return 0
 
 
@@ -209,19 +220,20 @@ def set_threads(number: int) -> None:
 def _trained(args: argparse.Namespace) -> tuple[Path, DMM, Dataset]:
     """The checkpoint that was asked for, its model, and its data or those asked for."""
     from dmm_fast import checkpoint as ckpt
-    from dmm_fast.train import BEST, LAST, load_data
+    from dmm_fast.folder import BEST, LAST, load_checkpoint, settings_of
 
     if args.cuda and not torch.cuda.is_available():
         fail("--cuda", "a CUDA device", "torch.cuda.is_available() is False")
     path = args.checkpoint
     if path.is_dir():
         path = path / BEST if (path / BEST).exists() else path / LAST
-    saved = ckpt.load(path)
+    saved = load_checkpoint(path)
+    config = settings_of(path, saved)
     dmm = ckpt.load_dmm(path, cuda=args.cuda)
-    config = TrainConfig(**saved.config)
     if args.data is not None:
         config = dataclasses.replace(config, data=args.data, num_sequences=None)
     data = load_data(config)
+    check_data(data, config.emission)
     D = data.test.sequences.shape[-1]
     if dmm.input_dim != D:
         fail("--data", f"{dmm.input_dim} features a time step, as {path} has", str(D))
@@ -233,11 +245,7 @@ def _logging(args: argparse.Namespace) -> Iterator[None]:
     """Training's lines go to standard output and, if there is one, to the log file."""
     handlers: list[logging.Handler] = [_AroundTheBar()]
     if args.log:
-        # An absolute path stays what it is.
-        path = args.log if args.out is None else args.out / args.log
-        # Opened at the first line: a refused run must not empty the log of an earlier one.
-        mode = "a" if args.resume else "w"
-        handlers.append(logging.FileHandler(path, mode=mode, delay=True))
+        handlers.append(_LogFile(_log_path(args), append=args.resume))
     level = logger.level
     logger.setLevel(logging.INFO)
     for handler in handlers:
@@ -251,6 +259,20 @@ def _logging(args: argparse.Namespace) -> Iterator[None]:
             handler.close()
 
 
+def _log_path(args: argparse.Namespace) -> Path:
+    # An absolute path stays what it is.
+    return Path(args.log) if args.out is None else args.out / args.log
+
+
+def _check_log(path: Path, out: Path | None) -> None:
+    """Check that lines can be added to ``path``, and leave it as it is."""
+    if path.exists():
+        # Not by way of its folder, for it may be a device.
+        path.open("a").close()
+    else:
+        check_writable("--log", path, will_exist=out)
+
+
 class _AroundTheBar(logging.Handler):
     """Prints to standard output without tearing the progress bar.
 
@@ -260,8 +282,25 @@ class _AroundTheBar(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        with quiet_after_hang_up(sys.stdout):
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+
+
+class _LogFile(logging.Handler):
+    """Adds lines to a file. Unlike a ``FileHandler`` it lets errors through, such as a full disk.
+
+    The file is opened at the first line: a refused run must not empty the log of an earlier one.
+    """
+
+    def __init__(self, path: Path, *, append: bool) -> None:
+        super().__init__()
+        self._path, self._mode = path, "a" if append else "w"
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with naming(self._path), self._path.open(self._mode, encoding="utf-8") as file:
+            file.write(self.format(record) + "\n")
+        self._mode = "a"
 
 
 def _readable(value: Any) -> str:

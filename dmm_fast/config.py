@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
-from dmm_fast.check import fail
+from dmm_fast.check import describe, fail
 
 ELBOS = ("trace", "mean_field", "tmc", "tmcelbo")
 SCHEDULES = ("constant", "cosine")
+EMISSIONS = ("bernoulli", "gaussian")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,12 @@ class TrainConfig:
             iaf_dim: sizes of the :class:`~dmm_fast.model.DMM`.
         elbo: ``trace`` (KL by sampling), ``mean_field`` (analytic KL), ``tmc``, ``tmcelbo``.
         tmc_num_samples: samples a site for the last two.
+        emission: ``bernoulli`` for zeros and ones, ``gaussian`` for real values.
+        min_scale: added to the scales of the guide's z and of a Gaussian emission.
+        standardize: a new model takes the mean and the scale of its training data for its units (Gaussian
+            only), a loaded one has its own; None: where the emission is Gaussian.
+        recover: at a loss that is no finite number go back to the last good state, halve the learning
+            rate and go on; see :class:`~dmm_fast.recovery.Recovery`.
         cuda: train on the current CUDA device.
         num_epochs: how many epochs the whole run has.
         eval_frequency: validate and test every so many epochs, and after the last; 0 for never.
@@ -46,7 +54,8 @@ class TrainConfig:
         save_model, save_opt: also write the model, and the optimizer state, here.
 
     Raises:
-        ValueError: a setting is out of its range.
+        TypeError: a setting is of another type than its own.
+        ValueError: a setting is out of its range, or does not go with another.
     """
 
     data: str = "chorales"
@@ -73,6 +82,10 @@ class TrainConfig:
     iaf_dim: int = 100
     elbo: str = "trace"
     tmc_num_samples: int = 10
+    emission: str = "bernoulli"
+    min_scale: float = 0.0
+    standardize: bool | None = None
+    recover: bool = False
     cuda: bool = False
     num_epochs: int = 5000
     eval_frequency: int = 50
@@ -87,16 +100,24 @@ class TrainConfig:
     save_opt: Path | None = None
 
     def __post_init__(self) -> None:
-        """Check the ranges that nothing below checks."""
-        for name in ("num_epochs", "mini_batch_size", "tmc_num_samples"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("warmup_steps", "annealing_epochs", "eval_frequency", "checkpoint_freq"):
-            _at_least(name, getattr(self, name), 0)
-        for name, choices in (("elbo", ELBOS), ("lr_schedule", SCHEDULES)):
+        """Check the types, the ranges, and what goes together."""
+        _check_types(self)
+        for name, (lowest, highest) in _RANGES.items():
+            value = getattr(self, name)
+            # Of NaN each comparison is false.
+            if value is not None and not lowest <= value <= highest:
+                fail(name, _range(lowest, highest), str(value))
+        for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 fail(name, f"one of {', '.join(choices)}", str(getattr(self, name)))
-        if not 0 <= self.minimum_annealing_factor <= 1:
-            fail("minimum_annealing_factor", "0 to 1", str(self.minimum_annealing_factor))
+        for name in ("beta1", "beta2"):
+            if getattr(self, name) == 1:
+                fail(name, "a number below 1", "1")
+        for name in ("clip_norm", "lr_decay"):
+            if getattr(self, name) == 0:
+                fail(name, "a number above 0", "0")
+        if self.standardize and self.emission != "gaussian":
+            fail("standardize", "emission gaussian with it", self.emission)
         if self.resume and self.out is None:
             fail("resume", "a folder, out, to resume from", "none")
         if self.resume and (self.load_model or self.load_opt):
@@ -106,6 +127,9 @@ class TrainConfig:
 
     def sizes(self, input_dim: int) -> dict[str, Any]:
         """The constructor arguments of the DMM for data with ``input_dim`` features."""
+        # Left out where it is the default, of which models of before there was a choice know nothing.
+        chosen = {"emission": self.emission, "min_scale": self.min_scale}
+        defaults = {"emission": "bernoulli", "min_scale": 0.0}
         return {
             "input_dim": input_dim,
             "z_dim": self.z_dim,
@@ -118,14 +142,20 @@ class TrainConfig:
             "iaf_dim": self.iaf_dim,
             # Tensor Monte Carlo enumerates over single time steps.
             "per_step_sites": self.elbo in ("tmc", "tmcelbo"),
+            **{name: value for name, value in chosen.items() if value != defaults[name]},
         }
+
+    @property
+    def is_standardized(self) -> bool:
+        """Whether a new model takes its units, mean and scale of each feature, from its training data."""
+        return self.emission == "gaussian" if self.standardize is None else self.standardize
 
     def kept(self) -> dict[str, Any]:
         """The settings that determine the numbers, as JSON values."""
         # A cosine is over all epochs, so how many there are then matters from the first step.
         free = RUN_FIELDS - {"num_epochs"} if self.lr_schedule == "cosine" else RUN_FIELDS
         names = [field.name for field in dataclasses.fields(self) if field.name not in free]
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"standardize": self.is_standardized}
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint holds: :meth:`kept`, and what a resumed run takes over unless told otherwise."""
@@ -136,14 +166,33 @@ class TrainConfig:
 
         As in Pyro's example: the step's one-based number over the number of annealed steps, on the
         way from ``minimum_annealing_factor`` to 1.
+
+        Args:
+            epoch: from 0.
+            which_mini_batch: from 0, within the epoch.
+            num_mini_batches: of an epoch.
+
+        Raises:
+            TypeError: an argument is no int.
+            ValueError: an argument is out of its range.
         """
+        _count("epoch", epoch, 0)
+        _count("num_mini_batches", num_mini_batches, 1)
+        _count("which_mini_batch", which_mini_batch, 0, num_mini_batches - 1)
         if epoch >= self.annealing_epochs:
             return 1.0
         done = (which_mini_batch + epoch * num_mini_batches + 1) / (self.annealing_epochs * num_mini_batches)
         return self.minimum_annealing_factor + (1.0 - self.minimum_annealing_factor) * done
 
     def scheduled_lr(self, step: int, num_mini_batches: int) -> float:
-        """The rate to give ``ClippedAdam`` before ``step`` (from 0), which decays it once more."""
+        """The rate to give ``ClippedAdam`` before ``step`` (from 0), which decays it once more.
+
+        Raises:
+            TypeError: an argument is no int.
+            ValueError: an argument is out of its range.
+        """
+        _count("step", step, 0)
+        _count("num_mini_batches", num_mini_batches, 1)
         factor = 1.0
         if self.lr_schedule == "cosine":
             factor = 0.5 * (1.0 + math.cos(math.pi * step / (self.num_epochs * num_mini_batches)))
@@ -175,7 +224,46 @@ RUN_FIELDS = frozenset(
 )
 """Settings that do not change the numbers of a run."""
 
+_INF = math.inf
+_LARGEST = sys.float_info.max
 
-def _at_least(name: str, value: int, minimum: int) -> None:
-    if value < minimum:
-        fail(name, f"at least {minimum}", str(value))
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("num_epochs", "mini_batch_size", "tmc_num_samples", "num_sequences"), (1, _INF)),
+    **dict.fromkeys(("warmup_steps", "annealing_epochs", "eval_frequency", "checkpoint_freq"), (0, _INF)),
+    **dict.fromkeys(("z_dim", "emission_dim", "transition_dim", "rnn_dim", "num_layers"), (1, _INF)),
+    **dict.fromkeys(("learning_rate", "lr_decay", "weight_decay", "min_scale"), (0, _LARGEST)),
+    **dict.fromkeys(("beta1", "beta2", "minimum_annealing_factor", "rnn_dropout_rate"), (0, 1)),
+    "clip_norm": (0, _INF),
+    "num_iafs": (0, _INF),
+    "iaf_dim": (1, _INF),
+    "seed": (0, 2**32 - 1),  # what NumPy takes, which Pyro seeds too
+}
+
+_CHOICES = {"elbo": ELBOS, "lr_schedule": SCHEDULES, "emission": EMISSIONS}
+
+
+def _check_types(config: TrainConfig) -> None:
+    """Check each field against its annotation; an int may stand for a float, and a bool for nothing else."""
+    for name, hint in get_type_hints(TrainConfig).items():
+        kinds = get_args(hint) or (hint,)
+        value = getattr(config, name)
+        admitted = (*kinds, int) if float in kinds else kinds
+        if not isinstance(value, admitted) or (isinstance(value, bool) and bool not in kinds):
+            fail(name, _names(kinds), describe(value), TypeError)
+
+
+def _names(kinds: tuple[type, ...]) -> str:
+    return " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+
+
+def _range(lowest: float, highest: float) -> str:
+    if highest == _INF:
+        return f"at least {lowest}"
+    return f"a finite number from {lowest}" if highest == _LARGEST else f"{lowest} to {highest}"
+
+
+def _count(name: str, value: object, lowest: int, highest: float = _INF) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        fail(name, "int", describe(value), TypeError)
+    if not lowest <= value <= highest:
+        fail(name, _range(lowest, highest), str(value))

@@ -16,6 +16,8 @@ from dmm_fast.model import DMM
 from dmm_fast.plots import Panel, compare, save_png, training_curve
 from dmm_fast.runlog import read_metrics
 
+TRAINING_CURVE = "training.png"
+
 
 def draw_gallery(
     dmm: DMM,
@@ -40,7 +42,7 @@ def draw_gallery(
         prefix_steps: time steps of a sequence to continue.
         tempo: time steps a minute in the MIDI files.
         program: General MIDI instrument, 0 to 127.
-        metrics: a ``metrics.jsonl``; without it there is no training curve.
+        metrics: a ``metrics.jsonl``; without it, or an epoch in it, there is no training curve.
 
     Returns:
         The files written.
@@ -55,6 +57,7 @@ def draw_gallery(
     if long_enough < num:
         expected = f"steps that at least {num} sequences exceed"
         fail("prefix_steps", expected, f"{prefix_steps}, which {long_enough} do")
+    epochs = read_metrics(metrics) if metrics.exists() else []
     chosen = torch.nonzero(sequences.lengths > prefix_steps).flatten()[:num]
     written: list[Path] = []
 
@@ -67,9 +70,9 @@ def draw_gallery(
         write(f"sample_{number}", [Panel(f"Sample {number} from the prior", roll)], roll)
     _reconstructions(dmm, sequences, chosen, write)
     _forecasts(dmm, sequences, chosen, prefix_steps, num_steps, write)
-    if metrics.exists():
-        save_png(out / "training.png", training_curve(read_metrics(metrics)))
-        written.append(out / "training.png")
+    if epochs:
+        save_png(out / TRAINING_CURVE, training_curve(epochs))
+        written.append(out / TRAINING_CURVE)
     return written
 
 

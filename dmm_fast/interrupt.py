@@ -9,11 +9,17 @@ from typing import Any
 
 
 class TrainingInterrupted(Exception):  # noqa: N818 - no error: somebody asked for it
-    """SIGINT or SIGTERM ended training between two steps; the message says how to go on."""
+    """A signal ended training between two steps; the message says how to go on."""
 
 
 class StopSignals:
-    """While entered, SIGINT and SIGTERM are noted in ``received``; a second SIGINT interrupts."""
+    """While entered, SIGINT, SIGTERM and SIGHUP are noted in ``received``; a second SIGINT interrupts.
+
+    SIGHUP comes when a terminal is closed. A signal that is ignored, as ``nohup`` and a shell's
+    background jobs have it, stays so.
+    """
+
+    _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -22,8 +28,10 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         # Python lets only the main thread handle signals; elsewhere they stay as they are.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._earlier[number] = signal.signal(number, self._note)
+            for number in self._NUMBERS:
+                # None: a handler that Python did not set and could not put back.
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._earlier[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -37,4 +45,5 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.SIGINT in self._earlier:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -32,7 +32,8 @@ _FORMER_NAMES = {
 }
 
 
-def _rename_former(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def rename_former(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Give what is for parameters of ``module`` under their older names in ``state`` their names of today."""
     for former, current in _FORMER_NAMES.items():
         if hasattr(module, current):
             for part in ("weight", "bias"):
@@ -165,7 +166,7 @@ class GatedTransition(_Network):
         nn.init.eye_(self.lin_z_to_loc.weight)
         nn.init.zeros_(self.lin_z_to_loc.bias)
         self.relu, self.softplus = nn.ReLU(), nn.Softplus()
-        self.register_load_state_dict_pre_hook(_rename_former)
+        self.register_load_state_dict_pre_hook(rename_former)
 
     @property
     def weights(self) -> TransitionWeights:
@@ -198,7 +199,7 @@ class Combiner(_Network):
         self.lin_hidden_to_loc = nn.Linear(rnn_dim, z_dim)
         self.lin_hidden_to_scale = nn.Linear(rnn_dim, z_dim)
         self.tanh, self.softplus = nn.Tanh(), nn.Softplus()
-        self.register_load_state_dict_pre_hook(_rename_former)
+        self.register_load_state_dict_pre_hook(rename_former)
 
     @property
     def weights(self) -> CombinerWeights:

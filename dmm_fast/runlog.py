@@ -9,9 +9,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-from dmm_fast.check import fail
+from dmm_fast.check import describe, fail, kind
+from dmm_fast.disk import naming
+from dmm_fast.scalars import ScalarFile
 
 logger = logging.getLogger("dmm_fast")
 
@@ -21,18 +22,33 @@ METRICS = "metrics.jsonl"
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
     """The lines of a ``metrics.jsonl``: one an epoch, losses in nats per time step.
 
+    A last line that has no end, of a process that died while it wrote, is left out.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is not a JSON object.
+        ValueError: a line is not a JSON object of numbers with ``epoch`` and ``train``.
     """
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    kind("path", path, str, Path)
+    text = Path(path).read_text(encoding="utf-8", errors="replace")
     metrics = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            metrics.append(dict(json.loads(line)))
-        except (TypeError, ValueError):
-            fail(f"{path}, line {number}", "a JSON object", repr(line[:80]))
+    for number, line in enumerate(text.splitlines(keepends=True), start=1):
+        if not line.endswith("\n"):
+            break
+        metrics.append(_metrics_of(f"{path}, line {number}", line.rstrip()))
     return metrics
+
+
+def _metrics_of(where: str, line: str) -> dict[str, float]:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not {"epoch", "train"} <= found.keys():
+        fail(where, "a JSON object with epoch and train", repr(line[:80]))
+    for name, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            fail(f"{where}, {name}", "a number", describe(value))
+    return found
 
 
 class RunLog:
@@ -48,7 +64,9 @@ class RunLog:
         metrics_bytes: how much of ``metrics.jsonl`` belongs to them; the rest is cut off.
 
     Raises:
+        TypeError: an argument is of another type.
         ValueError: ``metrics.jsonl`` is shorter than that.
+        OSError: a file cannot be written; the error names it.
     """
 
     def __init__(
@@ -64,15 +82,19 @@ class RunLog:
     ) -> None:
         from tqdm import tqdm
 
-        self.metrics_bytes = metrics_bytes
-        self._metrics = None if out is None else _open_at(out / METRICS, metrics_bytes)
-        self._writer: Any = None
-        if out is not None and tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            # What an interrupted run logged after its last checkpoint is hidden.
-            purge = first_epoch if first_epoch else None
-            self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=purge)
+        kind("out", out, Path, type(None))
+        for name, value in (
+            ("total_steps", total_steps),
+            ("first_step", first_step),
+            ("first_epoch", first_epoch),
+            ("metrics_bytes", metrics_bytes),
+        ):
+            kind(name, value, int)
+        self._metrics = None if out is None else out / METRICS
+        self._scalars: ScalarFile | None = None
+        self._tensorboard = out / "tensorboard" if out is not None and tensorboard else None
+        # What an interrupted run logged after its last checkpoint is hidden.
+        self._begin(first_epoch or None, metrics_bytes)
         self._bar = tqdm(
             total=total_steps,
             initial=first_step,
@@ -95,10 +117,20 @@ class RunLog:
         trace: TracebackType | None,
     ) -> None:
         self._bar.close()
+
+    def _begin(self, epoch: int | None, metrics_bytes: int) -> None:
+        """Drop what there is of ``epoch`` and later ones; None: there is nothing yet."""
+        self.metrics_bytes = metrics_bytes
         if self._metrics is not None:
-            self._metrics.close()
-        if self._writer is not None:
-            self._writer.close()
+            _cut(self._metrics, metrics_bytes)
+        if self._tensorboard is not None:
+            self._scalars = ScalarFile(self._tensorboard, first_step=epoch)
+
+    def go_back(self, step: int, epoch: int, metrics_bytes: int) -> None:
+        """Forget what came after ``step`` steps of the run; arguments as when this was made."""
+        self._begin(epoch, metrics_bytes)
+        self._bar.n = step
+        self._bar.refresh()
 
     def step(self, epoch: int, loss_per_time_step: float) -> None:
         """Move the bar by one step of ``epoch``."""
@@ -108,7 +140,11 @@ class RunLog:
         self._bar.update()
 
     def epoch(self, line: Mapping[str, float]) -> None:
-        """Print, and keep, one epoch's line: ``epoch``, ``train`` and what else was measured."""
+        """Print, and keep, one epoch's line: ``epoch``, ``train`` and what else was measured.
+
+        Raises:
+            OSError: a file cannot be written; the error names it.
+        """
         now = time.perf_counter()
         seconds, self._epoch_started = now - self._epoch_started, now
         rate, self._steps = self._steps / seconds, 0
@@ -118,22 +154,19 @@ class RunLog:
             logger.info("[val/test epoch %04d]  %.4f  %.4f", epoch, line["valid"], line["test"])
         if self._metrics is not None:
             # No times: a resumed run's file is the same, byte for byte, as an unbroken one's.
-            self._metrics.write(json.dumps(dict(line)).encode() + b"\n")
-            self._metrics.flush()
-            self.metrics_bytes = self._metrics.tell()
-        if self._writer is not None:
-            for name, value in line.items():
-                if name != "epoch":
-                    self._writer.add_scalar(name, value, epoch)
-            self._writer.add_scalar("steps_per_second", rate, epoch)
+            with naming(self._metrics), self._metrics.open("ab") as file:
+                file.write(json.dumps(dict(line)).encode() + b"\n")
+                file.flush()
+                self.metrics_bytes = file.tell()
+        if self._scalars is not None:
+            shown = {name: value for name, value in line.items() if name != "epoch"}
+            self._scalars.add({**shown, "steps_per_second": rate}, epoch)
 
 
-def _open_at(path: Path, size: int) -> Any:
-    """``path`` opened to append after its first ``size`` bytes; the rest is dropped."""
+def _cut(path: Path, size: int) -> None:
+    """Keep the first ``size`` bytes of ``path``, which may be missing if that is none."""
     found = path.stat().st_size if path.exists() else 0
     if found < size:
         fail(str(path), f"at least the {size} bytes its checkpoint knows of", f"{found}")
-    file = path.open("ab")
-    os.truncate(path, size)
-    file.seek(size)
-    return file
+    if found > size:
+        os.truncate(path, size)

@@ -4,54 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 import signal
-import zlib
-from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
-from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
-from pyro.infer import config_enumerate as enumerate_sites
 from torch import Tensor
 
 from dmm_fast import checkpoint as ckpt
-from dmm_fast import data as datasets
 from dmm_fast.capturable import set_rate
-from dmm_fast.check import fail
-from dmm_fast.config import PACE_FIELDS, TrainConfig
+from dmm_fast.check import fail, kind
+from dmm_fast.config import TrainConfig
 from dmm_fast.data import Dataset, SequenceSet
+from dmm_fast.folder import BEST, LAST, RunFolder, check_outputs, settings_of
 from dmm_fast.infer import GraphedSVI, evaluate_elbo
 from dmm_fast.interrupt import StopSignals, TrainingInterrupted
 from dmm_fast.model import DMM
+from dmm_fast.objective import guide_and_elbo
 from dmm_fast.optim import PyroClippedAdam
-from dmm_fast.runlog import METRICS, RunLog, logger
-
-LAST = "last.safetensors"
-BEST = "best.safetensors"
+from dmm_fast.optimizer_state import fit_to_model, in_order
+from dmm_fast.recovery import MOST_RECOVERIES, Progress, Recovery
+from dmm_fast.runlog import RunLog, logger
+from dmm_fast.training_data import check_data, fingerprint, load_data
 
 _EVALUATION_SEED = 1
 
-# On a GPU the host runs this many steps ahead at most before it waits for their losses.
+# On a GPU the host runs this many steps ahead at most before it waits for their losses. States to go back
+# to are kept as often, everywhere.
 _STEPS_AHEAD = 64
 _MOST_GRAPHS = 32
 
 
 class NonFiniteLossError(ValueError):
     """The loss became infinite or not a number; the checkpoints of before are kept."""
-
-
-@dataclasses.dataclass
-class _Progress:
-    """Where training stands; the fields are those of :class:`~dmm_fast.checkpoint.Checkpoint`."""
-
-    epoch: int = 0
-    step: int = 0
-    order: Tensor | None = None
-    epoch_loss: float = 0.0
-    best: float | None = None
-    metrics_bytes: int = 0
 
 
 def train(config: TrainConfig, data: Dataset | None = None) -> DMM:
@@ -64,6 +52,8 @@ def train(config: TrainConfig, data: Dataset | None = None) -> DMM:
 class Trainer:
     """One training run. Making it loads the data and, with ``config.resume``, the checkpoint.
 
+    Nothing is written before :meth:`run`, and a run has no checkpoint before its first step is done.
+
     The global state it touches: Pyro's parameter store is cleared, and torch's random generators
     are seeded, drawn from and, on resume, restored. On a CPU with as many threads as before, a
     resumed run has the same bits as one that never stopped.
@@ -73,20 +63,27 @@ class Trainer:
         data: what to train on; by default what ``config.data`` names.
 
     Raises:
-        ValueError: CUDA is asked for and not there; ``out`` already holds a run and ``resume`` is
-            not set; or, when resuming, settings or data differ from the checkpoint's.
+        TypeError: an argument is of another type.
+        ValueError: CUDA is asked for and not there; the data are none for ``emission``; ``out`` already
+            holds a run and ``resume`` is not set; or, when resuming, settings or data differ from the
+            checkpoint's.
         FileNotFoundError: a file to start or to resume from does not exist.
+        OSError: what is to be written cannot be.
         CheckpointError: a file to start or to resume from is no checkpoint, or of other sizes.
     """
 
     def __init__(self, config: TrainConfig, data: Dataset | None = None) -> None:
+        kind("config", config, TrainConfig)
         if config.cuda and not torch.cuda.is_available():
             fail("cuda", "a CUDA device", "torch.cuda.is_available() is False")
+        check_outputs(config)
         data = load_data(config) if data is None else data
+        check_data(data, config.emission)
         self.config = config
+        self.folder = None if config.out is None else RunFolder(config.out)
         self.data = data.to("cuda" if config.cuda else "cpu")
         self.num_mini_batches = math.ceil(len(data.train) / config.mini_batch_size)
-        self.progress = _Progress()
+        self.progress = Progress()
         # On the host, so that choosing T for a batch on a GPU waits for nothing.
         self._lengths = data.train.lengths.cpu()
         self._num_time_steps = data.train.num_time_steps
@@ -97,9 +94,11 @@ class Trainer:
         pyro.set_rng_seed(config.seed)
         self._sizes = config.sizes(data.train.sequences.shape[-1])
         self.dmm = DMM(**self._sizes, use_cuda=config.cuda)
+        rate = config.scheduled_lr(0, self.num_mini_batches)
+        self._recovery = Recovery(self.dmm, rate)
         self.optimizer = PyroClippedAdam(
             {
-                "lr": config.scheduled_lr(0, self.num_mini_batches),
+                "lr": rate,
                 "betas": (config.beta1, config.beta2),
                 "clip_norm": config.clip_norm,
                 "lrd": config.lr_decay,
@@ -109,7 +108,7 @@ class Trainer:
         )
         # Enumeration asks for the values of a step while it makes it.
         self._graphed = config.cuda and config.elbo in ("trace", "mean_field")
-        guide, elbo = _guide_and_elbo(self.dmm, config)
+        guide, elbo = guide_and_elbo(self.dmm, config)
         self.svi = GraphedSVI(
             self.dmm.model,
             guide,
@@ -133,91 +132,93 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: the loss is no finite number; nothing is saved after that.
-            TrainingInterrupted: SIGINT or SIGTERM came; the state after the current step is saved.
+            TrainingInterrupted: SIGINT, SIGTERM or SIGHUP came; the state after the current step is saved.
+            ValueError: another process trains in ``out``, or has done so since this was made.
+            OSError: a file cannot be written; the error names it, and the earlier one is whole.
         """
         config = self.config
-        if self.steps_done == 0:
-            self._save(LAST)
+        with self.folder or nullcontext():
+            self._announce()
+            log = RunLog(
+                config.out,
+                tensorboard=config.tensorboard,
+                progress=config.progress,
+                total_steps=config.num_epochs * self.num_mini_batches,
+                first_step=self.steps_done,
+                first_epoch=self.progress.epoch,
+                metrics_bytes=self.progress.metrics_bytes,
+            )
+            with log, StopSignals() as stop:
+                if self.steps_done == 0:
+                    self._keep()
+                while self.progress.epoch < config.num_epochs:
+                    self._step(log)
+                    if self.progress.step == self.num_mini_batches:
+                        self._finish_epoch(log)
+                    elif self.progress.step % _STEPS_AHEAD == 0:
+                        self._keep()
+                    if self.steps_done == 1:
+                        self._read_losses(log)
+                        self._save(LAST)
+                    if stop.received is not None:
+                        self._read_losses(log)
+                        self._interrupt(stop.received)
+                self._save_plain()
+
+    def _announce(self) -> None:
+        now, config = self.progress, self.config
+        if self.folder is not None and config.resume:
+            logger.info("resuming %s after %d epochs and %d steps", self.folder.last, now.epoch, now.step)
+            self.folder.warn_of_best()
+        if not (config.out or config.save_model or config.save_opt):
+            logger.info("nothing of this run will be kept: neither out nor save_model nor save_opt is given")
         logger.info(
             "N_train_data: %d     avg. training seq. length: %.2f    N_mini_batches: %d",
             len(self._lengths),
             self._num_time_steps / len(self._lengths),
             self.num_mini_batches,
         )
-        log = RunLog(
-            config.out,
-            tensorboard=config.tensorboard,
-            progress=config.progress,
-            total_steps=config.num_epochs * self.num_mini_batches,
-            first_step=self.steps_done,
-            first_epoch=self.progress.epoch,
-            metrics_bytes=self.progress.metrics_bytes,
-        )
-        with log, StopSignals() as stop:
-            while self.progress.epoch < config.num_epochs:
-                self._step(log)
-                if self.progress.step == self.num_mini_batches:
-                    self._finish_epoch(log)
-                if stop.received is not None:
-                    self._read_losses(log)
-                    self._interrupt(stop.received)
-            self._save_plain()
 
     def _start(self) -> None:
         """Begin anew, from given parameters, or where a checkpoint left off."""
         config = self.config
+        if config.is_standardized and config.load_model is None and not config.resume:
+            self.dmm.standardize(self.data.train.sequences, self.data.train.lengths)
         if config.load_model is not None:
             ckpt.load_model(config.load_model, self.dmm)
         if config.load_opt is not None:
             self._set_optimizer_state(config.load_opt, ckpt.load_optimizer(config.load_opt))
-        if config.out is None:
-            return
-        last = config.out / LAST
-        if config.resume:
-            self._restore(last)
-            return
-        config.out.mkdir(parents=True, exist_ok=True)
-        for name in (LAST, METRICS):
-            if (config.out / name).exists():
-                fail("out", "a folder without a run, or resume", f"{config.out}, which has {name}")
+        if self.folder is not None and config.resume:
+            self._restore(self.folder)
+        elif self.folder is not None:
+            self.folder.refuse_a_run()
 
-    def _restore(self, path: Path) -> None:
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: expected a checkpoint to resume from, found none")
-        # A process killed while it wrote leaves what it had written so far.
-        for half_written in path.parent.glob(".*.safetensors.*.part"):
-            half_written.unlink()
-        saved = ckpt.load(path)
-        self._check_same_run(path, saved)
-        ckpt.load_state(path, self.dmm, saved.model)
-        self._set_optimizer_state(path, saved.optimizer)
-        for field in dataclasses.fields(_Progress):
+    def _restore(self, folder: RunFolder) -> None:
+        saved = folder.load()
+        self._check_same_run(folder.last, saved)
+        ckpt.load_state(folder.last, self.dmm, saved.model)
+        self._set_optimizer_state(folder.last, saved.optimizer)
+        for field in dataclasses.fields(Progress):
             setattr(self.progress, field.name, getattr(saved, field.name))
+        if self.config.recover:
+            self._recovery.load(folder.last, saved.recovery)
         torch.set_rng_state(saved.rng["cpu"])
         if self.config.cuda:
             torch.cuda.set_rng_state(saved.rng["cuda"])
-        logger.info("resuming %s after %d epochs and %d steps", path, saved.epoch, saved.step)
 
     def _check_same_run(self, path: Path, saved: ckpt.Checkpoint) -> None:
         """Refuse to go on with settings, sizes or data other than those of the checkpoint."""
-        config = self.config.kept()
-        saved_config = {k: v for k, v in saved.config.items() if k in config or k not in PACE_FIELDS}
-        for given, kept in ((config, saved_config), (self._sizes, saved.sizes)):
-            for name in given.keys() | kept.keys():
+        pairs = ((self.config.kept(), settings_of(path, saved).kept()), (self._sizes, saved.sizes))
+        for given, kept in pairs:
+            for name in [*given, *sorted(kept.keys() - given.keys())]:
                 if given.get(name) != kept.get(name):
                     fail(name, f"{kept.get(name)!r}, as in {path}", repr(given.get(name)))
         if self._fingerprint != saved.data:
             fail("data", f"the data {path} was trained on ({saved.data})", self._fingerprint)
 
     def _set_optimizer_state(self, path: Path, state: dict[str, Any]) -> None:
-        names = {f"dmm$$${name}" for name, _ in self.dmm.named_parameters()}
         # A checkpoint of before the first step has no state yet.
-        if state and state.keys() != names:
-            strange = sorted(state.keys() ^ names)
-            raise ckpt.CheckpointError(
-                f"{path}: expected an optimizer state for the parameters of this DMM, got one that "
-                f"differs in {', '.join(strange[:3])}"
-            )
+        state = fit_to_model(path, state, self.dmm) if state else {}
         self.optimizer.set_state(state)
         # The optimizer takes it parameter by parameter at the first step; until then it is here.
         self._optimizer_state = state
@@ -234,7 +235,8 @@ class Trainer:
         # the same sequences, and a CPU kernel drops rows as sequences end.
         indices = indices[torch.sort(lengths).indices.flip(0)]
         if config.is_scheduled:
-            self._set_learning_rate(config.scheduled_lr(self.steps_done, self.num_mini_batches))
+            rate = config.scheduled_lr(self.steps_done, self.num_mini_batches)
+            self._set_learning_rate(rate * self._recovery.rate_factor)
         T = int(lengths.max())
         if config.cuda:
             # From pinned memory the copy waits for nothing.
@@ -242,9 +244,12 @@ class Trainer:
         if self._graphed:
             T = self.data.train.padded_steps(T)
         factor = config.annealing_factor(now.epoch, now.step, self.num_mini_batches)
-        self._unread.append((self.svi.step(indices, T, factor), int(lengths.sum())))
+        # Of the sites of single steps Pyro refuses a distribution with NaN; the loss tells that here.
+        with pyro.validation_enabled(False) if self.dmm.per_step_sites else nullcontext():
+            loss = self.svi.step(indices, T, factor)
+        self._unread.append((loss, int(lengths.sum())))
         now.step += 1
-        if len(self._unread) == self._steps_ahead or now.step == self.num_mini_batches:
+        if now.step % self._steps_ahead == 0 or now.step == self.num_mini_batches:
             self._read_losses(log)
 
     def _gather(self, indices: Tensor, T: int, factor: float | Tensor) -> tuple[Any, ...]:
@@ -255,19 +260,54 @@ class Trainer:
         """Wait for the steps done so far, and look at their losses."""
         if not self._unread:
             return
-        now, config = self.progress, self.config
+        now = self.progress
         losses = torch.stack([loss for loss, _ in self._unread]).tolist()
-        first = now.step - len(losses)
-        for step, (loss, (_, time_steps)) in enumerate(zip(losses, self._unread, strict=True), first):
-            if not math.isfinite(loss):
-                kept = f"; {config.out / LAST} is of before" if config.out is not None else ""
-                raise NonFiniteLossError(
-                    f"loss: expected a finite number, got {loss} in epoch {now.epoch}, step {step}"
-                    f"{kept}. A lower learning rate, or warm-up steps, may help"
-                )
-            now.epoch_loss += loss
-            log.step(now.epoch, loss / time_steps)
+        time_steps = [steps for _, steps in self._unread]
         self._unread.clear()
+        for step, (loss, steps) in enumerate(zip(losses, time_steps, strict=True), now.step - len(losses)):
+            if not math.isfinite(loss):
+                self._go_back(log, loss, step)
+                return
+            now.epoch_loss += loss
+            log.step(now.epoch, loss / steps)
+
+    def _go_back(self, log: RunLog, loss: float, step: int) -> None:
+        """Recover from a loss that is no finite number, if that was asked for and can be done."""
+        now, recovery = self.progress, self._recovery
+        where = f"got {loss} in epoch {now.epoch}, step {step}"
+        may_recover = self.config.recover and recovery.times < MOST_RECOVERIES
+        if not may_recover or not recovery.go_back(self.optimizer, now.epoch, step, now):
+            has_earlier = self.folder is not None and self.folder.last.exists()
+            kept = f"; {self.folder.last} is of before" if self.folder is not None and has_earlier else ""
+            raise NonFiniteLossError(
+                f"loss: expected a finite number, {where}{kept}. "
+                "A lower learning rate, or warm-up steps, may help"
+            )
+        self._keep()
+        logger.warning(
+            "loss: %s: back to epoch %d, step %d at half the learning rate (%d of at most %d times)",
+            where,
+            now.epoch,
+            now.step,
+            recovery.times,
+            MOST_RECOVERIES,
+        )
+        # Before the metrics of the steps taken back go: a checkpoint may not know of more than there are.
+        self._save(LAST)
+        log.go_back(self.steps_done, now.epoch, now.metrics_bytes)
+
+    def _keep(self) -> None:
+        """Keep the state there is now, to go back to if the run is to recover."""
+        if self.config.recover:
+            self._recovery.keep(self.progress, self._state_of_optimizer())
+
+    def _state_of_optimizer(self) -> dict[str, Any]:
+        """The optimizer's state by parameter, with its keys in the same order in each process."""
+        state = {**self._optimizer_state, **self.optimizer.get_state()}
+        if self.steps_done == 0 and not self._optimizer_state:
+            # After a return to the start the rates alone are left.
+            state = {name: {**each, "state": {}} for name, each in state.items()}
+        return in_order(state)
 
     def _set_learning_rate(self, lr: float) -> None:
         """Set the rate of each parameter's optimizer, or of the state they are to start from."""
@@ -296,8 +336,10 @@ class Trainer:
         log.epoch(line)
         now.epoch, now.step, now.order, now.epoch_loss = done, 0, None, 0.0
         now.metrics_bytes = log.metrics_bytes
-        if "valid" in line and (now.best is None or line["valid"] < now.best):
-            now.best = line["valid"]
+        self._keep()
+        valid = line.get("valid", math.nan)
+        if math.isfinite(valid) and (now.best is None or valid < now.best):
+            now.best = valid
             self._save(BEST)
         if is_last or (config.checkpoint_freq > 0 and done % config.checkpoint_freq == 0):
             self._save(LAST)
@@ -314,34 +356,34 @@ class Trainer:
         return result.total_over_total
 
     def _interrupt(self, number: int) -> None:
-        now, out = self.progress, self.config.out
+        now = self.progress
         self._save(LAST)
         self._save_plain()
-        how = (
-            "nothing to resume from was written; give a folder with --out"
-            if out is None
-            else f"saved {out / LAST}; go on with: dmm-fast train --resume --out {out}"
-        )
+        how = "nothing to resume from was written; give a folder with --out"
+        if self.folder is not None:
+            out = shlex.quote(str(self.folder.path))
+            how = f"saved {self.folder.last}; go on with: dmm-fast train --resume --out {out}"
         raise TrainingInterrupted(
             f"{signal.Signals(number).name} after {now.epoch} epochs and {now.step} steps: {how}"
         )
 
     def _save(self, name: str) -> None:
         """Write a checkpoint into the run's folder, if it has one."""
-        if self.config.out is None:
+        if self.folder is None:
             return
         rng = {"cpu": torch.get_rng_state()}
         if self.config.cuda:
             rng["cuda"] = torch.cuda.get_rng_state()
-        ckpt.save(
-            self.config.out / name,
+        self.folder.save(
+            name,
             ckpt.Checkpoint(
                 sizes=self._sizes,
                 config=self.config.saved(),
                 data=self._fingerprint,
                 model=self.dmm.state_dict(),
-                optimizer={**self._optimizer_state, **self.optimizer.get_state()},
+                optimizer=self._state_of_optimizer(),
                 rng=rng,
+                recovery=self._recovery.saved() if self.config.recover else {},
                 **vars(self.progress),
             ),
         )
@@ -351,44 +393,4 @@ class Trainer:
         if self.config.save_model is not None:
             ckpt.save_model(self.config.save_model, self.dmm)
         if self.config.save_opt is not None:
-            state = {**self._optimizer_state, **self.optimizer.get_state()}
-            ckpt.save_optimizer(self.config.save_opt, state)
-
-
-def load_data(config: TrainConfig) -> Dataset:
-    """The data set that ``config.data`` names.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds no data set, or ``num_sequences`` is given with a file.
-    """
-    if config.data != "chorales":
-        if config.num_sequences is not None:
-            fail("num_sequences", "None with a data file", str(config.num_sequences))
-        return datasets.load(config.data)
-    if config.num_sequences is None:
-        return datasets.chorales()
-    held_out = max(1, config.num_sequences // 3)
-    return datasets.chorales(num_train=config.num_sequences, num_valid=held_out, num_test=held_out)
-
-
-def fingerprint(data: Dataset) -> str:
-    """A data set's name, sizes and CRC-32, to tell it from another."""
-    crc = 0
-    for split in (data.train, data.valid, data.test):
-        for tensor in (split.sequences, split.lengths):
-            crc = zlib.crc32(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data, crc)
-    return f"{data.name}, {len(data.train)} sequences, CRC-32 {crc:08x}"
-
-
-def _guide_and_elbo(dmm: DMM, config: TrainConfig) -> tuple[Callable[..., Any], ELBO]:
-    """The ELBO that ``config.elbo`` names, and the guide as it takes it."""
-    if config.elbo == "trace":
-        return dmm.guide, Trace_ELBO()
-    if config.elbo == "mean_field":
-        return dmm.guide, TraceMeanField_ELBO()
-    # Left to find the nesting itself, Pyro runs the model once, which would draw random numbers
-    # at the first step of every process and so make a resumed run another one.
-    kind = TraceTMC_ELBO if config.elbo == "tmc" else TraceEnum_ELBO
-    guide = enumerate_sites(dmm.guide, default="parallel", num_samples=config.tmc_num_samples, expand=False)
-    return guide, kind(max_plate_nesting=1)
+            ckpt.save_optimizer(self.config.save_opt, self._state_of_optimizer())

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,72 +16,18 @@ from pyro.infer import SVI, Trace_ELBO
 
 from dmm_fast import DMM, checkpoint
 from dmm_fast.checkpoint import CheckpointError
-from dmm_fast.config import TrainConfig
 from dmm_fast.data import Dataset, chorales, get_mini_batch, save_npz
 from dmm_fast.infer import evaluate_elbo
 from dmm_fast.interrupt import TrainingInterrupted
 from dmm_fast.optim import PyroClippedAdam
 from dmm_fast.runlog import read_metrics
 from dmm_fast.train import BEST, LAST, NonFiniteLossError, Trainer, train
-
-STEPS_AN_EPOCH = 3
+from tests.helpers_train import STEPS_AN_EPOCH, assert_same_run, small_data, stop_at, tiny
 
 
 @pytest.fixture(scope="module")
 def data() -> Dataset:
-    return chorales(12, 3, 3, num_steps=(8, 12))
-
-
-def tiny(out: Path | None = None, **changes: Any) -> TrainConfig:
-    settings: dict[str, Any] = {
-        "num_epochs": 4,
-        "mini_batch_size": 5,
-        "annealing_epochs": 2,
-        "z_dim": 4,
-        "emission_dim": 5,
-        "transition_dim": 6,
-        "rnn_dim": 7,
-        "eval_frequency": 1,
-        "learning_rate": 0.01,
-        "tensorboard": False,
-        "progress": False,
-    }
-    return TrainConfig(out=out, **{**settings, **changes})
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """The same metrics byte for byte, and the same tensors and scalars in both checkpoints."""
-    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
-    for name in (LAST, BEST):
-        mine, yours = (checkpoint.load(folder / name) for folder in (one, other))
-        for field in dataclasses.fields(mine):
-            assert_same(getattr(mine, field.name), getattr(yours, field.name))
-
-
-def assert_same(one: Any, other: Any) -> None:
-    """Equal to the last bit, whatever the order of the keys."""
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same(one[key], other[key])
-    else:
-        assert one == other
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], float | None]) -> None:
-    """Call ``act`` when ``step`` gradient steps are done; a number it returns becomes the loss."""
-    done, original = 0, SVI.step
-
-    def counting(self: SVI, *args: Any) -> float:
-        nonlocal done
-        loss = original(self, *args)
-        done += 1
-        changed = act() if done == step else None
-        return loss if changed is None else changed
-
-    monkeypatch.setattr(SVI, "step", counting)
+    return small_data()
 
 
 def test_numbers_are_those_of_the_example_s_loop(tmp_path: Path, data: Dataset) -> None:
@@ -145,6 +90,7 @@ def test_evaluation_is_without_dropout(tmp_path: Path, data: Dataset) -> None:
     [
         (signal.SIGINT, {}),
         (signal.SIGTERM, {"elbo": "mean_field"}),
+        (signal.SIGHUP, {"recover": True}),
         (signal.SIGINT, {"elbo": "tmc", "tmc_num_samples": 2}),
         (signal.SIGINT, {"elbo": "tmcelbo", "tmc_num_samples": 2}),
         (signal.SIGINT, {"num_iafs": 1, "iaf_dim": 6}),
@@ -258,6 +204,14 @@ def test_non_finite_loss_stops_and_keeps_the_checkpoint_of_before(
     one, two = (checkpoint.load(tmp_path / name / LAST) for name in ("one", "two"))
     assert two.epoch == 1
     assert all(torch.equal(two.model[name], one.model[name]) for name in one.model)
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+@pytest.mark.parametrize("elbo", ["trace", "mean_field", "tmc", "tmcelbo"])
+def test_divergence_is_said_in_a_line_whatever_the_objective(data: Dataset, elbo: str) -> None:
+    with pytest.raises(NonFiniteLossError) as caught:
+        train(tiny(learning_rate=1e6, clip_norm=1e30, elbo=elbo, tmc_num_samples=2), data)
+    assert len(str(caught.value)) < 120
 
 
 @pytest.mark.parametrize(

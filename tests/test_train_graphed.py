@@ -13,11 +13,10 @@ from dmm_fast import checkpoint
 from dmm_fast.config import TrainConfig
 from dmm_fast.data import Dataset, SequenceSet, chorales
 from dmm_fast.interrupt import TrainingInterrupted
-from dmm_fast.optim import PyroClippedAdam
 from dmm_fast.runlog import read_metrics
 from dmm_fast.train import LAST, NonFiniteLossError, Trainer
-from tests.helpers_graph import RecordedGraphs
 from tests.helpers_model import assert_close
+from tests.helpers_train import GraphedTrainer
 
 SETTINGS: dict[str, Any] = {
     "num_epochs": 4,
@@ -40,19 +39,6 @@ STEPS_AN_EPOCH = 3
 @pytest.fixture(scope="module")
 def data() -> Dataset:
     return chorales(12, 3, 3, num_steps=(8, 12))
-
-
-class GraphedTrainer(Trainer):
-    """What a trainer does on a GPU, with a graph of the CPU."""
-
-    def __init__(self, config: TrainConfig, data: Dataset) -> None:
-        super().__init__(config, data)
-        self.graphs = RecordedGraphs()
-        self.optimizer = PyroClippedAdam({**self.optimizer.pt_optim_args, "capturable": True})
-        if config.resume:
-            self._restore(config.out / LAST)  # type: ignore[operator]
-        self.svi.optim, self.svi._capturer, self.svi.max_graphs = self.optimizer, self.graphs, 8
-        self._graphed, self._steps_ahead = True, 64
 
 
 def test_the_run_is_that_of_plain_steps(
