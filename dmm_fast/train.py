@@ -215,6 +215,10 @@ class Trainer:
                     fail(name, f"{kept.get(name)!r}, as in {path}", repr(given.get(name)))
         if self._fingerprint != saved.data:
             fail("data", f"the data {path} was trained on ({saved.data})", self._fingerprint)
+        rows = len(self._lengths) if saved.order is None else len(saved.order)
+        if not 0 <= saved.step < self.num_mini_batches or rows != len(self._lengths):
+            expected = f"a step below {self.num_mini_batches} in an order of {len(self._lengths)} sequences"
+            fail(str(path), expected, f"step {saved.step} in one of {rows}", ckpt.CheckpointError)
 
     def _set_optimizer_state(self, path: Path, state: dict[str, Any]) -> None:
         # A checkpoint of before the first step has no state yet.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dmm_fast import checkpoint
 from dmm_fast.checkpoint import CheckpointError
@@ -279,6 +280,10 @@ def test_settings_of_a_run_that_knew_fewer_are_taken_over(tmp_path: Path, data: 
     train(tiny(tmp_path / "old", num_epochs=2, eval_frequency=0, resume=True), data)
     for name in (METRICS, LAST):
         assert (tmp_path / "new" / name).read_bytes() == (tmp_path / "old" / name).read_bytes()
+    for place in ({"step": 3}, {"order": torch.arange(11)}):
+        checkpoint.save(tmp_path / "old" / LAST, dataclasses.replace(saved, **place))
+        with pytest.raises(CheckpointError, match="a step below 3 in an order of 12 sequences, got step"):
+            train(tiny(tmp_path / "old", num_epochs=2, eval_frequency=0, resume=True), data)
     strange = dataclasses.replace(saved, config={**old, "learning_rate": "much"})
     checkpoint.save(tmp_path / "old" / LAST, strange)
     with pytest.raises(CheckpointError, match=f"{LAST}: expected the settings of a run, got learning_rate: "):
