@@ -1,6 +1,7 @@
 """Argument checks shared by every layer: an error names the argument, what was expected, what came."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import NoReturn, TypeGuard
 
 import torch
@@ -164,6 +165,21 @@ def kind(name: str, value: object, *kinds: type) -> None:
     """Check that ``value`` is of one of the types ``kinds``."""
     if not isinstance(value, kinds):
         fail(name, " or ".join(k.__name__ for k in kinds), describe(value), TypeError)
+
+
+def function(name: str, value: object) -> None:
+    """Check that ``value`` can be called."""
+    if not callable(value):
+        fail(name, "a function", describe(value), TypeError)
+
+
+def count(name: str, value: object, least: int = 1) -> None:
+    """Check that ``value`` is an integer, Python's or numpy's, from ``least``."""
+    expected = "a positive int" if least == 1 else f"an int from {least}"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        fail(name, expected, describe(value), TypeError)
+    if value < least:
+        fail(name, expected, str(value))
 
 
 def leading(name: str, tensor: Tensor, lead: Sequence[int], event_dims: int, like_name: str) -> None:

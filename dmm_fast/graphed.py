@@ -1,12 +1,11 @@
 """``GraphedSVI``: ``pyro.infer.SVI`` whose steps are replayed from CUDA graphs."""
 
 import gc
-import numbers
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 from weakref import WeakSet
 
 import pyro
@@ -16,12 +15,14 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.util import zero_grads
 from pyro.optim import PyroOptim
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from dmm_fast import check, native
 from dmm_fast.elbo import SequenceELBO
-from dmm_fast.held import Held, modes, optimizers
+from dmm_fast.held import Held, Modules, optimizers
 from dmm_fast.ops import BackendError
+from dmm_fast.signatures import Signature, Turnover, changes, signature, started_over
+from dmm_fast.unread import CaptureError as CaptureError
+from dmm_fast.unread import NumbersStay, loss_tensor
 
 Step = Callable[[], Tensor]
 
@@ -30,10 +31,6 @@ _LIKELY_CAUSES = (
     "of its parameters made on another stream is still alive, such as that of a loss still held: del loss "
     "before the first step"
 )
-
-
-class CaptureError(RuntimeError):
-    """A step cannot be captured as a CUDA graph; the message says why, or what is likely."""
 
 
 class Capturer(Protocol):
@@ -55,13 +52,27 @@ class GraphedSVI(SVI):
     they come, with whatever validation Pyro is told; the next is captured, with none, and replayed. Where the
     tensors are on a CPU this is a plain ``SVI``, to the bit.
 
+    Up to ``max_graphs`` graphs are kept, and as many signatures that have none yet; beyond that the least
+    recently used goes. Where signatures displace each other or start over again and again, so that more is
+    captured than replayed, a single ``RuntimeWarning`` names what changes between them, and what helps.
+
     What changes between replays is on the device: tensors are copied and floats filled into the graph's own
     inputs, where the model finds a float as a float64 tensor of no dimension; learning rates and step counts
     are the optimizer's tensors. Random numbers go on from replay to replay, and a seed set or a state
     restored between steps counts, as torch's default CUDA generator belongs to the graph; another generator
     does not, and a seed set within the model is set at the capture alone. Whatever else Python decides in a
-    step is decided once. When the parameter store's names, a parameter's memory, or a number or a tensor of
-    the optimizer is another than at the capture, the signature starts over with its warm-up.
+    step is decided once.
+
+    Several models can be trained in turn, each by a ``GraphedSVI`` of its own, also under the same names:
+    before a replay the step's own parameters, if they are a module's, are put back into Pyro's store. A
+    signature starts over with its warm-up when something that its graph holds is another than in its last
+    plain or captured step:
+
+    - a module of model or guide, a parameter or a buffer of one or its memory, ``requires_grad``, or a hook.
+      The modules seen are those that model and guide are, are methods of, wrap with Pyro's handlers or
+      ``functools.partial``, or close over;
+    - a parameter that is only in the store, as ``pyro.param`` makes them, or its memory;
+    - a number or a tensor of the optimizer.
 
     A capture fails while an autograd graph of the same parameters is alive that was made on another stream,
     usually the default one: their gradients are then accumulated on that stream. A loss, or any output of the
@@ -75,11 +86,12 @@ class GraphedSVI(SVI):
             capturable: ``PyroClippedAdam({..., "capturable": True})``.
         gather: makes the arguments of model and guide, a tuple, of those of :meth:`step`, inside the graph:
             ``lambda indices, T, factor: (*data.batch(indices, T), factor)``. None: they are the same.
-        max_graphs: graphs kept; beyond it the least recently used goes. 0: a plain ``SVI`` everywhere.
+        max_graphs: graphs kept. 0: a plain ``SVI`` everywhere.
         warm_up: steps of a signature before its capture, at least 1.
         capturer: in place of CUDA graphs, then on any device.
 
     Raises:
+        TypeError: an argument is of another kind.
         ValueError: ``max_graphs`` or ``warm_up`` is out of range.
     """
 
@@ -96,15 +108,22 @@ class GraphedSVI(SVI):
         warm_up: int = 1,
         capturer: Capturer | None = None,
     ) -> None:
+        for name, value in (("model", model), ("guide", guide), ("loss", loss)):
+            check.function(name, value)
+        for name, optional in (("loss_and_grads", loss_and_grads), ("gather", gather)):
+            if optional is not None:
+                check.function(name, optional)
+        check.kind("optim", optim, PyroOptim)
+        check.count("max_graphs", max_graphs, 0)
+        check.count("warm_up", warm_up)
         super().__init__(model, guide, optim, loss, loss_and_grads)
-        for name, value, least in (("max_graphs", max_graphs, 0), ("warm_up", warm_up, 1)):
-            if value < least:
-                check.fail(name, f"an int from {least}", str(value))
         self.gather, self.max_graphs, self.warm_up = gather, max_graphs, warm_up
         self._capturer = capturer
         plain = loss_and_grads is None and type(loss) is Trace_ELBO
         self._compute = SequenceELBO(loss).loss_and_grads if plain else self.loss_and_grads
-        self._kept: OrderedDict[object, _Kept] = OrderedDict()
+        self._kept: OrderedDict[Signature, _Kept] = OrderedDict()
+        self._modules: Modules | None = None
+        self._turnover = Turnover()
 
     def step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Take a gradient step; ``SVI.step`` with the loss as a float64 tensor that nobody has read.
@@ -120,24 +139,53 @@ class GraphedSVI(SVI):
         """
         capturer = self._capturer_for([*args, *kwargs.values()])
         if capturer is None:
-            return _tensor_of(super().step(*self._gathered(args, kwargs), **self._passed(kwargs)))
-        key = (_signature(args, kwargs), modes(self.model, self.guide))
+            return loss_tensor(super().step(*self._gathered(args, kwargs), **self._passed(kwargs)))
+        self._turnover.steps += 1
+        modules = self._modules_now()
+        key = signature(args, kwargs, modules.modes())
         kept = self._kept.get(key)
-        if kept is None or kept.is_stale(self.optim):
-            kept = self._kept[key] = _Kept(args, kwargs)
+        change = None if kept is None or kept.held is None else kept.held.change(modules, self.optim)
+        if kept is None or change is not None:
+            kept = self._begin(key, args, kwargs, change)
+            self._make_room(key)
         self._kept.move_to_end(key)
         kept.fill(args, kwargs)
-        if kept.steps < self.warm_up:
-            loss = capturer.run(partial(self._run, kept))
-            _check_capturable(self.optim)
-            kept.steps += 1
-            return loss
+        if kept.held is not None:
+            kept.held.put_back()
         if kept.replay is None:
+            if kept.steps < self.warm_up:
+                loss = capturer.run(partial(self._run, kept))
+                _check_capturable(self.optim)
+                kept.steps += 1
+                kept.held = Held(self._modules_now(), self.optim, kept.params)
+                return loss
             kept.replay = _capture(capturer, partial(self._captured, kept))
-            kept.held = Held(self.optim)
-            while len(self._kept) > self.max_graphs:
-                self._kept.popitem(last=False)
+            kept.held = Held(self._modules_now(), self.optim, kept.params)
+            self._make_room(key)
         return kept.replay().clone()
+
+    def _begin(
+        self, key: Signature, args: tuple[Any, ...], kwargs: dict[str, Any], change: str | None
+    ) -> "_Kept":
+        """Begin a signature: a new one, or one that starts over as something has changed."""
+        kept = self._kept[key] = _Kept(args, kwargs)
+        if change is not None:
+            self._turnover.count([started_over(change)], self.max_graphs)
+        return kept
+
+    def _modules_now(self) -> Modules:
+        """The modules of model and guide: the ones known, as long as nothing about them has changed."""
+        known = self._modules
+        self._modules = known.now(self.model, self.guide) if known else Modules(self.model, self.guide)
+        return self._modules
+
+    def _make_room(self, newest: Signature) -> None:
+        """Let the least recently used go: graphs beyond ``max_graphs``, and signatures without one."""
+        for has_graph in (False, True):
+            alike = [key for key, kept in self._kept.items() if (kept.replay is not None) is has_graph]
+            for key in alike[: max(0, len(alike) - self.max_graphs)]:
+                del self._kept[key]
+                self._turnover.count(changes(key, newest), self.max_graphs)
 
     def _capturer_for(self, values: list[Any]) -> Capturer | None:
         """Who captures a step with these arguments: None where it is to be a plain one."""
@@ -166,26 +214,29 @@ class GraphedSVI(SVI):
 
     def _captured(self, kept: "_Kept") -> Tensor:
         """A step for a graph: no validation, which reads values, and gradients that nothing needs to zero."""
-        known = [param for _, param in pyro.get_param_store().named_parameters()]
+        known = {param for _, param in pyro.get_param_store().named_parameters()}
+        if kept.held is not None:
+            known.update(kept.held.params)
         with pyro.validation_enabled(False), _gradients_aside(known) as aside:
             loss, params = self._loss_and_grads(kept)
-            new = params - set(known)
+            new = [param for param in params if param not in known]
             if new:
                 check.fail("model", "the parameters of the warm-up", f"{len(new)} more", CaptureError)
-            for param in params & aside:
+            for param in filter(aside.__contains__, params):
                 # One that had a gradient before has a gradient of zero now, with which Pyro steps it.
                 if param.grad is None:
                     param.grad = torch.zeros_like(param)
             self.optim(params)
         return loss
 
-    def _loss_and_grads(self, kept: "_Kept") -> tuple[Tensor, set[Any]]:
-        """The loss, unread, and the parameters there are, which have their gradients."""
+    def _loss_and_grads(self, kept: "_Kept") -> tuple[Tensor, list[Tensor]]:
+        """The loss, unread, and the parameters there are, each once, which have their gradients."""
         args, kwargs = self._gathered(kept.args, kept.kwargs), self._passed(kept.kwargs)
-        with poutine.trace(param_only=True) as capture, _NumbersStay():
+        with poutine.trace(param_only=True) as capture, NumbersStay():
             loss = self._compute(self.model, self.guide, *args, **kwargs)
-        values: list[Any] = [site["value"] for site in capture.trace.nodes.values()]
-        return _tensor_of(loss), {value.unconstrained() for value in values}
+        sites: Any = capture.trace.nodes.items()
+        kept.params = {name: site["value"].unconstrained() for name, site in sites}
+        return loss_tensor(loss), list(dict.fromkeys(kept.params.values()))
 
 
 class CudaGraphs:
@@ -245,6 +296,7 @@ class _Kept:
         self.args = tuple(_own(value, device) for value in args)
         self.kwargs = {name: _own(value, device) for name, value in kwargs.items()}
         self.steps = 0
+        self.params: dict[str, Tensor] = {}
         self.replay: Step | None = None
         self.held: Held | None = None
 
@@ -257,10 +309,6 @@ class _Kept:
             elif isinstance(given, float):
                 mine.fill_(given)
 
-    def is_stale(self, optim: PyroOptim) -> bool:
-        """Whether the graph has something of the host that is now another."""
-        return self.held is not None and not self.held.is_now(optim)
-
 
 def _own(value: Any, device: torch.device) -> Any:
     """An input for a graph: memory of its own for what may change, the value itself for what may not."""
@@ -272,22 +320,6 @@ def _own(value: Any, device: torch.device) -> Any:
 def _device_of_parameters() -> torch.device:
     params = (param for _, param in pyro.get_param_store().named_parameters())
     return next((param.device for param in params), torch.get_default_device())
-
-
-def _signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
-    """What of the arguments a graph is bound to."""
-    return (*map(_kind, args), *((name, _kind(kwargs[name])) for name in sorted(kwargs)))
-
-
-def _kind(value: Any) -> object:
-    if isinstance(value, Tensor):
-        return value.shape, value.dtype, value.device
-    if isinstance(value, float):
-        return float
-    if value is not None and not isinstance(value, int | str):
-        expected = "tensors, numbers, strings and None"
-        check.fail("arguments", expected, check.describe(value), TypeError)
-    return type(value), value
 
 
 def _check_capturable(optim: PyroOptim) -> None:
@@ -307,63 +339,3 @@ def _gradients_aside(params: Iterable[Tensor]) -> Iterator[set[Tensor]]:
     finally:
         for param in params:
             param.grad = aside.get(param)
-
-
-class _Unread(numbers.Number):
-    """A float64 where it was computed, for sums that Pyro does with Python's numbers.
-
-    To Pyro it is a number like any other, equal to itself, so not NaN.
-    """
-
-    def __init__(self, value: Tensor) -> None:
-        self.value = value.detach().to(torch.float64)
-
-    def __add__(self, other: Any) -> "_Unread":
-        # Pyro's sums begin with a zero.
-        return self if isinstance(other, int | float) and other == 0 else _Unread(self.value + _value(other))
-
-    def __mul__(self, other: Any) -> "_Unread":
-        return _Unread(self.value * _value(other))
-
-    def __truediv__(self, other: Any) -> "_Unread":
-        return self if isinstance(other, int | float) and other == 1 else _Unread(self.value / _value(other))
-
-    def __neg__(self) -> "_Unread":
-        return _Unread(-self.value)
-
-    def __sub__(self, other: Any) -> "_Unread":
-        return _Unread(self.value - _value(other))
-
-    def __rsub__(self, other: Any) -> "_Unread":
-        return _Unread(_value(other) - self.value)
-
-    __radd__, __rmul__, __hash__ = __add__, __mul__, object.__hash__
-
-    def __bool__(self) -> NoReturn:
-        check.fail("step", "no decision by a number on the device", "one", CaptureError)
-
-    def __float__(self) -> NoReturn:
-        check.fail("step", "no number of the device on the host", "one", CaptureError)
-
-
-def _value(number: Any) -> Any:
-    return number.value if isinstance(number, _Unread) else number
-
-
-class _NumbersStay(TorchFunctionMode):
-    """``item()`` of a floating-point tensor waits for nothing: the number stays on the device."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.item and args[0].is_floating_point():
-            return _Unread(args[0])
-        return func(*args, **(kwargs or {}))
-
-
-def _tensor_of(loss: Any) -> Tensor:
-    if isinstance(loss, tuple):
-        check.fail("loss", "one number", f"{len(loss)}", TypeError)
-    if isinstance(loss, _Unread):
-        return loss.value
-    if isinstance(loss, Tensor):
-        return loss.detach().to(torch.float64)
-    return torch.tensor(loss, dtype=torch.float64)

@@ -3,38 +3,127 @@
 A GPU waits for this before every replay whose loss is read.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
-from operator import is_
+from contextlib import suppress
+from functools import partial
+from itertools import chain
+from operator import attrgetter, is_
 from typing import Any
 
 import pyro
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from dmm_fast.parameters import store_own
+
+_PARTS = (
+    "_modules",
+    "_parameters",
+    "_buffers",
+    "_forward_pre_hooks",
+    "_forward_hooks",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+)
+"""The dictionaries of a module whose values a step uses."""
+
+_TRAINED = attrgetter("requires_grad")
+_TENSOR_HOOKS = attrgetter("_backward_hooks")
+
+
+class Modules:
+    """The modules behind model and guide as they are now: parts, tensors and hooks.
+
+    They are those that model and guide are, are methods of, wrap (Pyro's handlers, ``functools.partial``) or
+    close over, with all that is within them.
+    """
+
+    def __init__(self, model: Any, guide: Any) -> None:
+        self._functions = (model, guide)
+        self._all = list(dict.fromkeys(m for root in _behind(model, guide) for m in root.modules()))
+        # Views, which show what the dictionaries hold when they are read.
+        self._parts = [getattr(module, part).values() for module in self._all for part in _PARTS]
+        found = {id(x): x for x in chain.from_iterable(self._parts) if isinstance(x, Tensor)}
+        self._tensors = [x for x in found.values() if not is_lazy(x) and x.layout == torch.strided]
+        self._read = self._objects(), self._addresses()
+
+    def now(self, model: Any, guide: Any) -> Modules:
+        """These where nothing has changed, else those that are there now."""
+        same = model is self._functions[0] and guide is self._functions[1]
+        return self if same and self._are_same() else Modules(model, guide)
+
+    def modes(self) -> tuple[bool, ...]:
+        """Which of them are training: dropout is in a graph or it is not."""
+        return tuple([module.training for module in self._all])
+
+    def own(self, named: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Those of the tensors that are parameters of a module here."""
+        ids = set(map(id, self._tensors))
+        return {name: tensor for name, tensor in named.items() if id(tensor) in ids}
+
+    def _are_same(self) -> bool:
+        objects, addresses = self._read
+        now = self._objects()
+        return len(now) == len(objects) and all(map(is_, now, objects)) and self._addresses() == addresses
+
+    def _objects(self) -> list[object]:
+        objects: list[object] = [*chain.from_iterable(self._parts), *map(_TRAINED, self._tensors)]
+        for hooks in filter(None, map(_TENSOR_HOOKS, self._tensors)):
+            objects += hooks.values()
+        return objects
+
+    def _addresses(self) -> list[int]:
+        return list(map(Tensor.data_ptr, self._tensors))
 
 
 class Held:
-    """Names, memory and numbers of the parameters and of their optimizers."""
+    """Modules, parameters and numbers of the optimizer with which a step was done.
 
-    def __init__(self, optim: PyroOptim) -> None:
-        self._objects, self._addresses = _read(optim)
+    Args:
+        modules: as they are after the step.
+        optim: what stepped the parameters.
+        params: the parameters of the step, by their names in the store.
+    """
 
-    def is_now(self, optim: PyroOptim) -> bool:
-        """Whether all of it is the same."""
-        objects, addresses = _read(optim)
-        if addresses != self._addresses or len(objects) != len(self._objects):
-            return False
+    def __init__(self, modules: Modules, optim: PyroOptim, params: dict[str, Tensor]) -> None:
+        self._modules = modules
+        self._optim = _read(optim)
+        # A module keeps what it registers whatever becomes of the store; the rest is only there.
+        self._of_modules = {name: p for name, p in modules.own(params).items() if "$$$" in name}
+        self._of_store = {name: p for name, p in params.items() if name not in self._of_modules}
+        self._addresses = self._read_addresses()
+
+    @property
+    def params(self) -> Iterator[Tensor]:
+        """The parameters of the step."""
+        return chain(self._of_modules.values(), self._of_store.values())
+
+    def change(self, modules: Modules, optim: PyroOptim) -> str | None:
+        """What is not as it was, in words; None where nothing is."""
+        if modules is not self._modules:
+            return "a module, a parameter or a hook of model or guide"
+        now, then = _read(optim), self._optim
         # Most often they are the very objects, which takes no loop in Python to see.
-        return all(map(is_, objects, self._objects)) or all(map(_same, objects, self._objects))
+        if len(now) != len(then) or not (all(map(is_, now, then)) or all(map(_same, now, then))):
+            return "a number or a tensor of the optimizer"
+        if self._of_store:
+            stored = dict(pyro.get_param_store().named_parameters())
+            if not all(stored.get(name) is p for name, p in self._of_store.items()):
+                return "a parameter in Pyro's store"
+            if self._addresses != self._read_addresses():
+                return "the memory of a parameter"
+        return None
 
+    def put_back(self) -> None:
+        """Put the modules' parameters into the store, where those of another model may stand by now."""
+        store_own(self._of_modules.items())
 
-def modes(*functions: Any) -> tuple[bool, ...]:
-    """The modes of the modules behind model and guide: dropout is in a graph or it is not."""
-    owners = [owner for f in functions for owner in (f, getattr(f, "__self__", None))]
-    found = list({id(owner): owner for owner in owners if isinstance(owner, nn.Module)}.values())
-    for module in found:  # which grows meanwhile
-        found += filter(None, module._modules.values())
-    return tuple([module.training for module in found])
+    def _read_addresses(self) -> list[int]:
+        return list(map(Tensor.data_ptr, self._of_store.values()))
 
 
 def optimizers(optim: PyroOptim) -> Iterator[torch.optim.Optimizer]:
@@ -43,18 +132,33 @@ def optimizers(optim: PyroOptim) -> Iterator[torch.optim.Optimizer]:
         yield getattr(each, "optimizer", each)  # behind a scheduler
 
 
-def _read(optim: PyroOptim) -> tuple[list[object], list[int]]:
+def _behind(*functions: Any) -> Iterator[nn.Module]:
+    """The modules that functions are, are methods of, wrap or close over."""
+    found = list(functions)
+    seen: set[int] = set()
+    for each in found:  # which grows meanwhile
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, nn.Module):
+            yield each
+        elif callable(each):
+            if isinstance(each, partial):
+                found += (each.func, *each.args, *each.keywords.values())
+            found += (getattr(each, "__self__", None), getattr(each, "__wrapped__", None))
+            for cell in getattr(each, "__closure__", None) or ():
+                with suppress(ValueError):  # a variable that has no value yet
+                    found.append(cell.cell_contents)
+
+
+def _read(optim: PyroOptim) -> list[object]:
     objects: list[object] = []
-    addresses = []
-    for name, param in pyro.get_param_store().named_parameters():
-        objects += (name, param)
-        addresses.append(param.data_ptr())
     for optimizer in optimizers(optim):
         for group in optimizer.param_groups:
             objects += group.values()
         for state in optimizer.state.values():
             objects += state.values()
-    return objects, addresses
+    return objects
 
 
 def _same(now: object, then: object) -> bool:

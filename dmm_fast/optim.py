@@ -167,6 +167,13 @@ class PyroClippedAdam(PyroOptim):
             if not (isinstance(value, dict) or callable(value)):
                 fail(name, "a dict or a function that returns one", describe(value), TypeError)
         super().__init__(ClippedAdam, optim_args, clip_args)
+        # The store forgets them where another's parameters take their place.
+        self._names: dict[Tensor, str | None] = {}
+
+    def get_state(self) -> dict[str | None, dict[str, Any]]:
+        """The state of each parameter's optimizer, by the name that the parameter had at its first step."""
+        objects = self.optim_objs.items()
+        return {self._names.get(param): optimizer.state_dict() for param, optimizer in objects}
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
         """Do one step for every parameter in ``params``, each of which may stand there once.
@@ -195,7 +202,7 @@ class PyroClippedAdam(PyroOptim):
                 optimizer.load_state_dict(self._state_waiting_to_be_consumed[name])
                 del self._state_waiting_to_be_consumed[name]
             self.grad_clip[param] = self._get_grad_clip(param)  # type: ignore[arg-type]
-            self.optim_objs[param] = optimizer
+            self.optim_objs[param], self._names[param] = optimizer, name
         return self.optim_objs[param]
 
 

@@ -219,15 +219,7 @@ def move_parameters(run: Run) -> None:
         p.data = p.data + 0.01
 
 
-def add_parameter(run: Run) -> None:
-    run.within(lambda: pyro.param("another", torch.zeros(2)))
-
-
-def clear_store(run: Run) -> None:
-    run.within(pyro.clear_param_store)
-
-
-CHANGES = (number_as_rate, other_betas, reload_state, move_parameters, add_parameter, clear_store)
+CHANGES = (number_as_rate, other_betas, reload_state, move_parameters)
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)

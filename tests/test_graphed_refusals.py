@@ -23,7 +23,7 @@ class TestWhatIsRefused:
         ("options", "message"),
         [
             ({"max_graphs": -1}, r"^max_graphs: expected an int from 0, got -1$"),
-            ({"warm_up": 0}, r"^warm_up: expected an int from 1, got 0$"),
+            ({"warm_up": 0}, r"^warm_up: expected a positive int, got 0$"),
         ],
     )
     def test_options_out_of_range(self, options: dict[str, int], message: str) -> None:

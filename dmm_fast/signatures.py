@@ -1,0 +1,117 @@
+"""Signatures of steps, to which graphs are bound, and a warning where they change too often."""
+
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from dmm_fast import check
+
+_MANY = 16
+"""Signatures that begin anew before somebody is told."""
+_FEW_STEPS = 1024
+"""Steps within which they have to do so: beyond, replays are worth their captures."""
+
+_PAD = "pad sequences to few numbers of time steps, as SequenceSet.padded_steps does, or raise max_graphs"
+_NUMBER = (
+    "give a number that changes as a float or a tensor, and a number of time steps as one of few, as "
+    "SequenceSet.padded_steps does"
+)
+_FEWER = "give fewer kinds of arguments, or raise max_graphs"
+_KEEP = "keep model, guide and optimizer between steps, and set a learning rate by filling its tensor"
+
+
+class Signature(NamedTuple):
+    """Arguments of a step and modes of its modules, as far as a graph is bound to them."""
+
+    args: tuple[object, ...]
+    names: tuple[str, ...]
+    kwargs: tuple[object, ...]
+    modes: tuple[bool, ...]
+
+
+class Change(NamedTuple):
+    """What is not as it was between two signatures, and what helps where that is often so."""
+
+    what: str
+    remedy: str
+
+
+def signature(args: tuple[Any, ...], kwargs: dict[str, Any], modes: tuple[bool, ...]) -> Signature:
+    """The signature of a step; a TypeError where an argument is of a kind that no graph can take."""
+    names = tuple(sorted(kwargs))
+    return Signature(tuple(map(_kind, args)), names, tuple([_kind(kwargs[name]) for name in names]), modes)
+
+
+def changes(one: Signature, other: Signature) -> Iterator[Change]:
+    """What differs between two signatures."""
+    if len(one.args) != len(other.args) or one.names != other.names:
+        yield Change("the number or the names of the arguments", _FEWER)
+        return
+    labels = (*map(str, range(len(one.args))), *map(repr, one.names))
+    for label, a, b in zip(labels, (*one.args, *one.kwargs), (*other.args, *other.kwargs), strict=True):
+        if a != b:
+            yield _change(f"argument {label}", a, b)
+    if one.modes != other.modes:
+        yield Change("which modules are training", _FEWER)
+
+
+def started_over(what: str) -> Change:
+    """A signature that has to begin anew because of ``what`` on the host."""
+    return Change(what, _KEEP)
+
+
+class Turnover:
+    """Counts the signatures that displace others or start over; one warning says that there are many."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self._events, self._since = 0, 0
+        self._changes: dict[Change, None] = {}
+        self._told = False
+
+    def count(self, why: Iterable[Change], max_graphs: int) -> None:
+        """Count one, with what has changed; the caller's caller is who is warned."""
+        if self._told:
+            return
+        if self.steps - self._since > _FEW_STEPS:
+            self._events, self._since = 0, self.steps
+            self._changes.clear()
+        self._events += 1
+        self._changes.update(dict.fromkeys(why))
+        if self._events < _MANY:
+            return
+        self._told = True
+        what = ", ".join(dict.fromkeys(change.what for change in self._changes))
+        remedies = "; ".join(dict.fromkeys(change.remedy for change in self._changes))
+        message = (
+            f"signatures: expected few of them, got {self._events} in {self.steps - self._since} steps that "
+            f"displaced another or started over (max_graphs is {max_graphs}), each with a warm-up and a "
+            f"capture. What changes: {what}. What helps: {remedies}"
+        )
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def _kind(value: Any) -> object:
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype, value.device
+    if isinstance(value, float):
+        return float
+    if value is not None and not isinstance(value, int | str):
+        expected = "tensors, numbers, strings and None"
+        check.fail("arguments", expected, check.describe(value), TypeError)
+    return type(value), value
+
+
+def _change(label: str, one: Any, other: Any) -> Change:
+    """What differs between two kinds: a tensor's is of three parts, a value's of two, a float's the type."""
+    if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
+        if len(one) == 3:
+            if one[0] != other[0]:
+                return Change(f"the shape of {label}", _PAD)
+            return Change(f"the dtype or the device of {label}", _FEWER)
+        if one[0] is other[0]:
+            kind = one[0].__name__
+            return Change(f"the {kind} that is {label}", _NUMBER if one[0] is int else _FEWER)
+    return Change(f"the type of {label}", _FEWER)

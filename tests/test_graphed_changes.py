@@ -1,0 +1,358 @@
+"""Changes between steps: a graph goes on with what it holds only as long as a plain step would.
+
+The graph here is of the CPU: see :class:`tests.helpers_graph.RecordedGraphs`.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
+from torch import Tensor, nn
+
+from dmm_fast import DMM
+from dmm_fast.infer import GraphedSVI
+from dmm_fast.nn import Emitter
+from dmm_fast.signatures import changes, signature
+from tests.helpers_graph import RecordedGraphs, Run, adam, assert_same_bits
+from tests.helpers_model import FLOWS, SIZES, make_batch, small_dmm
+
+
+def replace_module(run: Run) -> None:
+    torch.manual_seed(5)
+    run.dmm.emitter = Emitter(SIZES["input_dim"], SIZES["z_dim"], 8)
+
+
+def replace_parameter(run: Run) -> None:
+    layer = run.dmm.trans.lin_sig
+    layer.weight = nn.Parameter(layer.weight.detach() + 0.1)
+
+
+def assign_state(run: Run) -> None:
+    state = {name: value.clone() + 0.01 for name, value in run.dmm.state_dict().items()}
+    run.dmm.load_state_dict(state, assign=True)
+
+
+def freeze(run: Run) -> None:
+    run.dmm.emitter.lin_z_to_hidden.weight.requires_grad_(False)
+
+
+def hook_a_module(run: Run) -> None:
+    run.dmm.rnn.register_forward_hook(lambda module, args, h: 0.5 * h)
+
+
+def hook_a_parameter(run: Run) -> None:
+    run.dmm.combiner.lin_hidden_to_loc.weight.register_hook(lambda grad: 0.5 * grad)
+
+
+MODULE_CHANGES = (replace_module, replace_parameter, assign_state, freeze, hook_a_module, hook_a_parameter)
+
+
+@pytest.mark.parametrize("change", MODULE_CHANGES, ids=lambda change: change.__name__)
+def test_a_module_that_changes_starts_over(change: Callable[[Run], None]) -> None:
+    graphs = RecordedGraphs()
+    ours, theirs, left = Run(graphs), Run(None), Run(None)
+    for i in range(8):
+        if i == 4:
+            for run in (ours, theirs):
+                run.within(partial(change, run))
+        batch = make_batch(seed=i)
+        loss = ours.step(*batch)
+        assert loss == theirs.step(*batch)
+        unchanged = left.step(*batch)
+    assert_same_bits(ours, theirs)
+    assert loss != unchanged
+    assert (graphs.runs, graphs.captures, graphs.replays) == (2, 2, 6)
+
+
+def test_a_change_between_warm_up_and_capture_starts_over() -> None:
+    graphs = RecordedGraphs()
+    ours, theirs, batch = Run(graphs), Run(None), make_batch()
+    for i in range(4):
+        if i == 1:
+            for run in (ours, theirs):
+                run.within(partial(replace_module, run))
+        assert ours.step(*batch) == theirs.step(*batch)
+    assert (graphs.runs, graphs.captures, graphs.replays) == (2, 1, 2)
+
+
+def add_parameter(run: Run) -> None:
+    run.within(lambda: pyro.param("another", torch.zeros(2)))
+
+
+def clear_store(run: Run) -> None:
+    run.within(pyro.clear_param_store)
+
+
+@pytest.mark.parametrize("change", [add_parameter, clear_store])
+def test_what_a_step_does_not_hold_or_a_module_keeps_starts_nothing_over(
+    change: Callable[[Run], None],
+) -> None:
+    graphs = RecordedGraphs()
+    ours, theirs = Run(graphs), Run(None)
+    for i in range(6):
+        if i == 3:
+            change(ours)
+            change(theirs)
+        batch = make_batch(seed=i)
+        assert ours.step(*batch) == theirs.step(*batch)
+        assert_same_bits(ours, theirs)
+    assert (graphs.runs, graphs.captures, graphs.replays) == (1, 1, 5)
+
+
+def store_cleared() -> None:
+    pyro.clear_param_store()
+
+
+def another_value() -> None:
+    pyro.get_param_store()["a"] = torch.full((3,), 5.0)
+
+
+def memory_moved() -> None:
+    parameter = dict(pyro.get_param_store().named_parameters())["a"]
+    parameter.data = parameter.data + 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    # A name with a module's divider does not make it a module's.
+    [("a", store_cleared), ("net$$$a", store_cleared), ("a", another_value), ("a", memory_moved)],
+)
+def test_a_parameter_that_the_store_made_starts_over(name: str, change: Callable[[], None]) -> None:
+    def model(x: Tensor) -> None:
+        pyro.sample("x", dist.Normal(pyro.param(name, torch.zeros(3)), 1.0).to_event(1), obs=x)
+
+    def losses(make: Callable[..., SVI]) -> list[float]:
+        pyro.clear_param_store()
+        svi = make(model, lambda *args: None, adam(), Trace_ELBO())
+        told = []
+        for i in range(8):
+            if i == 4:
+                change()
+            told.append(float(svi.step(torch.full((3,), float(i)))))
+        return told
+
+    graphs = RecordedGraphs()
+    assert losses(partial(GraphedSVI, capturer=graphs)) == losses(SVI)
+    assert (graphs.runs, graphs.captures) == (2, 2)
+
+
+WRAPPED: dict[str, Callable[[Any], Any]] = {
+    "a method": lambda f: f,
+    "a handler": lambda f: poutine.scale(f, scale=1.0),
+    "a partial": lambda f: partial(f),
+    "a closure": lambda f: lambda *args: f(*args),
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_modules_are_found_behind_functions(kind: str) -> None:
+    graphs, batch = RecordedGraphs(), make_batch()
+    dmm = small_dmm(num_layers=2, rnn_dropout_rate=0.5)
+    wrap = WRAPPED[kind]
+    svi = GraphedSVI(wrap(dmm.model), wrap(dmm.guide), adam(), Trace_ELBO(), capturer=graphs)
+    for _ in range(3):
+        svi.step(*batch)
+    assert (graphs.runs, graphs.captures) == (1, 1)
+    dmm.eval()
+    svi.step(*batch)
+    assert graphs.runs == 2
+    dmm.train()
+    dmm.emitter = Emitter(SIZES["input_dim"], SIZES["z_dim"], 8)
+    svi.step(*batch)
+    assert graphs.runs == 3
+
+
+class TestTwoModels:
+    """Trained in turn, each under the names of the other, as each would be alone."""
+
+    OTHERS: tuple[dict[str, Any], ...] = ({}, {"z_dim": 4, "rnn_dim": 9}, FLOWS)
+
+    def alone(self, layers: dict[str, Any], graphs: RecordedGraphs | None, seed: int) -> Any:
+        """A model, its optimizer, and a step of it from random numbers of its own."""
+        dmm, optim = small_dmm(seed, **layers), adam()
+        options = {} if graphs is None else {"capturer": graphs}
+        kind = SVI if graphs is None else GraphedSVI
+        svi = kind(dmm.model, dmm.guide, optim, Trace_ELBO(), **options)
+
+        def step(i: int) -> float:
+            torch.manual_seed(100 * seed + i)
+            return float(svi.step(*make_batch(seed=i), 0.1 + 0.1 * i))
+
+        return dmm, optim, step
+
+    @pytest.mark.parametrize("layers", OTHERS)
+    @pytest.mark.parametrize("late", [0, 3], ids=("at once", "later"))
+    def test_alternation_has_the_bits_of_two_lone_runs(self, layers: dict[str, Any], late: int) -> None:
+        models = ({}, layers)
+        expected = []
+        for seed, of in enumerate(models):
+            pyro.clear_param_store()
+            dmm, optim, step = self.alone(of, None, seed)
+            told = [step(i) for i in range(7)]
+            expected.append((told, dmm.state_dict(), optim.get_state()))
+        pyro.clear_param_store()
+        both = [RecordedGraphs(), RecordedGraphs()]
+        runs = [self.alone(models[seed], both[seed], seed) for seed in (0, 1)]
+        told: list[list[float]] = [[], []]
+        for i in range(7 + late):
+            for which, step in enumerate((i, i - late)):
+                if 0 <= step < 7:
+                    dmm, _, take = runs[which]
+                    told[which].append(take(step))
+                    assert pyro.get_param_store()["dmm$$$z_0"] is dmm.z_0
+        for which, (losses, state, their_optim) in enumerate(expected):
+            dmm, optim, _ = runs[which]
+            assert told[which] == losses
+            for name, value in dmm.state_dict().items():
+                assert torch.equal(value, state[name]), name
+            ours = optim.get_state()
+            assert ours.keys() == their_optim.keys() == {f"dmm$$${n}" for n, _ in dmm.named_parameters()}
+            assert (both[which].runs, both[which].captures, both[which].replays) == (1, 1, 6)
+
+    def test_models_that_register_their_modules_with_pyro(self) -> None:
+        """``pyro.module`` takes what the store has; each model's own is there again before its capture."""
+
+        def make(seed: int, graphed: bool) -> tuple[nn.Linear, Callable[[], float]]:
+            torch.manual_seed(seed)
+            net = nn.Linear(2, 1)
+
+            def model(x: Tensor) -> None:
+                pyro.module("net", net)
+                pyro.sample("x", dist.Normal(net(x), 1.0).to_event(1), obs=torch.ones(1))
+
+            options: dict[str, Any] = {"capturer": RecordedGraphs()} if graphed else {}
+            kind = GraphedSVI if graphed else SVI
+            svi = kind(model, lambda *args: None, adam(), Trace_ELBO(), **options)
+            return net, lambda: float(svi.step(torch.ones(2)))
+
+        expected = []
+        for seed in (0, 1):
+            pyro.clear_param_store()
+            _, step = make(seed, False)
+            expected.append([step() for _ in range(4)])
+        pyro.clear_param_store()
+        first, second = make(0, True)[1], make(1, True)[1]
+        told = [[first()], []]
+        pyro.clear_param_store()
+        for _ in range(3):
+            told[1].append(second())
+            told[0].append(first())
+        told[1].append(second())
+        assert told == expected
+
+    def test_states_of_two_optimizers_keep_their_names_and_load(self, tmp_path: Path) -> None:
+        runs = [self.alone(of, None, seed) for seed, of in enumerate(({}, {"z_dim": 4}))]
+        for i in range(3):
+            for _, _, step in runs:
+                step(i)
+        with pyro.get_param_store().scope():
+            pass  # which leaves the store with the names of what stands in it alone
+        for number, (dmm, optim, _) in enumerate(runs):
+            path = str(tmp_path / str(number))
+            optim.save(path)
+            names = {f"dmm$$${name}" for name, _ in dmm.named_parameters()}
+            assert optim.get_state().keys() == names
+            loaded = adam()
+            loaded.load(path)
+            SVI(dmm.model, dmm.guide, loaded, Trace_ELBO()).step(*make_batch())
+            for param in dmm.parameters():
+                assert int(loaded.optim_objs[param].state[param]["step"]) == 4
+
+
+class TestSignatures:
+    def steps(self, svi: GraphedSVI, lengths: Iterable[int], *factors: Any) -> None:
+        for T in lengths:
+            svi.step(torch.ones(2, T, 5), None, None, torch.full((2,), T), *factors)
+
+    def make(self, dmm: DMM | None = None, **options: Any) -> tuple[GraphedSVI, RecordedGraphs]:
+        dmm, graphs = dmm or small_dmm(), RecordedGraphs()
+        return GraphedSVI(dmm.model, dmm.guide, adam(), Trace_ELBO(), capturer=graphs, **options), graphs
+
+    def test_those_kept_are_few_and_a_graph_is_not_displaced_by_those_without(self) -> None:
+        svi, graphs = self.make(max_graphs=2)
+        self.steps(svi, (2, 2, 3, 3))
+        for T in range(4, 12):
+            self.steps(svi, [T])
+            assert len(svi._kept) == min(T - 1, 4)
+        assert (graphs.runs, graphs.captures) == (10, 2)
+        self.steps(svi, range(2, 4))
+        assert (graphs.runs, graphs.captures) == (10, 2)
+
+    def test_shapes_that_displace_each_other_are_told_of_once(self) -> None:
+        svi, graphs = self.make(max_graphs=2)
+        self.steps(svi, range(1, 18))
+        with pytest.warns(RuntimeWarning) as caught:
+            self.steps(svi, [*range(1, 7)] * 3)
+        assert [w.filename for w in caught] == [__file__]
+        message = str(caught[0].message)
+        assert message.startswith(
+            "signatures: expected few of them, got 16 in 18 steps that displaced another"
+        )
+        assert "What changes: the shape of argument 0. What helps: pad sequences" in message
+        for remedy in ("padded_steps", "max_graphs is 2", "raise max_graphs"):
+            assert remedy in message
+        assert graphs.captures == 0
+
+    def test_graphs_that_displace_each_other_are_told_of(self) -> None:
+        svi, _ = self.make(max_graphs=1)
+        with pytest.warns(RuntimeWarning, match=r"What changes: the shape of argument 0\."):
+            self.steps(svi, [2, 2, 3, 3] * 9)
+
+    def test_an_int_that_changes_is_told_of(self) -> None:
+        svi, _ = self.make(max_graphs=4)
+
+        def annealed() -> None:
+            for factor in range(1, 25):
+                self.steps(svi, [3], factor)
+
+        with pytest.warns(RuntimeWarning, match=r"the int that is argument 4\. .*as a float or a tensor"):
+            annealed()
+        assert len(svi._kept) == 4
+
+    def test_what_makes_a_signature_start_over_each_time_is_told_of(self) -> None:
+        svi, _ = self.make()
+
+        def scheduled() -> None:
+            for i in range(20):
+                for optimizer in svi.optim.optim_objs.values():
+                    optimizer.param_groups[0]["lr"] = 0.1 / (i + 1)
+                self.steps(svi, [3])
+
+        with pytest.warns(RuntimeWarning, match=r"What changes: a number or a tensor of the optimizer\."):
+            scheduled()
+
+    @pytest.mark.filterwarnings("error")
+    def test_a_turnover_now_and_then_is_not_told_of(self) -> None:
+        svi = self.make(max_graphs=1)[0]
+        for T in range(1, 40):
+            self.steps(svi, [T])
+            # As many replays as make the captures worth it.
+            svi._turnover.steps += 100
+
+    def test_names_of_what_changes(self) -> None:
+        def told(one: tuple[Any, ...], other: tuple[Any, ...], **kwargs: Any) -> list[str]:
+            now = signature(other, kwargs, (True,))
+            return [change.what for change in changes(signature(one, {"a": 1}, (True,)), now)]
+
+        x = torch.zeros(2, 3)
+        assert told((x, 0.5), (x, 0.7), a=1) == []
+        assert told((x, 1), (x.double(), True), a=1) == [
+            "the dtype or the device of argument 0",
+            "the type of argument 1",
+        ]
+        assert told((x, "b", x), (x[:1], "c", None), a=2) == [
+            "the shape of argument 0",
+            "the str that is argument 1",
+            "the type of argument 2",
+            "the int that is argument 'a'",
+        ]
+        assert told((x,), (x, x), a=1) == told((x,), (x,)) == ["the number or the names of the arguments"]
+        modes = changes(signature((), {}, (True,)), signature((), {}, (False,)))
+        assert [change.what for change in modes] == ["which modules are training"]
