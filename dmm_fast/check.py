@@ -173,12 +173,17 @@ def function(name: str, value: object) -> None:
         fail(name, "a function", describe(value), TypeError)
 
 
-def count(name: str, value: object, least: int = 1) -> None:
-    """Check that ``value`` is an integer, Python's or numpy's, from ``least``."""
-    expected = "a positive int" if least == 1 else f"an int from {least}"
+def integer(name: str, value: object, expected: str = "an int") -> int:
+    """Check that ``value`` is an integer, Python's or numpy's; a bool is none."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         fail(name, expected, describe(value), TypeError)
-    if value < least:
+    return int(value)
+
+
+def count(name: str, value: object, least: int = 1) -> None:
+    """Check that ``value`` is an integer from ``least``."""
+    expected = "a positive int" if least == 1 else f"an int from {least}"
+    if integer(name, value, expected) < least:
         fail(name, expected, str(value))
 
 

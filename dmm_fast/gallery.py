@@ -100,7 +100,7 @@ def _forecasts(
     whole = sequences.batch(chosen)
     prefix = whole.mini_batch[:, :prefix_steps]
     lengths = torch.full_like(whole.mini_batch_seq_lengths, prefix_steps)
-    given = Batch(prefix, None, torch.ones_like(prefix[:, :, 0]), lengths)
+    given = Batch(prefix, None, whole.mini_batch_mask[:, :prefix_steps], lengths)
     continued = torch.cat([prefix, forecast(dmm, given, num_steps)], dim=1)
     for row, index in enumerate(chosen.tolist()):
         panels = [

@@ -167,13 +167,13 @@ class PyroClippedAdam(PyroOptim):
             if not (isinstance(value, dict) or callable(value)):
                 fail(name, "a dict or a function that returns one", describe(value), TypeError)
         super().__init__(ClippedAdam, optim_args, clip_args)
-        # The store forgets them where another's parameters take their place.
-        self._names: dict[Tensor, str | None] = {}
+        # The store may forget them where another's parameters take their place. Some have none, as in Pyro.
+        self._names: dict[Tensor, Any] = {}
 
-    def get_state(self) -> dict[str | None, dict[str, Any]]:
+    def get_state(self) -> dict[str, Any]:
         """The state of each parameter's optimizer, by the name that the parameter had at its first step."""
-        objects = self.optim_objs.items()
-        return {self._names.get(param): optimizer.state_dict() for param, optimizer in objects}
+        kept = self.optim_objs
+        return {name: kept[param].state_dict() for param, name in self._names.items() if param in kept}
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
         """Do one step for every parameter in ``params``, each of which may stand there once.

@@ -16,8 +16,9 @@ from dmm_fast import check
 class Batch(NamedTuple):
     """The positional arguments of ``DMM.model`` and ``DMM.guide``: ``svi.step(*batch)``.
 
-    ``mini_batch`` is ``[B, T, D]``, ``mini_batch_mask`` ``[B, T]`` of the same floating dtype (1
-    inside a sequence, 0 past its end), ``mini_batch_seq_lengths`` ``[B]`` int64.
+    ``mini_batch`` is ``[B, T, D]``, ``mini_batch_mask`` ``[B, T]`` or, for a set with missing values,
+    ``[B, T, D]``, of the same floating dtype (1 where something is observed, 0 where a value is missing and
+    past the end of a sequence), ``mini_batch_seq_lengths`` ``[B]`` int64.
     ``mini_batch_reversed`` is the packed, time-reversed batch that Pyro's example feeds to its RNN,
     or ``None``.
     """
@@ -30,14 +31,22 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SequenceSet:
-    """N sequences, padded at the end to the longest.
+    """N sequences, padded at the end to the longest; values may be missing.
+
+    On a CPU a NaN within a sequence is a missing value, and one past its end is blank. On a GPU, where
+    looking for one would wait, ``mask`` has to say what is missing: make the set on a CPU and move it with
+    :meth:`to`.
 
     Args:
-        sequences: ``[N, T_max, D]``, float32 or float64, zero past the end of each sequence.
+        sequences: ``[N, T_max, D]``, float32 or float64, zero (or NaN) past the end of each sequence. As an
+            attribute of a set with ``mask`` it is NaN wherever a value is missing, and zero past the end.
         lengths: ``[N]`` int64 on the same device, each in ``1 .. T_max``.
+        mask: ``[N, T_max, D]`` bool on the same device, True where a value is observed; None: everywhere but
+            at a NaN. As an attribute it is False at each NaN and past the end too, and None where no mask was
+            given and nothing is missing.
 
     Raises:
-        TypeError: ``sequences`` is not a floating-point tensor.
+        TypeError: ``sequences`` is not a floating-point tensor, or ``mask`` no tensor.
         ValueError: a shape, dtype, device or length is wrong, the set is empty, or (looked at only
             on a CPU, where reading costs no wait) something other than zero lies past the end of a
             sequence.
@@ -45,22 +54,35 @@ class SequenceSet:
 
     sequences: Tensor
     lengths: Tensor
+    mask: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
+        """Check the arguments, and bring missing values into one form."""
         x = check.floating("sequences", self.sequences)
         if x.dim() != 3 or 0 in x.shape or x.dtype not in (torch.float32, torch.float64):
             expected = "float32 or float64 of shape [N, T, D] with N, T and D at least 1"
             check.fail("sequences", expected, check.describe(x))
         N, T, _ = x.shape
         check.lengths(self.lengths, N, T, x.device, minimum=1)
-        if check.values_are_readable(x):
-            padding = ~_valid(self.lengths, T)
-            dirty = ((x != 0).any(dim=2) & padding).any(dim=1)
-            if bool(dirty.any()):
-                row = int(dirty.nonzero()[0])
-                expected = "zeros past the end of each sequence"
-                check.fail("sequences", expected, f"something else in sequence {row}")
+        if self.mask is not None:
+            _check_mask(self.mask, x)
+        valid = _valid(self.lengths, T)[:, :, None]
+        readable = check.values_are_readable(x)
+        if readable:
+            _check_padding(x, valid)
+        if self.mask is not None or (readable and bool(x.isnan().any())):
+            self._unify(x, valid)
+
+    def _unify(self, x: Tensor, valid: Tensor) -> None:
+        """NaN and False where a value is missing, zero and False past the end of a sequence."""
+        observed = valid & ~x.isnan()
+        if self.mask is not None:
+            object.__setattr__(self, "mask", observed & self.mask)
+        elif not torch.equal(observed, valid.expand_as(observed)):
+            object.__setattr__(self, "mask", observed)
+        observed = observed if self.mask is None else self.mask
+        blank = x.new_zeros(()).masked_fill(valid, float("nan"))
+        object.__setattr__(self, "sequences", torch.where(observed, x, blank))
 
     def __len__(self) -> int:
         """N, the number of sequences."""
@@ -68,12 +90,17 @@ class SequenceSet:
 
     @property
     def num_time_steps(self) -> int:
-        """The time steps of all sequences together, padding not counted (read on the host)."""
+        """The time steps of all sequences together, padding not counted (read on the host).
+
+        A step counts whether or not something is observed in it.
+        """
         return int(self.lengths.sum())
 
     def to(self, device: torch.device | str) -> SequenceSet:
         """The same set on ``device``."""
-        return SequenceSet(self.sequences.to(device), self.lengths.to(device))
+        check.kind("device", device, torch.device, str, int)
+        mask = None if self.mask is None else self.mask.to(device)
+        return SequenceSet(self.sequences.to(device), self.lengths.to(device), mask)
 
     def batch(self, indices: Tensor, T: int | None = None) -> Batch:
         """Gather the sequences ``indices``, in that order, on the device the set lives on.
@@ -87,9 +114,11 @@ class SequenceSet:
 
         Returns:
             A :class:`Batch` without ``mini_batch_reversed``: our guide reads ``mini_batch``
-            backwards.
+            backwards. Where the set has a ``mask``, ``mini_batch_mask`` is ``[B, T, D]`` and
+            ``mini_batch`` zero at what is missing.
 
         Raises:
+            TypeError: ``T`` is no int.
             ValueError: ``indices`` or ``T`` is not of that form, or (on a CPU) out of range.
         """
         T_max = self.sequences.shape[1]
@@ -97,15 +126,17 @@ class SequenceSet:
         lengths = self.lengths.index_select(0, indices)
         if T is None:
             T = int(lengths.max())
-        elif not 1 <= T <= T_max:
-            check.fail("T", f"a number of time steps between 1 and {T_max}", str(T))
-        elif check.values_are_readable(lengths) and int(lengths.max()) > T:
-            longest = int(lengths.max())
-            check.fail("T", f"at least {longest}, the longest sequence of the batch", str(T))
+        else:
+            _check_steps("T", T, T_max)
+            if check.values_are_readable(lengths) and int(lengths.max()) > T:
+                longest = int(lengths.max())
+                check.fail("T", f"at least {longest}, the longest sequence of the batch", str(T))
         lengths = lengths.clamp(max=T)
         mini_batch = self.sequences[:, :T].index_select(0, indices)
-        mask = _valid(lengths, T).to(mini_batch.dtype)
-        return Batch(mini_batch, None, mask, lengths)
+        if self.mask is None:
+            return Batch(mini_batch, None, _valid(lengths, T).to(mini_batch.dtype), lengths)
+        mask = self.mask[:, :T].index_select(0, indices)
+        return Batch(mini_batch.masked_fill(~mask, 0.0), None, mask.to(mini_batch.dtype), lengths)
 
     def padded_steps(self, longest: int, buckets: int | Sequence[int] = 16) -> int:
         """A ``T`` for :meth:`batch` out of few: the steps to pad a batch to whose longest has ``longest``.
@@ -115,15 +146,16 @@ class SequenceSet:
             buckets: the next multiple of a number, or the next of several numbers, ``T_max`` at most.
 
         Raises:
+            TypeError: a number is no int.
             ValueError: ``longest`` is out of range, or a bucket is not positive.
         """
         T_max = self.sequences.shape[1]
-        if not 1 <= longest <= T_max:
-            check.fail("longest", f"a number of time steps between 1 and {T_max}", str(longest))
-        sizes = [buckets] if isinstance(buckets, int) else list(buckets)
-        if any(size < 1 for size in sizes):
-            check.fail("buckets", "positive numbers of time steps", str(buckets))
-        if isinstance(buckets, int):
+        _check_steps("longest", longest, T_max)
+        sizes = list(buckets) if isinstance(buckets, Sequence) else [buckets]
+        expected = "positive numbers of time steps"
+        if any(check.integer("buckets", size, expected) < 1 for size in sizes):
+            check.fail("buckets", expected, str(buckets))
+        if not isinstance(buckets, Sequence):
             sizes = [-(-longest // buckets) * buckets]
         return min([size for size in sizes if longest <= size < T_max], default=T_max)
 
@@ -152,6 +184,12 @@ class Dataset:
     valid: SequenceSet
     test: SequenceSet
 
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        check.kind("name", self.name, str)
+        for split in ("train", "valid", "test"):
+            check.kind(split, getattr(self, split), SequenceSet)
+
     def to(self, device: torch.device | str) -> Dataset:
         """The same data set on ``device``."""
         splits = (split.to(device) for split in (self.train, self.valid, self.test))
@@ -167,7 +205,12 @@ def reverse_sequences(mini_batch: Tensor, lengths: Tensor) -> Tensor:
 
     Returns:
         ``[B, T, D]``, zero past the end of each sequence whatever ``mini_batch`` holds there.
+
+    Raises:
+        TypeError: an argument is no tensor.
     """
+    check.kind("mini_batch", mini_batch, Tensor)
+    check.kind("lengths", lengths, Tensor)
     T = mini_batch.shape[1]
     lengths = lengths.to(mini_batch.device)
     t = torch.arange(T, device=mini_batch.device)
@@ -183,7 +226,8 @@ def get_mini_batch(
     """Stand in for Pyro's ``get_mini_batch``, without its loops over rows.
 
     That is ``pyro.contrib.examples.polyphonic_data_loader.get_mini_batch``. The sequences are
-    sorted by length, longest first, ties in the order Pyro gives them, and cut to the longest.
+    sorted by length, longest first, ties in the order Pyro gives them, and cut to the longest. It knows
+    of no missing values: :meth:`SequenceSet.batch` does.
 
     Args:
         mini_batch_indices: ``[B]`` int64.
@@ -194,7 +238,13 @@ def get_mini_batch(
     Returns:
         A :class:`Batch` of ``[B, T, D]``, the packed reverse, ``[B, T]`` in torch's default dtype,
         ``[B]``.
+
+    Raises:
+        TypeError: one of the first three arguments is no tensor.
     """
+    given = {"mini_batch_indices": mini_batch_indices, "sequences": sequences, "seq_lengths": seq_lengths}
+    for name, value in given.items():
+        check.kind(name, value, Tensor)
     lengths = seq_lengths[mini_batch_indices]
     # Pyro's order: an ascending sort flipped, which is not a descending sort where lengths tie.
     order = torch.sort(lengths).indices.flip(0)
@@ -212,3 +262,26 @@ def get_mini_batch(
 def _valid(lengths: Tensor, T: int) -> Tensor:
     """``[B, T]`` bool: whether time step t lies inside sequence b."""
     return torch.arange(T, device=lengths.device) < lengths[:, None]
+
+
+def _check_steps(name: str, steps: object, T_max: int) -> None:
+    """Check a number of time steps against the longest."""
+    expected = f"a number of time steps between 1 and {T_max}"
+    if not 1 <= check.integer(name, steps, expected) <= T_max:
+        check.fail(name, expected, str(steps))
+
+
+def _check_mask(mask: Tensor, x: Tensor) -> None:
+    """Check the kind, the shape and the place of a mask of ``x [N, T, D]``."""
+    check.kind("mask", mask, Tensor)
+    if mask.dtype != torch.bool or mask.shape != x.shape or mask.device != x.device:
+        check.fail("mask", f"bool of shape {tuple(x.shape)} on {x.device}", check.describe(mask))
+
+
+def _check_padding(x: Tensor, valid: Tensor) -> None:
+    """Check that nothing but zero and NaN lies past the end of a sequence."""
+    dirty = ((x != 0) & ~x.isnan() & ~valid).any(dim=2).any(dim=1)
+    if bool(dirty.any()):
+        row = int(dirty.nonzero()[0])
+        expected = "zeros past the end of each sequence"
+        check.fail("sequences", expected, f"something else in sequence {row}")

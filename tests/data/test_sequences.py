@@ -3,10 +3,11 @@
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -139,7 +140,8 @@ L = torch.tensor([3, 1])
         (X, L * 0, "lengths: expected values between 1 and T = 3, got 0"),
         (X, L + 1, "lengths: expected values between 1 and T = 3, got 4"),
         (X + 1, L, "sequences: expected zeros past the end .* in sequence 1"),
-        (X + float("nan"), L, "sequences: expected zeros past the end .* in sequence 1"),
+        (X - float("inf"), L, "sequences: expected zeros past the end .* in sequence 1"),
+        (None, L, "sequences: expected a floating-point tensor, got NoneType None"),
     ],
 )
 def test_sequence_set_refuses(sequences: Any, lengths: Any, message: str) -> None:
@@ -164,8 +166,39 @@ def test_sequence_set_refuses(sequences: Any, lengths: Any, message: str) -> Non
         (torch.tensor([1]), 0, "T: expected a number of time steps between 1 and 3, got 0"),
         (torch.tensor([1]), 4, "T: expected a number of time steps between 1 and 3, got 4"),
         (torch.tensor([0]), 2, "T: expected at least 3, the longest"),
+        (torch.tensor([0]), 3.0, "T: expected a number of time steps between 1 and 3, got float 3.0"),
+        (torch.tensor([0]), "3", "T: expected a number of time steps between 1 and 3, got str '3'"),
     ],
 )
-def test_batch_refuses(indices: Any, T: int | None, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_batch_refuses(indices: Any, T: Any, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=f"^{message}"):
         SequenceSet(X, L).batch(indices, T)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: s.padded_steps("2"), r"longest: expected a number of time steps .*, got str '2'"),
+        (
+            lambda s: s.padded_steps(2, 1.5),
+            r"buckets: expected positive numbers of time steps, got float 1.5",
+        ),
+        (lambda s: s.padded_steps(2, [1, None]), r"buckets: expected positive numbers .*, got NoneType"),
+        (lambda s: s.to(None), r"device: expected device or str or int, got NoneType"),
+        (lambda s: Dataset(3, s, s, s), r"name: expected str, got int 3"),
+        (lambda s: Dataset("name", s, X, s), r"valid: expected SequenceSet, got float32"),
+        (lambda s: reverse_sequences([1], L), r"mini_batch: expected Tensor, got list"),
+        (lambda s: reverse_sequences(X, [1]), r"lengths: expected Tensor, got list"),
+        (lambda s: get_mini_batch([0], X, L), r"mini_batch_indices: expected Tensor, got list"),
+        (lambda s: get_mini_batch(L, X, None), r"seq_lengths: expected Tensor, got NoneType"),
+    ],
+)
+def test_other_types_are_refused(call: Callable[[SequenceSet], Any], message: str) -> None:
+    with pytest.raises(TypeError, match=f"^{message}"):
+        call(SequenceSet(X, L))
+
+
+def test_numbers_of_numpy_are_taken() -> None:
+    data = SequenceSet(X, L)
+    assert data.padded_steps(np.int64(2), np.int32(2)) == 2
+    assert data.batch(torch.tensor([0]), T=np.int64(3)).mini_batch.shape == (1, 3, 4)
