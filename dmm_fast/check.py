@@ -180,11 +180,13 @@ def integer(name: str, value: object, expected: str = "an int") -> int:
     return int(value)
 
 
-def count(name: str, value: object, least: int = 1) -> None:
+def count(name: str, value: object, least: int = 1) -> int:
     """Check that ``value`` is an integer from ``least``."""
     expected = "a positive int" if least == 1 else f"an int from {least}"
-    if integer(name, value, expected) < least:
-        fail(name, expected, str(value))
+    number = integer(name, value, expected)
+    if number < least:
+        fail(name, expected, str(number))
+    return number
 
 
 def leading(name: str, tensor: Tensor, lead: Sequence[int], event_dims: int, like_name: str) -> None:

@@ -113,6 +113,10 @@ class GraphedSVI(SVI):
         for name, optional in (("loss_and_grads", loss_and_grads), ("gather", gather)):
             if optional is not None:
                 check.function(name, optional)
+        for method in ("run", "capture"):
+            if capturer is not None and not hasattr(capturer, method):
+                expected = "an object with run() and capture()"
+                check.fail("capturer", expected, check.describe(capturer), TypeError)
         check.kind("optim", optim, PyroOptim)
         check.count("max_graphs", max_graphs, 0)
         check.count("warm_up", warm_up)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import chain
-from operator import attrgetter, is_
+from operator import attrgetter, is_, methodcaller
 from typing import Any
 
 import pyro
@@ -31,6 +31,7 @@ _PARTS = (
 )
 """The dictionaries of a module whose values a step uses."""
 
+_VALUES = methodcaller("values")
 _TRAINED = attrgetter("requires_grad")
 _TENSOR_HOOKS = attrgetter("_backward_hooks")
 
@@ -45,10 +46,11 @@ class Modules:
     def __init__(self, model: Any, guide: Any) -> None:
         self._functions = (model, guide)
         self._all = list(dict.fromkeys(m for root in _behind(model, guide) for m in root.modules()))
-        # Views, which show what the dictionaries hold when they are read.
-        self._parts = [getattr(module, part).values() for module in self._all for part in _PARTS]
-        found = {id(x): x for x in chain.from_iterable(self._parts) if isinstance(x, Tensor)}
-        self._tensors = [x for x in found.values() if not is_lazy(x) and x.layout == torch.strided]
+        # The dictionaries themselves, most of them empty: what they hold is read at every step.
+        self._parts = [getattr(module, part) for module in self._all for part in _PARTS]
+        self._attributes = [vars(module) for module in self._all]
+        tensors = {id(x): x for part in self._parts for x in part.values() if isinstance(x, Tensor)}
+        self._tensors = [x for x in tensors.values() if not is_lazy(x) and x.layout == torch.strided]
         self._read = self._objects(), self._addresses()
 
     def now(self, model: Any, guide: Any) -> Modules:
@@ -71,7 +73,9 @@ class Modules:
         return len(now) == len(objects) and all(map(is_, now, objects)) and self._addresses() == addresses
 
     def _objects(self) -> list[object]:
-        objects: list[object] = [*chain.from_iterable(self._parts), *map(_TRAINED, self._tensors)]
+        objects: list[object] = [own.get("forward") for own in self._attributes]
+        objects += chain.from_iterable(map(_VALUES, filter(None, self._parts)))
+        objects += map(_TRAINED, self._tensors)
         for hooks in filter(None, map(_TENSOR_HOOKS, self._tensors)):
             objects += hooks.values()
         return objects

@@ -47,11 +47,24 @@ def hook_a_module(run: Run) -> None:
     run.dmm.rnn.register_forward_hook(lambda module, args, h: 0.5 * h)
 
 
+def replace_forward(run: Run) -> None:
+    own = run.dmm.rnn.forward
+    run.dmm.rnn.forward = lambda *args: 0.5 * own(*args)
+
+
 def hook_a_parameter(run: Run) -> None:
     run.dmm.combiner.lin_hidden_to_loc.weight.register_hook(lambda grad: 0.5 * grad)
 
 
-MODULE_CHANGES = (replace_module, replace_parameter, assign_state, freeze, hook_a_module, hook_a_parameter)
+MODULE_CHANGES = (
+    replace_module,
+    replace_parameter,
+    assign_state,
+    freeze,
+    hook_a_module,
+    replace_forward,
+    hook_a_parameter,
+)
 
 
 @pytest.mark.parametrize("change", MODULE_CHANGES, ids=lambda change: change.__name__)

@@ -31,6 +31,26 @@ class TestWhatIsRefused:
         with pytest.raises(ValueError, match=message):
             GraphedSVI(dmm.model, dmm.guide, adam(), Trace_ELBO(), **options)
 
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"model": 3}, r"^model: expected a function, got int 3$"),
+            ({"guide": None}, r"^guide: expected a function, got NoneType None$"),
+            ({"optim": torch.optim.Adam}, r"^optim: expected PyroOptim, got type"),
+            ({"loss": "trace"}, r"^loss: expected a function, got str 'trace'$"),
+            ({"loss_and_grads": 1.0}, r"^loss_and_grads: expected a function, got float 1.0$"),
+            ({"gather": (1, 2)}, r"^gather: expected a function, got tuple \(1, 2\)$"),
+            ({"max_graphs": "4"}, r"^max_graphs: expected an int from 0, got str '4'$"),
+            ({"warm_up": 1.0}, r"^warm_up: expected a positive int, got float 1.0$"),
+            ({"capturer": 1}, r"^capturer: expected an object with run\(\) and capture\(\), got int 1$"),
+        ],
+    )
+    def test_arguments_of_other_types(self, changes: dict[str, Any], message: str) -> None:
+        dmm = small_dmm()
+        given = {"model": dmm.model, "guide": dmm.guide, "optim": adam(), "loss": Trace_ELBO()}
+        with pytest.raises(TypeError, match=message):
+            GraphedSVI(**{**given, **changes})
+
     def test_an_optimizer_that_is_not_capturable(self) -> None:
         dmm = small_dmm()
         for optim, name in (

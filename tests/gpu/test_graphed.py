@@ -50,6 +50,26 @@ def test_replays_have_the_numbers_of_steps(elbo: Any) -> None:
         assert_close(states[1][name], value, 1e-3, name)
 
 
+def test_two_models_in_turn_have_the_numbers_of_each_alone() -> None:
+    batch = [t if t is None else t.cuda() for t in make_batch()]
+
+    def step(svi: SVI, i: int) -> float:
+        torch.cuda.manual_seed(i)
+        return float(svi.step(*batch, 0.5))
+
+    alone = []
+    for _ in range(2):
+        with pyro.get_param_store().scope():
+            _, svi = make(GraphedSVI)
+            alone.append([step(svi, i) for i in range(6)])
+    (one, first), (other, second) = make(GraphedSVI), make(GraphedSVI)
+    told = [(step(first, i), step(second, i)) for i in range(6)]
+    for losses, expected in zip(zip(*told, strict=True), alone, strict=True):
+        assert list(losses) == pytest.approx(expected, rel=1e-4)
+    for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert_close(p.detach(), q.detach(), 1e-3, name)
+
+
 def test_noise_goes_on_from_replay_to_replay() -> None:
     _, svi = make(GraphedSVI)
     batch = [t if t is None else t.cuda() for t in make_batch()]
