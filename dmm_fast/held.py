@@ -16,6 +16,7 @@ import pyro
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
 
 from dmm_fast.parameters import store_own
@@ -30,6 +31,14 @@ _PARTS = (
     "_backward_hooks",
 )
 """The dictionaries of a module whose values a step uses."""
+
+_GLOBAL_HOOKS = (
+    torch_module._global_forward_pre_hooks,
+    torch_module._global_forward_hooks,
+    torch_module._global_backward_pre_hooks,
+    torch_module._global_backward_hooks,
+)
+"""The hooks on all modules, as ``torch.nn.modules.module.register_module_forward_hook`` adds them."""
 
 _VALUES = methodcaller("values")
 _TRAINED = attrgetter("requires_grad")
@@ -47,7 +56,8 @@ class Modules:
         self._functions = (model, guide)
         self._all = list(dict.fromkeys(m for root in _behind(model, guide) for m in root.modules()))
         # The dictionaries themselves, most of them empty: what they hold is read at every step.
-        self._parts = [getattr(module, part) for module in self._all for part in _PARTS]
+        own = [getattr(module, part) for module in self._all for part in _PARTS]
+        self._parts: list[Any] = [*own, *_GLOBAL_HOOKS]
         self._attributes = [vars(module) for module in self._all]
         tensors = {id(x): x for part in self._parts for x in part.values() if isinstance(x, Tensor)}
         self._tensors = [x for x in tensors.values() if not is_lazy(x) and x.layout == torch.strided]
@@ -73,7 +83,7 @@ class Modules:
         return len(now) == len(objects) and all(map(is_, now, objects)) and self._addresses() == addresses
 
     def _objects(self) -> list[object]:
-        objects: list[object] = [own.get("forward") for own in self._attributes]
+        objects: list[object] = [attributes.get("forward") for attributes in self._attributes]
         objects += chain.from_iterable(map(_VALUES, filter(None, self._parts)))
         objects += map(_TRAINED, self._tensors)
         for hooks in filter(None, map(_TENSOR_HOOKS, self._tensors)):

@@ -15,6 +15,7 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from dmm_fast import DMM
 from dmm_fast.infer import GraphedSVI
@@ -82,6 +83,21 @@ def test_a_module_that_changes_starts_over(change: Callable[[Run], None]) -> Non
     assert_same_bits(ours, theirs)
     assert loss != unchanged
     assert (graphs.runs, graphs.captures, graphs.replays) == (2, 2, 6)
+
+
+@pytest.mark.filterwarnings("ignore::dmm_fast.nn.NotFusedWarning")
+def test_a_hook_on_all_modules_starts_over() -> None:
+    graphs, batch = RecordedGraphs(), make_batch()
+    run = Run(graphs)
+    for _ in range(3):
+        run.step(*batch)
+    handle = torch_module.register_module_forward_hook(lambda module, args, output: None)
+    try:
+        run.step(*batch)
+    finally:
+        handle.remove()
+    run.step(*batch)
+    assert (graphs.runs, graphs.captures, graphs.replays) == (3, 1, 2)
 
 
 def test_a_change_between_warm_up_and_capture_starts_over() -> None:
