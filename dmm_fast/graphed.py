@@ -68,9 +68,9 @@ class GraphedSVI(SVI):
     signature starts over with its warm-up when something that its graph holds is another than in its last
     plain or captured step:
 
-    - a module of model or guide, a parameter or a buffer of one or its memory, ``requires_grad``, or a hook.
-      The modules seen are those that model and guide are, are methods of, wrap with Pyro's handlers or
-      ``functools.partial``, or close over;
+    - a module of model or guide, its parameters and buffers, their memory and ``requires_grad``, a hook on
+      it, on a parameter or on all modules, a ``forward`` set on it. The modules seen are those that model and
+      guide are, are methods of, wrap with Pyro's handlers or ``functools.partial``, or close over;
     - a parameter that is only in the store, as ``pyro.param`` makes them, or its memory;
     - a number or a tensor of the optimizer.
 
@@ -152,7 +152,8 @@ class GraphedSVI(SVI):
         if kept is None or change is not None:
             kept = self._begin(key, args, kwargs, change)
             self._make_room(key)
-        self._kept.move_to_end(key)
+        else:
+            self._kept.move_to_end(key)
         kept.fill(args, kwargs)
         if kept.held is not None:
             kept.held.put_back()
@@ -172,7 +173,9 @@ class GraphedSVI(SVI):
         self, key: Signature, args: tuple[Any, ...], kwargs: dict[str, Any], change: str | None
     ) -> "_Kept":
         """Begin a signature: a new one, or one that starts over as something has changed."""
-        kept = self._kept[key] = _Kept(args, kwargs)
+        kept = _Kept(args, kwargs)
+        self._kept.pop(key, None)
+        self._kept[key] = kept
         if change is not None:
             self._turnover.count([started_over(change)], self.max_graphs)
         return kept

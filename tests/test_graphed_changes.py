@@ -25,9 +25,13 @@ from tests.helpers_graph import RecordedGraphs, Run, adam, assert_same_bits
 from tests.helpers_model import FLOWS, SIZES, make_batch, small_dmm
 
 
-def replace_module(run: Run) -> None:
+def replace_module_of(dmm: DMM) -> None:
     torch.manual_seed(5)
-    run.dmm.emitter = Emitter(SIZES["input_dim"], SIZES["z_dim"], 8)
+    dmm.emitter = Emitter(SIZES["input_dim"], SIZES["z_dim"], 8)
+
+
+def replace_module(run: Run) -> None:
+    replace_module_of(run.dmm)
 
 
 def replace_parameter(run: Run) -> None:
@@ -193,7 +197,7 @@ def test_modules_are_found_behind_functions(kind: str) -> None:
     svi.step(*batch)
     assert graphs.runs == 2
     dmm.train()
-    dmm.emitter = Emitter(SIZES["input_dim"], SIZES["z_dim"], 8)
+    replace_module_of(dmm)
     svi.step(*batch)
     assert graphs.runs == 3
 
@@ -313,6 +317,14 @@ class TestSignatures:
         assert (graphs.runs, graphs.captures) == (10, 2)
         self.steps(svi, range(2, 4))
         assert (graphs.runs, graphs.captures) == (10, 2)
+
+    def test_one_that_starts_over_is_the_newest(self) -> None:
+        dmm = small_dmm()
+        svi, graphs = self.make(dmm, max_graphs=1)
+        self.steps(svi, (2, 2, 3))
+        replace_module_of(dmm)
+        self.steps(svi, (2, 2, 2))
+        assert (graphs.runs, graphs.captures, graphs.replays) == (3, 2, 3)
 
     def test_shapes_that_displace_each_other_are_told_of_once(self) -> None:
         svi, graphs = self.make(max_graphs=2)
