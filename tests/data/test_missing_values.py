@@ -8,6 +8,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
+from dmm_fast import gallery
 from dmm_fast.config import TrainConfig
 from dmm_fast.data import Dataset, SequenceSet, load, save_npz
 from dmm_fast.infer import GraphedSVI, evaluate_elbo, evaluate_importance_nll, forecast, log_weights
@@ -192,3 +193,17 @@ def test_a_run_of_other_missing_values_is_another() -> None:
     x, lengths, mask = parts("bernoulli")
     sets = (SequenceSet(x, lengths), SequenceSet(x, lengths, mask), SequenceSet(x, lengths, ~mask))
     assert len({fingerprint(Dataset("set", data, data, data)) for data in sets}) == 3
+
+
+def test_continuations_in_pictures_start_from_what_is_observed(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, _, mask = parts("bernoulli")
+    data = SequenceSet(x, torch.tensor([6, 6, 6, 6]), mask)
+    given: list[Any] = []
+
+    def recorded(dmm: Any, batch: Any, num_steps: int) -> Tensor:
+        given.append(batch)
+        return forecast(dmm, batch, num_steps)
+
+    monkeypatch.setattr(gallery, "forecast", recorded)
+    gallery._forecasts(small_dmm(), data, torch.tensor([0, 3]), 4, 2, lambda *args: None)
+    assert torch.equal(given[0].mini_batch_mask, mask[[0, 3], :4].to(x.dtype))
