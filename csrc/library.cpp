@@ -15,19 +15,10 @@
 namespace dmm {
 namespace cpu {
 
-int64_t get_num_threads() { return torch::stable::get_num_threads(); }
-
-// The parts of the last op that this thread has called.
-thread_local int64_t last_parts = 0;
-
-void parallel_for(int64_t parts, const std::function<void(int64_t, int64_t)>& run) {
-  last_parts = parts;
-  torch::stable::parallel_for(0, parts, 1, run);
-}
-
 namespace {
 
 std::atomic<bool> small_work_is_shared{false};
+thread_local int64_t last_parts = 0;  // those of the last op that this thread has called
 
 struct InstructionSet {
   const char* name;
@@ -58,6 +49,19 @@ std::atomic<const InstructionSet*>& in_use() {
 }
 
 }  // namespace
+
+int64_t get_num_threads() { return torch::stable::get_num_threads(); }
+
+// OpenMP's own wait at the end of a team spins for milliseconds before it gives the core away, which a thread of the
+// team may be waiting for. So the threads meet before it, at a barrier that yields.
+void parallel_for(int64_t parts, const std::function<void(int64_t, int64_t)>& run) {
+  last_parts = parts;
+  Barrier barrier(parts);
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    const Arrival at_the_end{barrier, end - begin};  // when run throws, too
+    run(begin, end);
+  });
+}
 
 bool shares_small_work() { return small_work_is_shared; }
 

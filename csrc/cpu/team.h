@@ -54,8 +54,8 @@ class Barrier {
       step_.store(step + 1, std::memory_order_release);
       return;
     }
-    // A step takes tens of microseconds: spin through that, and give the core away only when a thread
-    // of the team has lost its own.
+    // A step takes tens of microseconds: spin through that, and give the core away only when a thread of the team
+    // has lost its own. Sleep is worse: a thread that is woken may be put on the core of the one that woke it.
     for (int spins = 0; step_.load(std::memory_order_acquire) == step; ++spins) {
       if (spins < kSpins) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -72,6 +72,13 @@ class Barrier {
   const int64_t parts_;
   std::atomic<int64_t> arrived_{0};
   alignas(64) std::atomic<uint64_t> step_{0};
+};
+
+// Arrives when it goes out of scope.
+struct Arrival {
+  Barrier& barrier;
+  int64_t parts;
+  ~Arrival() { barrier.arrive(parts); }
 };
 
 // The run of `count` units that falls to `part`, or to the parts [part, part_end), of `parts`.
