@@ -20,7 +20,7 @@ void parallel_for(int64_t parts, const std::function<void(int64_t, int64_t)>& ru
 // Whether even the smallest work is cut up for all threads, which is for tests alone.
 bool shares_small_work();
 
-// Work is counted in multiply-adds of a product, of which a core does about 100 in a nanosecond. What is computed
+// Work is counted in multiply-adds of a product, of which a core does up to 100 in a nanosecond. What is computed
 // in a product is counted exactly, all else roughly; the time of an op is known within a factor of three.
 constexpr double kFunction = 50;  // a tanh, a log or the like of one element
 
