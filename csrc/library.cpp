@@ -10,17 +10,15 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cpu/team.h"
 
 namespace dmm {
 namespace cpu {
 
-int64_t get_num_threads() { return torch::stable::get_num_threads(); }
-
-void parallel_for(int64_t parts, const std::function<void(int64_t, int64_t)>& run) {
-  torch::stable::parallel_for(0, parts, 1, run);
-}
-
 namespace {
+
+std::atomic<bool> small_work_is_shared{false};
+thread_local int64_t last_parts = 0;  // those of the last op that this thread has called
 
 struct InstructionSet {
   const char* name;
@@ -52,6 +50,21 @@ std::atomic<const InstructionSet*>& in_use() {
 
 }  // namespace
 
+int64_t get_num_threads() { return torch::stable::get_num_threads(); }
+
+// OpenMP's own wait at the end of a team spins for milliseconds before it gives the core away, which a thread of the
+// team may be waiting for. So the threads meet before it, at a barrier that yields.
+void parallel_for(int64_t parts, const std::function<void(int64_t, int64_t)>& run) {
+  last_parts = parts;
+  Barrier barrier(parts);
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    const Arrival at_the_end{barrier, end - begin};  // when run throws, too
+    run(begin, end);
+  });
+}
+
+bool shares_small_work() { return small_work_is_shared; }
+
 template <class S>
 const Kernels<S>& kernels() {
   const InstructionSet& set = *in_use();
@@ -81,6 +94,11 @@ void set_instruction_set(std::string name) {
   STD_TORCH_CHECK(false, "name: expected one that this processor runs (", known, "), got ", name);
 }
 
+int64_t parts_of_last_op() { return cpu::last_parts; }
+
+// For tests: the paths of several threads must be right for the smallest shapes too.
+void share_small_work(bool shared) { cpu::small_work_is_shared = shared; }
+
 // What the CUDA kernels were compiled for, as nvcc names it; empty where none were built.
 std::string cuda_architectures() {
 #ifdef DMM_FAST_CUDA
@@ -95,14 +113,18 @@ std::string cuda_architectures() {
 STABLE_TORCH_LIBRARY_FRAGMENT(dmm_fast, m) {
   m.def("_cuda_architectures() -> str");
   m.def("_instruction_set() -> str");
+  m.def("_parts_of_last_op() -> int");
   m.def("_set_instruction_set(str name) -> ()");
+  m.def("_share_small_work(bool shared) -> ()");
 }
 
 // No tensor comes with these calls, so there is no device to choose by.
 STABLE_TORCH_LIBRARY_IMPL(dmm_fast, CompositeExplicitAutograd, m) {
   m.impl("_cuda_architectures", TORCH_BOX(&cuda_architectures));
   m.impl("_instruction_set", TORCH_BOX(&instruction_set));
+  m.impl("_parts_of_last_op", TORCH_BOX(&parts_of_last_op));
   m.impl("_set_instruction_set", TORCH_BOX(&set_instruction_set));
+  m.impl("_share_small_work", TORCH_BOX(&share_small_work));
 }
 
 }  // namespace dmm

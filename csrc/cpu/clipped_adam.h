@@ -4,7 +4,9 @@
 
 template <class S>
 void clipped_adam(const ClippedAdam<S>& a) {
-  const int64_t parts = get_num_threads();
+  int64_t size = 0;
+  for (const AdamTensor<S>& tensor : a.tensors) size += tensor.size;
+  const int64_t parts = parts_for(2 * kFunction * static_cast<double>(size), size);  // memory and not arithmetic
   const S clip = a.clip_norm, decay = a.weight_decay, beta1 = a.beta1, beta2 = a.beta2, eps = a.eps;
   const S rest1 = a.rest1, rest2 = a.rest2;
   parallel_for(parts, [&](int64_t begin, int64_t end) {

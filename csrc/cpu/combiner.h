@@ -4,6 +4,12 @@
 //
 // Included once for each instruction set, inside its namespace.
 
+template <class S>
+inline double combiner_work(const CombinerTensors<const S>& t, double pass) {
+  const double functions = kFunction * static_cast<double>(t.units) + density_work(t.latents);
+  return pass * product_work(3 * t.latents, t.units) + functions;
+}
+
 // The weights of the forward pass, packed once a call.
 template <class S>
 struct CombinerNet {
@@ -60,7 +66,7 @@ template <class S, class Before, class Head>
 void combiner_forward(const std::vector<Place>& places, const Rows<const S>& h,
                       const CombinerTensors<const S>& tensors, Before before, Head head) {
   const CombinerNet<S> net(tensors);
-  for_blocks(static_cast<int64_t>(places.size()), [&] {
+  for_blocks(static_cast<int64_t>(places.size()), combiner_work(tensors, kForward), [&] {
     return [&, planes = CombinerPlanes<S>(net, kBlockRows), inputs = std::vector<const S*>(kBlockRows),
             h_rows = std::vector<const S*>(kBlockRows)](int64_t first, int64_t count) mutable {
       for (int64_t i = 0; i < count; ++i) {
@@ -82,7 +88,7 @@ void combiner_backward(const Steps& steps, const std::vector<Place>& places, con
   const CombinerNet<S> net(tensors);
   const int64_t Z = tensors.latents, H = tensors.units;
   const Packed<S> w_out(net.w_stack.data(), H, 2 * Z, 1, H), w_z(tensors.w_z, Z, H, 1, Z);
-  const Chunks chunks(static_cast<int64_t>(places.size()));
+  const Chunks chunks(static_cast<int64_t>(places.size()), combiner_work(tensors, kBackward));
   CombinerPlanes<S> planes(net, chunks.rows);
   Plane<S> dg(chunks.rows, H), dbefore(chunks.rows, Z);
   std::vector<const S*> inputs(chunks.rows), h_rows(chunks.rows);

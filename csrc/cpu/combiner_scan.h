@@ -38,8 +38,14 @@ inline std::vector<S> stacked(const S* loc, const S* scale, int64_t size) {
 }
 
 template <class S>
+inline int64_t combiner_parts(const Ragged& ragged, int64_t latents, int64_t units) {
+  const double functions = static_cast<double>(units + latents);
+  return scan_parts_for<S>(ragged, product_work(3 * latents, units) + kFunction * functions, units);
+}
+
+template <class S>
 void combiner_scan(const CombinerScan<S>& a) {
-  const int64_t Z = a.latents, H = a.units, parts = get_num_threads();
+  const int64_t Z = a.latents, H = a.units, parts = combiner_parts<S>(a.ragged, Z, H);
   const std::vector<S> w_out = stacked(a.w_loc, a.w_scale, Z * H), b_out = stacked(a.b_loc, a.b_scale, Z);
   Partials<S> partials(parts, a.ragged.rows, 2 * Z);
   Barrier barrier(parts);
@@ -258,7 +264,7 @@ class CombinerScanBackwardPart {
 
 template <class S>
 void combiner_scan_backward(const CombinerScanBackward<S>& a) {
-  const int64_t parts = get_num_threads();
+  const int64_t parts = combiner_parts<S>(a.ragged, a.latents, a.units);
   const std::vector<S> w_out = stacked(a.w_loc, a.w_scale, a.latents * a.units);
   Partials<S> partials(parts, a.ragged.rows, a.latents);
   Barrier barrier(parts);

@@ -2,16 +2,11 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 
 #include "args.h"
 #include "rowwise_args.h"
 
 namespace dmm::cpu {
-
-// Torch's own pool and thread count: bound where torch is known.
-int64_t get_num_threads();
-void parallel_for(int64_t parts, const std::function<void(int64_t, int64_t)>& run);
 
 template <class S>
 struct RowwiseKernels {

@@ -5,6 +5,12 @@
 //
 // Included once for each instruction set, inside its namespace.
 
+template <class S>
+inline double emitter_work(const EmitterTensors<const S>& t, double pass) {
+  const int64_t width = t.w_scale ? 2 * t.outputs : t.outputs;
+  return pass * product_work(t.units, t.latents + t.units + width) + density_work(t.outputs);
+}
+
 // The weights of the forward pass, packed once a call.
 template <class S>
 struct EmitterNet {
@@ -53,7 +59,7 @@ template <class S, class Head>
 void emitter_forward(const std::vector<Place>& places, const Rows<const S>& z,
                      const EmitterTensors<const S>& tensors, Head head) {
   const EmitterNet<S> net(tensors);
-  for_blocks(static_cast<int64_t>(places.size()), [&] {
+  for_blocks(static_cast<int64_t>(places.size()), emitter_work(tensors, kForward), [&] {
     return [&, planes = EmitterPlanes<S>(net, kBlockRows), inputs = std::vector<const S*>(kBlockRows)](
                int64_t first, int64_t count) mutable {
       for (int64_t i = 0; i < count; ++i) inputs[i] = z.at(places[first + i].row, places[first + i].step);
@@ -73,7 +79,7 @@ void emitter_backward(const Steps& steps, const std::vector<Place>& places, cons
   const int64_t Z = tensors.latents, E = tensors.units, D = tensors.outputs;
   const Packed<S> w_out(net.w_stack.data(), E, net.width, 1, E), w_hidden(tensors.w_hidden, E, E, 1, E),
       w_in(tensors.w_in, Z, E, 1, Z);
-  const Chunks chunks(static_cast<int64_t>(places.size()));
+  const Chunks chunks(static_cast<int64_t>(places.size()), emitter_work(tensors, kBackward));
   EmitterPlanes<S> planes(net, chunks.rows);
   Plane<S> dh_1(chunks.rows, E), dh_2(chunks.rows, E);
   std::vector<const S*> inputs(chunks.rows);

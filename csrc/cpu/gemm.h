@@ -29,6 +29,11 @@ constexpr int64_t panel_lanes(int64_t outputs, int64_t column) {
   return outputs - column > kLanes<S> ? kPanel<S> : kLanes<S>;
 }
 
+// The multiply-adds of one row.
+inline double product_work(int64_t outputs, int64_t inputs) {
+  return static_cast<double>(outputs) * static_cast<double>(inputs);
+}
+
 // A weight W [n, k] (or its transpose) as panels of kPanel output columns: panel p holds, for every k,
 // the weights of its outputs side by side, zero where the last panel has fewer than its lanes.
 template <class S>

@@ -36,16 +36,23 @@ inline std::vector<S> transposed(const S* a, int64_t rows, int64_t columns) {
   return out;
 }
 
+// A sparse row is not far from a dense one: its columns come from the second cache and not from registers.
+inline double projection_work(int64_t rows, int64_t inputs, int64_t units) {
+  return static_cast<double>(rows) * product_work(inputs, units);
+}
+
 template <class S>
 void input_projection(const InputProjection<S>& a) {
-  const int64_t D = a.inputs, H = a.units, parts = get_num_threads();
+  const int64_t D = a.inputs, H = a.units;
   const std::vector<S> columns = transposed(a.w, H, D);
   std::vector<std::pair<const S*, S*>> all;  // x_t and where its projection goes
   for (int64_t row = 0; row < a.ragged.rows; ++row)
     for (int64_t t = 0; t < a.ragged.length(row); ++t) all.emplace_back(a.x.at(row, t), a.out.at(row, t));
+  const int64_t count = static_cast<int64_t>(all.size());
+  const int64_t parts = parts_for(projection_work(count, D, H), count);
   parallel_for(parts, [&](int64_t begin, int64_t end) {
     clear_past_end(a.ragged, a.out, H, a.ragged.rows * begin / parts, a.ragged.rows * end / parts);
-    const Share own(static_cast<int64_t>(all.size()), begin, end, parts);
+    const Share own(count, begin, end, parts);
     std::vector<const S*> dense;
     std::vector<S*> dense_out;
     RowSorter<S> sorter(D);
@@ -119,7 +126,7 @@ void add_projection_weights(const InputProjectionBackward<S>& a, const std::vect
 
 template <class S>
 void input_projection_backward(const InputProjectionBackward<S>& a) {
-  const int64_t D = a.inputs, H = a.units, parts = get_num_threads();
+  const int64_t D = a.inputs, H = a.units;
   std::vector<const S*> x, dout;
   std::vector<S*> dx;
   for (int64_t row = 0; row < a.ragged.rows; ++row)
@@ -128,11 +135,13 @@ void input_projection_backward(const InputProjectionBackward<S>& a) {
       dout.push_back(a.dout.at(row, t));
       if (a.with_dx) dx.push_back(a.dx.at(row, t));
     }
+  const int64_t count = static_cast<int64_t>(x.size());
+  const int64_t parts = parts_for((a.with_dx ? 2 : 1) * projection_work(count, D, H), panels_of(H, kLanes<S>));
   parallel_for(parts, [&](int64_t begin, int64_t end) {
     add_projection_weights(a, x, dout, Slice<S>(H, begin, end, parts));
     if (!a.with_dx) return;
     clear_past_end(a.ragged, a.dx, D, a.ragged.rows * begin / parts, a.ragged.rows * end / parts);
-    const Share own(static_cast<int64_t>(x.size()), begin, end, parts);
+    const Share own(count, begin, end, parts);
     const Packed<S> w(a.w, D, H, 1, D);
     multiply(dout.data() + own.begin, own.end - own.begin, w,
              [&](int64_t i, int64_t column, int64_t width, const S* sum) {

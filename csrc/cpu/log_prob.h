@@ -3,6 +3,8 @@
 //
 // Included once for each instruction set, inside its namespace.
 
+inline double density_work(int64_t width) { return 2 * kFunction * static_cast<double>(width); }
+
 template <class S>
 constexpr S kHalfLogTwoPi = S(0.91893853320467274178);
 
@@ -180,7 +182,7 @@ inline void reduce(const Sequences& sequences, S* out, Term term) {
   const std::vector<Place> places = places_of(sequences.steps);
   const Mask keep(sequences);
   std::vector<double> terms(places.size());
-  for_blocks(static_cast<int64_t>(places.size()), [&] {
+  for_blocks(static_cast<int64_t>(places.size()), density_work(sequences.width), [&] {
     return [&, scratch = std::vector<S>(sequences.width)](int64_t first, int64_t count) mutable {
       for (int64_t i = first; i < first + count; ++i)
         terms[i] = term(places[i], keep.at(places[i]), scratch.data());
@@ -194,7 +196,7 @@ inline void reduce(const Sequences& sequences, S* out, Term term) {
 template <class S, class Slope>
 inline void reduce_backward(const Sequences& sequences, std::initializer_list<S*> outputs, Slope slopes) {
   const Steps& steps = sequences.steps;
-  const int64_t width = sequences.width, parts = parts_for(steps.rows * steps.steps);
+  const int64_t width = sequences.width, parts = row_parts_for(steps.rows * steps.steps, density_work(width));
   const Mask keep(sequences);
   parallel_for(parts, [&](int64_t begin, int64_t end) {
     const int64_t last = steps.rows * steps.steps * end / parts;

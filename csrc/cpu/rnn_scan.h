@@ -10,8 +10,13 @@ inline const S* next_h(const Ragged& ragged, const Out& h, const Rows<const S>& 
 }
 
 template <class S>
+inline int64_t rnn_parts(const Ragged& ragged, int64_t units) {
+  return scan_parts_for<S>(ragged, product_work(units, units), units);
+}
+
+template <class S>
 void rnn_scan(const RnnScan<S>& a) {
-  const int64_t H = a.units, parts = get_num_threads();
+  const int64_t H = a.units, parts = rnn_parts<S>(a.ragged, H);
   Barrier barrier(parts);
   parallel_for(parts, [&](int64_t begin, int64_t end) {
     clear_past_end(a.ragged, a.h, H, a.ragged.rows * begin / parts, a.ragged.rows * end / parts);
@@ -46,7 +51,7 @@ struct RowPairs {
 
 template <class S>
 void rnn_scan_backward(const RnnScanBackward<S>& a) {
-  const int64_t H = a.units, parts = get_num_threads();
+  const int64_t H = a.units, parts = rnn_parts<S>(a.ragged, H);
   RowPairs<S> pairs;
   for (int64_t row = 0; row < a.ragged.rows; ++row)
     for (int64_t t = 0; t < a.ragged.length(row); ++t) {

@@ -137,14 +137,19 @@ inline void add_before(const Place& place, int64_t steps, int64_t width, const S
   for (int64_t j = 0; j < width; ++j) dz[j] += from[j];
 }
 
-inline int64_t parts_for(int64_t count) {
-  return std::max<int64_t>(1, std::min(get_num_threads(), count / kBlock));
+// Products of a pass, in terms of those of the forward pass: the backward repeats them, and has as many again for
+// the gradients by the inputs and by the weights.
+constexpr double kForward = 1, kBackward = 3;
+
+// A part has at least a register tile of steps, each of them `step_work`.
+inline int64_t row_parts_for(int64_t count, double step_work) {
+  return parts_for(static_cast<double>(count) * step_work, count / kBlock);
 }
 
 // make() gives a thread what it needs to run(first, count) on blocks of steps.
 template <class Make>
-inline void for_blocks(int64_t count, Make make) {
-  const int64_t parts = parts_for(count);
+inline void for_blocks(int64_t count, double step_work, Make make) {
+  const int64_t parts = row_parts_for(count, step_work);
   parallel_for(parts, [&](int64_t begin, int64_t end) {
     auto run = make();
     const int64_t last = count * end / parts;
@@ -212,9 +217,9 @@ class WeightGradients {
 // kGroupRows to a part.
 struct Chunks {
   int64_t count, parts, rows;
-  explicit Chunks(int64_t steps)
+  Chunks(int64_t steps, double step_work)
       : count(steps),
-        parts(parts_for(steps)),
+        parts(row_parts_for(steps, step_work)),
         rows(std::min(parts * kGroupRows, std::max<int64_t>(steps, 1))) {}
 };
 

@@ -8,6 +8,12 @@
 //
 // Included once for each instruction set, inside its namespace.
 
+template <class S>
+inline double transition_work(const TransitionTensors<const S>& t, double pass) {
+  const int64_t Z = t.latents, hidden = t.gate_units + t.mean_units;
+  return pass * product_work(Z, 2 * hidden + 2 * Z) + kFunction * static_cast<double>(Z) + density_work(Z);
+}
+
 // The weights of the forward pass, packed once a call.
 template <class S>
 struct TransitionNet {
@@ -97,7 +103,7 @@ template <class S, class Before, class Head>
 void transition_forward(const std::vector<Place>& places, const TransitionTensors<const S>& tensors,
                         Before before, Head head) {
   const TransitionNet<S> net(tensors);
-  for_blocks(static_cast<int64_t>(places.size()), [&] {
+  for_blocks(static_cast<int64_t>(places.size()), transition_work(tensors, kForward), [&] {
     return [&, planes = TransitionPlanes<S>(net, kBlockRows), inputs = std::vector<const S*>(kBlockRows)](
                int64_t first, int64_t count) mutable {
       for (int64_t i = 0; i < count; ++i) inputs[i] = before(places[first + i]);
@@ -187,7 +193,7 @@ void transition_chain_backward(const Chain<S>& chain, const TransitionTensors<co
                                const ChainGradients<S>& out, const TransitionTensors<S>& dw,
                                std::initializer_list<std::pair<S*, int64_t>> outputs, Head head) {
   const std::vector<Place> places = places_of(chain.steps);
-  const Chunks chunks(static_cast<int64_t>(places.size()));
+  const Chunks chunks(static_cast<int64_t>(places.size()), transition_work(tensors, kBackward));
   const int64_t Z = tensors.latents, steps = chain.steps.steps;
   TransitionBackward<S> core(tensors, dw, chunks.rows);
   const auto clear = [&](int64_t begin, int64_t end, int64_t parts) {
@@ -333,7 +339,7 @@ void gated_transition_backward(int64_t count, const Rows<const S>& z_prev,
                                const TransitionTensors<const S>& tensors, const Rows<const S>& dloc,
                                const Rows<const S>& dscale, S* dz_prev, const TransitionTensors<S>& dw) {
   const std::vector<Place> places = places_of({1, 1, count, nullptr, nullptr});
-  const Chunks chunks(count);
+  const Chunks chunks(count, transition_work(tensors, kBackward));
   const int64_t Z = tensors.latents;
   TransitionBackward<S> core(tensors, dw, chunks.rows);
   const auto before = [&](const Place& p) { return z_prev.at(0, p.step); };

@@ -1,6 +1,5 @@
-"""The compiled ops as torch sees them: schemas, fakes, autograd, tracing, threads, huge strides."""
+"""The compiled ops as torch sees them: schemas, fakes, autograd, tracing, huge strides."""
 
-from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
@@ -55,26 +54,6 @@ def test_one_graph_holds_the_op_and_its_gradient(op_name: str) -> None:
     traced = torch.autograd.grad(compiled(**inputs), list(wanted.values()), allow_unused=True)
     for name, a, b in zip(wanted, eager, traced, strict=True):
         torch.testing.assert_close(b, a, msg=lambda m, name=name: f"{name}: {m}")
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("count", [2, 3, 7])
-@pytest.mark.parametrize("op_name", COMPILED)
-def test_any_number_of_threads_gives_the_same_result(op_name: str, count: int) -> None:
-    case = CASES["primes"]
-    torch.set_num_threads(1)
-    alone = run_backend(op_name, build(op_name, case, torch.float64), case, "cpp")
-    torch.set_num_threads(count)
-    together = run_backend(op_name, build(op_name, case, torch.float64), case, "cpp")
-    for name, value in alone.items():
-        torch.testing.assert_close(together[name], value, rtol=1e-12, atol=1e-13, msg=name)
 
 
 @pytest.mark.parametrize("op_name", [op for op in COMPILED if op in SEQUENCE_OPS])
