@@ -6,6 +6,7 @@ from torch import Tensor
 
 from dmm_fast import check, reference
 from dmm_fast.ops import backend, compiled
+from dmm_fast.ops.autocast import in_float32
 from dmm_fast.ops.layout import fresh, single_steps
 from dmm_fast.reference import EmitterWeights, GaussianEmitterWeights
 
@@ -22,12 +23,18 @@ def check_emitter_weights(
     return check.weights(weights, "EZ E EE E" + heads * " DE D", like, like_name, Z=Z)
 
 
+def named(op: str, weights: list[Tensor]) -> str:
+    """The public op that a compiled one of both emitters computes: that of the weights' kind."""
+    return op if len(weights) == len(EmitterWeights._fields) else f"gaussian_{op}"
+
+
 def _check(z: Tensor, weights: EmitterWeights | GaussianEmitterWeights, kind: type) -> None:
     check.floating("z", z)
     check.trailing("z", z, (-1,), "[..., Z]")
     check_emitter_weights(weights, kind, z, "z", z.shape[-1])
 
 
+@in_float32
 def emitter(z: Tensor, weights: EmitterWeights) -> Tensor:
     """``logits`` of p(x_t | z_t): two ReLU layers and a linear one.
 
@@ -48,6 +55,7 @@ def emitter(z: Tensor, weights: EmitterWeights) -> Tensor:
     return _pick(z)(z, weights)
 
 
+@in_float32
 def gaussian_emitter(z: Tensor, weights: GaussianEmitterWeights) -> tuple[Tensor, Tensor]:
     """``loc, pre_scale`` of a Gaussian p(x_t | z_t), each ``[..., D]``; ``scale = softplus(pre_scale)``.
 
@@ -84,6 +92,7 @@ def _fake_backward(dout: list[Tensor], z: Tensor, weights: list[Tensor]) -> tupl
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     z, weights = inputs
+    ctx.op = named("emitter", weights)
     ctx.save_for_backward(z, *weights)
 
 
