@@ -123,7 +123,7 @@ def observation_mask(name: str, mask: Tensor | None, x: Tensor) -> None:
     if not isinstance(mask, Tensor) or tuple(mask.shape) not in ((B, T), (B, T, D)):
         fail(name, f"shape ({B}, {T}) or ({B}, {T}, {D})", describe(mask))
     if mask.device != x.device or mask.layout != torch.strided:
-        fail(name, f"a strided tensor on {x.device}", describe(mask))
+        fail(name, f"a tensor on {x.device}", describe(mask))
     if values_are_readable(mask) and mask.dtype != torch.bool:
         strange = mask[(mask != 0) & (mask != 1)]
         if strange.numel():

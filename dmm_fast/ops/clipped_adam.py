@@ -118,7 +118,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def _number(name: str, value: object, kind: type = Real) -> Any:
+def _number(name: str, value: Any, kind: Any = Real) -> Any:
     """Check a Python number, and return it as what the libraries take: an int for a step, else a float."""
     expected, admits = _RANGES[name]
     if isinstance(value, bool) or not isinstance(value, kind):
@@ -173,7 +173,8 @@ def _compute(
 ) -> None:
     step_number, steps = _for_each(step, len(params))
     lr_number, lrs = _for_each(lr, len(params))
-    given = dense = list(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True))
+    given: list[tuple[Tensor, ...]] = list(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True))
+    dense = given
     # The kernel walks memory; tensors laid out each in its own way go through copies.
     if not are_contiguous([*params, *grads, *exp_avgs, *exp_avg_sqs]):
         dense = [f if _share_one_dense_layout(f) else tuple(t.contiguous() for t in f) for f in given]

@@ -6,7 +6,7 @@ needs) holds for every library: each function that calls one takes it as its fir
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -45,29 +45,40 @@ def differentiate(
     fake_backward: Callable[..., Any],
     save: Callable[..., Any],
     backward: Callable[..., Any],
+    public: str | None = None,
 ) -> None:
     """Tell torch the shapes of a compiled op and of its ``_backward``, and how the two belong together.
 
-    ``backward`` takes the library, then what autograd gives. Its gradients cannot be differentiated again:
-    that raises :class:`BackendError`.
+    ``backward`` takes the library, then what autograd gives. To differentiate what it returns raises
+    :class:`BackendError`, which calls the op ``public`` (None: ``name``).
     """
+    public = public or name
+
+    def refuse(ctx: Any, *incoming: Any) -> NoReturn:
+        derivatives.refuse(public, "a second derivative")
+
     for _, library, _ in _libraries(stem):
         op = f"{library.name}::{name}"
         torch.library.register_fake(op, fake)
         torch.library.register_fake(f"{op}_backward", fake_backward)
-        torch.library.register_autograd(op, _backward(name, partial(backward, library)), setup_context=save)
+        torch.library.register_autograd(op, _backward(public, partial(backward, library)), setup_context=save)
+        torch.library.register_autograd(f"{op}_backward", refuse)
 
 
-def _backward(name: str, compute: Callable[..., Any]) -> Callable[..., Any]:
-    """``compute``, which is differentiated in vain and computes in the precision of the forward pass."""
+def _backward(public: str, compute: Callable[..., Any]) -> Callable[..., Any]:
+    """``compute`` in the precision of the forward pass, without a word to autograd unless that listens."""
 
     def call(ctx: Any, *incoming: Any) -> Any:
+        if derivatives.forward_mode_is_on():
+            derivatives.refuse_tangents(public, (ctx.saved_tensors, incoming))
         if autocast.is_on() and (device := autocast.device_where_on(incoming)):
             with torch.autocast(device, enabled=False):
-                return derivatives.once(name, compute, ctx, incoming)
-        if torch.is_grad_enabled() or derivatives.forward_mode_is_on():
-            return derivatives.once(name, compute, ctx, incoming)
-        return compute(ctx, *incoming)
+                return compute(ctx, *incoming)
+        if torch.is_grad_enabled():
+            return compute(ctx, *incoming)
+        # Autograd's part, in Python, would do nothing and take its time.
+        with torch._C._AutoDispatchBelowAutograd():
+            return compute(ctx, *incoming)
 
     return call
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from dmm_fast import check, reference
 from dmm_fast.ops import backend, compiled
 from dmm_fast.ops.autocast import in_float32
-from dmm_fast.ops.emitter import check_emitter_weights, named
+from dmm_fast.ops.emitter import check_emitter_weights
 from dmm_fast.ops.layout import as_bool, fresh, joint, particles
 from dmm_fast.reference import EmitterWeights, GaussianEmitterWeights
 
@@ -108,7 +108,6 @@ def _fake_backward(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, z, weights, lengths, mask = inputs
-    ctx.op = named("emission_log_prob", weights)
     ctx.save_for_backward(x, z, lengths, mask, *weights)
 
 
@@ -119,6 +118,14 @@ def _backward(library: Any, ctx: Any, dout: Tensor) -> tuple[Any, ...]:
     return dx if with_dx else None, dz, dweights, None, None
 
 
-compiled.differentiate("emission_log_prob", "emission_log_prob", _fake, _fake_backward, _save, _backward)
+compiled.differentiate(
+    "emission_log_prob",
+    "emission_log_prob",
+    _fake,
+    _fake_backward,
+    _save,
+    _backward,
+    public="emission_log_prob or gaussian_emission_log_prob",
+)
 compiled.provide("emission_log_prob", "emission_log_prob", _compute)
 compiled.provide("emission_log_prob", "gaussian_emission_log_prob", _compute)

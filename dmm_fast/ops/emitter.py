@@ -23,11 +23,6 @@ def check_emitter_weights(
     return check.weights(weights, "EZ E EE E" + heads * " DE D", like, like_name, Z=Z)
 
 
-def named(op: str, weights: list[Tensor]) -> str:
-    """The public op that a compiled one of both emitters computes: that of the weights' kind."""
-    return op if len(weights) == len(EmitterWeights._fields) else f"gaussian_{op}"
-
-
 def _check(z: Tensor, weights: EmitterWeights | GaussianEmitterWeights, kind: type) -> None:
     check.floating("z", z)
     check.trailing("z", z, (-1,), "[..., Z]")
@@ -92,7 +87,6 @@ def _fake_backward(dout: list[Tensor], z: Tensor, weights: list[Tensor]) -> tupl
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     z, weights = inputs
-    ctx.op = named("emitter", weights)
     ctx.save_for_backward(z, *weights)
 
 
@@ -101,6 +95,14 @@ def _backward(library: Any, ctx: Any, dout: list[Tensor]) -> tuple[Any, ...]:
     return tuple(library.emitter_backward(dout, z, weights))
 
 
-compiled.differentiate("emitter", "emitter", _fake, _fake_backward, _save, _backward)
+compiled.differentiate(
+    "emitter",
+    "emitter",
+    _fake,
+    _fake_backward,
+    _save,
+    _backward,
+    public="emitter or gaussian_emitter",
+)
 compiled.provide("emitter", "emitter", _compute)
 compiled.provide("emitter", "gaussian_emitter", _compute_gaussian)

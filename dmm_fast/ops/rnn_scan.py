@@ -21,7 +21,8 @@ def rnn_scan(
     Args:
         x_proj: ``[..., B, T, H]``, the projected inputs ``x W_ih^T + b_ih + b_hh``.
         w_hh: ``[H, H]``.
-        h_0: what row ``b`` starts from at ``t = lengths[b]``; of any shape that broadcasts to ``[..., B, H]``.
+        h_0: what row ``b`` starts from at ``t = lengths[b]``; of any shape that broadcasts to
+            ``[..., B, H]``.
         lengths: int64 ``[B]``, values in ``[0, T]``.
         nonlinearity: ``"relu"`` or ``"tanh"``.
 

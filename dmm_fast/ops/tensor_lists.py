@@ -105,7 +105,9 @@ def check_apart(lists: Lists, may_meet: str) -> None:
     for span in spans:
         label, got = f"{span.name}[{span.place}]", check.describe(span.tensor)
         if not span.tensor.is_contiguous() and _repeats(span.tensor.shape, span.tensor.stride()):
-            check.fail(label, "each element in memory of its own", f"{got} with stride {span.tensor.stride()}")
+            check.fail(
+                label, "each element in memory of its own", f"{got} with stride {span.tensor.stride()}"
+            )
         open_spans = [other for other in open_spans if other.end > span.start]
         for other in open_spans:
             if not (span.name == other.name == may_meet) and _meet(other, span):
@@ -133,7 +135,11 @@ def _meet(a: _Span, b: _Span) -> bool:
 # Optimizers ask the same of the same tensors at each step.
 @lru_cache(maxsize=1024)
 def _places_meet(
-    a_shape: torch.Size, a_stride: tuple[int, ...], b_shape: torch.Size, b_stride: tuple[int, ...], between: int
+    a_shape: torch.Size,
+    a_stride: tuple[int, ...],
+    b_shape: torch.Size,
+    b_stride: tuple[int, ...],
+    between: int,
 ) -> bool:
     return bool(torch.isin(_places(b_shape, b_stride) + between, _places(a_shape, a_stride)).any())
 
