@@ -6,6 +6,7 @@ by ``map``; only where something may not fit are they looked at one by one.
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from operator import add, attrgetter, gt
 from typing import NamedTuple, TypeAlias
 
@@ -45,7 +46,7 @@ def check_alike(lists: Lists) -> None:
 
 
 def _are_alike(lists: Sequence[Sequence[Tensor]]) -> bool:
-    every = [tensor for tensors in lists for tensor in tensors]
+    every = [*chain.from_iterable(lists)]
     if not all(issubclass(kind, Tensor) for kind in set(map(type, every))):
         return False
     dtypes, devices = set(map(_dtype, every)), set(map(_device, every))
@@ -82,7 +83,7 @@ def check_apart(lists: Lists, may_meet: str) -> None:
     Raises:
         ValueError: two tensors overlap, or one overlaps itself.
     """
-    every = [tensor for tensors in lists.values() for tensor in tensors]
+    every = [*chain.from_iterable(lists.values())]
     if torch.compiler.is_compiling() or every[0].device.type == "meta":
         return
     if are_contiguous(every):
@@ -103,16 +104,15 @@ def check_apart(lists: Lists, may_meet: str) -> None:
     )
     open_spans: list[_Span] = []
     for span in spans:
-        label, got = f"{span.name}[{span.place}]", check.describe(span.tensor)
         if not span.tensor.is_contiguous() and _repeats(span.tensor.shape, span.tensor.stride()):
-            check.fail(
-                label, "each element in memory of its own", f"{got} with stride {span.tensor.stride()}"
-            )
+            got = f"{check.describe(span.tensor)} with stride {span.tensor.stride()}"
+            check.fail(f"{span.name}[{span.place}]", "each element in memory of its own", got)
         open_spans = [other for other in open_spans if other.end > span.start]
         for other in open_spans:
             if not (span.name == other.name == may_meet) and _meet(other, span):
-                apart = f"memory apart from that of {other.name}[{other.place}]"
-                check.fail(label, apart, f"{got} that overlaps it")
+                expected = f"memory apart from that of {other.name}[{other.place}]"
+                got = f"{check.describe(span.tensor)} that overlaps it"
+                check.fail(f"{span.name}[{span.place}]", expected, got)
         open_spans.append(span)
 
 
@@ -146,7 +146,12 @@ def _places_meet(
 
 @lru_cache(maxsize=1024)
 def _repeats(shape: torch.Size, stride: tuple[int, ...]) -> bool:
-    return _places(shape, stride).unique().numel() < shape.numel()
+    reach = 0
+    for step, size in sorted(zip(stride, shape, strict=True)):
+        if size > 1 and step <= reach:
+            return _places(shape, stride).unique().numel() < shape.numel()
+        reach += (size - 1) * step
+    return False  # each dimension steps over all that the smaller ones reach
 
 
 def _places(shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
