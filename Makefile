@@ -67,7 +67,8 @@ unit: $(STAMP)  ## the tests
 triton: $(STAMP)  ## the Triton kernels, interpreted on the CPU
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -k triton tests/kernels \
 	  tests/ops/test_table.py tests/ops/test_extremes.py tests/ops/test_invariants.py tests/ops/test_native.py \
-	  tests/ops/test_clipped_adam.py
+	  tests/ops/test_clipped_adam.py tests/ops/test_clipped_adam_checks.py tests/ops/test_broadcast.py \
+	  tests/ops/test_derivatives.py tests/ops/test_autocast.py
 
 sanitize: $(STAMP)  ## the tests of the ops, with the C++ built to tell wrong memory and undefined behaviour
 	CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" \

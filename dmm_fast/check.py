@@ -17,8 +17,10 @@ def describe(value: object) -> str:
     """Say in a few words what ``value`` is, e.g. ``float32 of shape (20, 1) on cpu``."""
     if not isinstance(value, Tensor):
         return f"{type(value).__name__} {value!r}"[:80]
-    dtype = str(value.dtype).removeprefix("torch.")
-    return f"{dtype} of shape {tuple(value.shape)} on {value.device}"
+    kind = str(value.dtype).removeprefix("torch.")
+    if value.layout != torch.strided:
+        kind += f" with layout {value.layout}"
+    return f"{kind} of shape {tuple(value.shape)} on {value.device}"
 
 
 def values_are_readable(tensor: Tensor) -> bool:
@@ -32,15 +34,20 @@ def is_capturing() -> bool:
 
 
 def floating(name: str, value: object) -> Tensor:
-    """Check that ``value`` is a floating-point tensor."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
+    """Check that ``value`` is a floating-point tensor, and no sparse one."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
         fail(name, "a floating-point tensor", describe(value), TypeError)
     return value
 
 
 def like(name: str, tensor: Tensor, other: Tensor, other_name: str) -> None:
-    """Check that ``tensor`` has the dtype and the device of ``other``."""
-    if not isinstance(tensor, Tensor) or tensor.dtype != other.dtype or tensor.device != other.device:
+    """Check that ``tensor`` has the dtype, the device and the layout of ``other``."""
+    if (
+        not isinstance(tensor, Tensor)
+        or tensor.dtype != other.dtype
+        or tensor.device != other.device
+        or tensor.layout != other.layout
+    ):
         dtype = str(other.dtype).removeprefix("torch.")
         fail(name, f"{dtype} on {other.device} as {other_name} has", describe(tensor))
 
@@ -70,6 +77,7 @@ def lengths(value: object, batch: int, T: int, device: torch.device, minimum: in
         or value.dtype != torch.int64
         or tuple(value.shape) != (batch,)
         or value.device != device
+        or value.layout != torch.strided
     ):
         fail("lengths", f"int64 of shape ({batch},) on {device}", describe(value))
     if values_are_readable(value) and batch > 0:
@@ -115,7 +123,7 @@ def observation_mask(name: str, mask: Tensor | None, x: Tensor) -> None:
     B, T, D = x.shape[-3:]
     if not isinstance(mask, Tensor) or tuple(mask.shape) not in ((B, T), (B, T, D)):
         fail(name, f"shape ({B}, {T}) or ({B}, {T}, {D})", describe(mask))
-    if mask.device != x.device:
+    if mask.device != x.device or mask.layout != torch.strided:
         fail(name, f"a tensor on {x.device}", describe(mask))
     if values_are_readable(mask) and mask.dtype != torch.bool:
         strange = mask[(mask != 0) & (mask != 1)]

@@ -201,6 +201,8 @@ def combiner_log_prob(
     """``[..., B]``: sum over valid t of log q(z_t | z_{t-1}, x_{t:T}) at any ``z``."""
     valid = valid_steps(lengths, z.shape[-2]).unsqueeze(-1)
     z, h = torch.where(valid, z, 0.0), torch.where(valid, h, 0.0)
+    # Starts may differ between particles that only h has.
+    z = z.expand(*torch.broadcast_shapes(z.shape[:-2], h.shape[:-2]), *z.shape[-2:])
     loc, pre_scale = _combiner(previous(z, z_q_0), h, weights)
     return _sum_normal(z, loc, pre_scale, valid)
 
@@ -291,7 +293,8 @@ def combiner_scan(
     eps_steps = torch.where(valid, eps, 0.0).unbind(-2)
     w_out = torch.cat([weights.w_loc, weights.w_scale])
     b_out = torch.cat([weights.b_loc, weights.b_scale])
-    z_t = z_q_0.expand_as(eps_steps[0])
+    lead = torch.broadcast_shapes(eps.shape[:-2], h.shape[:-2])
+    z_t = z_q_0.expand(*lead, eps.shape[-1])
     steps: list[tuple[Tensor, Tensor, Tensor]] = []
     for h_t, eps_t in zip(h_steps, eps_steps, strict=True):
         combined = 0.5 * (torch.tanh(F.linear(z_t, weights.w_z, weights.b_z)) + h_t)

@@ -2,16 +2,17 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dmm_fast import check, reference
 from dmm_fast.ops import backend, compiled
-from dmm_fast.ops.layout import as_bool, fresh, particles
+from dmm_fast.ops.autocast import in_float32
+from dmm_fast.ops.layout import as_bool, fresh, joint, particles
 
 _pick = backend.reference_op("bernoulli_log_prob", reference.bernoulli_log_prob)
 
 
+@in_float32
 def bernoulli_log_prob(x: Tensor, logits: Tensor, lengths: Tensor, mask: Tensor | None = None) -> Tensor:
     """Sum over what is observed of log Bernoulli(x; sigmoid(logits)), in nats.
 
@@ -38,7 +39,7 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor, lengths: Tensor, mask: Tensor 
 
 
 def _compute(library: Any, x: Tensor, logits: Tensor, lengths: Tensor, mask: Tensor | None = None) -> Tensor:
-    lead = torch.broadcast_shapes(x.shape[:-2], logits.shape[:-2])
+    lead = joint(x.shape[:-2], logits.shape[:-2])
     total: Tensor = library.bernoulli_log_prob(
         particles(x, lead, 2), particles(logits, lead, 2), lengths, as_bool(mask)
     )

@@ -1,5 +1,9 @@
 """``clipped_adam``: one step of Adam with clipped gradients, for any number of tensors at once."""
 
+import math
+import sys
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -7,6 +11,7 @@ from torch import Tensor
 
 from dmm_fast import check, reference
 from dmm_fast.ops import backend, compiled
+from dmm_fast.ops.tensor_lists import are_contiguous, check_alike, check_apart
 
 _pick = backend.reference_op("clipped_adam", reference.clipped_adam)
 
@@ -37,7 +42,8 @@ def clipped_adam(
         p <- p - lr * sqrt(1 - beta2^step) / (1 - beta1^step) * m / (sqrt(v) + eps)
 
     The clamp is written back into ``grads``; the weight decay is not. The four lists are parallel,
-    with tensors of any shapes, all of one floating dtype on one device; one bucket of an optimizer.
+    with tensors of any shapes, all of one floating dtype on one device; one bucket of an optimizer. No two
+    tensors share memory, but for gradients with each other.
 
     ``step`` and ``lr`` are numbers, or tensors of no dimension beside the parameters: one for all, or
     a list with one for each. Tensors are read where they are when the step runs, so that a CUDA graph
@@ -49,32 +55,43 @@ def clipped_adam(
         exp_avgs: moving averages ``m``, changed in place.
         exp_avg_sqs: moving averages ``v``, changed in place.
         step: number of this step, from 1; as a tensor int64.
-        lr: learning rate of this step: whatever decay there is has been applied; as a tensor float64.
-        beta1: decay of ``m``.
-        beta2: decay of ``v``.
-        eps: added to the denominator.
-        weight_decay: strength of the L2 penalty.
-        clip_norm: largest magnitude of a gradient element; ``inf`` clips nothing.
+        lr: learning rate of this step, finite: whatever decay there is has been applied; as a tensor float64.
+        beta1: decay of ``m``, in [0, 1).
+        beta2: decay of ``v``, in [0, 1).
+        eps: added to the denominator, finite and from 0.
+        weight_decay: strength of the L2 penalty, finite and from 0.
+        clip_norm: largest magnitude of a gradient element, above 0; ``inf`` clips nothing.
         centered_variance: let ``v`` average the squared distance from ``m``.
 
     Raises:
-        ValueError: the lists differ in length, a tensor stands twice in ``params``, ``step`` is less
-            than 1 where that can be read, or a tensor for ``step`` or ``lr`` is of another kind.
+        ValueError: the lists or their tensors differ in what they must have in common, a tensor stands twice
+            in ``params``, tensors share memory, a number is out of range where it can be read, or a tensor
+            for ``step`` or ``lr`` is of another kind.
+        TypeError: an argument is of another type.
 
     Source: Kingma and Ba, arXiv 1412.6980; the centered variance is equation 2 of Rengaraj et al.,
     doi 10.3390/computation11050095. The order of operations is that of
     ``pyro.optim.clipped_adam.ClippedAdam``.
     """
-    lists = {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "step": step, "lr": lr}
-    for name, tensors in lists.items():
-        if isinstance(tensors, list) and len(tensors) != len(params):
-            check.fail(name, f"{len(params)} tensors as params has", str(len(tensors)))
-    if len({id(p) for p in params}) != len(params):
+    lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
+    check_alike(lists)
+    if len(set(map(id, params))) != len(params):
         check.fail("params", "each tensor once", f"{len(params)} with repetitions")
-    _check_number("step", step, params, torch.int64)
-    _check_number("lr", lr, params, torch.float64)
+    step = _checked_number("step", step, params, torch.int64)
+    lr = _checked_number("lr", lr, params, torch.float64)
+    settings = {
+        "beta1": _number("beta1", beta1),
+        "beta2": _number("beta2", beta2),
+        "eps": _number("eps", eps),
+        "weight_decay": _number("weight_decay", weight_decay),
+        "clip_norm": _number("clip_norm", clip_norm),
+    }
+    if not isinstance(centered_variance, bool):
+        check.fail("centered_variance", "a bool", check.describe(centered_variance), TypeError)
     if not params:
         return
+    # A gradient that two parameters have in common is clamped twice, which is as good as once.
+    check_apart(lists, may_meet="grads")
     _pick(params[0])(
         params,
         grads,
@@ -82,30 +99,49 @@ def clipped_adam(
         exp_avg_sqs,
         step=step,
         lr=lr,
-        beta1=beta1,
-        beta2=beta2,
-        eps=eps,
-        weight_decay=weight_decay,
-        clip_norm=clip_norm,
+        **settings,
         centered_variance=centered_variance,
     )
 
 
-def _check_number(
-    name: str, number: float | Tensor | list[Tensor], params: list[Tensor], dtype: torch.dtype
-) -> None:
-    """Check a step count or a learning rate; a step count's value where reading it costs no wait."""
+_LARGEST = sys.float_info.max
+
+# What each number may be; a comparison with NaN is false.
+_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "step": ("an int from 1", lambda n: 1 <= n < 2**63),
+    "lr": ("a finite number", lambda x: -_LARGEST <= x <= _LARGEST),
+    "beta1": ("a number in [0, 1)", lambda x: 0 <= x < 1),
+    "beta2": ("a number in [0, 1)", lambda x: 0 <= x < 1),
+    "eps": ("a finite number from 0", lambda x: 0 <= x <= _LARGEST),
+    "weight_decay": ("a finite number from 0", lambda x: 0 <= x <= _LARGEST),
+    "clip_norm": ("a number above 0", lambda x: 0 < x <= _LARGEST or x == math.inf),
+}
+
+
+def _number(name: str, value: Any, kind: Any = Real) -> Any:
+    """Check a Python number, and return it as what the libraries take: an int for a step, else a float."""
+    expected, admits = _RANGES[name]
+    if isinstance(value, bool) or not isinstance(value, kind):
+        check.fail(name, expected, check.describe(value), TypeError)
+    if not admits(value):
+        check.fail(name, expected, repr(value)[:80])
+    return int(value) if kind is Integral else float(value)
+
+
+def _checked_number(name: str, number: Any, params: Sequence[Tensor], dtype: torch.dtype) -> Any:
+    """Check a step count or a learning rate, and return it; as a tensor, read where that costs no wait."""
     if not isinstance(number, Tensor | list):
-        if name == "step" and number < 1:
-            check.fail(name, "an int from 1", repr(number))
-        return
+        return _number(name, number, Integral if name == "step" else Real)
+    if isinstance(number, list) and len(number) != len(params):
+        check.fail(name, f"{len(params)} tensors as params has", str(len(number)))
     for tensor in number if isinstance(number, list) else [number] * min(len(params), 1):
         check.kind(name, tensor, Tensor)
         if tensor.dtype != dtype or tensor.dim() != 0 or tensor.device != params[0].device:
             kind = str(dtype).removeprefix("torch.")
             check.fail(name, f"{kind} of shape () on {params[0].device}", check.describe(tensor))
         if name == "step" and check.values_are_readable(tensor):
-            _check_number(name, int(tensor), params, dtype)
+            _number(name, int(tensor), Integral)
+    return number
 
 
 def _for_each(number: float | Tensor | list[Tensor], count: int) -> tuple[float, list[Tensor]]:
@@ -137,9 +173,11 @@ def _compute(
 ) -> None:
     step_number, steps = _for_each(step, len(params))
     lr_number, lrs = _for_each(lr, len(params))
-    given = list(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True))
+    given: list[tuple[Tensor, ...]] = list(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True))
+    dense = given
     # The kernel walks memory; tensors laid out each in its own way go through copies.
-    dense = [four if _share_one_dense_layout(four) else tuple(t.contiguous() for t in four) for four in given]
+    if not are_contiguous([*params, *grads, *exp_avgs, *exp_avg_sqs]):
+        dense = [f if _share_one_dense_layout(f) else tuple(t.contiguous() for t in f) for f in given]
     library.clipped_adam(
         *(list(tensors) for tensors in zip(*dense, strict=True)),
         step=step_number,
@@ -149,6 +187,8 @@ def _compute(
         centered_variance=centered_variance,
         **settings,
     )
+    if dense is given:
+        return
     for four, copies in zip(given, dense, strict=True):
         for tensor, copy in zip(four, copies, strict=True):
             if tensor is not copy:

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dmm_fast import check, reference
 from dmm_fast.ops import backend, compiled
-from dmm_fast.ops.layout import fresh, particles, single_steps
+from dmm_fast.ops.autocast import in_float32
+from dmm_fast.ops.layout import fresh, joint, particles, single_steps, starts
 from dmm_fast.reference import CombinerWeights
 
 _pick_step = backend.reference_op("combiner", reference.combiner)
@@ -20,6 +20,7 @@ def check_combiner_weights(weights: CombinerWeights, like: Tensor, like_name: st
     return check.weights(weights, "HZ H ZH Z ZH Z", like, like_name, Z=Z)
 
 
+@in_float32
 def combiner(z_prev: Tensor, h: Tensor, weights: CombinerWeights) -> tuple[Tensor, Tensor]:
     r"""``loc, scale`` of q(z_t | z_{t-1}, x_{t:T}).
 
@@ -49,15 +50,16 @@ def combiner(z_prev: Tensor, h: Tensor, weights: CombinerWeights) -> tuple[Tenso
     return _pick_step(z_prev)(z_prev, h, weights)
 
 
+@in_float32
 def combiner_log_prob(
     z: Tensor, h: Tensor, z_q_0: Tensor, weights: CombinerWeights, lengths: Tensor
 ) -> Tensor:
     """Sum over valid t of log q(z_t | z_{t-1}, x_{t:T}) in nats, at any ``z``.
 
     Args:
-        z: ``[..., B, T, Z]``.
-        h: ``[..., B, T, H]`` or ``[B, T, H]``.
-        z_q_0: broadcastable to ``[..., B, Z]``.
+        z: ``[..., B, T, Z]``; broadcasts with ``h`` on the particle dimensions.
+        h: ``[..., B, T, H]``.
+        z_q_0: what precedes z_1; of any shape that broadcasts to ``[..., B, Z]``.
         weights: of the combiner.
         lengths: int64 ``[B]``, values in ``[0, T]``.
 
@@ -74,13 +76,14 @@ def combiner_log_prob(
     check.trailing("h", h, (B, T, sizes["H"]), "[..., B, T, H]")
     check.leading("h", h, z.shape[:-3], 3, "z")
     check.like("z_q_0", z_q_0, z, "z")
-    check.broadcastable("z_q_0", z_q_0, z[..., 0, :].shape, "[..., B, Z]")
+    lead = joint(z.shape[:-2], h.shape[:-2])
+    check.broadcastable("z_q_0", z_q_0, (*lead, Z), "[..., B, Z]")
     check.lengths(lengths, B, T, z.device)
     return _pick_log_prob(z)(z, h, z_q_0, weights, lengths)
 
 
 def _compute_step(library: Any, z_prev: Tensor, h: Tensor, weights: CombinerWeights) -> tuple[Tensor, Tensor]:
-    lead = torch.broadcast_shapes(z_prev.shape[:-1], h.shape[:-1])
+    lead = joint(z_prev.shape[:-1], h.shape[:-1])
     loc, scale = library.combiner(single_steps(z_prev, lead), single_steps(h, lead), list(weights))
     shape = (*lead, z_prev.shape[-1])
     return loc.reshape(shape), scale.reshape(shape)
@@ -109,9 +112,10 @@ def _backward_step(library: Any, ctx: Any, dloc: Tensor, dscale: Tensor) -> tupl
 def _compute_log_prob(
     library: Any, z: Tensor, h: Tensor, z_q_0: Tensor, weights: CombinerWeights, lengths: Tensor
 ) -> Tensor:
-    lead = z.shape[:-2]
+    lead = joint(z.shape[:-2], h.shape[:-2])
+    start = starts(z_q_0, lead, z.shape[-1])
     total: Tensor = library.combiner_log_prob(
-        particles(z, lead, 2), particles(h, lead, 2), particles(z_q_0, lead, 1), list(weights), lengths
+        particles(z, lead, 2), particles(h, lead, 2), start, list(weights), lengths
     )
     return total.reshape(lead)
 

@@ -6,13 +6,15 @@ from torch import Tensor
 
 from dmm_fast import check, reference
 from dmm_fast.ops import backend, compiled
+from dmm_fast.ops.autocast import in_float32
 from dmm_fast.ops.combiner import check_combiner_weights
-from dmm_fast.ops.layout import fresh, particles, starts
+from dmm_fast.ops.layout import fresh, joint, particles, starts_of_scan
 from dmm_fast.reference import CombinerWeights
 
 _pick = backend.reference_op("combiner_scan", reference.combiner_scan)
 
 
+@in_float32
 def combiner_scan(
     h: Tensor, eps: Tensor, z_q_0: Tensor, weights: CombinerWeights, lengths: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,9 +25,10 @@ def combiner_scan(
     from it the log-density stays finite where the scale underflows.
 
     Args:
-        h: ``[..., B, T, H]`` or ``[B, T, H]`` for all particles, what the inference network gives.
-        eps: ``[..., B, T, Z]``, standard normal noise; leading dimensions are particles.
-        z_q_0: what z_0 stands for in the guide; broadcastable to ``[..., B, Z]``.
+        h: ``[..., B, T, H]``, what the inference network gives; broadcasts with ``eps`` on the particle
+            dimensions, so that ``[B, T, H]`` is for all particles.
+        eps: ``[..., B, T, Z]``, standard normal noise.
+        z_q_0: what z_0 stands for in the guide; of any shape that broadcasts to ``[..., B, Z]``.
         weights: of the combiner.
         lengths: int64 ``[B]``, values in ``[0, T]``.
 
@@ -41,10 +44,11 @@ def combiner_scan(
     B, T, Z = check.sequences("eps", eps)
     sizes = check_combiner_weights(weights, eps, "eps", Z)
     check.like("h", h, eps, "eps")
-    check.broadcastable("h", h, (*eps.shape[:-1], sizes["H"]), "[..., B, T, H]")
     check.trailing("h", h, (B, T, sizes["H"]), "[..., B, T, H]")
+    check.leading("h", h, eps.shape[:-3], 3, "eps")
     check.like("z_q_0", z_q_0, eps, "eps")
-    check.broadcastable("z_q_0", z_q_0, eps[..., 0, :].shape, "[..., B, Z]")
+    lead = joint(eps.shape[:-2], h.shape[:-2])
+    check.broadcastable("z_q_0", z_q_0, (*lead, Z), "[..., B, Z]")
     check.lengths(lengths, B, T, eps.device)
     return _pick(eps)(h, eps, z_q_0, weights, lengths)
 
@@ -52,11 +56,13 @@ def combiner_scan(
 def _compute(
     library: Any, h: Tensor, eps: Tensor, z_q_0: Tensor, weights: CombinerWeights, lengths: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    lead = eps.shape[:-2]
+    lead = joint(eps.shape[:-2], h.shape[:-2])
+    start = starts_of_scan(library, z_q_0, lead, eps.shape[-1])
     z, loc, pre_scale = library.combiner_scan(
-        particles(h, lead, 2), particles(eps, lead, 2), starts(library, z_q_0, lead), *weights, lengths
+        particles(h, lead, 2), particles(eps, lead, 2), start, *weights, lengths
     )
-    return z.reshape(eps.shape), loc.reshape(eps.shape), pre_scale.reshape(eps.shape)
+    shape = (*lead, *eps.shape[-2:])
+    return z.reshape(shape), loc.reshape(shape), pre_scale.reshape(shape)
 
 
 def _fake(h: Tensor, eps: Tensor, *_: Tensor) -> tuple[Tensor, ...]:

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dmm_fast import check, reference
 from dmm_fast.ops import backend, compiled
+from dmm_fast.ops.autocast import in_float32
 from dmm_fast.ops.emitter import check_emitter_weights
-from dmm_fast.ops.layout import as_bool, fresh, particles
+from dmm_fast.ops.layout import as_bool, fresh, joint, particles
 from dmm_fast.reference import EmitterWeights, GaussianEmitterWeights
 
 _pick = backend.reference_op("emission_log_prob", reference.emission_log_prob)
@@ -32,13 +32,15 @@ def _check(
     check.observation_mask("mask", mask, x)
 
 
+@in_float32
 def emission_log_prob(
     x: Tensor, z: Tensor, weights: EmitterWeights, lengths: Tensor, mask: Tensor | None = None
 ) -> Tensor:
     """Sum over what is observed of log Bernoulli(x_t; logits = emitter(z_t)), in nats.
 
     Args:
-        x: ``[..., B, T, D]`` or ``[B, T, D]`` for all particles; may hold NaN where not observed.
+        x: ``[..., B, T, D]``; broadcasts with ``z`` on the particle dimensions, so that ``[B, T, D]`` is for
+            all particles. May hold NaN where not observed.
         z: ``[..., B, T, Z]``.
         weights: of the Bernoulli emitter.
         lengths: int64 ``[B]``, values in ``[0, T]``.
@@ -57,6 +59,7 @@ def emission_log_prob(
     return _pick(z)(x, z, weights, lengths, mask)
 
 
+@in_float32
 def gaussian_emission_log_prob(
     x: Tensor,
     z: Tensor,
@@ -80,7 +83,7 @@ def _compute(
     lengths: Tensor,
     mask: Tensor | None = None,
 ) -> Tensor:
-    lead = torch.broadcast_shapes(x.shape[:-2], z.shape[:-2])
+    lead = joint(x.shape[:-2], z.shape[:-2])
     total: Tensor = library.emission_log_prob(
         particles(x, lead, 2), particles(z, lead, 2), list(weights), lengths, as_bool(mask)
     )
@@ -115,6 +118,14 @@ def _backward(library: Any, ctx: Any, dout: Tensor) -> tuple[Any, ...]:
     return dx if with_dx else None, dz, dweights, None, None
 
 
-compiled.differentiate("emission_log_prob", "emission_log_prob", _fake, _fake_backward, _save, _backward)
+compiled.differentiate(
+    "emission_log_prob",
+    "emission_log_prob",
+    _fake,
+    _fake_backward,
+    _save,
+    _backward,
+    public="emission_log_prob or gaussian_emission_log_prob",
+)
 compiled.provide("emission_log_prob", "emission_log_prob", _compute)
 compiled.provide("emission_log_prob", "gaussian_emission_log_prob", _compute)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from dmm_fast import check, reference
 from dmm_fast.ops import backend, compiled
+from dmm_fast.ops.autocast import in_float32
 from dmm_fast.ops.layout import fresh, single_steps
 from dmm_fast.reference import EmitterWeights, GaussianEmitterWeights
 
@@ -28,6 +29,7 @@ def _check(z: Tensor, weights: EmitterWeights | GaussianEmitterWeights, kind: ty
     check_emitter_weights(weights, kind, z, "z", z.shape[-1])
 
 
+@in_float32
 def emitter(z: Tensor, weights: EmitterWeights) -> Tensor:
     """``logits`` of p(x_t | z_t): two ReLU layers and a linear one.
 
@@ -48,6 +50,7 @@ def emitter(z: Tensor, weights: EmitterWeights) -> Tensor:
     return _pick(z)(z, weights)
 
 
+@in_float32
 def gaussian_emitter(z: Tensor, weights: GaussianEmitterWeights) -> tuple[Tensor, Tensor]:
     """``loc, pre_scale`` of a Gaussian p(x_t | z_t), each ``[..., D]``; ``scale = softplus(pre_scale)``.
 
@@ -92,6 +95,14 @@ def _backward(library: Any, ctx: Any, dout: list[Tensor]) -> tuple[Any, ...]:
     return tuple(library.emitter_backward(dout, z, weights))
 
 
-compiled.differentiate("emitter", "emitter", _fake, _fake_backward, _save, _backward)
+compiled.differentiate(
+    "emitter",
+    "emitter",
+    _fake,
+    _fake_backward,
+    _save,
+    _backward,
+    public="emitter or gaussian_emitter",
+)
 compiled.provide("emitter", "emitter", _compute)
 compiled.provide("emitter", "gaussian_emitter", _compute_gaussian)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from dmm_fast import check, reference
 from dmm_fast.ops import backend, compiled
+from dmm_fast.ops.autocast import in_float32
 from dmm_fast.ops.layout import fresh, single_steps
 from dmm_fast.reference import TransitionWeights
 
@@ -21,6 +22,7 @@ def check_transition_weights(
     return check.weights(weights, spec, like, like_name, Z=Z)
 
 
+@in_float32
 def gated_transition(z_prev: Tensor, weights: TransitionWeights) -> tuple[Tensor, Tensor]:
     r"""``loc, scale`` of p(z_t | z_{t-1}).
 

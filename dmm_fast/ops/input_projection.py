@@ -6,11 +6,13 @@ from torch import Tensor
 
 from dmm_fast import check, reference
 from dmm_fast.ops import backend, compiled
+from dmm_fast.ops.autocast import in_float32
 from dmm_fast.ops.layout import fresh, particles
 
 _pick = backend.reference_op("input_projection", reference.input_projection)
 
 
+@in_float32
 def input_projection(x: Tensor, w: Tensor, b: Tensor, lengths: Tensor) -> Tensor:
     r"""``x_proj_t = W x_t + b`` on valid steps.
 

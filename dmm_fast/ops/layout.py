@@ -6,25 +6,39 @@ import torch
 from torch import Size, Tensor
 
 
+def joint(first: Size, *others: Size) -> Size:
+    """The shape that shapes broadcast to; mostly they are equal, which is cheap to see."""
+    return first if all(other == first for other in others) else torch.broadcast_shapes(first, *others)
+
+
 def particles(tensor: Tensor, lead: Size, keep: int) -> Tensor:
     """``tensor`` broadcast to the leading dimensions ``lead`` (particles, then B) and flattened.
 
     ``keep`` trailing dimensions stay; the result is ``[P, B, ...]``, a view wherever strides allow.
     """
-    wide = tensor.expand(*lead, *tensor.shape[tensor.dim() - keep :])
+    return _flattened(tensor.expand(*lead, *tensor.shape[tensor.dim() - keep :]), lead)
+
+
+def starts(tensor: Tensor, lead: Size, width: int) -> Tensor:
+    """Starts of sequences, of any shape that broadcasts to ``[*lead, width]``, as ``[P, B, width]``."""
+    return _flattened(tensor.expand(*lead, width), lead)
+
+
+def starts_of_scan(library: Any, tensor: Tensor, lead: Size, width: int) -> Tensor:
+    """:func:`starts`, but ``[1, 1, width]`` where all rows start from one.
+
+    Scans of libraries in Python take that, and sum its gradients themselves; the C++ library's do not.
+    """
+    if library is torch.ops.dmm_fast or tensor.shape[:-1].numel() != 1:
+        return starts(tensor, lead, width)
+    return tensor.reshape(-1).expand(width).view(1, 1, width)
+
+
+def _flattened(wide: Tensor, lead: Size) -> Tensor:
+    """``wide [*lead, ...]`` with the particle dimensions of ``lead``, none or several, as one."""
     if len(lead) == 1:
         return wide.unsqueeze(0)
     return wide if len(lead) == 2 else wide.flatten(0, len(lead) - 2)
-
-
-def starts(library: Any, tensor: Tensor, lead: Size) -> Tensor:
-    """Starts of sequences: :func:`particles`, but ``[1, 1, width]`` where all start from one.
-
-    Libraries in Python take that, and sum its gradients themselves; the C++ library takes no such thing.
-    """
-    if library is torch.ops.dmm_fast or tensor.numel() != tensor.shape[-1]:
-        return particles(tensor, lead, 1)
-    return tensor.reshape(1, 1, -1)
 
 
 def single_steps(tensor: Tensor, lead: Size) -> Tensor:

@@ -2,17 +2,18 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dmm_fast import check, reference
 from dmm_fast.ops import backend, compiled
-from dmm_fast.ops.layout import as_bool, fresh, particles
+from dmm_fast.ops.autocast import in_float32
+from dmm_fast.ops.layout import as_bool, fresh, joint, particles
 
 _pick = backend.reference_op("normal_log_prob", reference.normal_log_prob)
 _pick_drawn = backend.reference_op("drawn_log_prob", reference.drawn_log_prob)
 
 
+@in_float32
 def normal_log_prob(
     value: Tensor, loc: Tensor, scale: Tensor, lengths: Tensor, mask: Tensor | None = None
 ) -> Tensor:
@@ -36,12 +37,15 @@ def normal_log_prob(
     for name, tensor in (("loc", loc), ("scale", scale)):
         check.like(name, tensor, value, "value")
         check.trailing(name, tensor, (B, T, D), "[..., B, T, D]")
-        check.leading(name, tensor, value.shape[:-3], 3, "value")
+    check.leading("loc", loc, value.shape[:-3], 3, "value")
+    lead = joint(value.shape[:-3], loc.shape[:-3])
+    check.leading("scale", scale, lead, 3, "value and loc")
     check.lengths(lengths, B, T, value.device)
     check.observation_mask("mask", mask, value)
     return _pick(value)(value, loc, scale, lengths, mask)
 
 
+@in_float32
 def drawn_log_prob(eps: Tensor, pre_scale: Tensor, lengths: Tensor) -> Tensor:
     """Sum over valid t of the log-density of ``z_t = loc_t + softplus(pre_scale_t) eps_t``, in nats.
 
@@ -71,7 +75,7 @@ def _compute(
     library: Any, value: Tensor, loc: Tensor, scale: Tensor, lengths: Tensor, mask: Tensor | None = None
 ) -> Tensor:
     given = (value, loc, scale)
-    lead = torch.broadcast_shapes(*(tensor.shape[:-2] for tensor in given))
+    lead = joint(*(tensor.shape[:-2] for tensor in given))
     total: Tensor = library.normal_log_prob(
         *(particles(tensor, lead, 2) for tensor in given), lengths, as_bool(mask)
     )

@@ -6,11 +6,13 @@ from torch import Tensor
 
 from dmm_fast import check, reference
 from dmm_fast.ops import backend, compiled
-from dmm_fast.ops.layout import fresh, particles, starts
+from dmm_fast.ops.autocast import in_float32
+from dmm_fast.ops.layout import fresh, particles, starts_of_scan
 
 _pick = backend.reference_op("rnn_scan", reference.rnn_scan)
 
 
+@in_float32
 def rnn_scan(
     x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str = "relu"
 ) -> Tensor:
@@ -19,7 +21,8 @@ def rnn_scan(
     Args:
         x_proj: ``[..., B, T, H]``, the projected inputs ``x W_ih^T + b_ih + b_hh``.
         w_hh: ``[H, H]``.
-        h_0: what row ``b`` starts from at ``t = lengths[b]``; broadcastable to ``[..., B, H]``.
+        h_0: what row ``b`` starts from at ``t = lengths[b]``; of any shape that broadcasts to
+            ``[..., B, H]``.
         lengths: int64 ``[B]``, values in ``[0, T]``.
         nonlinearity: ``"relu"`` or ``"tanh"``.
 
@@ -36,8 +39,9 @@ def rnn_scan(
     check.like("w_hh", w_hh, x_proj, "x_proj")
     check.shape("w_hh", w_hh, (H, H))
     check.like("h_0", h_0, x_proj, "x_proj")
-    check.broadcastable("h_0", h_0, x_proj[..., 0, :].shape, "[..., B, H]")
+    check.broadcastable("h_0", h_0, (*x_proj.shape[:-2], H), "[..., B, H]")
     check.lengths(lengths, B, T, x_proj.device)
+    check.kind("nonlinearity", nonlinearity, str)
     if nonlinearity not in ("relu", "tanh"):
         check.fail("nonlinearity", "'relu' or 'tanh'", repr(nonlinearity))
     return _pick(x_proj)(x_proj, w_hh, h_0, lengths, nonlinearity)
@@ -46,9 +50,9 @@ def rnn_scan(
 def _compute(
     library: Any, x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str = "relu"
 ) -> Tensor:
-    lead = x_proj.shape[:-2]
+    lead, H = x_proj.shape[:-2], x_proj.shape[-1]
     h: Tensor = library.rnn_scan(
-        particles(x_proj, lead, 2), w_hh, starts(library, h_0, lead), lengths, nonlinearity
+        particles(x_proj, lead, 2), w_hh, starts_of_scan(library, h_0, lead, H), lengths, nonlinearity
     )
     return h.reshape(x_proj.shape)
 

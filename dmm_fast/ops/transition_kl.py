@@ -6,13 +6,15 @@ from torch import Tensor
 
 from dmm_fast import check, reference
 from dmm_fast.ops import backend, compiled
+from dmm_fast.ops.autocast import in_float32
 from dmm_fast.ops.gated_transition import check_transition_weights
-from dmm_fast.ops.layout import fresh, particles
+from dmm_fast.ops.layout import fresh, particles, starts
 from dmm_fast.reference import TransitionWeights
 
 _pick = backend.reference_op("transition_kl", reference.transition_kl)
 
 
+@in_float32
 def transition_kl(
     z: Tensor,
     loc: Tensor,
@@ -30,7 +32,7 @@ def transition_kl(
         z: ``[..., B, T, Z]``.
         loc: of the shape of ``z``.
         pre_scale: of the shape of ``z``.
-        z_0: what precedes z_1 in the prior; broadcastable to ``[..., B, Z]``.
+        z_0: what precedes z_1 in the prior; of any shape that broadcasts to ``[..., B, Z]``.
         weights: of the transition.
         lengths: int64 ``[B]``, values in ``[0, T]``.
 
@@ -49,7 +51,7 @@ def transition_kl(
         check.shape(name, tensor, z.shape)
     check_transition_weights(weights, z, "z", Z)
     check.like("z_0", z_0, z, "z")
-    check.broadcastable("z_0", z_0, z[..., 0, :].shape, "[..., B, Z]")
+    check.broadcastable("z_0", z_0, (*z.shape[:-2], Z), "[..., B, Z]")
     check.lengths(lengths, B, T, z.device)
     return _pick(z)(z, loc, pre_scale, z_0, weights, lengths)
 
@@ -65,7 +67,7 @@ def _compute(
 ) -> Tensor:
     lead = z.shape[:-2]
     chain = (particles(tensor, lead, 2) for tensor in (z, loc, pre_scale))
-    total: Tensor = library.transition_kl(*chain, particles(z_0, lead, 1), list(weights), lengths)
+    total: Tensor = library.transition_kl(*chain, starts(z_0, lead, z.shape[-1]), list(weights), lengths)
     return total.reshape(lead)
 
 

@@ -6,19 +6,21 @@ from torch import Tensor
 
 from dmm_fast import check, reference
 from dmm_fast.ops import backend, compiled
+from dmm_fast.ops.autocast import in_float32
 from dmm_fast.ops.gated_transition import check_transition_weights
-from dmm_fast.ops.layout import fresh, particles
+from dmm_fast.ops.layout import fresh, particles, starts
 from dmm_fast.reference import TransitionWeights
 
 _pick = backend.reference_op("transition_log_prob", reference.transition_log_prob)
 
 
+@in_float32
 def transition_log_prob(z: Tensor, z_0: Tensor, weights: TransitionWeights, lengths: Tensor) -> Tensor:
     """Sum over valid t of log N(z_t; gated_transition(z_{t-1})), in nats.
 
     Args:
         z: ``[..., B, T, Z]``.
-        z_0: what precedes z_1; broadcastable to ``[..., B, Z]``.
+        z_0: what precedes z_1; of any shape that broadcasts to ``[..., B, Z]``.
         weights: of the transition.
         lengths: int64 ``[B]``, values in ``[0, T]``.
 
@@ -34,7 +36,7 @@ def transition_log_prob(z: Tensor, z_0: Tensor, weights: TransitionWeights, leng
     B, T, Z = check.sequences("z", z)
     check_transition_weights(weights, z, "z", Z)
     check.like("z_0", z_0, z, "z")
-    check.broadcastable("z_0", z_0, z[..., 0, :].shape, "[..., B, Z]")
+    check.broadcastable("z_0", z_0, (*z.shape[:-2], Z), "[..., B, Z]")
     check.lengths(lengths, B, T, z.device)
     return _pick(z)(z, z_0, weights, lengths)
 
@@ -42,7 +44,7 @@ def transition_log_prob(z: Tensor, z_0: Tensor, weights: TransitionWeights, leng
 def _compute(library: Any, z: Tensor, z_0: Tensor, weights: TransitionWeights, lengths: Tensor) -> Tensor:
     lead = z.shape[:-2]
     total: Tensor = library.transition_log_prob(
-        particles(z, lead, 2), particles(z_0, lead, 1), list(weights), lengths
+        particles(z, lead, 2), starts(z_0, lead, z.shape[-1]), list(weights), lengths
     )
     return total.reshape(lead)
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,11 +21,49 @@ WITH_PARTICLES = Case(**{**vars(CASE), "particles": (3,)})
 Spoil = Callable[[Any], Any]
 
 
+class _Odd:
+    """A value that cannot even be compared."""
+
+    __hash__ = None
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("compared")
+
+
+def _no_tensors(like: Tensor) -> dict[str, Any]:
+    """Values of other types, some of which have what a tensor has."""
+    return {
+        "None": None,
+        "string": "x",
+        "int": 3,
+        "number": 3.0,
+        "bool": True,
+        "list": like.tolist(),
+        "list of tensors": [like],
+        "tuple": tuple(like.shape),
+        "dict": {},
+        "array": like.cpu().numpy(),
+        "scalar of numpy": np.float32(1.0),
+        "class": Tensor,
+        "object": _Odd(),
+        "sparse": like.to_sparse(),
+    }
+
+
+OTHER_TYPES = tuple(_no_tensors(torch.ones(1)))
+
+
+def _other_types(*names: str) -> Iterator[tuple[str, Spoil]]:
+    """Values of other types in place of a tensor; all of them, or those of these names."""
+    for name in names or OTHER_TYPES:
+        yield name, lambda t, name=name: _no_tensors(t)[name]
+
+
 def _tensor_spoils(op: Op, name: str, spec: str) -> Iterator[tuple[str, Spoil]]:
     """Ways to spoil a tensor argument for which the argument itself is to blame."""
-    yield "None", lambda t: None
-    yield "number", lambda t: 3.0
-    yield "int", lambda t: t.long()
+    yield from _other_types()
+    yield "integers", lambda t: t.long()
+    yield "complex", lambda t: t.to(torch.complex64)
     if name == op.leading:
         if op.is_sequence:
             yield "2 dimensions", lambda t: t[0]
@@ -45,8 +84,7 @@ def _tensor_spoils(op: Op, name: str, spec: str) -> Iterator[tuple[str, Spoil]]:
 
 
 def _length_spoils() -> Iterator[tuple[str, Spoil]]:
-    yield "None", lambda t: None
-    yield "list", lambda t: t.tolist()
+    yield from _other_types()
     yield "float", lambda t: t.float()
     yield "int32", lambda t: t.int()
     yield "column", lambda t: t.unsqueeze(-1)
@@ -59,7 +97,7 @@ def _length_spoils() -> Iterator[tuple[str, Spoil]]:
 
 
 def _mask_spoils() -> Iterator[tuple[str, Spoil]]:
-    yield "number", lambda t: 1.0
+    yield from _other_types(*(name for name in OTHER_TYPES if name != "None"))
     yield "rows", lambda t: t[:-1]
     yield "time", lambda t: t[:, :-1]
     yield "features", lambda t: t[..., :-1]
@@ -73,8 +111,7 @@ def _mask_spoils() -> Iterator[tuple[str, Spoil]]:
 
 
 def _field_spoils() -> Iterator[tuple[str, Spoil]]:
-    yield "None", lambda t: None
-    yield "number", lambda t: 3.0
+    yield from _other_types()
     yield "dtype", lambda t: t.double()
     yield "device", lambda t: t.to("meta")
     yield "inputs", lambda t: torch.cat([t, t[..., :1]], -1)
@@ -83,10 +120,12 @@ def _field_spoils() -> Iterator[tuple[str, Spoil]]:
 
 
 def _weights_spoils(kind: str) -> Iterator[tuple[str, Spoil]]:
-    yield "None", lambda w: None
+    for name, spoil in _other_types():
+        yield name, lambda w, spoil=spoil: spoil(w[0])
     yield "tensor", lambda w: w[0]
-    yield "tuple", tuple
-    yield "dict", lambda w: w._asdict()
+    yield "tuple of tensors", tuple
+    yield "list of all", list
+    yield "dict of tensors", lambda w: w._asdict()
     for other, (cls, spec) in WEIGHTS.items():
         if other != kind:
             sizes = [[getattr(CASE, letter) for letter in word] for word in spec.split()]
@@ -102,8 +141,12 @@ def _spoils(op: Op, name: str, spec: str) -> Iterator[tuple[str, Spoil]]:
     elif spec == "mask":
         yield from _mask_spoils()
     elif spec == "name":
-        for wrong in ("gelu", "ReLU", "", None, 0):
+        for wrong in ("gelu", "ReLU", ""):
             yield repr(wrong), lambda _, wrong=wrong: wrong
+        for label, spoil in _other_types():
+            yield label, lambda _, spoil=spoil: spoil(torch.ones(2, 3))
+        yield "array of names", lambda _: np.array(["relu"])
+        yield "tensor", lambda _: torch.ones(2)
     else:
         yield from _tensor_spoils(op, name, spec)
 
