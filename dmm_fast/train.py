@@ -352,12 +352,9 @@ class Trainer:
     def _evaluate(self, sequences: SequenceSet) -> float:
         """Negative ELBO in nats per time step, on noise of its own: training never notices."""
         devices = [torch.cuda.current_device()] if self.config.cuda else []
-        self.dmm.eval()
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(_EVALUATION_SEED)
-            result = evaluate_elbo(self.dmm, sequences)
-        self.dmm.train()
-        return result.total_over_total
+            return evaluate_elbo(self.dmm, sequences).total_over_total
 
     def _interrupt(self, number: int) -> None:
         now = self.progress

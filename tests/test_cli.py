@@ -331,6 +331,8 @@ def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "dmm_fast.cli", *arguments]
     root = Path(__file__).parents[1]
     pipe = subprocess.PIPE
+    # In a background job of a shell Ctrl-C is ignored, and a child of one inherits that.
+    options = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler), **options}
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=root, **options)
 
 

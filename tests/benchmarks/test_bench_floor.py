@@ -1,5 +1,7 @@
 """The counted flops are those that PyTorch counts."""
 
+import warnings
+
 import pytest
 from pyro.infer import Trace_ELBO
 from torch.utils.flop_counter import FlopCounterMode
@@ -9,14 +11,16 @@ from benchmarks.baseline import BaselineDMM
 from benchmarks.cases import QUICK_SIZES, full_batch
 from dmm_fast import use_backend
 from dmm_fast.model import DMM
+from dmm_fast.nn import NotFusedWarning
 
 
 @pytest.mark.parametrize("module", [BaselineDMM, DMM])
 def test_flops_are_what_pytorch_counts(module):
     B, T = 3, 5
     dmm = module(**QUICK_SIZES)
-    # PyTorch counts its own products, not those of a compiled op.
-    with FlopCounterMode(display=False) as counter, use_backend("reference"):
+    # PyTorch counts its own products, not those of a compiled op, and with hooks on all modules.
+    with FlopCounterMode(display=False) as counter, use_backend("reference"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotFusedWarning)
         Trace_ELBO().loss_and_grads(dmm.model, dmm.guide, *full_batch(B, T))
     sizes = [QUICK_SIZES[f"{name}_dim"] for name in ("z", "emission", "transition", "rnn")]
     counted = sum(sum(m.flops(B * T)) for m in floor.linears(88, *sizes))
