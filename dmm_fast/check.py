@@ -1,7 +1,9 @@
 """Argument checks shared by every layer: an error names the argument, what was expected, what came."""
 
+import os
 from collections.abc import Sequence
 from numbers import Integral
+from pathlib import Path
 from typing import NoReturn, TypeGuard
 
 import torch
@@ -209,3 +211,45 @@ def vector(name: str, value: object) -> None:
     """Check that ``value`` is a tensor of one dimension."""
     if not isinstance(value, Tensor) or value.dim() != 1:
         fail(name, "int64 of shape (B,)", describe(value))
+
+
+LARGEST_INT = 2**63 - 1
+"""The largest number that int64 holds."""
+
+
+def integer(name: str, value: object, least: int, most: int = LARGEST_INT) -> int:
+    """Check that ``value`` is an int, and no bool, from ``least`` to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        fail(name, f"an int from {least}", describe(value), TypeError)
+    if not least <= value <= most:
+        fail(name, f"an int from {least}" if value < least else f"an int from {least} to {most}", str(value))
+    return value
+
+
+def number(name: str, value: object, expected: str = "a finite number") -> float:
+    """Check that ``value`` is a finite int or float, and no bool."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        fail(name, expected, describe(value), TypeError)
+    if not abs(value) < float("inf"):
+        fail(name, expected, str(value))
+    return value
+
+
+def path(name: str, value: object) -> Path:
+    """Check that ``value`` can be the path of a file."""
+    if not isinstance(value, str | os.PathLike):
+        fail(name, "a str or a path", describe(value), TypeError)
+    text = os.fspath(value)
+    if not isinstance(text, str):
+        fail(name, "a str or a path of str", describe(text), TypeError)
+    if "\0" in text:
+        fail(name, "a path without null characters", repr(text)[:80])
+    return Path(text)
+
+
+def dense(name: str, value: object, expected: str = "a dense tensor with values") -> Tensor:
+    """Check that ``value`` is a strided tensor that is not on the meta device."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type == "meta":
+        got = f"a tensor of layout {value.layout} on {value.device}" if isinstance(value, Tensor) else None
+        fail(name, expected, got or describe(value), TypeError)
+    return value

@@ -78,7 +78,7 @@ def download(
         file.seek(0)
         try:
             read_notes(file)
-        except Exception as error:  # unpickling raises nearly every type there is
+        except (ValueError, OverflowError) as error:
             got = f"{type(error).__name__}: {error}"
             raise ValueError(f"{url}: expected pickled note lists, got {got}") from error
     return path
