@@ -1,10 +1,11 @@
 """Argument checks shared by every layer: an error names the argument, what was expected, what came."""
 
 import os
+import sys
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
-from typing import NoReturn, TypeGuard
+from typing import Any, NoReturn, TypeGuard
 
 import torch
 from torch import Tensor
@@ -217,22 +218,24 @@ LARGEST_INT = 2**63 - 1
 """The largest number that int64 holds."""
 
 
-def integer(name: str, value: object, least: int, most: int = LARGEST_INT) -> int:
-    """Check that ``value`` is an int, and no bool, from ``least`` to ``most``."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        fail(name, f"an int from {least}", describe(value), TypeError)
-    if not least <= value <= most:
-        fail(name, f"an int from {least}" if value < least else f"an int from {least} to {most}", str(value))
-    return value
-
-
-def number(name: str, value: object, expected: str = "a finite number") -> float:
-    """Check that ``value`` is a finite int or float, and no bool."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+def int_between(name: str, value: object, least: int, most: int = LARGEST_INT) -> int:
+    """Check that ``value`` is an integer, Python's or numpy's, from ``least`` to ``most``; a bool is none."""
+    expected = f"an int from {least}" if most == LARGEST_INT else f"an int from {least} to {most}"
+    if isinstance(value, bool) or not isinstance(value, Integral):
         fail(name, expected, describe(value), TypeError)
-    if not abs(value) < float("inf"):
-        fail(name, expected, str(value))
-    return value
+    whole = int(value)
+    if not least <= whole <= most:
+        fail(name, expected, str(whole) if abs(whole) <= LARGEST_INT else "one that int64 does not hold")
+    return whole
+
+
+def number(name: str, value: Any, expected: str = "a finite number") -> float:
+    """Check that ``value`` is a finite number; a bool is none."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        fail(name, expected, describe(value), TypeError)
+    if not abs(value) <= sys.float_info.max:
+        fail(name, expected, describe(value))
+    return float(value)
 
 
 def path(name: str, value: object) -> Path:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def check_fields(checkpoint: Checkpoint) -> None:
     """Check the values of a checkpoint whose fields have the right types."""
     for name in ("epoch", "step", "metrics_bytes"):
-        check.integer(name, getattr(checkpoint, name), 0)
+        check.int_between(name, getattr(checkpoint, name), 0)
     check.number("epoch_loss", checkpoint.epoch_loss)
     if checkpoint.best is not None:
         check.number("best", checkpoint.best)
@@ -87,7 +87,7 @@ def check_sizes(sizes: Mapping[str, Any], model: Mapping[str, Tensor]) -> None:
     flows = sizes.get("num_iafs", known["num_iafs"].default)
     # Loops over more layers or flows than there are tensors could go on for ever.
     for name, most in (("num_layers", layers), ("num_iafs", len(model))):
-        check.integer(f"sizes.{name}", sizes.get(name, known[name].default), 0, most)
+        check.int_between(f"sizes.{name}", sizes.get(name, known[name].default), 0, most)
     try:
         with torch.device("meta"):
             expected = DMM(**{**sizes, "num_iafs": 0}).state_dict()
@@ -97,7 +97,7 @@ def check_sizes(sizes: Mapping[str, Any], model: Mapping[str, Tensor]) -> None:
     z_dim = shapes["z_0"][0]
     for flow in range(flows):
         # Flows cannot be made on the meta device. All their tensors have one of these shapes or less.
-        iaf_dim = check.integer("sizes.iaf_dim", sizes.get("iaf_dim", known["iaf_dim"].default), z_dim)
+        iaf_dim = check.int_between("sizes.iaf_dim", sizes.get("iaf_dim", known["iaf_dim"].default), z_dim)
         layer = f"iafs_modules.{flow}.arn.layers"
         shapes |= {f"{layer}.0.weight": (iaf_dim, z_dim), f"{layer}.1.weight": (2 * z_dim, iaf_dim)}
     for name, shape in shapes.items():

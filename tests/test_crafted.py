@@ -1,8 +1,6 @@
 """Crafted checkpoints, whose checksum is right, are refused with reasons, and cost no memory."""
 
 import dataclasses
-import json
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from dmm_fast import DMM, checkpoint
 from dmm_fast.checkpoint import Checkpoint, CheckpointError
+from tests.bad_input.tries import little_memory
 from tests.helpers_crafted import mutants, read, write, write_raw
 from tests.helpers_model import FLOWS, SIZES, small_dmm
 
@@ -37,13 +36,9 @@ def path(tmp_path: Path) -> Path:
 
 def refused(read_it: Callable[[], object]) -> str:
     """What a refusal says; nothing large is asked for on the way to it."""
-    tracemalloc.start()
-    try:
-        with pytest.raises(CheckpointError, match=r"crafted\.safetensors: expected .*, got ") as caught:
-            read_it()
-        assert tracemalloc.get_traced_memory()[1] < 64 << 20
-    finally:
-        tracemalloc.stop()
+    expected = r"crafted\.safetensors: expected .*, got "
+    with little_memory(1 << 30), pytest.raises(CheckpointError, match=expected) as caught:
+        read_it()
     return str(caught.value)
 
 
@@ -109,7 +104,7 @@ def test_header_larger_than_the_file_is_refused(path: Path) -> None:
     [
         ("epoch", -1, "epoch: expected an int from 0, got -1"),
         ("epoch", True, "epoch of type int, got bool"),
-        ("step", 2**80, "step: expected an int from 0 to"),
+        ("step", 2**80, "step: expected an int from 0, got one that int64 does not hold"),
         ("metrics_bytes", -5, "metrics_bytes: expected an int from 0"),
         ("epoch_loss", float("nan"), "epoch_loss: expected a finite number, got nan"),
         ("best", float("inf"), "best: expected a finite number, got inf"),
@@ -263,23 +258,27 @@ def test_tensors_that_no_file_holds_are_not_saved(path: Path, tensor: Tensor) ->
         checkpoint.save_optimizer(path, {"a": tensor})
 
 
-@pytest.mark.parametrize("seed", range(3))
+def refusal(read_it: Callable[[], object]) -> str | None:
+    try:
+        read_it()
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("seed", range(2))
 def test_mutants_are_loaded_or_refused(path: Path, seed: int) -> None:
     dmm = small_dmm()
     good = path.with_name("good")
     checkpoint.save(good, run_of(dmm))
-    loaded = 0
+    refusals = []
     for document, tensors in mutants(good, 100, seed):
         write(path, document, tensors)
-        for read_it in (
-            lambda: checkpoint.train_config(path, checkpoint.load(path).config),
-            lambda: checkpoint.load_dmm(path),
-            lambda: checkpoint.load_optimizer(path),
-            lambda: checkpoint.load_model(path, dmm),
-        ):
-            try:
-                read_it()
-                loaded += 1
-            except CheckpointError as error:
-                assert "crafted.safetensors: expected" in str(error), json.dumps(document)[:300]
-    assert 20 < loaded < 300, "mutants that are all alike test nothing"
+        refusals += [
+            refusal(lambda: checkpoint.train_config(path, checkpoint.load(path).config)),
+            refusal(lambda: checkpoint.load_dmm(path)),
+            refusal(lambda: checkpoint.load_optimizer(path)),
+            refusal(lambda: checkpoint.load_model(path, dmm)),
+        ]
+    assert all("crafted.safetensors: expected" in message for message in refusals if message)
+    assert 20 < refusals.count(None) < 300, "mutants that are all alike test nothing"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +25,7 @@ BLOBS = {
 }
 """The git blob of each file in that commit: SHA-1 of ``blob <size>``, a zero byte, the content."""
 _CHUNK = 1 << 16
+_DIGEST = re.compile("[0-9a-fA-F]{64}")
 
 
 def download(
@@ -57,12 +59,19 @@ def download(
     Raises:
         ValueError: an unknown ``name``; or what came is too large, cut short, of another digest, or
             not a data set.
+        TypeError: an argument is of another type.
         ImportError: ``progress`` is set and tqdm is not installed.
         OSError: the network or the disk failed.
     """
-    if name not in BLOBS:
-        check.fail("name", f"one of {', '.join(BLOBS)}", repr(name))
-    path = Path(directory) / f"{name}.pickle"
+    if not isinstance(name, str) or name not in BLOBS:
+        check.fail("name", f"one of {', '.join(BLOBS)}", repr(name)[:80])
+    check.kind("progress", progress, bool)
+    check.int_between("max_bytes", max_bytes, 0)
+    if sha256 is not None and (not isinstance(sha256, str) or not _DIGEST.fullmatch(sha256)):
+        check.fail("sha256", "64 hexadecimal digits", check.describe(sha256))
+    if opener is not None and not callable(opener):
+        check.fail("opener", "a function of an address", check.describe(opener), TypeError)
+    path = check.path("directory", directory) / f"{name}.pickle"
     if path.exists():
         with path.open("rb") as file:
             if _mismatch(file, name, sha256) is None:
@@ -86,6 +95,8 @@ def download(
 
 def _copy(response: Any, file: BinaryIO, url: str, max_bytes: int, progress: bool) -> None:
     header = response.headers.get("Content-Length")
+    if header is not None and not re.fullmatch("[0-9]{1,18}", str(header).strip()):
+        check.fail(url, "a number as its Content-Length", repr(header)[:80])
     total = None if header is None else int(header)
     if total is not None and total > max_bytes:
         check.fail(url, f"at most max_bytes = {max_bytes}", f"{total} bytes")

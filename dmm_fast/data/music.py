@@ -61,7 +61,7 @@ def load(path: str | Path, *, max_bytes: int = DEFAULT_BYTES) -> Dataset:
             expected.
     """
     path = check.path("path", path)
-    memory = Memory(check.integer("max_bytes", max_bytes, 1))
+    memory = Memory(check.int_between("max_bytes", max_bytes, 1))
     readers: dict[str, Callable[[BinaryIO, Memory], Mapping[str, SequenceSet]]] = {
         ".mat": _read_mat,
         ".pickle": _read_pickle,
@@ -110,7 +110,7 @@ def read_notes(file: BinaryIO, max_bytes: int = DEFAULT_BYTES) -> dict[str, Note
         ValueError: what is pickled is not of that form, takes more memory than ``max_bytes``, or the pickle
             itself is broken or holds something refused.
     """
-    memory = Memory(check.integer("max_bytes", max_bytes, 1))
+    memory = Memory(check.int_between("max_bytes", max_bytes, 1))
     content = file.read() if hasattr(file, "read") else None
     if not isinstance(content, bytes):
         check.fail("file", "a file open for reading bytes", check.describe(file), TypeError)

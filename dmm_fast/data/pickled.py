@@ -94,7 +94,7 @@ class Reader:
             0x8B: lambda: self._long("<i"),
             b"F"[0]: lambda: self._stack.append(float(self._line())),
             b"S"[0]: lambda: self._stack.append(self._quoted()),
-            b"V"[0]: lambda: self._stack.append(self._line()),
+            b"V"[0]: lambda: self._stack.append(self._line("raw-unicode-escape")),
             b"c"[0]: lambda: self._refer(self._line(), self._line()),
             0x93: lambda: self._refer(*[self._pop(), self._pop()][::-1]),
             b"R"[0]: self._reduce,
@@ -176,13 +176,13 @@ class Reader:
         raw = self._take(self._number(form))
         return raw if encoding is None else raw.decode(encoding)
 
-    def _line(self) -> str:
+    def _line(self, encoding: str = "latin1") -> str:
         end = self._data.find(b"\n", self._at, self._at + _LONGEST_LINE)
         if end < 0:
             check.fail("file", f"lines of at most {_LONGEST_LINE} bytes", "a longer or truncated one")
         line = self._take(end - self._at)
         self._at += 1
-        return line.decode("latin1")
+        return line.decode(encoding)
 
     def _decimal(self, suffix: str = "") -> int:
         line = self._line().removesuffix(suffix)

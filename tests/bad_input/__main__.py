@@ -9,7 +9,8 @@ from collections import defaultdict
 
 import torch
 
-from tests.bad_input.calls import files, public_calls
+from tests.bad_input.arguments import files
+from tests.bad_input.calls import public_calls
 from tests.bad_input.tries import Finding, bounds, find
 
 
@@ -17,13 +18,13 @@ def main() -> None:
     """Make the tries and print what is found."""
     parser = argparse.ArgumentParser(prog="python -m tests.bad_input")
     parser.add_argument("--tries", type=int, default=20000, help="calls in all")
-    parser.add_argument("--only", default="", help="functions whose names begin with this")
+    parser.add_argument("--only", default=[""], nargs="*", help="functions whose names begin so")
     parser.add_argument("--times", action="store_true", help="also print what each function takes")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     calls, uncovered = public_calls()
-    chosen = [call for call in calls if call.name.startswith(args.only)]
+    chosen = [call for call in calls if call.name.startswith(tuple(args.only))]
     found: dict[str, list[Finding]] = defaultdict(list)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, bounds():

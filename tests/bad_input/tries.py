@@ -14,8 +14,6 @@ from tests.bad_input.calls import SLOW, Call
 from tests.bad_input.judge import Fault, judge
 from tests.bad_input.values import NOT_FINITE, spoilt
 
-_SPACE = 6 << 30
-
 
 class Finding(NamedTuple):
     """A fault, with the function, the arguments that were spoilt, and how."""
@@ -65,12 +63,13 @@ def _try(call: Call, arguments: dict[str, Any], wrong: dict[str, tuple[str, Any]
 def bounds() -> Iterator[None]:
     """No network, and little memory beyond what there is: a call that asks for it fails."""
     no_network = mock.patch("dmm_fast.data.download.urlopen", side_effect=OSError("no network"))
-    with no_network, _little_memory():
+    with no_network, little_memory(6 << 30):
         yield
 
 
 @contextmanager
-def _little_memory() -> Iterator[None]:
+def little_memory(more: int) -> Iterator[None]:
+    """At most ``more`` bytes of address space beyond what is taken, on Linux."""
     if sys.platform != "linux":
         yield
         return
@@ -79,7 +78,7 @@ def _little_memory() -> Iterator[None]:
     with open("/proc/self/statm", encoding="ascii") as file:
         taken = int(file.read().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (taken + _SPACE, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (taken + more, hard))
     try:
         yield
     finally:

@@ -111,7 +111,7 @@ _NUMBER_SPOILS: dict[str, Spoil] = {
     "numpy of": np.float64,
     "list of": lambda v: [v],
     "zero": lambda v: type(v)(0),
-    "thousand": lambda v: v + 1000,
+    "plus 40": lambda v: v + 40,
 }
 
 _STRING_SPOILS: dict[str, Spoil] = {
