@@ -233,7 +233,8 @@ def number(name: str, value: Any, expected: str = "a finite number") -> float:
     """Check that ``value`` is a finite number; a bool is none."""
     if isinstance(value, bool) or not isinstance(value, Real):
         fail(name, expected, describe(value), TypeError)
-    if not abs(value) <= sys.float_info.max:
+    largest: Any = sys.float_info.max
+    if not -largest <= value <= largest:
         fail(name, expected, describe(value))
     return float(value)
 

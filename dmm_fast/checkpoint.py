@@ -27,7 +27,7 @@ from dmm_fast import check, tree
 from dmm_fast.config import TrainConfig
 from dmm_fast.data.files import atomic_write
 from dmm_fast.model import DMM
-from dmm_fast.untrusted import check_fields, check_optimizer, check_sizes, check_state
+from dmm_fast.untrusted import check_fields, check_optimizer, check_sizes, check_state, check_units
 
 FORMAT = "dmm_fast"
 VERSION = 1
@@ -238,6 +238,9 @@ def load_state(path: PathLike, dmm: DMM, state: Mapping[str, Tensor]) -> None:
     """
     check.kind("dmm", dmm, nn.Module)
     check_state("state", state)
+    if isinstance(dmm, DMM):
+        with _about(path):
+            check_units(state, dmm.input_dim)
     for name, parameter in dmm.state_dict().items():
         if name not in state:
             continue

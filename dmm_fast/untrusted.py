@@ -104,3 +104,15 @@ def check_sizes(sizes: Mapping[str, Any], model: Mapping[str, Tensor]) -> None:
         if name not in model or tuple(model[name].shape) != shape:
             got = tuple(model[name].shape) if name in model else "none"
             check.fail(f"model.{name}", f"shape {shape} as the sizes say", str(got))
+
+
+def check_units(state: Mapping[str, Tensor], input_dim: int) -> None:
+    """Check the units of the data, of which a state has both or neither."""
+    given = [name for name in ("x_loc", "x_scale") if name in state]
+    if len(given) == 1:
+        check.fail(given[0], "both x_loc and x_scale or neither", "one")
+    for name in given:
+        units = check.floating(name, state[name])
+        check.shape(name, units, (input_dim,))
+        if not bool(units.isfinite().all()) or (name == "x_scale" and not bool((units > 0).all())):
+            check.fail(name, "finite values, of x_scale above 0", str(units.tolist())[:80])

@@ -106,8 +106,8 @@ def test_header_larger_than_the_file_is_refused(path: Path) -> None:
         ("epoch", True, "epoch of type int, got bool"),
         ("step", 2**80, "step: expected an int from 0, got one that int64 does not hold"),
         ("metrics_bytes", -5, "metrics_bytes: expected an int from 0"),
-        ("epoch_loss", float("nan"), "epoch_loss: expected a finite number, got nan"),
-        ("best", float("inf"), "best: expected a finite number, got inf"),
+        ("epoch_loss", float("nan"), "epoch_loss: expected a finite number, got float nan"),
+        ("best", float("inf"), "best: expected a finite number, got float inf"),
         ("order", torch.tensor([0, 1, 1]), "order: expected a permutation"),
         ("order", torch.tensor([1, 2, 3]), "order: expected a permutation"),
         ("order", torch.tensor([1.0, 0.0]), "order: expected a permutation"),
@@ -218,6 +218,31 @@ def test_order_of_a_flow_that_is_no_permutation_is_refused(path: Path) -> None:
     model = {**dmm.state_dict(), "iafs_modules.0.arn.permutation": torch.tensor([0, 1, 10**6])}
     checkpoint.save(path, run_of(dmm, sizes={**SIZES, **FLOWS}, model=model))
     assert "as a permutation" in refused(lambda: checkpoint.load_dmm(path))
+
+
+@pytest.mark.parametrize(
+    "units",
+    [
+        {"x_loc": torch.zeros(5)},
+        {"x_loc": torch.zeros(10**6), "x_scale": torch.ones(5)},
+        {"x_loc": torch.zeros(5), "x_scale": torch.zeros(5)},
+        {"x_loc": torch.full((5,), torch.nan), "x_scale": torch.ones(5)},
+        {"x_loc": torch.zeros(5), "x_scale": torch.ones(5, dtype=torch.int64)},
+    ],
+)
+def test_units_that_do_not_fit_are_refused(path: Path, units: dict[str, Tensor]) -> None:
+    dmm = small_dmm(emission="gaussian")
+    run = run_of(dmm, sizes={**SIZES, "emission": "gaussian"}, model={**dmm.state_dict(), **units})
+    checkpoint.save(path, run)
+    assert "x_" in refused(lambda: checkpoint.load_dmm(path))
+
+
+def test_units_are_loaded(path: Path) -> None:
+    dmm = small_dmm(emission="gaussian")
+    dmm.standardize(torch.randn(4, 6, 5))
+    run = run_of(dmm, sizes={**SIZES, "emission": "gaussian"}, model=dmm.state_dict())
+    checkpoint.save(path, run)
+    assert torch.equal(checkpoint.load_dmm(path).state_dict()["x_scale"], dmm.state_dict()["x_scale"])
 
 
 @pytest.mark.parametrize(

@@ -17,24 +17,23 @@ import dmm_fast
 from tests.bad_input.arguments import ARGUMENTS, INSTANCES
 
 INTERNAL_MODULES = {
-    "capturable", "check", "cli", "commands", "cuda", "data.files", "data.harmony", "data.matfile",
-    "data.memory", "data.pickled", "elbo", "gallery", "held",
+    "arguments", "capturable", "check", "cli", "commands", "cuda", "elbo", "gallery", "handlers", "held",
     "interrupt", "kernels", "library", "native", "ops", "parameters", "products", "reference", "runlog",
-    "tree", "untrusted",
+    "tree", "units", "untrusted",
 }  # fmt: skip
 """Modules that users do not call: arguments are checked above them. The ops have tests of their own."""
 
 NOT_CALLED = {
     "distributions.SequenceDistribution": "a base class",
-    "distributions.SequenceDistribution.rsample": "a base class",
     "graphed.CudaGraphs": "needs a GPU",
     "graphed.CudaGraphs.run": "needs a GPU",
     "graphed.CudaGraphs.capture": "needs a GPU",
-    "train.Trainer.run": "takes no arguments",
+    "nn.why_not_fused": "asked by the model of its own networks",
+    "recurrent.read_backward": "called by DMM.encode",
 }
 """Public functions that are not called here, with the reason."""
 
-SLOW = {"train.train", "train.Trainer", "data.chorales.chorales", "plots.save_png", "plots.compare"}
+SLOW = {"train.train", "train.Trainer", "data.chorales", "plots.save_png", "plots.compare"}
 """A tenth of the tries is for these."""
 
 
@@ -83,22 +82,29 @@ class _Bound:
 
 def _public_functions() -> Iterator[tuple[str, Callable[..., Any], Callable[[], Any] | None]]:
     yield "ops.use_backend", dmm_fast.use_backend, None
-    for info in pkgutil.walk_packages(dmm_fast.__path__, "dmm_fast."):
-        stem = info.name.removeprefix("dmm_fast.")
-        if (
-            info.ispkg
-            or stem.startswith("_")
-            or any(stem == name or stem.startswith(f"{name}.") for name in INTERNAL_MODULES)
-        ):
+    for info in pkgutil.iter_modules(dmm_fast.__path__):
+        if info.name.startswith("_") or info.name in INTERNAL_MODULES:
             continue
-        module = importlib.import_module(info.name)
+        module = importlib.import_module(f"dmm_fast.{info.name}")
+        # What a package has for others it lists; a module has what it defines.
+        listed = getattr(module, "__all__", None)
         for name, thing in sorted(vars(module).items()):
-            if name.startswith("_") or getattr(thing, "__module__", None) != info.name:
+            own = getattr(thing, "__module__", None) == module.__name__ and not name.startswith("_")
+            if not (own if listed is None else name in listed):
                 continue
+            full = f"{_SEEN_IN.get(name, info.name)}.{name}"
             if inspect.isclass(thing):
-                yield from _of_class(f"{stem}.{name}", thing)
+                yield from _of_class(full, thing)
             elif inspect.isfunction(thing):
-                yield f"{stem}.{name}", thing, None
+                yield full, thing, None
+
+
+_SEEN_IN = {"GraphedSVI": "infer", "InferenceNetwork": "nn"}
+"""Where users find what a module is for alone."""
+
+
+def _no_instance() -> Any:
+    """What stands where nothing is known to call a method on."""
 
 
 def _of_class(name: str, cls: type) -> Iterator[tuple[str, Callable[..., Any], Callable[[], Any] | None]]:
@@ -111,14 +117,15 @@ def _of_class(name: str, cls: type) -> Iterator[tuple[str, Callable[..., Any], C
     for method, function in sorted(vars(cls).items()):
         is_public = not method.startswith("_") or method == "__call__"
         if is_public and inspect.isfunction(function) and len(inspect.signature(function).parameters) > 1:
-            yield f"{name}.{method}", function, INSTANCES.get(name, lambda: None)
+            made = INSTANCES.get(f"{name}.{method}", INSTANCES.get(name, _no_instance))
+            yield f"{name}.{method}", function, made
 
 
 def _arguments_of(
     name: str, function: Callable[..., Any], instance: Callable[[], Any] | None
 ) -> Callable[[], dict[str, Any]] | None:
     """What makes all arguments of a function; None if it requires one that is not known here."""
-    if instance is not None and name.rpartition(".")[0] not in INSTANCES:
+    if instance is _no_instance:
         return None
     makers: dict[str, Callable[[], Any]] = {}
     parameters = list(inspect.signature(function).parameters.values())
