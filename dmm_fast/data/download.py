@@ -42,7 +42,7 @@ def download(
     The address names one commit of Pyro's data repository, and the content must have the git blob
     id that this commit records for the file. A git blob id is a SHA-1: it guards against damage and
     a changed file, less against an adversary who can make collisions. Give ``sha256`` for a
-    stronger check (it is then made instead). The file is also read once with the unpickler that
+    stronger check (it is then made instead). The file is also read once, by the reader that
     executes nothing. Only then does it take its name: a download that fails leaves nothing behind,
     and a file that was there untouched. A file that is there and passes the check is not fetched
     again.
