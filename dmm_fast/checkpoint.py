@@ -190,13 +190,14 @@ def train_config(path: PathLike, config: Mapping[str, Any]) -> TrainConfig:
         CheckpointError: a name that is no setting, or a value of another type or out of its range.
     """
     check.kind("config", config, Mapping)
-    with _about(path):
+    with _about(path, "the settings of a run"):
         types = typing.get_type_hints(TrainConfig)
         for name, value in config.items():
             if name not in types:
                 check.fail("config", "names of settings", repr(name)[:80])
-            kind = int | float if types[name] is float else types[name]
-            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            kinds = typing.get_args(types[name]) or (types[name],)
+            # JSON has one kind of number, so a whole number may be a setting that is a float.
+            if type(value) not in (*kinds, *([int] if float in kinds else [])):
                 expected = getattr(types[name], "__name__", str(types[name]))
                 check.fail(f"config.{name}", expected, check.describe(value))
         try:
@@ -334,12 +335,12 @@ def _read(path: PathLike, *kinds: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _about(path: PathLike) -> Iterator[None]:
+def _about(path: PathLike, expected: str = "a checkpoint of dmm_fast") -> Iterator[None]:
     """Turn what a check refuses into a CheckpointError that names the file."""
     try:
         yield
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: expected a checkpoint of dmm_fast, got {error}") from error
+        raise CheckpointError(f"{path}: expected {expected}, got {error}") from error
 
 
 def _open(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -154,6 +154,7 @@ ARGUMENTS: dict[str, Callable[[], Any]] = {
     "data": some_set,
     "device": lambda: "cpu",
     "dmm": small_dmm,
+    "emission": lambda: "bernoulli",
     "h": lambda: rows(SIZES["rnn_dim"]),
     "indices": lambda: torch.tensor([2, 0]),
     "lengths": lengths,
@@ -256,8 +257,9 @@ ARGUMENTS: dict[str, Callable[[], Any]] = {
     "plots.save_png.path": lambda: Path("new.png"),
     "plots.training_curve.metrics": metrics,
     "train.Trainer.data": dataset,
-    "train.fingerprint.data": dataset,
     "train.train.data": dataset,
+    "training_data.check_data.data": dataset,
+    "training_data.fingerprint.data": dataset,
     "ops.use_backend.name": lambda: "reference",
     "ops.use_backend.ops": lambda: ("rnn_scan",),
 }  # fmt: skip

@@ -17,9 +17,9 @@ import dmm_fast
 from tests.bad_input.arguments import ARGUMENTS, INSTANCES
 
 INTERNAL_MODULES = {
-    "arguments", "capturable", "check", "cli", "commands", "cuda", "elbo", "gallery", "handlers", "held",
-    "interrupt", "kernels", "library", "native", "ops", "parameters", "products", "reference", "runlog",
-    "tree", "units", "untrusted",
+    "arguments", "capturable", "check", "cli", "commands", "console", "cuda", "disk", "elbo", "folder",
+    "gallery", "handlers", "held", "interrupt", "kernels", "library", "lock", "native", "ops",
+    "optimizer_state", "parameters", "products", "recovery", "reference", "runlog", "scalars", "tree", "units", "untrusted",
 }  # fmt: skip
 """Modules that users do not call: arguments are checked above them. The ops have tests of their own."""
 
@@ -28,6 +28,7 @@ NOT_CALLED = {
     "graphed.CudaGraphs": "needs a GPU",
     "graphed.CudaGraphs.run": "needs a GPU",
     "graphed.CudaGraphs.capture": "needs a GPU",
+    "nn.rename_former": "a hook of the networks",
     "nn.why_not_fused": "asked by the model of its own networks",
     "recurrent.read_backward": "called by DMM.encode",
 }
