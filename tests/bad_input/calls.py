@@ -19,12 +19,14 @@ from tests.bad_input.arguments import ARGUMENTS, INSTANCES
 INTERNAL_MODULES = {
     "arguments", "capturable", "check", "cli", "commands", "console", "cuda", "disk", "elbo", "folder",
     "gallery", "handlers", "held", "interrupt", "kernels", "library", "lock", "native", "ops",
-    "optimizer_state", "parameters", "products", "recovery", "reference", "runlog", "scalars", "tree", "units", "untrusted",
+    "optimizer_state", "parameters", "products", "recovery", "reference", "runlog", "scalars", "signatures",
+    "tree", "units", "unread", "untrusted",
 }  # fmt: skip
 """Modules that users do not call: arguments are checked above them. The ops have tests of their own."""
 
 NOT_CALLED = {
     "distributions.SequenceDistribution": "a base class",
+    "evaluation.evaluating": "a block around what others compute",
     "graphed.CudaGraphs": "needs a GPU",
     "graphed.CudaGraphs.run": "needs a GPU",
     "graphed.CudaGraphs.capture": "needs a GPU",
