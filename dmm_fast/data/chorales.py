@@ -97,7 +97,7 @@ def chorale_voices(num_chorales: int, seed: int = 0, num_steps: tuple[int, int] 
     A row is the MIDI notes of soprano, alto, tenor and bass. Fewer chorales are the first of more.
     """
     check.int_between("num_chorales", num_chorales, 0, 3 * MOST_CHORALES)
-    check.int_between("seed", seed, -check.LARGEST_INT, check.LARGEST_INT)
+    seed = check.int_between("seed", seed, -check.LARGEST_INT, check.LARGEST_INT)
     if not isinstance(num_steps, tuple | list) or len(num_steps) != 2:
         check.fail("num_steps", "(low, high)", check.describe(num_steps), TypeError)
     low, high = (check.int_between("num_steps", steps, 0, LONGEST) for steps in num_steps)

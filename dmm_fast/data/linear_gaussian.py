@@ -93,7 +93,7 @@ def linear_gaussian(
     sizes = {"num_sequences": num_sequences, "T": T, "z_dim": z_dim, "x_dim": x_dim}
     for name, size in sizes.items():
         check.int_between(name, size, 1, _LARGEST_SIZE)
-    check.int_between("seed", seed, -check.LARGEST_INT, check.LARGEST_INT)
+    seed = check.int_between("seed", seed, -check.LARGEST_INT, check.LARGEST_INT)
     check.kind("ragged", ragged, bool)
     if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
         check.fail("dtype", "torch.float32 or torch.float64", check.describe(dtype))
