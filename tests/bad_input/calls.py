@@ -17,16 +17,15 @@ import dmm_fast
 from tests.bad_input.arguments import ARGUMENTS, INSTANCES
 
 INTERNAL_MODULES = {
-    "arguments", "capturable", "check", "cli", "commands", "console", "cuda", "disk", "elbo", "folder",
-    "gallery", "handlers", "held", "interrupt", "kernels", "library", "lock", "native", "ops",
-    "optimizer_state", "parameters", "products", "recovery", "reference", "runlog", "scalars", "signatures",
-    "tree", "units", "unread", "untrusted",
+    "arguments", "capturable", "check", "cli", "commands", "console", "cuda", "disk", "elbo", "evaluation",
+    "folder", "gallery", "handlers", "held", "interrupt", "kernels", "library", "lock", "native", "ops",
+    "optimizer_state", "parameters", "products", "recovery", "reference", "runlog", "sampling", "scalars",
+    "signatures", "tree", "units", "unread", "untrusted",
 }  # fmt: skip
 """Modules that users do not call: arguments are checked above them. The ops have tests of their own."""
 
 NOT_CALLED = {
     "distributions.SequenceDistribution": "a base class",
-    "evaluation.evaluating": "a block around what others compute",
     "graphed.CudaGraphs": "needs a GPU",
     "graphed.CudaGraphs.run": "needs a GPU",
     "graphed.CudaGraphs.capture": "needs a GPU",
@@ -49,8 +48,10 @@ class Call(NamedTuple):
 
     def __call__(self, arguments: dict[str, Any]) -> Any:
         """Call the function; the arguments under ``*`` are positional."""
+        given = arguments.get("*", ())
+        positional = given if isinstance(given, tuple | list) else (given,)
         named = {name: value for name, value in arguments.items() if name != "*"}
-        return self.function(*arguments.get("*", ()), **named)
+        return self.function(*positional, **named)
 
 
 def public_calls() -> tuple[list[Call], list[str]]:
