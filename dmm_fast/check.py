@@ -1,8 +1,11 @@
 """Argument checks shared by every layer: an error names the argument, what was expected, what came."""
 
+import os
+import sys
 from collections.abc import Sequence
-from numbers import Integral
-from typing import NoReturn, TypeGuard
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, NoReturn, TypeGuard
 
 import torch
 from torch import Tensor
@@ -74,6 +77,7 @@ def lengths(value: object, batch: int, T: int, device: torch.device, minimum: in
     """
     if (
         not isinstance(value, Tensor)
+        or value.layout != torch.strided
         or value.dtype != torch.int64
         or tuple(value.shape) != (batch,)
         or value.device != device
@@ -209,3 +213,78 @@ def vector(name: str, value: object) -> None:
     """Check that ``value`` is a tensor of one dimension."""
     if not isinstance(value, Tensor) or value.dim() != 1:
         fail(name, "int64 of shape (B,)", describe(value))
+
+
+LARGEST_INT = 2**63 - 1
+"""The largest number that int64 holds."""
+
+
+def int_between(name: str, value: object, least: int, most: int = LARGEST_INT) -> int:
+    """Check that ``value`` is an integer, Python's or numpy's, from ``least`` to ``most``; a bool is none."""
+    expected = f"an int from {least}" if most == LARGEST_INT else f"an int from {least} to {most}"
+    whole = integer(name, value, expected)
+    if not least <= whole <= most:
+        fail(name, expected, str(whole) if abs(whole) <= LARGEST_INT else "one that int64 does not hold")
+    return whole
+
+
+def number(name: str, value: Any, expected: str = "a finite number") -> float:
+    """Check that ``value`` is a finite number; a bool is none."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        fail(name, expected, describe(value), TypeError)
+    largest: Any = sys.float_info.max
+    if not -largest <= value <= largest:
+        fail(name, expected, describe(value))
+    return float(value)
+
+
+def path(name: str, value: object) -> Path:
+    """Check that ``value`` can be the path of a file."""
+    if not isinstance(value, str | os.PathLike):
+        fail(name, "a str or a path", describe(value), TypeError)
+    text = os.fspath(value)
+    if not isinstance(text, str):
+        fail(name, "a str or a path of str", describe(text), TypeError)
+    if "\0" in text:
+        fail(name, "a path without null characters", repr(text)[:80])
+    return Path(text)
+
+
+def dense(name: str, value: object) -> Tensor:
+    """Check that ``value`` is a strided tensor that is not on the meta device."""
+    if not isinstance(value, Tensor):
+        fail(name, "Tensor", describe(value), TypeError)
+    if value.layout != torch.strided or value.device.type == "meta":
+        got = f"a tensor of layout {value.layout} on {value.device}"
+        fail(name, "a dense tensor with values", got, TypeError)
+    return value
+
+
+def device(name: str, value: Any) -> torch.device:
+    """Check that ``value`` is a device, or says which, and that this machine has it if it is a GPU."""
+    kind(name, value, torch.device, str, int)
+    if isinstance(value, bool):
+        fail(name, "a device", describe(value), TypeError)
+    try:
+        found = torch.device(value)
+    except (RuntimeError, ValueError):
+        fail(name, "a device, such as 'cpu' or 'cuda:0'", describe(value))
+    if found.type == "cuda" and not (
+        torch.cuda.is_available() and (found.index or 0) < torch.cuda.device_count()
+    ):
+        fail(name, "a CUDA device of this machine", str(found))
+    return found
+
+
+def ints_between(name: str, value: object, size: int | None, least: int, most: int) -> Tensor:
+    """Check an int64 tensor of ``size`` numbers (None: at least one); its values where that costs no wait."""
+    if not isinstance(value, Tensor):
+        fail(name, "Tensor", describe(value), TypeError)
+    fits = value.numel() == size if size is not None else value.numel() > 0
+    if not fits or value.layout != torch.strided or value.dtype != torch.int64 or value.dim() != 1:
+        fail(name, f"int64 of shape {'(B,), B >= 1' if size is None else (size,)}", describe(value))
+    if values_are_readable(value) and value.numel() > 0:
+        low, high = (int(v) for v in value.aminmax())
+        if low < least or high > most:
+            fail(name, f"values between {least} and {most}", str(low if low < least else high))
+    return value

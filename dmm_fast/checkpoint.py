@@ -12,19 +12,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import typing
 import zlib
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
-from dmm_fast.check import fail
+from dmm_fast import check, tree
+from dmm_fast.config import TrainConfig
 from dmm_fast.data.files import atomic_write
 from dmm_fast.model import DMM
+from dmm_fast.untrusted import check_fields, check_optimizer, check_sizes, check_state, check_units
 
 FORMAT = "dmm_fast"
 VERSION = 1
@@ -105,6 +108,7 @@ def save(path: PathLike, checkpoint: Checkpoint) -> None:
         TypeError: ``config``, ``sizes`` or ``optimizer`` hold something that is neither a tensor
             nor a JSON value.
     """
+    check.kind("checkpoint", checkpoint, Checkpoint)
     fields = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
     _write(path, "checkpoint", fields)
 
@@ -114,16 +118,21 @@ def load(path: PathLike) -> Checkpoint:
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the file is truncated, corrupt, of another format or version.
+        CheckpointError: the file is truncated, corrupt, of another format or version, or a field is not
+            what a checkpoint has there.
     """
     fields = {"recovery": {}, **_read(path, "checkpoint")}  # of before runs recovered there is none
     if set(fields) != set(_FIELD_TYPES):
-        _fail(path, f"the fields {sorted(_FIELD_TYPES)}", sorted(fields))
+        _fail(path, f"the fields {sorted(_FIELD_TYPES)}", sorted(map(str, fields)))
     for name, types in _FIELD_TYPES.items():
-        if not isinstance(fields[name], types):
+        value = fields[name]
+        if not isinstance(value, types) or isinstance(value, bool):
             expected = " or ".join(kind.__name__ for kind in types)
-            _fail(path, f"{name} of type {expected}", type(fields[name]).__name__)
-    return Checkpoint(**fields)
+            _fail(path, f"{name} of type {expected}", type(value).__name__)
+    checkpoint = Checkpoint(**fields)
+    with _about(path):
+        check_fields(checkpoint)
+    return checkpoint
 
 
 def load_dmm(path: PathLike, *, cuda: bool = False) -> DMM:
@@ -136,28 +145,76 @@ def load_dmm(path: PathLike, *, cuda: bool = False) -> DMM:
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: the file is not a checkpoint, or its tensors do not fit its sizes.
+        ValueError: ``cuda`` is set and there is no CUDA device.
     """
     checkpoint = load(path)
-    dmm = build_dmm(path, checkpoint.sizes, cuda=cuda)
+    dmm = build_dmm(path, checkpoint.sizes, checkpoint.model, cuda=cuda)
     load_state(path, dmm, checkpoint.model)
     return dmm.eval()
 
 
-def build_dmm(path: PathLike, sizes: Mapping[str, Any], *, cuda: bool = False) -> DMM:
-    """A DMM of a checkpoint's sizes.
+def build_dmm(
+    path: PathLike, sizes: Mapping[str, Any], model: Mapping[str, Tensor], *, cuda: bool = False
+) -> DMM:
+    """A DMM of a checkpoint's sizes, made only when the checkpoint's tensors have the same sizes.
+
+    Args:
+        path: where they came from, for the message.
+        sizes: the constructor arguments.
+        model: the ``state_dict()`` that is to be loaded.
+        cuda: put it on the current CUDA device.
 
     Raises:
-        CheckpointError: the DMM does not take these sizes.
+        CheckpointError: the DMM does not take these sizes, or ``model`` has others. Nothing of these
+            sizes has then been allocated.
+        ValueError: ``cuda`` is set and there is no CUDA device.
     """
-    try:
-        return DMM(**sizes, use_cuda=cuda)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: expected the sizes of a DMM, got {error}") from error
+    check.kind("sizes", sizes, Mapping)
+    check.kind("cuda", cuda, bool)
+    if cuda and not torch.cuda.is_available():
+        check.fail("cuda", "a CUDA device", "torch.cuda.is_available() is False")
+    check_state("model", model)
+    with _about(path):
+        check_sizes(sizes, model)
+    return DMM(**sizes, use_cuda=cuda)
+
+
+def train_config(path: PathLike, config: Mapping[str, Any]) -> TrainConfig:
+    """The settings of the run that a checkpoint is of.
+
+    Args:
+        path: where they came from, for the message.
+        config: the ``config`` of a :class:`Checkpoint`.
+
+    Raises:
+        CheckpointError: a name that is no setting, or a value of another type or out of its range.
+    """
+    check.kind("config", config, Mapping)
+    with _about(path, "the settings of a run"):
+        types = typing.get_type_hints(TrainConfig)
+        for name, value in config.items():
+            if name not in types:
+                check.fail("config", "names of settings", repr(name)[:80])
+            kinds = typing.get_args(types[name]) or (types[name],)
+            # JSON has one kind of number, so a whole number may be a setting that is a float.
+            if type(value) not in (*kinds, *([int] if float in kinds else [])):
+                expected = getattr(types[name], "__name__", str(types[name]))
+                check.fail(f"config.{name}", expected, check.describe(value))
+        try:
+            return TrainConfig(**config)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
 
 
 def save_model(path: PathLike, dmm: DMM) -> None:
-    """Write the plain ``state_dict()`` as safetensors; the names are those of Pyro's example."""
-    tensors = {name: _portable(tensor) for name, tensor in dmm.state_dict().items()}
+    """Write the plain ``state_dict()`` as safetensors; the names are those of Pyro's example.
+
+    Raises:
+        OSError: the folder is missing or the disk is full; the earlier file is untouched.
+        TypeError: ``dmm`` is no module.
+    """
+    check.kind("dmm", dmm, nn.Module)
+    tensors = {name: tree.portable(name, tensor) for name, tensor in dmm.state_dict().items()}
     _write_bytes(path, safetensors_bytes(tensors))
 
 
@@ -168,6 +225,7 @@ def load_model(path: PathLike, dmm: DMM) -> None:
         FileNotFoundError: there is no such file.
         CheckpointError: no safetensors file, or other names or shapes than ``dmm`` has.
     """
+    check.kind("dmm", dmm, nn.Module)
     tensors, metadata = _open(path)
     state = load(path).model if FORMAT in metadata else tensors
     load_state(path, dmm, state)
@@ -179,9 +237,24 @@ def load_state(path: PathLike, dmm: DMM, state: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: other names or shapes than ``dmm`` has.
     """
+    check.kind("dmm", dmm, nn.Module)
+    check_state("state", state)
+    if isinstance(dmm, DMM):
+        with _about(path):
+            check_units(state, dmm.input_dim)
     for name, parameter in dmm.state_dict().items():
-        if name in state and state[name].shape != parameter.shape:
-            _fail(path, f"{name} of shape {tuple(parameter.shape)}", tuple(state[name].shape))
+        if name not in state:
+            continue
+        given = state[name]
+        if given.shape != parameter.shape:
+            _fail(path, f"{name} of shape {tuple(parameter.shape)}", tuple(given.shape))
+        if given.dtype not in tree.DTYPES or given.is_floating_point() != parameter.is_floating_point():
+            _fail(path, f"{name} as {parameter.dtype}", given.dtype)
+        # The whole numbers of a DMM are the orders in which its flows take the features.
+        if not given.is_floating_point() and not torch.equal(
+            given.cpu().flatten().sort().values, parameter.cpu().flatten().sort().values
+        ):
+            _fail(path, f"{name} as a permutation", check.describe(given))
     try:
         dmm.load_state_dict(dict(state), strict=True)
     except (RuntimeError, ValueError) as error:
@@ -195,6 +268,7 @@ def save_optimizer(path: PathLike, state: Mapping[str, Any]) -> None:
     Raises:
         TypeError: ``state`` holds something that is neither a tensor nor a JSON value.
     """
+    check.kind("state", state, Mapping)
     _write(path, "optimizer", {"optimizer": dict(state)})
 
 
@@ -208,22 +282,25 @@ def load_optimizer(path: PathLike) -> dict[str, Any]:
     state = _read(path, "optimizer", "checkpoint").get("optimizer")
     if not isinstance(state, dict):
         _fail(path, "an optimizer state", type(state).__name__)
+    with _about(path):
+        check_optimizer(state)
     return state
 
 
 def _write(path: PathLike, kind: str, fields: dict[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
-    tree = _encode(fields, "", tensors)
-    document = json.dumps({"version": VERSION, "kind": kind, "tree": tree})
+    root = tree.encode(fields, "", tensors)
+    document = json.dumps({"version": VERSION, "kind": kind, "tree": root})
     metadata = {FORMAT: document, "crc32": str(_crc32(document, tensors))}
     _write_bytes(path, safetensors_bytes(tensors, metadata))
 
 
 def _write_bytes(path: PathLike, data: bytes) -> None:
-    with atomic_write(Path(path)) as file:
+    path = check.path("path", path)
+    with atomic_write(path) as file:
         file.write(_in_order(data))
     # The rename is in the folder: only once that is on the disk does a power cut not undo it.
-    folder = os.open(Path(path).parent, os.O_RDONLY)
+    folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
@@ -245,19 +322,30 @@ def _read(path: PathLike, *kinds: str) -> dict[str, Any]:
     document = metadata[FORMAT]
     if metadata.get("crc32") != str(_crc32(document, tensors)):
         _fail(path, f"CRC-32 {metadata.get('crc32')}", f"{_crc32(document, tensors)}: corrupt")
-    header = dict(json.loads(document))
+    with _about(path):
+        header = tree.parse(document)
     if header.get("version") != VERSION:
-        _fail(path, f"format version {VERSION}", f"version {header.get('version')}")
+        _fail(path, f"format version {VERSION}", f"version {header.get('version')!r}"[:80])
     if header.get("kind") not in kinds:
-        _fail(path, f"a dmm_fast {' or '.join(kinds)}", f"a dmm_fast {header.get('kind')}")
+        _fail(path, f"a dmm_fast {' or '.join(kinds)}", f"a dmm_fast {header.get('kind')}"[:80])
+    with _about(path):
+        fields = tree.decode(header.get("tree"), tensors)
+        check.kind("tree", fields, dict)
+    return typing.cast("dict[str, Any]", fields)
+
+
+@contextmanager
+def _about(path: PathLike, expected: str = "a checkpoint of dmm_fast") -> Iterator[None]:
+    """Turn what a check refuses into a CheckpointError that names the file."""
     try:
-        return dict(_decode(header["tree"], tensors))
-    except KeyError as error:
-        _fail(path, f"a tensor {error}", "none: corrupt")
+        yield
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: expected {expected}, got {error}") from error
 
 
 def _open(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors and the metadata of a safetensors file."""
+    path = check.path("path", path)
     try:
         with safe_open(path, framework="pt") as opened:
             # Copies, as what safetensors returns may be a map of a file about to be replaced.
@@ -271,44 +359,6 @@ def _open(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
         _fail(path, "a whole safetensors file", f"a truncated, corrupt or foreign one ({error})")
 
 
-def _encode(node: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """``node`` as JSON; its tensors go to ``tensors`` under their dotted place in the tree."""
-    if node is None or isinstance(node, bool | int | float | str):
-        return node
-    if isinstance(node, Tensor):
-        tensors[name] = _portable(node)
-        return {"tensor": name}
-    if isinstance(node, Mapping):
-        return {"dict": [[key, _encode(node[key], _join(name, key), tensors)] for key in node]}
-    if isinstance(node, tuple | list):
-        values = [_encode(value, _join(name, place), tensors) for place, value in enumerate(node)]
-        return {"tuple" if isinstance(node, tuple) else "list": values}
-    fail(name, "a tensor, dict, list, tuple or JSON value", type(node).__name__, TypeError)
-
-
-def _decode(node: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What :func:`_encode` was given."""
-    if not isinstance(node, dict):
-        return node
-    ((kind, value),) = node.items()
-    if kind == "tensor":
-        return tensors[value]
-    if kind == "dict":
-        return {key: _decode(item, tensors) for key, item in value}
-    if kind in ("tuple", "list"):
-        return (tuple if kind == "tuple" else list)(_decode(item, tensors) for item in value)
-    raise ValueError(f"unknown node {kind!r}")
-
-
-def _join(name: str, key: object) -> str:
-    return f"{name}.{key}" if name else str(key)
-
-
-def _portable(tensor: Tensor) -> Tensor:
-    """Contiguous on the CPU with its own storage: safetensors refuses tensors that share one."""
-    return tensor.detach().to("cpu", copy=True).contiguous()
-
-
 def _crc32(document: str, tensors: Mapping[str, Tensor]) -> int:
     crc = zlib.crc32(document.encode())
     for name in sorted(tensors):
@@ -317,4 +367,4 @@ def _crc32(document: str, tensors: Mapping[str, Tensor]) -> int:
 
 
 def _fail(path: PathLike, expected: str, got: object) -> NoReturn:
-    fail(str(path), expected, str(got), CheckpointError)
+    check.fail(str(path), expected, str(got), CheckpointError)

@@ -139,10 +139,7 @@ def settings_of(path: Path, saved: Checkpoint) -> TrainConfig:
     Raises:
         CheckpointError: they are no settings of a run.
     """
-    try:
-        return TrainConfig(**saved.config)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: expected the settings of a run, got {error}") from error
+    return ckpt.train_config(path, saved.config)
 
 
 def check_outputs(config: TrainConfig) -> None:

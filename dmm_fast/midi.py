@@ -8,7 +8,8 @@ import mido
 import torch
 from torch import Tensor
 
-from dmm_fast.check import describe, fail
+from dmm_fast.check import dense, describe, fail, int_between, kind, number
+from dmm_fast.check import path as check_path
 from dmm_fast.data.files import atomic_write
 from dmm_fast.data.music import LOWEST_NOTE
 
@@ -41,6 +42,7 @@ def to_midi(
         the roll ends in a rest.
 
     Raises:
+        TypeError: an argument of another type.
         ValueError: an argument of another shape or outside its range.
     """
     _check(roll, tempo, program, velocity, lowest_note)
@@ -53,10 +55,10 @@ def to_midi(
     change = torch.diff(held, dim=0, prepend=silence, append=silence)
     clock = 0
     for step, column in torch.nonzero(change).tolist():
-        kind = "note_on" if change[step, column] > 0 else "note_off"
+        event = "note_on" if change[step, column] > 0 else "note_off"
         now = step * TICKS_PER_STEP
         note = lowest_note + column
-        track.append(mido.Message(kind, note=note, velocity=velocity, time=now - clock))
+        track.append(mido.Message(event, note=note, velocity=velocity, time=now - clock))
         clock = now
     track.append(mido.MetaMessage("end_of_track", time=len(roll) * TICKS_PER_STEP - clock))
     return mido.MidiFile(type=0, ticks_per_beat=TICKS_PER_STEP, tracks=[track])
@@ -67,22 +69,23 @@ def write_midi(path: str | Path, midi: mido.MidiFile) -> None:
 
     Raises:
         OSError: the folder is missing or cannot be written; an earlier file is untouched.
+        TypeError: ``path`` is no path, or ``midi`` no MIDI file.
     """
-    with atomic_write(Path(path)) as file:
+    kind("midi", midi, mido.MidiFile)
+    with atomic_write(check_path("path", path)) as file:
         midi.save(file=file)
 
 
 def _check(roll: Tensor, tempo: float, program: int, velocity: int, lowest_note: int) -> None:
-    if roll.dim() != 2:
+    if dense("roll", roll).dim() != 2 or roll.is_complex():
         fail("roll", "a tensor of shape (T, D)", describe(roll))
     if not bool(((roll == 0) | (roll == 1)).all()):
         fail("roll", "entries 0 or 1", f"others between {roll.min()} and {roll.max()}")
-    if not 60e6 / _LONGEST_BEAT <= tempo < float("inf"):
+    if number("tempo", tempo, "at least 3.6 steps a minute") < 60e6 / _LONGEST_BEAT:
         fail("tempo", "at least 3.6 steps a minute", str(tempo))
-    if not 0 <= program <= 127:
-        fail("program", "0 to 127", str(program))
-    if not 1 <= velocity <= 127:
-        fail("velocity", "1 to 127", str(velocity))
+    int_between("program", program, 0, 127)
+    int_between("velocity", velocity, 1, 127)
+    int_between("lowest_note", lowest_note, 0, _HIGHEST_MIDI_NOTE)
     highest = lowest_note + roll.shape[1] - 1
-    if lowest_note < 0 or highest > _HIGHEST_MIDI_NOTE:
+    if highest > _HIGHEST_MIDI_NOTE:
         fail("roll", "MIDI notes 0 to 127", f"notes {lowest_note} to {highest}")

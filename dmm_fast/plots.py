@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from dmm_fast.check import describe, fail
+from dmm_fast.check import dense, describe, fail, int_between, kind, number
+from dmm_fast.check import path as check_path
 from dmm_fast.data.files import atomic_write
 from dmm_fast.data.music import LOWEST_NOTE
 
@@ -28,6 +29,8 @@ VOICES = ("#c44e52", "#dd8f45", "#4c9f70", "#3b6fb6", "#7d5ba6", "#6b7280")
 _INK = "#2b2f36"
 _GRID = "#e3e6ea"
 _MARGIN = 3  # rows shown above the highest and below the lowest note
+_OCTAVE, _HIGHEST = 12, 127  # in semitones, and the highest MIDI note
+_LARGEST_DPI = 10_000
 
 
 class Panel(NamedTuple):
@@ -63,10 +66,14 @@ def piano_roll(
         notes: the MIDI notes at the lower and the upper edge; by default just around the music.
 
     Raises:
-        ValueError: ``roll`` has another shape, is empty, or leaves [0, 1].
+        TypeError: an argument of another type.
+        ValueError: ``roll`` has another shape, is empty, or leaves [0, 1]; a note is no MIDI note.
     """
+    kind("ax", ax, Axes)
+    kind("title", title, str)
     values = _values(roll)
-    low, high = notes if notes is not None else note_range([roll], lowest_note)
+    low, high = _edges(notes) if notes is not None else note_range([roll], lowest_note)
+    int_between("lowest_note", lowest_note, 0, _HIGHEST)
     binary = bool(np.isin(values, (0.0, 1.0)).all())
     image = _voices(values) if binary else values
     ax.imshow(
@@ -94,13 +101,24 @@ def note_range(rolls: Iterable[Tensor], lowest_note: int = LOWEST_NOTE) -> tuple
     Args:
         rolls: piano rolls ``[T, D]``; an entry above 0.05 counts as sounding.
         lowest_note: MIDI number of column 0.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: there is no roll, or one has another shape, is empty, or leaves [0, 1].
     """
-    sounding = [torch.nonzero((roll > 0.05).any(0)).flatten() + lowest_note for roll in rolls]
+    int_between("lowest_note", lowest_note, 0, _HIGHEST)
+    if not isinstance(rolls, Iterable) or isinstance(rolls, Tensor | str | bytes):
+        fail("rolls", "piano rolls", describe(rolls), TypeError)
+    sounding = [
+        torch.from_numpy(np.nonzero((_values(roll) > 0.05).any(0))[0] + lowest_note) for roll in rolls
+    ]
+    if not sounding:
+        fail("rolls", "at least one", "none")
     notes = torch.cat(sounding)
     if len(notes) == 0:
         return 60, 72
     low, high = int(notes.min()) - _MARGIN, int(notes.max()) + _MARGIN
-    return low, max(high, low + 12)
+    return low, max(high, low + _OCTAVE)
 
 
 def compare(
@@ -114,10 +132,17 @@ def compare(
         boundary: a line after this many steps, e.g. where a forecast begins.
 
     Raises:
+        TypeError: an argument of another type.
         ValueError: there is no panel, or a roll is none.
     """
+    if not isinstance(panels, tuple | list):
+        fail("panels", "a sequence of panels", describe(panels), TypeError)
     if not panels:
         fail("panels", "at least one", "none")
+    for place, panel in enumerate(panels):
+        kind(f"panels[{place}]", panel, Panel)
+    if boundary is not None:
+        int_between("boundary", boundary, 0)
     notes = note_range([panel.roll for panel in panels], lowest_note)
     figure = Figure(figsize=(10, 0.4 + 2.9 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
@@ -137,10 +162,10 @@ def training_curve(metrics: Sequence[Mapping[str, float]]) -> Figure:
             evaluated ``valid`` and ``test``.
 
     Raises:
-        ValueError: ``metrics`` is empty.
+        TypeError: ``metrics`` is no sequence of dicts of numbers.
+        ValueError: ``metrics`` is empty, or an epoch has no number or no loss.
     """
-    if not metrics:
-        fail("metrics", "at least one epoch", "none")
+    _check_metrics(metrics)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     ax = figure.subplots()
     for name, label, colour in (
@@ -173,14 +198,41 @@ def save_png(path: str | Path, figure: Figure, *, dpi: int = 150) -> None:
 
     Raises:
         OSError: the folder is missing or cannot be written; an earlier file is untouched.
+        TypeError: an argument of another type.
+        ValueError: ``dpi`` is out of range.
     """
-    figure.set_dpi(dpi)
-    with atomic_write(Path(path)) as file:
+    path = check_path("path", path)
+    kind("figure", figure, Figure)
+    figure.set_dpi(int_between("dpi", dpi, 1, _LARGEST_DPI))
+    with atomic_write(path) as file:
         FigureCanvasAgg(figure).print_png(file)
 
 
+def _edges(notes: tuple[int, int]) -> tuple[int, int]:
+    if not isinstance(notes, tuple | list) or len(notes) != 2:
+        fail("notes", "(low, high)", describe(notes), TypeError)
+    low, high = (int_between("notes", note, -_MARGIN, _HIGHEST + _OCTAVE) for note in notes)
+    if low >= high:
+        fail("notes", "(low, high) with low < high", str(notes))
+    return low, high
+
+
+def _check_metrics(metrics: Sequence[Mapping[str, float]]) -> None:
+    if not isinstance(metrics, tuple | list):
+        fail("metrics", "a sequence of dicts", describe(metrics), TypeError)
+    if not metrics:
+        fail("metrics", "at least one epoch", "none")
+    for place, line in enumerate(metrics):
+        kind(f"metrics[{place}]", line, Mapping)
+        drawn = [name for name in ("train", "valid", "test") if name in line]
+        if "epoch" not in line or not drawn:
+            fail(f"metrics[{place}]", "an epoch and a loss", str(list(line))[:80])
+        for name in ("epoch", *drawn):
+            number(f"metrics[{place}].{name}", line[name])
+
+
 def _values(roll: Tensor) -> np.ndarray:
-    if roll.dim() != 2 or roll.numel() == 0:
+    if dense("roll", roll).dim() != 2 or roll.numel() == 0 or roll.is_complex():
         fail("roll", "a tensor of shape (T, D), not empty", describe(roll))
     values = roll.detach().to("cpu", torch.float64).numpy()
     if not ((values >= 0) & (values <= 1)).all():

@@ -80,9 +80,9 @@ def test_any_dtype(dtype: torch.dtype) -> None:
         (torch.zeros(3, 120), {}, "roll: expected MIDI notes 0 to 127, got notes 21 to 140"),
         (torch.zeros(3, 88), {"tempo": 3.0}, "tempo: expected at least 3.6"),
         (torch.zeros(3, 88), {"tempo": float("inf")}, "tempo"),
-        (torch.zeros(3, 88), {"program": 128}, "program: expected 0 to 127, got 128"),
-        (torch.zeros(3, 88), {"velocity": 0}, "velocity: expected 1 to 127, got 0"),
-        (torch.zeros(3, 88), {"lowest_note": -1}, "MIDI notes"),
+        (torch.zeros(3, 88), {"program": 128}, "program: expected an int from 0 to 127, got 128"),
+        (torch.zeros(3, 88), {"velocity": 0}, "velocity: expected an int from 1 to 127, got 0"),
+        (torch.zeros(3, 88), {"lowest_note": -1}, "lowest_note: expected an int from 0 to 127, got -1"),
     ],
 )
 def test_refusals(roll: Tensor, arguments: dict[str, Any], message: str) -> None:

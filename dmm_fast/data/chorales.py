@@ -29,6 +29,8 @@ from dmm_fast.data.sequences import Dataset, SequenceSet
 
 SHORTEST = 8
 """The fewest time steps of a chorale: one phrase."""
+MOST_CHORALES, LONGEST = 1_000_000, 1_000_000
+"""The most chorales of a split, and the most time steps of one: it takes hours to compose either."""
 
 # The chance of going from one degree (row) to the next: I ii iii IV V vi vii.
 SUCCESSION = np.array(
@@ -65,11 +67,11 @@ def chorales(
     A step is a beat, as in the JSB set.
 
     Args:
-        num_train: chorales in the training split; no chorale is in two places.
+        num_train: chorales in the training split, up to a million; no chorale is in two places.
         num_valid: chorales in the validation split.
         num_test: chorales in the test split.
         seed: of a generator of its own; torch's global one is not touched.
-        num_steps: the least and the greatest length, the former at least 8; short ones are more
+        num_steps: the least and the greatest length, from 8 to a million; short ones are more
             frequent.
 
     Returns:
@@ -77,12 +79,12 @@ def chorales(
         21.
 
     Raises:
+        TypeError: an argument is not an int, or ``num_steps`` not a pair of them.
         ValueError: an argument is out of range.
     """
     sizes = {"num_train": num_train, "num_valid": num_valid, "num_test": num_test}
     for name, size in sizes.items():
-        if size < 1:
-            check.fail(name, "at least 1", str(size))
+        check.int_between(name, size, 1, MOST_CHORALES)
     voices = chorale_voices(num_train + num_valid + num_test, seed, num_steps)
     end = num_train + num_valid
     parts = (voices[:num_train], voices[num_train:end], voices[end:])
@@ -94,7 +96,11 @@ def chorale_voices(num_chorales: int, seed: int = 0, num_steps: tuple[int, int] 
 
     A row is the MIDI notes of soprano, alto, tenor and bass. Fewer chorales are the first of more.
     """
-    low, high = num_steps
+    check.int_between("num_chorales", num_chorales, 0, 3 * MOST_CHORALES)
+    seed = check.int_between("seed", seed, -check.LARGEST_INT, check.LARGEST_INT)
+    if not isinstance(num_steps, tuple | list) or len(num_steps) != 2:
+        check.fail("num_steps", "(low, high)", check.describe(num_steps), TypeError)
+    low, high = (check.int_between("num_steps", steps, 0, LONGEST) for steps in num_steps)
     if not SHORTEST <= low <= high:
         check.fail("num_steps", f"(low, high) with {SHORTEST} <= low <= high", str(num_steps))
     dice, harmony = _Dice(seed), Harmony()

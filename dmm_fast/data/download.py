@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +25,7 @@ BLOBS = {
 }
 """The git blob of each file in that commit: SHA-1 of ``blob <size>``, a zero byte, the content."""
 _CHUNK = 1 << 16
+_DIGEST = re.compile("[0-9a-fA-F]{64}")
 
 
 def download(
@@ -40,7 +42,7 @@ def download(
     The address names one commit of Pyro's data repository, and the content must have the git blob
     id that this commit records for the file. A git blob id is a SHA-1: it guards against damage and
     a changed file, less against an adversary who can make collisions. Give ``sha256`` for a
-    stronger check (it is then made instead). The file is also read once with the unpickler that
+    stronger check (it is then made instead). The file is also read once, by the reader that
     executes nothing. Only then does it take its name: a download that fails leaves nothing behind,
     and a file that was there untouched. A file that is there and passes the check is not fetched
     again.
@@ -57,12 +59,19 @@ def download(
     Raises:
         ValueError: an unknown ``name``; or what came is too large, cut short, of another digest, or
             not a data set.
+        TypeError: an argument is of another type.
         ImportError: ``progress`` is set and tqdm is not installed.
         OSError: the network or the disk failed.
     """
-    if name not in BLOBS:
-        check.fail("name", f"one of {', '.join(BLOBS)}", repr(name))
-    path = Path(directory) / f"{name}.pickle"
+    if not isinstance(name, str) or name not in BLOBS:
+        check.fail("name", f"one of {', '.join(BLOBS)}", repr(name)[:80])
+    check.kind("progress", progress, bool)
+    check.int_between("max_bytes", max_bytes, 0)
+    if sha256 is not None and (not isinstance(sha256, str) or not _DIGEST.fullmatch(sha256)):
+        check.fail("sha256", "64 hexadecimal digits", check.describe(sha256))
+    if opener is not None and not callable(opener):
+        check.fail("opener", "a function of an address", check.describe(opener), TypeError)
+    path = check.path("directory", directory) / f"{name}.pickle"
     if path.exists():
         with path.open("rb") as file:
             if _mismatch(file, name, sha256) is None:
@@ -78,7 +87,7 @@ def download(
         file.seek(0)
         try:
             read_notes(file)
-        except Exception as error:  # unpickling raises nearly every type there is
+        except (ValueError, OverflowError) as error:
             got = f"{type(error).__name__}: {error}"
             raise ValueError(f"{url}: expected pickled note lists, got {got}") from error
     return path
@@ -86,6 +95,8 @@ def download(
 
 def _copy(response: Any, file: BinaryIO, url: str, max_bytes: int, progress: bool) -> None:
     header = response.headers.get("Content-Length")
+    if header is not None and not re.fullmatch("[0-9]{1,18}", str(header).strip()):
+        check.fail(url, "a number as its Content-Length", repr(header)[:80])
     total = None if header is None else int(header)
     if total is not None and total > max_bytes:
         check.fail(url, f"at most max_bytes = {max_bytes}", f"{total} bytes")

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from dmm_fast import check
 from dmm_fast.disk import naming
 
 
@@ -18,6 +19,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     The file can be read back (``w+b``) and has a ``name``. On an error it is removed, and what was
     at ``path`` before stays untouched.
     """
+    if not path.name:
+        check.fail("path", "the path of a file", repr(str(path)))
     # Not `tempfile`: its files are private to the user, and a data set may be meant for a group.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:

@@ -11,6 +11,8 @@ from torch import Tensor
 from dmm_fast import check
 from dmm_fast.data.sequences import SequenceSet
 
+_LARGEST_SIZE = 2**31 - 1
+
 
 @dataclass(frozen=True, eq=False)
 class LinearGaussianSet:
@@ -85,14 +87,16 @@ def linear_gaussian(
     uniformly in ``1 .. T``, the longest being ``T``. torch's global generator is not touched.
 
     Raises:
+        TypeError: a size or ``seed`` is not an int, or ``ragged`` not a bool.
         ValueError: a size is below 1 or ``dtype`` is neither float32 nor float64.
     """
     sizes = {"num_sequences": num_sequences, "T": T, "z_dim": z_dim, "x_dim": x_dim}
     for name, size in sizes.items():
-        if size < 1:
-            check.fail(name, "at least 1", str(size))
-    if dtype not in (torch.float32, torch.float64):
-        check.fail("dtype", "torch.float32 or torch.float64", str(dtype))
+        check.int_between(name, size, 1, _LARGEST_SIZE)
+    seed = check.int_between("seed", seed, -check.LARGEST_INT, check.LARGEST_INT)
+    check.kind("ragged", ragged, bool)
+    if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
+        check.fail("dtype", "torch.float32 or torch.float64", check.describe(dtype))
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:

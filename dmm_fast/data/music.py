@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
-import re
+import math
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from dmm_fast import check
 from dmm_fast.data.files import atomic_write
+from dmm_fast.data.matfile import read_variables
+from dmm_fast.data.memory import DEFAULT_BYTES, Memory
+from dmm_fast.data.pickled import Reader
 from dmm_fast.data.sequences import Dataset, SequenceSet
 
 LOWEST_NOTE = 21
@@ -25,11 +28,14 @@ NUM_KEYS = 88
 """The columns of a piano roll: MIDI notes 21 to 108."""
 SPLITS = ("train", "valid", "test")
 
+# Bytes that Python takes for an array, a list or a number and what refers to it.
+_PER_SEQUENCE, _PER_STEP, _PER_NOTE = 256, 16, 24
+
 Rolls = Sequence[NDArray[Any]]
 NoteLists = Sequence[Sequence[Sequence[int]]]
 
 
-def load(path: str | Path) -> Dataset:
+def load(path: str | Path, *, max_bytes: int = DEFAULT_BYTES) -> Dataset:
     """Read a data set; its name is the file's, without the suffix.
 
     - ``.mat``, MATLAB v5: ``traindata``, ``validdata``, ``testdata``, each an object array of shape
@@ -40,16 +46,23 @@ def load(path: str | Path) -> Dataset:
     - ``.npz``, what :func:`save_npz` writes: for each split ``<split>_sequences``, uint8 or float32
       ``[sum of T, D]``, the sequences one after another, and ``<split>_lengths``, int64 ``[N]``.
 
-    Nothing in a file is executed: an unpickler that knows containers and integers reads
+    Nothing in a file is executed or unpickled: a reader that knows containers and integers reads
     ``.pickle``, and ``.npz`` is read without pickle.
 
+    Args:
+        path: the file.
+        max_bytes: refuse a file that takes more memory than this, padding included, before that memory is
+            allocated; a small file can ask for a lot.
+
     Raises:
-        ImportError: the file is a ``.mat`` and scipy is not installed.
         OSError: the file cannot be opened.
-        ValueError: it is not of that form; the message names the file and what was expected.
+        TypeError: ``path`` is no path, or ``max_bytes`` no int.
+        ValueError: it is not of that form, or takes more memory; the message names the file and what was
+            expected.
     """
-    path = Path(path)
-    readers: dict[str, Callable[[BinaryIO], Mapping[str, SequenceSet]]] = {
+    path = check.path("path", path)
+    memory = Memory(check.int_between("max_bytes", max_bytes, 1))
+    readers: dict[str, Callable[[BinaryIO, Memory], Mapping[str, SequenceSet]]] = {
         ".mat": _read_mat,
         ".pickle": _read_pickle,
         ".pkl": _read_pickle,
@@ -59,7 +72,7 @@ def load(path: str | Path) -> Dataset:
     if reader is None:
         check.fail("path", f"a file ending in {', '.join(readers)}", str(path))
     with path.open("rb") as file, _naming(path, path.suffix.lower()):
-        return Dataset(path.stem, **reader(file))
+        return Dataset(path.stem, **reader(file, memory))
 
 
 def save_npz(dataset: Dataset, path: str | Path) -> None:
@@ -73,12 +86,14 @@ def save_npz(dataset: Dataset, path: str | Path) -> None:
             float32.
         OSError: the file cannot be written.
     """
-    path = Path(path)
+    path = check.path("path", path)
+    check.kind("dataset", dataset, Dataset)
     if path.suffix.lower() != ".npz":
         check.fail("path", "a file ending in .npz", str(path))
     arrays: dict[str, Any] = {}
     for split in SPLITS:
         data: SequenceSet = getattr(dataset, split)
+        check.kind(f"dataset.{split}", data, SequenceSet)
         lengths = data.lengths.cpu()
         rows = torch.cat([x[:n] for x, n in zip(data.sequences.cpu(), lengths.tolist(), strict=True)])
         arrays[f"{split}_sequences"] = _narrow(split, rows).numpy()
@@ -87,36 +102,48 @@ def save_npz(dataset: Dataset, path: str | Path) -> None:
         np.savez_compressed(file, **arrays)
 
 
-def read_notes(file: BinaryIO) -> dict[str, NoteLists]:
+def read_notes(file: BinaryIO, max_bytes: int = DEFAULT_BYTES) -> dict[str, NoteLists]:
     """Read Pyro's pickled note lists, without making rolls of them; see :func:`load`.
 
     Raises:
-        ValueError: what is pickled is not of that form.
-        Exception: of nearly any type, as ``pickle`` raises them, where the pickle itself is broken
-            or holds something refused.
+        TypeError: ``file`` is not open for reading bytes.
+        ValueError: what is pickled is not of that form, takes more memory than ``max_bytes``, or the pickle
+            itself is broken or holds something refused.
     """
-    data = _NoteUnpickler(file, encoding="latin1").load()
+    memory = Memory(check.int_between("max_bytes", max_bytes, 1))
+    content = file.read() if hasattr(file, "read") else None
+    if not isinstance(content, bytes):
+        check.fail("file", "a file open for reading bytes", check.describe(file), TypeError)
+    return _note_lists(content, memory)
+
+
+def _note_lists(content: bytes, memory: Memory) -> dict[str, NoteLists]:
+    data = Reader(content, memory).read()
     if not isinstance(data, dict):
         check.fail("file", f"a dict of {', '.join(SPLITS)}", type(data).__name__)
     for split in SPLITS:
         for i, sequence in enumerate(_list(split, _entry(data, split))):
             steps = _list(f"{split}[{i}]", sequence)
+            # The steps may be few that stand there many times over.
+            memory.take(f"{split}[{i}]", len(steps) * _PER_STEP)
             if not all(isinstance(step, list | tuple) for step in steps):
                 check.fail(f"{split}[{i}]", "a list or tuple of notes at each time step", "another type")
+            memory.take(f"{split}[{i}]", sum(map(len, steps)) * _PER_NOTE)
             if not set(map(type, chain.from_iterable(steps))) <= {int}:
                 check.fail(f"{split}[{i}]", "whole numbers as notes", "another type")
     return {split: data[split] for split in SPLITS}
 
 
-def _read_pickle(file: BinaryIO) -> Mapping[str, SequenceSet]:
-    return {split: _from_notes(split, data) for split, data in read_notes(file).items()}
+def _read_pickle(file: BinaryIO, memory: Memory) -> Mapping[str, SequenceSet]:
+    # Before it is read: the file itself may be too large.
+    memory.take("file", file.seek(0, 2))
+    file.seek(0)
+    notes = _note_lists(file.read(), memory)
+    return {split: _from_notes(split, data, memory) for split, data in notes.items()}
 
 
-def _read_mat(file: BinaryIO) -> Mapping[str, SequenceSet]:
-    # Here and not above: scipy.io takes longer to import than this package.
-    from scipy.io import loadmat
-
-    data = loadmat(file, variable_names=[f"{split}data" for split in SPLITS])
+def _read_mat(file: BinaryIO, memory: Memory) -> Mapping[str, SequenceSet]:
+    data = read_variables(file, [f"{split}data" for split in SPLITS], memory)
     out = {}
     for split in SPLITS:
         key = f"{split}data"
@@ -127,27 +154,46 @@ def _read_mat(file: BinaryIO) -> Mapping[str, SequenceSet]:
         rolls = list(cells[0])
         for i, roll in enumerate(rolls):
             _check_roll(f"{key}[0][{i}]", roll)
-        out[split] = _pad(key, rolls)
+        out[split] = _pad(key, rolls, memory)
     return out
 
 
-def _read_npz(file: BinaryIO) -> Mapping[str, SequenceSet]:
+def _read_npz(file: BinaryIO, memory: Memory) -> Mapping[str, SequenceSet]:
     out = {}
-    with np.load(file, allow_pickle=False) as data:
+    with zipfile.ZipFile(file) as archive:
         for split in SPLITS:
             key = f"{split}_sequences"
-            rows, lengths = _entry(data, key), _entry(data, f"{split}_lengths")
+            rows = _array(archive, key, memory)
+            lengths = _array(archive, f"{split}_lengths", memory)
             if rows.dtype not in (np.uint8, np.float32) or rows.ndim != 2:
                 got = f"{rows.dtype} of shape {rows.shape}"
                 check.fail(key, "uint8 or float32 of shape [sum of T, D]", got)
             if lengths.dtype != np.int64 or lengths.ndim != 1 or (lengths < 1).any():
                 got = f"{lengths.dtype} of shape {lengths.shape}, or one below 1"
                 check.fail(f"{split}_lengths", "int64 of shape [N], each at least 1", got)
+            memory.take(f"{split}_lengths", len(lengths) * _PER_SEQUENCE)
             # In Python's integers: a sum of int64 could wrap around to the right number.
             if sum(lengths.tolist()) != len(rows):
                 check.fail(f"{split}_lengths", f"a sum of {len(rows)}, the rows of {key}", "another")
-            out[split] = _pad(key, np.split(rows, np.cumsum(lengths)[:-1]) if len(lengths) else [])
+            parts = np.split(rows, np.cumsum(lengths)[:-1]) if len(lengths) else []
+            out[split] = _pad(key, parts, memory)
     return out
+
+
+def _array(archive: zipfile.ZipFile, key: str, memory: Memory) -> NDArray[Any]:
+    """An array of an ``.npz``, read only when its header says that there is memory for it."""
+    _entry({name.removesuffix(".npy"): name for name in archive.namelist() if name.endswith(".npy")}, key)
+    with archive.open(f"{key}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        # Format 2.0 is for headers of more than 65535 bytes, and reads whatever length they claim.
+        if version != (1, 0):
+            check.fail(key, "an array in format 1.0", f"{version[0]}.{version[1]}")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if min(shape, default=0) < 0:
+            check.fail(key, "sizes from 0", str(shape)[:80])
+        memory.take(key, math.prod(shape) * dtype.itemsize)
+        file.seek(0)
+        return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
 
 
 def _check_roll(name: str, roll: Any) -> None:
@@ -158,16 +204,17 @@ def _check_roll(name: str, roll: Any) -> None:
         check.fail(name, "a piano roll of 0 and 1", f"other values, as {roll.dtype}")
 
 
-def _pad(name: str, rows: Rolls) -> SequenceSet:
+def _pad(name: str, rows: Rolls, memory: Memory) -> SequenceSet:
     """Pad ``[T, D]`` arrays into a set, one at a time into the memory that it will keep."""
-    sequences = _allocate(name, [len(r) for r in rows], rows[0].shape[1] if len(rows) else 0)
+    D = rows[0].shape[1] if len(rows) else 0
+    sequences = _allocate(name, [len(r) for r in rows], D, memory)
     for out, row in zip(sequences, rows, strict=True):
-        out[: len(row)] = torch.as_tensor(np.ascontiguousarray(row))
+        out[: len(row)] = torch.from_numpy(np.array(row, dtype=np.float32))
     return SequenceSet(sequences, torch.tensor([len(r) for r in rows]))
 
 
-def _from_notes(name: str, data: NoteLists) -> SequenceSet:
-    sequences = _allocate(name, [len(steps) for steps in data], NUM_KEYS)
+def _from_notes(name: str, data: NoteLists, memory: Memory) -> SequenceSet:
+    sequences = _allocate(name, [len(steps) for steps in data], NUM_KEYS, memory)
     for i, (out, steps) in enumerate(zip(sequences, data, strict=True)):
         t = np.repeat(np.arange(len(steps)), [len(notes) for notes in steps])
         # Checked as Python integers, which do not overflow.
@@ -180,11 +227,12 @@ def _from_notes(name: str, data: NoteLists) -> SequenceSet:
     return SequenceSet(sequences, torch.tensor([len(steps) for steps in data]))
 
 
-def _allocate(name: str, lengths: Sequence[int], D: int) -> Tensor:
+def _allocate(name: str, lengths: Sequence[int], D: int, memory: Memory) -> Tensor:
     if not lengths:
         check.fail(name, "at least one sequence", "none")
     if min(lengths) == 0:
         check.fail(f"{name}[{lengths.index(0)}]", "at least one time step", "an empty sequence")
+    memory.take(name, len(lengths) * max(lengths) * D * torch.float32.itemsize)
     return torch.zeros(len(lengths), max(lengths), D)
 
 
@@ -215,59 +263,9 @@ def _naming(path: Path, kind: str) -> Iterator[None]:
     """Turn whatever a reader raises on a malformed file into a ValueError that names the file."""
     try:
         yield
-    except ImportError:  # scipy is missing: that is not the file's fault
-        raise
     except Exception as error:  # the three formats' readers raise nearly every type there is
         raise ValueError(f"{path}: expected a data set as {kind}, got {_say(error)}") from error
 
 
 def _say(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-class _IntegerType:
-    """What ``numpy.dtype`` is to the unpickler: the width, sign and byte order of an integer."""
-
-    def __init__(self, code: str, *_: Any) -> None:
-        if not re.fullmatch("[iu][1248]", code):
-            raise pickle.UnpicklingError(f"notes are integers, not of the numpy type {code!r}")
-        self.signed, self.width, self.order = code[0] == "i", int(code[1]), "<"
-
-    def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, tuple) or state[1] not in ("<", ">", "|"):
-            raise pickle.UnpicklingError(f"unexpected byte order of a numpy type: {state!r}")
-        self.order = state[1]
-
-
-class _Integer:
-    """What ``numpy.core.multiarray.scalar`` is to the unpickler: a Python integer."""
-
-    def __new__(cls, kind: _IntegerType, raw: str | bytes) -> int:  # type: ignore[misc]
-        data = raw.encode("latin1") if isinstance(raw, str) else raw
-        if not isinstance(kind, _IntegerType) or len(data) != kind.width:
-            raise pickle.UnpicklingError("a numpy scalar whose bytes do not fit its type")
-        return int.from_bytes(data, "big" if kind.order == ">" else "little", signed=kind.signed)
-
-    def __setstate__(self, state: Any) -> None:
-        # Where this is defined pickle calls it and sets no attributes: no file can change the class.
-        raise pickle.UnpicklingError(f"unexpected state {state!r}")
-
-
-class _NoteUnpickler(pickle.Unpickler):
-    """Containers, strings and numbers. numpy's integer scalars, which the files Pyro serves are
-    made of, are decoded here to Python integers; numpy itself is not called, and every other name
-    is refused.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("numpy", "dtype"):
-            return _IntegerType
-        if (module, name) in (
-            ("numpy.core.multiarray", "scalar"),
-            ("numpy._core.multiarray", "scalar"),
-        ):
-            return _Integer
-        raise pickle.UnpicklingError(f"refused {module}.{name}: only containers and integers are read")
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError(f"refused the persistent id {pid!r}")

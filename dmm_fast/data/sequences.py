@@ -59,6 +59,8 @@ class SequenceSet:
     def __post_init__(self) -> None:
         """Check the arguments, and bring missing values into one form."""
         x = check.floating("sequences", self.sequences)
+        if x.layout != torch.strided:
+            check.fail("sequences", "a dense tensor", str(x.layout), TypeError)
         if x.dim() != 3 or 0 in x.shape or x.dtype not in (torch.float32, torch.float64):
             expected = "float32 or float64 of shape [N, T, D] with N, T and D at least 1"
             check.fail("sequences", expected, check.describe(x))
@@ -98,7 +100,7 @@ class SequenceSet:
 
     def to(self, device: torch.device | str) -> SequenceSet:
         """The same set on ``device``."""
-        check.kind("device", device, torch.device, str, int)
+        device = check.device("device", device)
         mask = None if self.mask is None else self.mask.to(device)
         return SequenceSet(self.sequences.to(device), self.lengths.to(device), mask)
 
@@ -161,18 +163,9 @@ class SequenceSet:
 
     def _check_indices(self, indices: Tensor) -> None:
         N, device = len(self), self.sequences.device
-        if (
-            not isinstance(indices, Tensor)
-            or indices.dtype != torch.int64
-            or indices.dim() != 1
-            or indices.numel() == 0
-            or indices.device != device
-        ):
+        if not isinstance(indices, Tensor) or indices.device != device:
             check.fail("indices", f"int64 of shape (B,) on {device}, B >= 1", check.describe(indices))
-        if check.values_are_readable(indices):
-            low, high = (int(v) for v in indices.aminmax())
-            if low < 0 or high >= N:
-                check.fail("indices", f"values between 0 and {N - 1}", str(low if low < 0 else high))
+        check.ints_between("indices", indices, None, 0, N - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,11 +200,14 @@ def reverse_sequences(mini_batch: Tensor, lengths: Tensor) -> Tensor:
         ``[B, T, D]``, zero past the end of each sequence whatever ``mini_batch`` holds there.
 
     Raises:
-        TypeError: an argument is no tensor.
+        TypeError: ``mini_batch`` is no dense tensor.
+        ValueError: a shape does not fit, or ``lengths`` has another dtype or values.
     """
-    check.kind("mini_batch", mini_batch, Tensor)
-    check.kind("lengths", lengths, Tensor)
-    T = mini_batch.shape[1]
+    check.dense("mini_batch", mini_batch)
+    if mini_batch.dim() != 3:
+        check.fail("mini_batch", "shape [B, T, D]", check.describe(mini_batch))
+    B, T, _ = mini_batch.shape
+    check.ints_between("lengths", check.dense("lengths", lengths), B, 0, T)
     lengths = lengths.to(mini_batch.device)
     t = torch.arange(T, device=mini_batch.device)
     valid = _valid(lengths, T)
@@ -240,11 +236,20 @@ def get_mini_batch(
         ``[B]``.
 
     Raises:
-        TypeError: one of the first three arguments is no tensor.
+        TypeError: ``sequences`` is no dense tensor, or ``cuda`` no bool.
+        ValueError: a shape does not fit, an index or a length is out of range, or ``cuda`` is set and there
+            is no CUDA device.
     """
-    given = {"mini_batch_indices": mini_batch_indices, "sequences": sequences, "seq_lengths": seq_lengths}
-    for name, value in given.items():
-        check.kind(name, value, Tensor)
+    check.dense("sequences", sequences)
+    if sequences.dim() != 3 or 0 in sequences.shape:
+        check.fail("sequences", "shape [N, T_max, D], none of them 0", check.describe(sequences))
+    N, T_max, _ = sequences.shape
+    check.ints_between("seq_lengths", check.dense("seq_lengths", seq_lengths), N, 1, T_max)
+    indices = check.dense("mini_batch_indices", mini_batch_indices)
+    check.ints_between("mini_batch_indices", indices, None, 0, N - 1)
+    check.kind("cuda", cuda, bool)
+    if cuda:
+        check.device("cuda", "cuda")
     lengths = seq_lengths[mini_batch_indices]
     # Pyro's order: an ascending sort flipped, which is not a descending sort where lengths tie.
     order = torch.sort(lengths).indices.flip(0)

@@ -224,5 +224,5 @@ def test_refuses_lengths(bounds: tuple[int, int]) -> None:
 
 
 def test_refuses_empty_splits() -> None:
-    with pytest.raises(ValueError, match="num_valid: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_valid: expected an int from 1 to 1000000, got 0"):
         chorales(num_valid=0)

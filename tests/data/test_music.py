@@ -349,11 +349,10 @@ def test_path_refused(tmp_path: Path) -> None:
         load(tmp_path / "none.npz")
 
 
-def test_missing_scipy_is_not_blamed_on_the_file(tmp_path: Path, monkeypatch: Any) -> None:
+def test_mat_is_read_without_scipy(tmp_path: Path, monkeypatch: Any) -> None:
     savemat(tmp_path / "tune.mat", rolls(NOTES))
     monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(ImportError, match="scipy"):
-        load(tmp_path / "tune.mat")
+    assert_expected(load(tmp_path / "tune.mat"))
 
 
 JSB = ((229, 13807, 129), (76, 4602, 144), (77, 4725, 160))

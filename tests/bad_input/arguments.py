@@ -1,0 +1,270 @@
+"""Arguments that fit: under the name of a function and their own, or under their own alone."""
+
+import hashlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from matplotlib.figure import Figure
+from pyro.infer import Trace_ELBO
+
+from dmm_fast import DMM, checkpoint, config, data, distributions, infer, midi, nn, optim, plots
+from dmm_fast.data import Dataset, SequenceSet
+from tests.helpers_model import FLOWS, SIZES, make_batch, small_dmm
+
+NEVER_READ = b"a file of the right digest is not read"
+
+
+def batch() -> data.Batch:
+    return make_batch()
+
+
+def some_set(seed: int = 2) -> SequenceSet:
+    made = make_batch(seed=seed)
+    return SequenceSet(made.mini_batch, made.mini_batch_seq_lengths)
+
+
+def dataset() -> Dataset:
+    return Dataset("d", some_set(), some_set(3), some_set(4))
+
+
+def lengths() -> torch.Tensor:
+    return batch().mini_batch_seq_lengths
+
+
+def rows(last: int, *lead: int) -> torch.Tensor:
+    return torch.linspace(-1, 1, 4 * 6 * last).reshape(4, 6, last).expand(*lead, 4, 6, last)
+
+
+def roll(T: int = 6) -> torch.Tensor:
+    return (torch.arange(T * 88).reshape(T, 88) % 7 == 0).float()
+
+
+def prior() -> distributions.MarkovPrior:
+    return small_dmm().prior(lengths(), 6)
+
+
+def posterior() -> distributions.MarkovPosterior:
+    made = small_dmm().posterior(rows(SIZES["rnn_dim"]), lengths())
+    made.rsample()
+    return made
+
+
+def small_config(**settings: Any) -> config.TrainConfig:
+    sizes = {name: size for name, size in SIZES.items() if name != "input_dim"}
+    quiet = {"num_epochs": 1, "progress": False, "tensorboard": False, "eval_frequency": 0}
+    return config.TrainConfig(**{**sizes, **quiet, "num_sequences": 2, **settings})
+
+
+def saved_run() -> checkpoint.Checkpoint:
+    dmm = small_dmm()
+    return checkpoint.Checkpoint(
+        sizes=dict(SIZES), config=small_config().saved(), data="a set", model=dmm.state_dict(),
+        optimizer=stepped_optimizer(dmm).get_state(), rng={"cpu": torch.get_rng_state()}, epoch=1, step=1,
+        order=torch.arange(4), epoch_loss=1.5, best=None, metrics_bytes=0,
+    )  # fmt: skip
+
+
+def stepped_optimizer(dmm: DMM) -> optim.PyroClippedAdam:
+    made = optim.PyroClippedAdam({"lr": 1e-3})
+    pyro.infer.SVI(dmm.model, dmm.guide, made, Trace_ELBO()).step(*batch())
+    return made
+
+
+def parameter() -> torch.nn.Parameter:
+    made = torch.nn.Parameter(torch.ones(3))
+    made.grad = torch.ones(3)
+    return made
+
+
+def stored_parameter() -> torch.Tensor:
+    made = pyro.param("a", torch.ones(3))
+    made.grad = torch.ones(3)
+    return made
+
+
+def optimizer() -> optim.ClippedAdam:
+    made = optim.ClippedAdam([parameter()])
+    made.step()
+    return made
+
+
+def svi() -> Any:
+    dmm = small_dmm()
+    made = {"model": dmm.model, "guide": dmm.guide, "optim": optim.PyroClippedAdam({"lr": 1e-3})}
+    return infer.GraphedSVI(**made, loss=Trace_ELBO())
+
+
+def metrics() -> list[dict[str, float]]:
+    return [{"epoch": 0, "train": 2.0}, {"epoch": 1, "train": 1.0, "valid": 3.0}]
+
+
+class Response(io.BytesIO):
+    """What an opener gives."""
+
+    headers: dict[str, str] = {}  # noqa: RUF012
+
+
+def with_flows() -> DMM:
+    return small_dmm(**FLOWS)
+
+
+def files() -> None:
+    """Write the files that the calls read into the current folder."""
+    for name in ("set.npz", "chorales.npz"):
+        data.save_npz(dataset(), name)
+    checkpoint.save("run.safetensors", saved_run())
+    checkpoint.save_optimizer("optimizer.safetensors", stepped_optimizer(small_dmm()).get_state())
+    Path("jsb_chorales.pickle").write_bytes(NEVER_READ)
+
+
+INSTANCES: dict[str, Callable[[], Any]] = {
+    "config.TrainConfig": small_config,
+    "data.LinearGaussianSet": lambda: data.linear_gaussian(2, 3),
+    "data.Dataset": dataset,
+    "data.SequenceSet": some_set,
+    "distributions.BernoulliEmission": lambda: small_dmm().emission(rows(3), lengths()),
+    "distributions.GaussianEmission": lambda: small_dmm(emission="gaussian").emission(rows(3), lengths()),
+    "distributions.MarkovPosterior": posterior,
+    "distributions.MarkovPrior": prior,
+    "distributions.SequenceDistribution": prior,
+    "model.DMM.standardize": lambda: small_dmm(emission="gaussian"),
+    "infer.GraphedSVI": svi,
+    "model.DMM": small_dmm,
+    "nn.Combiner": lambda: nn.Combiner(3, 7),
+    "nn.Emitter": lambda: nn.Emitter(5, 3, 4),
+    "nn.GatedTransition": lambda: nn.GatedTransition(3, 6),
+    "nn.GaussianEmitter": lambda: nn.GaussianEmitter(5, 3, 4),
+    "nn.InferenceNetwork": lambda: nn.InferenceNetwork(5, 7),
+    "optim.ClippedAdam": optimizer,
+    "optim.PyroClippedAdam": lambda: optim.PyroClippedAdam({"lr": 1e-3}),
+}
+"""What methods are called on."""
+
+ARGUMENTS: dict[str, Callable[[], Any]] = {
+    **{name: lambda size=size: size for name, size in SIZES.items()},
+    "annealing_factor": lambda: 0.5,
+    "ax": lambda: Figure().subplots(),
+    "batch": batch,
+    "chunk_size": lambda: 2,
+    "config": small_config,
+    "data": some_set,
+    "device": lambda: "cpu",
+    "dmm": small_dmm,
+    "emission": lambda: "bernoulli",
+    "h": lambda: rows(SIZES["rnn_dim"]),
+    "indices": lambda: torch.tensor([2, 0]),
+    "lengths": lengths,
+    "mini_batch": lambda: batch().mini_batch,
+    "mini_batch_mask": lambda: batch().mini_batch_mask,
+    "mini_batch_seq_lengths": lengths,
+    "num_particles": lambda: 3,
+    "num_sequences": lambda: 2,
+    "num_steps": lambda: 3,
+    "path": lambda: Path("run.safetensors"),
+    "roll": roll,
+    "sample_shape": lambda: (2,),
+    "T": lambda: 6,
+    "x": lambda: rows(5),
+    "z": lambda: rows(3),
+    "z_0": lambda: torch.zeros(3),
+    "z_q_0": lambda: torch.zeros(3),
+    "z_t": lambda: rows(3),
+    "z_t_1": lambda: rows(3),
+    "checkpoint.build_dmm.sizes": lambda: dict(SIZES),
+    "checkpoint.build_dmm.model": lambda: small_dmm().state_dict(),
+    "checkpoint.load_optimizer.path": lambda: "optimizer.safetensors",
+    "checkpoint.load_state.state": lambda: small_dmm().state_dict(),
+    "checkpoint.save.checkpoint": saved_run,
+    "checkpoint.save.path": lambda: Path("new.safetensors"),
+    "checkpoint.save_model.path": lambda: Path("new.safetensors"),
+    "checkpoint.train_config.config": lambda: small_config().saved(),
+    "checkpoint.save_optimizer.path": lambda: Path("new.safetensors"),
+    "checkpoint.save_optimizer.state": lambda: {"a": {"state": {0: {"step": 1}}, "param_groups": []}},
+    "config.TrainConfig.annealing_factor.epoch": lambda: 2,
+    "config.TrainConfig.annealing_factor.num_mini_batches": lambda: 3,
+    "config.TrainConfig.annealing_factor.which_mini_batch": lambda: 1,
+    "config.TrainConfig.data": lambda: "chorales",
+    "config.TrainConfig.scheduled_lr.num_mini_batches": lambda: 3,
+    "config.TrainConfig.scheduled_lr.step": lambda: 1,
+    "data.chorales.num_steps": lambda: (8, 9),
+    "data.chorales.num_test": lambda: 1,
+    "data.chorales.num_train": lambda: 1,
+    "data.chorales.num_valid": lambda: 1,
+    "data.Dataset.train": some_set,
+    "data.Dataset.valid": some_set,
+    "data.Dataset.test": some_set,
+    "data.Dataset.name": lambda: "d",
+    "data.download.directory": lambda: Path(),
+    "data.download.name": lambda: "jsb_chorales",
+    "data.download.opener": lambda: lambda url: Response(b"something"),
+    "data.download.progress": lambda: False,
+    "data.download.sha256": lambda: hashlib.sha256(NEVER_READ).hexdigest(),
+    "data.load.path": lambda: Path("set.npz"),
+    "data.save_npz.dataset": dataset,
+    "data.save_npz.path": lambda: Path("new.npz"),
+    "data.SequenceSet.padded_steps.buckets": lambda: (2, 4),
+    "data.SequenceSet.padded_steps.longest": lambda: 3,
+    "data.SequenceSet.sequences": lambda: batch().mini_batch,
+    "data.get_mini_batch.mini_batch_indices": lambda: torch.tensor([2, 0]),
+    "data.get_mini_batch.seq_lengths": lengths,
+    "data.get_mini_batch.sequences": lambda: batch().mini_batch,
+    "distributions.BernoulliEmission.log_prob.value": lambda: batch().mini_batch,
+    "distributions.BernoulliEmission.emitter": lambda: small_dmm().emitter.weights,
+    "distributions.GaussianEmission.log_prob.value": lambda: batch().mini_batch,
+    "distributions.GaussianEmission.emitter": lambda: small_dmm(emission="gaussian").emitter.weights,
+    "distributions.MarkovPosterior.expand.batch_shape": lambda: (2, 4),
+    "distributions.MarkovPosterior.flows": lambda: with_flows().iafs,
+    "distributions.MarkovPosterior.kl_to.prior": prior,
+    "distributions.MarkovPosterior.log_prob.value": lambda: rows(3),
+    "distributions.MarkovPosterior.combiner": lambda: small_dmm().combiner.weights,
+    "distributions.MarkovPrior.kl_from.loc": lambda: rows(3),
+    "distributions.MarkovPrior.kl_from.pre_scale": lambda: rows(3),
+    "distributions.MarkovPrior.log_prob.value": lambda: rows(3),
+    "distributions.MarkovPrior.transition": lambda: small_dmm().trans.weights,
+    "distributions.SequenceDistribution.expand.batch_shape": lambda: (2, 4),
+    "infer.GraphedSVI.guide": lambda: small_dmm().guide,
+    "infer.GraphedSVI.loss": Trace_ELBO,
+    "infer.GraphedSVI.model": lambda: small_dmm().model,
+    "infer.GraphedSVI.optim": lambda: optim.PyroClippedAdam({"lr": 1e-3}),
+    "infer.GraphedSVI.step.*": lambda: [*batch(), 0.5],
+    "midi.to_midi.tempo": lambda: 100.0,
+    "midi.write_midi.midi": lambda: midi.to_midi(roll()),
+    "midi.write_midi.path": lambda: Path("new.mid"),
+    "model.DMM.encode.given": lambda: small_dmm().observe(*batch()),
+    "model.DMM.standardize.sequences": lambda: rows(5),
+    "model.DMM.model.mini_batch_reversed": lambda: None,
+    "nn.Combiner.forward.h_rnn": lambda: rows(7),
+    "nn.InferenceNetwork.forward.h_0": lambda: torch.zeros(7),
+    "nn.InferenceNetwork.hidden_size": lambda: 7,
+    "nn.InferenceNetwork.input_size": lambda: 5,
+    "observations.observe.boolean": lambda: True,
+    "observations.observe.input_dim": lambda: 5,
+    "observations.observe.like": lambda: torch.zeros(3),
+    "observations.observe.mini_batch_reversed": lambda: None,
+    "observations.observe.validate": lambda: None,
+    "optim.ClippedAdam.add_param_group.param_group": lambda: {"params": [parameter()], "lr": 0.1},
+    "optim.ClippedAdam.load_state_dict.state_dict": lambda: optimizer().state_dict(),
+    "optim.ClippedAdam.params": lambda: [parameter()],
+    "optim.PyroClippedAdam.__call__.params": lambda: [stored_parameter()],
+    "optim.PyroClippedAdam.clip_args": lambda: {"clip_norm": 1.0},
+    "optim.PyroClippedAdam.optim_args": lambda: {"lr": 1e-3, "betas": (0.9, 0.99)},
+    "plots.compare.boundary": lambda: 2,
+    "plots.compare.panels": lambda: [plots.Panel("a", roll())],
+    "plots.note_range.rolls": lambda: [roll()],
+    "plots.piano_roll.notes": lambda: (40, 60),
+    "plots.save_png.dpi": lambda: 20,
+    "plots.save_png.figure": lambda: Figure(figsize=(1, 1)),
+    "plots.save_png.path": lambda: Path("new.png"),
+    "plots.training_curve.metrics": metrics,
+    "train.Trainer.data": dataset,
+    "train.train.data": dataset,
+    "training_data.check_data.data": dataset,
+    "training_data.fingerprint.data": dataset,
+    "ops.use_backend.name": lambda: "reference",
+    "ops.use_backend.ops": lambda: ("rnn_scan",),
+}  # fmt: skip
+"""What makes an argument, under the name of its function and its own, or under its own alone."""

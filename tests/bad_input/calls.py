@@ -1,0 +1,146 @@
+"""Every public function above the ops, found when this runs, and arguments with which it can be called.
+
+A function is known by its module and name (``infer.forecast``), a method by its class too
+(``model.DMM.guide``), a constructor by the class (``model.DMM``). An argument is looked up first under the
+name of its function (``infer.forecast.num_steps``), then under its own (``num_steps``), and is otherwise
+left at its default. A function is covered when all it requires is found.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import dmm_fast
+from tests.bad_input.arguments import ARGUMENTS, INSTANCES
+
+INTERNAL_MODULES = {
+    "arguments", "capturable", "check", "cli", "commands", "console", "cuda", "disk", "elbo", "evaluation",
+    "folder", "gallery", "handlers", "held", "interrupt", "kernels", "library", "lock", "native", "ops",
+    "optimizer_state", "parameters", "products", "recovery", "reference", "runlog", "sampling", "scalars",
+    "signatures", "tree", "units", "unread", "untrusted",
+}  # fmt: skip
+"""Modules that users do not call: arguments are checked above them. The ops have tests of their own."""
+
+NOT_CALLED = {
+    "distributions.SequenceDistribution": "a base class",
+    "graphed.CudaGraphs": "needs a GPU",
+    "graphed.CudaGraphs.run": "needs a GPU",
+    "graphed.CudaGraphs.capture": "needs a GPU",
+    "nn.rename_former": "a hook of the networks",
+    "nn.why_not_fused": "asked by the model of its own networks",
+    "recurrent.read_backward": "called by DMM.encode",
+}
+"""Public functions that are not called here, with the reason."""
+
+SLOW = {"train.train", "train.Trainer", "data.chorales", "plots.save_png", "plots.compare"}
+"""A tenth of the tries is for these."""
+
+
+class Call(NamedTuple):
+    """A function and what makes arguments for it."""
+
+    name: str
+    function: Callable[..., Any]
+    arguments: Callable[[], dict[str, Any]]
+
+    def __call__(self, arguments: dict[str, Any]) -> Any:
+        """Call the function; the arguments under ``*`` are positional."""
+        given = arguments.get("*", ())
+        positional = given if isinstance(given, tuple | list) else (given,)
+        named = {name: value for name, value in arguments.items() if name != "*"}
+        return self.function(*positional, **named)
+
+
+def public_calls() -> tuple[list[Call], list[str]]:
+    """All calls that are covered, and the names of the public functions that are not."""
+    calls, uncovered = [], []
+    for name, function, instance in _public_functions():
+        if name in NOT_CALLED:
+            continue
+        arguments = _arguments_of(name, function, instance)
+        if arguments is None:
+            uncovered.append(name)
+        else:
+            calls.append(Call(name, _Bound(function, instance), arguments))
+    return calls, uncovered
+
+
+class _Bound:
+    """A function, or a method of an instance made for each call; a context manager is left at once."""
+
+    def __init__(self, function: Callable[..., Any], instance: Callable[[], Any] | None) -> None:
+        self._function, self._instance = function, instance
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._instance is not None:
+            return self._function(self._instance(), *args, **kwargs)
+        made = self._function(*args, **kwargs)
+        if isinstance(made, dmm_fast.use_backend):
+            with made:
+                return None
+        return made
+
+
+def _public_functions() -> Iterator[tuple[str, Callable[..., Any], Callable[[], Any] | None]]:
+    yield "ops.use_backend", dmm_fast.use_backend, None
+    for info in pkgutil.iter_modules(dmm_fast.__path__):
+        if info.name.startswith("_") or info.name in INTERNAL_MODULES:
+            continue
+        module = importlib.import_module(f"dmm_fast.{info.name}")
+        # What a package has for others it lists; a module has what it defines.
+        listed = getattr(module, "__all__", None)
+        for name, thing in sorted(vars(module).items()):
+            own = getattr(thing, "__module__", None) == module.__name__ and not name.startswith("_")
+            if not (own if listed is None else name in listed):
+                continue
+            full = f"{_SEEN_IN.get(name, info.name)}.{name}"
+            if inspect.isclass(thing):
+                yield from _of_class(full, thing)
+            elif inspect.isfunction(thing):
+                yield full, thing, None
+
+
+_SEEN_IN = {"GraphedSVI": "infer", "InferenceNetwork": "nn"}
+"""Where users find what a module is for alone."""
+
+
+def _no_instance() -> Any:
+    """What stands where nothing is known to call a method on."""
+
+
+def _of_class(name: str, cls: type) -> Iterator[tuple[str, Callable[..., Any], Callable[[], Any] | None]]:
+    """The constructor, if it checks anything, and the methods that have arguments."""
+    if issubclass(cls, BaseException) or getattr(cls, "_is_protocol", False):
+        return
+    holds_alone = dataclasses.is_dataclass(cls) and not hasattr(cls, "__post_init__")
+    if not issubclass(cls, tuple) and not holds_alone:
+        yield name, cls, None
+    for method, function in sorted(vars(cls).items()):
+        is_public = not method.startswith("_") or method == "__call__"
+        if is_public and inspect.isfunction(function) and len(inspect.signature(function).parameters) > 1:
+            made = INSTANCES.get(f"{name}.{method}", INSTANCES.get(name, _no_instance))
+            yield f"{name}.{method}", function, made
+
+
+def _arguments_of(
+    name: str, function: Callable[..., Any], instance: Callable[[], Any] | None
+) -> Callable[[], dict[str, Any]] | None:
+    """What makes all arguments of a function; None if it requires one that is not known here."""
+    if instance is _no_instance:
+        return None
+    makers: dict[str, Callable[[], Any]] = {}
+    parameters = list(inspect.signature(function).parameters.values())
+    for parameter in parameters if instance is None else parameters[1:]:
+        key = "*" if parameter.kind is parameter.VAR_POSITIONAL else parameter.name
+        if f"{name}.{key}" in ARGUMENTS:
+            makers[key] = ARGUMENTS[f"{name}.{key}"]
+        elif parameter.default is not parameter.empty:
+            makers[key] = ARGUMENTS.get(key, lambda default=parameter.default: default)
+        elif key in ARGUMENTS:
+            makers[key] = ARGUMENTS[key]
+        elif parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            return None
+    return lambda: {key: make() for key, make in makers.items()}

@@ -1,0 +1,85 @@
+"""Calls with one or two wrong arguments, drawn from a seed."""
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from unittest import mock
+
+import pyro
+import torch
+
+from tests.bad_input.calls import SLOW, Call
+from tests.bad_input.judge import Fault, judge
+from tests.bad_input.values import NOT_FINITE, spoilt
+
+
+class Finding(NamedTuple):
+    """A fault, with the function, the arguments that were spoilt, and how."""
+
+    call: str
+    arguments: str
+    how: str
+    fault: Fault
+
+    @property
+    def key(self) -> str:
+        """What findings that are alike have in common."""
+        return f"{self.call}({self.arguments})"
+
+
+def find(call: Call, tries: int) -> Iterator[Finding]:
+    """The faults among ``tries`` calls, or a tenth of that for a slow one; the same for the same number."""
+    dice = random.Random(call.name)
+    if not call.arguments():
+        return
+    for _ in range(max(1, tries // 10) if call.name in SLOW else tries):
+        arguments = call.arguments()
+        names = dice.sample(list(arguments), k=min(len(arguments), dice.choice((1, 1, 1, 2))))
+        wrong = {name: spoilt(arguments[name], dice) for name in sorted(names)}
+        finding = _try(call, arguments, wrong)
+        if finding is not None and len(wrong) > 1:
+            # Of two, one alone is likely to blame.
+            alone = [_try(call, call.arguments(), {name: wrong[name]}) for name in names]
+            yield next((f for f in alone if f is not None and f.fault.kind == finding.fault.kind), finding)
+        elif finding is not None:
+            yield finding
+
+
+def _try(call: Call, arguments: dict[str, Any], wrong: dict[str, tuple[str, Any]]) -> Finding | None:
+    arguments = {**arguments, **{name: value for name, (_, value) in wrong.items()}}
+    may_be_infinite = any(word in label for label, _ in wrong.values() for word in NOT_FINITE)
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    fault = judge(lambda: call(arguments), may_be_infinite=may_be_infinite)
+    if fault is None:
+        return None
+    how = "; ".join(f"{name}: {label}" for name, (label, _) in wrong.items())
+    return Finding(call.name, ", ".join(wrong), how, fault)
+
+
+@contextmanager
+def bounds() -> Iterator[None]:
+    """No network, and little memory beyond what there is: a call that asks for it fails."""
+    no_network = mock.patch("dmm_fast.data.download.urlopen", side_effect=OSError("no network"))
+    with no_network, little_memory(6 << 30):
+        yield
+
+
+@contextmanager
+def little_memory(more: int) -> Iterator[None]:
+    """At most ``more`` bytes of address space beyond what is taken, on Linux."""
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    with open("/proc/self/statm", encoding="ascii") as file:
+        taken = int(file.read().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (taken + more, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
