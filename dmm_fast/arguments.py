@@ -1,7 +1,5 @@
 """Checks of the arguments of a DMM, its model and its guide, that nothing below makes."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -35,18 +33,16 @@ def check_constructor(
             "rnn_dropout_rate, num_iafs, iaf_dim and use_cuda by name"
         )
         check.fail("num_layers", expected, str(num_layers))
-    check.positive_int("num_layers", num_layers)
-    check.positive_int("input_dim", input_dim)
-    latents = check.positive_int("z_dim", z_dim)
-    hidden = check.positive_int("iaf_dim", iaf_dim)
+    check.size("num_layers", num_layers)
+    check.size("input_dim", input_dim)
+    latents = check.size("z_dim", z_dim)
+    hidden = check.size("iaf_dim", iaf_dim)
     check.probability("rnn_dropout_rate", rnn_dropout_rate)
-    if isinstance(num_iafs, bool) or not isinstance(num_iafs, int) or num_iafs < 0:
-        check.fail("num_iafs", "an int from 0", check.describe(num_iafs))
-    if num_iafs > 0 and hidden < latents:
+    if check.int_between("num_iafs", num_iafs, 0) > 0 and hidden < latents:
         check.fail("iaf_dim", f"at least z_dim = {latents} for autoregressive flows", str(hidden))
     if not isinstance(emission, str) or emission not in ("bernoulli", "gaussian"):
         check.fail("emission", "'bernoulli' or 'gaussian'", check.describe(emission))
-    if not check.is_number(min_scale) or not 0.0 <= min_scale < math.inf:
+    if check.number("min_scale", min_scale, "a finite number from 0") < 0:
         check.fail("min_scale", "a finite number from 0", check.describe(min_scale))
     check.kind("per_step_sites", per_step_sites, bool)
     check.kind("validate_args", validate_args, bool, type(None))
@@ -68,7 +64,5 @@ def check_annealing_factor(factor: object) -> None:
             check.fail(name, expected, check.describe(factor), TypeError)
         if check.values_are_readable(factor) and not bool(((factor > 0) & factor.isfinite()).all()):
             check.fail(name, expected, str(factor.tolist()))
-    elif not check.is_number(factor):
-        check.fail(name, expected, check.describe(factor), TypeError)
-    elif not 0 < factor < math.inf:
+    elif check.number(name, factor, expected) <= 0:
         check.fail(name, expected, str(factor))

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -153,26 +153,6 @@ def sequences(name: str, tensor: Tensor) -> tuple[int, int, int]:
     return B, T, D
 
 
-def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether ``value`` is a Python int or float, which a bool is not meant to be."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def positive_int(name: str, value: object) -> int:
-    """Check that ``value`` is an int from 1 that may be a size of a tensor."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        fail(name, "a positive int", describe(value))
-    if value >= 2**31:
-        fail(name, "a positive int below 2^31", describe(value))
-    return value
-
-
-def probability(name: str, value: object) -> None:
-    """Check that ``value`` is a number between 0 and 1."""
-    if not is_number(value) or not 0.0 <= value <= 1.0:
-        fail(name, "a probability between 0 and 1", describe(value))
-
-
 def kind(name: str, value: object, *kinds: type) -> None:
     """Check that ``value`` is of one of the types ``kinds``."""
     if not isinstance(value, kinds):
@@ -192,15 +172,6 @@ def integer(name: str, value: object, expected: str = "an int") -> int:
     return int(value)
 
 
-def count(name: str, value: object, least: int = 1) -> int:
-    """Check that ``value`` is an integer from ``least``."""
-    expected = "a positive int" if least == 1 else f"an int from {least}"
-    number = integer(name, value, expected)
-    if number < least:
-        fail(name, expected, str(number))
-    return number
-
-
 def leading(name: str, tensor: Tensor, lead: Sequence[int], event_dims: int, like_name: str) -> None:
     """Check that what precedes the last ``event_dims`` dimensions broadcasts with ``lead``."""
     have = tensor.shape[: tensor.dim() - event_dims]
@@ -217,15 +188,27 @@ def vector(name: str, value: object) -> None:
 
 LARGEST_INT = 2**63 - 1
 """The largest number that int64 holds."""
+LARGEST_SIZE = 2**31 - 1
+"""The largest size that a dimension may have."""
 
 
 def int_between(name: str, value: object, least: int, most: int = LARGEST_INT) -> int:
     """Check that ``value`` is an integer, Python's or numpy's, from ``least`` to ``most``; a bool is none."""
-    expected = f"an int from {least}" if most == LARGEST_INT else f"an int from {least} to {most}"
+    if most < LARGEST_SIZE:
+        expected = f"an int from {least} to {most}"
+    else:
+        expected = "a positive int" if least == 1 else f"an int from {least}"
     whole = integer(name, value, expected)
+    if whole > max(most, LARGEST_SIZE):
+        fail(name, expected, "one that is too large")
     if not least <= whole <= most:
-        fail(name, expected, str(whole) if abs(whole) <= LARGEST_INT else "one that int64 does not hold")
+        fail(name, expected, str(whole) if whole >= -LARGEST_INT else "one that is too small")
     return whole
+
+
+def size(name: str, value: object) -> int:
+    """Check that ``value`` is a positive integer that a dimension of a tensor may have."""
+    return int_between(name, value, 1, LARGEST_SIZE)
 
 
 def number(name: str, value: Any, expected: str = "a finite number") -> float:
@@ -236,6 +219,15 @@ def number(name: str, value: Any, expected: str = "a finite number") -> float:
     if not -largest <= value <= largest:
         fail(name, expected, describe(value))
     return float(value)
+
+
+def probability(name: str, value: object) -> float:
+    """Check that ``value`` is a number between 0 and 1."""
+    expected = "a probability between 0 and 1"
+    chance = number(name, value, expected)
+    if not 0.0 <= chance <= 1.0:
+        fail(name, expected, describe(value))
+    return chance
 
 
 def path(name: str, value: object) -> Path:

@@ -66,7 +66,7 @@ def log_weights(dmm: DMM, batch: Batch, num_particles: int) -> Tensor:
         ValueError: ``num_particles`` is not positive, or the batch does not fit the model.
     """
     check_batch(dmm, batch)
-    num_particles = check.count("num_particles", num_particles)
+    num_particles = check.size("num_particles", num_particles)
     # The model's plate is the rightmost, so particles go to the dimension before it.
     particles = pyro.plate("particles", num_particles, dim=-2)
     total = torch.zeros((), device=dmm.z_0.device, dtype=dmm.z_0.dtype)
@@ -104,8 +104,8 @@ def importance_nll(dmm: DMM, batch: Batch, num_particles: int = 100, chunk_size:
     Source: arXiv 1609.09869, appendix; Burda et al., arXiv 1509.00519.
     """
     check_batch(dmm, batch)
-    num_particles = check.count("num_particles", num_particles)
-    chunk_size = check.count("chunk_size", chunk_size)
+    num_particles = check.size("num_particles", num_particles)
+    chunk_size = check.size("chunk_size", chunk_size)
     sizes = [chunk_size] * (num_particles // chunk_size)
     rest = num_particles - sum(sizes)
     chunks = [log_weights(dmm, batch, size).logsumexp(0) for size in sizes + [rest] * (rest != 0)]
@@ -147,7 +147,7 @@ def evaluate_importance_nll(
 def _batches(dmm: DMM, data: SequenceSet, mini_batch_size: int) -> Iterator[Batch]:
     check.kind("dmm", dmm, DMM)
     check.kind("data", data, SequenceSet)
-    size = check.count("mini_batch_size", mini_batch_size)
+    size = check.size("mini_batch_size", mini_batch_size)
     indices = torch.arange(len(data), device=data.lengths.device)
     return (data.batch(chunk) for chunk in indices.split(size))
 

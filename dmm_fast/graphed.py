@@ -118,8 +118,8 @@ class GraphedSVI(SVI):
                 expected = "an object with run() and capture()"
                 check.fail("capturer", expected, check.describe(capturer), TypeError)
         check.kind("optim", optim, PyroOptim)
-        check.count("max_graphs", max_graphs, 0)
-        check.count("warm_up", warm_up)
+        check.int_between("max_graphs", max_graphs, 0)
+        check.size("warm_up", warm_up)
         super().__init__(model, guide, optim, loss, loss_and_grads)
         self.gather, self.max_graphs, self.warm_up = gather, max_graphs, warm_up
         self._capturer = capturer

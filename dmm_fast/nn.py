@@ -55,7 +55,7 @@ class _Network(nn.Module):
     def __init__(self, **sizes: int) -> None:
         super().__init__()
         for name, size in sizes.items():
-            check.positive_int(name, size)
+            check.size(name, size)
 
     def _pairs(self) -> list[Tensor]:
         layers: list[Any] = [self._modules[name] for name in self._LAYERS]

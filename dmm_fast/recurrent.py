@@ -49,7 +49,7 @@ class InferenceNetwork(nn.Module):
             ("hidden_size", hidden_size),
             ("num_layers", num_layers),
         ):
-            check.positive_int(name, size)
+            check.size(name, size)
         if nonlinearity not in ("relu", "tanh"):
             check.fail("nonlinearity", "'relu' or 'tanh'", repr(nonlinearity))
         check.probability("dropout", dropout)

@@ -103,7 +103,7 @@ def forecast(
         ValueError: a count is not positive, a number is out of range, ``quantiles`` come without
             ``num_samples``, or the batch does not fit the model.
     """
-    num_steps = check.count("num_steps", num_steps)
+    num_steps = check.size("num_steps", num_steps)
     probabilities = None if quantiles is None else _checked_quantiles(quantiles)
     if probabilities is not None and num_samples is None:
         check.fail("num_samples", "a positive int with quantiles", "None")
@@ -128,8 +128,8 @@ def generate(dmm: DMM, num_sequences: int, num_steps: int, *, seed: int | None =
         TypeError: an argument is of another kind.
         ValueError: a count is not positive, or ``seed`` is out of range.
     """
-    num_sequences = check.count("num_sequences", num_sequences)
-    num_steps = check.count("num_steps", num_steps)
+    num_sequences = check.size("num_sequences", num_sequences)
+    num_steps = check.size("num_steps", num_steps)
     with _drawing(dmm, seed):
         return _roll_out(dmm, dmm.z_0.expand(num_sequences, -1), num_steps)
 
@@ -142,9 +142,10 @@ def _drawing(dmm: DMM, seed: int | None) -> Iterator[None]:
         with evaluating(dmm):
             yield
         return
-    seed = check.count("seed", seed, 0)
-    if seed > _LARGEST_SEED:
-        check.fail("seed", "an int below 2 ** 64", str(seed))
+    seed = check.integer("seed", seed, "an int from 0")
+    if not 0 <= seed <= _LARGEST_SEED:
+        expected = "an int from 0" if seed < 0 else "an int below 2 ** 64"
+        check.fail("seed", expected, check.describe(seed).removeprefix("int "))
     device = dmm.z_0.device
     with evaluating(dmm), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         # Those generators alone: torch.manual_seed would seed every GPU.
@@ -158,7 +159,7 @@ def _drawing(dmm: DMM, seed: int | None) -> Iterator[None]:
 def _posterior_draw(dmm: DMM, batch: Batch, num_samples: int | None) -> tuple[Latents, Tensor]:
     """A draw, or ``num_samples`` of them, and the lengths of the rows."""
     check_batch(dmm, batch)
-    shape = () if num_samples is None else (check.count("num_samples", num_samples),)
+    shape = () if num_samples is None else (check.size("num_samples", num_samples),)
     given = dmm.observe(*batch)
     if given.x is None:
         check.fail("batch", "data to condition on", "None")

@@ -104,7 +104,7 @@ def test_header_larger_than_the_file_is_refused(path: Path) -> None:
     [
         ("epoch", -1, "epoch: expected an int from 0, got -1"),
         ("epoch", True, "epoch of type int, got bool"),
-        ("step", 2**80, "step: expected an int from 0, got one that int64 does not hold"),
+        ("step", 2**80, "step: expected an int from 0, got one that is too large"),
         ("metrics_bytes", -5, "metrics_bytes: expected an int from 0"),
         ("epoch_loss", float("nan"), "epoch_loss: expected a finite number, got float nan"),
         ("best", float("inf"), "best: expected a finite number, got float inf"),

@@ -69,7 +69,7 @@ class BernoulliEmission(_Emission):
     ) -> None:
         self.emitter = emitter
         D = emitter.b_out.shape[0] if isinstance(emitter, EmitterWeights) else output_dim
-        super().__init__(z, check.positive_int("output_dim", D), lengths, mask)
+        super().__init__(z, check.size("output_dim", D), lengths, mask)
 
     @property
     def mean(self) -> Tensor:
@@ -142,7 +142,7 @@ class GaussianEmission(_Emission):
     ) -> None:
         self.emitter, self.min_scale, self.units = emitter, min_scale, units
         D = emitter.b_loc.shape[0] if isinstance(emitter, GaussianEmitterWeights) else output_dim
-        super().__init__(z, check.positive_int("output_dim", D), lengths, mask)
+        super().__init__(z, check.size("output_dim", D), lengths, mask)
 
     @property
     def mean(self) -> Tensor:

@@ -38,7 +38,7 @@ class MarkovPrior(SequenceDistribution):
 
     def __init__(self, z_0: Tensor, transition: TransitionWeights | Network, lengths: Tensor, T: int) -> None:
         check.floating("z_0", z_0)
-        check.positive_int("T", T)
+        check.size("T", T)
         self.z_0, self.transition = z_0, transition
         check.vector("lengths", lengths)
         check.lengths(lengths, lengths.shape[0], T, z_0.device)
