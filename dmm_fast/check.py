@@ -63,6 +63,8 @@ def shape(name: str, tensor: Tensor, expected: Sequence[int]) -> None:
 
 def trailing(name: str, tensor: Tensor, dims: Sequence[int], layout: str) -> None:
     """Check the last dimensions of ``tensor``; ``-1`` admits any size. ``layout`` is for the message."""
+    if not isinstance(tensor, Tensor):
+        fail(name, "a tensor", describe(tensor), TypeError)
     if tensor.dim() < len(dims) or any(
         want not in (-1, have) for want, have in zip(dims, tensor.shape[-len(dims) :], strict=True)
     ):
@@ -160,8 +162,8 @@ def kind(name: str, value: object, *kinds: type) -> None:
 
 
 def function(name: str, value: object) -> None:
-    """Check that ``value`` can be called."""
-    if not callable(value):
+    """Check that ``value`` can be called, and is no class."""
+    if not callable(value) or isinstance(value, type):
         fail(name, "a function", describe(value), TypeError)
 
 
@@ -209,6 +211,13 @@ def int_between(name: str, value: object, least: int, most: int = LARGEST_INT) -
 def size(name: str, value: object) -> int:
     """Check that ``value`` is a positive integer that a dimension of a tensor may have."""
     return int_between(name, value, 1, LARGEST_SIZE)
+
+
+def sizes(name: str, value: object) -> torch.Size:
+    """Check a sequence of sizes, such as a sample shape; it may be empty, and so may be a dimension."""
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        fail(name, "a sequence of sizes", describe(value), TypeError)
+    return torch.Size([int_between(f"{name}[{i}]", each, 0, LARGEST_SIZE) for i, each in enumerate(value)])
 
 
 def number(name: str, value: Any, expected: str = "a finite number") -> float:

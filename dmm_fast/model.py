@@ -227,6 +227,7 @@ class DMM(nn.Module):
 
     def encode(self, given: Observations) -> Tensor:
         """``h [B, T, H]``: what the inference network makes of x_{t:T}, for observations of this model."""
+        check.kind("given", given, Observations)
         if given.x is None:
             check.fail("mini_batch", "data for the guide to condition on", "None")
         x = given.x

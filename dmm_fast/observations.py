@@ -70,6 +70,10 @@ def observe(
         ValueError: an argument that does not fit; the message names it.
         TypeError: ``mini_batch`` is no floating-point tensor.
     """
+    check.floating("like", like)
+    check.size("input_dim", input_dim)
+    check.kind("boolean", boolean, bool)
+    check.kind("validate", validate, bool, type(None))
     if mini_batch is not None:
         check.floating("mini_batch", mini_batch)
         if mini_batch.dim() != 3 or mini_batch.shape[-1] != input_dim:
@@ -77,6 +81,8 @@ def observe(
         check.like("mini_batch", mini_batch, like, "the model")
     B, T = _batch_and_steps(mini_batch, mini_batch_mask, mini_batch_seq_lengths)
     if mini_batch is not None and rows is not None:
+        if not isinstance(rows, Tensor) or rows.dtype != torch.bool or tuple(rows.shape) != (B,):
+            check.fail("rows", f"bool of shape ({B},)", check.describe(rows))
         mini_batch = torch.where(rows[:, None, None] | mini_batch.isfinite(), mini_batch, 0.0)
     lengths = _lengths(mini_batch_seq_lengths, mini_batch_mask, B, T, like.device, validate)
     _check_mask_shape(mini_batch_mask, B, T, input_dim, like.device)
@@ -183,8 +189,8 @@ def _check_mask_shape(mask: Tensor | None, B: int, T: int, D: int, device: torch
         return
     if not isinstance(mask, Tensor) or tuple(mask.shape) not in ((B, T), (B, T, D)):
         check.fail("mini_batch_mask", f"shape ({B}, {T}) or ({B}, {T}, {D})", check.describe(mask))
-    if mask.device != device:
-        check.fail("mini_batch_mask", f"a tensor on {device}", check.describe(mask))
+    if mask.device != device or mask.layout != torch.strided:
+        check.fail("mini_batch_mask", f"a dense tensor on {device}", check.describe(mask))
 
 
 def _check_packed(packed: PackedSequence, given: Observations) -> None:

@@ -50,7 +50,7 @@ class InferenceNetwork(nn.Module):
             ("num_layers", num_layers),
         ):
             check.size(name, size)
-        if nonlinearity not in ("relu", "tanh"):
+        if not isinstance(nonlinearity, str) or nonlinearity not in ("relu", "tanh"):
             check.fail("nonlinearity", "'relu' or 'tanh'", repr(nonlinearity))
         check.probability("dropout", dropout)
         self.input_size, self.hidden_size = input_size, hidden_size

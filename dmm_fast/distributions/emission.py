@@ -13,6 +13,7 @@ from dmm_fast import check, ops
 from dmm_fast.distributions.sequence import (
     Network,
     SequenceDistribution,
+    checked_min_scale,
     checked_output,
     loc_and_scale,
     standard_noise,
@@ -87,7 +88,7 @@ class BernoulliEmission(_Emission):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """A draw ``[*sample_shape, ..., B, T, D]``."""
         with torch.no_grad():
-            shape, mean = self._extended_shape(torch.Size(sample_shape)), self.mean
+            shape, mean = self._shape_of(sample_shape), self.mean
             if check.values_are_readable(mean) and bool(mean.isnan().any()):
                 check.fail("z", "latents that the emitter has probabilities for", "NaN as a probability")
             return torch.bernoulli(mean.expand(shape))
@@ -140,9 +141,13 @@ class GaussianEmission(_Emission):
         min_scale: float = 0.0,
         units: Units | None = None,
     ) -> None:
-        self.emitter, self.min_scale, self.units = emitter, min_scale, units
+        check.kind("units", units, Units, type(None))
+        self.emitter, self.min_scale, self.units = emitter, checked_min_scale(min_scale), units
         D = emitter.b_loc.shape[0] if isinstance(emitter, GaussianEmitterWeights) else output_dim
         super().__init__(z, check.size("output_dim", D), lengths, mask)
+        for name, unit in units._asdict().items() if units is not None else ():
+            check.like(f"units.{name}", unit, z, "z")
+            check.shape(f"units.{name}", unit, self.event_shape[-1:])
 
     @property
     def mean(self) -> Tensor:
@@ -158,7 +163,7 @@ class GaussianEmission(_Emission):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """A draw ``[*sample_shape, ..., B, T, D]``."""
         loc, scale = self._loc_and_scale()
-        eps = standard_noise(self._extended_shape(torch.Size(sample_shape)), self.z)
+        eps = standard_noise(self._shape_of(sample_shape), self.z)
         return self._finish(self._in_units(loc + scale * eps))
 
     def log_prob(self, value: Tensor) -> Tensor:

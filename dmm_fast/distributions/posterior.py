@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Transform, constraints
 from torch.distributions.kl import register_kl
 from typing_extensions import Self
 
@@ -15,6 +15,7 @@ from dmm_fast.distributions.prior import MarkovPrior
 from dmm_fast.distributions.sequence import (
     Network,
     SequenceDistribution,
+    checked_min_scale,
     loc_and_scale,
     standard_noise,
     valid,
@@ -72,9 +73,16 @@ class MarkovPosterior(SequenceDistribution):
     ) -> None:
         B, T, _ = check.sequences("h", h)
         check.lengths(lengths, B, T, h.device)
-        check.floating("z_q_0", z_q_0)
+        check.like("z_q_0", z_q_0, h, "h")
+        check.trailing("z_q_0", z_q_0, (-1,), "[Z]")
+        check.broadcastable("z_q_0", z_q_0, (*h.shape[:-2], z_q_0.shape[-1]), "[..., B, Z]")
+        if not isinstance(combiner, CombinerWeights):
+            check.function("combiner", combiner)
+        check.kind("flows", flows, list, tuple)
+        for i, flow in enumerate(flows):
+            check.kind(f"flows[{i}]", flow, Transform)
         self.h, self.z_q_0, self.combiner = h, z_q_0, combiner
-        self.flows, self.min_scale = tuple(flows), min_scale
+        self.flows, self.min_scale = tuple(flows), checked_min_scale(min_scale)
         self._draw: Draw | None = None
         super().__init__(h.shape[:-2], torch.Size((T, z_q_0.shape[-1])), lengths)
 
@@ -105,7 +113,7 @@ class MarkovPosterior(SequenceDistribution):
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """A draw ``[*sample_shape, ..., B, T, Z]``."""
-        eps = standard_noise(self._extended_shape(torch.Size(sample_shape)), self.h)
+        eps = standard_noise(self._shape_of(sample_shape), self.h)
         if isinstance(self.combiner, CombinerWeights) and not self.flows:
             self._draw = self._scan(eps, self.combiner)
         else:
@@ -123,6 +131,7 @@ class MarkovPosterior(SequenceDistribution):
 
     def kl_to(self, prior: MarkovPrior) -> Tensor:
         """``[..., B]``: the analytic KL of each step at the last draw, summed; see :func:`register_kl`."""
+        check.kind("prior", prior, MarkovPrior)
         if self.flows:
             raise NotImplementedError("kl_divergence: a posterior with flows has no analytic KL")
         draw = self.last_draw

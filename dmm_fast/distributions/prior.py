@@ -37,16 +37,19 @@ class MarkovPrior(SequenceDistribution):
     support = constraints.independent(constraints.real, 2)
 
     def __init__(self, z_0: Tensor, transition: TransitionWeights | Network, lengths: Tensor, T: int) -> None:
-        check.floating("z_0", z_0)
+        check.trailing("z_0", check.floating("z_0", z_0), (-1,), "[Z]")
         check.size("T", T)
         self.z_0, self.transition = z_0, transition
         check.vector("lengths", lengths)
         check.lengths(lengths, lengths.shape[0], T, z_0.device)
+        check.broadcastable("z_0", z_0, (len(lengths), z_0.shape[-1]), "[B, Z]")
+        if not isinstance(transition, TransitionWeights):
+            check.function("transition", transition)
         super().__init__(lengths.shape, torch.Size((T, z_0.shape[-1])), lengths)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """A draw ``[*sample_shape, ..., B, T, Z]``, one step of the chain after another."""
-        eps = standard_noise(self._extended_shape(torch.Size(sample_shape)), self.z_0)
+        eps = standard_noise(self._shape_of(sample_shape), self.z_0)
         z_t = self.z_0.expand_as(eps[..., 0, :])
         steps = []
         for eps_t in eps.unbind(-2):

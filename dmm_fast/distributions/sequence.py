@@ -60,7 +60,8 @@ class SequenceDistribution(TorchDistribution):
         Raises:
             ValueError: ``batch_shape`` does not broadcast from the present one.
         """
-        batch_shape = torch.Size(batch_shape)
+        batch_shape = check.sizes("batch_shape", batch_shape)
+        check.kind("_instance", _instance, SequenceDistribution, type(None))
         # B stays as it is: a row is not one of several alike, it has its own length.
         own = self.batch_shape
         lead = batch_shape[len(batch_shape) - len(own) : -1]
@@ -81,8 +82,24 @@ class SequenceDistribution(TorchDistribution):
         B = self.lengths.shape[0]
         check.trailing("value", value, (B, *self.event_shape), "[..., B, T, *]")
 
+    def _shape_of(self, sample_shape: Sequence[int]) -> torch.Size:
+        """The shape of a draw, ``[*sample_shape, *batch_shape, *event_shape]``."""
+        return self._extended_shape(check.sizes("sample_shape", sample_shape))
+
     def _spread(self, log_prob: Tensor) -> Tensor:
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+
+
+def checked_min_scale(value: float) -> float:
+    """A least scale, a finite number from 0.
+
+    Raises:
+        ValueError: it is negative or not finite.
+        TypeError: it is no number.
+    """
+    if check.number("min_scale", value, "a finite number from 0") < 0:
+        check.fail("min_scale", "a finite number from 0", str(value))
+    return float(value)
 
 
 def checked_output(name: str, tensor: object, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

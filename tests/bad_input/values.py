@@ -122,7 +122,8 @@ _STRING_SPOILS: dict[str, Spoil] = {
     "very long": lambda v: str(v) * 2000,
 }
 
-NOT_FINITE = ("nan", "inf", "huge")
+# A latent a thousand off can have a density that float32 has no number for.
+NOT_FINITE = ("nan", "inf", "huge", "plus 1000")
 """Words in the labels of values after which an answer may be infinite or not a number."""
 
 
