@@ -280,7 +280,7 @@ def test_settings_of_a_run_that_knew_fewer_are_taken_over(tmp_path: Path, data: 
     train(tiny(tmp_path / "old", num_epochs=2, eval_frequency=0, resume=True), data)
     for name in (METRICS, LAST):
         assert (tmp_path / "new" / name).read_bytes() == (tmp_path / "old" / name).read_bytes()
-    for place in ({"step": 3}, {"order": torch.arange(11)}):
+    for place in ({"step": 3, "order": torch.arange(12)}, {"step": 1, "order": torch.arange(11)}):
         checkpoint.save(tmp_path / "old" / LAST, dataclasses.replace(saved, **place))
         with pytest.raises(CheckpointError, match="a step below 3 in an order of 12 sequences, got step"):
             train(tiny(tmp_path / "old", num_epochs=2, eval_frequency=0, resume=True), data)

@@ -204,7 +204,7 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         "mask elsewhere",
         {"mask": torch.ones(B, T, device="meta")},
         ValueError,
-        MASK + "a tensor on cpu, got .* on meta",
+        MASK + "a dense tensor on cpu, got .* on meta",
     ),
     ("nan", {"x": filled(NAN)}, ValueError, DATA + r"0 or 1 wherever .*, got nan at \(0, 3, 2\)"),
     ("two", {"x": filled(2.0)}, ValueError, DATA + r"0 or 1 wherever .*, got 2.0 at \(0, 3, 2\)"),
