@@ -1,13 +1,18 @@
 """What a model and a guide are given: one mini-batch, checked once and put into a plain form."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from dmm_fast import check, kernels
 from dmm_fast.ops.backend import may_use
+
+# Numbers for which a second thread does not pay; torch shares half as many.
+_FEW = 1 << 16
 
 
 class Observations(NamedTuple):
@@ -107,6 +112,14 @@ def _where_observed(given: Observations, x: Tensor) -> Observations:
 
         values, mask = where_observed(x, given.lengths, given.mask)
         return given._replace(x=values, mask=mask)
+    is_few = x.device.type == "cpu" and x.numel() <= _FEW and x.dtype in (torch.float32, torch.float64)
+    if is_few and not x.requires_grad and not torch.compiler.is_compiling():
+        observed = _array(given.valid)[:, :, None]
+        if given.mask is not None:
+            observed = observed & (_array(given.mask).reshape(*x.shape[:2], -1) != 0)
+        return given._replace(
+            x=torch.from_numpy(np.where(observed, _array(x), np.zeros((), x.numpy().dtype)))
+        )
     return given._replace(x=torch.where(given.observed, x, 0.0))
 
 
@@ -205,24 +218,35 @@ def _check_packed(packed: PackedSequence, given: Observations) -> None:
 
 
 def _check_values(given: Observations, boolean: bool) -> None:
-    x, mask = given.x, given.mask
+    valid = _array(given.valid)[:, :, None]
+    mask = None if given.mask is None else _array(given.mask)
     if mask is not None:
-        strange = mask[(mask != 0) & (mask != 1)] if mask.dtype != torch.bool else mask[:0]
-        if strange.numel():
-            check.fail("mini_batch_mask", "values 0 or 1", str(strange.flatten()[0].item()))
-        beyond = mask.bool() & ~(given.valid if mask.dim() == 2 else given.valid.unsqueeze(-1))
-        if bool(beyond.any()):
-            row = int(beyond.nonzero()[0, 0])
+        strange = mask[(mask != 0) & (mask != 1)]
+        if strange.size:
+            check.fail("mini_batch_mask", "values 0 or 1", str(strange[0].item()))
+        mask = mask.reshape(*mask.shape[:2], -1) != 0
+        beyond = mask & ~valid
+        if beyond.any():
+            row = int(beyond.nonzero()[0][0])
             length = int(given.lengths[row])
             check.fail("mini_batch_mask", f"0 past the length {length} of row {row}", "1")
-    if x is None:
+    if given.x is None:
         return
-    bad = given.observed & (((x != 0) & (x != 1)) if boolean else ~x.isfinite())
-    if bool(bad.any()):
-        b, t, d = (int(i) for i in bad.nonzero()[0])
-        wanted = "0 or 1" if boolean else "a finite number"
-        check.fail(
-            "mini_batch",
-            f"{wanted} wherever it is not masked",
-            f"{x[b, t, d].item()} at {(b, t, d)}",
-        )
+    x = _array(given.x)
+    bad = (x != 0) & (x != 1) if boolean else ~np.isfinite(x)
+    if bad.any():
+        bad &= valid if mask is None else mask
+        for b, t, d in np.argwhere(bad)[:1]:
+            wanted = "0 or 1" if boolean else "a finite number"
+            where = (int(b), int(t), int(d))
+            check.fail("mini_batch", f"{wanted} wherever it is not masked", f"{x[b, t, d].item()} at {where}")
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    """The values of ``tensor`` for numpy, which reads them in this thread alone.
+
+    Torch would wake its team of threads for some ten thousand numbers, which takes longer than to read them
+    where the team is asleep and cores are busy.
+    """
+    values = tensor.detach().cpu()
+    return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)

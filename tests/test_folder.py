@@ -286,5 +286,7 @@ def test_settings_of_a_run_that_knew_fewer_are_taken_over(tmp_path: Path, data: 
             train(tiny(tmp_path / "old", num_epochs=2, eval_frequency=0, resume=True), data)
     strange = dataclasses.replace(saved, config={**old, "learning_rate": "much"})
     checkpoint.save(tmp_path / "old" / LAST, strange)
-    with pytest.raises(CheckpointError, match=f"{LAST}: expected the settings of a run, got config.learning_rate: "):
+    with pytest.raises(
+        CheckpointError, match=f"{LAST}: expected the settings of a run, got config.learning_rate: "
+    ):
         train(tiny(tmp_path / "old", num_epochs=2, eval_frequency=0, resume=True), data)
