@@ -1,92 +1,77 @@
-"""Cell arrays of matrices out of MATLAB v5 files, without asking for more memory than the file may take.
+"""Variables of MATLAB v5 files: scipy reads them, once they are known to hold what they claim.
 
-Only what :func:`dmm_fast.data.load` needs is read: top-level variables that are matrices of numbers or
-cell arrays of such. Source: MathWorks, "MAT-File Format", level 5.
+scipy allocates by the sizes that a file claims, recurses as deeply as its cells are nested and indexes a
+table by its type codes, unchecked. It is therefore given only matrices of real numbers and cell arrays of
+such, inflated, whose sizes and codes have been checked. Source: MathWorks, "MAT-File Format", level 5.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 import zlib
 from collections.abc import Collection, Iterator
-from typing import Any, BinaryIO, NamedTuple
+from itertools import islice
+from typing import Any, BinaryIO
 
-import numpy as np
 from numpy.typing import NDArray
 
 from dmm_fast import check
 from dmm_fast.data.memory import Memory
 
 _MATRIX, _COMPRESSED = 14, 15
-_CELL, _NUMBERS = 1, range(6, 16)
-_COMPLEX = 0x0800
-_DTYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+_STORED = (1, 2, 3, 4, 5, 6, 7, 9, 12, 13)  # the types of integers and floating-point numbers
+_CELL, _NUMBERS, _COMPLEX = 1, range(6, 16), 0x0800
 _PREFIX = 1024  # of a compressed variable; its dimensions and its name are within
+_COPIES = 3  # of a variable: inflated, in what scipy reads, and as arrays
 _PER_CELL = 256  # bytes of an array and of what refers to it
 
 
-class _Element(NamedTuple):
-    kind: int
-    data: memoryview
-
-
-class _Head(NamedTuple):
-    """What precedes the contents of a matrix."""
-
-    name: str
-    mat_class: int
-    is_complex: bool
-    shape: tuple[int, ...]
-    rest: memoryview
-
-
 def read_variables(file: BinaryIO, names: Collection[str], memory: Memory) -> dict[str, NDArray[Any]]:
-    """The variables ``names`` of a MATLAB v5 file, as far as it has them.
+    """Read the variables ``names`` of a MATLAB v5 file, as far as it has them.
 
     Returns:
         For a matrix of numbers an array of the dtype it is stored in, for a cell array an object array of
-        such. Neither owns its data.
+        such.
 
     Raises:
-        ValueError: the file is not of that form, or takes more memory than ``memory`` grants.
+        ImportError: scipy is not installed.
+        Exception: the file is not of that form (of any type, as scipy raises them), or takes more memory
+            than ``memory`` grants (ValueError).
     """
+    # Here and not above: scipy.io takes longer to import than this package.
+    from scipy.io import loadmat
+
     memory.take("file", file.seek(0, 2))
     file.seek(0)
     content = memoryview(file.read())
-    order = _byte_order(content)
-    found: dict[str, NDArray[Any]] = {}
-    for element in _elements(content[128:], order):
-        data = element.data
-        if element.kind == _COMPRESSED:
-            inflated = _inflate(data, names, order, memory)
-            if inflated is None:
-                continue
-            ((kind, data),) = _elements(inflated, order)
-            element = _Element(kind, data)
-        if element.kind != _MATRIX:
-            check.fail("file", "variables", f"an element of type {element.kind}")
-        if len(data) == 0:
+    mark = bytes(content[124:128])
+    order = {b"\x00\x01IM": "<", b"\x01\x00MI": ">"}.get(mark)
+    if order is None:
+        check.fail("file", "a MATLAB v5 file", f"version and byte order {mark!r}")
+    found: dict[str, bytes] = {}
+    for kind, data in _elements(content[128:], order):
+        if kind not in (_MATRIX, _COMPRESSED):
+            check.fail("file", "variables", f"an element of type {kind}")
+        # Of a compressed variable only the beginning, until it is known to be wanted.
+        prefix = zlib.decompressobj().decompress(data, _PREFIX) if kind == _COMPRESSED else None
+        head = list(islice(_elements(data if prefix is None else memoryview(prefix)[8:], order), 3))
+        name = bytes(head[2][1]).decode("latin1") if len(head) == 3 else None
+        if name is None or name not in names:
             continue
-        head = _head(data, order)
-        if head.name in names:
-            found[head.name] = _variable(head, order, memory)
-    return found
+        size = len(data) if prefix is None else struct.unpack_from(f"{order}I", prefix, 4)[0]
+        memory.take("file", size * _COPIES)
+        matrix = data if prefix is None else _inflate(data, size)
+        _check(name, matrix, order, memory, may_be_cells=True)
+        found[name] = struct.pack(f"{order}II", _MATRIX, size) + matrix
+    # With a header of our own, as scipy takes some for those of older versions.
+    read = loadmat(io.BytesIO(b"MATLAB".ljust(124) + mark + b"".join(found.values())))
+    return {name: read[name] for name in found}
 
 
-def _byte_order(content: memoryview) -> str:
-    if len(content) < 128:
-        check.fail("file", "a header of 128 bytes", f"{len(content)}")
-    mark = bytes(content[126:128])
-    order = {b"IM": "<", b"MI": ">"}.get(mark)
-    version = struct.unpack_from(f"{order or '<'}H", content, 124)[0]
-    if order is None or version != 0x0100:
-        check.fail("file", "a MATLAB v5 file", f"another: version {version:#06x}, byte order {mark!r}")
-    return order
-
-
-def _elements(data: memoryview, order: str) -> Iterator[_Element]:
-    """The elements that lie one after another in ``data``."""
+def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
+    """The types and the contents of the elements that lie one after another in ``data``."""
     at = 0
     while at < len(data):
         if len(data) - at < 8:
@@ -99,84 +84,45 @@ def _elements(data: memoryview, order: str) -> Iterator[_Element]:
             start = at + 8
             end = start + size if kind == _COMPRESSED else start + -(-size // 8) * 8
         if start + size > min(end, len(data)):
-            check.fail(
-                "file", "whole elements", f"one of {size} bytes of which {len(data) - start} are there"
-            )
-        yield _Element(kind, data[start : start + size])
+            there = min(end, len(data)) - start
+            check.fail("file", "whole elements", f"one of {size} bytes of which {there} are there")
+        yield kind, data[start : start + size]
         at = end
 
 
-def _inflate(data: memoryview, names: Collection[str], order: str, memory: Memory) -> memoryview | None:
-    """The element that ``data`` is compressed from, or None if it is not one of ``names``."""
-    prefix = zlib.decompressobj().decompress(data, _PREFIX)
-    if len(prefix) < 8:
-        check.fail("file", "compressed elements", f"{len(prefix)} bytes")
-    kind, size = struct.unpack_from(f"{order}II", prefix)
-    if kind != _MATRIX or size == 0 or _head(memoryview(prefix)[8:], order).name not in names:
-        return None
-    memory.take("file", size)
-    whole = zlib.decompressobj().decompress(data, 8 + size)
+def _inflate(data: memoryview, size: int) -> memoryview:
+    """Inflate a matrix of ``size`` bytes, with its tag, and nothing that follows it."""
+    # With room for one more byte zlib reads on to the checksum.
+    whole = zlib.decompressobj().decompress(data, 8 + size + 1)
     if len(whole) != 8 + size:
-        check.fail("file", "whole elements", f"one of {size} bytes of which {len(whole) - 8} are there")
-    return memoryview(whole)
+        check.fail("file", f"a variable of {size} bytes as its tag says", "another size when inflated")
+    return memoryview(whole)[8:]
 
 
-def _head(data: memoryview, order: str) -> _Head:
-    parts = _elements(data, order)
-    flags, dims, name = (next(parts, None) for _ in range(3))
-    if flags is None or dims is None or name is None or len(flags.data) != 8 or len(dims.data) % 4:
-        check.fail("file", "matrices with flags, dimensions and a name", "one without")
-    (flag,) = struct.unpack_from(f"{order}I", flags.data)
-    shape = struct.unpack(f"{order}{len(dims.data) // 4}i", dims.data)
-    if len(shape) > 8 or min(shape, default=-1) < 0:
-        check.fail("file", "matrices of up to 8 dimensions", str(shape)[:80])
-    # The sizes of the parts before the contents, each with its tag: they are read again from there.
-    start = _end_of(data, order, 3)
-    label = bytes(name.data).decode("latin1")
-    return _Head(label, flag & 0xFF, bool(flag & _COMPLEX), shape, data[start:])
-
-
-def _end_of(data: memoryview, order: str, number: int) -> int:
-    """Where the first ``number`` elements of ``data`` end."""
-    at = 0
-    for _ in range(number):
-        kind, size = struct.unpack_from(f"{order}II", data, at)
-        at += 8 if kind >> 16 else 8 + -(-size // 8) * 8
-    return at
-
-
-def _variable(head: _Head, order: str, memory: Memory) -> NDArray[Any]:
-    if head.mat_class != _CELL:
-        return _matrix(head.name, head, order)
-    count = math.prod(head.shape)
-    if count * 8 > len(head.rest):
-        check.fail(head.name, f"{count} cells as its dimensions say", f"{len(head.rest)} bytes")
-    memory.take(head.name, count * _PER_CELL)
-    cells = np.empty(count, dtype=object)
-    at = -1
-    for at, element in enumerate(_elements(head.rest, order)):
-        if element.kind != _MATRIX or at == count:
-            check.fail(head.name, f"{count} matrices as cells", "something else")
-        # MATLAB writes an empty cell without flags or dimensions.
-        empty = len(element.data) == 0
-        cells[at] = (
-            np.zeros((0, 0))
-            if empty
-            else _matrix(f"{head.name}, cell {at}", _head(element.data, order), order)
-        )
-    if at + 1 != count:
-        check.fail(head.name, f"{count} matrices as cells", f"{at + 1}")
-    return cells.reshape(head.shape, order="F")
-
-
-def _matrix(name: str, head: _Head, order: str) -> NDArray[Any]:
-    """The numbers of a matrix, in the dtype they are stored in, which may be narrower than its own."""
-    if head.mat_class not in _NUMBERS or head.is_complex:
-        check.fail(name, "real numbers", f"MATLAB class {head.mat_class}{', complex' * head.is_complex}")
-    stored = next(_elements(head.rest, order), None)
-    if stored is None or stored.kind not in _DTYPES:
-        check.fail(name, "real numbers", "none" if stored is None else f"an element of type {stored.kind}")
-    dtype = np.dtype(order + _DTYPES[stored.kind])
-    if math.prod(head.shape) * dtype.itemsize != len(stored.data):
-        check.fail(name, f"numbers of shape {head.shape}", f"{len(stored.data)} bytes of {dtype}")
-    return np.frombuffer(stored.data, dtype).reshape(head.shape, order="F")
+def _check(name: str, matrix: memoryview, order: str, memory: Memory, *, may_be_cells: bool) -> None:
+    """Refuse a matrix unless its parts fill it and scipy reads them by what is there, not by claims."""
+    parts = _elements(matrix, order)
+    (_, flags), (_, dims), _ = islice(parts, 3)
+    if len(flags) != 8:
+        check.fail(name, "flags of 8 bytes", str(len(flags)))
+    (flag,) = struct.unpack_from(f"{order}I", flags)
+    if not may_be_cells or flag & 0xFF != _CELL:
+        if flag & 0xFF not in _NUMBERS or flag & _COMPLEX:
+            check.fail(
+                name, "real numbers", f"MATLAB class {flag & 0xFF}" + ", complex" * bool(flag & _COMPLEX)
+            )
+        stored = [kind for kind, _ in parts]
+        if len(stored) != 1 or stored[0] not in _STORED:
+            check.fail(name, "real numbers", f"elements of types {stored}"[:80])
+        return
+    count = 0
+    for kind, cell in parts:
+        if kind != _MATRIX:
+            check.fail(name, "matrices as cells", f"an element of type {kind}")
+        if len(cell):  # MATLAB writes an empty cell without flags or dimensions
+            _check(f"{name}, cell {count}", cell, order, memory, may_be_cells=False)
+        count += 1
+    claimed = math.prod(struct.unpack(f"{order}{len(dims) // 4}i", dims))
+    if count != claimed:
+        check.fail(name, f"{claimed} cells as its dimensions say", str(count))
+    memory.take(name, count * _PER_CELL)

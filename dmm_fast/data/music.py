@@ -19,7 +19,7 @@ from dmm_fast import check
 from dmm_fast.data.files import atomic_write
 from dmm_fast.data.matfile import read_variables
 from dmm_fast.data.memory import DEFAULT_BYTES, Memory
-from dmm_fast.data.pickled import Reader
+from dmm_fast.data.pickled import unpickle
 from dmm_fast.data.sequences import Dataset, SequenceSet
 
 LOWEST_NOTE = 21
@@ -46,7 +46,7 @@ def load(path: str | Path, *, max_bytes: int = DEFAULT_BYTES) -> Dataset:
     - ``.npz``, what :func:`save_npz` writes: for each split ``<split>_sequences``, uint8 or float32
       ``[sum of T, D]``, the sequences one after another, and ``<split>_lengths``, int64 ``[N]``.
 
-    Nothing in a file is executed or unpickled: a reader that knows containers and integers reads
+    Nothing in a file is executed: an unpickler that knows containers and integers reads
     ``.pickle``, and ``.npz`` is read without pickle.
 
     Args:
@@ -55,6 +55,7 @@ def load(path: str | Path, *, max_bytes: int = DEFAULT_BYTES) -> Dataset:
             allocated; a small file can ask for a lot.
 
     Raises:
+        ImportError: the file is a ``.mat`` and scipy is not installed.
         OSError: the file cannot be opened.
         TypeError: ``path`` is no path, or ``max_bytes`` no int.
         ValueError: it is not of that form, or takes more memory; the message names the file and what was
@@ -118,7 +119,7 @@ def read_notes(file: BinaryIO, max_bytes: int = DEFAULT_BYTES) -> dict[str, Note
 
 
 def _note_lists(content: bytes, memory: Memory) -> dict[str, NoteLists]:
-    data = Reader(content, memory).read()
+    data = unpickle(content, memory)
     if not isinstance(data, dict):
         check.fail("file", f"a dict of {', '.join(SPLITS)}", type(data).__name__)
     for split in SPLITS:
@@ -263,6 +264,8 @@ def _naming(path: Path, kind: str) -> Iterator[None]:
     """Turn whatever a reader raises on a malformed file into a ValueError that names the file."""
     try:
         yield
+    except ImportError:  # scipy is missing: that is not the file's fault
+        raise
     except Exception as error:  # the three formats' readers raise nearly every type there is
         raise ValueError(f"{path}: expected a data set as {kind}, got {_say(error)}") from error
 

@@ -119,29 +119,37 @@ def repeated(times: int, place: bytes = b"h\x00") -> bytes:
         (b"]r\xff\xff\xff\xff.", "a dict of train"),  # the 4294967295th place of the memo
         (b"]p99999999999\n.", "a dict of train"),
         (b"\x96" + struct.pack("<Q", 2**40) + b".", "refused instruction"),
-        (b"\x8d" + struct.pack("<Q", 2**62) + b"x", "a truncated one"),
-        (b"B" + struct.pack("<I", 2**31) + b"x", "a truncated one"),
-        (b"\x8b" + struct.pack("<i", -1) + b"x", "a truncated one"),
+        (b"\x8d" + struct.pack("<Q", 2**62) + b"x", "EOFError"),
+        (b"B" + struct.pack("<I", 2**31) + b"x", "EOFError"),
+        (b"\x8b" + struct.pack("<i", -1) + b"x", "negative byte count"),
         (b"\x95" + struct.pack("<Q", 2**62) + b"N.", "a dict of train"),  # a frame's length is not needed
-        (b"}((t" + b"\x85" * 20_000 + b"Nu.", "keys that are strings"),
+        (b"}((t" + b"\x85" * 20_000 + b"Nu.", "refused keys"),
+        (b"}(t" + b"\x85" * 20_000 + b"Ns.", "refused keys"),
+        (b"((t" + b"\x85" * 20_000 + b"Nd.", "refused keys"),
+        (b"\x8f(Nt\x90.", "refused instruction"),
         (b"](" * 20_000 + b"e" * 20_000 + b".", "a dict of train"),
-        (b"V" + b"9" * 1000 + b"\n.", "lines of at most"),
-        (b"I" + b"9" * 200 + b"\n.", "whole numbers"),
-        (b"h\x07.", "references to what was read"),
-        (b"e.", "without a beginning"),
-        (b".", "without what it works on"),
-        (b"(.", "without what it works on"),
-        (b"Na.", "a list to put parts into"),
-        (b"]N\x8c\x01ab.", "numpy|to put parts into"),
-        (b"cnumpy\ndtype\n(U\x03i99tR.", "integers as notes"),
-        (b"cos\nsystem\n.", "refused 'os', 'system'"),
-        (b"\x8c\x02os\x8c\x06system\x93.", "refused 'os', 'system'"),
-        (b"(cos\nsystem\no.", "refused"),
-        (b"ios\nsystem\n.", "refused"),
+        (b"V" + b"9" * 1000 + b"\n.", "a dict of train, valid, test, got str"),
+        (b"I" + b"9" * 200 + b"\n.", "a dict of train, valid, test, got int"),
+        (b"h\x07.", "Memo value not found"),
+        (b"e.", "IndexError"),
+        (b".", "IndexError"),
+        (b"(.", "IndexError"),
+        (b"NNa.", "AttributeError"),
+        (b"]N\x8c\x01ab.", "AttributeError"),
+        (b"cnumpy\ndtype\n(U\x03i99tR.", "notes are integers"),
+        (b"cos\nsystem\n.", "refused os.system"),
+        (b"\x8c\x02os\x8c\x06system\x93.", "refused os.system"),
+        (b"(cnumpy\ndtype\nU\x02i8o.", "refused instruction"),
+        (b"(U\x02i8inumpy\ndtype\n.", "refused instruction"),
+        (b"cnumpy\ndtype\n(U\x02i8t\x81.", "refused instruction"),
+        (b"cnumpy\ndtype\n(U\x02i8t}\x92.", "refused instruction"),
+        (b"\x82\x01.", "refused instruction"),
+        (b"\x97.", "refused instruction"),
+        (b"N\x98.", "refused instruction"),
     ],
 )
 def test_crafted_pickles_are_refused(tmp_path: Path, content: bytes, reason: str) -> None:
-    assert reason.split("|")[-1] in refused(write_pickle(tmp_path / "a.pickle", content))
+    assert reason in refused(write_pickle(tmp_path / "a.pickle", content))
 
 
 def test_steps_that_are_repeated_are_counted(tmp_path: Path) -> None:
@@ -164,7 +172,7 @@ def test_empty_lists_cost_more_than_their_bytes(tmp_path: Path) -> None:
 
 def test_pickles_of_every_protocol_and_kind_are_what_pickle_reads() -> None:
     from dmm_fast.data.memory import Memory
-    from dmm_fast.data.pickled import Reader
+    from dmm_fast.data.pickled import unpickle
 
     things = [
         {"a": [1.5, True, None, "é€" * 20, 2**70, -3, 300, 70_000, -(2**40), {}, ()]},
@@ -174,7 +182,7 @@ def test_pickles_of_every_protocol_and_kind_are_what_pickle_reads() -> None:
     ]
     for thing in things:
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-            assert Reader(pickle.dumps(thing, protocol), Memory(1 << 20)).read() == thing
+            assert unpickle(pickle.dumps(thing, protocol), Memory(1 << 20)) == thing
 
 
 def matrix(shape: tuple[int, ...], content: bytes, name: bytes = b"traindata", mat_class: int = 1) -> bytes:
@@ -197,6 +205,13 @@ def compressed(variable: bytes) -> bytes:
     return struct.pack("<II", 15, len(data)) + data
 
 
+def nested(depth: int) -> bytes:
+    """A cell array in a cell array and so on."""
+    empty = matrix((1, 1), b"", b"")
+    tags = [struct.pack("<II", 14, len(empty) * n - 8) for n in range(depth, 0, -1)]
+    return b"".join(tag + empty[8:] for tag in tags)
+
+
 CELL = matrix((1, 88), struct.pack("<II", 2, 88) + bytes(88), b"", 9)
 
 
@@ -205,22 +220,33 @@ CELL = matrix((1, 88), struct.pack("<II", 2, 88) + bytes(88), b"", 9)
     [
         (matrix((1, 2**30), CELL), "1073741824 cells as its dimensions say"),
         (matrix((2**31 - 1, 2**31 - 1), CELL), "cells as its dimensions say"),
-        (matrix((1, -1), CELL), "matrices of up to 8 dimensions"),
-        (matrix((1,) * 40, CELL), "matrices of up to 8 dimensions"),
-        (matrix((), CELL), "matrices of up to 8 dimensions"),
-        (matrix((1, 2), CELL), "2 matrices as cells, got 1"),
-        (matrix((1, 1), CELL + CELL), "1 matrices as cells"),
-        (matrix((1, 1), matrix((2**20, 2**20), b"", b"", 9)), "real numbers, got none"),
+        (matrix((1, -1), CELL), "-1 cells as its dimensions say"),
+        (matrix((1,) * 40, CELL), "got ValueError"),
+        (matrix((), CELL), "an object array of shape (1, N), got object of shape ()"),
+        (matrix((1, 2), CELL), "2 cells as its dimensions say, got 1"),
+        (matrix((1, 1), CELL + CELL), "1 cells as its dimensions say, got 2"),
+        (matrix((1, 1), matrix((2**20, 2**20), b"", b"", 9)), "real numbers, got elements of types []"),
         (
             matrix((1, 1), matrix((2**20, 2**20), struct.pack("<II", 9, 8) + bytes(8), b"", 6)),
-            "numbers of shape",
+            "cannot reshape",
         ),
         (matrix((1, 1), matrix((1, 1), CELL, b"")), "real numbers, got MATLAB class 1"),
         (matrix((1, 1), matrix((1, 4), struct.pack("<II", 4, 8) + b"a" * 8, b"", 4)), "got MATLAB class 4"),
+        (matrix((1, 1), matrix((1, 88), struct.pack("<II", 1000, 88) + bytes(88), b"", 9)), "types [1000]"),
+        (
+            matrix((1, 1), matrix((1, 88), CELL[-96:] + CELL, b"", 9)),
+            "real numbers, got elements of types [2, 14]",
+        ),
+        (matrix((1, 1), matrix((1, 2**30), struct.pack("<II", 4, 0), b"", 4)), "got MATLAB class 4"),
+        (matrix((1, 2**30), struct.pack("<HHiII", 5, 4, 32, 1, 0), mat_class=2), "got MATLAB class 2"),
+        (matrix((1, 1), CELL, mat_class=0x0806), "got MATLAB class 6, complex"),
+        (matrix((1, 1), nested(50_000)), "got MATLAB class 1"),
         (matrix((1, 1), CELL)[:-40], "whole elements"),
         (struct.pack("<II", 14, 2**31) + bytes(8), "whole elements, got one of 2147483648 bytes"),
         (struct.pack("<II", 15, 5) + b"\x00" * 5, "got"),
-        (compressed(matrix((1, 1), CELL)[:-8]), "whole elements"),
+        (compressed(matrix((1, 1), CELL)[:-8]), "as its tag says"),
+        (compressed(matrix((1, 1), CELL) + bytes(8)), "as its tag says"),
+        (compressed(matrix((1, 1), CELL))[:-1] + b"x", "incorrect data check"),
         (struct.pack("<II", 99, 0), "variables, got an element of type 99"),
     ],
 )
@@ -260,10 +286,17 @@ def test_matlab_files_are_what_scipy_wrote(tmp_path: Path, dtype: str, compressi
         assert np.array_equal(row[: len(cell)].numpy(), cell)
 
 
+def test_the_header_does_not_choose_another_reader(tmp_path: Path) -> None:
+    cells = [matrix((1, 1), CELL, f"{split}data".encode()) for split in SPLITS]
+    path = mat(tmp_path / "a.mat", *cells)
+    path.write_bytes(bytes(4) + path.read_bytes()[4:])  # a zero among these is for scipy an older version
+    assert load(path).train.sequences.shape == (1, 1, 88)
+
+
 def test_other_versions_of_matlab_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.mat"
     path.write_bytes(b"MATLAB 7.3".ljust(124) + b"\x00\x02IM" + bytes(64))
-    assert "a MATLAB v5 file, got another: version 0x0200" in refused(path)
+    assert "a MATLAB v5 file, got version" in refused(path)
     savemat(path, {"traindata": np.zeros((2, 200))}, format="4")
     assert "a MATLAB v5 file" in refused(path)
 
