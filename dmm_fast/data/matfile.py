@@ -54,15 +54,17 @@ def read_variables(file: BinaryIO, names: Collection[str], memory: Memory) -> di
     for kind, data in _elements(content[128:], order):
         if kind not in (_MATRIX, _COMPRESSED):
             check.fail("file", "variables", f"an element of type {kind}")
-        # Of a compressed variable only the beginning, until it is known to be wanted.
-        prefix = zlib.decompressobj().decompress(data, _PREFIX) if kind == _COMPRESSED else None
-        head = list(islice(_elements(data if prefix is None else memoryview(prefix)[8:], order), 3))
+        matrix, size = data, len(data)
+        if kind == _COMPRESSED:
+            # Only the beginning, until the variable is known to be wanted.
+            prefix = zlib.decompressobj().decompress(data, _PREFIX)
+            matrix, size = memoryview(prefix)[8:], struct.unpack_from(f"{order}I", prefix, 4)[0]
+        head = list(islice(_elements(matrix, order), 3))
         name = bytes(head[2][1]).decode("latin1") if len(head) == 3 else None
         if name is None or name not in names:
             continue
-        size = len(data) if prefix is None else struct.unpack_from(f"{order}I", prefix, 4)[0]
         memory.take("file", size * _COPIES)
-        matrix = data if prefix is None else _inflate(data, size)
+        matrix = _inflate(data, size) if kind == _COMPRESSED else data
         _check(name, matrix, order, memory, may_be_cells=True)
         found[name] = struct.pack(f"{order}II", _MATRIX, size) + matrix
     # With a header of our own, as scipy takes some for those of older versions.

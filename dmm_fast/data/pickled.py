@@ -25,11 +25,8 @@ _INSTRUCTIONS = """
     BINBYTES8 EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 TUPLE EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM
     SETITEMS GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL REDUCE BUILD
 """
-_KEYS = {  # where they are on the stack
-    "DICT": slice(None, None, 2),
-    "SETITEM": slice(-2, -1),
-    "SETITEMS": slice(None, None, 2),
-}
+# Where the keys of dicts are on the stack.
+_KEYS = {"DICT": slice(None, None, 2), "SETITEMS": slice(None, None, 2), "SETITEM": slice(-2, -1)}
 
 
 class _IntegerType:

@@ -265,6 +265,11 @@ def test_a_compressed_bomb_is_refused_before_it_is_inflated(tmp_path: Path) -> N
     assert "file: expected a file that takes at most max_bytes" in refused(path, max_bytes=1_000_000)
 
 
+def test_empty_cells_cost_more_than_their_bytes(tmp_path: Path) -> None:
+    path = mat(tmp_path / "a.mat", matrix((1, 100_000), struct.pack("<II", 14, 0) * 100_000))
+    assert "traindata: expected a file that takes at most" in refused(path, max_bytes=10_000_000)
+
+
 def test_other_variables_are_passed_over(tmp_path: Path) -> None:
     bomb = matrix((30_000_000, 1), struct.pack("<II", 2, 30_000_000) + bytes(30_000_000), b"other", 9)
     cells = [matrix((1, 1), CELL, f"{split}data".encode()) for split in SPLITS]
