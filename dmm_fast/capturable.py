@@ -64,4 +64,4 @@ def with_number(given: dict[str, Any], name: str, dtype: torch.dtype) -> dict[st
 
 def is_number(value: object, dtype: torch.dtype) -> TypeGuard[Tensor]:
     """Whether ``value`` is a tensor as a capturable optimizer keeps a number."""
-    return isinstance(value, Tensor) and value.dtype == dtype and value.dim() == 0
+    return isinstance(value, Tensor) and value.dtype == dtype and value.dim() == 0 and not value.is_meta

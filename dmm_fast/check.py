@@ -1,14 +1,15 @@
 """Argument checks shared by every layer: an error names the argument, what was expected, what came."""
 
+import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def fail(name: str, expected: str, got: str, exc: type[Exception] = ValueError) -> NoReturn:
@@ -165,6 +166,38 @@ def function(name: str, value: object) -> None:
     """Check that ``value`` can be called, and is no class."""
     if not callable(value) or isinstance(value, type):
         fail(name, "a function", describe(value), TypeError)
+
+
+def takes(
+    name: str, function: Callable[..., Any], args: Sequence[object], kwargs: Mapping[str, object]
+) -> None:
+    """Check that ``function`` can be called, and has these arguments where Python knows which it has."""
+    if not callable(function):
+        fail(name, "a function", describe(function), TypeError)
+    own = function
+    if isinstance(function, nn.Module) and not function._forward_pre_hooks:  # which may change arguments
+        own = function.forward
+    try:
+        # Not that of what a decorator wraps: the decorator may change it.
+        signature = inspect.signature(own, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        called = f"{len(args)} by position and {sorted(kwargs)} by name"
+        fail(name, f"arguments that fit {signature}", f"{called}: {error}", TypeError)
+
+
+def elements(name: str, value: Any, expected: str) -> list[Any]:
+    """Check that ``value`` is an iterable, other than a string or a tensor, and return what it yields."""
+    if isinstance(value, str | bytes | Tensor):
+        fail(name, expected, describe(value), TypeError)
+    try:
+        iterator = iter(value)
+    except TypeError:
+        fail(name, expected, describe(value), TypeError)
+    return list(iterator)
 
 
 def integer(name: str, value: object, expected: str = "an int") -> int:

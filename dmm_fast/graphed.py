@@ -136,13 +136,15 @@ class GraphedSVI(SVI):
         parameters are spoilt by then, as after ``SVI.step``.
 
         Raises:
-            TypeError: an argument is no tensor, number, string or None; the loss is several numbers.
+            TypeError: an argument is no tensor, number, string or None, or there are others than model and
+                guide have; the loss is several numbers.
             ValueError: the tensors are on several devices; an optimizer is not capturable.
             CaptureError: a RuntimeError: the step cannot be captured, and the message says why or what is
                 likely. On a GPU torch itself may be of no use to the process after that.
         """
         capturer = self._capturer_for([*args, *kwargs.values()])
         if capturer is None:
+            self._check_takes(args, kwargs)
             return loss_tensor(super().step(*self._gathered(args, kwargs), **self._passed(kwargs)))
         self._turnover.steps += 1
         modules = self._modules_now()
@@ -173,6 +175,7 @@ class GraphedSVI(SVI):
         self, key: Signature, args: tuple[Any, ...], kwargs: dict[str, Any], change: str | None
     ) -> "_Kept":
         """Begin a signature: a new one, or one that starts over as something has changed."""
+        self._check_takes(args, kwargs)
         kept = _Kept(args, kwargs)
         self._kept.pop(key, None)
         self._kept[key] = kept
@@ -205,6 +208,11 @@ class GraphedSVI(SVI):
                 self._capturer = CudaGraphs(tensor.device)
                 break
         return self._capturer
+
+    def _check_takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Check that what is called with the arguments of a step has such arguments."""
+        for function in (self.guide, self.model) if self.gather is None else (self.gather,):
+            check.takes("arguments", function, args, kwargs)
 
     def _gathered(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         return args if self.gather is None else self.gather(*args, **kwargs)

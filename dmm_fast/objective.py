@@ -8,12 +8,19 @@ from typing import Any
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
 from pyro.infer import config_enumerate as enumerate_sites
 
+from dmm_fast import check
 from dmm_fast.config import TrainConfig
 from dmm_fast.model import DMM
 
 
 def guide_and_elbo(dmm: DMM, config: TrainConfig) -> tuple[Callable[..., Any], ELBO]:
-    """The ELBO that ``config.elbo`` names, and the guide as it takes it."""
+    """The ELBO that ``config.elbo`` names, and the guide as it takes it.
+
+    Raises:
+        TypeError: an argument is of another kind.
+    """
+    check.kind("dmm", dmm, DMM)
+    check.kind("config", config, TrainConfig)
     if config.elbo == "trace":
         return dmm.guide, Trace_ELBO()
     if config.elbo == "mean_field":

@@ -4,9 +4,8 @@
 ``pyro.infer.SVI`` takes. The states of both are those of Pyro's classes and load either way.
 """
 
-import math
+import inspect
 from collections.abc import Callable, Iterable
-from numbers import Real
 from typing import Any, NamedTuple, overload
 
 import pyro
@@ -15,18 +14,18 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dmm_fast.capturable import (
-    as_kept,
-    is_capturable,
-    is_number,
-    put_count_on_device,
-    put_rate_on_device,
-    with_number,
-)
+from dmm_fast import check
+from dmm_fast.capturable import as_kept, is_capturable, put_count_on_device, put_rate_on_device
 from dmm_fast.check import describe, fail
 from dmm_fast.ops.clipped_adam import clipped_adam
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+from dmm_fast.optimizer_checks import (
+    MOMENTS,
+    check_gradient,
+    check_new_group,
+    check_params,
+    check_structure,
+    check_values,
+)
 
 
 class ClippedAdam(Optimizer):
@@ -89,7 +88,7 @@ class ClippedAdam(Optimizer):
         # Where it is not, the state is Pyro's to the letter.
         if capturable is not False:
             defaults["capturable"] = capturable
-        super().__init__(params, defaults)
+        super().__init__(check_params(params), defaults)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -101,14 +100,21 @@ class ClippedAdam(Optimizer):
         """Do one step; a ``closure`` computes gradients first, and its loss is returned."""
         loss = None
         if closure is not None:
+            check.takes("closure", closure, (), {})
             with torch.enable_grad():
                 loss = closure()
         _step_together([self])
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters; what it leaves out is as the constructor was told."""
-        _check_group({**self.defaults, **param_group})
+        """Add a group of parameters; what it leaves out is as the constructor was told.
+
+        Raises:
+            TypeError: the group is no dict, has something other than parameters, or a hyper-parameter of
+                another type.
+            ValueError: a parameter is computed or in another group, or a hyper-parameter is out of range.
+        """
+        param_group["params"] = check_new_group(param_group, self.defaults, self.param_groups)
         super().add_param_group(param_group)
         put_rate_on_device(self.param_groups[-1])
 
@@ -116,21 +122,20 @@ class ClippedAdam(Optimizer):
         """Take over the state of a ``ClippedAdam``, this class's or Pyro's.
 
         Raises:
-            ValueError: the state is another optimizer's, or belongs to other parameters. The state
-                there was is kept.
+            TypeError: a part of the state is of another type.
+            ValueError: the state is another optimizer's, or belongs to other parameters.
+
+        The state there was is kept then.
         """
-        missing = {"state", "param_groups"} - state_dict.keys()
-        if missing:
-            fail("state_dict", f"an entry {sorted(missing)[0]!r}", f"{list(state_dict)}")
-        super().load_state_dict(as_kept(state_dict, self.param_groups))
+        check_structure(state_dict, self.param_groups)
+        kept = as_kept(state_dict, self.param_groups)
+        for group in kept["param_groups"]:
+            group.setdefault("centered_variance", False)  # Pyro's states of before it had one
+        check_values(kept, self.param_groups)
+        super().load_state_dict(kept)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # torch comes through here with the whole new state, from load_state_dict, copy and pickle.
-        for group in state["param_groups"]:
-            group.setdefault("centered_variance", False)  # Pyro's states of before it had one
-            _check_group(with_number(group, "lr", torch.float64))
-            for param in group["params"]:
-                _check_state(param, state["state"].get(param))
         for group in filter(is_capturable, state["param_groups"]):
             put_rate_on_device(group)
             for param in group["params"]:
@@ -163,8 +168,11 @@ class PyroClippedAdam(PyroOptim):
         optim_args: dict[str, Any] | Callable[..., dict[str, Any]],
         clip_args: dict[str, Any] | Callable[..., dict[str, Any]] | None = None,
     ) -> None:
-        for name, value in (("optim_args", optim_args), ("clip_args", clip_args or {})):
-            if not (isinstance(value, dict) or callable(value)):
+        for name, value in (
+            ("optim_args", optim_args),
+            ("clip_args", {} if clip_args is None else clip_args),
+        ):
+            if not isinstance(value, dict) and not _has_signature(value):
                 fail(name, "a dict or a function that returns one", describe(value), TypeError)
         super().__init__(ClippedAdam, optim_args, clip_args)
         # The store may forget them where another's parameters take their place. Some have none, as in Pyro.
@@ -179,12 +187,16 @@ class PyroClippedAdam(PyroOptim):
         """Do one step for every parameter in ``params``, each of which may stand there once.
 
         Raises:
-            TypeError: there are other arguments: a closure would have to run once a parameter.
+            TypeError: ``params`` has something other than parameters, or there are other arguments: a
+                closure would have to run once a parameter.
             ValueError: a parameter stands in ``params`` twice.
         """
         if args or kwargs:
             fail("arguments", "params alone", f"{len(args) + len(kwargs)} more", TypeError)
-        once = list(params)
+        once = check.elements("params", params, "an iterable of parameters")
+        for p in once:
+            if not isinstance(p, Tensor):
+                fail("params", "an iterable of parameters", f"one that is {describe(p)}", TypeError)
         if len({id(p) for p in once}) != len(once):
             fail("params", "each parameter once", f"{len(once)} with repetitions")
         optimizers = [self._optimizer_of(p) for p in once]
@@ -204,6 +216,15 @@ class PyroClippedAdam(PyroOptim):
             self.grad_clip[param] = self._get_grad_clip(param)  # type: ignore[arg-type]
             self.optim_objs[param], self._names[param] = optimizer, name
         return self.optim_objs[param]
+
+
+def _has_signature(value: Any) -> bool:
+    """Whether ``value`` is a function whose arguments Pyro can count."""
+    try:
+        inspect.signature(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 class _Rule(NamedTuple):
@@ -246,7 +267,7 @@ def _step_together(optimizers: Iterable[Optimizer]) -> None:
     for _, group in groups:
         put_rate_on_device(group)
         for param in group["params"]:
-            _check_gradient(param, group)
+            check_gradient(param, group)
     stepped = [
         _Stepped(param, param.grad, optimizer.state[param], group)
         for optimizer, group in groups
@@ -279,7 +300,7 @@ def _step_together(optimizers: Iterable[Optimizer]) -> None:
 def _begin(each: _Stepped) -> None:
     """Give a parameter a state before its first step."""
     if not each.state:
-        state = {"step": 0, **{moment: torch.zeros_like(each.grad) for moment in _MOMENTS}}
+        state = {"step": 0, **{moment: torch.zeros_like(each.grad) for moment in MOMENTS}}
         if is_capturable(each.group):
             put_count_on_device(each.param, state)
         each.state.update(state)
@@ -321,64 +342,6 @@ def _put_into_bucket(each: _Stepped, buckets: dict[_Rule, _Bucket]) -> None:
         centered_variance=group["centered_variance"],
     )
     bucket = buckets.setdefault(rule, _Bucket([], [], [], [], [], []))
-    row = (param, grad, *(state[m] for m in _MOMENTS), state["step"], group["lr"])
+    row = (param, grad, *(state[m] for m in MOMENTS), state["step"], group["lr"])
     for column, value in zip(bucket, row, strict=True):
         column.append(value)
-
-
-def _check_gradient(param: Tensor, group: dict[str, Any]) -> None:
-    """Check that ``param`` has no gradient, or one that is dense and real, where its group's rate is."""
-    if param.grad is None:
-        return
-    if param.grad.layout != torch.strided:
-        fail("grad", "a dense gradient", str(param.grad.layout), TypeError)
-    if not param.is_floating_point():
-        fail("params", "floating-point parameters", describe(param), TypeError)
-    if is_capturable(group) and param.device != group["lr"].device:
-        fail("params", f"one device for a capturable group, {group['lr'].device}", describe(param))
-
-
-def _check_group(group: dict[str, Any]) -> None:
-    """Check the hyper-parameters of a parameter group."""
-    if not isinstance(group.get("capturable", False), bool):
-        fail("capturable", "a bool", describe(group["capturable"]), TypeError)
-    _check_number(group, "lr", "a finite number from 0", lambda v: 0 <= v < math.inf)
-    _check_number(group, "eps", "a finite number from 0", lambda v: 0 <= v < math.inf)
-    _check_number(group, "weight_decay", "a finite number from 0", lambda v: 0 <= v < math.inf)
-    _check_number(group, "clip_norm", "a number above 0", lambda v: v > 0)
-    _check_number(group, "lrd", "a finite number above 0", lambda v: 0 < v < math.inf)
-    betas = group.get("betas")
-    if not isinstance(betas, tuple | list) or len(betas) != 2:
-        fail("betas", "two numbers", describe(betas), TypeError)
-    for index, beta in enumerate(betas):
-        name = f"betas[{index}]"
-        _check_number({name: beta}, name, "a number in [0, 1)", lambda v: 0 <= v < 1)
-    if not isinstance(group.get("centered_variance"), bool):
-        fail("centered_variance", "a bool", describe(group.get("centered_variance")), TypeError)
-
-
-def _check_number(group: dict[str, Any], name: str, expected: str, admits: Callable[[Any], bool]) -> None:
-    """Check that ``group[name]`` is a number that ``admits`` takes; no range admits NaN."""
-    value = group.get(name)
-    if not isinstance(value, Real):
-        fail(name, expected, describe(value), TypeError)
-    if not admits(value):
-        fail(name, expected, repr(value))
-
-
-def _check_state(param: Tensor, state: dict[str, Any] | None) -> None:
-    """Check what a loaded state says of ``param``: nothing, or a step count and two averages."""
-    if not state:
-        return
-    if state.keys() != {"step", *_MOMENTS}:
-        fail("state_dict", f"step, {', '.join(_MOMENTS)} for a parameter", f"{list(state)}")
-    counted = isinstance(state["step"], int) and state["step"] >= 1
-    if not counted and not is_number(state["step"], torch.int64):
-        fail("state_dict", "step as an int from 1", describe(state["step"]))
-    for moment in _MOMENTS:
-        if not isinstance(state[moment], Tensor) or state[moment].shape != param.shape:
-            fail(
-                "state_dict",
-                f"{moment} of shape {tuple(param.shape)} as its parameter has",
-                describe(state[moment]),
-            )

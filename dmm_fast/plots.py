@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from dmm_fast.check import dense, describe, fail, int_between, kind, number
+from dmm_fast.check import dense, describe, elements, fail, int_between, kind, number
 from dmm_fast.check import path as check_path
 from dmm_fast.data.files import atomic_write
 from dmm_fast.data.music import LOWEST_NOTE
@@ -107,10 +107,9 @@ def note_range(rolls: Iterable[Tensor], lowest_note: int = LOWEST_NOTE) -> tuple
         ValueError: there is no roll, or one has another shape, is empty, or leaves [0, 1].
     """
     int_between("lowest_note", lowest_note, 0, _HIGHEST)
-    if not isinstance(rolls, Iterable) or isinstance(rolls, Tensor | str | bytes):
-        fail("rolls", "piano rolls", describe(rolls), TypeError)
     sounding = [
-        torch.from_numpy(np.nonzero((_values(roll) > 0.05).any(0))[0] + lowest_note) for roll in rolls
+        torch.from_numpy(np.nonzero((_values(roll) > 0.05).any(0))[0] + lowest_note)
+        for roll in elements("rolls", rolls, "piano rolls")
     ]
     if not sounding:
         fail("rolls", "at least one", "none")

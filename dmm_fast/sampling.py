@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -184,15 +183,9 @@ def _roll_out(dmm: DMM, z_prev: Tensor, num_steps: int) -> Tensor:
 def _checked_quantiles(quantiles: Any) -> list[float]:
     """The probabilities as Python's numbers."""
     expected = "a sequence of probabilities between 0 and 1"
-    if isinstance(quantiles, str) or not isinstance(quantiles, Iterable):
-        check.fail("quantiles", expected, check.describe(quantiles), TypeError)
-    given = []
-    for value in quantiles.tolist() if isinstance(quantiles, Tensor) else quantiles:
-        if isinstance(value, bool) or not isinstance(value, Real):
-            check.fail("quantiles", expected, f"one that is {check.describe(value)}", TypeError)
-        given.append(float(value))
-        if not 0.0 <= given[-1] <= 1.0:
-            check.fail("quantiles", expected, f"one that is {given[-1]}")
+    if isinstance(quantiles, Tensor):
+        quantiles = check.dense("quantiles", quantiles).tolist()
+    given = [check.probability("quantiles", q) for q in check.elements("quantiles", quantiles, expected)]
     if not given:
         check.fail("quantiles", "at least one probability", "none")
     return given

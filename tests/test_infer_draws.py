@@ -206,10 +206,12 @@ class TestQuantiles:
         [
             (0.5, TypeError, r"^quantiles: expected a sequence of prob.* between 0 and 1, got float 0.5$"),
             ("0.5", TypeError, r"^quantiles: expected a sequence .*, got str '0.5'$"),
-            (["a"], TypeError, r"^quantiles: expected a sequence .*, got one that is str 'a'$"),
-            ([True], TypeError, r"^quantiles: expected a sequence .*, got one that is bool True$"),
-            ([0.5, 1.5], ValueError, r"^quantiles: expected a sequence .*, got one that is 1.5$"),
-            ([float("nan")], ValueError, r"^quantiles: expected a sequence .*, got one that is nan$"),
+            (["a"], TypeError, r"^quantiles: expected a probability .*, got str 'a'$"),
+            ([True], TypeError, r"^quantiles: expected a probability .*, got bool True$"),
+            ([0.5, 1.5], ValueError, r"^quantiles: expected a probability .*, got float 1.5$"),
+            ([float("nan")], ValueError, r"^quantiles: expected a probability .*, got float nan$"),
+            (torch.tensor(0.5), TypeError, r"^quantiles: expected a sequence .*, got float 0.5$"),
+            (torch.ones(1, device="meta"), TypeError, r"^quantiles: expected a dense tensor with values"),
             ([], ValueError, r"^quantiles: expected at least one probability, got none$"),
         ],
     )

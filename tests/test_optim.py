@@ -27,6 +27,9 @@ def reference_backend() -> Iterator[None]:
         yield
 
 
+TAKEN = torch.ones(3)
+
+
 class TestClippedAdam:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: ",".join(o) or "defaults")
@@ -168,6 +171,40 @@ class TestClippedAdam:
             optimizer.add_param_group({"params": [torch.ones(2, requires_grad=True)], **options})
         assert len(optimizer.param_groups) == 1
 
+    @pytest.mark.parametrize(
+        ("params", "exc", "message"),
+        [
+            (
+                torch.ones(3),
+                TypeError,
+                "^params: expected an iterable of parameters or of dicts, got float32",
+            ),
+            ([], ValueError, "^params: expected at least one parameter, got none$"),
+            (["a"], TypeError, "^params: expected an iterable of parameters, got one that is str 'a'$"),
+            ([torch.ones(3, requires_grad=True) * 2], ValueError, "^params: expected leaf tensors, got"),
+            ([{"lr": 0.1}], ValueError, r"^param_group: expected an entry 'params', got \['lr'\]$"),
+            ([{"params": {torch.ones(3)}}], TypeError, "^params: .* in an order, got set$"),
+            ([("a", torch.ones(3)), torch.ones(3)], ValueError, "^params: expected names for all"),
+            ([{"params": [TAKEN]}, {"params": TAKEN}], ValueError, "^params: expected each .* in one group"),
+        ],
+    )
+    def test_what_is_no_parameter_is_refused(self, params: Any, exc: type[Exception], message: str) -> None:
+        with pytest.raises(exc, match=message):
+            ClippedAdam(params)
+
+    def test_parameters_come_as_torch_takes_them(self) -> None:
+        module = torch.nn.Linear(2, 3)
+        named = ClippedAdam(module.named_parameters())
+        assert named.param_groups[0]["param_names"] == ["weight", "bias"]
+        assert named.param_groups[0]["params"] == list(module.parameters())
+        assert ClippedAdam([{"params": module.weight}]).param_groups[0]["params"] == [module.weight]
+
+    def test_a_closure_that_takes_arguments_is_refused(self) -> None:
+        optimizer = ClippedAdam([torch.ones(3, requires_grad=True)])
+        for closure in (lambda x: x, torch.nn.Linear(2, 3), len):
+            with pytest.raises(TypeError, match=r"^closure: expected arguments that fit \("):
+                optimizer.step(closure)
+
 
 class TestStateDict:
     @pytest.mark.parametrize(
@@ -231,6 +268,19 @@ class TestStateDict:
                 lambda s: s["state"][0].update(exp_avg_sq=torch.zeros(4)),
                 ValueError,
                 r"exp_avg_sq of shape \(3,\) as its parameter has, got float32 of shape \(4,\)",
+            ),
+            (
+                lambda s: s["state"][0].update(exp_avg=torch.zeros(3).to_sparse()),
+                ValueError,
+                r"exp_avg of shape \(3,\) as its parameter has, got float32 with layout torch.sparse_coo",
+            ),
+            (lambda s: s["state"][0].update(step=True), ValueError, "step as an int from 1, got bool True"),
+            (lambda s: s["state"].update(more=1), TypeError, r"^state_dict\['state'\]: expected dict, got"),
+            (lambda s: s["param_groups"].append({}), ValueError, "^state_dict: expected 1 groups .* got 2$"),
+            (
+                lambda s: s["param_groups"][0]["params"].append(1),
+                ValueError,
+                "expected 1 parameters .* got 2$",
             ),
         ],
     )

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pyro.optim
@@ -153,6 +154,13 @@ class TestPyroClippedAdam:
             PyroClippedAdam(3)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match=r"^clip_args: expected a dict or a function .* got int"):
             PyroClippedAdam({}, 3)  # type: ignore[arg-type]
+        for not_options in (0, np.array([1.0, 2.0])):
+            with pytest.raises(TypeError, match=r"^clip_args: expected a dict or a function"):
+                PyroClippedAdam({}, not_options)  # type: ignore[arg-type]
+        with pytest.raises(
+            TypeError, match=r"^params: expected an iterable of parameters, got one that is list"
+        ):
+            PyroClippedAdam({})([[]])  # type: ignore[list-item]
         p = pyro.param("p", torch.ones(3))
         with pytest.raises(ValueError, match=r"^lr: .* got -1.0$"):
             PyroClippedAdam({"lr": -1.0})([p])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dmm_fast import kernels, native
-from dmm_fast.check import describe, fail
+from dmm_fast.check import describe, elements, fail
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 
@@ -78,8 +78,8 @@ class use_backend:  # noqa: N801 - reads as a verb, as a call and in a with stat
     """
 
     def __init__(self, name: str | None, ops: Collection[str] | None = None) -> None:
-        if name is not None and name not in BACKENDS:
-            fail("name", f"None or one of {', '.join(BACKENDS)}", repr(name))
+        if name is not None and not (isinstance(name, str) and name in BACKENDS):
+            fail("name", f"None or one of {', '.join(BACKENDS)}", describe(name))
         self._name = name
         self._ops = None if ops is None else _op_names(ops)
         self._is_block = False
@@ -130,13 +130,16 @@ _choices = _Choices("dmm_fast.ops.backend.choices")
 
 
 def _op_names(ops: Collection[str]) -> frozenset[str]:
-    if isinstance(ops, str) or not isinstance(ops, Collection):
-        fail("ops", "None or a collection of names of ops", describe(ops), TypeError)
+    expected = "None or a collection of names of ops"
+    # What can be iterated over but once is taken for a mistake.
+    if not isinstance(ops, Collection):
+        fail("ops", expected, describe(ops), TypeError)
     known = sorted(_implementations)
-    unknown = [op for op in ops if op not in known]
-    if unknown:
-        fail("ops", f"names among {', '.join(known)}", repr(unknown[0]))
-    return frozenset(ops)
+    names = elements("ops", ops, expected)
+    for op in names:
+        if not isinstance(op, str) or op not in known:
+            fail("ops", f"names among {', '.join(known)}", repr(op)[:80])
+    return frozenset(names)
 
 
 def _without_replaced(held: tuple[use_backend, ...]) -> tuple[use_backend, ...]:

@@ -19,8 +19,8 @@ from tests.bad_input.arguments import ARGUMENTS, INSTANCES
 INTERNAL_MODULES = {
     "arguments", "capturable", "check", "cli", "commands", "console", "cuda", "disk", "elbo", "evaluation",
     "folder", "gallery", "handlers", "held", "interrupt", "kernels", "library", "lock", "native", "ops",
-    "optimizer_state", "parameters", "products", "recovery", "reference", "runlog", "sampling", "scalars",
-    "signatures", "tree", "units", "unread", "untrusted",
+    "optimizer_checks", "optimizer_state", "parameters", "products", "recovery", "reference", "runlog",
+    "sampling", "scalars", "signatures", "tree", "units", "unread", "untrusted",
 }  # fmt: skip
 """Modules that users do not call: arguments are checked above them. The ops have tests of their own."""
 
