@@ -50,7 +50,7 @@ def fit_to_model(path: Path, state: dict[str, Any], dmm: DMM) -> dict[str, Any]:
             fail(str(path), expected, describe(own[name]), CheckpointError)
         try:
             ClippedAdam([parameter]).load_state_dict(own[name])
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        except (TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: expected {expected}, got {error}") from error
     return {_PREFIX + name: own[name] for name in parameters}
 
