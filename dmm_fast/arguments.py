@@ -51,18 +51,23 @@ def check_constructor(
         check.fail("use_cuda", "a CUDA device", "torch.cuda.is_available() is False")
 
 
-def check_annealing_factor(factor: object) -> None:
-    """Check the weight of the KL term; a tensor's values where reading them costs no wait.
+def check_annealing_factor(factor: float | Tensor) -> float | Tensor:
+    """Check the weight of the KL term, and return it, a number as Python's float.
+
+    A tensor's values are checked where reading them costs no wait.
 
     Raises:
         ValueError: it is not positive and finite.
-        TypeError: it is neither a number nor a floating-point tensor.
+        TypeError: it is neither a number nor a floating-point tensor with values.
     """
     name, expected = "annealing_factor", "a positive number, or a floating-point tensor of such"
     if isinstance(factor, Tensor):
-        if not factor.is_floating_point() or factor.layout != torch.strided:
+        if not factor.is_floating_point() or factor.layout != torch.strided or factor.is_meta:
             check.fail(name, expected, check.describe(factor), TypeError)
         if check.values_are_readable(factor) and not bool(((factor > 0) & factor.isfinite()).all()):
             check.fail(name, expected, str(factor.tolist()))
-    elif check.number(name, factor, expected) <= 0:
+        return factor
+    weight = check.number(name, factor, expected)
+    if weight <= 0:
         check.fail(name, expected, str(factor))
+    return weight

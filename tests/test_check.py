@@ -1,11 +1,13 @@
 """The argument checks, and the words they refuse with."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmm_fast import check
 
@@ -200,3 +202,31 @@ def test_sequences() -> None:
     wrong = refused(lambda: check.sequences("z", torch.zeros(3, 4)))
     assert wrong.startswith("z: expected shape (..., *, *, *) as [..., B, T, D], got")
     assert refused(lambda: check.sequences("z", None), TypeError).startswith("z: expected")
+
+
+def test_functions_are_asked_for_their_own_arguments() -> None:
+    @functools.wraps(len)
+    def decorated(first: object, second: object) -> None: ...
+
+    with_hook = nn.Linear(2, 3)
+    with_hook.register_forward_pre_hook(lambda module, args: (torch.ones(2),))
+    # A decorator may add arguments, a hook too; not every builtin says what it takes.
+    for function, args in (
+        (decorated, (1, 2)),
+        (with_hook, ()),
+        (dict, ()),
+        (nn.Linear(2, 3), (torch.ones(2),)),
+    ):
+        check.takes("f", function, args, {})
+    message = refused(lambda: check.takes("f", nn.Linear(2, 3), (), {"x": 1}), TypeError)
+    assert message.startswith("f: expected arguments that fit (input: ")
+    assert ", got 0 by position and ['x'] by name: " in message
+    assert refused(lambda: check.takes("f", 3, (), {}), TypeError) == "f: expected a function, got int 3"
+
+
+@pytest.mark.parametrize("value", [np.array(1.0), torch.ones(3), "ab", b"ab", 3, None, dict])
+def test_elements_are_those_of_an_iterable(value: Any) -> None:
+    assert refused(lambda: check.elements("x", value, "several"), TypeError).startswith(
+        "x: expected several, got"
+    )
+    assert check.elements("x", (v for v in (1, 2)), "several") == [1, 2]

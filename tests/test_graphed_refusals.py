@@ -51,6 +51,20 @@ class TestWhatIsRefused:
         with pytest.raises(TypeError, match=message):
             GraphedSVI(**{**given, **changes})
 
+    def test_arguments_that_model_and_guide_do_not_have(self) -> None:
+        dmm = small_dmm()
+        svi = GraphedSVI(dmm.model, dmm.guide, adam(), Trace_ELBO(), capturer=RecordedGraphs())
+        plain = GraphedSVI(dmm.model, dmm.guide, adam(), Trace_ELBO())
+        gathering = GraphedSVI(dmm.model, dmm.guide, adam(), Trace_ELBO(), gather=lambda batch: batch)
+        for each, args, kwargs in (
+            (svi, [*make_batch(), 0.5, 1], {}),
+            (plain, [*make_batch(), 0.5, 1], {}),
+            (plain, make_batch(), {"factor": 0.5}),
+            (gathering, make_batch(), {}),
+        ):
+            with pytest.raises(TypeError, match=r"^arguments: expected arguments that fit \("):
+                each.step(*args, **kwargs)
+
     def test_an_optimizer_that_is_not_capturable(self) -> None:
         dmm = small_dmm()
         for optim, name in (

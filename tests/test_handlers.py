@@ -188,9 +188,23 @@ def test_an_argument_of_another_kind_is_named(kwargs: dict[str, Any], message: s
         DMM(**{**SIZES, **kwargs})
 
 
-@pytest.mark.parametrize("bad", ["1", None, True, math.nan, torch.tensor(1), torch.tensor(-1.0), [1.0]])
+META = torch.ones((), device="meta")
+
+
+@pytest.mark.parametrize("bad", ["1", None, True, math.nan, torch.tensor(1), torch.tensor(-1.0), [1.0], META])
 def test_an_annealing_factor_of_another_kind_is_named(bad: Any) -> None:
     dmm, batch = small_dmm(), make_batch()
     for half in (dmm.model, dmm.guide):
         with pytest.raises((TypeError, ValueError), match=r"^annealing_factor: expected a positive number"):
             half(*batch, bad)
+
+
+def test_a_whole_annealing_factor_may_be_large() -> None:
+    dmm, batch = small_dmm(), make_batch()
+    svi = SVI(dmm.model, dmm.guide, PyroClippedAdam({"lr": 1e-3}), Trace_ELBO())
+    losses = []
+    for factor in (2**70, 2.0**70):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        losses.append(svi.evaluate_loss(*batch, factor))
+    assert losses[0] == losses[1]

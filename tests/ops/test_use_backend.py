@@ -27,7 +27,7 @@ def requested() -> str | dict[str, str] | None:
     return ops.info()["requested"]
 
 
-@pytest.mark.parametrize("name", ["CPP", "", "numpy", "cpp ", 1])
+@pytest.mark.parametrize("name", ["CPP", "", "numpy", "cpp ", 1, torch.ones(2)])
 def test_unknown_name_is_refused_and_changes_nothing(name: Any) -> None:
     ops.use_backend("reference")
     with pytest.raises(ValueError, match=r"^name: expected None or one of reference, .+, got"):
@@ -120,6 +120,7 @@ def test_a_call_in_a_block_holds_beyond_it() -> None:
     [
         ("rnn_scan", TypeError, r"^ops: expected None or a collection of names of ops, got str 'rnn_scan'$"),
         (7, TypeError, r"^ops: expected None or a collection of names of ops, got int 7$"),
+        (torch.tensor(7), TypeError, r"^ops: expected None or a collection .*, got int64 of shape"),
         (
             ["rnn_scan", "rnn"],
             ValueError,
