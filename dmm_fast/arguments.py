@@ -51,19 +51,22 @@ def check_constructor(
         check.fail("use_cuda", "a CUDA device", "torch.cuda.is_available() is False")
 
 
-def check_annealing_factor(factor: float | Tensor) -> float | Tensor:
+def check_annealing_factor(factor: float | Tensor, B: int) -> float | Tensor:
     """Check the weight of the KL term, and return it, a number as Python's float.
 
-    A tensor's values are checked where reading them costs no wait.
+    A tensor has one for all of the ``B`` sequences or one for each. Its values are checked where reading them
+    costs no wait.
 
     Raises:
-        ValueError: it is not positive and finite.
+        ValueError: it is not positive and finite, or of another shape.
         TypeError: it is neither a number nor a floating-point tensor with values.
     """
     name, expected = "annealing_factor", "a positive number, or a floating-point tensor of such"
     if isinstance(factor, Tensor):
         if not factor.is_floating_point() or factor.layout != torch.strided or factor.is_meta:
             check.fail(name, expected, check.describe(factor), TypeError)
+        if factor.dim() > 0 and factor.shape[-1] not in (1, B):
+            check.fail(name, f"{expected}, of shape () or (..., {B})", check.describe(factor))
         if check.values_are_readable(factor) and not bool(((factor > 0) & factor.isfinite()).all()):
             check.fail(name, expected, str(factor.tolist()))
         return factor

@@ -183,7 +183,7 @@ class DMM(nn.Module):
         """
         register("dmm", self)
         given = self.observe(mini_batch, mini_batch_reversed, mini_batch_mask, mini_batch_seq_lengths)
-        annealing_factor = arguments.check_annealing_factor(annealing_factor)
+        annealing_factor = arguments.check_annealing_factor(annealing_factor, given.lengths.shape[0])
         plate = handlers.rows_plate(given.lengths.shape[0])
         drawn = handlers.replayed_sites()
         if "z" not in drawn and ("z_1" in drawn or self.per_step_sites):
@@ -214,7 +214,7 @@ class DMM(nn.Module):
             check.fail("mini_batch", "data for the guide to condition on", "None")
         batch = (mini_batch, mini_batch_reversed, mini_batch_mask, mini_batch_seq_lengths)
         given = self.observe(*batch)
-        annealing_factor = arguments.check_annealing_factor(annealing_factor)
+        annealing_factor = arguments.check_annealing_factor(annealing_factor, given.lengths.shape[0])
         h = self.encode(given)
         plate = handlers.rows_plate(given.lengths.shape[0])
         if self.per_step_sites or self._own_model_has_step_sites(*batch, annealing_factor):

@@ -191,7 +191,9 @@ def test_an_argument_of_another_kind_is_named(kwargs: dict[str, Any], message: s
 META = torch.ones((), device="meta")
 
 
-@pytest.mark.parametrize("bad", ["1", None, True, math.nan, torch.tensor(1), torch.tensor(-1.0), [1.0], META])
+@pytest.mark.parametrize(
+    "bad", ["1", None, True, math.nan, torch.tensor(1), torch.tensor(-1.0), [1.0], META, torch.ones(3)]
+)
 def test_an_annealing_factor_of_another_kind_is_named(bad: Any) -> None:
     dmm, batch = small_dmm(), make_batch()
     for half in (dmm.model, dmm.guide):
