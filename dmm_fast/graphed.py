@@ -128,6 +128,7 @@ class GraphedSVI(SVI):
         self._kept: OrderedDict[Signature, _Kept] = OrderedDict()
         self._modules: Modules | None = None
         self._turnover = Turnover()
+        self._known_forms: set[object] = set()
 
     def step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Take a gradient step; ``SVI.step`` with the loss as a float64 tensor that nobody has read.
@@ -210,9 +211,13 @@ class GraphedSVI(SVI):
         return self._capturer
 
     def _check_takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Check that what is called with the arguments of a step has such arguments."""
+        """Check that what is called with the arguments of a step has such arguments, once for each form."""
+        form = (len(args), *kwargs)
+        if form in self._known_forms:
+            return
         for function in (self.guide, self.model) if self.gather is None else (self.gather,):
             check.takes("arguments", function, args, kwargs)
+        self._known_forms.add(form)
 
     def _gathered(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         return args if self.gather is None else self.gather(*args, **kwargs)

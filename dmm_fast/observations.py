@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from dmm_fast import check, kernels
 from dmm_fast.ops.backend import may_use
@@ -113,7 +114,9 @@ def _where_observed(given: Observations, x: Tensor) -> Observations:
         values, mask = where_observed(x, given.lengths, given.mask)
         return given._replace(x=values, mask=mask)
     is_few = x.device.type == "cpu" and x.numel() <= _FEW and x.dtype in (torch.float32, torch.float64)
-    if is_few and not x.requires_grad and not torch.compiler.is_compiling():
+    # What records or compiles the operations of torch would not see numpy's.
+    by_torch = x.requires_grad or torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+    if is_few and not by_torch:
         observed = _array(given.valid)[:, :, None]
         if given.mask is not None:
             observed = observed & (_array(given.mask).reshape(*x.shape[:2], -1) != 0)
