@@ -20,7 +20,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bad_input")
     parser.add_argument("--tries", type=int, default=20000, help="calls in all")
     parser.add_argument("--only", default=[""], nargs="*", help="functions whose names begin so")
-    parser.add_argument("--keys", action="store_true", help="print them as known.txt has them, and no more")
     parser.add_argument("--times", action="store_true", help="also print what each function takes")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -40,9 +39,6 @@ def main() -> None:
             if args.times:
                 print(f"{time.perf_counter() - before:8.2f} s {call.name}")
         os.chdir("/")
-    if args.keys:
-        print("\n".join(sorted(found)))
-        return
     for key, findings in sorted(found.items()):
         print(f"{key}  [{len(findings)}]")
         for kind, finding in sorted({f.fault.kind: f for f in reversed(findings)}.items()):
