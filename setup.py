@@ -92,7 +92,7 @@ def architectures() -> list[str]:
 
 
 def settings() -> dict[str, Any]:
-    """What is given to setuptools beside pyproject.toml.
+    """Arguments for setuptools beside pyproject.toml.
 
     Nothing here needs torch: a source distribution is made without it.
     """

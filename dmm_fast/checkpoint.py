@@ -35,7 +35,7 @@ VERSION = 1
 PathLike = str | os.PathLike[str]
 
 _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
-"""How a bare pickle begins; what torch saves today is a zip archive around one."""
+"""First bytes of a bare pickle; what torch saves today is a zip archive around one."""
 
 _CONVERT = (
     "a file of torch.save, which is never unpickled here; convert a state dict you trust with "

@@ -12,7 +12,7 @@ from dmm_fast import BackendError, __version__
 from dmm_fast.console import FIGURES, complain, discard
 
 EXTRAS = ("matplotlib", "mido", "safetensors", "scipy", "tensorboard", "tqdm")
-"""What ``pip install 'dmm-fast[cli]'`` adds."""
+"""Packages that ``pip install 'dmm-fast[cli]'`` adds."""
 
 _BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
 _INTERRUPTED = 130  # and for one that Ctrl-C ended

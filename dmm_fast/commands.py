@@ -1,4 +1,4 @@
-"""What the subcommands of ``dmm-fast`` do with their parsed arguments.
+"""The subcommands of ``dmm-fast``, given their parsed arguments.
 
 ``info`` and ``download`` need no extras, so modules that do are imported by the functions that use them.
 """

@@ -158,7 +158,7 @@ class TrainConfig:
         return {name: getattr(self, name) for name in names} | {"standardize": self.is_standardized}
 
     def saved(self) -> dict[str, Any]:
-        """What a checkpoint holds: :meth:`kept`, and what a resumed run takes over unless told otherwise."""
+        """Settings in a checkpoint: :meth:`kept`, and what a resumed run takes over unless told otherwise."""
         return {name: getattr(self, name) for name in PACE_FIELDS} | self.kept()
 
     def annealing_factor(self, epoch: int, which_mini_batch: int, num_mini_batches: int) -> float:

@@ -1,4 +1,4 @@
-"""What the command line says, and what becomes of it when nobody reads it any more."""
+"""Output of the command line, also after its reader has gone."""
 
 from __future__ import annotations
 

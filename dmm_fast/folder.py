@@ -96,7 +96,7 @@ class RunFolder:
         self._known = self._state()
 
     def _state(self) -> tuple[int, int, int] | None:
-        """What tells the last checkpoint from any other that was written in its place."""
+        """Identity of the last checkpoint's file, another one once it was written anew."""
         try:
             stat = self.last.stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -163,7 +163,7 @@ def check_outputs(config: TrainConfig) -> None:
 
 
 def _advice(path: Path) -> str:
-    """What a run with a spoilt or lost checkpoint still has, as the end of a message."""
+    """End of a message about a spoilt or lost checkpoint: the other files of the run, and the way on."""
     other = path.with_name(BEST if path.name == LAST else LAST)
     if not other.exists():
         return f". There is no {other.name} beside it"

@@ -34,7 +34,7 @@ _LIKELY_CAUSES = (
 
 
 class Capturer(Protocol):
-    """How steps are run before their capture, and captured."""
+    """Runs steps before their capture, and captures them."""
 
     def run(self, step: Step) -> Tensor:
         """Run ``step`` as it comes, where its capture will be."""
@@ -199,7 +199,7 @@ class GraphedSVI(SVI):
                 self._turnover.count(changes(key, newest), self.max_graphs)
 
     def _capturer_for(self, values: list[Any]) -> Capturer | None:
-        """Who captures a step with these arguments: None where it is to be a plain one."""
+        """Capturer of a step with these arguments; None where it is to be a plain one."""
         if self.max_graphs == 0 or self._capturer is not None:
             return self._capturer if self.max_graphs else None
         tensors = [value for value in values if isinstance(value, Tensor)]
@@ -306,7 +306,7 @@ def _capture(capturer: Capturer, step: Step) -> Step:
 
 
 class _Kept:
-    """What is kept for a signature: its inputs, how many steps it has run, and then its graph."""
+    """State of a signature: its inputs, how many steps it has run, and then its graph."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         devices = {value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor)}

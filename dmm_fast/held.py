@@ -64,16 +64,16 @@ class Modules:
         self._read = self._objects(), self._addresses()
 
     def now(self, model: Any, guide: Any) -> Modules:
-        """These where nothing has changed, else those that are there now."""
+        """This object where nothing has changed, else a new one."""
         same = model is self._functions[0] and guide is self._functions[1]
         return self if same and self._are_same() else Modules(model, guide)
 
     def modes(self) -> tuple[bool, ...]:
-        """Which of them are training: dropout is in a graph or it is not."""
+        """Modes, True for training: dropout is in a graph or it is not."""
         return tuple([module.training for module in self._all])
 
     def own(self, named: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Those of the tensors that are parameters of a module here."""
+        """Select the tensors that are parameters of a module here."""
         ids = set(map(id, self._tensors))
         return {name: tensor for name, tensor in named.items() if id(tensor) in ids}
 
@@ -117,7 +117,7 @@ class Held:
         return chain(self._of_modules.values(), self._of_store.values())
 
     def change(self, modules: Modules, optim: PyroOptim) -> str | None:
-        """What is not as it was, in words; None where nothing is."""
+        """Say what is not as it was; None where everything is."""
         if modules is not self._modules:
             return "a module, a parameter or a hook of model or guide"
         now, then = _read(optim), self._optim

@@ -303,7 +303,7 @@ class DMM(nn.Module):
 
     @property
     def _is_gaussian(self) -> bool:
-        """Which of the two emissions the emitter is for; a user's own is for the one asked for."""
+        """Whether the emitter gives ``loc, scale``; a user's own is for the emission that was asked for."""
         if isinstance(self.emitter, Emitter | GaussianEmitter):
             return isinstance(self.emitter, GaussianEmitter)
         return self._emission == "gaussian"

@@ -61,16 +61,16 @@ missing: str | None = _load()
 """Why the compiled library is not there; None where it is."""
 
 DTYPES = (torch.float32, torch.float64)
-"""What the compiled CPU ops compute in."""
+"""Dtypes of the compiled CPU ops."""
 
 
 def cuda_architectures() -> str:
-    """What the library's CUDA kernels were compiled for, as nvcc names it; empty where there are none."""
+    """Architectures of the library's CUDA kernels, as nvcc names them; empty where there are none."""
     return "" if missing else torch.ops.dmm_fast._cuda_architectures()
 
 
 def instruction_set() -> str | None:
-    """What the compiled CPU ops run on: avx512, avx2 or baseline; None without the library."""
+    """Instruction set of the compiled CPU ops: avx512, avx2 or baseline; None without the library."""
     return None if missing else torch.ops.dmm_fast._instruction_set()
 
 

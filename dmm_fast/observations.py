@@ -1,4 +1,4 @@
-"""What a model and a guide are given: one mini-batch, checked once and put into a plain form."""
+"""Mini-batches as a model and a guide are given them, checked and put into a plain form."""
 
 from typing import Any, NamedTuple
 

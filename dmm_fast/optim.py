@@ -228,7 +228,7 @@ def _has_signature(value: Any) -> bool:
 
 
 class _Rule(NamedTuple):
-    """What parameters must have in common to be stepped by one call."""
+    """Settings that parameters have in common if one call steps them."""
 
     device: torch.device
     dtype: torch.dtype
@@ -262,7 +262,7 @@ class _Stepped(NamedTuple):
 
 
 def _step_together(optimizers: Iterable[Optimizer]) -> None:
-    """One step of all parameters of all ``optimizers``; nothing changes if a gradient is unfit."""
+    """Step all parameters of all ``optimizers``; nothing changes if a gradient is unfit."""
     groups = [(optimizer, group) for optimizer in optimizers for group in optimizer.param_groups]
     for _, group in groups:
         put_rate_on_device(group)

@@ -61,7 +61,7 @@ def in_order(tree: Any) -> Any:
 
 
 def _some(names: Iterable[str]) -> str:
-    """How many names there are, and the first of them."""
+    """Number of the names, and the first of them."""
     ordered = sorted(names)
     dots = ", ..." if len(ordered) > _SHOWN else ""
     return f"{len(ordered)} ({', '.join(ordered[:_SHOWN])}{dots})"

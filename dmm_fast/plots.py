@@ -34,7 +34,7 @@ _LARGEST_DPI = 10_000
 
 
 class Panel(NamedTuple):
-    """One piano roll of a comparison.
+    """A piano roll of a comparison.
 
     Attributes:
         title: what it shows.

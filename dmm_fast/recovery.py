@@ -23,7 +23,7 @@ _LESS = 0.5
 
 @dataclasses.dataclass
 class Progress:
-    """Where training stands; the fields are those of :class:`~dmm_fast.checkpoint.Checkpoint`."""
+    """Position in a training run; the fields are those of :class:`~dmm_fast.checkpoint.Checkpoint`."""
 
     epoch: int = 0
     step: int = 0
@@ -57,7 +57,7 @@ class Recovery:
         return _LESS**self.times
 
     def saved(self) -> dict[str, Any]:
-        """What a checkpoint has to hold for a resumed run to recover as this one would."""
+        """Contents for a checkpoint, from which a resumed run recovers as this one would."""
         return {"times": self.times, "states": list(self._states)}
 
     def load(self, path: Path, saved: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a training run shows and keeps as it goes: lines, a progress bar, metrics, TensorBoard."""
+"""Output of a training run as it goes: lines, a progress bar, metrics, TensorBoard."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Signature(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What is not as it was between two signatures, and what helps where that is often so."""
+    """A difference between two signatures, and the remedy where it comes often."""
 
     what: str
     remedy: str
@@ -45,7 +45,7 @@ def signature(args: tuple[Any, ...], kwargs: dict[str, Any], modes: tuple[bool, 
 
 
 def changes(one: Signature, other: Signature) -> Iterator[Change]:
-    """What differs between two signatures."""
+    """Differences between two signatures."""
     if len(one.args) != len(other.args) or one.names != other.names:
         yield Change("the number or the names of the arguments", _FEWER)
         return
@@ -105,7 +105,7 @@ def _kind(value: Any) -> object:
 
 
 def _change(label: str, one: Any, other: Any) -> Change:
-    """What differs between two kinds: a tensor's is of three parts, a value's of two, a float's the type."""
+    """Difference between two kinds: a tensor's has three parts, a value's two, a float's is the type."""
     if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
         if len(one) == 3:
             if one[0] != other[0]:

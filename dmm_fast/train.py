@@ -50,7 +50,7 @@ def train(config: TrainConfig, data: Dataset | None = None) -> DMM:
 
 
 class Trainer:
-    """One training run. Making it loads the data and, with ``config.resume``, the checkpoint.
+    """A training run. Making it loads the data and, with ``config.resume``, the checkpoint.
 
     Nothing is written before :meth:`run`, and a run has no checkpoint before its first step is done.
 
@@ -228,7 +228,7 @@ class Trainer:
         self._optimizer_state = state
 
     def _step(self, log: RunLog) -> None:
-        """One gradient step on the next mini-batch."""
+        """Take a gradient step on the next mini-batch."""
         now, config = self.progress, self.config
         if now.order is None:
             now.order = torch.randperm(len(self._lengths))

@@ -29,7 +29,7 @@ DTYPES = frozenset(
         torch.bool,
     }
 )
-"""What a tensor of a tree may hold."""
+"""Dtypes of the tensors in a tree."""
 
 Scalar = bool | int | float | str | None
 
@@ -91,7 +91,7 @@ def parse(document: str) -> dict[str, Any]:
 
 
 def decode(node: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What :func:`encode` was given.
+    """The tree that :func:`encode` was given.
 
     Raises:
         ValueError: ``node`` is not what :func:`encode` makes, or names a tensor that is not there.

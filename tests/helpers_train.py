@@ -61,7 +61,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], float 
 
 
 class GraphedTrainer(Trainer):
-    """What a trainer does on a GPU, with a graph of the CPU."""
+    """A trainer that does what it would on a GPU, with graphs of the CPU."""
 
     def __init__(self, config: TrainConfig, data: Dataset) -> None:
         super().__init__(config, data)

@@ -35,7 +35,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def refused(read_it: Callable[[], object]) -> str:
-    """What a refusal says; nothing large is asked for on the way to it."""
+    """Message of a refusal; nothing large is asked for on the way to it."""
     expected = r"crafted\.safetensors: expected .*, got "
     with little_memory(1 << 30), pytest.raises(CheckpointError, match=expected) as caught:
         read_it()

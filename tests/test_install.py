@@ -1,4 +1,4 @@
-"""How the package is built: the hooks that pip and ``build`` call, with and without torch and a compiler."""
+"""Builds of the package: the hooks that pip and ``build`` call, with and without torch and a compiler."""
 
 import importlib.util
 import json
@@ -48,7 +48,7 @@ pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="the p
 
 @pytest.fixture
 def setup() -> ModuleType:
-    """What is in ``setup.py``."""
+    """Contents of ``setup.py``."""
     spec = importlib.util.spec_from_file_location("dmm_fast_setup", ROOT / "setup.py")
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""What ``import dmm_fast`` and ``python -m dmm_fast`` give, with and without the extras."""
+"""``import dmm_fast`` and ``python -m dmm_fast``, with and without the extras."""
 
 import ast
 import hashlib

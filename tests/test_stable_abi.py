@@ -27,7 +27,7 @@ UNSTABLE_HEADERS = ("torch/", "ATen/", "c10/", "caffe2/", "pybind11/")
 
 
 def undefined_symbols(elf: bytes) -> list[str]:
-    """What a shared library takes from others."""
+    """Symbols that a shared library takes from others."""
     if elf[:6] != b"\x7fELF\x02\x01":
         pytest.skip("libraries here are no ELF files of 64 bits, little-endian")
     sections, size, count = (*struct.unpack_from("<Q", elf, 0x28), *struct.unpack_from("<HH", elf, 0x3A))
@@ -44,7 +44,7 @@ def undefined_symbols(elf: bytes) -> list[str]:
 
 
 def unstable(symbols: list[str]) -> list[str]:
-    """Those of the symbols that a later torch or Python may not have."""
+    """Select the symbols that a later torch or Python may not have."""
 
     def is_stable(name: str) -> bool:
         if name.startswith("_Z"):

@@ -1,4 +1,4 @@
-"""What a run is trained on: refused before anything is written where no model of it can be."""
+"""Data of a training run: refused before anything is written where no model of it can be."""
 
 import re
 from typing import Any

@@ -114,7 +114,7 @@ def _copy(response: Any, file: BinaryIO, url: str, max_bytes: int, progress: boo
 
 @contextmanager
 def _bar(total: int | None, name: str, progress: bool) -> Iterator[Callable[[int], object]]:
-    """What to call with each number of bytes that came."""
+    """Function to call with each number of bytes that came."""
     if not progress:
         yield lambda _: None
         return

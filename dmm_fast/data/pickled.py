@@ -30,7 +30,7 @@ _KEYS = {"DICT": slice(None, None, 2), "SETITEMS": slice(None, None, 2), "SETITE
 
 
 class _IntegerType:
-    """What ``numpy.dtype`` is to the unpickler: the width, sign and byte order of an integer."""
+    """Stand-in for ``numpy.dtype`` in a pickle: the width, sign and byte order of an integer."""
 
     def __init__(self, code: str, *_: Any) -> None:
         if not re.fullmatch("[iu][1248]", code):
@@ -44,7 +44,7 @@ class _IntegerType:
 
 
 class _Integer:
-    """What ``numpy.core.multiarray.scalar`` is to the unpickler: a Python integer."""
+    """Stand-in for ``numpy.core.multiarray.scalar`` in a pickle: it makes a Python integer."""
 
     def __new__(cls, kind: _IntegerType, raw: str | bytes) -> int:  # type: ignore[misc]
         data = raw.encode("latin1") if isinstance(raw, str) else raw

@@ -103,7 +103,7 @@ def checked_min_scale(value: float) -> float:
 
 
 def checked_output(name: str, tensor: object, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """What a network gave, expanded to ``shape``; under autocast it may have come in another dtype.
+    """A network's output, expanded to ``shape``; under autocast it may have come in another dtype.
 
     Raises:
         ValueError: it does not broadcast to ``shape``.

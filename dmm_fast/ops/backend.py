@@ -1,4 +1,4 @@
-"""Who computes an op: the registry of implementations, the choice among them, and a report of both.
+"""Backends of the ops: the registry of implementations, the choice among them, and a report of both.
 
 The default goes by the device of the tensors. An explicit choice with :func:`use_backend` never falls
 back: an op that the chosen backend cannot compute raises :class:`BackendError`.
@@ -32,7 +32,7 @@ _R = TypeVar("_R")
 
 
 class Implementation(NamedTuple):
-    """What a backend has for an op, and for which dtypes (None: any)."""
+    """A backend's function for an op, and the dtypes that it takes (None: any)."""
 
     compute: Callable[..., Any]
     dtypes: tuple[torch.dtype, ...] | None

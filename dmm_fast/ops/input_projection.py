@@ -1,4 +1,4 @@
-"""What the inference network's recurrence reads of the data."""
+"""The projected data that the inference network's recurrence reads."""
 
 from typing import Any
 

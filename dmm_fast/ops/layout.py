@@ -47,7 +47,7 @@ def single_steps(tensor: Tensor, lead: Size) -> Tensor:
 
 
 def as_bool(mask: Tensor | None) -> Tensor | None:
-    """What is observed, as bools."""
+    """A mask of what is observed, as bools."""
     return None if mask is None else mask.to(torch.bool)
 
 

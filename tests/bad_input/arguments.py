@@ -103,7 +103,7 @@ def metrics() -> list[dict[str, float]]:
 
 
 class Response(io.BytesIO):
-    """What an opener gives."""
+    """Response of an opener."""
 
     headers: dict[str, str] = {}  # noqa: RUF012
 
@@ -142,7 +142,7 @@ INSTANCES: dict[str, Callable[[], Any]] = {
     "optim.ClippedAdam": optimizer,
     "optim.PyroClippedAdam": lambda: optim.PyroClippedAdam({"lr": 1e-3}),
 }
-"""What methods are called on."""
+"""Objects whose methods are called."""
 
 ARGUMENTS: dict[str, Callable[[], Any]] = {
     **{name: lambda size=size: size for name, size in SIZES.items()},
@@ -267,4 +267,4 @@ ARGUMENTS: dict[str, Callable[[], Any]] = {
     "ops.use_backend.name": lambda: "reference",
     "ops.use_backend.ops": lambda: ("rnn_scan",),
 }  # fmt: skip
-"""What makes an argument, under the name of its function and its own, or under its own alone."""
+"""Functions that make an argument, under the name of its function and its own, or under its own alone."""

@@ -104,11 +104,11 @@ def _public_functions() -> Iterator[tuple[str, Callable[..., Any], Callable[[], 
 
 
 _SEEN_IN = {"GraphedSVI": "infer", "InferenceNetwork": "nn"}
-"""Where users find what a module is for alone."""
+"""Names under which users find what is defined elsewhere."""
 
 
 def _no_instance() -> Any:
-    """What stands where nothing is known to call a method on."""
+    """Placeholder where nothing is known to call a method on."""
 
 
 def _of_class(name: str, cls: type) -> Iterator[tuple[str, Callable[..., Any], Callable[[], Any] | None]]:
@@ -128,7 +128,7 @@ def _of_class(name: str, cls: type) -> Iterator[tuple[str, Callable[..., Any], C
 def _arguments_of(
     name: str, function: Callable[..., Any], instance: Callable[[], Any] | None
 ) -> Callable[[], dict[str, Any]] | None:
-    """What makes all arguments of a function; None if it requires one that is not known here."""
+    """Function that makes all arguments of another; None if it requires one that is not known here."""
     if instance is _no_instance:
         return None
     makers: dict[str, Callable[[], Any]] = {}

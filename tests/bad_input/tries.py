@@ -25,7 +25,7 @@ class Finding(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What findings that are alike have in common."""
+        """Key that findings of one kind share."""
         return f"{self.call}({self.arguments})"
 
 

@@ -152,7 +152,7 @@ def _from_pool(dice: random.Random) -> tuple[str, Any]:
 
 
 def _applied(spoils: dict[str, Any], value: Any, dice: random.Random) -> tuple[str, Any]:
-    """One of ``spoils`` that can be done to ``value``."""
+    """Draw one of ``spoils`` that can be done to ``value``."""
     labels = list(spoils)
     dice.shuffle(labels)
     for label in labels:

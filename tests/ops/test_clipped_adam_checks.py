@@ -1,4 +1,4 @@
-"""What ``clipped_adam`` refuses before it changes anything: numbers, lists, memory that is shared."""
+"""Arguments that ``clipped_adam`` refuses before it changes anything: numbers, lists, shared memory."""
 
 import re
 from collections.abc import Callable
