@@ -250,6 +250,8 @@ def sizes(name: str, value: object) -> torch.Size:
     """Check a sequence of sizes, such as a sample shape; it may be empty, and so may be a dimension."""
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         fail(name, "a sequence of sizes", describe(value), TypeError)
+    if torch._C._get_tracing_state():  # sizes are tensors then
+        return torch.Size(value)
     return torch.Size([int_between(f"{name}[{i}]", each, 0, LARGEST_SIZE) for i, each in enumerate(value)])
 
 

@@ -66,7 +66,11 @@ def train_config(args: argparse.Namespace) -> TrainConfig:
     for name in ("load_model", "load_opt", "save_model", "save_opt"):
         settings[name] = Path(given[name]) if given[name] else None
     if args.tmc or args.tmcelbo:
-        settings["elbo"] = "tmc" if args.tmc else "tmcelbo"
+        wanted = "tmc" if args.tmc else "tmcelbo"
+        if (args.tmc and args.tmcelbo) or args.elbo not in ("trace", wanted):
+            other = "--tmcelbo" if args.tmc and args.tmcelbo else f"--elbo {args.elbo}"
+            fail(f"--{wanted}", "one objective", f"{other} beside it")
+        settings["elbo"] = wanted
     if args.checkpoint_freq == 0 and args.out is not None:
         settings["checkpoint_freq"] = 1
     return TrainConfig(**settings)
@@ -232,7 +236,10 @@ def _trained(args: argparse.Namespace) -> tuple[Path, DMM, Dataset]:
     dmm = ckpt.load_dmm(path, cuda=args.cuda)
     if args.data is not None:
         config = dataclasses.replace(config, data=args.data, num_sequences=None)
-    data = load_data(config)
+    try:
+        data = load_data(config)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; --data names the file where it is now") from error
     check_data(data, config.emission)
     D = data.test.sequences.shape[-1]
     if dmm.input_dim != D:

@@ -118,6 +118,8 @@ class TrainConfig:
                 fail(name, "a number above 0", "0")
         if self.standardize and self.emission != "gaussian":
             fail("standardize", "emission gaussian with it", self.emission)
+        if self.standardize is not None and self.load_model is not None:
+            fail("standardize", "None with load_model, which has units or has none", str(self.standardize))
         if self.resume and self.out is None:
             fail("resume", "a folder, out, to resume from", "none")
         if self.resume and (self.load_model or self.load_opt):

@@ -46,10 +46,11 @@ _TENSOR_HOOKS = attrgetter("_backward_hooks")
 
 
 class Modules:
-    """The modules behind model and guide as they are now: parts, tensors and hooks.
+    """The modules behind model and guide as they are now: parts, attributes, tensors and hooks.
 
-    They are those that model and guide are, are methods of, wrap (Pyro's handlers, ``functools.partial``) or
-    close over, with all that is within them.
+    They are those that model and guide are, are methods of, wrap (Pyro's handlers, ``functools.partial``),
+    close over or name as globals, and those that an object has whose methods they are, with all that is
+    within them.
     """
 
     def __init__(self, model: Any, guide: Any) -> None:
@@ -59,6 +60,13 @@ class Modules:
         own = [getattr(module, part) for module in self._all for part in _PARTS]
         self._parts: list[Any] = [*own, *_GLOBAL_HOOKS]
         self._attributes = [vars(module) for module in self._all]
+        self._named = [
+            (attributes, name)
+            for attributes in self._attributes
+            for name in attributes
+            if name != "training" and not name.startswith("_")
+        ]
+        self._named += _globals_of(model, guide)
         tensors = {id(x): x for part in self._parts for x in part.values() if isinstance(x, Tensor)}
         self._tensors = [x for x in tensors.values() if not is_lazy(x) and x.layout == torch.strided]
         self._read = self._objects(), self._addresses()
@@ -83,7 +91,10 @@ class Modules:
         return len(now) == len(objects) and all(map(is_, now, objects)) and self._addresses() == addresses
 
     def _objects(self) -> list[object]:
-        objects: list[object] = [attributes.get("forward") for attributes in self._attributes]
+        # Attributes of their own, such as a number; one that is added shows by how many there are.
+        objects: list[object] = [attributes.get(name) for attributes, name in self._named]
+        objects += chain.from_iterable([value for value in objects if type(value) is list])  # such as flows
+        objects += map(len, self._attributes)
         objects += chain.from_iterable(map(_VALUES, filter(None, self._parts)))
         objects += map(_TRAINED, self._tensors)
         for hooks in filter(None, map(_TENSOR_HOOKS, self._tensors)):
@@ -157,12 +168,29 @@ def _behind(*functions: Any) -> Iterator[nn.Module]:
         if isinstance(each, nn.Module):
             yield each
         elif callable(each):
+            found += [mapping.get(name) for mapping, name in _globals_of(each)]
+            owner = getattr(each, "__self__", None)
+            if owner is not None and not isinstance(owner, nn.Module):
+                found += [
+                    value for value in getattr(owner, "__dict__", {}).values() if isinstance(value, nn.Module)
+                ]
             if isinstance(each, partial):
                 found += (each.func, *each.args, *each.keywords.values())
             found += (getattr(each, "__self__", None), getattr(each, "__wrapped__", None))
             for cell in getattr(each, "__closure__", None) or ():
                 with suppress(ValueError):  # a variable that has no value yet
                     found.append(cell.cell_contents)
+
+
+def _globals_of(*functions: Any) -> list[tuple[dict[str, Any], str]]:
+    """Where functions find the modules that they name as globals."""
+    found = []
+    for function in functions:
+        code = getattr(function, "__code__", None)
+        mapping = getattr(function, "__globals__", {})
+        names = () if code is None else code.co_names
+        found += [(mapping, name) for name in names if isinstance(mapping.get(name), nn.Module)]
+    return found
 
 
 def _read(optim: PyroOptim) -> list[object]:

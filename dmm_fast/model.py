@@ -274,12 +274,15 @@ class DMM(nn.Module):
             mask: ``[N, T]`` or ``[N, T, D]`` of 0 and 1: what is observed. None: all of it.
 
         Raises:
-            ValueError: the emission is not Gaussian, a shape does not fit, or a feature has no finite mean.
+            ValueError: the emission is not Gaussian or overridden, a shape does not fit, or a feature has no
+                mean or standard deviation that the model's dtype holds.
         """
         if not self._is_gaussian:
             check.fail("emission", "'gaussian' for units", repr(self._emission))
-        units = units_of(sequences, lengths, mask, self.input_dim)
-        self.x_loc, self.x_scale = (each.to(self.z_0) for each in units)
+        if getattr(self.emission, "__func__", None) is not DMM.emission:
+            check.fail("emission", "DMM's own for units", f"{type(self).__name__}.emission()")
+        units = units_of(sequences, lengths, mask, self.input_dim, self.z_0.dtype)
+        self.x_loc, self.x_scale = (each.to(self.z_0.device) for each in units)
 
     def observe(
         self,

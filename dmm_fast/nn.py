@@ -227,7 +227,8 @@ def why_not_fused(module: nn.Module, network: type[_Network]) -> str | None:
     """
     if not isinstance(module, network):
         return f"it is a {type(module).__name__}"
-    if type(module).forward is not network.forward or "forward" in vars(module):
+    is_called_as_built = type(module).__call__ is nn.Module.__call__
+    if type(module).forward is not network.forward or "forward" in vars(module) or not is_called_as_built:
         return "it has a forward of its own"
     return "it has hooks" if _has_hooks(module) else module.what_changed()
 

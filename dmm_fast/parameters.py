@@ -1,8 +1,11 @@
 """Parameters of modules in Pyro's parameter store."""
 
 from collections.abc import Iterable
+from itertools import count
 
 import pyro
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -13,18 +16,36 @@ def register(name: str, module: nn.Module) -> None:
     As ``pyro.module``, under the same names, ``<name>$$$<parameter>``. But ``pyro.module`` keeps what the
     store already has under a name: of two modules registered as ``name`` in one process the second would
     compute with its own parameters while the optimizer stepped those of the first. Here a module that is
-    called puts its own parameters there. Those of the other keep their names, by which optimizers save
-    their state. A parameter without ``requires_grad`` is left out, without a warning; so is a tensor that
-    stands in for a parameter, as in ``torch.func.functional_call``.
+    called puts its own parameters there; a second one in the same step does so as ``<name>_1``. Those of
+    the other keep their names, by which optimizers save their state. A parameter without ``requires_grad``
+    is left out, without a warning; so is a tensor that stands in for a parameter, as in
+    ``torch.func.functional_call``.
     """
-    own = {
-        f"{name}$$${parameter_name}": parameter
+    own: dict[str, Tensor] = {
+        parameter_name: parameter
         for parameter_name, parameter in module.named_parameters()
         if parameter.requires_grad and parameter.is_leaf
     }
-    store_own(own.items())
-    for full_name, parameter in own.items():
+    name = _free_name(name, own)
+    full = {f"{name}$$${parameter_name}": parameter for parameter_name, parameter in own.items()}
+    store_own(full.items())
+    for full_name, parameter in full.items():
         pyro.param(full_name, parameter)
+
+
+def _free_name(name: str, own: dict[str, Tensor]) -> str:
+    """``name``, with a number where another module has it in the step that is being traced.
+
+    A trace has one parameter a name: of two modules of one name an optimizer would see the last alone.
+    """
+    traces = [each.trace.nodes for each in _PYRO_STACK if isinstance(each, TraceMessenger)]
+
+    def is_free(candidate: str) -> bool:
+        found = [(nodes.get(f"{candidate}$$${part}"), own[part]) for nodes in traces for part in own]
+        return all(node is None or node["value"] is parameter for node, parameter in found)
+
+    candidates = (f"{name}_{number}" if number else name for number in count())
+    return next(filter(is_free, candidates))
 
 
 def store_own(named: Iterable[tuple[str, Tensor]]) -> None:

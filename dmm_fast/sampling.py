@@ -110,7 +110,10 @@ def forecast(
         drawn, lengths = _posterior_draw(dmm, batch, num_samples)
         last = (lengths - 1)[:, None, None].expand(*drawn.z.shape[:-2], 1, drawn.z.shape[-1])
         x = _roll_out(dmm, drawn.z.gather(-2, last).squeeze(-2), num_steps)
-    return x if probabilities is None else torch.quantile(x, x.new_tensor(probabilities), dim=0)
+    if probabilities is None:
+        return x
+    wide = x if x.dtype == torch.float64 else x.float()
+    return torch.quantile(wide, wide.new_tensor(probabilities), dim=0).to(x.dtype)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Units of real-valued data: the mean and the standard deviation of each feature."""
 
+import math
 from typing import Any
 
 import torch
@@ -9,9 +10,14 @@ from dmm_fast import check
 from dmm_fast.distributions import Units
 from dmm_fast.observations import Observations
 
+NAMES = ("x_loc", "x_scale")
+"""Buffers of a model that hold its units."""
 
-def units_of(sequences: Tensor, lengths: Tensor | None, mask: Tensor | None, D: int) -> Units:
-    """The mean and the standard deviation of each feature over what is observed, float64 ``[D]``.
+
+def units_of(
+    sequences: Tensor, lengths: Tensor | None, mask: Tensor | None, D: int, dtype: torch.dtype
+) -> Units:
+    """The mean and the standard deviation of each feature over what is observed, ``[D]`` of ``dtype``.
 
     Arguments and errors are those of :meth:`dmm_fast.DMM.standardize`. A feature that never changes keeps
     its unit.
@@ -26,19 +32,28 @@ def units_of(sequences: Tensor, lengths: Tensor | None, mask: Tensor | None, D: 
     x = torch.where(keep, sequences, 0.0).double()
     count = keep.sum((0, 1))
     loc = x.sum((0, 1)) / count
-    variance = torch.where(keep, x - loc, 0.0).square().sum((0, 1)) / count
-    unknown = ~(loc + variance).isfinite()
+    scale = (torch.where(keep, x - loc, 0.0).square().sum((0, 1)) / count).sqrt()
+    # By its values: the mean of equal ones may be off by a last bit.
+    lowest = torch.where(keep, x, math.inf).amin((0, 1))
+    units = Units(loc, torch.where(lowest == torch.where(keep, x, -math.inf).amax((0, 1)), 1.0, scale))
+    unknown = ~((units.loc + units.scale).to(dtype).isfinite() & (units.scale.to(dtype) > 0))
     if bool(unknown.any()):
         feature = int(unknown.nonzero()[0])
-        got = "nothing observed" if int(count[feature]) == 0 else "an infinite one"
-        check.fail("sequences", "finite values of every feature", f"{got} in feature {feature}")
-    return Units(loc, torch.where(variance > 0, variance.sqrt(), 1.0))
+        got = "nothing observed" if int(count[feature]) == 0 else f"one of {scale[feature].item():g}"
+        expected = f"a mean and a standard deviation of every feature that {dtype} holds"
+        check.fail("sequences", expected, f"{got} in feature {feature}")
+    return Units(units.loc.to(dtype), units.scale.to(dtype))
 
 
 def make_room(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Make buffers for the units where a state dict has some, and none where it has none."""
-    for name in ("x_loc", "x_scale"):
-        given = state.get(prefix + name)
-        # The first parameter is where the others are.
-        like = next(module.parameters())
-        module._buffers[name] = None if given is None else torch.empty_like(given, device=like.device)
+    """Make buffers for the units that a state dict of a model has, and none where it has none.
+
+    A state dict that is not of a whole model says nothing about units, and leaves them.
+    """
+    like = next(module.parameters())  # the first parameter is where the others are
+    if any(prefix + name in state for name in NAMES):
+        if module._is_gaussian:
+            for name in NAMES:
+                module._buffers[name] = like.new_ones(module.input_dim)  # type: ignore[call-overload]
+    elif f"{prefix}z_0" in state:
+        module._buffers.update(dict.fromkeys(NAMES))

@@ -355,3 +355,42 @@ def test_a_hook_on_all_modules_sees_every_layer() -> None:
         handle.remove()
     layers = {m for network in (dmm.emitter, dmm.trans, dmm.combiner) for m in network.children()}
     assert layers <= set(seen)
+
+
+def test_a_scale_below_zero_is_named() -> None:
+    class Negative(GatedTransition):
+        def forward(self, z_t_1: Tensor) -> tuple[Tensor, Tensor]:
+            return z_t_1, -torch.ones(())
+
+    dmm = small_dmm()
+    dmm.trans = Negative(Z, 6)
+    with (
+        pytest.warns(NotFusedWarning),
+        pytest.raises(ValueError, match=r"scale of trans: expected numbers from 0, got -1\.0"),
+    ):
+        TraceMeanField_ELBO().loss(dmm.model, dmm.guide, *make_batch())
+
+
+def test_a_network_that_is_called_in_its_own_way_is_called() -> None:
+    class Own(Emitter):
+        def __call__(self, z: Tensor) -> Tensor:
+            return 0.5 * super().__call__(z)
+
+    dmm = small_dmm()
+    dmm.emitter = Own(D, Z, 4)
+    with pytest.warns(NotFusedWarning, match="emitter .* forward of its own"):
+        Trace_ELBO().loss(dmm.model, dmm.guide, *make_batch())
+
+
+@pytest.mark.parametrize("emission", ["bernoulli", "gaussian"])
+def test_sample_statements_of_an_emitter_belong_to_the_model(emission: str) -> None:
+    class Bayesian(nn.Module):
+        def forward(self, z: Tensor) -> Any:
+            w = pyro.sample("w", pyro.distributions.Normal(0.0, 1.0).expand([Z, D]).to_event(2))
+            return torch.sigmoid(z @ w) if emission == "bernoulli" else (z @ w, torch.ones(()))
+
+    dmm = small_dmm(emission=emission)
+    dmm.emitter = Bayesian()
+    with pytest.warns(NotFusedWarning):
+        sites = pyro.poutine.trace(dmm.model).get_trace(*make_batch(emission=emission)).nodes
+    assert "w" in sites

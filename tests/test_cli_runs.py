@@ -108,6 +108,12 @@ def test_a_run_without_an_epoch_is_of_use_to_every_command(
         ),
         (["--seed", "-1"], "--seed: expected a whole number from 0 to 2**32 - 1, got '-1'"),
         (["--standardize"], "standardize: expected emission gaussian with it, got bernoulli"),
+        (["--tmc", "--elbo", "mean_field"], "--tmc: expected one objective, got --elbo mean_field beside it"),
+        (["--tmc", "--tmcelbo"], "--tmc: expected one objective, got --tmcelbo beside it"),
+        (
+            ["--emission", "gaussian", "--standardize", "-lmod", "m"],
+            "standardize: expected None with load_model, which has units or has none, got True",
+        ),
     ],
 )
 def test_what_cannot_be_written_is_said_before_training(

@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from pyro.infer import (
     SVI,
+    JitTrace_ELBO,
     Predictive,
     RenyiELBO,
     ReweightedWakeSleep,
@@ -368,3 +369,14 @@ def test_posterior_predictions_have_the_mean_of_the_posterior() -> None:
         assert_means_agree(samples["z"][:, valid], z[:, valid])
         assert_means_agree(samples["obs_x"][:, valid], probs[:, valid])
         assert bool((samples["obs_x"][:, ~valid] == 0).all())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("per_step_sites", [False, True])
+def test_a_traced_elbo_is_the_elbo(per_step_sites: bool) -> None:
+    dmm, batch = small_dmm(per_step_sites=per_step_sites), make_batch()
+    losses = []
+    for elbo in (JitTrace_ELBO(), Trace_ELBO()):
+        torch.manual_seed(0)
+        losses.append(elbo.loss(dmm.model, dmm.guide, batch[0], None, *batch[2:]))
+    assert losses[0] == losses[1]

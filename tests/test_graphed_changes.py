@@ -61,7 +61,18 @@ def hook_a_parameter(run: Run) -> None:
     run.dmm.combiner.lin_hidden_to_loc.weight.register_hook(lambda grad: 0.5 * grad)
 
 
+def set_a_number(run: Run) -> None:
+    run.dmm.min_scale = 0.3
+
+
+def override_a_method(run: Run) -> None:
+    own = run.dmm.encode
+    run.dmm.encode = lambda given: 0.5 * own(given)
+
+
 MODULE_CHANGES = (
+    set_a_number,
+    override_a_method,
     replace_module,
     replace_parameter,
     assign_state,

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pyro
+import pyro.contrib.autoname
 import pytest
 import torch
 from pyro import poutine
@@ -158,6 +159,36 @@ def test_a_parameter_that_takes_anothers_place_is_trained() -> None:
     dmm.emitter.lin_z_to_hidden.weight = nn.Parameter(torch.ones(4, 3).t().contiguous().t())
     before = dmm.emitter.lin_z_to_hidden.weight.detach().clone()
     assert not torch.equal(trained(dmm, svi, 1)["emitter.lin_z_to_hidden.weight"], before)
+
+
+@pytest.mark.parametrize("per_step_sites", [False, True])
+def test_two_models_in_one_step_are_both_trained(per_step_sites: bool) -> None:
+    models = [small_dmm(seed, per_step_sites=per_step_sites) for seed in range(2)]
+
+    def program(half: str) -> Any:
+        def run(*batch: Any) -> None:
+            for name, dmm in zip("ab", models, strict=True):
+                with pyro.contrib.autoname.scope(prefix=name):
+                    getattr(dmm, half)(*batch)
+
+        return run
+
+    before = [[p.detach().clone() for p in dmm.parameters()] for dmm in models]
+    svi = SVI(program("model"), program("guide"), PyroClippedAdam({"lr": 1e-2}), Trace_ELBO())
+    for _ in range(2):
+        svi.step(*make_batch())
+    for dmm, kept in zip(models, before, strict=True):
+        assert not any(torch.equal(p, old) for p, old in zip(dmm.parameters(), kept, strict=True))
+    names = {name for dmm in models for name, _ in dmm.named_parameters()}
+    assert set(svi.optim.get_state()) == {f"{dmm}$$${n}" for dmm in ("dmm", "dmm_1") for n in names}
+
+
+def test_the_model_of_one_and_the_guide_of_another_are_trained() -> None:
+    one, other = small_dmm(0), small_dmm(1)
+    start = [p.detach().clone() for p in (one.z_0, other.z_q_0)]
+    SVI(one.model, other.guide, PyroClippedAdam({"lr": 1e-2}), Trace_ELBO()).step(*make_batch())
+    assert not torch.equal(one.z_0, start[0])
+    assert not torch.equal(other.z_q_0, start[1])
 
 
 # --- arguments ------------------------------------------------------------------------------------------

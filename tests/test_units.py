@@ -104,7 +104,7 @@ def test_units_are_part_of_the_state() -> None:
         ("bernoulli", torch.zeros(2, 3, D), r"^emission: expected 'gaussian' for units, got 'bernoulli'"),
         ("gaussian", torch.zeros(2, 3, D + 1), r"^sequences: expected shape \(2, 3, 5\)"),
         ("gaussian", torch.full((2, 3, D), math.nan), r"^sequences: .*, got nothing observed in feature 0"),
-        ("gaussian", torch.full((2, 3, D), math.inf), r"^sequences: .*, got an infinite one in feature 0"),
+        ("gaussian", torch.full((2, 3, D), math.inf), r"^sequences: .*, got one of nan in feature 0"),
         ("gaussian", [[1.0]], r"^sequences: expected a floating-point tensor"),
     ],
 )
@@ -182,3 +182,58 @@ def test_a_least_scale_bounds_the_density_of_what_has_no_spread() -> None:
     loss, grads = loss_and_grads(dmm, make_batch(emission="gaussian"), Trace_ELBO())
     assert math.isfinite(loss)
     assert all(bool(g.isfinite().all()) for g in grads.values())
+
+
+# --- what a state dict says of units --------------------------------------------------------------------
+
+
+def test_a_state_that_is_not_of_a_whole_model_leaves_the_units() -> None:
+    dmm = gaussian()
+    dmm.standardize(in_units(gaussian_batch()).mini_batch)
+    loc = dmm.x_loc
+    dmm.load_state_dict({k: v for k, v in dmm.state_dict().items() if k.startswith("emitter")}, strict=False)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        dmm.load_state_dict({"zz": torch.zeros(1)})
+    assert dmm.x_loc is loc
+
+
+def test_units_are_loaded_in_the_dtype_of_the_model() -> None:
+    dmm = gaussian()
+    dmm.standardize(in_units(gaussian_batch()).mini_batch)
+    other = small_dmm(emission="gaussian", min_scale=0.1)
+    other.load_state_dict(dmm.state_dict())
+    assert other.x_loc.dtype == other.x_scale.dtype == torch.float32
+    assert math.isfinite(Trace_ELBO().loss(other.model, other.guide, *make_batch(emission="gaussian")))
+
+
+@pytest.mark.parametrize(
+    ("emission", "units", "message"),
+    [
+        ("gaussian", {"x_loc": torch.zeros(D)}, "Missing key.*x_scale"),
+        ("gaussian", {"x_loc": torch.zeros(3), "x_scale": torch.ones(3)}, "size mismatch for x_loc"),
+        ("bernoulli", {"x_loc": torch.zeros(D), "x_scale": torch.ones(D)}, "Unexpected key.*x_loc"),
+    ],
+)
+def test_units_that_do_not_fit_are_not_loaded(emission: str, units: dict[str, Any], message: str) -> None:
+    dmm = small_dmm(emission=emission)
+    with pytest.raises(RuntimeError, match=f"(?s){message}"):
+        dmm.load_state_dict({**dmm.state_dict(), **units})
+
+
+def test_a_constant_whose_mean_is_off_by_a_bit_keeps_its_unit() -> None:
+    dmm = gaussian()
+    x = torch.randn(1000, 6, D, dtype=torch.float64)
+    x[..., 2] = 0.1
+    dmm.standardize(x)
+    assert dmm.x_scale[2] == 1
+    with pytest.raises(ValueError, match=r"that torch.float32 holds, got one of .*e-61 in feature"):
+        small_dmm(emission="gaussian").standardize(1e-60 * x.sign())
+
+
+def test_units_and_an_emission_of_ones_own_exclude_each_other() -> None:
+    class Own(DMM):
+        def emission(self, *args: Any) -> Any:
+            return super().emission(*args)
+
+    with pytest.raises(ValueError, match=r"^emission: expected DMM's own for units, got Own.emission\(\)"):
+        Own(**SIZES, emission="gaussian").standardize(torch.randn(2, 3, D))

@@ -1,7 +1,7 @@
 """The emissions: what is observed, given the latents."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -68,16 +68,18 @@ class BernoulliEmission(_Emission):
         mask: Tensor | None = None,
         output_dim: int | None = None,
     ) -> None:
-        self.emitter = emitter
+        self.emitter: Any = emitter
         D = emitter.b_out.shape[0] if isinstance(emitter, EmitterWeights) else output_dim
         super().__init__(z, check.size("output_dim", D), lengths, mask)
+        # Here and not when the density is asked for: sample statements in a network belong to the model.
+        self._probs = None if isinstance(emitter, EmitterWeights) else self._compute_probs(emitter)
 
     @property
     def mean(self) -> Tensor:
         """The probabilities ``[..., B, T, D]``, zero past the end of each row."""
-        if isinstance(self.emitter, EmitterWeights):
-            return self._finish(torch.sigmoid(ops.emitter(self.z, self.emitter)))
-        return self._finish(self._probs(self.emitter))
+        if self._probs is not None:
+            return self._finish(self._probs)
+        return self._finish(torch.sigmoid(ops.emitter(self.z, self.emitter)))
 
     @property
     def variance(self) -> Tensor:
@@ -96,14 +98,14 @@ class BernoulliEmission(_Emission):
     def log_prob(self, value: Tensor) -> Tensor:
         """``[..., B]``, in nats."""
         self._check_value(value)
-        if isinstance(self.emitter, EmitterWeights):
-            log_prob = ops.emission_log_prob(value, self.z, self.emitter, self.lengths, self.mask_)
-        else:
-            logits = probs_to_logits(self._probs(self.emitter), is_binary=True)
+        if self._probs is not None:
+            logits = probs_to_logits(self._probs, is_binary=True)
             log_prob = ops.bernoulli_log_prob(value, logits, self.lengths, self.mask_)
+        else:
+            log_prob = ops.emission_log_prob(value, self.z, self.emitter, self.lengths, self.mask_)
         return self._spread(log_prob)
 
-    def _probs(self, emitter: Network) -> Tensor:
+    def _compute_probs(self, emitter: Network) -> Tensor:
         probs = checked_output("emitter", emitter(self.z), self._output_shape, self.z.dtype)
         if check.values_are_readable(probs):
             outside = probs[~((probs >= 0) & (probs <= 1))]
@@ -142,12 +144,16 @@ class GaussianEmission(_Emission):
         units: Units | None = None,
     ) -> None:
         check.kind("units", units, Units, type(None))
-        self.emitter, self.min_scale, self.units = emitter, checked_min_scale(min_scale), units
+        self.emitter: Any = emitter
+        self.min_scale, self.units = checked_min_scale(min_scale), units
         D = emitter.b_loc.shape[0] if isinstance(emitter, GaussianEmitterWeights) else output_dim
         super().__init__(z, check.size("output_dim", D), lengths, mask)
         for name, unit in units._asdict().items() if units is not None else ():
             check.like(f"units.{name}", unit, z, "z")
             check.shape(f"units.{name}", unit, self.event_shape[-1:])
+        self._output: tuple[Tensor, Tensor] | None = None
+        if not isinstance(emitter, GaussianEmitterWeights):
+            self._output = loc_and_scale("emitter", emitter(z), self._output_shape, z.dtype)
 
     @property
     def mean(self) -> Tensor:
@@ -173,7 +179,7 @@ class GaussianEmission(_Emission):
         if self.units is not None:
             value = (value - self.units.loc) / self.units.scale
             rest = torch.where(self._observed, self.units.scale.log(), 0.0).sum((-2, -1))
-        if isinstance(self.emitter, GaussianEmitterWeights) and self.min_scale == 0:
+        if self._output is None and self.min_scale == 0:
             given = (value, self.z, self.emitter, self.lengths, self.mask_)
             return self._spread(ops.gaussian_emission_log_prob(*given) - rest)
         loc, scale = self._loc_and_scale()
@@ -192,10 +198,9 @@ class GaussianEmission(_Emission):
 
     def _loc_and_scale(self) -> tuple[Tensor, Tensor]:
         """``loc, scale`` as the emitter gives them, the least scale included."""
-        if isinstance(self.emitter, GaussianEmitterWeights):
+        if self._output is not None:
+            loc, scale = self._output
+        else:
             loc, pre_scale = ops.gaussian_emitter(self.z, self.emitter)
             scale = F.softplus(pre_scale)
-        else:
-            output = self.emitter(self.z)
-            loc, scale = loc_and_scale("emitter", output, self._output_shape, self.z.dtype)
         return loc, scale + self.min_scale if self.min_scale else scale

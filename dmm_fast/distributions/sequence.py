@@ -125,8 +125,9 @@ def loc_and_scale(
     """
     if not isinstance(output, tuple | list) or len(output) != 2:
         check.fail(name, "a pair (loc, scale)", check.describe(output), TypeError)
-    loc, scale = output
-    return (
-        checked_output(f"loc of {name}", loc, shape, dtype),
-        checked_output(f"scale of {name}", scale, shape, dtype),
-    )
+    loc = checked_output(f"loc of {name}", output[0], shape, dtype)
+    scale = checked_output(f"scale of {name}", output[1], shape, dtype)
+    # A NaN is left to the loss, which says that training has diverged.
+    if check.values_are_readable(scale) and bool((scale < 0).any()):
+        check.fail(f"scale of {name}", "numbers from 0", str(scale.min().item()))
+    return loc, scale
