@@ -169,9 +169,16 @@ def function(name: str, value: object) -> None:
 
 
 def takes(
-    name: str, function: Callable[..., Any], args: Sequence[object], kwargs: Mapping[str, object]
+    name: str,
+    function: Callable[..., Any],
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    expected: str | None = None,
 ) -> None:
-    """Check that ``function`` can be called, and has these arguments where Python knows which it has."""
+    """Check that ``function`` can be called, and has these arguments where Python knows which it has.
+
+    ``expected`` is for the message, in place of the arguments that it does have.
+    """
     if not callable(function):
         fail(name, "a function", describe(function), TypeError)
     own = function
@@ -186,6 +193,8 @@ def takes(
         signature.bind(*args, **kwargs)
     except TypeError as error:
         called = f"{len(args)} by position and {sorted(kwargs)} by name"
+        if expected is not None:
+            fail(name, expected, type(function).__name__, TypeError)
         fail(name, f"arguments that fit {signature}", f"{called}: {error}", TypeError)
 
 

@@ -183,7 +183,7 @@ def _behind(*functions: Any) -> Iterator[nn.Module]:
 
 
 def _globals_of(*functions: Any) -> list[tuple[dict[str, Any], str]]:
-    """Where functions find the modules that they name as globals."""
+    """Places, a dictionary and a key, at which functions find the modules that they name as globals."""
     found = []
     for function in functions:
         code = getattr(function, "__code__", None)

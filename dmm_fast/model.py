@@ -210,8 +210,6 @@ class DMM(nn.Module):
             The drawn z, ``[..., B, T, Z]``; with ``per_step_sites`` the list of z_t.
         """
         register("dmm", self)
-        if mini_batch is None:
-            check.fail("mini_batch", "data for the guide to condition on", "None")
         batch = (mini_batch, mini_batch_reversed, mini_batch_mask, mini_batch_seq_lengths)
         given = self.observe(*batch)
         annealing_factor = arguments.check_annealing_factor(annealing_factor, given.lengths.shape[0])

@@ -1,9 +1,6 @@
 """Recurrent networks that read a batch backward in time: the package's own, torch's, a user's."""
 
-import inspect
 import math
-from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -133,26 +130,12 @@ def read_backward(rnn: nn.Module, x: Tensor, h_0: Tensor, lengths: Tensor) -> Te
     if isinstance(rnn, nn.RNNBase):
         h = _run_torch_rnn(rnn, x, h_0, lengths)
     else:
-        _check_takes_three(rnn)
+        expected = "a module with forward(x, h_0, lengths), or torch's RNN, GRU or LSTM"
+        check.takes("rnn", rnn, (x, h_0, lengths), {}, expected)
         h = rnn(x, h_0, lengths)
     if not isinstance(h, Tensor) or h.dim() < 3 or h.shape[-3:-1] != x.shape[-3:-1]:
         check.fail("rnn", f"a result of shape ({x.shape[0]}, {x.shape[1]}, H)", check.describe(h))
     return h
-
-
-@lru_cache(maxsize=64)
-def _takes_three(forward: Callable[..., Any]) -> bool:
-    try:
-        inspect.signature(forward).bind(*range(4))
-    except TypeError:
-        return False
-    return True
-
-
-def _check_takes_three(rnn: nn.Module) -> None:
-    if not _takes_three(type(rnn).forward):
-        expected = "a module with forward(x, h_0, lengths), or torch's RNN, GRU or LSTM"
-        check.fail("rnn", expected, type(rnn).__name__, TypeError)
 
 
 def _run_torch_rnn(rnn: nn.RNNBase, x: Tensor, h_0: Tensor, lengths: Tensor) -> Tensor:

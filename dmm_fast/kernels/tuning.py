@@ -1,4 +1,4 @@
-"""How many places a program of a rowwise kernel takes, and how many warps: by a rule, or by measuring.
+"""Numbers of places and of warps for a program of a rowwise kernel: by a rule, or by measuring.
 
 The package imports this module where there is no triton too.
 """
