@@ -60,8 +60,7 @@ Tensor rnn_scan_steps(const Tensor& x_proj, const Tensor& w_hh, const Tensor& h_
                            sequences_of(h_0),
                            h.mutable_data_ptr<float>(),
                            {},
-                           cuda::is_by_warps(plan),
-                           cuda::is_gathered(plan)};
+                           cuda::warp_tile_of(plan)};
   launch_exchange(x_proj, "rnn_scan with plan " + cuda::describe(plan), args, cuda::rnn_scan);
   return h;
 }
@@ -88,8 +87,7 @@ std::tuple<Tensor, Tensor> rnn_scan_steps_backward(const Tensor& dh, const Tenso
                                    dx_proj.mutable_data_ptr<float>(),
                                    dh_0.mutable_data_ptr<float>(),
                                    {},
-                                   cuda::is_by_warps(plan),
-                                   cuda::is_gathered(plan)};
+                           cuda::warp_tile_of(plan)};
   launch_exchange(h, "rnn_scan_backward with plan " + cuda::describe(plan), args, cuda::rnn_scan_backward);
   return {dx_proj, dh_0};
 }

@@ -6,6 +6,7 @@ Everything but the kernels is what runs on a GPU: the ops' Python, the plans, th
 of the ops then offer the backend on the CPU like any other.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ def install() -> None:
     global emulator, options
     import dmm_emulator
 
-    from dmm_fast.cuda import plan, rnn_plans
+    from dmm_fast.cuda import lane_tiles, plan, rnn_plans
     from dmm_fast.ops import backend
 
     emulator, options = dmm_emulator, dmm_emulator.Options()
@@ -38,10 +39,13 @@ def install() -> None:
     ):
         _library.impl(op.__name__, op)
     backend._PREFERENCE["cpu"] = (*backend._PREFERENCE["cpu"], "cuda")
-    # What the emulator was compiled with.
-    plan.RNN_REGISTERS, plan.COMBINER_REGISTERS = (2, 0), ((2, 2), (0, 0))
-    plan.RNN_TENSOR_TILES = ((1, 4), (2, 8))
-    rnn_plans.CUTS = ((1, 1, 1, 0), (1, 3, 2, 0), (2, 3, 3, 0), (1, 3, 2, 1), (1, 4, 4, 1))
+    for module in (plan, rnn_plans, lane_tiles):
+        vars(module)["kernels"] = kernels  # those that the emulator was compiled with
+
+
+@lru_cache
+def kernels(kind: str) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(map(int, sizes.split(","))) for sizes in emulator.scan_kernels(kind).split())
 
 
 def rnn_scan_steps(

@@ -30,7 +30,8 @@ from dmm_fast.cuda.plan import (
     use_measured,
 )
 from dmm_fast.cuda.rnn_plans import CHUNK as CHUNK_OF_WARPS
-from dmm_fast.cuda.rnn_plans import CUTS, WarpTiling, most_warps
+from dmm_fast.cuda.rnn_plans import WarpTiling
+from dmm_fast.cuda.scan_kernels import kernels
 
 A100 = Device(166_912, (108, 0, 0, 0, 0))
 sizes = st.integers(1, 1100)
@@ -55,11 +56,10 @@ def check_tiling(tiling: Tiling | LaneTile) -> None:
 
 
 def check_warp_tiling(plan: Plan, tiling: WarpTiling) -> None:
-    assert (tiling.chunks, *plan[:2], tiling.gathered) in CUTS
-    assert tiling.outputs % tiling.per_warp == 0
-    assert tiling.outputs * plan.cluster_size <= CHUNK_OF_WARPS * tiling.chunks
-    assert tiling.threads <= 32 * most_warps(tiling.chunks)
-    assert plan.cluster_size > 1
+    several = plan.rows_per_cluster > plan.rows_per_group
+    assert (*tiling, plan.rows_per_group, several) in kernels("rnn_scan_warps")
+    assert tiling.block_outputs * plan.cluster_size <= CHUNK_OF_WARPS * tiling.chunks
+    assert tiling.kept < 255
 
 
 def check_plan(plan: Plan, rows: int, device: Device) -> None:
@@ -81,8 +81,12 @@ def test_rnn_plans_cover_the_sizes(rows: int, units: int, device: Device, backwa
     plan = rnn_plan(rows, units, device, backward, tf32)
     check_plan(plan, rows, device)
     (tiling,) = plan.tilings
-    assert tiling.inputs == units
-    assert tiling.outputs * plan.cluster_size >= units
+    if isinstance(tiling, WarpTiling):
+        assert tiling.chunks * CHUNK_OF_WARPS >= units
+        assert tiling.block_outputs * plan.cluster_size >= units
+    else:
+        assert tiling.inputs == units
+        assert tiling.outputs * plan.cluster_size >= units
 
 
 @given(rows=sizes, units=sizes, latents=st.integers(1, 300), device=devices, backward=st.booleans())
@@ -101,7 +105,7 @@ def test_combiner_plans_cover_the_sizes(
 @pytest.mark.parametrize("backward", [False, True])
 def test_the_tutorials_weights_stay_in_registers(backward: bool) -> None:
     for plan in (rnn_plan(20, 600, H100, backward), combiner_plan(20, 600, 100, H100, backward)):
-        assert plan.cluster_size in (5, 8, 16)
+        assert plan.cluster_size in (5, 15)
         assert all(tiling.in_registers == tiling.quads for tiling in plan.tilings)
 
 
@@ -117,8 +121,8 @@ def test_a_plan_is_the_one_of_least_estimated_time() -> None:
 @pytest.mark.parametrize(
     ("scan", "shape", "cycles"),
     [
-        ("rnn_scan", (3, 3, 16), 2_300),
-        ("rnn_scan_backward", (3, 3, 16), 2_320),
+        ("rnn_scan", (3, 3, 15), 1_970),
+        ("rnn_scan_backward", (3, 3, 15), 1_970),
         ("combiner_scan", (1, 1, 5), 1_700),
         ("combiner_scan_backward", (1, 1, 5), 1_960),
     ],
@@ -127,28 +131,6 @@ def test_the_tutorials_plans(scan: str, shape: tuple[int, ...], cycles: float) -
     plan = scan_plans(*TUTORIAL)[scan]
     assert plan[:3] == shape
     assert plan.step_cycles == pytest.approx(cycles, rel=0.05)
-
-
-@pytest.mark.parametrize(
-    ("shape", "gathered", "cycles"),
-    [
-        ((3, 3, 16), 1, 2_300),
-        ((3, 3, 16), 0, 2_480),
-        ((3, 2, 16), 0, 2_560),
-        ((3, 2, 16), 1, 2_870),
-        ((4, 2, 16), 0, 2_970),
-        ((4, 2, 16), 1, 3_120),
-        ((3, 1, 16), 0, 3_480),
-        ((3, 1, 16), 1, 3_860),
-    ],
-)
-def test_scans_by_warps_are_estimated_as_they_were_measured(
-    shape: tuple[int, ...], gathered: int, cycles: float
-) -> None:
-    """An H100's time for 129 steps of B = 20 and H = 600, less 12 microseconds for the launch."""
-    plans = (plan for plan in rnn_plans(20, 600) if plan[:3] == shape)
-    (plan,) = (plan for plan in plans if plan.tilings == (WarpTiling(600, 40, gathered),))
-    assert plan.step_cycles == pytest.approx(cycles, rel=0.06)
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -294,7 +276,7 @@ def test_everything_else_is_estimated(plan_of: Callable[[], Plan], path: Path) -
 
 
 def test_a_measured_plan_that_cannot_run_is_refused(path: Path) -> None:
-    mine = timed("rnn_scan", lambda plan: of(3, 3, 16)(plan) and plan.tilings[0].in_registers == 6, 1.0)
+    mine = timed("rnn_scan", lambda plan: of(3, 3, 16)(plan) and plan.tilings[0].in_registers == 8, 1.0)
     measured.add(path, H100.name, [mine])
     use_measured(path)
     for device in (

@@ -13,7 +13,6 @@ from benchmarks.gpu.measure import time_calls
 from benchmarks.gpu.stage import Stage
 from dmm_fast.cuda.measured import Case, Measurement, add
 from dmm_fast.cuda.plan import Device, Plan, combiner_plans, cuda_device, rnn_plans
-from dmm_fast.cuda.rnn_plans import WarpTiling
 
 MOST = 12
 BOUND = 1e-5  # another plan adds in another order
@@ -21,19 +20,12 @@ FILE = "measured_plans.json"
 
 
 def best_of_each_shape(plans: list[Plan], shared_bytes: int, most: int = MOST) -> list[Plan]:
-    """The best by estimate of each count of rows, rows at once, blocks and way to give; best first."""
+    """The best by estimate of each count of rows, rows at once and blocks; best first."""
     fitting = [plan for plan in plans if plan.shared_bytes <= shared_bytes]
-    best: dict[tuple[int | str, ...], Plan] = {}
+    best: dict[tuple[int, ...], Plan] = {}
     for plan in sorted(fitting, key=lambda plan: plan.step_cycles):
-        best.setdefault((*plan[:3], _way(plan)), plan)
+        best.setdefault(plan[:3], plan)
     return list(best.values())[:most]
-
-
-def _way(plan: Plan) -> str:
-    tiling = plan.tilings[0]
-    if not isinstance(tiling, WarpTiling):
-        return ""
-    return f", given by {'blocks' if tiling.gathered else 'warps'}"
 
 
 def time_cuts(stage: Stage, suite: str, scan: str, sizes: Sizes) -> None:
@@ -61,7 +53,6 @@ def sweep(stage: Stage, suite: str, case: str, scan: str, sizes: Sizes, device: 
         expected = results if expected is None else expected
         off = max_error(results, expected)
         impl = f"{plan.rows_per_cluster} rows, {plan.rows_per_group} at once, {plan.cluster_size} blocks"
-        impl += _way(plan)
         verdict = Verdict(scan, "cuda", f"{case}, {impl}", off, BOUND, off <= BOUND)
         stage.record.correctness(verdict.as_dict())
         samples = time_calls(run, stage.device, seconds=0.1)

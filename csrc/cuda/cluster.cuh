@@ -74,6 +74,21 @@ __device__ inline void settle(float& number) { asm volatile("" : "+f"(number)); 
 __device__ inline void settle(Remote& place) { asm volatile("" : "+r"(place.address)); }
 #endif
 
+// A number in device memory, where the compiler cannot tell that its place is not in shared memory.
+#ifdef DMM_EMULATOR
+inline float load_global(const float* from) { return *from; }
+inline void store_global(float* to, float value) { *to = value; }
+#else
+__device__ inline float load_global(const float* from) {
+  __builtin_assume(__isGlobal(from));
+  return *from;
+}
+__device__ inline void store_global(float* to, float value) {
+  __builtin_assume(__isGlobal(to));
+  *to = value;
+}
+#endif
+
 #ifdef DMM_EMULATOR
 inline void transaction_init(uint64_t* barrier, int arrivals) { emulator::transaction_init(barrier, arrivals); }
 inline void transaction_expect(uint64_t* barrier, int bytes) { emulator::transaction_expect(barrier, bytes); }

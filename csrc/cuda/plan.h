@@ -8,8 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "lane_tile.h"
-#include "tiling.h"
+#include "scan_kernels.h"
 
 namespace dmm::cuda {
 
@@ -21,29 +20,33 @@ inline Tiling tiling_of(const Plan& plan, size_t which) {
   return {number(0), number(1), number(2), number(3), number(4), number(5), number(6), number(7)};
 }
 
-// rows_per_cluster, rows_per_group, cluster_size, then of outputs that belong to warps: inputs, outputs, 1 where a block
-// gives its outputs together, else 0. No other plan has so few numbers.
-inline bool is_by_warps(const Plan& plan) { return plan.size() == 6; }
-inline bool is_gathered(const Plan& plan) { return is_by_warps(plan) && plan[5] == 1; }
-// The tiling of rnn_scan, of which a plan by warps has inputs and outputs alone.
-inline Tiling rnn_tiling_of(const Plan& plan) {
-  if (!is_by_warps(plan)) return tiling_of(plan, 0);
-  return {static_cast<int>(plan[3]), static_cast<int>(plan[4]), 0, 0, 0, 0, 0, 0};
+// Null, or what is wrong with what every plan begins with.
+inline const char* fault_of_shape(const Plan& plan) {
+  for (const int64_t number : plan)
+    if (number < 0 || number > INT32_MAX / 64) return "a number out of range";
+  if (plan[0] < 1 || plan[0] > kMostRows) return "rows_per_cluster out of range";
+  if (plan[1] < 1) return "rows_per_group out of range";
+  if (plan[2] < 1 || plan[2] > 16) return "cluster_size out of range";
+  return nullptr;
 }
+
+// rows_per_cluster, rows_per_group, cluster_size, then of outputs that belong to warps: chunks of inputs, outputs of a warp,
+// chunks that are in registers. No other plan has so few numbers.
+inline bool is_by_warps(const Plan& plan) { return plan.size() == 6; }
+inline WarpTile warp_tile_of(const Plan& plan) {
+  if (!is_by_warps(plan)) return {};
+  const auto number = [&](size_t i) { return static_cast<int>(plan[i]); };
+  return {number(3), number(4), number(5), number(1)};
+}
+inline Tiling rnn_tiling_of(const Plan& plan) { return is_by_warps(plan) ? Tiling{} : tiling_of(plan, 0); }
 
 // Null, or what is wrong with a plan by warps for so many units.
 inline const char* warp_fault(const Plan& plan, int64_t units) {
-  for (const int64_t number : plan)
-    if (number < 0 || number > INT32_MAX / 64) return "a number out of range";
-  const int64_t rows = plan[0], size = plan[2], inputs = plan[3], outputs = plan[4];
-  if (rows < 1 || rows > kMostWarpRows || plan[1] < 1 || plan[1] > rows) return "rows out of range";
-  if (size < 2 || size > 16 || (size & (size - 1)) != 0) return "cluster_size out of range";
-  const int64_t chunks = (units + kWarpChunk - 1) / kWarpChunk;
-  if (inputs != units || chunks > kMostWarpChunks || outputs * size < units) return "other sizes";
-  if (outputs % 4 != 0 || outputs * size > kWarpChunk * chunks) return "outputs that are not the warps'";
-  if (outputs / 4 > most_warps(static_cast<int>(chunks))) return "too many warps";
-  if (plan[5] > 1) return "another way to give";
-  return nullptr;
+  if (const char* fault = fault_of_shape(plan)) return fault;
+  const WarpTile tile = warp_tile_of(plan);
+  const int64_t outputs = plan[2] * tile.block_outputs();
+  if (!with_warp_kernel(tile, plan[0] > plan[1], [](auto) {})) return "no kernel has such a tile";
+  return units > tile.units() || outputs < units || outputs > tile.units() ? "other sizes" : nullptr;
 }
 
 // A plan of lane tiles has four numbers for each of two, in the order of its fields.
@@ -58,16 +61,6 @@ inline std::string describe(const Plan& plan) {
   for (size_t i = 0; i < plan.size(); ++i) out << (i ? ", " : "[") << plan[i];
   out << "]";
   return out.str();
-}
-
-// Null, or what is wrong with what every plan begins with.
-inline const char* fault_of_shape(const Plan& plan) {
-  for (const int64_t number : plan)
-    if (number < 0 || number > INT32_MAX / 64) return "a number out of range";
-  if (plan[0] < 1 || plan[0] > kMostRows) return "rows_per_cluster out of range";
-  if (plan[1] < 1) return "rows_per_group out of range";
-  if (plan[2] < 1 || plan[2] > 16) return "cluster_size out of range";
-  return nullptr;
 }
 
 // Null, or what is wrong with a plan of lane tiles.

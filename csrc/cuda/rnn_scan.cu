@@ -1,6 +1,7 @@
 #include "rnn_scan.cuh"
 
 #include "launch.cuh"
+#include "scan_kernels.h"
 
 namespace dmm::cuda {
 namespace {
@@ -15,28 +16,26 @@ const char* launch(void (*kernel)(Args), const Args& a, void* stream) {
 // Run `How` the tiling says.
 template <class Run>
 const char* by_tiling(const Tiling& tiling, Run run) {
-  switch (100 * tiling.tensor_tiles + tiling.in_registers) {
-    case 0: return run(InFloat32<0>{});
-    case 2: return run(InFloat32<2>{});
-    case 4: return run(InFloat32<4>{});
-    case 6: return run(InFloat32<6>{});
-    case 8: return run(InFloat32<8>{});
-    case 104: return run(OnTensorCores<1, 4>{});
-    case 208: return run(OnTensorCores<2, 8>{});
-    case 310: return run(OnTensorCores<3, 10>{});
-    default: return "no kernel keeps that many weights in registers";
-  }
+#define DMM_TRY(quads) \
+  if (!tiling.tensor_tiles && tiling.in_registers == quads) return run(InFloat32<quads>{});
+  DMM_RNN_KERNELS(DMM_TRY)
+#undef DMM_TRY
+#define DMM_TRY(tiles, quads) \
+  if (tiling.tensor_tiles == tiles && tiling.in_registers == quads) return run(OnTensorCores<tiles, quads>{});
+  DMM_RNN_TENSOR_KERNELS(DMM_TRY)
+#undef DMM_TRY
+  return "no kernel keeps that many weights in registers";
 }
 
 }  // namespace
 
 const char* rnn_scan(const RnnScan& a, void* stream) {
-  if (a.by_warps) return rnn_scan_warps(a, stream);
+  if (a.warp_tile.chunks) return rnn_scan_warps(a, stream);
   return by_tiling(a.tiling, [&](auto how) { return launch(rnn_scan_fwd_kernel<decltype(how)>, a, stream); });
 }
 
 const char* rnn_scan_backward(const RnnScanBackward& a, void* stream) {
-  if (a.by_warps) return rnn_scan_warps_backward(a, stream);
+  if (a.warp_tile.chunks) return rnn_scan_warps_backward(a, stream);
   return by_tiling(a.tiling, [&](auto how) { return launch(rnn_scan_bwd_kernel<decltype(how)>, a, stream); });
 }
 

@@ -3,16 +3,14 @@
 // Every block of a cluster owns `tiling.outputs` of the H units of the cluster's rows. A step takes one exchange:
 // each block gives its units to all, and so has the whole vector that the next step multiplies.
 //
-// The tiling is of [H inputs, H / cluster_size outputs]; there are kernels for 0, 2, 4, 6 and 8 quads in registers,
-// and on tensor cores for 1 tile of 4 quads, 2 of 8, and 3 of 10.
+// The tiling is of [H inputs, H / cluster_size outputs].
 //
-// Where `by_warps`, four outputs belong to a warp (rnn_scan_warps.cuh), and of the tiling there are only inputs and
-// outputs, a multiple of four. There are kernels for few rows and up to 6 chunks of 128 units. `gathered` are outputs that a
-// block gives together; else each warp gives its own.
+// With a warp tile of any chunks, outputs belong to warps (rnn_scan_warps.cuh), and the tiling is not used.
 #pragma once
 
 #include "hang.h"
 #include "ragged.h"
+#include "warp_tile.h"
 
 namespace dmm::cuda {
 
@@ -26,7 +24,7 @@ struct RnnScan {
   Sequences<const float> x_proj, h_0;
   float* h;  // [P, B, T, H], dense; written everywhere
   HangReport hang{};
-  bool by_warps = false, gathered = false;
+  WarpTile warp_tile{};
 };
 
 struct RnnScanBackward {
@@ -39,26 +37,17 @@ struct RnnScanBackward {
   Sequences<const float> dh, h;
   float *dx_proj, *dh_0;  // [P, B, T, H] and [P, B, H], dense; written everywhere
   HangReport hang{};
-  bool by_warps = false, gathered = false;
+  WarpTile warp_tile{};
 };
 
-template <class Args>
-int threads(const Args& a) {
-  return a.by_warps ? 32 * (a.tiling.outputs / 4) : a.tiling.threads();
-}
-
-// Of a block whose outputs belong to warps, in bytes: the rows, barriers, two states.
-template <class Args>
-int64_t rnn_scan_warps_shared_bytes(const Args& a) {
-  const int64_t rows = a.ragged.rows_per_cluster, chunks = (a.tiling.inputs + kWarpChunk - 1) / kWarpChunk;
-  return 16 * rows + 16 * a.ragged.groups() + 8 * rows * kWarpChunk * chunks;
-}
+inline int threads(const RnnScan& a) { return a.warp_tile.chunks ? kWarpThreads : a.tiling.threads(); }
+inline int threads(const RnnScanBackward& a) { return a.warp_tile.chunks ? kWarpThreads : a.tiling.threads(); }
 
 // Of a block, in bytes: the rows, barriers, two states, two buffers of partial sums, what comes from device memory for two
 // steps, weights.
 template <class Args>
 inline int64_t rnn_scan_shared_bytes(const Args& a, int operands) {
-  if (a.by_warps) return rnn_scan_warps_shared_bytes(a);
+  if (a.warp_tile.chunks) return WarpLayout(a.warp_tile, a.ragged.rows_per_cluster, operands + 1).end;
   const Tiling& w = a.tiling;
   const int64_t rows = a.ragged.rows_per_cluster;
   return 16 * rows + 16 * a.ragged.groups() + 4 * (2 * rows * w.stride() + 2 * w.partials() + w.shared_weights(w.threads()) +

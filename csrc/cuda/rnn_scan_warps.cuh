@@ -1,278 +1,298 @@
-// rnn_scan for few rows a cluster, whose outputs belong to warps (warp_product.cuh). In a step a warp waits for the
-// state, multiplies it, and its outputs' next state goes to all blocks. There are two ways to get it there:
+// rnn_scan with outputs that belong to warps (warp_product.cuh). In a step of a group of rows the block waits for the state,
+// each warp multiplies it by its part of the weights, and puts its outputs' next state into the block's own; when all
+// warps have, each gives the whole block's to another block or two, in stores of 16 bytes a lane. A store whose lanes go to
+// several blocks takes several times as long, which is why the warps meet first.
 //
-// Each warp gives its own, and there is no block barrier: the warps of a block may be up to two steps apart.
-//
-// Or the warps put theirs into the block's own state, meet at a block barrier, and then each gives all of the block's
-// to a block or two: fewer messages, of more bytes, which costs the wait for the slowest warp.
-//
-// The argument of exchange.cuh for two barriers, and two states, that take turns holds for warps as it does for blocks.
-// Every warp of every block gives all rows of a group at every step but the last, also rows that have not begun or
-// have ended, and also where its outputs are no units. So a phase ends when all warps have given, each after it had read
-// the state before: that state may be overwritten, and the barrier of the step before be told what to expect next. Where
-// a block gives, a warp gives after all of the block's have read.
+// The argument of exchange.cuh for two barriers, and two states, that take turns: every block gives all rows of a group at
+// every step but the last, also rows that have not begun or have ended, and also where its outputs are no units. So a
+// phase ends when all blocks have given, each after all its warps had read the state before: that state may be
+// overwritten, and the barrier of the step before be told what to expect next.
 #pragma once
 
 #include "exchange.cuh"
 #include "matrix.cuh"
-#include "rnn_warp_rows.cuh"
+#include "ragged.cuh"
+#include "rnn_scan.h"
+#include "warp_product.cuh"
 
 namespace dmm::cuda {
 
-// The rows of a group in ones and twos. A state of theirs is [rows][units].
-template <class Direction, int kChunks, int kRows>
-class WarpGroup {
-  static constexpr int kHead = kRows < 2 ? kRows : 2;
-  using Head = WarpRows<Direction, kChunks, kHead>;
-  using Rest = WarpGroup<Direction, kChunks, kRows - kHead>;
-  static constexpr int kNumbers = kHead * Head::kUnits;
+// What the two directions do differently; a group's time begins with the end, or the start, of its longest row.
+struct WarpForward {  // from the end back to 0
+  static constexpr int kOperands = 1, kTowards = -1;
+  const RnnScan& a;
 
- public:
-  __device__ WarpGroup(const Direction& direction, const Lane& lane, const Rows& rows, int first, int longest, int unit)
-      : head_(direction, lane, rows, first, longest, unit), rest_(direction, lane, rows, first + 2, longest, unit) {}
-
-  __device__ void fetch(int t) { head_.fetch(t), rest_.fetch(t); }
-  __device__ void begin(const Recipient& recipient, int from, int to, int barrier) {
-    head_.begin(recipient, from, to, barrier), rest_.begin(recipient, from + kNumbers, to + kNumbers, barrier);
-  }
-  template <class Weights>
-  __device__ void multiply(const Weights& weights, const float* shared) {
-    head_.multiply(weights, shared), rest_.multiply(weights, shared);
-  }
-  __device__ void add_up() { head_.add_up(), rest_.add_up(); }
+  __device__ static int steps(int longest) { return longest; }
+  __device__ static int time(int longest, int step) { return longest - 1 - step; }
+  // Of an output and the first input, and how far it is to those of the next.
+  __device__ const float* weights(int output) const { return a.w_hh.place(output, 0); }
+  __device__ int64_t next_output() const { return a.w_hh.row; }
+  __device__ int64_t next_input() const { return a.w_hh.column; }
+  __device__ float start(const Row& row, int unit) const { return *a.h_0.at(row.particle, row.sequence, 0, unit); }
+  __device__ const Sequences<const float>& operand(int) const { return a.x_proj; }
+  __device__ float* out() const { return a.h; }
+  // The state that follows `before`. A row that has not begun keeps its start.
   template <bool kTanh>
-  __device__ void advance(int t) {
-    head_.template advance<kTanh>(t), rest_.template advance<kTanh>(t);
+  __device__ static float next(float sum, const float (&given)[1], bool is_active, float before) {
+    const float x = sum + given[0], h = kTanh ? tanhf(x) : x < 0.0f ? 0.0f : x;  // unlike a maximum, it keeps NaN
+    return is_active ? h : before;
   }
-  __device__ void give(bool is_wanted, const Recipient& recipient) const {
-    head_.give(is_wanted, recipient), rest_.give(is_wanted, recipient);
-  }
-  __device__ void put(float* state) const { head_.put(state), rest_.put(state + kNumbers); }
-  __device__ void keep(int t) { head_.keep(t), rest_.keep(t); }
-
- private:
-  Head head_;
-  Rest rest_;
+  __device__ void finish(const Row&, int, int, float) const {}
 };
 
-template <class Direction, int kChunks>
-class WarpGroup<Direction, kChunks, 0> {
- public:
-  __device__ WarpGroup(const Direction&, const Lane&, const Rows&, int, int, int) {}
-  __device__ void fetch(int) {}
-  __device__ void begin(const Recipient&, int, int, int) {}
-  template <class Weights>
-  __device__ void multiply(const Weights&, const float*) {}
-  __device__ void add_up() {}
+struct WarpBackward {  // from 0 to the end, and there once more for dh_0
+  static constexpr int kOperands = 2, kTowards = 1;
+  const RnnScanBackward& a;
+
+  __device__ static int steps(int longest) { return longest + 1; }
+  __device__ static int time(int, int step) { return step; }
+  __device__ const float* weights(int output) const { return a.w_hh.place(0, output); }
+  __device__ int64_t next_output() const { return a.w_hh.column; }
+  __device__ int64_t next_input() const { return a.w_hh.row; }
+  __device__ float start(const Row&, int) const { return 0.0f; }
+  __device__ const Sequences<const float>& operand(int i) const { return i == 0 ? a.dh : a.h; }
+  __device__ float* out() const { return a.dx_proj; }
   template <bool kTanh>
-  __device__ void advance(int) {}
-  __device__ void give(bool, const Recipient&) const {}
-  __device__ void put(float*) const {}
-  __device__ void keep(int) {}
+  __device__ static float next(float sum, const float (&given)[2], bool is_active, float) {
+    const float dh = sum + given[0], h = given[1];
+    return !is_active ? 0.0f : kTanh ? dh * (1.0f - h * h) : h > 0.0f ? dh : 0.0f;
+  }
+  // The sum that a row has when it has ended.
+  __device__ void finish(const Row& row, int t, int unit, float sum) const {
+    if (t == row.length) a.dh_0[int64_t{row.index} * a.units + unit] = sum;
+  }
 };
 
-// All groups from number kFirst on; `visit(group)` of each.
-template <class Direction, int kChunks, int kRows, int kPerGroup, int kFirst = 0>
-class WarpGroups {
-  static constexpr int kHere = kRows < kPerGroup ? kRows : kPerGroup;
+template <class Direction, int kChunks, int kOutputs, int kKept, int kRows, bool kSeveral, class Args>
+class WarpScan {
+  __device__ static constexpr WarpTile tile() { return {kChunks, kOutputs, kKept, kRows}; }
+  static constexpr int kUnits = tile().units(), kState = tile().state(), kOwn = tile().block_outputs();
+  static constexpr int kOperands = Direction::kOperands, kSums = kRows * kOutputs;
+  // What a block gives at once: a lane has four numbers, and a warp serves every kWarpsOfBlock-th of the other blocks.
+  static constexpr int kQuads = kOwn / 4, kGifts = (kRows * kQuads + 31) / 32;
+  static constexpr int kPeers = (15 + kWarpsOfBlock - 1) / kWarpsOfBlock;
 
  public:
-  static constexpr int kIndex = kFirst, kCount = kHere;
-  static constexpr int kState = kHere * 128 * kChunks;                    // numbers of a state
-  static constexpr int kStates = 2 * kFirst * kPerGroup * 128 * kChunks;  // numbers before the group's two
-  const int longest, steps;
-  WarpGroup<Direction, kChunks, kHere> rows;
-
-  __device__ WarpGroups(const Direction& direction, const Lane& lane, const Rows& all, int unit)
-      : longest(kFirst * kPerGroup < all.count() ? all.longest(kFirst) : 0),
-        steps(direction.steps(longest)),
-        rows(direction, lane, all, kFirst * kPerGroup, longest, unit),
-        others_(direction, lane, all, unit) {}
-
-  // All threads of the block fill both states.
-  __device__ void fill(const Direction& direction, const Rows& all, float* states) const {
-    for (int unit = static_cast<int>(threadIdx.x); unit < 128 * kChunks; unit += static_cast<int>(blockDim.x)) {
-      float starts[kHere];
-#pragma unroll
-      for (int r = 0; r < kHere; ++r) {
-        const int row = kFirst * kPerGroup + r;
-        starts[r] = row < all.count() && unit < direction.a.units ? direction.start(all[row], unit) : 0.0f;
-      }
-#pragma unroll
-      for (int r = 0; r < kHere; ++r) {
-        float* const state = states + kStates + r * 128 * kChunks + unit;
-        state[0] = state[kState] = starts[r];
-      }
-    }
+  __device__ WarpScan(const Args& a, float* shared)
+      : a_(a),
+        direction_{a},
+        rows_(a.ragged, cluster_, reinterpret_cast<Row*>(shared)),
+        layout_(tile(), a.ragged.rows_per_cluster, kOperands + 1),
+        shared_(reinterpret_cast<unsigned char*>(shared)),
+        from_(reinterpret_cast<const float**>(shared_ + layout_.places) + threadIdx.x),
+        first_(cluster_.rank() * kOwn),
+        sum_(summed<kSums>(lane())),
+        row_(sum_.number / kOutputs),
+        unit_(first_ + warp() * kOutputs + sum_.number % kOutputs),
+        owns_(sum_.is_first && unit_ < a.units) {
+    settle(row_), settle(unit_);
   }
-  // How many rows take part at time t.
-  __device__ int active(const Rows& all, int t) const {
-    int count = 0;
-#pragma unroll
-    for (int row = kFirst * kPerGroup; row < kFirst * kPerGroup + kHere; ++row)
-      count += row < all.count() && all[row].length > t;
-    return count;
-  }
-  template <class Visit>
-  __device__ void each(const Visit& visit) {
-    visit(*this);
-    others_.each(visit);
+
+  __device__ void run() {
+    const int unit = first_ + warp() * kOutputs;
+    const WarpWeights<kChunks, kKept, kOutputs> weights(at<float>(layout_.weights), direction_.weights(unit),
+                                                        direction_.next_output(), direction_.next_input(),
+                                                        a_.units - unit, a_.units);
+    for (int group = 0; group < rows_.groups(); ++group) begin(group);
+    Exchange exchange(cluster_, cluster_.blocks(), at<uint64_t>(layout_.barriers), a_.hang);
+    exchange.start(rows_.groups(), [this](int group, int step) { return step < exchanged(group) ? bytes(group) : 0; });
+    if (a_.tanh) take_steps<true>(weights, exchange);
+    else take_steps<false>(weights, exchange);
+    clear_past_end();  // last, for a cluster of short rows has the time
+    exchange.finish(rows_.groups(), [this](int group) { return exchanged(group); });
   }
 
  private:
-  WarpGroups<Direction, kChunks, kRows - kHere, kPerGroup, kFirst + 1> others_;
-};
+  // What a thread has to know of a step of a group before it begins.
+  struct Turn {
+    int group, step, steps, time;
+    int length;  // of the row whose unit the thread owns; -1 where it owns none
+    const float* from[kOperands];
+    float* to;
 
-template <class Direction, int kChunks, int kPerGroup, int kFirst>
-class WarpGroups<Direction, kChunks, 0, kPerGroup, kFirst> {
- public:
-  __device__ WarpGroups(const Direction&, const Lane&, const Rows&, int) {}
-  template <class Visit>
-  __device__ void each(const Visit&) {}
-};
-
-// Gives a block's outputs of up to kRows rows to all other blocks. A warp takes every so many of them, and its lanes four
-// outputs each.
-template <int kRows, int kUnits>
-class BlockGift {
- public:
-  // `shared` is where shared memory begins; the outputs are from `first` on.
-  __device__ BlockGift(const Cluster& cluster, const Lane& lane, float* shared, int first, int outputs)
-      : cluster_(cluster), shared_(shared) {
-    const int quads = outputs / 4;
-#pragma unroll
-    for (int i = 0; i < kTurns; ++i) {
-      const int mine = lane.index + 32 * i;
-      exists_[i] = mine < kRows * quads;
-      place_[i] = exists_[i] ? mine / quads * kUnits + first + mine % quads * 4 : 0;
-    }
-  }
-  // Of kCount rows; `state` is numbers into shared memory, the barrier bytes.
-  template <int kCount>
-  __device__ void give(bool is_wanted, int state, int barrier) const {
-    const int blocks = cluster_.blocks(), warps = static_cast<int>(blockDim.x) / 32;
-    float values[kTurns][4];
-    bool gives[kTurns];
-#pragma unroll
-    for (int i = 0; i < kTurns; ++i) {
-      gives[i] = exists_[i] && place_[i] < kCount * kUnits;
-      const float4 x = *reinterpret_cast<const float4*>(shared_ + state + (gives[i] ? place_[i] : 0));
-      values[i][0] = x.x, values[i][1] = x.y, values[i][2] = x.z, values[i][3] = x.w;
-    }
-    for (int other = static_cast<int>(threadIdx.x) / 32 + 1; other < blocks; other += warps) {
-      const int sum = cluster_.rank() + other;
-      const Remote to = remote(sum < blocks ? sum : sum - blocks, shared_);
-#pragma unroll
-      for (int i = 0; i < kTurns; ++i)
-        transaction_store(is_wanted && gives[i], to + 4 * (state + place_[i]), values[i], to + barrier);
-    }
-  }
-
- private:
-  static constexpr int kTurns = (kRows * kMostWarpOutputs / 4 + 31) / 32;
-  const Cluster& cluster_;
-  float* const shared_;
-  bool exists_[kTurns];
-  int place_[kTurns];
-};
-
-template <class Args>
-__device__ void clear_past_end(const Args& a, const Rows& rows, float* out, int first, int units) {
-  const Deal deal(units < 0 ? 0 : units);
-  for (int i = 0; i < rows.count(); ++i) {
-    const int length = rows[i].length;
-    float* const end = out + (int64_t{rows[i].index} * a.ragged.steps + length) * a.units + first;
-    for_each(deal, a.ragged.steps - length, units, [&](int t, int unit) { end[int64_t{t} * a.units + unit] = 0.0f; });
-  }
-}
-
-template <class Direction, int kChunks, int kRows, int kPerGroup, bool kGathered, class Args>
-__device__ void scan_by_warps(const Args& a, float* shared) {
-  constexpr int kGroups = (kRows + kPerGroup - 1) / kPerGroup, kBarriers = 16 * kRows, kStates = kBarriers + 16 * kGroups;
-  const Cluster cluster;
-  const Direction direction{a};
-  int thread = static_cast<int>(threadIdx.x);
-  settle(thread);
-  const Lane lane(thread);
-  const Rows rows(a.ragged, cluster, reinterpret_cast<Row*>(shared));
-  const int first = cluster.rank() * a.tiling.outputs, unit = first + thread / 32 * 4;
-  const WarpWeights<kChunks> weights(lane, [&](int output, int input) {
-    return unit + output < a.units && input < a.units ? direction.weight(unit + output, input) : 0.0f;
-  });
-  const Recipient recipient(cluster, lane, shared);
-  const BlockGift<kPerGroup, 128 * kChunks> gift(cluster, lane, shared, first, a.tiling.outputs);
-  float* const states = shared + kStates / 4;
-  WarpGroups<Direction, kChunks, kRows, kPerGroup> groups(direction, lane, rows, unit);
-  groups.each([&](const auto& group) { group.fill(direction, rows, states); });
-
-  int exchanged[kGroups] = {};  // steps: all but the last, whose state no block reads
-  groups.each([&](const auto& group) { exchanged[group.kIndex] = group.steps > 0 ? group.steps - 1 : 0; });
-  const int givers = cluster.blocks() - (kGathered ? 1 : 0);
-  const auto bytes = [&](int rows_given) { return 4 * rows_given * a.tiling.outputs * givers; };
-  const auto time = [&](const auto& group, int step) {
-    return direction.first_time(group.longest) + Direction::kTowards * step;
+    __device__ bool is_last() const { return step + 1 == steps; }
+    __device__ bool is_active() const { return time < length; }
   };
-  groups.each([&](auto& group) { group.rows.fetch(time(group, 0)); });
-  Exchange exchange(cluster, cluster.blocks(), reinterpret_cast<uint64_t*>(shared + kBarriers / 4), a.hang);
-  exchange.start(kGroups, [&](int group, int step) {
-    const int left = kRows - group * kPerGroup;
-    return step < exchanged[group] ? bytes(left < kPerGroup ? left : kPerGroup) : 0;
-  });
 
-  const auto take_step = [&](auto& group, int step, int turn) {
-    if (step >= group.steps) return;
-    const int t = time(group, step), state = kStates / 4 + group.kStates + turn * group.kState;
-    const int barrier = kBarriers + 16 * group.kIndex + 8 * turn;
-    group.rows.begin(recipient, kStates / 4 + group.kStates + (turn ^ 1) * group.kState, state + unit, barrier);
-    if (step > 0)
-      exchange.wait(group.kIndex, step - 1, [&] { return group.active(rows, t - Direction::kTowards); });
-    // Not before: a wait ends when the thread's loads from device memory have come (its fence is a NOP for which all
-    // scoreboards have to be clear).
-    group.rows.fetch(t + Direction::kTowards);
-    group.rows.multiply(weights, shared);
-    group.rows.add_up();
-    if (a.tanh) group.rows.template advance<true>(t);
-    else group.rows.template advance<false>(t);
-    if (step + 1 < group.steps) {
-      if constexpr (kGathered) {
-        group.rows.put(shared + state + unit);
-        __syncthreads();
-        gift.template give<group.kCount>(!exchange.is_lost(), state, barrier);
-      } else {
-        group.rows.give(!exchange.is_lost(), recipient);
-      }
-    }
-    group.rows.keep(t);
-    if (thread == 0 && step > 0 && step + 2 < group.steps)
-      exchange.expect(group.kIndex, step + 1, bytes(group.kCount));
-  };
-  // Groups take turns, so that what one gives is on its way while another computes. The first has the longest row.
-  // Two steps in a turn of the loop would outgrow the instruction cache that is next to the scheduler.
+  template <bool kTanh, class Weights>
+  __device__ void take_steps(const Weights& weights, Exchange& exchange) {
+    int active = drop_ended(rows_.groups(), 0);
+    if (active == 0) return;
+    Remote peers[kPeers];
+#pragma unroll
+    for (int i = 0; i < kPeers; ++i) peers[i] = remote(peer(i), shared_);
+    Turn turn = turn_of(0, 0);
+    float given[kOperands], fetched[kOperands];
+    fetch(turn, fetched);
 #pragma unroll 1
-  for (int step = 0; step < groups.steps; ++step)
-    groups.each([&](auto& group) { take_step(group, step, step & 1); });
-  // Last, for a cluster of short rows has the time.
-  const int own_units = a.units - first < a.tiling.outputs ? a.units - first : a.tiling.outputs;
-  clear_past_end(a, rows, direction.out(), first, own_units);
-  exchange.finish(kGroups, [&](int group) { return exchanged[group]; });
-}
+    while (active > 0) {
+      const int parity = turn.step & 1;
+      const float* const state = states() + (2 * turn.group + (parity ^ 1)) * kState;
+      float* const own_state = states() + (2 * turn.group + parity) * kState + row_ * kUnits + unit_;
+      const float before = owns_ ? state[row_ * kUnits + unit_] : 0.0f;
+#pragma unroll
+      for (int i = 0; i < kOperands; ++i) given[i] = fetched[i];
+      const Turn next = following(turn, active);
+      if (turn.step > 0 && cluster_.blocks() > 1)
+        exchange.wait(turn.group, turn.step - 1, [&] { return active_rows(turn.group, turn.step - 1); });
+      // Not before: a wait ends when the thread's loads from device memory have come (its fence is a NOP for which all
+      // scoreboards have to be clear).
+      if (active > 0) fetch(next, fetched);
+      float sums[kSums] = {};
+      weights.template multiply<kRows>(state, sums);
+      const float sum = add_lanes<kSums>(sums, lane());
+      const float value = Direction::template next<kTanh>(sum, given, turn.is_active(), before);
+      if (!turn.is_last()) {
+        if (owns_) *own_state = value;
+        __syncthreads();
+        give(exchange, turn, own_state - (row_ * kUnits + unit_), peers);
+        if (threadIdx.x == 0 && turn.step > 0 && turn.step + 2 < turn.steps)
+          exchange.expect(turn.group, turn.step + 1, bytes(turn.group));
+      }
+      if (turn.is_active()) store_global(turn.to, value);
+      else if (turn.length >= 0) direction_.finish(rows_[turn.group * kRows + row_], turn.time, unit_, sum);
+      turn = next;
+    }
+  }
+  // Of so many groups, those that have a step left: the first ones, for the first has the longest row.
+  __device__ int drop_ended(int groups, int step) const {
+    while (groups > 0 && Direction::steps(rows_.longest(groups - 1)) <= step) --groups;
+    return groups;
+  }
+  // Groups take turns; `active` is how many have a step left, none after the last turn.
+  __device__ Turn following(const Turn& turn, int& active) const {
+    if constexpr (kSeveral) {
+      const bool is_round = turn.group + 1 == active;
+      if (is_round && turn.is_last()) active = drop_ended(active, turn.step + 1);
+      return active > 0 ? turn_of(is_round ? 0 : turn.group + 1, turn.step + is_round) : turn;
+    } else {
+      if (turn.is_last()) active = 0;
+      Turn next = turn;
+      ++next.step;
+      next.time += Direction::kTowards;
+      next.to += Direction::kTowards * a_.units;
+#pragma unroll
+      for (int i = 0; i < kOperands; ++i) next.from[i] += Direction::kTowards * direction_.operand(i).step;
+      return next;
+    }
+  }
 
-// `kRows` of a cluster, kPerGroup of which take their steps together; kGathered where the block gives, and not each warp.
-template <int kChunks, int kRows, int kPerGroup, bool kGathered>
-__global__ __launch_bounds__(32 * most_warps(kChunks), 1) void rnn_scan_warps_fwd_kernel(
-    const __grid_constant__ RnnScan a) {
+  // All threads fill both states of a group, and each writes down what it reads and writes there at time 0.
+  __device__ void begin(int group) {
+    float* const mine = states() + 2 * group * kState;
+    for (int i = static_cast<int>(threadIdx.x); i < kState; i += kWarpThreads) {
+      const int row = group * kRows + i / kUnits, unit = i % kUnits;
+      mine[i] = mine[kState + i] = row < rows_.count() && unit < a_.units ? direction_.start(rows_[row], unit) : 0.0f;
+    }
+    const int row = group * kRows + row_;
+    if (!owns_ || row >= rows_.count()) return;
+    const Row& own = rows_[row];
+    const float** const places = from_ + group * (kOperands + 1) * kWarpThreads;
+    for (int i = 0; i < kOperands; ++i)
+      places[i * kWarpThreads] = direction_.operand(i).at(own.particle, own.sequence, 0, unit_);
+    places[kOperands * kWarpThreads] = direction_.out() + int64_t{own.index} * a_.ragged.steps * a_.units + unit_;
+  }
+
+  __device__ Turn turn_of(int group, int step) const {
+    const int row = group * kRows + row_, longest = rows_.longest(group);
+    Turn turn{group, step, Direction::steps(longest), Direction::time(longest, step), -1, {}, direction_.out()};
+    // Pointers move in threads that own nothing, too, and are not followed there.
+#pragma unroll
+    for (int i = 0; i < kOperands; ++i) turn.from[i] = direction_.operand(i).data;
+    if (!owns_ || row >= rows_.count()) return turn;
+    turn.length = rows_[row].length;
+    const float* const* const places = from_ + group * (kOperands + 1) * kWarpThreads;
+#pragma unroll
+    for (int i = 0; i < kOperands; ++i) turn.from[i] = places[i * kWarpThreads] + turn.time * direction_.operand(i).step;
+    turn.to = const_cast<float*>(places[kOperands * kWarpThreads]) + int64_t{turn.time} * a_.units;
+    return turn;
+  }
+  __device__ static void fetch(const Turn& turn, float (&fetched)[kOperands]) {
+#pragma unroll
+    for (int i = 0; i < kOperands; ++i) fetched[i] = turn.is_active() ? load_global(turn.from[i]) : 0.0f;
+  }
+
+  // What the block has put into its own state goes to the others.
+  __device__ void give(const Exchange& exchange, const Turn& turn, const float* state, const Remote (&peers)[kPeers]) const {
+    const int numbers = rows_of(turn.group) * kQuads;
+    const int state_at = layout_.states + 4 * static_cast<int>(state - states());
+    const int barrier = layout_.barriers + 8 * (2 * turn.group + (turn.step & 1));
+#pragma unroll
+    for (int i = 0; i < kGifts; ++i) {
+      const int mine = lane() + 32 * i, place = mine / kQuads * kUnits + first_ + 4 * (mine % kQuads);
+      if (mine >= numbers || exchange.is_lost()) continue;
+      const float4 x = *reinterpret_cast<const float4*>(state + place);
+      const float values[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+      for (int p = 0; p < kPeers; ++p)
+        transaction_store(warp() + 1 + p * kWarpsOfBlock < cluster_.blocks(), peers[p] + (state_at + 4 * place), values,
+                          peers[p] + barrier);
+    }
+  }
+  // Each block begins with another, so that none is the first of all.
+  __device__ int peer(int i) const {
+    return (cluster_.rank() + warp() + 1 + i * kWarpsOfBlock) % cluster_.blocks();
+  }
+  // Steps of a group that are exchanged: all but the last, whose state no block reads.
+  __device__ int exchanged(int group) const {
+    const int steps = Direction::steps(rows_.longest(group));
+    return steps > 0 ? steps - 1 : 0;
+  }
+  __device__ int rows_of(int group) const {
+    const int left = rows_.count() - group * kRows;
+    return left < kRows ? left : kRows;
+  }
+  __device__ int bytes(int group) const { return 4 * rows_of(group) * kOwn * (cluster_.blocks() - 1); }
+  // How many rows of a group take part in a step.
+  __device__ int active_rows(int group, int step) const {
+    return rows_.more_than(group, Direction::time(rows_.longest(group), step));
+  }
+
+  __device__ void clear_past_end() const {
+    const int units = a_.units - first_ < kOwn ? a_.units - first_ : kOwn;
+    const Deal deal(units < 0 ? 0 : units);
+    for (int i = 0; i < rows_.count(); ++i) {
+      const int length = rows_[i].length;
+      float* const end = direction_.out() + (int64_t{rows_[i].index} * a_.ragged.steps + length) * a_.units + first_;
+      for_each(deal, a_.ragged.steps - length, units, [&](int t, int unit) { end[int64_t{t} * a_.units + unit] = 0.0f; });
+    }
+  }
+
+  template <class T>
+  __device__ T* at(int bytes) const {
+    return reinterpret_cast<T*>(shared_ + bytes);
+  }
+  __device__ float* states() const { return at<float>(layout_.states); }
+  __device__ static int lane() { return static_cast<int>(threadIdx.x) % 32; }
+  __device__ static int warp() { return static_cast<int>(threadIdx.x) / 32; }
+
+  const Args& a_;
+  const Direction direction_;
+  const Cluster cluster_{};
+  const Rows rows_;
+  const WarpLayout layout_;
+  unsigned char* const shared_;
+  const float** const from_;
+  const int first_;  // unit of the block
+  // After the shuffles a lane has one sum, of a row of the group and a unit; of those that have the same the first owns it.
+  const Summed sum_;
+  int row_, unit_;
+  const bool owns_;
+};
+
+template <int kChunks, int kOutputs, int kKept, int kRows, bool kSeveral>
+__global__ __launch_bounds__(kWarpThreads, 1) void rnn_scan_warps_fwd_kernel(const __grid_constant__ RnnScan a) {
 #ifdef DMM_HAS_CLUSTERS
   DMM_SHARED(float, shared);
-  scan_by_warps<WarpForward, kChunks, kRows, kPerGroup, kGathered>(a, shared);
+  WarpScan<WarpForward, kChunks, kOutputs, kKept, kRows, kSeveral, RnnScan>(a, shared).run();
 #endif
 }
 
-template <int kChunks, int kRows, int kPerGroup, bool kGathered>
-__global__ __launch_bounds__(32 * most_warps(kChunks), 1) void rnn_scan_warps_bwd_kernel(
-    const __grid_constant__ RnnScanBackward a) {
+template <int kChunks, int kOutputs, int kKept, int kRows, bool kSeveral>
+__global__ __launch_bounds__(kWarpThreads, 1) void rnn_scan_warps_bwd_kernel(const __grid_constant__ RnnScanBackward a) {
 #ifdef DMM_HAS_CLUSTERS
   DMM_SHARED(float, shared);
-  scan_by_warps<WarpBackward, kChunks, kRows, kPerGroup, kGathered>(a, shared);
+  WarpScan<WarpBackward, kChunks, kOutputs, kKept, kRows, kSeveral, RnnScanBackward>(a, shared).run();
 #endif
 }
 

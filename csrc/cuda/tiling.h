@@ -18,13 +18,6 @@ constexpr int kChunk = 4;          // rows that are multiplied at once
 constexpr int kTensorChunk = 16;   // on tensor cores
 constexpr int kMostRows = 32;      // of a cluster
 
-// Where outputs belong to warps: inputs go in chunks, and a cluster has few rows.
-constexpr int kWarpChunk = 128, kMostWarpChunks = 6, kMostWarpRows = 4;
-// Of a block, so that its threads have registers for their weights: as many as a sixteenth of the units takes, or 8. A
-// warp has four outputs.
-constexpr int most_warps(int chunks) { return chunks < 5 ? 8 : 2 * chunks; }
-constexpr int kMostWarpOutputs = 4 * most_warps(kMostWarpChunks);
-
 struct Tiling {
   int inputs, outputs;  // of the block's part of the matrix, at most
   int groups;           // of four outputs

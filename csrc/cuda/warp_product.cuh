@@ -1,75 +1,126 @@
-// Rows of a batch times outputs that belong to warps: a warp has four outputs, its lanes share the inputs, and shuffles
-// add up what they made. No partial sum passes through shared memory.
+// Rows of a batch times outputs that belong to warps: a warp has kOutputs of them, its lanes split the inputs, and
+// shuffles add up their sums. No partial sum passes through shared memory.
 //
-// A lane keeps its weights in registers: of every 128 inputs ("chunk") the four from 4 * lane on. It numbers the outputs
-// by itself, and the rows where there are two: number 0 is the one whose sum it will hold, the others are what it passes
-// on. So the shuffles take and give the same registers in every lane, and nothing has to be chosen.
+// Inputs go in chunks of 128, of each of which a lane has the four from 4 * lane on. It keeps its weights of the first
+// kKept chunks in registers, and those of the rest in shared memory.
 #pragma once
 
 #include "cluster.cuh"
+#include "warp_tile.h"
 
 namespace dmm::cuda {
 
-constexpr int kAllLanes = ~0;
+constexpr unsigned kAllLanes = ~0u;
 
-// A lane's place in its warp.
-struct Lane {
-  int index;
-  int output;  // of the warp's four, whose sum it holds
-  int row;     // of two, whose sum it holds
-  int among;   // of the four lanes that hold it
-
-  __device__ explicit Lane(int thread) : index(thread & 31), output(index >> 3), row(index >> 2 & 1), among(index & 3) {}
-};
-
-template <int kChunks>
+template <int kChunks, int kKept, int kOutputs>
 class WarpWeights {
  public:
-  // `source(output, input)` gives the warp's weights, zero where there is none.
-  template <class Source>
-  __device__ WarpWeights(const Lane& lane, const Source& source) {
+  // The weights of the warp's `outputs` first outputs and of so many inputs; those that are not there are zero. Output o
+  // and input i is at from[o * next_output + i * next_input]. `shared` has room for WarpLayout's weights.
+  __device__ WarpWeights(float* shared, const float* from, int64_t next_output, int64_t next_input, int outputs, int inputs)
+      : shared_(reinterpret_cast<float4*>(shared) + threadIdx.x) {
+    const int first = 4 * (static_cast<int>(threadIdx.x) % 32);
+    from += first * next_input;
+    inputs -= first;
+    // Those in shared memory first, four at a time.
+#pragma unroll 1
+    for (int i = 0; i < (kChunks - kKept) * kOutputs; ++i) {
+      const int c = kKept + i / kOutputs, o = i % kOutputs;
+      float w[4];
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c)
+      for (int k = 0; k < 4; ++k) {
+        const int input = kWarpChunk * c + k;
+        w[k] = o < outputs && input < inputs ? from[o * next_output + input * next_input] : 0.0f;
+      }
+      *place(c, o) = float4{w[0], w[1], w[2], w[3]};
+    }
 #pragma unroll
-      for (int k = 0; k < 4; ++k)
+    for (int c = 0; c < kKept; ++c)
 #pragma unroll
-        for (int o = 0; o < 4; ++o) weights_[c][o][k] = source(o ^ lane.output, 128 * c + 4 * lane.index + k);
+      for (int k = 0; k < 4; ++k) {
+        const int input = kWarpChunk * c + k;
+        const float* at = from + input * next_input;
+#pragma unroll
+        for (int o = 0; o < kOutputs; ++o, at += next_output)
+          kept_[c][o][k] = o < outputs && input < inputs ? *at : 0.0f;
+      }
   }
 
-  // Adds a lane's products of rows to its sums: of each row a chunk's four inputs, and then every 128 numbers the next.
+  // The lane's part of the sums of kRows rows: of row r and output o, number r * kOutputs + o. `x` is [kRows][kChunks * 128].
   template <int kRows>
-  __device__ void multiply(const float* const (&rows)[kRows], float (&sums)[kRows][4]) const {
+  __device__ void multiply(const float* x, float (&sums)[kRows * kOutputs]) const {
+    const float* const mine = x + 4 * (static_cast<int>(threadIdx.x) % 32);
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
+    for (int c = 0; c < kKept; ++c)
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        const float4 x = *reinterpret_cast<const float4*>(rows[r] + 128 * c);
-        const float in[4] = {x.x, x.y, x.z, x.w};
+        const float4 in = *reinterpret_cast<const float4*>(mine + (r * kChunks + c) * kWarpChunk);
 #pragma unroll
-        for (int k = 0; k < 4; ++k)
+        for (int o = 0; o < kOutputs; ++o) add(kept_[c][o], in, sums[r * kOutputs + o]);
+      }
+    // Unrolled, so many loads would be under way that weights had to leave the registers.
+#pragma unroll 1
+    for (int c = kKept; c < kChunks; ++c) {
+      float4 in[kRows];
 #pragma unroll
-          for (int o = 0; o < 4; ++o) sums[r][o] += weights_[c][o][k] * in[k];
+      for (int r = 0; r < kRows; ++r)
+        in[r] = *reinterpret_cast<const float4*>(mine + (r * kChunks + c) * kWarpChunk);
+#pragma unroll
+      for (int o = 0; o < kOutputs; ++o) {
+        const float4 w = *place(c, o);
+        const float weights[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) add(weights, in[r], sums[r * kOutputs + o]);
       }
     }
   }
 
  private:
-  float weights_[kChunks][4][4];
+  __device__ float4* place(int chunk, int output) const {
+    return shared_ + ((chunk - kKept) * kOutputs + output) * kWarpThreads;
+  }
+  __device__ static void add(const float (&weights)[4], const float4& in, float& sum) {
+    sum += weights[0] * in.x;
+    sum += weights[1] * in.y;
+    sum += weights[2] * in.z;
+    sum += weights[3] * in.w;
+  }
+
+  float4* const shared_;
+  float kept_[kKept][kOutputs][4];
 };
 
-// Adds up the lanes' sums of one row or two: the total of the lane's output and row.
-template <int kRows>
-__device__ float add_lanes(const float (&sums)[kRows][4]) {
-  float four[4];
+// Adds up the lanes' parts of kCount sums, at most 32. Each lane ends with the whole of one, which is returned: two lanes
+// that differ in bit kBit deal what they have between them, and an odd sum both keep. `summed` tells which it is.
+template <int kCount, int kBit = 16, int kAll>
+__device__ float add_lanes(float (&sums)[kAll], int lane) {
+  constexpr int kHalf = (kCount + 1) / 2;
+  const bool is_upper = lane & kBit;
 #pragma unroll
-  for (int o = 0; o < 4; ++o)
-    four[o] = kRows > 1 ? sums[0][o] + __shfl_xor_sync(kAllLanes, sums[kRows - 1][o], 4) : sums[0][o];
-  const float first = four[0] + __shfl_xor_sync(kAllLanes, four[2], 16);
-  const float second = four[1] + __shfl_xor_sync(kAllLanes, four[3], 16);
-  float sum = first + __shfl_xor_sync(kAllLanes, second, 8);
-  if (kRows == 1) sum += __shfl_xor_sync(kAllLanes, sum, 4);
-  sum += __shfl_xor_sync(kAllLanes, sum, 2);
-  return sum + __shfl_xor_sync(kAllLanes, sum, 1);
+  for (int i = 0; i < kHalf; ++i) {
+    const int other = i + kHalf < kCount ? i + kHalf : i;
+    const float passed = is_upper ? sums[i] : sums[other];
+    sums[i] = (is_upper ? sums[other] : sums[i]) + __shfl_xor_sync(kAllLanes, passed, kBit);
+  }
+  if constexpr (kBit > 1) return add_lanes<kHalf, kBit / 2>(sums, lane);
+  else return sums[0];
+}
+
+struct Summed {
+  int number;    // of the sum that the lane has the whole of
+  bool is_first;  // of the lanes that have it
+};
+template <int kCount, int kBit = 16>
+__device__ Summed summed(int lane) {
+  static_assert(kCount <= 2 * kBit);
+  constexpr int kHalf = (kCount + 1) / 2;
+  Summed sum{0, true};
+  if constexpr (kBit > 1) sum = summed<kHalf, kBit / 2>(lane);
+  if (lane & kBit) {
+    if (sum.number + kHalf < kCount) sum.number += kHalf;
+    else sum.is_first = false;
+  }
+  return sum;
 }
 
 }  // namespace dmm::cuda

@@ -6,6 +6,7 @@
 #include <map>
 
 #include "../cuda/exchange_floor.cuh"
+#include "../cuda/scan_kernels.h"
 
 namespace dmm::emulator {
 
@@ -53,6 +54,7 @@ PYBIND11_MODULE(dmm_emulator, m) {
   m.def("exchange_floor", &exchange_floor, py::arg("rings"), py::arg("steps"), py::arg("cluster_size"),
         py::arg("threads"), py::kw_only(), py::arg("count"), py::arg("async_"), py::arg("giving_warps"),
         py::arg("options") = Options{});
+  m.def("scan_kernels", &cuda::scan_kernels);
   bind_rnn_scan(m);
   bind_combiner_scan(m);
   bind_clipped_adam(m);

@@ -16,7 +16,6 @@
 #include <functional>
 #include <type_traits>
 
-#define DMM_EMULATOR 1
 #define __global__
 #define __device__
 #define __host__

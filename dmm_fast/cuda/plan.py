@@ -11,7 +11,7 @@ those of the kernels for any size are of published throughputs and the machine c
 50% (``combiner_scan``) too few.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -24,15 +24,13 @@ from dmm_fast.cuda import lane_tiles, measured
 from dmm_fast.cuda.lane_tiles import LaneTile
 from dmm_fast.cuda.measured import Case, Measurements
 from dmm_fast.cuda.rnn_plans import WarpTiling, warp_cuts
+from dmm_fast.cuda.scan_kernels import kernels, shared_bytes
 
 THREADS = 256  # of a block: each may have 255 registers
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32)  # of a cluster
 CHUNK = 4  # rows that are multiplied at once
 TENSOR_CHUNK = 16  # on tensor cores
 CLUSTER_SIZES = (1, 2, 4, 8, 16)
-RNN_REGISTERS = (8, 6, 4, 2, 0)  # quads of weights a thread may keep there: what there are kernels for
-RNN_TENSOR_TILES = ((1, 4), (2, 8), (3, 10))  # on tensor cores: 16 outputs each, and the quads of 8 inputs
-COMBINER_REGISTERS = ((2, 4), (2, 2), (0, 0))  # of the smaller matrix and of the larger
 
 # Cycles, and bytes a cycle, of one multiprocessor.
 _EXCHANGE = 350  # from a store to another block's memory until it is seen there
@@ -114,6 +112,11 @@ class Tiling(NamedTuple):
         return self.in_registers * (4 * self.tensor_tiles or 16)
 
     @property
+    def shared_weights(self) -> int:
+        """Weights of a thread in shared memory."""
+        return 16 * self.in_shared
+
+    @property
     def threads(self) -> int:
         """That the tiling needs."""
         if self.tensor_tiles:
@@ -149,7 +152,7 @@ class Plan(NamedTuple):
     rows_per_cluster: int
     rows_per_group: int  # that take their steps together
     cluster_size: int
-    tilings: tuple[Tiling, ...] | tuple[WarpTiling] | tuple[LaneTile, LaneTile]
+    tilings: tuple[Tiling | WarpTiling | LaneTile, ...]
     clusters: int
     shared_bytes: int  # of a block
     step_cycles: float  # estimated, of all clusters
@@ -170,8 +173,7 @@ class Plan(NamedTuple):
         kept = sum(tiling.kept for tiling in self.tilings)
         tiling = self.tilings[0]
         of_warps = f"{tiling.per_warp} outputs a warp; " if isinstance(tiling, WarpTiling) else ""
-        of_warps += "given by blocks; " if isinstance(tiling, WarpTiling) and tiling.gathered else ""
-        shared = sum(16 * tiling.in_shared for tiling in self.tilings)
+        shared = sum(tiling.shared_weights for tiling in self.tilings)
         streamed = sum(16 * (t.quads - t.in_registers - t.in_shared) for t in self.tilings)
         return (
             f"{self.clusters} clusters of {self.cluster_size} blocks of {self.threads} threads; "
@@ -246,23 +248,17 @@ def rnn_plans(
     rows: int, units: int, device: Device = H100, backward: bool = False, tf32: bool = False
 ) -> Iterator[Plan]:
     """Every plan that :func:`rnn_plan` chooses from; not all of them fit the device."""
-    operands = 2 if backward else 1
+    scan = "rnn_scan_backward" if backward else "rnn_scan"
     for shape in _shapes(rows, device):
-        count = shape.rows
         outputs = -(-units // shape.cluster_size)
         if shape.at_once <= CHUNK:
-            tilings = [_tiling(units, outputs, registers) for registers in RNN_REGISTERS]
+            tilings = [_tiling(units, outputs, registers) for (registers,) in kernels("rnn_scan")]
         else:
             tilings = _tensor_tilings(units, outputs) if tf32 else []
         for tiling in tilings:
-            used = shape.shared_bytes + 4 * (
-                2 * count * tiling.stride + 2 * tiling.partials + 2 * operands * count * outputs
-            )
-            tiling = _fill_shared(tiling, device.shared_bytes - used, tiling.threads)
-            used += 64 * tiling.in_shared * tiling.threads
-            yield _plan(rows, shape, (tiling,), used, 4 * units, _RNN_GROUP, device)
-    for cut in warp_cuts(units):
-        if cut.rows <= max(rows, 1) and device.at_once(cut.cluster_size):
+            yield _plan(scan, rows, shape, (tiling,), 4 * units, _RNN_GROUP, device)
+    for cut in warp_cuts(units, backward, max(rows, 1)):
+        if device.at_once(cut.cluster_size):
             clusters = -(-rows // cut.rows)
             cycles = cut.cycles * -(-clusters // device.at_once(cut.cluster_size))
             yield Plan(*cut[:3], (cut.tiling,), clusters, cut.shared_bytes, cycles)
@@ -272,35 +268,23 @@ def combiner_plans(
     rows: int, units: int, latents: int, device: Device = H100, backward: bool = False
 ) -> Iterator[Plan]:
     """Every plan that :func:`combiner_plan` chooses from; not all of them fit the device."""
-    operands = 5 if backward else 3
+    scan = "combiner_scan_backward" if backward else "combiner_scan"
     inputs, outputs = (2 * latents, latents) if backward else (latents, 2 * latents)
     for shape in _shapes(rows, device):
         if shape.at_once > CHUNK:
             continue
-        size, count = shape.cluster_size, shape.rows
-        own = -(-units // size)
-        for smaller, larger in COMBINER_REGISTERS:
+        own = -(-units // shape.cluster_size)
+        for smaller, larger in kernels("combiner_scan"):
             to_quads, from_quads = (larger, smaller) if backward else (smaller, larger)
-            to, back = _tiling(inputs, own, to_quads), _tiling(own, outputs, from_quads)
-            threads = max(to.threads, back.threads)
-            used = shape.shared_bytes + 4 * (
-                count * (to.stride + back.stride)
-                + 2 * max(to.partials, back.partials)
-                + 2 * count * (size * outputs + operands * latents + own)
-            )
-            to = _fill_shared(to, device.shared_bytes - used, threads)
-            used += 64 * to.in_shared * threads
-            back = _fill_shared(back, device.shared_bytes - used, threads)
-            used += 64 * back.in_shared * threads
-            received = 4 * outputs * size
-            yield _plan(rows, shape, (to, back), used, received, _COMBINER_GROUP, device)
-    cycles = lane_tiles.ROW_CYCLES[backward]
-    for cut in lane_tiles.cuts(units, latents, backward):
-        if device.at_once(cut.cluster_size):
-            received = 4 * outputs * cut.cluster_size
+            tilings = _tiling(inputs, own, to_quads), _tiling(own, outputs, from_quads)
+            received = 4 * outputs * shape.cluster_size
+            yield _plan(scan, rows, shape, tilings, received, _COMBINER_GROUP, device, latents)
+    for size, *tiles in lane_tiles.cuts(units, latents, backward):
+        if device.at_once(size):
             for count in _row_counts(rows):
-                shape, used = _Shape(count, 1, cut.cluster_size), cut.shared_bytes(count)
-                yield _plan(rows, shape, cut.tiles, used, received, cycles, device)
+                shape, received = _Shape(count, 1, size), 4 * outputs * size
+                cycles = lane_tiles.ROW_CYCLES[backward]
+                yield _plan(scan, rows, shape, tiles, received, cycles, device, latents)
 
 
 def device_of(tensor: Tensor) -> Device:
@@ -332,11 +316,6 @@ class _Shape(NamedTuple):
     at_once: int
     cluster_size: int
 
-    @property
-    def shared_bytes(self) -> int:
-        """Of the rows and of two barriers a group."""
-        return 16 * self.rows + 16 * -(-self.rows // self.at_once)
-
 
 def _row_counts(rows: int) -> Iterator[int]:
     return (count for count in ROWS if count <= max(rows, 1))
@@ -366,7 +345,7 @@ def _tensor_tilings(inputs: int, outputs: int) -> list[Tiling]:
     """Those that keep all weights in the registers of a block's warps."""
     groups, quads = -(-outputs // 16), -(-inputs // 8)
     found = []
-    for tiles, most in RNN_TENSOR_TILES:
+    for tiles, most in kernels("rnn_scan_tensor_cores"):
         parts = -(-quads // most)
         tiling = Tiling(inputs, outputs, groups, parts, most, most, 0, tiles)
         if tiling.threads <= THREADS:
@@ -374,33 +353,49 @@ def _tensor_tilings(inputs: int, outputs: int) -> list[Tiling]:
     return found
 
 
-def _fill_shared(tiling: Tiling, room: int, threads: int) -> Tiling:
-    if tiling.groups > THREADS or tiling.tensor_tiles:
-        return tiling
-    left = tiling.quads - tiling.in_registers
-    return tiling._replace(in_shared=max(0, min(left, room // (64 * threads))))
+def _filled(
+    scan: str, shape: _Shape, tilings: Sequence[Tiling | LaneTile], latents: int, device: Device
+) -> tuple[tuple[Tiling | LaneTile, ...], int]:
+    """The tilings with as many weights in shared memory as there is room for, and the bytes of a block."""
+    filled = list(tilings)
+
+    def taken() -> int:
+        return shared_bytes(scan, [*shape, *(n for tiling in filled for n in tiling)], latents)
+
+    used = taken()
+    threads = max(tiling.threads for tiling in tilings)
+    for i, tiling in enumerate(tilings):
+        if isinstance(tiling, Tiling) and tiling.groups <= THREADS and not tiling.tensor_tiles:
+            room = (device.shared_bytes - used) // (64 * threads)  # of a quad of each thread
+            in_shared = max(0, min(tiling.quads - tiling.in_registers, room))
+            if in_shared:
+                filled[i] = tiling._replace(in_shared=in_shared)
+                used = taken()
+    return tuple(filled), used
 
 
 def _plan(
+    scan: str,
     rows: int,
     shape: _Shape,
-    tilings: tuple[Tiling, ...] | tuple[LaneTile, LaneTile],
-    used: int,
+    tilings: Sequence[Tiling | LaneTile],
     received: int,
     fixed: float,
     device: Device,
+    latents: int = 0,
 ) -> Plan:
     """``received`` bytes come to a block for each row and step; a group takes ``fixed`` cycles besides."""
+    filled, used = _filled(scan, shape, tilings, latents, device)
     size = shape.cluster_size
     clusters = -(-rows // shape.rows)
     waves = -(-clusters // device.at_once(size))
-    busy = fixed + sum(tiling.cycles(shape.at_once) for tiling in tilings)
+    busy = fixed + sum(tiling.cycles(shape.at_once) for tiling in filled)
     network = 0.0 if size == 1 else received * shape.at_once / _NETWORK
     exchange = _BARRIER if size == 1 else _EXCHANGE + network
     groups = -(-shape.rows // shape.at_once)
     # Only the time that a group's numbers travel is hidden by other groups' work, and all share the network.
     step = max(groups * busy, busy + exchange, groups * network)
-    return Plan(*shape, tilings, clusters, used, step * waves)
+    return Plan(*shape, filled, clusters, used, step * waves)
 
 
 def _best(plans: Iterator[Plan], device: Device, case: Case) -> Plan:

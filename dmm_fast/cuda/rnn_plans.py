@@ -1,75 +1,57 @@
-"""Cuts of ``rnn_scan`` for few rows a cluster: outputs that belong to warps, whose lanes share the inputs.
+"""Plans of ``rnn_scan`` with outputs that belong to warps, whose lanes share the inputs.
 
-``csrc/cuda/rnn_scan_warps.cuh`` has the kernels, ``csrc/cuda/warp_cuts.h`` the same list of them.
+``csrc/cuda/rnn_scan_warps.cuh`` has the kernels.
 """
 
 from collections.abc import Iterator
-from itertools import product
+from itertools import takewhile
 from typing import NamedTuple
 
-CHUNK = 128  # units of which a lane has four
-PER_WARP = 4  # outputs
-_FEW = ((1, 1), (2, 2), (3, 2), (4, 2))  # rows of a cluster, rows of a group
-_MANY = (*_FEW, (2, 1), (3, 1), (3, 3))
-_GIVEN = ((1, 0), (2, 0), (3, 0), (4, 0), (5, 0), (5, 1), (6, 0))  # chunks of units, 1 where a block gives
-# What there are kernels for: chunks of units, rows of a cluster, rows of a group, 1 where the outputs of a
-# block are given together and 0 where each warp gives its own.
-CUTS = tuple(
-    (chunks, *rows, gathered) for chunks, gathered in _GIVEN for rows in (_MANY if chunks == 5 else _FEW)
-)
+from dmm_fast.cuda.scan_kernels import kernels, shared_bytes
 
-SIZES = (2, 4, 8, 16)  # of clusters
-# Fitted to what eight of these cuts took on an NVIDIA H100 80GB HBM3 at 1980 MHz (B = 20, H = 600, clusters
-# of 16). Cycles of a group's turn besides the multiplications; from its last store to the moment when all
-# blocks have seen it, where warps give and where blocks do; and bytes a cycle that a block receives. A store
-# of a block goes to one other block, which is sooner there than stores to many, but its warps have to meet.
-_OF_GROUP, _OF_ROW = 915.0, 5.0
-_LATENCY = (330.0, 20.0)
-_BYTES = 14.0
-_MEETING = 130.0
+CHUNK = 128  # inputs, of which a lane has four
+WARPS = 8  # of a block, two of them on each of the four schedulers
+MOST_GROUPS = 8
 
-
-def most_warps(chunks: int) -> int:
-    """The most warps of a block whose threads have registers for their weights."""
-    return 8 if chunks < 5 else 2 * chunks
+# Cycles of a group's step besides its instructions: what the warps of a scheduler cannot hide from each
+# other, and the time from a store to another block's memory until it is seen there. An H100 80GB HBM3 at
+# 1980 MHz took so much in kernels of ten warps a block (B = 20, H = 600), other groups having work or not.
+_LATENCY = 500.0
+_ALONE = 150.0  # where a block has no other to exchange with
+_BYTES = 14.0  # a cycle, that a block receives
 
 
 class WarpTiling(NamedTuple):
-    """The outputs of a block, dealt to its warps; all weights are in registers."""
+    """Outputs dealt to the warps of a block; ``csrc/cuda/warp_tile.h`` has the same fields."""
 
-    inputs: int
-    outputs: int  # of a block
-    gathered: int  # 1 where a block gives them together, 0 where each warp gives its own
+    chunks: int  # of inputs
+    outputs: int  # of a warp
+    in_registers: int  # chunks whose weights are there
 
     @property
     def per_warp(self) -> int:
         """Outputs of a warp."""
-        return PER_WARP
-
-    @property
-    def chunks(self) -> int:
-        """Chunks of the inputs."""
-        return -(-self.inputs // CHUNK)
+        return self.outputs
 
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        return 32 * (self.outputs // PER_WARP)
+        return 32 * WARPS
+
+    @property
+    def block_outputs(self) -> int:
+        """Outputs of a block."""
+        return WARPS * self.outputs
 
     @property
     def quads(self) -> int:
-        """Quads of inputs that a lane multiplies."""
-        return self.chunks
-
-    @property
-    def in_registers(self) -> int:
-        """Quads whose weights are in registers: all."""
+        """Quads of inputs that a lane multiplies by each output."""
         return self.chunks
 
     @property
     def in_shared(self) -> int:
-        """And in shared memory: none."""
-        return 0
+        """Quads of each output whose weights are in shared memory."""
+        return self.chunks - self.in_registers
 
     @property
     def tensor_tiles(self) -> int:
@@ -79,12 +61,28 @@ class WarpTiling(NamedTuple):
     @property
     def kept(self) -> int:
         """Weights in a thread's registers."""
-        return 4 * PER_WARP * self.chunks
+        return 4 * self.outputs * self.in_registers
 
-    def cycles(self, rows: int) -> float:
-        """Estimated time of a group's step, from the wait for its state to the last store."""
-        multiply = -(-self.outputs // (4 * PER_WARP)) * rows * self.kept
-        return multiply + _OF_GROUP + _OF_ROW * rows + _MEETING * self.gathered
+    @property
+    def shared_weights(self) -> int:
+        """Weights of a thread in shared memory."""
+        return 4 * self.outputs * self.in_shared
+
+    def instructions(self, rows: int, several: bool = False) -> int:
+        """Instructions of a warp in a step of a group: within 5% those of the machine code for 9.0."""
+        sums = rows * self.outputs
+        loads = self.chunks * rows + self.in_shared * self.outputs
+        additions, left = 0, sums
+        for _ in range(5):  # a shuffle, an addition and, where two sums are dealt, two selections
+            half = (left + 1) // 2
+            additions += 2 * half + 2 * (left - half)
+            left = half
+        gifts = -(-rows * self.block_outputs // 128)
+        return 4 * sums * self.chunks + loads + additions + 100 + 20 * gifts + 67 * several
+
+    def cycles(self, rows: int, several: bool = False) -> float:
+        """Estimated time that the two warps of a scheduler take for a group's step."""
+        return 2.0 * self.instructions(rows, several)
 
 
 class Cut(NamedTuple):
@@ -98,16 +96,21 @@ class Cut(NamedTuple):
     cycles: float
 
 
-def warp_cuts(units: int) -> Iterator[Cut]:
-    """All for so many units."""
-    cuts = [cut for cut in CUTS if cut[0] == -(-units // CHUNK)]
-    for (chunks, rows, at_once, gathered), size in product(cuts, SIZES):
-        warps = -(-units // (size * PER_WARP))
-        if warps <= most_warps(chunks):
-            tiling = WarpTiling(units, warps * PER_WARP, gathered)
-            groups = [min(at_once, rows - first) for first in range(0, rows, at_once)]
-            used = 16 * rows + 16 * len(groups) + 8 * rows * CHUNK * chunks
-            busy = [tiling.cycles(count) for count in groups]
-            exchange = _LATENCY[gathered] + 4 * units * groups[0] / _BYTES
+def warp_cuts(units: int, backward: bool, most_rows: int) -> Iterator[Cut]:
+    """All for so many units and at most so many rows of a cluster."""
+    scan = "rnn_scan_backward" if backward else "rnn_scan"
+    for chunks, outputs, in_registers, rows, several in kernels("rnn_scan_warps"):
+        tiling = WarpTiling(chunks, outputs, in_registers)
+        size = -(-units // tiling.block_outputs)
+        if units > CHUNK * chunks or size > 16:
+            continue
+        of_cluster = range(rows + 1, MOST_GROUPS * rows + 1) if several else (rows,)
+        for count in takewhile(lambda count: count <= most_rows, of_cluster):
+            used = shared_bytes(scan, [count, rows, size, *tiling])
+            latency = _LATENCY if size > 1 else _ALONE
+            busy = tiling.cycles(rows, bool(several)) + latency
+            received = 4 * rows * tiling.block_outputs * (size - 1)
             # What one group gives travels while the others compute.
-            yield Cut(rows, at_once, size, tiling, used, max(sum(busy), busy[0] + exchange))
+            yield Cut(
+                count, rows, size, tiling, used, max(-(-count // rows) * busy, busy + received / _BYTES)
+            )

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from dmm_fast import ops
-from dmm_fast.cuda.lane_tiles import BACKWARD, FORWARD
-from dmm_fast.cuda.plan import combiner_plans
+from dmm_fast.cuda.scan_kernels import kernels
 from tests.cases import CASES, Case
 from tests.compare import compare, evaluate, incoming_gradients, run_backend
 from tests.cuts import Choose, cut, one_by_one
@@ -24,6 +23,7 @@ emulated = pytest.importorskip("tests.emulated")
 
 OP = "combiner_scan"
 RAGGED = Case("rows", B=7, T=6, Z=9, H=22, particles=(3,), lengths="zeros", poison="nan", start="rows")
+FORWARD, BACKWARD = kernels("combiner_rows"), kernels("combiner_rows_backward")
 KERNELS = range(len(FORWARD))
 
 each_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda i: "-".join(map(str, FORWARD[i])))
@@ -103,16 +103,6 @@ def test_a_missing_barrier_shows(
     with ops.use_backend("reference"):
         expected = run_backend(OP, build(OP, case), case, "reference")
     assert any(not torch.allclose(got[name], expected[name], rtol=1e-3) for name in expected)
-
-
-@each_way
-@pytest.mark.parametrize("units", [13, 600])
-def test_a_plan_knows_what_shared_memory_the_kernel_asks_for(units: int, backward: bool) -> None:
-    asked = getattr(emulator, f"combiner_scan{'_backward' * backward}_shared_bytes")
-    plans = [plan for plan in combiner_plans(64, units, 100, backward=backward) if len(plan.numbers) == 11]
-    assert {plan.cluster_size for plan in plans} == {5, 6, 8}
-    for plan in plans:
-        assert asked(plan.numbers, 100) == plan.shared_bytes
 
 
 # --- hangs ----------------------------------------------------------------------------------------------

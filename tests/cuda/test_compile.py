@@ -5,9 +5,7 @@ import re
 import pytest
 
 from dmm_fast import native
-from dmm_fast.cuda.lane_tiles import BACKWARD, FORWARD
-from dmm_fast.cuda.plan import COMBINER_REGISTERS, RNN_REGISTERS, RNN_TENSOR_TILES
-from dmm_fast.cuda.rnn_plans import CUTS
+from dmm_fast.cuda import scan_kernels
 from tests.cuda.resource_table import Resources, cuobjdump, parse, table
 
 pytestmark = pytest.mark.skipif(not native.cuda_architectures(), reason="built without CUDA kernels")
@@ -34,15 +32,17 @@ def test_the_library_holds_a_kernel_for_every_plan(kernels: list[Resources]) -> 
     stores = ("1, true", "2, true", "4, true", "4, false")
     expected = {"clipped_adam_kernel", *(f"exchange_floor_kernel<{store}>" for store in stores)}
     for way in ("fwd", "bwd"):
-        expected |= {f"rnn_scan_{way}_kernel<InFloat32<{quads}> >" for quads in RNN_REGISTERS}
-        expected |= {f"rnn_scan_{way}_kernel<OnTensorCores<{t}, {quads}> >" for t, quads in RNN_TENSOR_TILES}
-        for *shape, gathered in CUTS:
-            how = ", ".join([*map(str, shape), "true" if gathered else "false"])
+        for (quads,) in scan_kernels.kernels("rnn_scan"):
+            expected.add(f"rnn_scan_{way}_kernel<InFloat32<{quads}> >")
+        for tiles, quads in scan_kernels.kernels("rnn_scan_tensor_cores"):
+            expected.add(f"rnn_scan_{way}_kernel<OnTensorCores<{tiles}, {quads}> >")
+        for *sizes, several in scan_kernels.kernels("rnn_scan_warps"):
+            how = ", ".join([*map(str, sizes), "true" if several else "false"])
             expected.add(f"rnn_scan_warps_{way}_kernel<{how}>")
-        for pair in COMBINER_REGISTERS:
+        for pair in scan_kernels.kernels("combiner_scan"):
             to, back = pair if way == "fwd" else pair[::-1]
             expected.add(f"combiner_scan_{way}_kernel<{to}, {back}>")
-        for sizes in FORWARD if way == "fwd" else BACKWARD:
+        for sizes in scan_kernels.kernels("combiner_rows" if way == "fwd" else "combiner_rows_backward"):
             expected.add(f"combiner_rows_{way}_kernel<{', '.join(map(str, sizes))}>")
     machine_code = {name for name in native.cuda_architectures().split() if name.startswith("sm_")}
     assert {(kernel.name, kernel.arch) for kernel in kernels} == {

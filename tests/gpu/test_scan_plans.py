@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from dmm_fast import native
-from dmm_fast.cuda.plan import COMBINER_REGISTERS, RNN_REGISTERS, Plan
-from dmm_fast.cuda.rnn_plans import CHUNK, CUTS, PER_WARP, WarpTiling, most_warps
+from dmm_fast.cuda.plan import Plan
+from dmm_fast.cuda.rnn_plans import CHUNK, WarpTiling
+from dmm_fast.cuda.scan_kernels import kernels
 from tests.cases import Case
 from tests.compare import compare, eager, error, run_backend
 from tests.cuts import cut, in_shared, keeping, one_by_one, shaped
@@ -17,6 +18,9 @@ from tests.inputs import build
 __all__ = ["cut"]
 
 pytestmark = pytest.mark.skipif(not native.cuda_architectures(), reason="built without CUDA kernels")
+RNN, BY_WARPS, COMBINER = (
+    [] if native.missing else kernels(kind) for kind in ("rnn_scan", "rnn_scan_warps", "combiner_scan")
+)
 
 RAGGED = Case("hardware", B=23, T=9, Z=50, H=300, particles=(2,), lengths="zeros", poison="nan", start="rows")
 SHAPES = [(1, 1, 1), (2, 3, 1), (4, 8, 4), (8, 4, 2), (16, 3, 1), (16, 8, 4)]
@@ -29,33 +33,30 @@ def takes_clusters(size: int) -> None:
 
 
 @each_shape
-@pytest.mark.parametrize("registers", RNN_REGISTERS)
-def test_rnn_scan(shape: tuple[int, int, int], registers: int, cut: Callable[..., None]) -> None:
+@pytest.mark.parametrize("registers", RNN)
+def test_rnn_scan(shape: tuple[int, int, int], registers: tuple[int], cut: Callable[..., None]) -> None:
     takes_clusters(shape[0])
-    cut(keeping((registers,), shaped(*shape)), in_shared(2))
+    cut(keeping(registers, shaped(*shape)), in_shared(2))
     compare("rnn_scan", RAGGED, "cuda", device="cuda")
 
 
-@pytest.mark.parametrize("cluster_size", [2, 4, 8, 16])
-@pytest.mark.parametrize("shape", CUTS, ids=str)
-def test_rnn_scan_by_warps(shape: tuple[int, ...], cluster_size: int, cut: Callable[..., None]) -> None:
-    takes_clusters(cluster_size)
-    chunks, rows, at_once, gathered = shape
-    units = CHUNK * chunks - 1
-    if -(-units // (cluster_size * PER_WARP)) > most_warps(chunks):
-        pytest.skip("more warps than a block has")
+@pytest.mark.parametrize("fewer", [1, CHUNK - 3])
+@pytest.mark.parametrize("kernel", BY_WARPS, ids=str)
+def test_rnn_scan_by_warps(kernel: tuple[int, ...], fewer: int, cut: Callable[..., None]) -> None:
+    chunks, outputs, kept, at_once, several = kernel
+    units = CHUNK * chunks - fewer
+    takes_clusters(-(-units // (8 * outputs)))
 
     def is_it(plan: Plan) -> bool:
-        tiling = plan.tilings[0]
-        is_way = isinstance(tiling, WarpTiling) and tiling.gathered == gathered
-        return plan[:3] == (rows, at_once, cluster_size) and is_way
+        rows = 2 * at_once + 1 if several else at_once
+        return plan[:2] == (rows, at_once) and plan.tilings == (WarpTiling(chunks, outputs, kept),)
 
     cut(is_it)
     compare("rnn_scan", replace(RAGGED, H=units, name=f"by warps {units}"), "cuda", device="cuda")
 
 
 @each_shape
-@pytest.mark.parametrize("registers", COMBINER_REGISTERS)
+@pytest.mark.parametrize("registers", COMBINER)
 def test_combiner_scan(
     shape: tuple[int, int, int], registers: tuple[int, int], cut: Callable[..., None]
 ) -> None:
