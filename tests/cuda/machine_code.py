@@ -102,11 +102,11 @@ def kernels(names: Sequence[str] | None = None) -> Iterator[tuple[str, list[Inst
         names: those to read, which is faster for a few; None: all.
     """
     short = demangled(sorted({kernel.name for kernel in parse(_said("-res-usage"))}))
-    flags = []
-    if names is not None:
-        flags = [f"-fun={','.join(long for long, name in short.items() if name in names)}"]
-    for long, code in functions(_said("-sass", *flags)):
-        yield short[long], code
+    wanted = [long for long, name in short.items() if names is None or name in names]
+    if wanted:
+        flags = [] if names is None else [f"-fun={','.join(wanted)}"]
+        for long, code in functions(_said("-sass", *flags)):
+            yield short[long], code
 
 
 def compiler() -> str:

@@ -265,9 +265,33 @@ def test_what_follows_a_failed_poll_is_cold() -> None:
     assert turn.cold == 5
 
 
+@pytest.mark.parametrize(
+    ("between", "branch", "expected"),
+    [
+        ("NOP", "@P0 BRA 0x60", [1, 2, 3, 6, 7]),
+        ("NOP", "@!P0 BRA 0x40", [1, 2, 3, 4, 5, 6, 7]),  # both lead to the second poll
+        ("NOP", "@P1 BRA 0x60", [1, 2, 3, 4, 5, 6, 7]),
+        ("NOP", "@P0 BRA P1, 0x60", [1, 2, 3, 4, 5, 6, 7]),
+        ("ISETP.GT.AND P0, PT, R1, RZ, PT", "@P0 BRA 0x60", [1, 2, 3, 4, 5, 6, 7]),
+    ],
+)
+def test_the_first_poll_succeeds(between: str, branch: str, expected: list[int]) -> None:
+    code = program(WAIT, between, branch, WAIT, "@!P0 BRA 0x40", STORE, "@P2 BRA 0x10", "EXIT")
+    assert lines_of(turn_of(code).path) == expected
+
+
+def test_a_failed_poll_may_lie_apart() -> None:
+    code = program(
+        WAIT, "@!P0 BRA 0x70", STORE, "@P2 BRA 0x10", "EXIT", "NOP", WAIT, "@P0 BRA 0x30", "BRA 0x70"
+    )
+    turn = turn_of(code)
+    assert lines_of(turn.path) == [1, 2, 3, 4]
+    assert turn.cold == 3
+
+
 SIDES = program(
     WAIT,  # 1
-    "@P0 BRA 0x70",
+    "@P3 BRA 0x70",
     "MUFU.EX2 R1, R1",  # 3
     "FMUL",
     "FMUL",

@@ -4,8 +4,8 @@ A *turn* is one pass of the innermost loop that both waits for what other blocks
 blocks: a step of all rows, or of one group where groups take turns in a loop of their own. Of the ways
 through it one is counted, chosen by these rules:
 
-1. A wait succeeds. What is only reached where the first polls fail is left out: the poll against the clock of
-   the GPU (%globaltimer) and the record of a hang.
+1. A poll succeeds at the first attempt. What is only reached where it fails is left out: more polls, those
+   against the clock of the GPU (%globaltimer), and the record of a hang.
 2. The lanes of a warp come to a shuffle together, so the code for lanes that do not (BRA.DIV) is left out.
 3. An inner loop is passed once.
 4. Of the ways that are left those count that wait and store the most often, and of them, where that is asked
@@ -78,7 +78,7 @@ def find_turn(code: Sequence[Instruction], without_mufu: bool = False) -> Turn |
     back = {(index, head) for head, inside in found.items() for index in inside if head in blocks[index].next}
     timed = {index for index in body if any("SR_GLOBALTIMER" in i.operands for i in blocks[index].code)}
     ways = {
-        index: [to for to in blocks[index].next if to in body - timed and (index, to) not in back]
+        index: [to for to in _after_success(blocks[index]) if to in body - timed and (index, to) not in back]
         for index in body - timed
     }
     way = _longest(blocks, ways, header, without_mufu)
@@ -161,6 +161,20 @@ def _next(last: Instruction, index: int, index_of: dict[int, int]) -> tuple[int,
     if last.predicate in ("", "@PT") and (last.kind != "BRA" or "," not in last.operands):
         follows = ()
     return follows if last.target is None else (*follows, index_of[last.target])
+
+
+def _after_success(block: Block) -> tuple[int, ...]:
+    """Where a block leads to if its last poll succeeds."""
+    *_, last = block.code
+    polls = [number for number, instruction in enumerate(block.code) if is_wait(instruction)]
+    if polls and last.kind == "BRA" and len(block.next) > 1:
+        flag = block.code[polls[-1]].operands.partition(",")[0]
+        is_kept = not any(i.operands.startswith(f"{flag},") for i in block.code[polls[-1] + 1 : -1])
+        if is_kept and last.predicate == f"@!{flag}":
+            return block.next[:1]
+        if is_kept and last.predicate == f"@{flag}" and "," not in last.operands:
+            return block.next[1:]
+    return block.next
 
 
 def _has(blocks: Sequence[Block], body: Iterable[int], holds: Callable[[Instruction], bool]) -> bool:
