@@ -41,7 +41,8 @@ def cuobjdump(*flags: str) -> str | None:
     triton = find_spec("triton")
     beside = triton and triton.origin and Path(triton.origin).parent / "backends" / "nvidia" / "bin"
     tool = shutil.which("cuobjdump", path=beside or None)
-    return tool and subprocess.check_output([tool, *flags, library()], text=True)
+    # It warns of each file of the library that does not hold a function it is asked for.
+    return tool and subprocess.check_output([tool, *flags, library()], text=True, stderr=subprocess.PIPE)
 
 
 _ARCH = re.compile(r"^arch = (\w+)$")
@@ -68,11 +69,12 @@ def table() -> list[Resources] | None:
     if report is None:
         return None
     kernels = parse(report)
-    names = _demangled(sorted({kernel.name for kernel in kernels}))
+    names = demangled(sorted({kernel.name for kernel in kernels}))
     return sorted(kernel._replace(name=names[kernel.name]) for kernel in kernels)
 
 
-def _demangled(names: list[str]) -> dict[str, str]:
+def demangled(names: list[str]) -> dict[str, str]:
+    """Names in the library, each with that of the source; the same one where there is no c++filt."""
     tool = shutil.which("c++filt")
     if tool is None or not names:
         return {name: name for name in names}

@@ -1,0 +1,235 @@
+"""The way that a warp usually takes through the loop over time steps of a kernel that exchanges numbers.
+
+A *turn* is one pass of the innermost loop that both waits for what other blocks gave and stores to other
+blocks: a step of all rows, or of one group where groups take turns in a loop of their own. Of the ways
+through it one is counted, chosen by these rules:
+
+1. A poll succeeds at the first attempt. What is only reached where it fails is left out: more polls, those
+   against the clock of the GPU (%globaltimer), and the record of a hang.
+2. The lanes of a warp come to a shuffle together, so the code for lanes that do not (BRA.DIV) is left out.
+3. An inner loop is passed once.
+4. Of the ways that are left those count that wait and store the most often, and of them, where that is asked
+   for, those with the fewest exponentials and reciprocals (MUFU): ``rnn_scan`` with ReLU, not tanh.
+5. Of these, the one of most instructions. So of a branch for some threads the longer side counts: it is the
+   way of a warp that does everything, which the others wait for.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from graphlib import TopologicalSorter
+from itertools import pairwise
+from typing import NamedTuple
+
+from tests.cuda.machine_code import Instruction
+
+_TABLES = ("BRX", "BRXU", "JMX")  # branches to an address from a table
+
+
+class Block(NamedTuple):
+    """Instructions that are executed together; where the last one leads to, as indices of blocks."""
+
+    code: list[Instruction]
+    next: tuple[int, ...]
+
+
+class Passed(NamedTuple):
+    """An instruction on the way."""
+
+    instruction: Instruction
+    jumps: bool  # the next one is not the one that follows in memory
+    repeats: bool  # in an inner loop
+
+
+class Turn(NamedTuple):
+    """A turn of a kernel."""
+
+    path: list[Passed]
+    cold: int  # instructions of the loop that are only reached where polls fail
+
+
+def is_wait(instruction: Instruction) -> bool:
+    """Whether the instruction asks a barrier if its phase has ended."""
+    return instruction.opcode.startswith("SYNCS.PHASECHK")
+
+
+def is_remote_store(instruction: Instruction) -> bool:
+    """Whether the instruction stores to another block's shared memory."""
+    return instruction.kind == "STAS"
+
+
+def find_turn(code: Sequence[Instruction], without_mufu: bool = False) -> Turn | None:
+    """The turn of a kernel; None of one without an exchange.
+
+    Raises:
+        ValueError: the kernel waits and stores to other blocks, but no way through a loop does both.
+    """
+    if not (any(map(is_wait, code)) and any(map(is_remote_store, code))):
+        return None
+    blocks = blocks_of(code)
+    found = loops(blocks)
+    exchanging = [
+        (header, body)
+        for header, body in found.items()
+        if _has(blocks, body, is_wait) and _has(blocks, body, is_remote_store)
+    ]
+    innermost = [(h, body) for h, body in exchanging if not any(other < body for _, other in exchanging)]
+    if not innermost:
+        raise ValueError("loop: expected one that waits and stores to other blocks, got none")
+    header, body = max(innermost, key=lambda loop: _count(blocks, loop[1]))
+    back = {(index, head) for head, inside in found.items() for index in inside if head in blocks[index].next}
+    timed = {index for index in body if any("SR_GLOBALTIMER" in i.operands for i in blocks[index].code)}
+    ways = {
+        index: [to for to in _after_success(blocks[index]) if to in body - timed and (index, to) not in back]
+        for index in body - timed
+    }
+    way = _longest(blocks, ways, header, without_mufu)
+    inner = set().union(*(inside for inside in found.values() if inside < body))
+    path = []
+    for index, after in zip(way, [*way[1:], header], strict=True):
+        code = blocks[index].code
+        path += [Passed(instruction, False, index in inner) for instruction in code]
+        if after != index + 1:
+            path[-1] = path[-1]._replace(jumps=True)
+    return Turn(path, _count(blocks, body - _reached(ways, header)))
+
+
+def blocks_of(code: Sequence[Instruction]) -> list[Block]:
+    """A function as blocks, in the order of their addresses."""
+    heads = {code[0].address, *(i.target for i in code if i.target is not None)}
+    heads |= {after.address for i, after in pairwise(code) if _ends(i)}
+    runs: list[list[Instruction]] = []
+    for instruction in code:
+        if instruction.address in heads:
+            runs.append([])
+        runs[-1].append(instruction)
+    index = {run[0].address: i for i, run in enumerate(runs)}
+    after = [_next(run[-1], i, index) for i, run in enumerate(runs)]
+    led_to = {0}.union(*after)
+    blocks, cases = [], tuple[int, ...]()
+    for i in reversed(range(len(runs))):
+        if i not in led_to:
+            cases = (i, *cases)
+        # A table does not say where it leads to: to what nothing else leads to, up to the next table.
+        if runs[i][-1].kind in _TABLES:
+            after[i], cases = cases, ()
+        blocks.append(Block(runs[i], tuple(dict.fromkeys(after[i]))))
+    return blocks[::-1]
+
+
+def loops(blocks: Sequence[Block]) -> dict[int, frozenset[int]]:
+    """Loops by their first blocks: of every branch backwards, the blocks from which it is reached.
+
+    A compiler's loops are entered by one block only. Branches backwards are those to a block that a search in
+    depth has entered and not left.
+    """
+    before: dict[int, set[int]] = {index: set() for index in range(len(blocks))}
+    backwards: list[tuple[int, int]] = []
+    entered, left = {0}, set()
+    stack = [(0, iter(blocks[0].next))]
+    while stack:
+        index, targets = stack[-1]
+        target = next(targets, None)
+        if target is None:
+            left.add(index)
+            stack.pop()
+            continue
+        before[target].add(index)
+        if target not in entered:
+            entered.add(target)
+            stack.append((target, iter(blocks[target].next)))
+        elif target not in left:
+            backwards.append((index, target))
+    found: dict[int, set[int]] = {}
+    for last, header in backwards:
+        body, ahead = found.setdefault(header, {header}), [last]
+        while ahead:
+            index = ahead.pop()
+            if index not in body:
+                body.add(index)
+                ahead += before[index]
+    return {header: frozenset(body) for header, body in found.items()}
+
+
+def _ends(instruction: Instruction) -> bool:
+    return instruction.kind in ("BRA", "RET", "EXIT", *_TABLES)
+
+
+def _next(last: Instruction, index: int, index_of: dict[int, int]) -> tuple[int, ...]:
+    follows = (index + 1,) if index + 1 < len(index_of) else ()
+    if last.opcode == "BRA.DIV" or not _ends(last):
+        return follows
+    # A second condition is an operand: "@!P3 BRA P4, 0x8240".
+    if last.predicate in ("", "@PT") and (last.kind != "BRA" or "," not in last.operands):
+        follows = ()
+    return follows if last.target is None else (*follows, index_of[last.target])
+
+
+def _after_success(block: Block) -> tuple[int, ...]:
+    """Where a block leads to if its last poll succeeds."""
+    *_, last = block.code
+    polls = [number for number, instruction in enumerate(block.code) if is_wait(instruction)]
+    if polls and last.kind == "BRA" and len(block.next) > 1:
+        flag = block.code[polls[-1]].operands.partition(",")[0]
+        is_kept = not any(i.operands.startswith(f"{flag},") for i in block.code[polls[-1] + 1 : -1])
+        if is_kept and last.predicate == f"@!{flag}":
+            return block.next[:1]
+        if is_kept and last.predicate == f"@{flag}" and "," not in last.operands:
+            return block.next[1:]
+    return block.next
+
+
+def _has(blocks: Sequence[Block], body: Iterable[int], holds: Callable[[Instruction], bool]) -> bool:
+    return any(holds(i) for index in body for i in blocks[index].code)
+
+
+def _count(blocks: Sequence[Block], body: Iterable[int]) -> int:
+    return sum(len(blocks[index].code) for index in body)
+
+
+def _reached(ways: dict[int, list[int]], first: int) -> set[int]:
+    found, ahead = {first}, [first]
+    while ahead:
+        index = ahead.pop()
+        for after in ways[index]:
+            if after not in found:
+                found.add(after)
+                ahead.append(after)
+    return found
+
+
+def _longest(
+    blocks: Sequence[Block], ways: dict[int, list[int]], header: int, without_mufu: bool
+) -> list[int]:
+    """The blocks of the way to count, from the header to a branch back to it."""
+    best: dict[int, tuple[_Worth, int | None]] = {}  # of the rest of the way, and the next block
+    for index in TopologicalSorter(ways).static_order():  # what a block leads to comes before it
+        rest: list[tuple[_Worth, int | None]] = [
+            (best[after][0], after) for after in ways[index] if after in best
+        ]
+        if header in blocks[index].next:
+            rest.append((_Worth(0, 0, 0), None))
+        if rest:
+            worth, after = max(rest, key=lambda end: end[0])
+            best[index] = worth.plus(_worth(blocks[index], without_mufu)), after
+    if header not in best or best[header][0].exchanges == 0:
+        raise ValueError("loop: expected a way through it that exchanges, got none")
+    way = [header]
+    while (following := best[way[-1]][1]) is not None:
+        way.append(following)
+    return way
+
+
+class _Worth(NamedTuple):
+    """Of two ways, the greater counts."""
+
+    exchanges: int  # waits and stores to other blocks
+    avoided: int  # less the instructions to avoid
+    instructions: int
+
+    def plus(self, other: "_Worth") -> "_Worth":
+        return _Worth(*(mine + its for mine, its in zip(self, other, strict=True)))
+
+
+def _worth(block: Block, without_mufu: bool) -> _Worth:
+    exchanges = sum(is_wait(i) or is_remote_store(i) for i in block.code)
+    avoided = sum(i.kind == "MUFU" for i in block.code) if without_mufu else 0
+    return _Worth(exchanges, -avoided, len(block.code))
