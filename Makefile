@@ -68,7 +68,7 @@ triton: $(STAMP)  ## the Triton kernels, interpreted on the CPU
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -k triton tests/kernels \
 	  tests/ops/test_table.py tests/ops/test_extremes.py tests/ops/test_invariants.py tests/ops/test_native.py \
 	  tests/ops/test_clipped_adam.py tests/ops/test_clipped_adam_checks.py tests/ops/test_broadcast.py \
-	  tests/ops/test_derivatives.py tests/ops/test_autocast.py
+	  tests/ops/test_derivatives.py tests/ops/test_autocast.py tests/ops/test_combiner_scan.py
 
 sanitize: $(STAMP)  ## the tests of the ops, with the C++ built to tell wrong memory and undefined behaviour
 	CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" \
@@ -86,7 +86,8 @@ emulate: $(STAMP)  ## the CUDA kernels under the emulator, with the sanitizers
 	$(BIN)/ninja -f csrc/emulator/build.ninja
 	$(SANITIZED_RUN) $(BIN)/python -m pytest -n 2 --capture=sys -o pythonpath="$(EMULATOR) ." -p tests.emulated \
 	  -k cuda tests/cuda tests/ops/test_table.py tests/ops/test_extremes.py tests/ops/test_invariants.py \
-	  tests/ops/test_native.py --ignore tests/cuda/test_compile.py --ignore tests/cuda/test_step_budget.py
+	  tests/ops/test_native.py tests/ops/test_combiner_scan.py \
+	  --ignore tests/cuda/test_compile.py --ignore tests/cuda/test_step_budget.py
 
 # Gigabytes are fetched for it, so `make test` leaves it out. Tests are copied: beside the sources they would
 # import those and not the wheel.

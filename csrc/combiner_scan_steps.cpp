@@ -15,7 +15,8 @@ namespace dmm {
 STABLE_TORCH_LIBRARY_FRAGMENT(dmm_fast, m) {
   m.def(
       "combiner_scan_steps(Tensor base, Tensor eps, Tensor z_q_0, Tensor w_z, Tensor b_z, Tensor w_loc,"
-      " Tensor w_scale, Tensor lengths, int[] plan) -> (Tensor z, Tensor loc, Tensor pre_scale)");
+      " Tensor w_scale, Tensor lengths, int[] plan, bool keep_g)"
+      " -> (Tensor z, Tensor loc, Tensor pre_scale, Tensor g)");
   m.def(
       "combiner_scan_steps_backward(Tensor dz, Tensor dloc, Tensor dpre_scale, Tensor eps, Tensor pre_scale,"
       " Tensor g, Tensor w_z, Tensor w_loc, Tensor w_scale, Tensor lengths, int[] plan)"
@@ -57,9 +58,11 @@ void with_tiles(const Plan& plan, int64_t inputs, int64_t units, int64_t outputs
   else checked(cuda::fault(plan, 2), cuda::tiling_of);
 }
 
-std::tuple<Tensor, Tensor, Tensor> combiner_scan_steps(const Tensor& base_, const Tensor& eps, const Tensor& z_q_0,
-                                                       const Tensor& w_z, const Tensor& b_z_, const Tensor& w_loc,
-                                                       const Tensor& w_scale, const Tensor& lengths, Plan plan) {
+using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+Four combiner_scan_steps(const Tensor& base_, const Tensor& eps, const Tensor& z_q_0, const Tensor& w_z,
+                         const Tensor& b_z_, const Tensor& w_loc, const Tensor& w_scale, const Tensor& lengths,
+                         Plan plan, bool keep_g) {
   const OnDevice common("eps", eps, 4);
   const Sizes s = check(common, eps, w_z, w_loc, w_scale, lengths);
   common.check("base", base_, {s.P, s.B, s.T, 2 * s.Z});
@@ -68,7 +71,8 @@ std::tuple<Tensor, Tensor, Tensor> combiner_scan_steps(const Tensor& base_, cons
   const Tensor base = torch::stable::contiguous(base_), b_z = torch::stable::contiguous(b_z_);
   const auto make = [&] { return torch::stable::new_empty(eps, {s.P, s.B, s.T, s.Z}); };
   const Tensor z = make(), loc = make(), pre_scale = make();
-  if (z.numel() == 0) return {z, loc, pre_scale};
+  const Tensor g = keep_g ? torch::stable::new_empty(eps, {s.P, s.B, s.T, s.H}) : torch::stable::new_empty(eps, {0});
+  if (z.numel() == 0) return {z, loc, pre_scale, g};
   with_tiles(plan, s.Z, s.H, 2 * s.Z, [&](const auto& to, const auto& from) {
     const cuda::CombinerScanBy<std::decay_t<decltype(to)>> args{on_device_ragged_of(eps, lengths, plan),
                                                                 static_cast<int>(plan[2]),
@@ -85,11 +89,12 @@ std::tuple<Tensor, Tensor, Tensor> combiner_scan_steps(const Tensor& base_, cons
                                                                 sequences_of(z_q_0),
                                                                 z.mutable_data_ptr<float>(),
                                                                 loc.mutable_data_ptr<float>(),
-                                                                pre_scale.mutable_data_ptr<float>()};
+                                                                pre_scale.mutable_data_ptr<float>(),
+                                                                keep_g ? g.mutable_data_ptr<float>() : nullptr};
     launch_exchange(eps, "combiner_scan with plan " + cuda::describe(plan), args,
                     [](const auto& a, void* stream) { return cuda::combiner_scan(a, stream); });
   });
-  return {z, loc, pre_scale};
+  return {z, loc, pre_scale, g};
 }
 
 using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;

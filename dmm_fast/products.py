@@ -15,14 +15,6 @@ def allows_tf32() -> bool:
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
-def tanh_of_latents(z: Tensor, z_q_0: Tensor, w_z: Tensor, b_z: Tensor) -> Tensor:
-    """``g = tanh(W_z z_{t-1} + b_z)`` in float32, which the combiner's forward did not keep.
-
-    Past the end of a row it is as the latents there are.
-    """
-    return torch.tanh(F.linear(previous(z, z_q_0).float(), w_z.float(), b_z.float()))
-
-
 def heads_of_hidden(h: Tensor, w_loc: Tensor, b_loc: Tensor, w_scale: Tensor, b_scale: Tensor) -> Tensor:
     """``[P, B, T, 2 Z]``: of loc and pre_scale, which are layers of (g + h) / 2, the part that needs no g."""
     w, b = torch.cat([w_loc, w_scale]), torch.cat([b_loc, b_scale])

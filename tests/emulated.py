@@ -70,12 +70,14 @@ def rnn_scan_steps_backward(
 
 def combiner_scan_steps(
     base: Tensor, eps: Tensor, z_q_0: Tensor, w_z: Tensor, b_z: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *rest, keep_g = rest
     z, loc, pre_scale = (eps.new_full(eps.shape, float("nan")) for _ in range(3))
+    g = eps.new_full((*eps.shape[:3], len(w_z)) if keep_g else (0,), float("nan"))
     if z.numel():
         base, b_z = base.contiguous(), b_z.contiguous()
-        emulator.combiner_scan(base, eps, z_q_0, w_z, b_z, *rest, z, loc, pre_scale, options)
-    return z, loc, pre_scale
+        emulator.combiner_scan(base, eps, z_q_0, w_z, b_z, *rest, z, loc, pre_scale, g, options)
+    return z, loc, pre_scale, g
 
 
 def combiner_scan_steps_backward(

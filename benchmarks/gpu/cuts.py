@@ -42,13 +42,14 @@ def sweep(stage: Stage, suite: str, case: str, scan: str, sizes: Sizes, device: 
     op = getattr(torch.ops.dmm_fast, scan.replace("_scan", "_scan_steps"))
     inputs, expected = _inputs(scan, sizes, stage.device), None
     is_rnn, backward = scan.startswith("rnn"), scan.endswith("_backward")
+    kept = (True,) if scan == "combiner_scan" else ()  # what the backward needs, as in training
     if is_rnn:
         at, plans = Case(scan, sizes.B, sizes.H), rnn_plans(sizes.B, sizes.H, device, backward)
     else:
         at = Case(scan, sizes.B, sizes.H, sizes.Z)
         plans = combiner_plans(sizes.B, sizes.H, sizes.Z, device, backward)
     for plan in best_of_each_shape(list(plans), device.shared_bytes):
-        run = partial(op, *inputs, plan.numbers)
+        run = partial(op, *inputs, plan.numbers, *kept)
         results = as_tuple(run())
         expected = results if expected is None else expected
         off = max_error(results, expected)

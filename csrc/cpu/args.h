@@ -86,6 +86,8 @@ struct CombinerScan {
   Rows<const S> z_q_0;  // [rows, latents]
   const S *w_z, *b_z, *w_loc, *b_loc, *w_scale, *b_scale;  // contiguous
   Rows<S> z, loc, pre_scale;
+  bool keep_g;  // else g is not touched
+  Rows<S> g;    // [rows, steps, units], for the backward
 };
 
 template <class S>
@@ -93,8 +95,8 @@ struct CombinerScanBackward {
   Ragged ragged;
   int64_t units, latents;
   Rows<const S> dz, dloc, dpre_scale;
-  Rows<const S> h, eps, z_q_0, z, pre_scale;
-  const S *w_z, *b_z, *w_loc, *w_scale;
+  Rows<const S> h, eps, z_q_0, z, pre_scale, g;
+  const S *w_z, *w_loc, *w_scale;
   Rows<S> dh, deps;                                    // [rows, steps, *]
   S* dz_q_0;                                           // [rows, latents]
   S *dw_z, *db_z, *dw_loc, *db_loc, *dw_scale, *db_scale;

@@ -53,6 +53,7 @@ void combiner_scan(const CombinerScan<S>& a) {
     const int64_t row_begin = a.ragged.rows * begin / parts, row_end = a.ragged.rows * end / parts;
     for (const Rows<S>* out : {&a.z, &a.loc, &a.pre_scale})
       clear_past_end(a.ragged, *out, Z, row_begin, row_end);
+    if (a.keep_g) clear_past_end(a.ragged, a.g, H, row_begin, row_end);
     std::vector<const S*> from(a.ragged.rows);
     const Slice<S> mine(H, begin, end, parts);
     const int64_t unit = mine.begin, units = mine.count();
@@ -69,12 +70,17 @@ void combiner_scan(const CombinerScan<S>& a) {
       }
       multiply(from.data(), active, w_z, [&](int64_t i, int64_t column, int64_t width, const S* sum) {
         S* out = c.data() + i * units + column;
+        S* kept = a.keep_g ? a.g.at(a.ragged.order[i], t) + unit + column : nullptr;
         for_lanes<S>(width, [&](int64_t j, auto n) {
           const Lanes<S> b(a.b_z + unit + column + j, n), from(out + j, n);
-          Lanes<S> to;
+          Lanes<S> g, to;
 #pragma GCC ivdep
-          for (int64_t l = 0; l < kLanes<S>; ++l) to[l] = S(0.5) * (tanh_(sum[j + l] + b[l]) + from[l]);
+          for (int64_t l = 0; l < kLanes<S>; ++l) {
+            g[l] = tanh_(sum[j + l] + b[l]);
+            to[l] = S(0.5) * (g[l] + from[l]);
+          }
           to.store(out + j, n);
+          if (kept != nullptr) g.store(kept + j, n);
         });
       });
       for (int64_t i = 0; i < active; ++i) from[i] = c.data() + i * units;
@@ -105,9 +111,9 @@ void combiner_scan(const CombinerScan<S>& a) {
 
 constexpr int64_t kChunkRows = 112;  // c, dg and dout of so many rows stay in the second cache
 
-// One part's share of the backward. It goes back through time in chunks of a few steps: for a chunk, g
-// again in one product, the chain step by step, and what the chunk adds to the weight gradients while its
-// rows are still in the cache. Only the chain's partial sums pass between parts.
+// One part's share of the backward. It goes back through time in chunks of a few steps: for a chunk,
+// the chain step by step, and what the chunk adds to the weight gradients while its rows are still in the
+// cache. Only the chain's partial sums pass between parts.
 template <class S>
 class CombinerScanBackwardPart {
  public:
@@ -115,7 +121,7 @@ class CombinerScanBackwardPart {
                            int64_t end, int64_t parts)
       : a_(a), Z_(a.latents), H_(a.units), mine_(H_, begin, end, parts), own_(a.ragged.rows, begin, end, parts),
         units_(mine_.count()), part_(begin), partials_(partials),
-        w_z_(a.w_z + mine_.begin * Z_, units_, Z_, Z_, 1), w_c_(w_out + mine_.begin, units_, 2 * Z_, 1, H_),
+        w_c_(w_out + mine_.begin, units_, 2 * Z_, 1, H_),
         w_before_(a.w_z + mine_.begin * Z_, Z_, units_, 1, Z_), dw_out_(2 * Z_ * units_, S(0)), db_out_(2 * Z_, S(0)),
         dz_(Z_) {
     const int64_t capacity = std::max(kChunkRows, a.ragged.rows);
@@ -140,7 +146,7 @@ class CombinerScanBackwardPart {
       int64_t start = stop, count = 0;
       while (start > 0 && (count == 0 || count + a_.ragged.active[start - 1] <= kChunkRows))
         count += a_.ragged.active[--start];
-      recompute(start, stop);
+      read(start, stop);
       int64_t first = count;  // where a step's rows begin in the chunk
       for (int64_t t = stop - 1; t >= start; --t) {
         first -= a_.ragged.active[t];
@@ -155,30 +161,20 @@ class CombinerScanBackwardPart {
 
  private:
   // c, and in place of dg half of 1 - g^2, the slope from c to the pre-activation of g.
-  void recompute(int64_t start, int64_t stop) {
+  void read(int64_t start, int64_t stop) {
     int64_t k = 0;
     for (int64_t t = start; t < stop; ++t)
       for (int64_t i = 0; i < a_.ragged.active[t]; ++i, ++k) {
         const int64_t row = a_.ragged.order[i];
         z_before_[k] = t == 0 ? a_.z_q_0.at(row, 0) : a_.z.at(row, t - 1);
-        // From memory h comes fastest as whole rows, before the product asks for it a panel at a time.
-        std::copy_n(a_.h.at(row, t) + mine_.begin, units_, c_.data() + k * units_);
-      }
-    multiply(z_before_.data(), k, w_z_, [&](int64_t row, int64_t column, int64_t width, const S* sum) {
-      S *out = c_.data() + row * units_ + column, *slope = dg_.data() + row * units_ + column;
-      for_lanes<S>(width, [&](int64_t j, auto n) {
-        const Lanes<S> b(a_.b_z + mine_.begin + column + j, n), h(out + j, n);
-        Lanes<S> c, half;
+        const S *g = a_.g.at(row, t) + mine_.begin, *h = a_.h.at(row, t) + mine_.begin;
+        S *c = c_.data() + k * units_, *slope = dg_.data() + k * units_;
 #pragma GCC ivdep
-        for (int64_t l = 0; l < kLanes<S>; ++l) {
-          const S g = tanh_(sum[j + l] + b[l]);
-          c[l] = S(0.5) * (g + h[l]);
-          half[l] = S(0.5) * (S(1) - g * g);
+        for (int64_t j = 0; j < units_; ++j) {
+          c[j] = S(0.5) * (g[j] + h[j]);
+          slope[j] = S(0.5) * (S(1) - g[j] * g[j]);
         }
-        c.store(out + j, n);
-        half.store(slope + j, n);
-      });
-    });
+      }
   }
 
   // From the partial sums that step t + 1 left to those for t - 1; the step's rows lie at `first`.
@@ -256,9 +252,9 @@ class CombinerScanBackwardPart {
   const Share own_;      // of the rows, for what only one part may write
   const int64_t units_, part_;
   Partials<S>& partials_;
-  const Packed<S> w_z_, w_c_, w_before_;  // from z to g, from dout to dc, from dg to dz_{t-1}
-  std::vector<S> dw_out_, db_out_;        // [2 Z, units], [2 Z]
-  std::vector<S> c_, dg_, dout_, dz_;     // a chunk's rows: of `units`, `units` and 2 Z; and one of Z
+  const Packed<S> w_c_, w_before_;     // from dout to dc, from dg to dz_{t-1}
+  std::vector<S> dw_out_, db_out_;     // [2 Z, units], [2 Z]
+  std::vector<S> c_, dg_, dout_, dz_;  // a chunk's rows: of `units`, `units` and 2 Z; and one of Z
   std::vector<const S*> c_rows_, dg_rows_, dout_rows_, z_before_;
 };
 

@@ -14,6 +14,9 @@ template <class Tile>
 __device__ inline void clear(const CombinerScanBy<Tile>& a, const Row& row, int t, int first, int stride) {
   const int64_t at = (int64_t{row.index} * a.ragged.steps + t) * a.latents;
   for (int i = first; i < a.latents; i += stride) a.loc[at + i] = a.pre_scale[at + i] = a.z[at + i] = 0.0f;
+  if (a.g == nullptr) return;
+  float* const g = a.g + (int64_t{row.index} * a.ragged.steps + t) * a.units;
+  for (int i = first; i < a.units; i += stride) g[i] = 0.0f;
 }
 template <class Tile>
 __device__ inline void clear(const CombinerScanBackwardBy<Tile>& a, const Row& row, int t, int first, int stride) {
@@ -69,6 +72,11 @@ struct CombinerForward {  // from 0 to the longest row's end; the latents of ste
     a.z[at] = z;
   }
   __device__ float unit(const Row&, int, int, float sum, float b_z) const { return 0.5f * tanhf(sum + b_z); }
+  // What is stored of the units when the other blocks have what they wait for.
+  __device__ bool stores_units() const { return a.g != nullptr; }
+  __device__ void store_unit(const Row& row, int t, int unit, float half_g) const {
+    a.g[(int64_t{row.index} * a.ragged.steps + t) * a.units + unit] = 2.0f * half_g;
+  }
 };
 
 struct CombinerBackward {  // from the longest row's end back to 0; the latents of step t are dloc_t and dpre_scale_t
@@ -117,6 +125,9 @@ struct CombinerBackward {  // from the longest row's end back to 0; the latents 
     a.da[at] = da;
     return da;
   }
+  // All is stored already.
+  __device__ bool stores_units() const { return false; }
+  __device__ void store_unit(const Row&, int, int, float) const {}
 };
 
 }  // namespace dmm::cuda

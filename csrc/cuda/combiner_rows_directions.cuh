@@ -24,7 +24,7 @@ struct RowsForward {
   const CombinerRows& a;
   const int latent, unit;
   const bool stores;  // the latent
-  float b_z, loc, pre_scale, z;
+  float b_z, loc, pre_scale, z, g;
 
   __device__ RowsForward(const CombinerRows& a, int latent, int unit, bool stores)
       : a(a), latent(latent), unit(unit), stores(stores), b_z(unit < a.units ? a.b_z[unit] : 0.0f) {}
@@ -66,7 +66,10 @@ struct RowsForward {
     pre_scale += sums[1];
     *at[0] = z = fmaf(softplus(pre_scale), eps_, loc);
   }
-  __device__ float make_unit(float sum) { return 0.5f * tanhf(sum + b_z); }
+  __device__ float make_unit(float sum) {
+    g = tanhf(sum + b_z);
+    return 0.5f * g;
+  }
 
   __device__ void store_latent(const Row& row, int step) const {
     if (!stores || step == 0) return;
@@ -75,7 +78,10 @@ struct RowsForward {
     a.pre_scale[at] = pre_scale;
     a.z[at] = z;
   }
-  __device__ void store_unit(const Row&, int) const {}
+  __device__ void store_unit(const Row& row, int step) const {
+    if (a.g == nullptr || unit >= a.units) return;
+    a.g[(int64_t{row.index} * a.ragged.steps + step) * a.units + unit] = g;
+  }
 
  private:
   float eps_;

@@ -71,6 +71,7 @@ class CombinerScanBlock {
         const int rows = rows_.more_than(group, direction_.time(step, rows_.longest(group)));
         to_units(group, step, rows, to);
         from_units(exchange, group, step, rows, from);
+        store_units(group, step, rows);
       }
     }
     exchange.finish(rows_.groups(), [this](int group) { return rows_.longest(group); });
@@ -166,6 +167,15 @@ class CombinerScanBlock {
     for_rows(sum_deal_, first, rows, from_.outputs, [&](int row, int output) {
       exchange.give(group, step, inbox(step, cluster_.rank(), row, output),
                     add_up(from_, partials, rows, row - first, output));
+    });
+  }
+
+  // A thread stores what it has written itself, so that no barrier is needed.
+  __device__ void store_units(int group, int step, int rows) const {
+    if (!direction_.stores_units()) return;
+    const int t = direction_.time(step, rows_.longest(group));
+    for_rows(unit_deal_, rows_.first(group), rows, units_, [&](int row, int unit) {
+      direction_.store_unit(rows_[row], t, first_ + unit, hidden_[row * from_.stride() + unit]);
     });
   }
 

@@ -26,6 +26,7 @@ struct CombinerScanBy {
   const float* base;  // [P, B, T, 2 Z], dense: what h and the biases give to loc and pre_scale
   Sequences<const float> eps, z_q_0;
   float *z, *loc, *pre_scale;  // [P, B, T, Z], dense; written everywhere
+  float* g;                    // likewise [P, B, T, H]: tanh(W_z z_{t-1} + b_z); null where it is not wanted
   HangReport hang{};
 };
 

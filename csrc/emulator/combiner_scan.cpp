@@ -31,14 +31,14 @@ void run(const std::string& call, const cuda::CombinerScanBackward& a, const Opt
 
 void combiner_scan(py::object base, py::object eps, py::object z_q_0, py::object w_z, py::object b_z, py::object w_loc,
                    py::object w_scale, py::object lengths, const cuda::Plan& plan, py::object z, py::object loc,
-                   py::object pre_scale, const Options& options) {
+                   py::object pre_scale, py::object g, const Options& options) {
   with_tiles(plan, [&](auto to, auto from) {
     const cuda::CombinerScanBy<decltype(to)> a{ragged(eps, lengths, plan), static_cast<int>(plan[2]), to,
                                                from, size(w_z, 0), size(w_z, 1),
                                                matrix(w_z), matrix(w_loc), matrix(w_scale),
                                                data<float>(b_z), data<float>(base), sequences(eps),
                                                sequences(z_q_0), data<float>(z), data<float>(loc),
-                                               data<float>(pre_scale)};
+                                               data<float>(pre_scale), data<float>(g)};
     run("combiner_scan with plan " + cuda::describe(plan), a, options);
   });
 }

@@ -16,6 +16,7 @@ namespace dmm::emulator {
 
 namespace py = pybind11;
 
+// Null for one without elements.
 template <class S>
 S* data(const py::object& t) {
   return reinterpret_cast<S*>(t.attr("data_ptr")().cast<uintptr_t>());

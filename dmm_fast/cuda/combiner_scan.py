@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dmm_fast.cuda.gradients import combiner_gradients
-from dmm_fast.cuda.layers import heads_of_hidden, tanh_of_latents
+from dmm_fast.cuda.layers import heads_of_hidden
 from dmm_fast.cuda.plan import combiner_plan, device_of
 
 __all__ = ["combiner_scan", "combiner_scan_backward"]
@@ -21,14 +21,18 @@ def combiner_scan(
     w_scale: Tensor,
     b_scale: Tensor,
     lengths: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``z, loc, pre_scale``, each ``[P, B, T, Z]`` and zero past the end of each row."""
+    keep_g: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``z, loc, pre_scale``, each ``[P, B, T, Z]``, and for the backward ``g [P, B, T, H]``.
+
+    All are zero past the end of each row. Without ``keep_g`` the last is empty.
+    """
     P, B, _, Z = eps.shape
     plan = combiner_plan(P * B, h.shape[-1], Z, device_of(eps))
     # Of c = (g + h) / 2 the part of h needs no scan.
     base = heads_of_hidden(h, w_loc, b_loc, w_scale, b_scale, lengths)
     return torch.ops.dmm_fast.combiner_scan_steps(
-        base, eps, z_q_0.expand(P, B, Z), w_z, b_z, w_loc, w_scale, lengths, plan.numbers
+        base, eps, z_q_0.expand(P, B, Z), w_z, b_z, w_loc, w_scale, lengths, plan.numbers, keep_g
     )
 
 
@@ -41,8 +45,8 @@ def combiner_scan_backward(
     z_q_0: Tensor,
     z: Tensor,
     pre_scale: Tensor,
+    g: Tensor,
     w_z: Tensor,
-    b_z: Tensor,
     w_loc: Tensor,
     w_scale: Tensor,
     lengths: Tensor,
@@ -50,7 +54,6 @@ def combiner_scan_backward(
     """``dh, deps, dz_q_0`` and the gradients of the six weights, in the order of the forward's arguments."""
     P, B, _, Z = eps.shape
     plan = combiner_plan(P * B, h.shape[-1], Z, device_of(eps), backward=True)
-    g = tanh_of_latents(z, z_q_0.expand(P, B, Z), w_z, b_z, lengths)
     dh, da, dout, deps, dz_q_0 = torch.ops.dmm_fast.combiner_scan_steps_backward(
         dz, dloc, dpre_scale, eps, pre_scale, g, w_z, w_loc, w_scale, lengths, plan.numbers
     )

@@ -9,10 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmm_fast.kernels.common import input_precision, on_device_of, row_start, sigmoid, softplus, tanh
+from dmm_fast.kernels.common import exact_tanh, input_precision, on_device_of, row_start, sigmoid, softplus
 from dmm_fast.kernels.scan import LAUNCH, block_of_rows, clear_steps, grid, rows_of_program, rows_times, tile
 from dmm_fast.kernels.step_gradients import combiner_gradients
-from dmm_fast.kernels.step_layers import step_layers
 
 __all__ = ["combiner_scan", "combiner_scan_backward"]
 
@@ -28,11 +27,16 @@ def combiner_scan(
     w_scale: Tensor,
     b_scale: Tensor,
     lengths: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``z, loc, pre_scale``, each ``[P, B, T, Z]`` and zero past the end of each row."""
+    keep_g: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``z, loc, pre_scale``, each ``[P, B, T, Z]``, and for the backward ``g [P, B, T, H]`` in float32.
+
+    All are zero past the end of each row. Without ``keep_g`` the last is empty.
+    """
     P, B, T, Z = eps.shape
     H = h.shape[-1]
     z, loc, pre_scale = (eps.new_empty((P, B, T, Z)) for _ in range(3))
+    g = eps.new_empty((P, B, T, H) if keep_g else (0,), dtype=torch.float32)
     z_q_0 = z_q_0.expand(P, B, Z)
     weights = (w_z, b_z, w_loc, b_loc, w_scale, b_scale)
     with on_device_of(eps):
@@ -44,12 +48,12 @@ def combiner_scan(
             lengths.contiguous(),
             eps.new_empty((P * B, Z), dtype=torch.float32),
             eps.new_empty((P * B, H), dtype=torch.float32),
-            *(z, loc, pre_scale),
+            *(z, loc, pre_scale, g if keep_g else None),
             *(P * B, B, T),
             **_constants(P * B, H, Z),
             **LAUNCH,
         )
-    return z, loc, pre_scale
+    return z, loc, pre_scale, g
 
 
 def combiner_scan_backward(
@@ -61,8 +65,8 @@ def combiner_scan_backward(
     z_q_0: Tensor,
     z: Tensor,
     pre_scale: Tensor,
+    g: Tensor,
     w_z: Tensor,
-    b_z: Tensor,
     w_loc: Tensor,
     w_scale: Tensor,
     lengths: Tensor,
@@ -71,8 +75,7 @@ def combiner_scan_backward(
     P, B, T, Z = eps.shape
     H = h.shape[-1]
     dh, deps, dz_q_0 = h.new_empty((P, B, T, H)), eps.new_empty((P, B, T, Z)), eps.new_empty((P, B, Z))
-    start = z_q_0.expand(P, B, Z)
-    g = step_layers(z, [(w_z, b_z)], lengths, start, by_tanh=True, dtype=torch.float32)
+    g = g.contiguous()
     da, dout = g.new_empty(g.shape), g.new_empty((P, B, T, 2 * Z))
     with on_device_of(h):
         combiner_scan_bwd_kernel[grid(P * B)](
@@ -137,6 +140,7 @@ def combiner_scan_fwd_kernel(  # type: ignore[no-untyped-def]
     z,
     loc,
     pre_scale,
+    g,
     rows,
     batch,
     T,
@@ -152,8 +156,9 @@ def combiner_scan_fwd_kernel(  # type: ignore[no-untyped-def]
     """A block of rows from the first step to the end of its longest.
 
     Reads ``h`` and ``eps`` at valid steps, ``z_0``, the weights and ``lengths``; writes all of ``z``,
-    ``loc`` and ``pre_scale``, each ``[rows, T, Z]``. ``z_state [rows, Z]`` and ``c_state [rows, H]`` hold
-    what a half of a step leaves for the next, in float32.
+    ``loc`` and ``pre_scale``, each ``[rows, T, Z]``, and of ``g [rows, T, H]`` unless it is None.
+    ``z_state [rows, Z]`` and ``c_state [rows, H]``, both float32, hold what a half of a step leaves for
+    the next.
     """
     row, exists, length, longest = block_of_rows(lengths, rows, batch, ROWS)
     h_row, eps_row = h + row_start(row, batch, h_p, h_b), eps + row_start(row, batch, eps_p, eps_b)
@@ -168,6 +173,8 @@ def combiner_scan_fwd_kernel(  # type: ignore[no-untyped-def]
     clear_steps(z + out_row, exists, longest, T, Z, BLOCK_Z)
     clear_steps(loc + out_row, exists, longest, T, Z, BLOCK_Z)
     clear_steps(pre_scale + out_row, exists, longest, T, Z, BLOCK_Z)
+    if g is not None:
+        clear_steps(g + row * T * H, exists, longest, T, H, BLOCK_H)
 
     t = longest * 0
     while t < longest:
@@ -177,10 +184,13 @@ def combiner_scan_fwd_kernel(  # type: ignore[no-untyped-def]
             n = start + tl.arange(0, BLOCK_H)
             fits = n < H
             here = active[:, None] & fits[None, :]
-            g = rows_times(z_before, active, w_z, 1, Z, n, Z, H, BLOCK_K_Z, PRECISION)
-            g = tanh(g + tl.load(b_z + n, mask=fits, other=0.0).to(tl.float32)[None, :])
+            a = rows_times(z_before, active, w_z, 1, Z, n, Z, H, BLOCK_K_Z, PRECISION)
+            g_here = exact_tanh(a + tl.load(b_z + n, mask=fits, other=0.0).to(tl.float32)[None, :])
+            if g is not None:
+                at = (row * T * H + t * H)[:, None] + n[None, :]
+                tl.store(g + at, tl.where(active[:, None], g_here, 0.0), mask=exists[:, None] & fits[None, :])
             h_here = tl.load(h_row[:, None] + t * h_t + n[None, :] * h_h, mask=here, other=0.0)
-            tl.store(c_row[:, None] + n[None, :], 0.5 * (g + h_here.to(tl.float32)), mask=here)
+            tl.store(c_row[:, None] + n[None, :], 0.5 * (g_here + h_here.to(tl.float32)), mask=here)
         tl.debug_barrier()
         for start in range(0, Z, BLOCK_Z):
             n = start + tl.arange(0, BLOCK_Z)

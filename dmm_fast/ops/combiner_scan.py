@@ -1,11 +1,13 @@
 """Drawing the posterior chain z_{1:T}, forward in time."""
 
+from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dmm_fast import check, reference
-from dmm_fast.ops import backend, compiled
+from dmm_fast.ops import backend, compiled, derivatives
 from dmm_fast.ops.autocast import in_float32
 from dmm_fast.ops.combiner import check_combiner_weights
 from dmm_fast.ops.layout import fresh, joint, particles, starts_of_scan
@@ -23,6 +25,9 @@ def combiner_scan(
     ``c_t = (tanh(W_z z_{t-1} + b_z) + h_t) / 2``, ``loc_t = W_loc c_t + b_loc``,
     ``pre_scale_t = W_scale c_t + b_scale``. The pre-activation is returned in place of the scale:
     from it the log-density stays finite where the scale underflows.
+
+    Where autograd may ask for a gradient, a compiled backend keeps the tanh of every step for the backward
+    pass, ``[..., B, T, H]``; without one, as under ``torch.no_grad``, it does not.
 
     Args:
         h: ``[..., B, T, H]``, what the inference network gives; broadcasts with ``eps`` on the particle
@@ -58,15 +63,19 @@ def _compute(
 ) -> tuple[Tensor, Tensor, Tensor]:
     lead = joint(eps.shape[:-2], h.shape[:-2])
     start = starts_of_scan(library, z_q_0, lead, eps.shape[-1])
-    z, loc, pre_scale = library.combiner_scan(
-        particles(h, lead, 2), particles(eps, lead, 2), start, *weights, lengths
+    # What is large and what only the backward reads is not kept for an evaluation.
+    keep_g = derivatives.may_be_recorded(h, eps, z_q_0, *weights)
+    z, loc, pre_scale, _ = library.combiner_scan(
+        particles(h, lead, 2), particles(eps, lead, 2), start, *weights, lengths, keep_g
     )
     shape = (*lead, *eps.shape[-2:])
     return z.reshape(shape), loc.reshape(shape), pre_scale.reshape(shape)
 
 
-def _fake(h: Tensor, eps: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
-    return fresh(eps, eps, eps)
+def _fake(h: Tensor, eps: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    *_, keep_g = others
+    g = h.new_empty(h.shape if keep_g else (0,), dtype=torch.promote_types(h.dtype, torch.float32))
+    return *fresh(eps, eps, eps), g
 
 
 def _fake_backward(
@@ -78,27 +87,29 @@ def _fake_backward(
     z_q_0: Tensor,
     z: Tensor,
     pre_scale: Tensor,
+    g: Tensor,
     w_z: Tensor,
-    b_z: Tensor,
     w_loc: Tensor,
     w_scale: Tensor,
     lengths: Tensor,
 ) -> tuple[Tensor, ...]:
-    biases = w_loc.new_empty(w_loc.shape[:1]), w_scale.new_empty(w_scale.shape[:1])
-    return fresh(h, eps, z_q_0, w_z, b_z, w_loc, biases[0], w_scale, biases[1])
+    layers = [(w, w.new_empty(w.shape[:1])) for w in (w_z, w_loc, w_scale)]
+    return fresh(h, eps, z_q_0, *chain.from_iterable(layers))
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    h, eps, z_q_0, w_z, b_z, w_loc, _, w_scale, _, lengths = inputs
-    z, _, pre_scale = output
-    ctx.save_for_backward(h, eps, z_q_0, z, pre_scale, w_z, b_z, w_loc, w_scale, lengths)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    h, eps, z_q_0, w_z, _, w_loc, _, w_scale, _, lengths, _ = inputs
+    z, _, pre_scale, g = output
+    ctx.mark_non_differentiable(g)
+    ctx.set_materialize_grads(False)  # autograd would make zeros for g too
+    ctx.save_for_backward(h, eps, z_q_0, z, pre_scale, g, w_z, w_loc, w_scale, lengths)
 
 
-def _backward(
-    library: Any, ctx: Any, dz: Tensor, dloc: Tensor, dpre_scale: Tensor
-) -> tuple[Tensor | None, ...]:
-    grads = library.combiner_scan_backward(dz, dloc, dpre_scale, *ctx.saved_tensors)
-    return (*grads, None)
+def _backward(library: Any, ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    like = saved[3]  # z
+    grads = [like.new_zeros(like.shape) if grad is None else grad for grad in incoming[:3]]
+    return (*library.combiner_scan_backward(*grads, *saved), None, None)
 
 
 compiled.differentiate("combiner_scan", "combiner_scan", _fake, _fake_backward, _save, _backward)

@@ -16,6 +16,17 @@ from dmm_fast.check import fail
 from dmm_fast.ops.backend import BackendError
 
 
+def may_be_recorded(*given: Tensor) -> bool:
+    """Whether autograd may record what is computed of these tensors.
+
+    Within a transform of ``torch.func`` a tensor does not tell whether the one that it stands for requires a
+    gradient.
+    """
+    if not torch.is_grad_enabled():
+        return False
+    return any(tensor.requires_grad for tensor in given) or torch._C._are_functorch_transforms_active()
+
+
 def refuse(op: str, wanted: str) -> NoReturn:
     """Raise that the compiled ``op`` does not have the derivative that is ``wanted``.
 

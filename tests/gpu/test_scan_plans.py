@@ -18,9 +18,8 @@ from tests.inputs import build
 __all__ = ["cut"]
 
 pytestmark = pytest.mark.skipif(not native.cuda_architectures(), reason="built without CUDA kernels")
-RNN, BY_WARPS, COMBINER = (
-    [] if native.missing else kernels(kind) for kind in ("rnn_scan", "rnn_scan_warps", "combiner_scan")
-)
+KINDS = ("rnn_scan", "rnn_scan_warps", "combiner_scan")
+RNN, BY_WARPS, COMBINER = (() if native.missing else kernels(kind) for kind in KINDS)
 
 RAGGED = Case("hardware", B=23, T=9, Z=50, H=300, particles=(2,), lengths="zeros", poison="nan", start="rows")
 SHAPES = [(1, 1, 1), (2, 3, 1), (4, 8, 4), (8, 4, 2), (16, 3, 1), (16, 8, 4)]

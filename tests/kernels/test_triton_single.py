@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from dmm_fast import kernels
-from tests.compare import error
 from tests.device import DEVICE
 
 if DEVICE != kernels.DEVICE:
@@ -15,7 +14,6 @@ if DEVICE != kernels.DEVICE:
 
 from dmm_fast.kernels.elbo import loss_and_gradients
 from dmm_fast.kernels.observations import where_observed
-from dmm_fast.kernels.step_layers import step_layers
 
 
 def randn(*shape: int) -> Tensor:
@@ -61,15 +59,3 @@ def test_what_is_not_observed_is_zero(kind: torch.dtype | None, by_feature: bool
     else:
         assert bools is not None
         assert torch.equal(bools, mask.bool())
-
-
-@pytest.mark.parametrize("start", [(33,), (1, 5, 33), (2, 5, 33)])
-@pytest.mark.parametrize("H", [1, 75])
-def test_the_tanh_of_a_layer_of_every_step_before(H: int, start: tuple[int, ...]) -> None:
-    P, B, T, Z = 2, 5, 9, 33
-    given = randn(P, B, T, Z), randn(*start).expand(P, B, Z), 0.2 * randn(H, Z), randn(H)
-    z, z_0, w, b = (tensor.double() for tensor in given)
-    right = torch.tanh(torch.cat([z_0[:, :, None], z[:, :, :-1]], 2) @ w.mT + b)
-    lengths = torch.full((B,), T, device=DEVICE)
-    got = step_layers(given[0], [(given[2], given[3])], lengths, given[1], by_tanh=True)
-    assert error(got, right) < 1e-6

@@ -23,16 +23,3 @@ def test_layers_stand_side_by_side_and_are_zero_past_the_ends() -> None:
     torch.testing.assert_close(
         got.double(), torch.where(VALID, products.heads_of_hidden(*doubles), 0.0), atol=1e-5, rtol=1e-5
     )
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_layers_of_the_step_before_begin_with_the_start(stride: int) -> None:
-    z, start = torch.randn(P, B, T, stride * 8)[..., :8], torch.randn(P, B, 8)
-    w, b = torch.randn(H, 8), torch.randn(H)
-    got = step_layers(z, [(w, b)], LENGTHS, start, by_tanh=True)
-    exact = torch.tanh(
-        torch.nn.functional.linear(
-            torch.cat([start[:, :, None], z[:, :, :-1]], 2).double(), w.double(), b.double()
-        )
-    )
-    torch.testing.assert_close(got.double(), torch.where(VALID, exact, 0.0), atol=1e-5, rtol=1e-5)

@@ -1,0 +1,107 @@
+"""The hidden units g of the combiner's scan: kept for the backward pass, and only where there may be one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from dmm_fast import ops
+from dmm_fast.reference import previous, valid_steps
+from tests.cases import Case
+from tests.compare import error
+from tests.compiled import OP_LIBRARIES, calls_of
+from tests.device import DEVICE
+from tests.inputs import build, differentiable
+
+OP = "combiner_scan"
+BACKENDS = [backend for op, backend in OP_LIBRARIES if op == OP]
+CASE = Case("kept", B=5, T=9, Z=3, H=70, particles=(2,), lengths="zeros", poison="nan", start="rows")
+# Of what is allocated for it only g is as large as the given h.
+LARGE = Case("large", B=3, T=4, Z=1, H=64, lengths="ragged")
+
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+@each_backend
+def test_g_is_right_at_every_step_and_zero_past_the_ends(backend: str) -> None:
+    forward, backward = calls_of(OP, CASE, backend)
+    given = dict(zip(forward.names, forward.args, strict=True))
+    assert given["keep_g"] is True
+    z, *_, g = forward.run()
+    start = given["z_q_0"].expand(*z.shape[:2], CASE.Z)
+    exact = torch.tanh(previous(z, start).double() @ given["w_z"].mT.double() + given["b_z"].double())
+    valid = valid_steps(given["lengths"], CASE.T).unsqueeze(-1)
+    assert bool((g.masked_select(~valid) == 0).all())
+    assert error(torch.where(valid, g, 0.0), torch.where(valid, exact, 0.0).cpu()) < 1e-6
+    assert torch.equal(dict(zip(backward.names, backward.args, strict=True))["g"], g)
+    *others, empty = forward.run(keep_g=False)
+    assert empty.shape == (0,)
+    assert empty.dtype == g.dtype
+    for with_g, without in zip(forward.run(), others, strict=False):
+        assert torch.equal(with_g, without)
+
+
+def largest_allocation(run: Callable[[], Any]) -> int:
+    """The most bytes that torch allocates at a time."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if DEVICE == "cuda" else [])]
+    with profile(activities=activities, profile_memory=True) as profiled:
+        run()
+    assert profiled.profiler is not None
+    events = profiled.profiler.kineto_results.events()
+    return max(event.nbytes() for event in events if event.name() == "[memory]")
+
+
+@each_backend
+def test_without_a_gradient_nothing_of_its_size_is_allocated(backend: str) -> None:
+    inputs = build(OP, LARGE)
+    size = inputs["h"].numel() * inputs["h"].element_size()
+
+    def run() -> None:
+        with ops.use_backend(backend):
+            ops.combiner_scan(**inputs)
+
+    assert largest_allocation(run) < size
+    inputs["h"].requires_grad_()
+    assert largest_allocation(run) == size
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert largest_allocation(run) < size
+
+
+@each_backend
+def test_tensors_of_vmap_do_not_tell_whether_they_require_a_gradient(backend: str) -> None:
+    inputs = build(OP, Case("vmap", B=3, T=4, Z=3, H=5, lengths="ragged"))
+    h = torch.stack([inputs["h"], inputs["h"].flip(0)]).requires_grad_()
+
+    def loss(h: Tensor) -> Tensor:
+        return sum((o.square().sum() for o in ops.combiner_scan(**{**inputs, "h": h})), h.new_zeros(()))
+
+    with ops.use_backend(backend):
+        (one_by_one,) = torch.autograd.grad(sum(loss(own) for own in h), h)
+        (mapped,) = torch.autograd.grad(torch.vmap(loss)(h).sum(), h)
+    assert torch.equal(mapped, one_by_one)
+
+
+@pytest.mark.parametrize("mode", ["train", "no_grad", "nothing requires a gradient"])
+def test_a_compiled_function_keeps_it_for_its_backward_alone(mode: str) -> None:
+    inputs = build(OP, CASE)
+    for tensor in differentiable(inputs).values():
+        tensor.requires_grad_(mode != "nothing requires a gradient")
+    kept = []
+
+    def look(graph: torch.fx.GraphModule, _: Any) -> Any:
+        kept.extend(node.args[-1] for node in graph.graph.nodes if OP in str(node.target))
+        return graph
+
+    torch._dynamo.reset()
+    compiled = torch.compile(ops.combiner_scan, fullgraph=True, backend=look)
+    with torch.set_grad_enabled(mode != "no_grad"):
+        outputs = compiled(**inputs)
+        expected = ops.combiner_scan(**inputs)
+    assert kept == [mode == "train"]
+    for output, right in zip(outputs, expected, strict=True):
+        assert torch.equal(output, right)
+        assert output.requires_grad == (mode == "train")
