@@ -30,7 +30,7 @@ from tests.cuda.turns import Turn, find_turn, is_wait
 
 TABLE = Path(__file__).with_suffix(".json")
 SIZES = (20, 600, 100)  # B, H, Z of the tutorial
-GENERAL = ("rnn_scan_fwd_kernel<InFloat32<6> >", "combiner_scan_fwd_kernel<2, 4>")
+GENERAL = ("rnn_scan_fwd_kernel<InFloat32<8> >", "combiner_scan_fwd_kernel<2, 4>")
 
 # Measured on an NVIDIA H100 80GB HBM3; the clock is that under load.
 CLOCK = 1.98  # cycles a ns
@@ -150,15 +150,16 @@ def launch_of(scan: str, plan: Plan) -> Launch:
     rows, at_once, size = plan[:3]
     match plan.tilings:
         case (WarpTiling() as tiling,):
-            cut = f"{tiling.chunks}, {rows}, {at_once}, {'true' if tiling.gathered else 'false'}"
-            kernel = f"rnn_scan_warps_{way}_kernel<{cut}>"
+            sizes = ", ".join(map(str, (*tiling, at_once, "true" if rows > at_once else "false")))
+            kernel = f"rnn_scan_warps_{way}_kernel<{sizes}>"
+            received = tiling.block_outputs * (size - 1)  # a block gives itself nothing
         case (LaneTile() as to, LaneTile() as back):
             tiles = f"{to.group_outputs}, {to.lane_inputs}, {back.group_outputs}, {back.lane_inputs}"
             kernel = f"combiner_rows_{way}_kernel<{size}, {tiles}>"
+            received = back.outputs * size
         case _:
             raise ValueError(f"plan: expected one of warps or of single rows, got {plan}")
-    received = 4 * plan.tilings[-1].outputs * size * at_once
-    return Launch(kernel, plan.threads // 32, -(-rows // at_once), received)
+    return Launch(kernel, plan.threads // 32, -(-rows // at_once), 4 * at_once * received)
 
 
 def print_budgets(budgets: dict[str, Budget]) -> None:

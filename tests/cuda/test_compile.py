@@ -6,7 +6,9 @@ import pytest
 
 from dmm_fast import native
 from dmm_fast.cuda import scan_kernels
+from dmm_fast.cuda.rnn_plans import WarpTiling
 from tests.cuda.resource_table import Resources, cuobjdump, parse, table
+from tests.cuda.step_budget import read_table
 
 pytestmark = pytest.mark.skipif(not native.cuda_architectures(), reason="built without CUDA kernels")
 
@@ -48,6 +50,22 @@ def test_the_library_holds_a_kernel_for_every_plan(kernels: list[Resources]) -> 
     assert {(kernel.name, kernel.arch) for kernel in kernels} == {
         (n, a) for n in expected for a in machine_code
     }
+
+
+def test_the_planner_counts_the_instructions_of_the_machine_code() -> None:
+    """Of every kernel of ``rnn_scan`` by warps; a chunk in shared memory is a pass of a loop, counted once."""
+    checked = 0
+    for name, budget in read_table().kernels.items():
+        if found := re.fullmatch(
+            r"rnn_scan_warps_..._kernel<(\d+), (\d+), (\d+), (\d+), (true|false)>", name
+        ):
+            *sizes, rows = map(int, found.groups()[:4])
+            tiling, several = WarpTiling(*sizes), found[5] == "true"
+            passes = max(tiling.in_shared - 1, 0)
+            counted = budget["instructions"] + passes * budget["repeated"]
+            assert tiling.instructions(rows, several) == pytest.approx(counted, rel=0.05), name
+            checked += 1
+    assert checked == 2 * len(scan_kernels.kernels("rnn_scan_warps"))
 
 
 @pytest.mark.usefixtures("kernels")

@@ -74,6 +74,13 @@ def find_turn(code: Sequence[Instruction], without_mufu: bool = False) -> Turn |
     innermost = [(h, body) for h, body in exchanging if not any(other < body for _, other in exchanging)]
     if not innermost:
         raise ValueError("loop: expected one that waits and stores to other blocks, got none")
+    exponentials = [
+        sum(i.kind == "MUFU" for index in body for i in blocks[index].code) for _, body in innermost
+    ]
+    if without_mufu:  # a loop of its own, if there is one
+        innermost = [
+            loop for loop, count in zip(innermost, exponentials, strict=True) if count == min(exponentials)
+        ]
     header, body = max(innermost, key=lambda loop: _count(blocks, loop[1]))
     back = {(index, head) for head, inside in found.items() for index in inside if head in blocks[index].next}
     timed = {index for index in body if any("SR_GLOBALTIMER" in i.operands for i in blocks[index].code)}
