@@ -8,7 +8,8 @@ import pytest
 
 from dmm_fast.cuda import combiner_scan, rnn_scan
 from dmm_fast.cuda.lane_tiles import LaneTile
-from dmm_fast.cuda.plan import Plan, Tiling, combiner_plans, rnn_plans
+from dmm_fast.cuda.plan import Plan, combiner_plans, rnn_plans
+from dmm_fast.cuda.tilings import Tiling
 
 Choose = Callable[[Plan], bool]
 Change = Callable[[Plan], Plan]
@@ -25,11 +26,11 @@ def shaped(size: int, rows: int, at_once: int, tensor_tiles: int = 0) -> Choose:
     return is_it
 
 
-def one_by_one(size: int, rows: int, kept: int = 0) -> Choose:
-    """Plans of clusters whose rows take turns; with at least so many weights of a thread in registers."""
+def by_lanes(size: int, rows: int, at_once: int = 1, kept: int = 0) -> Choose:
+    """Plans of lane tiles; with at least so many weights of a thread in registers."""
 
     def is_it(plan: Plan) -> bool:
-        by_lanes = isinstance(plan.tilings[0], LaneTile) and plan[:3] == (rows, 1, size)
+        by_lanes = isinstance(plan.tilings[0], LaneTile) and plan[:3] == (rows, at_once, size)
         return by_lanes and sum(tile.kept for tile in plan.tilings) >= kept
 
     return is_it

@@ -20,6 +20,12 @@
 
 namespace dmm::cuda {
 
+#ifdef DMM_HAS_CLUSTERS
+constexpr bool kHasClusters = true;
+#else
+constexpr bool kHasClusters = false;
+#endif
+
 // Before sm_90 a block is alone: it can be launched as a cluster of one and no other.
 struct Cluster {
 #ifdef DMM_HAS_CLUSTERS

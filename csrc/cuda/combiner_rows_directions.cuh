@@ -72,14 +72,14 @@ struct RowsForward {
   }
 
   __device__ void store_latent(const Row& row, int step) const {
-    if (!stores || step == 0) return;
+    if (!stores || step == 0 || step > row.length) return;
     const int64_t at = (int64_t{row.index} * a.ragged.steps + step - 1) * a.latents + latent;
     a.loc[at] = loc;
     a.pre_scale[at] = pre_scale;
     a.z[at] = z;
   }
   __device__ void store_unit(const Row& row, int step) const {
-    if (a.g == nullptr || unit >= a.units) return;
+    if (a.g == nullptr || unit >= a.units || step >= row.length) return;
     a.g[(int64_t{row.index} * a.ragged.steps + step) * a.units + unit] = g;
   }
 
@@ -109,7 +109,7 @@ struct RowsBackward {
     return {a.w_z.place(unit, latent), kLaneParts * a.w_z.row};
   }
   __device__ void skip(const Row& row) const {
-    if (stores) a.dz_q_0[int64_t{row.index} * a.latents + latent] = 0.0f;
+    if (stores && row.length == 0) a.dz_q_0[int64_t{row.index} * a.latents + latent] = 0.0f;
   }
 
   __device__ const float* operand(const Row& row, int i) const {
@@ -139,7 +139,7 @@ struct RowsBackward {
   }
 
   __device__ void store_latent(const Row& row, int step) const {
-    if (!stores) return;
+    if (!stores || step > row.length) return;
     if (step == row.length) {
       a.dz_q_0[int64_t{row.index} * a.latents + latent] = dz;
       return;
@@ -150,7 +150,7 @@ struct RowsBackward {
     a.deps[at * a.latents + latent] = dz * to_eps_;
   }
   __device__ void store_unit(const Row& row, int step) const {
-    if (unit >= a.units) return;
+    if (unit >= a.units || step >= row.length) return;
     const int64_t at = (int64_t{row.index} * a.ragged.steps + row.length - 1 - step) * a.units + unit;
     a.dh[at] = dh;
     a.da[at] = da;

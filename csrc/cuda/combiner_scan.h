@@ -79,9 +79,10 @@ constexpr int kRowBytes = 16;     // of a row, and of its two barriers
 template <class Args>
 inline int64_t combiner_rows_shared_bytes(const Args& a, int operands) {
   const LaneTile &to = a.to_units, &from = a.from_units;
-  const int64_t of_a_row = 2 * a.cluster_size * from.width() + (2 + 2) * operands * kMostThreads;
+  const int64_t rows = a.ragged.rows_per_group;
+  const int64_t of_a_group = 2 * a.cluster_size * rows * from.width() + (2 + 2) * operands * kMostThreads;
   return 2 * kRowBytes * kMostRows +
-         4 * (to.vector() + from.vector() + kSpareNumbers + a.ragged.rows_per_cluster * of_a_row);
+         4 * (rows * (to.vector() + from.vector()) + kSpareNumbers + a.ragged.groups() * of_a_group);
 }
 inline int64_t shared_bytes(const CombinerRows& a) { return combiner_rows_shared_bytes(a, 3); }
 inline int64_t shared_bytes(const CombinerRowsBackward& a) { return combiner_rows_shared_bytes(a, 6); }

@@ -13,21 +13,26 @@ struct WeightLine {
 };
 
 // Each thread has kOutputs x kInputs weights. Eight lanes have all inputs of kOutputs outputs, and add up their sums by
-// shuffles. While a lane has more than kKept sums, it gives half of them away; from then on it adds up what others have
-// too. So in the end a lane has kKept sums, and kCopies lanes have the same.
+// shuffles, of one row or two. While a lane has more than kKept sums, it gives half of them away, at first those of the
+// other row; from then on it adds up what others have too. So in the end a lane has kKept sums of one row, and kCopies
+// lanes have the same.
 //
-// A lane lists its outputs in an order of its own, so that it always gives away the second half: no sum has to be
+// A lane lists rows and outputs in an order of its own, so that it always gives away the second half: no sum has to be
 // chosen at run time.
-template <int kOutputs, int kInputs, int kKept>
+template <int kOutputs, int kInputs, int kKept, int kRows>
 class LaneWeights {
-  static_assert(kKept <= kOutputs && kOutputs <= kLaneParts * kKept && kLaneParts % (kOutputs / kKept) == 0);
+  static constexpr int kOfRow = kLaneParts / kRows;  // lanes that end with the same row
+  static_assert(kRows == 1 || kRows == 2);
+  static_assert(kKept <= kOutputs && kOutputs <= kOfRow * kKept && kOfRow % (kOutputs / kKept) == 0);
 
  public:
-  static constexpr int kCopies = kLaneParts * kKept / kOutputs;
+  static constexpr int kCopies = kOfRow * kKept / kOutputs;
+  static constexpr int kVector = kLaneParts * lane_stride(kInputs);  // numbers of a row in shared memory
 
   __device__ static int part() { return static_cast<int>(threadIdx.x) % kLaneParts; }
   __device__ static int group() { return static_cast<int>(threadIdx.x) / kLaneParts; }
-  // The first output whose sum the lane has in the end.
+  // The row and the first output whose sum the lane has in the end.
+  __device__ static int row() { return part() / kOfRow; }
   __device__ static int first_kept() { return group() * kOutputs + turn(); }
   // Which of those that have the same it is.
   __device__ static int copy() { return part() % kCopies; }
@@ -57,25 +62,32 @@ class LaneWeights {
     }
   }
 
-  // All lanes of a warp have to be here.
-  __device__ void multiply(const float* vector, float (&kept)[kKept]) const {
-    float sums[kOutputs] = {};
-    const float* const mine = vector + part() * lane_stride(kInputs);
+  // `vectors` [kRows][kVector]. All lanes of a warp have to be here.
+  __device__ void multiply(const float* vectors, float (&kept)[kKept]) const {
+    float sums[kRows][kOutputs] = {};
 #pragma unroll
     for (int quad = 0; 4 * quad < kInputs; ++quad) {
-      const float4 four = *reinterpret_cast<const float4*>(mine + 4 * quad);
-      const float inputs[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
-      for (int k = 0; k < 4 && 4 * quad + k < kInputs; ++k)
+      for (int r = 0; r < kRows; ++r) {
+        const float* const mine = vectors + (r ^ row()) * kVector + part() * lane_stride(kInputs);
+        const float4 four = *reinterpret_cast<const float4*>(mine + 4 * quad);
+        const float inputs[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
-        for (int i = 0; i < kOutputs; ++i) sums[i] += weights_[i][4 * quad + k] * inputs[k];
+        for (int k = 0; k < 4 && 4 * quad + k < kInputs; ++k)
+#pragma unroll
+          for (int i = 0; i < kOutputs; ++i) sums[r][i] += weights_[i][4 * quad + k] * inputs[k];
+      }
     }
-    add_up<kOutputs, kLaneParts / 2>(sums);
-    for (int i = 0; i < kKept; ++i) kept[i] = sums[i];
+    if constexpr (kRows > 1) {
+#pragma unroll
+      for (int i = 0; i < kOutputs; ++i) sums[0][i] += __shfl_xor_sync(~0u, sums[1][i], kOfRow);
+    }
+    add_up<kOutputs, kOfRow / 2>(sums[0]);
+    for (int i = 0; i < kKept; ++i) kept[i] = sums[0][i];
   }
 
  private:
-  __device__ static int turn() { return part() / kCopies * kKept; }
+  __device__ static int turn() { return part() % kOfRow / kCopies * kKept; }
 
   template <int kCount, int kMask>
   __device__ static void add_up(float (&sums)[kOutputs]) {

@@ -66,7 +66,7 @@ inline std::string describe(const Plan& plan) {
 // Null, or what is wrong with a plan of lane tiles.
 inline const char* fault_of_lane_tiles(const Plan& plan) {
   if (const char* fault = fault_of_shape(plan)) return fault;
-  if (plan[1] != 1) return "rows that do not take turns one by one";
+  if (plan[1] > 2) return "more than two rows at once";
   for (size_t i = 0; i < 2; ++i) {
     const LaneTile t = lane_tile_of(plan, i);
     if (t.inputs < 1 || t.outputs < 1 || t.lane_inputs < 1 || t.group_outputs < 1) return "a tile of nothing";

@@ -207,7 +207,7 @@ class WarpScan {
     turn.to = const_cast<float*>(places[kOperands * kWarpThreads]) + int64_t{turn.time} * a_.units;
     return turn;
   }
-  __device__ static void fetch(const Turn& turn, float (&fetched)[kOperands]) {
+  __device__ void fetch(const Turn& turn, float (&fetched)[kOperands]) const {
 #pragma unroll
     for (int i = 0; i < kOperands; ++i) fetched[i] = turn.is_active() ? load_global(turn.from[i]) : 0.0f;
   }
@@ -282,18 +282,18 @@ class WarpScan {
 
 template <int kChunks, int kOutputs, int kKept, int kRows, bool kSeveral>
 __global__ __launch_bounds__(kWarpThreads, 1) void rnn_scan_warps_fwd_kernel(const __grid_constant__ RnnScan a) {
-#ifdef DMM_HAS_CLUSTERS
-  DMM_SHARED(float, shared);
-  WarpScan<WarpForward, kChunks, kOutputs, kKept, kRows, kSeveral, RnnScan>(a, shared).run();
-#endif
+  if constexpr (kHasClusters || kChunks == 1) {  // a block alone may have all units
+    DMM_SHARED(float, shared);
+    WarpScan<WarpForward, kChunks, kOutputs, kKept, kRows, kSeveral, RnnScan>(a, shared).run();
+  }
 }
 
 template <int kChunks, int kOutputs, int kKept, int kRows, bool kSeveral>
 __global__ __launch_bounds__(kWarpThreads, 1) void rnn_scan_warps_bwd_kernel(const __grid_constant__ RnnScanBackward a) {
-#ifdef DMM_HAS_CLUSTERS
-  DMM_SHARED(float, shared);
-  WarpScan<WarpBackward, kChunks, kOutputs, kKept, kRows, kSeveral, RnnScanBackward>(a, shared).run();
-#endif
+  if constexpr (kHasClusters || kChunks == 1) {
+    DMM_SHARED(float, shared);
+    WarpScan<WarpBackward, kChunks, kOutputs, kKept, kRows, kSeveral, RnnScanBackward>(a, shared).run();
+  }
 }
 
 }  // namespace dmm::cuda

@@ -15,14 +15,18 @@
 //
 // combiner_scan for any sizes: quads in registers, of the smaller matrix and of the larger.
 //
-// combiner_scan that takes one row at a time: blocks of a cluster, then for the block's units and for what comes of them
-// the outputs of eight lanes and the inputs of a lane.
+// combiner_scan that takes one row or two at a time: blocks of a cluster, then for the block's units and for what comes of
+// them the outputs of eight lanes and the inputs of a lane, and the rows.
 #ifdef DMM_EMULATOR
 #define DMM_RNN_WARP_KERNELS(each) \
   each(1, 4, 1, 1, false) each(1, 4, 1, 3, false) each(1, 4, 1, 2, true) each(2, 5, 1, 3, false) each(2, 4, 1, 4, true)
 #define DMM_RNN_KERNELS(each) each(0) each(2)
 #define DMM_RNN_TENSOR_KERNELS(each) each(1, 4) each(2, 8)
 #define DMM_COMBINER_KERNELS(each) each(0, 0) each(2, 2)
+#define DMM_ROWS_FORWARD_KERNELS(each) \
+  each(1, 4, 13, 8, 16, 2) each(5, 4, 13, 8, 15, 1) each(5, 4, 13, 8, 15, 2) each(8, 4, 16, 8, 16, 1)
+#define DMM_ROWS_BACKWARD_KERNELS(each) \
+  each(1, 4, 25, 4, 16, 2) each(5, 4, 25, 4, 15, 1) each(5, 4, 25, 4, 15, 2) each(8, 4, 32, 4, 16, 1)
 #else
 #define DMM_RNN_WARP_KERNELS(each)                                                                            \
   each(1, 8, 1, 1, false) each(1, 8, 1, 4, false) each(1, 8, 1, 4, true)                                      \
@@ -39,12 +43,17 @@
 #define DMM_RNN_KERNELS(each) each(0) each(8)
 #define DMM_RNN_TENSOR_KERNELS(each) each(1, 4) each(2, 8) each(3, 10)
 #define DMM_COMBINER_KERNELS(each) each(0, 0) each(2, 2) each(2, 4)
+#define DMM_ROWS_FORWARD_KERNELS(each)              \
+  each(1, 4, 13, 8, 16, 1) each(1, 4, 13, 8, 16, 2) \
+  each(5, 4, 13, 8, 15, 1) each(5, 4, 13, 8, 15, 2) \
+  each(8, 4, 13, 8, 10, 1) each(8, 4, 13, 8, 10, 2) \
+  each(8, 4, 16, 8, 16, 1)
+#define DMM_ROWS_BACKWARD_KERNELS(each)             \
+  each(1, 4, 25, 4, 16, 1) each(1, 4, 25, 4, 16, 2) \
+  each(5, 4, 25, 4, 15, 1) each(5, 4, 25, 4, 15, 2) \
+  each(8, 4, 25, 4, 10, 1) each(8, 4, 25, 4, 10, 2) \
+  each(8, 4, 32, 4, 16, 1) each(8, 4, 32, 4, 16, 2)
 #endif
-#define DMM_ROWS_FORWARD_KERNELS(each) \
-  each(5, 4, 13, 8, 15) each(6, 4, 13, 8, 13) each(8, 4, 13, 8, 10) each(8, 4, 16, 8, 16)
-#define DMM_ROWS_BACKWARD_KERNELS(each) \
-  each(5, 4, 25, 4, 15) each(6, 4, 25, 4, 13) each(8, 4, 25, 4, 10) each(8, 4, 32, 4, 16)
-
 namespace dmm::cuda {
 
 // The sizes of the kernels of a kind, as in "5,5,5,3,0 5,5,5,4,1"; empty where there is no such kind.

@@ -59,27 +59,9 @@ void combiner_scan_backward(py::object dz, py::object dloc, py::object dpre_scal
   });
 }
 
-template <template <class> class Args>
-int64_t shared_bytes_of(const cuda::Plan& plan, int latents) {
-  int64_t bytes = 0;
-  with_tiles(plan, [&](auto to, auto from) {
-    Args<decltype(to)> a{};
-    a.ragged.rows_per_cluster = static_cast<int>(plan[0]);
-    a.ragged.rows_per_group = static_cast<int>(plan[1]);
-    a.cluster_size = static_cast<int>(plan[2]);
-    a.to_units = to;
-    a.from_units = from;
-    a.latents = latents;
-    bytes = shared_bytes(a);
-  });
-  return bytes;
-}
-
 }  // namespace
 
 void bind_combiner_scan(py::module_& m) {
-  m.def("combiner_scan_shared_bytes", &shared_bytes_of<cuda::CombinerScanBy>);
-  m.def("combiner_scan_backward_shared_bytes", &shared_bytes_of<cuda::CombinerScanBackwardBy>);
   m.def("combiner_scan", &combiner_scan);
   m.def("combiner_scan_backward", &combiner_scan_backward);
 }

@@ -1,4 +1,4 @@
-"""Cuts of combiner_scan for the kernels that take one row at a time, all weights in registers.
+"""Cuts of combiner_scan for the kernels that take one row or two at a time, all weights in registers.
 
 Eight lanes of a warp share the inputs of some outputs; a block has 32 such groups. The sizes of a tile are
 compiled into a kernel, so a plan takes one of those that there are.
@@ -13,11 +13,14 @@ THREADS = 256  # of a block
 PARTS = 8  # lanes next to one another, which share all inputs of some outputs
 GROUPS = THREADS // PARTS
 
-# Cycles that a row takes at every step, forward and backward, besides its multiplications and the exchange:
-# fitted to what one row in clusters of 5 took on an NVIDIA H100 80GB HBM3 at 1980 MHz (B = 20, H = 600,
-# Z = 100). Along the machine code 550 are counted: 160 for adding up what the blocks gave and softplus, 170
-# for the sums of lanes and tanh, 130 for the sums of lanes and the stores, 90 for two barriers.
-ROW_CYCLES = (760, 1_160)
+# Cycles of a group's step, forward and backward, besides its instructions and the bytes that come to a block:
+# what the two warps of a scheduler cannot hide from each other, and the exchange. On an NVIDIA H100 80GB HBM3
+# at 1980 MHz it was so much, whether other groups had work or not (B = 20, H = 600, Z = 100).
+_LATENCY = (540.0, 810.0)
+_ALONE = 300.0  # where a block has no other to exchange with
+_BYTES = 14.0  # a cycle, that a block receives
+# Instructions of a warp for a group's step besides its multiplications, and for a second row.
+_OTHERS, _ROW = (286, 331), 52
 
 
 class LaneTile(NamedTuple):
@@ -30,8 +33,8 @@ class LaneTile(NamedTuple):
 
     @property
     def chunk(self) -> int:
-        """Rows that can be multiplied at once."""
-        return 1
+        """Rows that can be multiplied at once, at most."""
+        return 2
 
     @property
     def threads(self) -> int:
@@ -69,27 +72,42 @@ class LaneTile(NamedTuple):
         return 0
 
     @property
-    def per_warp(self) -> int:
-        """Outputs that belong to a warp: none, they belong to groups of lanes."""
-        return 0
-
-    @property
     def fits(self) -> bool:
         """Whether it has all inputs and outputs."""
         return self.inputs <= PARTS * self.lane_inputs and self.outputs <= GROUPS * self.group_outputs
 
-    def cycles(self, rows: int) -> float:
-        """Estimated time of multiplying: two warps take turns, a multiplication of a warp a cycle."""
-        return 2.0 * self.kept * rows
+
+class Cut(NamedTuple):
+    """A kernel: blocks of a cluster, rows of a group, tiles of a block's units and of what comes of them."""
+
+    cluster_size: int
+    rows: int
+    to_units: LaneTile
+    from_units: LaneTile
+    backward: bool
+
+    @property
+    def instructions(self) -> int:
+        """Instructions of a warp in a step of a group, within 5% of the machine code for 9.0."""
+        multiplications = self.rows * (self.to_units.kept + self.from_units.kept)
+        return multiplications + _OTHERS[self.backward] + _ROW * (self.rows - 1)
+
+    @property
+    def cycles(self) -> float:
+        """Estimated time of a step of a group."""
+        if self.cluster_size == 1:
+            return 2.0 * self.instructions + _ALONE
+        received = 4 * self.rows * self.from_units.outputs * self.cluster_size
+        return 2.0 * self.instructions + _LATENCY[self.backward] + received / _BYTES
 
 
-def cuts(units: int, latents: int, backward: bool) -> Iterator[tuple[int, LaneTile, LaneTile]]:
-    """The kernels for these sizes: blocks of a cluster, tiles of the units and of what comes of them."""
+def cuts(units: int, latents: int, backward: bool) -> Iterator[Cut]:
+    """The kernels for these sizes."""
     inputs, outputs = (2 * latents, latents) if backward else (latents, 2 * latents)
     kind = "combiner_rows_backward" if backward else "combiner_rows"
-    for size, unit_outputs, unit_inputs, sum_outputs, sum_inputs in kernels(kind):
+    for size, unit_outputs, unit_inputs, sum_outputs, sum_inputs, rows in kernels(kind):
         own = -(-units // size)
         to = LaneTile(inputs, own, unit_inputs, unit_outputs)
         back = LaneTile(own, outputs, sum_inputs, sum_outputs)
         if to.fits and back.fits:
-            yield size, to, back
+            yield Cut(size, rows, to, back, backward)

@@ -2,13 +2,13 @@
 
 A cluster of blocks has some rows of the batch; every block of it has a part of the weights, on the chip for
 the whole scan, and at every step all blocks exchange what they made. Larger clusters leave less
-arithmetic to a block and have more to exchange. The rows of a cluster go in groups: while what one group
-gave is on its way, the others compute. The plan is the fastest that was measured at these sizes on this
-device (:func:`use_measured`), or else the one of least estimated time.
+arithmetic to a block and have more to exchange. The rows of a cluster go in groups that take turns. The
+plan is the fastest that was measured at these sizes on this device (:func:`use_measured`), or else the one
+of least estimated time.
 
-The estimate counts cycles. Those of the kernels that take a few rows a cluster are fitted to an H100's time;
-those of the kernels for any size are of published throughputs and the machine code, and 5% (``rnn_scan``) to
-50% (``combiner_scan``) too few.
+The estimate counts cycles. For the kernels that take a few rows at once (:mod:`.rnn_plans`,
+:mod:`.lane_tiles`) it is made of the instructions of their machine code and of an exchange as an H100 took
+it; for those that take any sizes (:mod:`.tilings`), of published throughputs and of what a group took there.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,38 +25,21 @@ from dmm_fast.cuda.lane_tiles import LaneTile
 from dmm_fast.cuda.measured import Case, Measurements
 from dmm_fast.cuda.rnn_plans import WarpTiling, warp_cuts
 from dmm_fast.cuda.scan_kernels import kernels, shared_bytes
+from dmm_fast.cuda.tilings import (
+    CHUNK,
+    COMBINER_GROUP,
+    RNN_GROUP,
+    TENSOR_CHUNK,
+    THREADS,
+    Tiling,
+    step_cycles,
+    tensor_tilings,
+    tiling_of,
+)
 
-THREADS = 256  # of a block: each may have 255 registers
-ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32)  # of a cluster
-CHUNK = 4  # rows that are multiplied at once
-TENSOR_CHUNK = 16  # on tensor cores
+ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32)  # of a cluster, where there are many plans
+MOST_ROWS = ROWS[-1]
 CLUSTER_SIZES = (1, 2, 4, 8, 16)
-
-# Cycles, and bytes a cycle, of one multiprocessor.
-_EXCHANGE = 350  # from a store to another block's memory until it is seen there
-_BARRIER = 60  # of a block, and a load from shared memory
-_NETWORK = 16.0  # bytes from other blocks
-_L2 = 48.0  # bytes from the second-level cache
-_SHARED = 128.0  # bytes of shared memory
-_TENSOR = 7.0  # a product of 16 x 8 by 8 x 8 in tf32, on one of four tensor cores
-# A quad that is not in registers: 30 cycles until its load has come, and a taken branch. The loop over these
-# quads is not unrolled, so no load is under way while another quad is multiplied.
-_LOOP = 50
-
-# Cycles that a group takes at every step, however many rows it has: added up along the machine code for
-# compute capability 9.0 by its own stall counts, with 30 cycles for a load from shared memory and up to 20
-# for a taken branch. The backward is taken to cost the same.
-#
-# rnn_scan, 16 blocks, one row: 360 for counting rows and for addresses before the wait, 470 from there to the
-# barrier, 250 for the addresses of the units, 500 for adding 25 partial sums, 400 for 16 remote stores, 140
-# for storing the state. Of these 2,120 the rest of the estimate counts 390 (multiplication, traffic of the
-# partial sums, barriers). After the barrier only the two warps that add up and store are busy, but the next
-# group's barrier waits for them, so no group hides another's cycles.
-_RNN_GROUP = 1_700
-# combiner_scan, 8 blocks, one row: 1,400 for the sums over the blocks and softplus, 600 for the product that
-# gives the units, 720 for the units and tanh, 370 for the product that gives the outputs, 420 for adding up,
-# 260 for 8 remote stores. Of these 3,770 the rest of the estimate counts 570.
-_COMBINER_GROUP = 3_200
 
 
 class Device(NamedTuple):
@@ -76,74 +59,6 @@ class Device(NamedTuple):
 
 # A cluster lies within a group of multiprocessors, and some groups lack a few; as CUDA counts them.
 H100 = Device(232_448, (132, 66, 30, 15, 7), "NVIDIA H100 80GB HBM3")
-
-
-class Tiling(NamedTuple):
-    """The way a block multiplies rows by its part of a matrix; ``csrc/cuda/tiling.h`` has the same fields."""
-
-    inputs: int
-    outputs: int
-    groups: int  # of four outputs; a thread has one
-    parts: int  # that the inputs are dealt to, each with partial sums
-    quads: int  # of four inputs in a part
-    in_registers: int  # quads whose weights are in registers
-    in_shared: int  # and the next, in shared memory; the rest is read from device memory at every step
-    # Not 0: of 16 outputs, to a warp; groups are then of 16 outputs and quads of 8 inputs.
-    tensor_tiles: int = 0
-
-    @property
-    def per_warp(self) -> int:
-        """Outputs do not belong to warps."""
-        return 0
-
-    @property
-    def chunk(self) -> int:
-        """Rows that can be multiplied at once."""
-        return TENSOR_CHUNK if self.tensor_tiles else CHUNK
-
-    @property
-    def width(self) -> int:
-        """Of a row's partial sums."""
-        return (16 if self.tensor_tiles else 4) * self.groups
-
-    @property
-    def kept(self) -> int:
-        """Weights that a thread has in registers."""
-        return self.in_registers * (4 * self.tensor_tiles or 16)
-
-    @property
-    def shared_weights(self) -> int:
-        """Weights of a thread in shared memory."""
-        return 16 * self.in_shared
-
-    @property
-    def threads(self) -> int:
-        """That the tiling needs."""
-        if self.tensor_tiles:
-            return -(-self.groups // self.tensor_tiles) * self.parts * 32
-        return -(-min(self.groups, THREADS) * self.parts // 32) * 32
-
-    @property
-    def stride(self) -> int:
-        """Numbers of a row in shared memory."""
-        return 8 * self.parts * self.quads + 4 if self.tensor_tiles else 4 * self.parts * self.quads
-
-    @property
-    def partials(self) -> int:
-        """Numbers of a chunk's partial sums."""
-        return self.chunk * self.parts * self.width
-
-    def cycles(self, rows: int) -> float:
-        """Estimated time of multiplying a group of ``rows`` and adding up the partial sums."""
-        if self.tensor_tiles:
-            multiply = -(-self.threads // 128) * self.quads * self.tensor_tiles * -(-rows // 8) * _TENSOR
-        else:
-            multiply = -(-self.threads // 128) * self.quads * 17.0 * rows  # 16 multiplications and a load
-        shared = self.in_shared * self.threads * 64 / _SHARED
-        streamed = (self.quads - self.in_registers - self.in_shared) * self.threads * 64 / _L2
-        loop = (self.quads - self.in_registers) * _LOOP
-        sums = 2 * 4 * self.partials / self.chunk * rows / _SHARED
-        return max(multiply, shared) + streamed + loop + sums + 2 * _BARRIER
 
 
 class Plan(NamedTuple):
@@ -172,7 +87,7 @@ class Plan(NamedTuple):
         on_tensor_cores = any(tiling.tensor_tiles for tiling in self.tilings)
         kept = sum(tiling.kept for tiling in self.tilings)
         tiling = self.tilings[0]
-        of_warps = f"{tiling.per_warp} outputs a warp; " if isinstance(tiling, WarpTiling) else ""
+        of_warps = f"{tiling.outputs} outputs a warp; " if isinstance(tiling, WarpTiling) else ""
         shared = sum(tiling.shared_weights for tiling in self.tilings)
         streamed = sum(16 * (t.quads - t.in_registers - t.in_shared) for t in self.tilings)
         return (
@@ -252,16 +167,14 @@ def rnn_plans(
     for shape in _shapes(rows, device):
         outputs = -(-units // shape.cluster_size)
         if shape.at_once <= CHUNK:
-            tilings = [_tiling(units, outputs, registers) for (registers,) in kernels("rnn_scan")]
+            tilings = [tiling_of(units, outputs, registers) for (registers,) in kernels("rnn_scan")]
         else:
-            tilings = _tensor_tilings(units, outputs) if tf32 else []
+            tilings = tensor_tilings(units, outputs) if tf32 else []
         for tiling in tilings:
-            yield _plan(scan, rows, shape, (tiling,), 4 * units, _RNN_GROUP, device)
-    for cut in warp_cuts(units, backward, max(rows, 1)):
+            yield _plan(scan, rows, shape, (tiling,), 4 * units, RNN_GROUP, device)
+    for cut in warp_cuts(units, backward, min(MOST_ROWS, max(rows, 1))):
         if device.at_once(cut.cluster_size):
-            clusters = -(-rows // cut.rows)
-            cycles = cut.cycles * -(-clusters // device.at_once(cut.cluster_size))
-            yield Plan(*cut[:3], (cut.tiling,), clusters, cut.shared_bytes, cycles)
+            yield _plan_of(rows, _Shape(*cut[:3]), (cut.tiling,), cut.shared_bytes, cut.cycles, device)
 
 
 def combiner_plans(
@@ -276,15 +189,16 @@ def combiner_plans(
         own = -(-units // shape.cluster_size)
         for smaller, larger in kernels("combiner_scan"):
             to_quads, from_quads = (larger, smaller) if backward else (smaller, larger)
-            tilings = _tiling(inputs, own, to_quads), _tiling(own, outputs, from_quads)
+            tilings = tiling_of(inputs, own, to_quads), tiling_of(own, outputs, from_quads)
             received = 4 * outputs * shape.cluster_size
-            yield _plan(scan, rows, shape, tilings, received, _COMBINER_GROUP, device, latents)
-    for size, *tiles in lane_tiles.cuts(units, latents, backward):
-        if device.at_once(size):
-            for count in _row_counts(rows):
-                shape, received = _Shape(count, 1, size), 4 * outputs * size
-                cycles = lane_tiles.ROW_CYCLES[backward]
-                yield _plan(scan, rows, shape, tiles, received, cycles, device, latents)
+            yield _plan(scan, rows, shape, tilings, received, COMBINER_GROUP, device, latents)
+    for cut in lane_tiles.cuts(units, latents, backward):
+        if device.at_once(cut.cluster_size):
+            for count in range(cut.rows, min(MOST_ROWS, max(rows, 1)) + 1):
+                shape, tiles = _Shape(count, cut.rows, cut.cluster_size), (cut.to_units, cut.from_units)
+                used = shared_bytes(scan, [*shape, *cut.to_units, *cut.from_units], latents)
+                cycles = -(-count // cut.rows) * cut.cycles  # no group hides what another's step takes
+                yield _plan_of(rows, shape, tiles, used, cycles, device)
 
 
 def device_of(tensor: Tensor) -> Device:
@@ -330,32 +244,9 @@ def _shapes(rows: int, device: Device) -> Iterator[_Shape]:
                         yield _Shape(count, at_once, size)
 
 
-@lru_cache(maxsize=1024)
-def _tiling(inputs: int, outputs: int, registers: int) -> Tiling:
-    """A thread for each group and part, so that registers hold the weights if it can be."""
-    groups, quads = -(-outputs // 4), -(-inputs // 4)
-    if groups > THREADS:  # a thread takes several groups in turn and keeps no weights
-        return Tiling(inputs, outputs, groups, 1, quads, 0, 0)
-    parts = min(THREADS // groups, -(-quads // max(registers, 1)))
-    return Tiling(inputs, outputs, groups, parts, max(-(-quads // parts), registers), registers, 0)
-
-
-@lru_cache(maxsize=1024)
-def _tensor_tilings(inputs: int, outputs: int) -> list[Tiling]:
-    """Those that keep all weights in the registers of a block's warps."""
-    groups, quads = -(-outputs // 16), -(-inputs // 8)
-    found = []
-    for tiles, most in kernels("rnn_scan_tensor_cores"):
-        parts = -(-quads // most)
-        tiling = Tiling(inputs, outputs, groups, parts, most, most, 0, tiles)
-        if tiling.threads <= THREADS:
-            found.append(tiling)
-    return found
-
-
 def _filled(
-    scan: str, shape: _Shape, tilings: Sequence[Tiling | LaneTile], latents: int, device: Device
-) -> tuple[tuple[Tiling | LaneTile, ...], int]:
+    scan: str, shape: _Shape, tilings: Sequence[Tiling], latents: int, device: Device
+) -> tuple[tuple[Tiling, ...], int]:
     """The tilings with as many weights in shared memory as there is room for, and the bytes of a block."""
     filled = list(tilings)
 
@@ -365,7 +256,7 @@ def _filled(
     used = taken()
     threads = max(tiling.threads for tiling in tilings)
     for i, tiling in enumerate(tilings):
-        if isinstance(tiling, Tiling) and tiling.groups <= THREADS and not tiling.tensor_tiles:
+        if tiling.groups <= THREADS and not tiling.tensor_tiles:
             room = (device.shared_bytes - used) // (64 * threads)  # of a quad of each thread
             in_shared = max(0, min(tiling.quads - tiling.in_registers, room))
             if in_shared:
@@ -378,24 +269,30 @@ def _plan(
     scan: str,
     rows: int,
     shape: _Shape,
-    tilings: Sequence[Tiling | LaneTile],
+    tilings: Sequence[Tiling],
     received: int,
     fixed: float,
     device: Device,
     latents: int = 0,
 ) -> Plan:
-    """``received`` bytes come to a block for each row and step; a group takes ``fixed`` cycles besides."""
+    """A plan of general kernels; ``received`` and ``fixed`` as for :func:`.step_cycles`."""
     filled, used = _filled(scan, shape, tilings, latents, device)
-    size = shape.cluster_size
+    step = step_cycles(filled, *shape, received, fixed)
+    return _plan_of(rows, shape, filled, used, step, device)
+
+
+def _plan_of(
+    rows: int,
+    shape: _Shape,
+    tilings: tuple[Tiling | WarpTiling | LaneTile, ...],
+    used: int,
+    cycles: float,
+    device: Device,
+) -> Plan:
+    """A plan of which a cluster takes so many cycles a step."""
     clusters = -(-rows // shape.rows)
-    waves = -(-clusters // device.at_once(size))
-    busy = fixed + sum(tiling.cycles(shape.at_once) for tiling in filled)
-    network = 0.0 if size == 1 else received * shape.at_once / _NETWORK
-    exchange = _BARRIER if size == 1 else _EXCHANGE + network
-    groups = -(-shape.rows // shape.at_once)
-    # Only the time that a group's numbers travel is hidden by other groups' work, and all share the network.
-    step = max(groups * busy, busy + exchange, groups * network)
-    return Plan(*shape, filled, clusters, used, step * waves)
+    waves = -(-clusters // device.at_once(shape.cluster_size))
+    return Plan(*shape, tilings, clusters, used, cycles * waves)
 
 
 def _best(plans: Iterator[Plan], device: Device, case: Case) -> Plan:

@@ -29,11 +29,6 @@ class WarpTiling(NamedTuple):
     in_registers: int  # chunks whose weights are there
 
     @property
-    def per_warp(self) -> int:
-        """Outputs of a warp."""
-        return self.outputs
-
-    @property
     def threads(self) -> int:
         """Threads of a block."""
         return 32 * WARPS

@@ -155,7 +155,7 @@ def launch_of(scan: str, plan: Plan) -> Launch:
             received = tiling.block_outputs * (size - 1)  # a block gives itself nothing
         case (LaneTile() as to, LaneTile() as back):
             tiles = f"{to.group_outputs}, {to.lane_inputs}, {back.group_outputs}, {back.lane_inputs}"
-            kernel = f"combiner_rows_{way}_kernel<{size}, {tiles}>"
+            kernel = f"combiner_rows_{way}_kernel<{size}, {tiles}, {at_once}>"
             received = back.outputs * size
         case _:
             raise ValueError(f"plan: expected one of warps or of single rows, got {plan}")

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from dmm_fast import ops
-from dmm_fast.cuda.scan_kernels import kernels
 from tests.cases import CASES, Case
 from tests.compare import compare, evaluate, incoming_gradients, run_backend
-from tests.cuts import Choose, cut, one_by_one
+from tests.cuts import Choose, by_lanes, cut
 from tests.inputs import build
 
 __all__ = ["cut"]
@@ -23,7 +22,7 @@ emulated = pytest.importorskip("tests.emulated")
 
 OP = "combiner_scan"
 RAGGED = Case("rows", B=7, T=6, Z=9, H=22, particles=(3,), lengths="zeros", poison="nan", start="rows")
-FORWARD, BACKWARD = kernels("combiner_rows"), kernels("combiner_rows_backward")
+FORWARD, BACKWARD = emulated.kernels("combiner_rows"), emulated.kernels("combiner_rows_backward")
 KERNELS = range(len(FORWARD))
 
 each_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda i: "-".join(map(str, FORWARD[i])))
@@ -31,15 +30,16 @@ each_order = pytest.mark.parametrize("order", [{}, {"reversed": True}, {"late": 
 each_way = pytest.mark.parametrize("backward", [False, True], ids=["", "backward"])
 
 
-def of_kernel(kernel: int, rows: int) -> Choose:
-    """Plans for one of the kernels, forward and backward."""
-    size = FORWARD[kernel][0]
+def of_kernel(kernel: int, groups: int) -> Choose:
+    """Plans for one of the kernels, forward and backward; where it takes two rows, the last group has one."""
+    size, at_once = FORWARD[kernel][0], FORWARD[kernel][-1]
+    rows = groups * at_once - (at_once > 1 and groups > 1)
 
     def is_it(plan: Any) -> bool:
-        if not one_by_one(size, rows)(plan):
+        if not by_lanes(size, rows, at_once)(plan):
             return False
         tiles = (n for tile in plan.tilings for n in (tile.group_outputs, tile.lane_inputs))
-        return (size, *tiles) in (FORWARD[kernel], BACKWARD[kernel])
+        return (size, *tiles, at_once) in (FORWARD[kernel], BACKWARD[kernel])
 
     return is_it
 
@@ -53,32 +53,33 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_a_kernel_forward_has_one_backward() -> None:
-    assert [sizes[0] for sizes in FORWARD] == [sizes[0] for sizes in BACKWARD]
+    ends = [[(sizes[0], sizes[-1]) for sizes in way] for way in (FORWARD, BACKWARD)]
+    assert ends[0] == ends[1]
 
 
 @each_kernel
 @pytest.mark.parametrize(
-    ("rows", "order"), [(1, {}), (2, {"reversed": True}), (3, {"late": True}), (4, {})], ids=str
+    ("groups", "order"), [(1, {}), (2, {"reversed": True}), (3, {"late": True}), (4, {})], ids=str
 )
 def test_every_kernel_gives_the_truth(
-    kernel: int, rows: int, order: dict[str, bool], cut: Callable[..., None], options: Callable[..., None]
+    kernel: int, groups: int, order: dict[str, bool], cut: Callable[..., None], options: Callable[..., None]
 ) -> None:
-    cut(of_kernel(kernel, rows))
+    cut(of_kernel(kernel, groups))
     options(**order)
     compare(OP, RAGGED, "cuda")
 
 
 @each_kernel
 def test_every_kernel_takes_what_it_is_made_for(kernel: int, cut: Callable[..., None]) -> None:
-    size, units, inputs, outputs, sums = FORWARD[kernel]
+    size, units, inputs, outputs, sums, at_once = FORWARD[kernel]
     H, Z = size * min(32 * units, 8 * sums), min(8 * inputs, 16 * outputs, 4 * BACKWARD[kernel][2])
     cut(of_kernel(kernel, 1))
-    compare(OP, Case("largest", B=1, T=2, Z=Z, H=H, start="rows"), "cuda")
+    compare(OP, Case("largest", B=at_once, T=2, Z=Z, H=H, start="rows"), "cuda")
 
 
 @pytest.mark.parametrize("name", ["primes", "particles", "many_steps"])
 def test_rows_that_take_turns(name: str, cut: Callable[..., None]) -> None:
-    cut(of_kernel(0, 2 if name != "primes" else 3))
+    cut(of_kernel(1, 2 if name != "primes" else 3))
     compare(OP, CASES[name], "cuda")
 
 
@@ -86,7 +87,7 @@ def test_rows_that_take_turns(name: str, cut: Callable[..., None]) -> None:
 def test_blocks_without_units_give_zeros_and_may_be_late(
     H: int, cut: Callable[..., None], options: Callable[..., None]
 ) -> None:
-    cut(of_kernel(2, 1))
+    cut(of_kernel(3, 1))
     options(late=True)
     compare(OP, replace(RAGGED, H=H), "cuda")
 
@@ -96,7 +97,7 @@ def test_a_missing_barrier_shows(
     reversed: bool, cut: Callable[..., None], options: Callable[..., None]
 ) -> None:
     case = replace(CASES["small"], H=40, Z=20)
-    cut(of_kernel(0, 1))
+    cut(of_kernel(1, 1))
     compare(OP, case, "cuda")
     options(reversed=reversed, max_barriers=8)  # those before the first step
     got = run_backend(OP, build(OP, case), case, "cuda")
@@ -117,7 +118,7 @@ Run = Callable[..., re.Match[str]]
 @pytest.fixture
 def run(options: Callable[..., None], cut: Callable[..., None]) -> Run:
     """Runs a scan of which one direction has a fault: what it says of it."""
-    cut(of_kernel(0, 2))
+    cut(of_kernel(1, 2))
 
     def with_fault(backward: bool, **fault: Any) -> re.Match[str]:
         def gradients(outputs: tuple[Tensor, ...]) -> list[Tensor | None]:

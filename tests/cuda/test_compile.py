@@ -5,7 +5,7 @@ import re
 import pytest
 
 from dmm_fast import native
-from dmm_fast.cuda import scan_kernels
+from dmm_fast.cuda import lane_tiles, scan_kernels
 from dmm_fast.cuda.rnn_plans import WarpTiling
 from tests.cuda.resource_table import Resources, cuobjdump, parse, table
 from tests.cuda.step_budget import read_table
@@ -53,19 +53,26 @@ def test_the_library_holds_a_kernel_for_every_plan(kernels: list[Resources]) -> 
 
 
 def test_the_planner_counts_the_instructions_of_the_machine_code() -> None:
-    """Of every kernel of ``rnn_scan`` by warps; a chunk in shared memory is a pass of a loop, counted once."""
-    checked = 0
-    for name, budget in read_table().kernels.items():
-        if found := re.fullmatch(
-            r"rnn_scan_warps_..._kernel<(\d+), (\d+), (\d+), (\d+), (true|false)>", name
-        ):
-            *sizes, rows = map(int, found.groups()[:4])
-            tiling, several = WarpTiling(*sizes), found[5] == "true"
-            passes = max(tiling.in_shared - 1, 0)
-            counted = budget["instructions"] + passes * budget["repeated"]
-            assert tiling.instructions(rows, several) == pytest.approx(counted, rel=0.05), name
-            checked += 1
-    assert checked == 2 * len(scan_kernels.kernels("rnn_scan_warps"))
+    """The table counts one pass of the loop over chunks of weights in shared memory."""
+    budgets = {name: budget for name, budget in read_table().kernels.items() if "chain" in budget}
+    checked = set()
+    for way, backward in (("fwd", False), ("bwd", True)):
+        for *sizes, rows, several in scan_kernels.kernels("rnn_scan_warps"):
+            tiling = WarpTiling(*sizes)
+            how = ", ".join(map(str, (*sizes, rows, "true" if several else "false")))
+            budget = budgets[name := f"rnn_scan_warps_{way}_kernel<{how}>"]
+            counted = budget["instructions"] + max(tiling.in_shared - 1, 0) * budget["repeated"]
+            assert tiling.instructions(rows, bool(several)) == pytest.approx(counted, rel=0.05), name
+            checked.add(name)
+        for cut in lane_tiles.cuts(1, 1, backward):
+            tiles = (
+                n for tile in (cut.to_units, cut.from_units) for n in (tile.group_outputs, tile.lane_inputs)
+            )
+            name = f"combiner_rows_{way}_kernel<{', '.join(map(str, (cut.cluster_size, *tiles, cut.rows)))}>"
+            if cut.cluster_size > 1:  # a block alone stores to no other
+                assert cut.instructions == pytest.approx(budgets[name]["instructions"], rel=0.05), name
+                checked.add(name)
+    assert {name for name in budgets if "_warps_" in name or "_rows_" in name} == checked
 
 
 @pytest.mark.usefixtures("kernels")

@@ -16,9 +16,9 @@ pybind11 = pytest.importorskip("pybind11")
 
 ROOT = Path(__file__).resolve().parents[2]
 # The kernel takes the inputs of another time step in row 1 at t = 2; where a lane writes tells its row.
-RIGHT = "*from_[i]"
-ROW = "(out_ - direction_.out()) / (int64_t{direction_.a.ragged.steps} * direction_.a.units)"
-WRONG = f"*(from_[i] + ({ROW} == 1 && t == 2 ? direction_.operand(i).step : 0))"
+RIGHT = "load_global(turn.from[i])"
+ROW = "(turn.to - direction_.out()) / (int64_t{a_.ragged.steps} * a_.units)"
+WRONG = f"load_global(turn.from[i] + ({ROW} == 1 && turn.time == 2 ? direction_.operand(i).step : 0))"
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an emulator with the wrong kernel; without sanitizers, which take minutes to compile."""
     root = tmp_path_factory.mktemp("planted")
     shutil.copytree(ROOT / "csrc", root / "csrc")
-    source = root / "csrc" / "cuda" / "rnn_warp_rows.cuh"
+    source = root / "csrc" / "cuda" / "rnn_scan_warps.cuh"
     text = source.read_text()
     assert text.count(RIGHT) == 1
     source.write_text(text.replace(RIGHT, WRONG))

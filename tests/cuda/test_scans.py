@@ -8,7 +8,8 @@ import torch
 
 from dmm_fast.cuda import rnn_scan
 from dmm_fast.cuda.lane_tiles import LaneTile
-from dmm_fast.cuda.plan import Tiling, combiner_plans, rnn_plan, rnn_plans
+from dmm_fast.cuda.plan import combiner_plans, rnn_plan, rnn_plans
+from dmm_fast.cuda.tilings import Tiling
 from tests.cases import CASES, Case
 from tests.compare import backends_for, compare, eager, error, run_backend
 from tests.cuts import Choose, cut, in_shared, shaped

@@ -12,7 +12,7 @@ from dmm_fast.cuda.rnn_plans import CHUNK, WarpTiling
 from dmm_fast.cuda.scan_kernels import kernels
 from tests.cases import Case
 from tests.compare import compare, eager, error, run_backend
-from tests.cuts import cut, in_shared, keeping, one_by_one, shaped
+from tests.cuts import by_lanes, cut, in_shared, keeping, shaped
 from tests.inputs import build
 
 __all__ = ["cut"]
@@ -68,12 +68,16 @@ def test_combiner_scan(
     compare("combiner_scan", RAGGED, "cuda", device="cuda")
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5])
-@pytest.mark.parametrize(("size", "kept"), [(5, 0), (6, 0), (8, 0), (8, 190)])
-def test_combiner_scan_one_row_at_a_time(size: int, kept: int, rows: int, cut: Callable[..., None]) -> None:
+@pytest.mark.parametrize(("rows", "at_once"), [(1, 1), (2, 1), (5, 1), (2, 2), (5, 2)])
+@pytest.mark.parametrize(("size", "kept", "units"), [(1, 0, 120), (5, 0, 300), (8, 0, 300), (8, 190, 300)])
+def test_combiner_scan_by_lanes(
+    size: int, kept: int, units: int, rows: int, at_once: int, cut: Callable[..., None]
+) -> None:
     takes_clusters(size)
-    cut(one_by_one(size, rows, kept))
-    compare("combiner_scan", RAGGED, "cuda", device="cuda")
+    if kept and at_once > 1:
+        pytest.skip("there is no kernel forward")
+    cut(by_lanes(size, rows, at_once, kept))
+    compare("combiner_scan", replace(RAGGED, H=units, name=f"by lanes {units}"), "cuda", device="cuda")
 
 
 @pytest.fixture
