@@ -79,6 +79,15 @@ class Plan(NamedTuple):
         return max(tiling.threads for tiling in self.tilings)
 
     @property
+    def given(self) -> int:
+        """Numbers of a row that a block gives to each other block at every step.
+
+        For ``rnn_scan`` they are its units, for ``combiner_scan`` its partial sums of what the latents need.
+        """
+        tiling = self.tilings[-1]
+        return tiling.block_outputs if isinstance(tiling, WarpTiling) else tiling.outputs
+
+    @property
     def numbers(self) -> list[int]:
         """What the compiled ops take."""
         return [*self[:3], *(n for tiling in self.tilings for n in tiling)]

@@ -66,16 +66,15 @@ class WarpTiling(NamedTuple):
     def instructions(self, rows: int, several: bool = False) -> int:
         """Instructions of a warp in a step of a group, within 5% of the machine code for 9.0."""
         sums = rows * self.outputs
-        loads = self.chunks * rows + self.in_shared * (
-            self.outputs + 13
-        )  # those from shared memory in a loop
+        loads = self.chunks * rows
+        loads += self.in_shared * (self.outputs + 13)  # of weights, in a loop
         additions, left = 0, sums
-        for _ in range(5):  # a shuffle, an addition and, where two sums are dealt, two selections
+        for _ in range(5):  # a shuffle, an addition and, where lanes deal two sums, two selections
             half = (left + 1) // 2
             additions += 2 * half + 2 * (left - half)
             left = half
-        gifts = -(-rows * self.block_outputs // 128)
-        return 4 * sums * self.chunks + loads + additions + 100 + 20 * gifts + 67 * several
+        stores = 20 * -(-rows * self.block_outputs // 128)
+        return 4 * sums * self.chunks + loads + additions + stores + 100 + 67 * several
 
     def cycles(self, rows: int, several: bool = False) -> float:
         """Estimated time that the two warps of a scheduler take for a group's step."""
@@ -108,6 +107,5 @@ def warp_cuts(units: int, backward: bool, most_rows: int) -> Iterator[Cut]:
             busy = tiling.cycles(rows, bool(several)) + latency
             received = 4 * rows * tiling.block_outputs * (size - 1)
             # What one group gives travels while the others compute.
-            yield Cut(
-                count, rows, size, tiling, used, max(-(-count // rows) * busy, busy + received / _BYTES)
-            )
+            cycles = max(-(-count // rows) * busy, busy + received / _BYTES)
+            yield Cut(count, rows, size, tiling, used, cycles)

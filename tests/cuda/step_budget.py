@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,7 +64,7 @@ class Table(NamedTuple):
     kernels: dict[str, Budget]
 
 
-def read_library(names: Collection[str] | None = None) -> dict[str, Budget]:
+def read_library(names: Sequence[str] | None = None) -> dict[str, Budget]:
     """The budgets of all kernels of the library that is loaded.
 
     Args:
@@ -152,14 +152,14 @@ def launch_of(scan: str, plan: Plan) -> Launch:
         case (WarpTiling() as tiling,):
             sizes = ", ".join(map(str, (*tiling, at_once, "true" if rows > at_once else "false")))
             kernel = f"rnn_scan_warps_{way}_kernel<{sizes}>"
-            received = tiling.block_outputs * (size - 1)  # a block gives itself nothing
+            givers = size - 1  # a block gives itself nothing
         case (LaneTile() as to, LaneTile() as back):
             tiles = f"{to.group_outputs}, {to.lane_inputs}, {back.group_outputs}, {back.lane_inputs}"
             kernel = f"combiner_rows_{way}_kernel<{size}, {tiles}, {at_once}>"
-            received = back.outputs * size
+            givers = size
         case _:
             raise ValueError(f"plan: expected one of warps or of single rows, got {plan}")
-    return Launch(kernel, plan.threads // 32, -(-rows // at_once), 4 * at_once * received)
+    return Launch(kernel, plan.threads // 32, -(-rows // at_once), 4 * at_once * plan.given * givers)
 
 
 def print_budgets(budgets: dict[str, Budget]) -> None:

@@ -142,8 +142,7 @@ def time_floor_of_plan(stage: Stage, scan: str, sizes: Sizes) -> None:
     case = f"exchange floor of {scan}, {_case(sizes)}"
     if _has_floor(stage, case):
         plan = scan_plans(sizes.B, sizes.H, sizes.Z, cuda_device(torch.cuda.current_device()))[scan]
-        # A block of rnn_scan gives its units; of combiner_scan, partial sums of all that the latents need.
-        width = plan.rows_per_cluster * plan.tilings[-1].outputs
+        width = plan.rows_per_cluster * plan.given
         told = {"rows_a_cluster": plan.rows_per_cluster, "plan": str(plan)}
         _time_exchanges(stage, Floor(case, plan.clusters, plan.cluster_size, width, plan.threads), told)
 
