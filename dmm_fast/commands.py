@@ -19,6 +19,7 @@ import torch
 
 import dmm_fast
 from dmm_fast import data as datasets
+from dmm_fast import native
 from dmm_fast.check import fail
 from dmm_fast.config import TrainConfig
 from dmm_fast.console import FIGURES, complain, quiet_after_hang_up
@@ -170,6 +171,8 @@ def run_info(args: argparse.Namespace) -> int:
 
 def _plans(sizes: Sequence[int], measured: Path | None) -> dict[str, Any]:
     """How the scans of a batch are cut up on the GPU that is there, or on an H100."""
+    if native.missing is not None:
+        fail("--plan", "the compiled library, which knows the kernels", native.missing)
     B, T, H, Z = sizes
     plan.use_measured(measured)
     measured_on = None if measured is None else measured_plans.read(measured).device

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import dmm_fast
-from dmm_fast import DMM, checkpoint
+from dmm_fast import DMM, checkpoint, native
 from dmm_fast.cli import build_parser, main
 from dmm_fast.commands import train_config
 from dmm_fast.config import TrainConfig
@@ -231,6 +231,16 @@ def test_info_shows_how_the_scans_are_cut_up(capsys: pytest.CaptureFixture[str])
         assert f"{scan:28}{plan}" in said
     assert main(["info", "--plan", "20", "129", "600", "100", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["exchanges_one_after_another"] == 4 * 129
+
+
+def test_info_makes_no_plans_without_the_compiled_library(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(native, "missing", "left out on purpose")
+    message = complaint(capsys, "info", "--plan", "20", "129", "600", "100")
+    assert (
+        "--plan: expected the compiled library, which knows the kernels, got left out on purpose" in message
+    )
 
 
 def test_info_says_which_plans_were_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
