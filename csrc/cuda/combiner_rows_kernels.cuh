@@ -42,6 +42,5 @@ auto find_rows_kernel(const RowsKernel<Args> (&kernels)[kCount], const Args& a) 
 }
 inline auto rows_kernel(const CombinerRows& a) { return find_rows_kernel(kRowsForward, a); }
 inline auto rows_kernel(const CombinerRowsBackward& a) { return find_rows_kernel(kRowsBackward, a); }
-constexpr const char* kNoRowsKernel = "no kernel has lane tiles of these sizes";
 
 }  // namespace dmm::cuda

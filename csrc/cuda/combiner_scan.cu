@@ -12,26 +12,22 @@ const char* launch(void (*kernel)(Args), const Args& a, void* stream) {
                          static_cast<size_t>(shared_bytes(a)), stream);
 }
 
-constexpr int pair(int to, int from) { return 100 * to + from; }
-
 }  // namespace
 
 const char* combiner_scan(const CombinerScan& a, void* stream) {
-  switch (pair(a.to_units.in_registers, a.from_units.in_registers)) {
-    case pair(0, 0): return launch(combiner_scan_fwd_kernel<0, 0>, a, stream);
-    case pair(2, 2): return launch(combiner_scan_fwd_kernel<2, 2>, a, stream);
-    case pair(2, 4): return launch(combiner_scan_fwd_kernel<2, 4>, a, stream);
-    default: return "no kernel keeps that many weights in registers";
-  }
+  const char* error = kNoScanKernel;
+  with_combiner_kernel(a.to_units, a.from_units, [&](auto to, auto from) {
+    error = launch(combiner_scan_fwd_kernel<to, from>, a, stream);
+  });
+  return error;
 }
 
 const char* combiner_scan_backward(const CombinerScanBackward& a, void* stream) {
-  switch (pair(a.to_units.in_registers, a.from_units.in_registers)) {
-    case pair(0, 0): return launch(combiner_scan_bwd_kernel<0, 0>, a, stream);
-    case pair(2, 2): return launch(combiner_scan_bwd_kernel<2, 2>, a, stream);
-    case pair(4, 2): return launch(combiner_scan_bwd_kernel<4, 2>, a, stream);
-    default: return "no kernel keeps that many weights in registers";
-  }
+  const char* error = kNoScanKernel;
+  with_combiner_kernel(a.from_units, a.to_units, [&](auto from, auto to) {
+    error = launch(combiner_scan_bwd_kernel<to, from>, a, stream);
+  });
+  return error;
 }
 
 }  // namespace dmm::cuda

@@ -1,10 +1,13 @@
 #pragma once
 
+#include <type_traits>
+
 #include "combiner_directions.cuh"
 #include "combiner_scan.h"
 #include "exchange.cuh"
 #include "matrix.cuh"
 #include "ragged.cuh"
+#include "scan_kernels.h"
 
 namespace dmm::cuda {
 
@@ -205,6 +208,17 @@ __global__ __launch_bounds__(kMostThreads, 1) void combiner_scan_bwd_kernel(
     const __grid_constant__ CombinerScanBackward a) {
   DMM_SHARED(float, shared);
   CombinerScanBlock<CombinerBackward, kToQuads, kFromQuads, CombinerScanBackward>(a, shared).run();
+}
+
+// `run` with the quads of the smaller and of the larger matrix that a kernel keeps; false where there is none.
+template <class Run>
+bool with_combiner_kernel(const Tiling& smaller, const Tiling& larger, Run run) {
+#define DMM_TRY(small, large)                                               \
+  if (smaller.in_registers == small && larger.in_registers == large)        \
+    return run(std::integral_constant<int, small>{}, std::integral_constant<int, large>{}), true;
+  DMM_COMBINER_KERNELS(DMM_TRY)
+#undef DMM_TRY
+  return false;
 }
 
 }  // namespace dmm::cuda

@@ -45,7 +45,7 @@ inline const char* warp_fault(const Plan& plan, int64_t units) {
   if (const char* fault = fault_of_shape(plan)) return fault;
   const WarpTile tile = warp_tile_of(plan);
   const int64_t outputs = plan[2] * tile.block_outputs();
-  if (!with_warp_kernel(tile, plan[0] > plan[1], [](auto) {})) return "no kernel has such a tile";
+  if (!with_warp_kernel(tile, plan[0] > plan[1], [](auto) {})) return kNoScanKernel;
   return units > tile.units() || outputs < units || outputs > tile.units() ? "other sizes" : nullptr;
 }
 

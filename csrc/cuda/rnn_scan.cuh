@@ -4,6 +4,7 @@
 #include "matrix.cuh"
 #include "ragged.cuh"
 #include "rnn_scan.h"
+#include "scan_kernels.h"
 #include "tensor_cores.cuh"
 
 namespace dmm::cuda {
@@ -206,6 +207,20 @@ template <class How>
 __global__ __launch_bounds__(kMostThreads, 1) void rnn_scan_bwd_kernel(const __grid_constant__ RnnScanBackward a) {
   DMM_SHARED(float, shared);
   RnnScanBlock<RnnBackward, How, RnnScanBackward>(a, shared).run();
+}
+
+// `run` with how a kernel multiplies as the tiling says; false where there is none.
+template <class Run>
+bool with_rnn_kernel(const Tiling& tiling, Run run) {
+#define DMM_TRY(quads) \
+  if (!tiling.tensor_tiles && tiling.in_registers == quads) return run(InFloat32<quads>{}), true;
+  DMM_RNN_KERNELS(DMM_TRY)
+#undef DMM_TRY
+#define DMM_TRY(tiles, quads) \
+  if (tiling.tensor_tiles == tiles && tiling.in_registers == quads) return run(OnTensorCores<tiles, quads>{}), true;
+  DMM_RNN_TENSOR_KERNELS(DMM_TRY)
+#undef DMM_TRY
+  return false;
 }
 
 }  // namespace dmm::cuda

@@ -5,7 +5,7 @@
 namespace dmm::cuda {
 
 const char* rnn_scan_warps(const RnnScan& a, void* stream) {
-  const char* error = "no kernel has such a tile";
+  const char* error = kNoScanKernel;
   with_warp_kernel(a.warp_tile, a.ragged.groups() > 1, [&](auto k) {
     using K = decltype(k);
     const auto kernel = rnn_scan_warps_fwd_kernel<K::kChunks, K::kOutputs, K::kKept, K::kRows, K::kSeveral>;

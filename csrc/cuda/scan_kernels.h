@@ -56,6 +56,8 @@
 #endif
 namespace dmm::cuda {
 
+constexpr const char* kNoScanKernel = "no kernel has such sizes";
+
 // The sizes of the kernels of a kind, as in "5,5,5,3,0 5,5,5,4,1"; empty where there is no such kind.
 inline std::string scan_kernels(const std::string& kind) {
   std::string all;

@@ -10,7 +10,7 @@ namespace {
 template <class Args>
 void run_rows(const std::string& call, const Args& a, const Options& options) {
   const auto kernel = cuda::rows_kernel(a);
-  if (kernel == nullptr) throw std::invalid_argument(cuda::kNoRowsKernel);
+  if (kernel == nullptr) throw std::invalid_argument(cuda::kNoScanKernel);
   const int blocks = a.ragged.clusters() * a.cluster_size;
   run_exchange(call, a, {blocks, a.cluster_size, cuda::kMostThreads, shared_bytes(a), options}, kernel);
 }

@@ -19,14 +19,16 @@ void run(const std::string& call, const cuda::CombinerRowsBackward& a, const Opt
   combiner_rows(call, a, options);
 }
 void run(const std::string& call, const cuda::CombinerScan& a, const Options& options) {
-  by_registers<0, 2>(a.to_units.in_registers, [&](auto quads) {
-    run_scan(call, a, cuda::threads(a), options, cuda::combiner_scan_fwd_kernel<quads, quads>);
+  const bool exists = cuda::with_combiner_kernel(a.to_units, a.from_units, [&](auto to, auto from) {
+    run_scan(call, a, cuda::threads(a), options, cuda::combiner_scan_fwd_kernel<to, from>);
   });
+  if (!exists) throw std::invalid_argument(cuda::kNoScanKernel);
 }
 void run(const std::string& call, const cuda::CombinerScanBackward& a, const Options& options) {
-  by_registers<0, 2>(a.to_units.in_registers, [&](auto quads) {
-    run_scan(call, a, cuda::threads(a), options, cuda::combiner_scan_bwd_kernel<quads, quads>);
+  const bool exists = cuda::with_combiner_kernel(a.from_units, a.to_units, [&](auto from, auto to) {
+    run_scan(call, a, cuda::threads(a), options, cuda::combiner_scan_bwd_kernel<to, from>);
   });
+  if (!exists) throw std::invalid_argument(cuda::kNoScanKernel);
 }
 
 void combiner_scan(py::object base, py::object eps, py::object z_q_0, py::object w_z, py::object b_z, py::object w_loc,

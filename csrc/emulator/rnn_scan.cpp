@@ -7,17 +7,13 @@
 namespace dmm::emulator {
 namespace {
 
-template <class Run>
-void by_tiling(const cuda::Tiling& tiling, Run run) {
-#define DMM_TRY(quads) \
-  if (!tiling.tensor_tiles && tiling.in_registers == quads) return run(cuda::InFloat32<quads>{});
-  DMM_RNN_KERNELS(DMM_TRY)
-#undef DMM_TRY
-#define DMM_TRY(tiles, quads) \
-  if (tiling.tensor_tiles == tiles && tiling.in_registers == quads) return run(cuda::OnTensorCores<tiles, quads>{});
-  DMM_RNN_TENSOR_KERNELS(DMM_TRY)
-#undef DMM_TRY
-  throw std::invalid_argument("no kernel keeps that many weights in registers");
+template <class Args, class KernelOf>
+void run_any(const std::string& call, const Args& a, const Options& options, KernelOf kernel_of) {
+  if (a.warp_tile.chunks) return run_by_warps(call, a, options);
+  const bool exists = cuda::with_rnn_kernel(a.tiling, [&](auto how) {
+    run_scan(call, a, a.tiling.threads(), options, kernel_of(how));
+  });
+  if (!exists) throw std::invalid_argument(cuda::kNoScanKernel);
 }
 
 void rnn_scan(py::object x_proj, py::object w_hh, py::object h_0, py::object lengths, bool tanh,
@@ -25,12 +21,8 @@ void rnn_scan(py::object x_proj, py::object w_hh, py::object h_0, py::object len
   const cuda::RnnScan a{ragged(x_proj, lengths, plan), static_cast<int>(plan[2]), cuda::rnn_tiling_of(plan),
                         size(x_proj, 3), tanh,          matrix(w_hh),
                         sequences(x_proj), sequences(h_0), data<float>(h),   {},                 cuda::warp_tile_of(plan)};
-  const std::string call = "rnn_scan with plan " + cuda::describe(plan);
-  if (a.warp_tile.chunks) return run_by_warps(call, a, options);
-  by_tiling(a.tiling, [&](auto how) {
-    run_scan(call, a, a.tiling.threads(), options,
-             cuda::rnn_scan_fwd_kernel<decltype(how)>);
-  });
+  run_any("rnn_scan with plan " + cuda::describe(plan), a, options,
+          [](auto how) { return cuda::rnn_scan_fwd_kernel<decltype(how)>; });
 }
 
 void rnn_scan_backward(py::object dh, py::object h, py::object w_hh, py::object lengths, bool tanh,
@@ -38,12 +30,8 @@ void rnn_scan_backward(py::object dh, py::object h, py::object w_hh, py::object 
   const cuda::RnnScanBackward a{ragged(h, lengths, plan), static_cast<int>(plan[2]), cuda::rnn_tiling_of(plan),
                                 size(h, 3), tanh,          matrix(w_hh),
                                 sequences(dh), sequences(h), data<float>(dx_proj), data<float>(dh_0), {}, cuda::warp_tile_of(plan)};
-  const std::string call = "rnn_scan_backward with plan " + cuda::describe(plan);
-  if (a.warp_tile.chunks) return run_by_warps(call, a, options);
-  by_tiling(a.tiling, [&](auto how) {
-    run_scan(call, a, a.tiling.threads(), options,
-             cuda::rnn_scan_bwd_kernel<decltype(how)>);
-  });
+  run_any("rnn_scan_backward with plan " + cuda::describe(plan), a, options,
+          [](auto how) { return cuda::rnn_scan_bwd_kernel<decltype(how)>; });
 }
 
 }  // namespace

@@ -21,7 +21,7 @@ void run_any(const std::string& call, const Args& a, const Options& options) {
   const bool exists = cuda::with_warp_kernel(a.warp_tile, a.ragged.groups() > 1, [&](auto k) {
     run_scan(call, a, threads(a), options, kernel_of(a, k));
   });
-  if (!exists) throw std::invalid_argument("no kernel has such a tile");
+  if (!exists) throw std::invalid_argument(cuda::kNoScanKernel);
 }
 
 }  // namespace

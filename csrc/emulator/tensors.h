@@ -43,12 +43,4 @@ void run_scan(const std::string& call, Args args, int threads, const Options& op
   run_exchange(call, args, {blocks, args.cluster_size, threads, shared_bytes(args), options}, kernel);
 }
 
-// Runs with `quads`, which is one of kQuads, as a compile-time constant. Under the sanitizers an instance takes half
-// a minute to compile, so the emulator has a few of those that nvcc makes of the same source.
-template <int... kQuads, class Run>
-void by_registers(int quads, Run run) {
-  if (!((quads == kQuads && (run(std::integral_constant<int, kQuads>{}), true)) || ...))
-    throw std::invalid_argument("no kernel keeps that many weights in registers");
-}
-
 }  // namespace dmm::emulator
