@@ -17,12 +17,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dmm_fast, m) {
 #ifdef DMM_FAST_CUDA
 namespace {
 
-cuda::Store store_of(const std::string& name) {
-  if (name == "async_b32") return {1, true};
-  if (name == "async_v2") return {2, true};
-  if (name == "async_v4") return {4, true};
-  STD_TORCH_CHECK(name == "plain", "store: expected async_b32, async_v2, async_v4 or plain, got ", name);
-  return {4, false};
+// How many numbers a thread stores at once.
+int store_of(const std::string& name) {
+  if (name == "async_b32") return 1;
+  if (name == "async_v2") return 2;
+  STD_TORCH_CHECK(name == "async_v4", "store: expected async_b32, async_v2 or async_v4, got ", name);
+  return 4;
 }
 
 // rings [clusters, cluster_size * width], each turned by `steps` places. So many warps of a block give; 0: all.
@@ -35,8 +35,8 @@ Tensor exchange_floor(const Tensor& rings_, int64_t steps, int64_t cluster_size,
                   cluster_size);
   STD_TORCH_CHECK(threads >= 32 && threads <= 1024 && threads % 32 == 0,
                   "threads: expected a multiple of 32 from 32 to 1024, got ", threads);
-  const cuda::Store store = store_of(store_);
-  const int64_t warps = threads / 32, multiple = cluster_size * store.count;
+  const int store = store_of(store_);
+  const int64_t warps = threads / 32, multiple = cluster_size * store;
   STD_TORCH_CHECK(giving_warps >= 0 && giving_warps <= warps, "giving_warps: expected an int from 0 to ", warps,
                   ", got ", giving_warps);
   STD_TORCH_CHECK(rings_.size(1) % multiple == 0, "rings: expected rows of a multiple of ", multiple,

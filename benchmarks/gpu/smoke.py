@@ -56,7 +56,7 @@ KERNELS = {
     "clipped_adam": Kernel("clipped_adam"),
 }
 FLOOR_KERNEL = "exchange_floor"
-FLOOR_STORES = ("async_b32", "async_v2", "async_v4", "plain")
+FLOOR_STORES = ("async_b32", "async_v2", "async_v4")
 EVERY = (*KERNELS, FLOOR_KERNEL)
 ROW = ("ok", "error", "bound", "worst", "nan", "first_bad", "by_step", "hang", "failed", "seconds")
 
@@ -102,7 +102,7 @@ def check(kernel: Kernel, device: str, quick: bool) -> Row:
 
 
 def check_floor(device: str) -> Row:
-    """The exchange floor: rings of numbers have to turn by one place a step, however they are stored."""
+    """The exchange floor: rings have to turn by one place a step, however many numbers are stored at once."""
     if not has_floor(device):
         return {"worst": "no such kernel here"}
     # Before compute capability 9.0 a block is a cluster of its own.

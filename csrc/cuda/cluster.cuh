@@ -41,8 +41,8 @@ struct Cluster {
 #endif
 };
 
-// A barrier in shared memory, which is in phase 0 at first. A phase ends when as many threads have arrived as
-// `transaction_init` said, and as many bytes have come as they expect; bytes may come before they are expected.
+// A barrier in shared memory, which is in phase 0 at first. A phase ends when a thread has said how many bytes it expects
+// and as many have come; bytes may come before they are expected.
 //
 // A wait tells whether the phase has ended: it polls for about a tenth of a second and then gives up. How long the
 // hardware lets a poll take is not documented, so time ends it too; but only after some polls, for a process that shares
@@ -96,7 +96,7 @@ __device__ inline void store_global(float* to, float value) {
 #endif
 
 #ifdef DMM_EMULATOR
-inline void transaction_init(uint64_t* barrier, int arrivals) { emulator::transaction_init(barrier, arrivals); }
+inline void transaction_init(uint64_t* barrier) { emulator::transaction_init(barrier); }
 inline void transaction_expect(uint64_t* barrier, int bytes) { emulator::transaction_expect(barrier, bytes); }
 template <int kCount>
 void transaction_store(bool is_wanted, Remote to, const float (&values)[kCount], Remote barrier) {
@@ -104,11 +104,6 @@ void transaction_store(bool is_wanted, Remote to, const float (&values)[kCount],
                               reinterpret_cast<uint64_t*>(barrier.mine));
 }
 inline bool transaction_wait(uint64_t* barrier, int parity) { return emulator::transaction_wait(barrier, parity); }
-inline void remote_store(int block, float* mine, const float (&values)[4]) {
-  emulator::remote_store(block, mine, values, 4);
-}
-inline void remote_arrive(int block, uint64_t* barrier) { emulator::remote_arrive(block, barrier); }
-inline bool arrivals_wait(uint64_t* barrier, int parity) { return emulator::transaction_wait(barrier, parity); }
 #elif defined(DMM_HAS_CLUSTERS)
 __device__ inline unsigned shared_address(const void* p) {
   return static_cast<unsigned>(__cvta_generic_to_shared(p));
@@ -119,8 +114,8 @@ __device__ inline unsigned shared_address_in(int block, const void* mine) {
   return there;
 }
 __device__ inline Remote remote(int block, const void* mine) { return {shared_address_in(block, mine)}; }
-__device__ inline void transaction_init(uint64_t* barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+__device__ inline void transaction_init(uint64_t* barrier) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 __device__ inline void transaction_expect(uint64_t* barrier, int bytes) {
@@ -159,13 +154,20 @@ __device__ inline uint64_t nanoseconds() {
   asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
   return now;
 }
-// Calls `poll` until it is true, and tells whether it ever was.
-template <class Poll>
-__device__ inline bool poll_until(Poll poll) {
+// Polls by the clock for the end of a phase, and tells whether it came.
+__device__ inline bool has_ended_in_time(unsigned barrier, int parity) {
   const uint64_t start = nanoseconds();
 #pragma unroll 1
   for (int polls = 0; polls < kMostPolls; ++polls) {
-    if (poll()) return true;
+    unsigned done;
+    asm volatile(
+        "{\n.reg .pred done;\n"
+        "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 done, [%1], %2, %3;\n"
+        "selp.u32 %0, 1, 0, done;\n}"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity), "r"(kPollNanoseconds)
+        : "memory");
+    if (done) return true;
     if (polls >= kLeastPolls && nanoseconds() - start > kMostNanoseconds) return false;
   }
   return false;
@@ -184,54 +186,17 @@ __device__ inline bool transaction_wait(uint64_t* barrier, int parity) {
         : "=r"(done)
         : "r"(address), "r"(parity)
         : "memory");
-  if (!done && !poll_until([&] {
-        asm volatile(
-            "{\n.reg .pred done;\n"
-            "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 done, [%1], %2, %3;\n"
-            "selp.u32 %0, 1, 0, done;\n}"
-            : "=r"(done)
-            : "r"(address), "r"(parity), "r"(kPollNanoseconds)
-            : "memory");
-        return done;
-      }))
-    return false;
+  if (!done && !has_ended_in_time(address, parity)) return false;
   asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
   return true;
 }
-// Four numbers to where `mine` is in another block, uncounted; who reads them has to wait for an arrival after them.
-__device__ inline void remote_store(int block, float* mine, const float (&values)[4]) {
-  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(shared_address_in(block, mine)),
-               "f"(values[0]), "f"(values[1]), "f"(values[2]), "f"(values[3])
-               : "memory");
-}
-__device__ inline void remote_arrive(int block, uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(shared_address_in(block, barrier))
-               : "memory");
-}
-// As transaction_wait, for what was stored before arrivals.
-__device__ inline bool arrivals_wait(uint64_t* barrier, int parity) {
-  return poll_until([&] {
-    unsigned done;
-    asm volatile(
-        "{\n.reg .pred done;\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2, %3;\n"
-        "selp.u32 %0, 1, 0, done;\n}"
-        : "=r"(done)
-        : "r"(shared_address(barrier)), "r"(parity), "r"(kPollNanoseconds)
-        : "memory");
-    return done;
-  });
-}
 #else  // never reached in a cluster of one
 __device__ inline Remote remote(int, const void*) { return {}; }
-__device__ inline void transaction_init(uint64_t*, int) {}
+__device__ inline void transaction_init(uint64_t*) {}
 __device__ inline void transaction_expect(uint64_t*, int) {}
 template <int kCount>
 __device__ void transaction_store(bool, Remote, const float (&)[kCount], Remote) {}
 __device__ inline bool transaction_wait(uint64_t*, int) { return true; }
-__device__ inline void remote_store(int, float*, const float (&)[4]) {}
-__device__ inline void remote_arrive(int, uint64_t*) {}
-__device__ inline bool arrivals_wait(uint64_t*, int) { return true; }
 #endif
 
 // To where `mine` is in another block, or in this one.

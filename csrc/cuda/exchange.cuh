@@ -47,7 +47,7 @@ class Exchange {
   template <class Bytes>
   __device__ void start(int groups, Bytes bytes_of) const {
     if (blocks_ > 1 && cluster_.rank() < blocks_ && threadIdx.x == 0) {
-      for (int i = 0; i < 2 * groups; ++i) transaction_init(barriers_ + i, 1);
+      for (int i = 0; i < 2 * groups; ++i) transaction_init(barriers_ + i);
       for (int group = 0; group < groups; ++group)
         for (int step = 0; step < 2; ++step)
           if (const int bytes = bytes_of(group, step)) expect(group, step, bytes);

@@ -13,17 +13,16 @@ const char* launch(void (*kernel)(ExchangeFloor), const ExchangeFloor& a, void* 
 }  // namespace
 
 const char* exchange_floor(const ExchangeFloor& a, void* stream) {
-  if (!a.store.async) return launch(exchange_floor_kernel<4, false>, a, stream);
-  switch (a.store.count) {
-    case 1: return launch(exchange_floor_kernel<1, true>, a, stream);
-    case 2: return launch(exchange_floor_kernel<2, true>, a, stream);
-    case 4: return launch(exchange_floor_kernel<4, true>, a, stream);
+  switch (a.store) {
+    case 1: return launch(exchange_floor_kernel<1>, a, stream);
+    case 2: return launch(exchange_floor_kernel<2>, a, stream);
+    case 4: return launch(exchange_floor_kernel<4>, a, stream);
     default: return "no kernel stores so many numbers at once";
   }
 }
 
 const char* clusters_at_once(int cluster_size, int shared_bytes, int* count) {
-  const auto kernel = exchange_floor_kernel<1, true>;
+  const auto kernel = exchange_floor_kernel<1>;
   ClusterLaunch launch;
   cudaError_t error =
       launch.prepare(kernel, cluster_size, cluster_size, 256, static_cast<size_t>(shared_bytes));

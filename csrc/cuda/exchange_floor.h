@@ -7,13 +7,6 @@
 
 namespace dmm::cuda {
 
-// How a block gives its numbers: how many a thread stores at once, and whether by st.async, whose bytes the receiver's
-// barrier counts, or by plain stores and an arrival of each warp at that barrier.
-struct Store {
-  int count;
-  bool async;
-};
-
 // Each cluster passes a ring of cluster_size * width floats along: in a step, block r gives its `width` floats to
 // every block, waits for the whole ring, and takes what is one place further round the ring. After `steps` steps
 // the ring has turned by as many places.
@@ -21,9 +14,9 @@ struct ExchangeFloor {
   const float* in;  // [clusters, cluster_size * width], contiguous
   float* out;       // the same; may not overlap `in`
   int steps, clusters, cluster_size;
-  int width;         // a multiple of store.count
+  int width;         // a multiple of store
   int threads;       // a multiple of 32
-  Store store;       // of 1, 2 or 4 by st.async, or plain of 4
+  int store;         // numbers that a thread stores at once, by st.async: 1, 2 or 4
   int giving_warps;  // of a block, its first ones
   HangReport hang{};
 };

@@ -18,17 +18,16 @@ namespace {
 
 using Array = py::array_t<float, py::array::c_style>;
 
-Array exchange_floor(const Array& rings, int steps, int cluster_size, int threads, int count, bool async,
-                     int giving_warps, const Options& options) {
+Array exchange_floor(const Array& rings, int steps, int cluster_size, int threads, int store, int giving_warps,
+                     const Options& options) {
   Array out({rings.shape(0), rings.shape(1)});
   const int clusters = static_cast<int>(rings.shape(0)), width = static_cast<int>(rings.shape(1)) / cluster_size;
-  const cuda::ExchangeFloor args{rings.data(), out.mutable_data(), steps,          clusters,    cluster_size,
-                                 width,        threads,            {count, async}, giving_warps};
+  const cuda::ExchangeFloor args{rings.data(), out.mutable_data(), steps, clusters, cluster_size, width,
+                                 threads,      store,              giving_warps};
   const Launch launch{clusters * cluster_size, cluster_size, threads, cuda::shared_bytes(args), options};
-  const auto kernel = !async       ? cuda::exchange_floor_kernel<4, false>
-                      : count == 1 ? cuda::exchange_floor_kernel<1, true>
-                      : count == 2 ? cuda::exchange_floor_kernel<2, true>
-                                   : cuda::exchange_floor_kernel<4, true>;
+  const auto kernel = store == 1   ? cuda::exchange_floor_kernel<1>
+                      : store == 2 ? cuda::exchange_floor_kernel<2>
+                                   : cuda::exchange_floor_kernel<4>;
   run_exchange("exchange_floor", args, launch, kernel);
   return out;
 }
@@ -52,8 +51,7 @@ PYBIND11_MODULE(dmm_emulator, m) {
            py::arg("late") = false, py::arg("fault") = "", py::arg("rank") = 0, py::arg("group") = 0,
            py::arg("step") = 0);
   m.def("exchange_floor", &exchange_floor, py::arg("rings"), py::arg("steps"), py::arg("cluster_size"),
-        py::arg("threads"), py::kw_only(), py::arg("count"), py::arg("async_"), py::arg("giving_warps"),
-        py::arg("options") = Options{});
+        py::arg("threads"), py::kw_only(), py::arg("store"), py::arg("giving_warps"), py::arg("options") = Options{});
   m.def("scan_kernels", &cuda::scan_kernels);
   bind_rnn_scan(m);
   bind_combiner_scan(m);

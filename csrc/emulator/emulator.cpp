@@ -21,8 +21,8 @@ Transactions read(const uint64_t* barrier) {
   return t;
 }
 void write(uint64_t* barrier, Transactions t) {
-  if (t.pending == 0 && t.bytes == 0) {
-    t.pending = t.arrivals;
+  if (!t.pending && t.bytes == 0) {
+    t.pending = 1;
     ++t.phase;
   }
   std::memcpy(barrier, &t, sizeof t);
@@ -95,17 +95,6 @@ bool can_run(const Thread& t) {
          (t.waits_for == nullptr || t.timed_out || has_ended(t.waits_for, t.parity));
 }
 
-void arrive(uint64_t* barrier, int bytes) {
-  Transactions t = read(barrier);
-  if (t.pending == 0) {
-    if (!ignores_barriers()) cluster->error = "more arrivals at a barrier than its phase takes";
-    return;
-  }
-  --t.pending;
-  t.bytes += bytes;
-  write(barrier, t);
-}
-
 // A block that has ended has no shared memory to be written to.
 void deliver(const RemoteStore& store) {
   if (cluster->blocks[store.block].barrier.all_left() && !ignores_barriers()) {
@@ -113,8 +102,6 @@ void deliver(const RemoteStore& store) {
     return;
   }
   std::copy_n(store.values, store.count, store.to);
-  if (store.barrier == nullptr) return;
-  if (store.count == 0) return arrive(store.barrier, 0);
   Transactions t = read(store.barrier);
   t.bytes -= static_cast<int32_t>(sizeof(float)) * store.count;
   write(store.barrier, t);
@@ -226,7 +213,6 @@ uint64_t shuffle(uint64_t shown, unsigned lane) {
   wait_for_all(warp.barrier);
   return place[lane];
 }
-void warp_sync() { sync(cluster->running->block->warps[cluster->running->index.x / 32].barrier); }
 
 void copy_async(void* to, const void* from, size_t bytes) { cluster->running->copies.back().push_back({to, from, bytes}); }
 void copies_end() { cluster->running->copies.emplace_back(); }
@@ -251,7 +237,7 @@ int times(int block, const uint64_t* barrier) {
   if (fault.kind == Fault::kNone || fault.kind == Fault::kEarlyTimeout) return 1;
   if (fault.rank != static_cast<int>(cluster_rank())) return 1;
   if (fault.kind == Fault::kSilent) return 0;
-  if (barrier == nullptr || cluster->is_faulty) return 1;
+  if (cluster->is_faulty) return 1;
   const auto& barriers = cluster->blocks[block].transaction_barriers;
   const int index = static_cast<int>(std::find(barriers.begin(), barriers.end(), barrier) - barriers.begin());
   const int step = 2 * static_cast<int>(read(barrier).phase) + index % 2;
@@ -266,12 +252,6 @@ void send(const RemoteStore& store) {
     if (options.reversed || options.late) deliver(store);
     else cluster->stores.push_back(store);
   }
-}
-
-RemoteStore remote(int block, float* mine, const float* values, int count, uint64_t* barrier) {
-  RemoteStore store{block, in_block(block, mine), {}, count, barrier ? in_block(block, barrier) : nullptr};
-  std::copy_n(values, count, store.values);
-  return store;
 }
 
 }  // namespace
@@ -297,14 +277,24 @@ void multiply_tiles(float (&sums)[4], const float (&left)[4], const float (&righ
   wait_for_all(warp.barrier);
 }
 
-void transaction_init(uint64_t* barrier, int arrivals) {
-  const unsigned count = static_cast<unsigned>(arrivals);
-  write(barrier, {0, count, count, 0});
+void transaction_init(uint64_t* barrier) {
+  write(barrier, {0, 1, 0});
   cluster->running->block->transaction_barriers.push_back(barrier);
 }
-void transaction_expect(uint64_t* barrier, int bytes) { arrive(barrier, bytes); }
+void transaction_expect(uint64_t* barrier, int bytes) {
+  Transactions t = read(barrier);
+  if (!t.pending) {
+    if (!ignores_barriers()) cluster->error = "bytes of a phase are expected a second time";
+    return;
+  }
+  t.pending = 0;
+  t.bytes += bytes;
+  write(barrier, t);
+}
 void transaction_store(int block, float* mine, const float* values, int count, uint64_t* barrier) {
-  send(remote(block, mine, values, count, barrier));
+  RemoteStore store{block, in_block(block, mine), {}, count, in_block(block, barrier)};
+  std::copy_n(values, count, store.values);
+  send(store);
 }
 bool transaction_wait(const uint64_t* barrier, int parity) {
   if (!waits() || has_ended(barrier, parity)) return true;
@@ -316,12 +306,6 @@ bool transaction_wait(const uint64_t* barrier, int parity) {
   const bool ended = !thread.timed_out;
   thread.timed_out = false;
   return ended;
-}
-void remote_store(int block, float* mine, const float* values, int count) {
-  send(remote(block, mine, values, count, nullptr));
-}
-void remote_arrive(int block, uint64_t* barrier) {
-  send({block, nullptr, {}, 0, in_block(block, barrier)});
 }
 
 }  // namespace dmm::emulator

@@ -33,9 +33,9 @@ struct Dim3 {
 struct Fault {
   enum Kind {
     kNone,
-    kLost,          // one store or arrival of the block in a step of a group is dropped
+    kLost,          // one store of the block in a step of a group is dropped
     kDoubled,       // or delivered twice
-    kSilent,        // all of the block's stores and arrivals are dropped
+    kSilent,        // all of the block's stores are dropped
     kEarlyTimeout,  // the first wait of any block times out, although what it waits for is on its way
   };
   Kind kind = kNone;
@@ -74,16 +74,13 @@ void copies_done(int later_groups);
 // The tensor cores of a warp, all of whose threads have to come: mma.m16n8k8 of numbers in tf32.
 float to_tf32(float x);
 void multiply_tiles(float (&sums)[4], const float (&left)[4], const float (&right)[2]);
-// Barriers in shared memory that count arrivals and bytes. What a block gives to another arrives when no thread can run
-// any more, or at once where threads run last to first, or blocks late. A wait gives up, and is false, when no thread
-// can run and nothing is on its way: the wait that has lasted longest is the first to.
-void transaction_init(uint64_t* barrier, int arrivals);
+// Barriers in shared memory that count bytes. What a block gives to another arrives when no thread can run any more, or
+// at once where threads run last to first, or blocks late. A wait gives up, and is false, when no thread can run and
+// nothing is on its way: the wait that has lasted longest is the first to.
+void transaction_init(uint64_t* barrier);
 void transaction_expect(uint64_t* barrier, int bytes);
 void transaction_store(int block, float* mine, const float* values, int count, uint64_t* barrier);
 bool transaction_wait(const uint64_t* barrier, int parity);
-void remote_store(int block, float* mine, const float* values, int count);
-void remote_arrive(int block, uint64_t* barrier);
-void warp_sync();
 // The eight bytes that another lane of the warp shows; all its lanes have to come.
 uint64_t shuffle(uint64_t shown, unsigned lane);
 unsigned lane_index();
@@ -94,7 +91,6 @@ unsigned lane_index();
 #define blockIdx (dmm::emulator::block_index())
 #define blockDim (dmm::emulator::block_size())
 #define __syncthreads() dmm::emulator::block_sync()
-#define __syncwarp() dmm::emulator::warp_sync()
 #define __threadfence_system()
 #define __pipeline_memcpy_async(to, from, bytes) dmm::emulator::copy_async(to, from, bytes)
 #define __pipeline_commit() dmm::emulator::copies_end()

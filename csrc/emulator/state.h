@@ -63,17 +63,17 @@ struct Copy {
 // What is in a barrier's eight bytes, as in those of an mbarrier.
 struct Transactions {
   int32_t bytes;  // still to come; below zero where they came before they were expected
-  uint32_t pending : 10, arrivals : 10, phase : 12;  // arrivals still to come, and those of a phase
+  uint32_t pending : 1, phase : 31;  // whether it is still to be said how many bytes the phase expects
 };
 static_assert(sizeof(Transactions) == sizeof(uint64_t));
 
-// What comes from another block: numbers, whose bytes a barrier may count; or an arrival at a barrier, and no numbers.
+// Numbers from a block, whose bytes a barrier counts.
 struct RemoteStore {
   int block;
   float* to;
   float values[4];
   int count;
-  uint64_t* barrier;  // null for numbers that are not counted
+  uint64_t* barrier;
 };
 
 struct Thread {

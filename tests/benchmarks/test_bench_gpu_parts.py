@@ -205,7 +205,7 @@ def test_time_calls_by_the_clock():
 
 def floor_like_the_op(rings, steps, cluster_size, threads, store="async_b32", giving_warps=0):
     """The ring that the op turns, for arguments that it takes."""
-    vector = {"async_b32": 1, "async_v2": 2, "async_v4": 4, "plain": 4}[store]
+    vector = {"async_b32": 1, "async_v2": 2, "async_v4": 4}[store]
     assert rings.shape[1] % (cluster_size * vector) == 0
     assert threads % 32 == 0
     assert 0 <= giving_warps <= threads // 32
@@ -250,7 +250,7 @@ def test_a_floor_that_is_wrong_shows(stage, with_floor):
     assert not any(row["ok"] for row in stage.record.found("correctness"))
     found = smoke.check_floor("cpu")
     assert not found["ok"]
-    assert "plain, 129 steps" in found["worst"]
+    assert "async_v4, 129 steps" in found["worst"]
 
 
 def test_clusters_that_do_not_run_here_are_named(stage, with_floor):

@@ -7,7 +7,7 @@ from dmm_fast import native
 
 pytestmark = pytest.mark.skipif(not native.cuda_architectures(), reason="built without CUDA kernels")
 
-STORES = {"async_b32": 1, "async_v2": 2, "async_v4": 4, "plain": 4}
+STORES = {"async_b32": 1, "async_v2": 2, "async_v4": 4}
 """Numbers that a thread stores at once."""
 
 
@@ -38,9 +38,9 @@ def test_the_ring_turns_by_a_place_a_step(
 @pytest.mark.parametrize(
     ("width", "threads", "store", "giving_warps", "said"),
     [
-        (8, 48, "plain", 0, "threads: expected a multiple of 32 from 32 to 1024, got 48"),
-        (8, 64, "async", 0, "store: expected async_b32, async_v2, async_v4 or plain, got async"),
-        (8, 64, "plain", 3, "giving_warps: expected an int from 0 to 2, got 3"),
+        (8, 48, "async_v4", 0, "threads: expected a multiple of 32 from 32 to 1024, got 48"),
+        (8, 64, "plain", 0, "store: expected async_b32, async_v2 or async_v4, got plain"),
+        (8, 64, "async_v4", 3, "giving_warps: expected an int from 0 to 2, got 3"),
         (6, 64, "async_v4", 0, "rings: expected rows of a multiple of 4, for cluster_size = 1"),
     ],
 )
