@@ -101,6 +101,8 @@ def warp_cuts(units: int, backward: bool, most_rows: int) -> Iterator[Cut]:
         size = -(-units // tiling.block_outputs)
         if units > CHUNK * chunks or size > 16:
             continue
+        if size == 1 and chunks > 1:  # one chunk would do; the kernel is empty where there are no clusters
+            continue
         of_cluster = range(rows + 1, MOST_GROUPS * rows + 1) if several else (rows,)
         for count in takewhile(lambda count: count <= most_rows, of_cluster):
             used = shared_bytes(scan, [count, rows, size, *tiling])
