@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmm_fast.cuda.plan import Device, rnn_plan
+from dmm_fast.cuda.plan import Device, combiner_plan, rnn_plan
 from dmm_fast.cuda.rnn_plans import WarpTiling
 from dmm_fast.cuda.scan_kernels import kernels, shared_bytes
 
@@ -106,3 +106,10 @@ def test_a_block_alone_has_all_inputs_in_a_chunk(rows: int, units: int, backward
     (tiling,) = plan.tilings
     assert isinstance(tiling, WarpTiling)
     assert (plan.cluster_size, tiling.chunks) == (1, 1)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_combiner_scan_of_many_units_has_a_kernel(backward: bool) -> None:
+    """A block of more than 1024 units takes them in turns, and keeps no weights: of neither matrix."""
+    plan = combiner_plan(20, 1528, 18, A100, backward)
+    assert [tiling.in_registers for tiling in plan.tilings] == [0, 0]
