@@ -42,7 +42,7 @@ int64_t combiner_plan_bytes(const Plan& plan, int latents) {
 
 // The shared memory that a block takes; 0 where there is no such scan, or the plan is none of its.
 int64_t plan_bytes(const std::string& scan, const Plan& plan, int latents) {
-  const bool is_rnn = is_by_warps(plan) || fault(plan, 1) == nullptr;
+  const bool is_rnn = (is_by_warps(plan) ? warp_fault(plan) : fault(plan, 1)) == nullptr;
   if (scan == "rnn_scan" && is_rnn) return rnn_plan_bytes<RnnScan>(plan);
   if (scan == "rnn_scan_backward" && is_rnn) return rnn_plan_bytes<RnnScanBackward>(plan);
   if (!(has_lane_tiles(plan) ? fault_of_lane_tiles(plan) : fault(plan, 2))) {
@@ -65,6 +65,7 @@ std::string scan_kernels(std::string kind) {
 }
 
 int64_t scan_shared_bytes(std::string scan, cuda::Plan plan, int64_t latents) {
+  STD_TORCH_CHECK(latents >= 0 && latents <= INT32_MAX / 64, "latents: expected 0 to ", INT32_MAX / 64, ", got ", latents);
   const int64_t bytes = cuda::plan_bytes(scan, plan, static_cast<int>(latents));
   STD_TORCH_CHECK(bytes > 0, "plan: expected one of ", scan, ", got ", cuda::describe(plan));
   return bytes;

@@ -33,7 +33,7 @@ from dmm_fast.cuda.scan_kernels import kernels
 from dmm_fast.cuda.tilings import THREADS, Tiling
 
 A100 = Device(166_912, (108, 0, 0, 0, 0))
-sizes = st.integers(1, 1100)
+sizes = st.integers(1, 1600)
 devices = st.sampled_from([H100, A100, H100._replace(clusters=(78, 38, 18, 9, 0))])
 TUTORIAL = (20, 600, 100)
 
@@ -59,6 +59,18 @@ def check_warp_tiling(plan: Plan, tiling: WarpTiling) -> None:
     assert (*tiling, plan.rows_per_group, several) in kernels("rnn_scan_warps")
     assert tiling.block_outputs * plan.cluster_size <= CHUNK_OF_WARPS * tiling.chunks
     assert tiling.kept < 255
+
+
+def check_kernel(plan: Plan, backward: bool) -> None:
+    """Of combiner_scan."""
+    to, back = plan.tilings
+    if isinstance(to, LaneTile) and isinstance(back, LaneTile):
+        sizes = plan.cluster_size, to.group_outputs, to.lane_inputs, back.group_outputs, back.lane_inputs
+        kind = "combiner_rows_backward" if backward else "combiner_rows"
+        assert (*sizes, plan.rows_per_group) in kernels(kind)
+    else:
+        smaller, larger = (back, to) if backward else (to, back)
+        assert (smaller.in_registers, larger.in_registers) in kernels("combiner_scan")
 
 
 def check_plan(plan: Plan, rows: int, device: Device) -> None:
@@ -94,6 +106,7 @@ def test_combiner_plans_cover_the_sizes(
 ) -> None:
     plan = combiner_plan(rows, units, latents, device, backward)
     check_plan(plan, rows, device)
+    check_kernel(plan, backward)
     to, back = plan.tilings
     inputs, outputs = (2 * latents, latents) if backward else (latents, 2 * latents)
     assert (to.inputs, back.outputs) == (inputs, outputs)

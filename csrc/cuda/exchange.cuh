@@ -87,11 +87,12 @@ class Exchange {
   }
   // Whether a wait of this thread has timed out: it is to give no more.
   __device__ bool is_lost() const { return blocks_ == 0; }
-  // After the last wait of each group. `steps_of(group)` were exchanged, and waited for. Where more bytes came than
-  // were expected, phases have ended early and some are left: the next phases, of no bytes, do not end. One thread
-  // finds out.
+  // All threads of the block come here, after the last wait of each group. `steps_of(group)` were exchanged, and waited
+  // for. Where more bytes came than were expected, phases have ended early and some are left: the next phases, of no
+  // bytes, do not end. One thread finds out.
   template <class Steps>
   __device__ void finish(int groups, Steps steps_of) {
+    __syncthreads();  // a thread that still waits would take the end of the phase after the next for none at all
     if (blocks_ > 1 && threadIdx.x == 0) {
       for (int group = 0; group < groups; ++group) {
         for (int step = steps_of(group), last = step + 1; step <= last; ++step) {

@@ -40,13 +40,23 @@ inline WarpTile warp_tile_of(const Plan& plan) {
 }
 inline Tiling rnn_tiling_of(const Plan& plan) { return is_by_warps(plan) ? Tiling{} : tiling_of(plan, 0); }
 
-// Null, or what is wrong with a plan by warps for so many units.
-inline const char* warp_fault(const Plan& plan, int64_t units) {
+// Null, or what is wrong with a plan by warps, whether or not there is a kernel for it.
+inline const char* warp_fault(const Plan& plan) {
   if (const char* fault = fault_of_shape(plan)) return fault;
+  const int64_t chunks = plan[3], outputs = plan[4], kept = plan[5];
+  if (outputs < 1 || plan[1] * outputs > 32) return "other sums than the lanes of a warp can have";
+  if (kept < 1 || kept > chunks) return "other chunks in registers than there are";
+  if (chunks > kMostChunks) return "chunks out of range";
+  // One chunk has all inputs that a block can have outputs, and before sm_90 the kernels of more are empty.
+  if (plan[2] == 1 && chunks > 1) return "a block alone with several chunks";
+  return plan[2] * kWarpsOfBlock * outputs > kWarpChunk * chunks ? "more outputs than inputs" : nullptr;
+}
+// Likewise for so many units, by a kernel that there is.
+inline const char* warp_fault(const Plan& plan, int64_t units) {
+  if (const char* fault = warp_fault(plan)) return fault;
   const WarpTile tile = warp_tile_of(plan);
-  const int64_t outputs = plan[2] * tile.block_outputs();
   if (!with_warp_kernel(tile, plan[0] > plan[1], [](auto) {})) return kNoScanKernel;
-  return units > tile.units() || outputs < units || outputs > tile.units() ? "other sizes" : nullptr;
+  return units > tile.units() || units > plan[2] * tile.block_outputs() ? "other sizes" : nullptr;
 }
 
 // A plan of lane tiles has four numbers for each of two, in the order of its fields.
@@ -58,7 +68,8 @@ inline LaneTile lane_tile_of(const Plan& plan, size_t which) {
 
 inline std::string describe(const Plan& plan) {
   std::ostringstream out;
-  for (size_t i = 0; i < plan.size(); ++i) out << (i ? ", " : "[") << plan[i];
+  out << "[";
+  for (size_t i = 0; i < plan.size(); ++i) out << (i ? ", " : "") << plan[i];
   out << "]";
   return out.str();
 }

@@ -10,6 +10,7 @@ namespace dmm::cuda {
 
 constexpr int kWarpThreads = kMostThreads, kWarpsOfBlock = kWarpThreads / 32;  // two warps a scheduler
 constexpr int kWarpChunk = 128;  // inputs, of which a lane has four
+constexpr int kMostChunks = 16;  // of a state
 
 struct WarpTile {
   int chunks;   // of inputs

@@ -134,7 +134,7 @@ void take_turns() {
   for (size_t left = count; left > 0;) {
     bool progress = false;
     for (size_t i = 0; i < count; ++i) {
-      if (options.late && progress && i % cluster->block_size.x == 0) break;
+      if (options.late && progress && i % 32 == 0) break;
       Thread& thread = cluster->threads[options.reversed ? count - 1 - i : i];
       if (!can_run(thread)) continue;
       progress = true;

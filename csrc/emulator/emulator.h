@@ -45,7 +45,7 @@ struct Fault {
 struct Options {
   bool reversed = false;         // threads run last to first
   int max_barriers = INT32_MAX;  // a thread waits at its first so many barriers, and at no other
-  bool late = false;             // a block runs when those before it cannot go on without it, and not earlier
+  bool late = false;             // a warp runs when those before it cannot go on without it, and not earlier
   Fault fault{};
 };
 
@@ -75,7 +75,7 @@ void copies_done(int later_groups);
 float to_tf32(float x);
 void multiply_tiles(float (&sums)[4], const float (&left)[4], const float (&right)[2]);
 // Barriers in shared memory that count bytes. What a block gives to another arrives when no thread can run any more, or
-// at once where threads run last to first, or blocks late. A wait gives up, and is false, when no thread can run and
+// at once where threads run last to first, or warps late. A wait gives up, and is false, when no thread can run and
 // nothing is on its way: the wait that has lasted longest is the first to.
 void transaction_init(uint64_t* barrier);
 void transaction_expect(uint64_t* barrier, int bytes);

@@ -199,6 +199,8 @@ def combiner_plans(
         for smaller, larger in kernels("combiner_scan"):
             to_quads, from_quads = (larger, smaller) if backward else (smaller, larger)
             tilings = tiling_of(inputs, own, to_quads), tiling_of(own, outputs, from_quads)
+            if (tilings[0].in_registers, tilings[1].in_registers) != (to_quads, from_quads):
+                continue  # one keeps no weights, of which there is a kernel where neither does
             received = 4 * outputs * shape.cluster_size
             yield _plan(scan, rows, shape, tilings, received, COMBINER_GROUP, device, latents)
     for cut in lane_tiles.cuts(units, latents, backward):

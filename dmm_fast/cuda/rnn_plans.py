@@ -98,7 +98,9 @@ def warp_cuts(units: int, backward: bool, most_rows: int) -> Iterator[Cut]:
     for chunks, outputs, in_registers, rows, several in kernels("rnn_scan_warps"):
         tiling = WarpTiling(chunks, outputs, in_registers)
         size = -(-units // tiling.block_outputs)
-        if units > CHUNK * chunks or size > 16:
+        if size * tiling.block_outputs > CHUNK * chunks or size > 16:
+            continue
+        if size == 1 and chunks > 1:  # one chunk would do; the kernel is empty where there are no clusters
             continue
         of_cluster = range(rows + 1, MOST_GROUPS * rows + 1) if several else (rows,)
         for count in takewhile(lambda count: count <= most_rows, of_cluster):

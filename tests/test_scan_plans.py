@@ -1,0 +1,115 @@
+"""Plans of the scans as the compiled library takes them: good ones take shared memory, others are refused."""
+
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmm_fast.cuda.plan import Device, combiner_plan, rnn_plan
+from dmm_fast.cuda.rnn_plans import WarpTiling
+from dmm_fast.cuda.scan_kernels import kernels, shared_bytes
+
+SCANS = ("rnn_scan", "rnn_scan_backward", "combiner_scan", "combiner_scan_backward")
+A100 = Device(166_912, (108, 0, 0, 0, 0))
+BY_WARPS = [3, 3, 15, 5, 5, 5]
+BY_LANES = [1, 1, 5, 100, 120, 13, 4, 120, 200, 15, 8]
+GENERAL = [2, 2, 4, 600, 150, 38, 6, 25, 8, 3, 0]
+FOR_COMBINER = [1, 1, 1, 2, 4, 1, 1, 1, 0, 0, 0, 4, 4, 1, 1, 1, 0, 0, 0]
+
+
+def changed(plan: list[int], place: int, number: int) -> list[int]:
+    return [*plan[:place], number, *plan[place + 1 :]]
+
+
+@pytest.mark.parametrize(
+    ("scan", "plan"),
+    [
+        ("rnn_scan", BY_WARPS),
+        ("rnn_scan", GENERAL),
+        *((s, p) for s in SCANS[2:] for p in (BY_LANES, FOR_COMBINER)),
+    ],
+)
+def test_a_plan_takes_shared_memory(scan: str, plan: list[int]) -> None:
+    assert shared_bytes(scan, plan, 100) > 0
+
+
+@pytest.mark.parametrize("kind", ["", "rnn", "rnn_scan_backward"])
+def test_a_kind_that_is_not_there_is_refused(kind: str) -> None:
+    with pytest.raises(RuntimeError, match="kind: expected one of the scans' kernels, got "):
+        kernels.__wrapped__(kind)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        [],
+        [1],
+        [1] * 5,
+        [1] * 7,
+        [0] * 6,
+        [0] * 11,
+        *(
+            changed(plan, place, number)
+            for plan in (BY_WARPS, GENERAL)
+            for place in range(3)
+            for number in (0, -1)
+        ),
+        *(changed(BY_WARPS, place, number) for place in range(3, 6) for number in (0, -1)),
+        *(changed(BY_WARPS, place, number) for place in range(6) for number in (2**25, 2**32 + 1, 2**63 - 1)),
+        changed(BY_WARPS, 0, 33),  # rows of a cluster
+        changed(BY_WARPS, 1, 7),  # 35 sums for 32 lanes
+        changed(BY_WARPS, 2, 17),  # blocks of a cluster
+        changed(BY_WARPS, 4, 6),  # more outputs than inputs
+        changed(BY_WARPS, 5, 6),  # more chunks in registers than there are
+        [2, 2, 1, 2, 8, 2],  # a block alone, whose kernel is empty where there are no clusters
+    ],
+    ids=str,
+)
+def test_a_malformed_plan_is_refused(plan: list[int]) -> None:
+    for scan in SCANS[:2]:
+        with pytest.raises(RuntimeError, match=rf"plan: expected one of {scan}, got \["):
+            shared_bytes(scan, plan)
+
+
+@pytest.mark.parametrize("latents", [-1, 2**25, 2**32 + 1, -(2**63)])
+def test_latents_out_of_range_are_refused(latents: int) -> None:
+    with pytest.raises(RuntimeError, match=rf"latents: expected 0 to \d+, got {latents}"):
+        shared_bytes("combiner_scan", FOR_COMBINER, latents)
+
+
+numbers = st.one_of(
+    st.integers(-1, 40), st.integers(-(2**63), 2**63 - 1), st.sampled_from([2**25, 2**31, 2**32])
+)
+
+
+@given(
+    scan=st.sampled_from([*SCANS, "rnn"]),
+    plan=st.one_of(*(st.lists(numbers, min_size=n, max_size=n) for n in (6, 11, 19)), st.lists(numbers)),
+    latents=numbers,
+)
+def test_any_numbers_are_a_plan_or_refused(scan: str, plan: list[int], latents: int) -> None:
+    try:
+        said = f"{torch.ops.dmm_fast._scan_shared_bytes(scan, plan, latents)} bytes"
+    except RuntimeError as error:
+        said = str(error)
+    assert re.search(r"^[1-9]\d* bytes$|plan: expected one of|latents: expected", said), said
+
+
+@pytest.mark.parametrize("rows", [109, 216])
+@pytest.mark.parametrize("units", [1, 64])
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_block_alone_has_all_inputs_in_a_chunk(rows: int, units: int, backward: bool) -> None:
+    """Kernels of several chunks are compiled for clusters only, and empty elsewhere."""
+    plan = rnn_plan(rows, units, A100, backward)
+    (tiling,) = plan.tilings
+    assert isinstance(tiling, WarpTiling)
+    assert (plan.cluster_size, tiling.chunks) == (1, 1)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_combiner_scan_of_many_units_has_a_kernel(backward: bool) -> None:
+    """A block of more than 1024 units takes them in turns, and keeps no weights: of neither matrix."""
+    plan = combiner_plan(20, 1528, 18, A100, backward)
+    assert [tiling.in_registers for tiling in plan.tilings] == [0, 0]
