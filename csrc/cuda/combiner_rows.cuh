@@ -195,16 +195,11 @@ class CombinerRowsBlock {
   }
   __device__ const float** source(int group, int i) const { return sources_ + (group * kOperands + i) * kMostThreads; }
   __device__ void begin_rows(const Direction& direction, const Pair& pair, int group) const {
-    if (pair.of_latent.length >= 0) {
+    // Of a row that is not there as well, whose places are those of row 0: they move at every step, and are not followed.
 #pragma unroll
-      for (int i = 0; i < Direction::kLatentOperands; ++i) *source(group, i) = direction.operand(pair.of_latent, i);
-      direction.begin_row(pair.of_latent, operands(group, 0));
-    }
-    if (pair.of_unit.length >= 0) {
-#pragma unroll
-      for (int i = Direction::kLatentOperands; i < kOperands; ++i)
-        *source(group, i) = direction.operand(pair.of_unit, i);
-    }
+    for (int i = 0; i < kOperands; ++i)
+      *source(group, i) = direction.operand(i < Direction::kLatentOperands ? pair.of_latent : pair.of_unit, i);
+    direction.begin_row(pair.of_latent, operands(group, 0));
   }
   __device__ void fetch(const Direction& direction, const Pair& pair, int group, int step) const {
     const int of_latent = Direction::time(pair.of_latent, step), of_unit = Direction::time(pair.of_unit, step);

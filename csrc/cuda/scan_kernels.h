@@ -19,7 +19,8 @@
 // them the outputs of eight lanes and the inputs of a lane, and the rows.
 #ifdef DMM_EMULATOR
 #define DMM_RNN_WARP_KERNELS(each) \
-  each(1, 4, 1, 1, false) each(1, 4, 1, 3, false) each(1, 4, 1, 2, true) each(2, 5, 1, 3, false) each(2, 4, 1, 4, true)
+  each(1, 4, 1, 1, false) each(1, 4, 1, 3, false) each(1, 4, 1, 2, true) each(2, 5, 1, 3, false) each(2, 4, 1, 4, true) \
+  each(3, 4, 2, 5, true)
 #define DMM_RNN_KERNELS(each) each(0) each(2)
 #define DMM_RNN_TENSOR_KERNELS(each) each(1, 4) each(2, 8)
 #define DMM_COMBINER_KERNELS(each) each(0, 0) each(2, 2)

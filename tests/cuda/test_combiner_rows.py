@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from dmm_fast import ops
+from dmm_fast.reference import valid_steps
 from tests.cases import CASES, Case
 from tests.compare import compare, evaluate, incoming_gradients, run_backend
+from tests.compiled import calls_of
 from tests.cuts import Choose, by_lanes, cut
 from tests.inputs import build
 
@@ -81,6 +83,27 @@ def test_every_kernel_takes_what_it_is_made_for(kernel: int, cut: Callable[..., 
 def test_rows_that_take_turns(name: str, cut: Callable[..., None]) -> None:
     cut(of_kernel(1, 2 if name != "primes" else 3))
     compare(OP, CASES[name], "cuda")
+
+
+@each_kernel
+def test_groups_that_end_together(
+    kernel: int, cut: Callable[..., None], options: Callable[..., None]
+) -> None:
+    """No row is short, so that a row that is not there would be seen in the results of the first."""
+    cut(of_kernel(kernel, 3))
+    options(late=True)
+    compare(OP, replace(RAGGED, B=6, T=4, particles=(), lengths="full", poison=""), "cuda")
+
+
+@each_kernel
+def test_g_is_zero_past_the_ends(kernel: int, cut: Callable[..., None]) -> None:
+    """Also of a row that ends before the other of its group."""
+    cut(of_kernel(kernel, 2))
+    forward, _ = calls_of(OP, RAGGED, "cuda")
+    *_, g = forward.run()
+    lengths = dict(zip(forward.names, forward.args, strict=True))["lengths"]
+    past = ~valid_steps(lengths, RAGGED.T).unsqueeze(-1)
+    assert not g.masked_select(past).count_nonzero()
 
 
 @pytest.mark.parametrize("H", [1, 11, 31])

@@ -30,7 +30,7 @@ CUTS = (
     (3, 3, 4, 61),
     (4, 2, 4, 70),  # groups that take turns
     (3, 3, 5, 130),  # two chunks of inputs, the weights of one of them in shared memory
-    (6, 4, 4, 200),  # more numbers of a block than a warp gives at once; a group that lacks rows
+    (6, 4, 4, 200),  # a group that lacks rows
 )
 each_cut = pytest.mark.parametrize("shape", CUTS, ids=str)
 each_order = pytest.mark.parametrize("order", [{}, {"reversed": True}, {"late": True}], ids=str)
@@ -69,6 +69,15 @@ def test_every_cut_gives_the_truth(
 def test_every_cut_gives_the_truth_of_tanh(shape: tuple[int, ...], cut: Callable[..., None]) -> None:
     cut(of(*shape))
     compare("rnn_scan", replace(RAGGED, H=shape[-1], nonlinearity="tanh", lengths="ragged"), "cuda")
+
+
+def test_a_warp_may_give_to_two_blocks_and_twice(
+    cut: Callable[..., None], options: Callable[..., None]
+) -> None:
+    """Eight warps to eleven other blocks, and the five rows of a group in two stores of a lane each."""
+    cut(of(7, 5, 4))
+    options(late=True)
+    compare("rnn_scan", replace(RAGGED, H=370, T=2, particles=(), lengths="full", poison=""), "cuda")
 
 
 @pytest.mark.parametrize(("B", "rows", "at_once"), [(4, 3, 3), (5, 3, 3), (5, 4, 2), (7, 4, 2)])
