@@ -317,7 +317,8 @@ def _best(plans: Iterator[Plan], device: Device, case: Case) -> Plan:
         )
     fastest = _measured.fastest(device.name, case) if _measured else None
     if fastest is None:
-        return min(fitting, key=lambda plan: plan.step_cycles)
+        # Of plans that take as long, the one of fewest clusters: each loads the weights.
+        return min(fitting, key=lambda plan: (plan.step_cycles, plan.clusters))
     for plan in fitting:
         if plan.numbers == list(fastest.plan):
             return plan._replace(us_per_step=fastest.us_per_step)
