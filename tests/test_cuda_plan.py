@@ -62,7 +62,7 @@ def check_warp_tiling(plan: Plan, tiling: WarpTiling) -> None:
 
 
 def check_kernel(plan: Plan, backward: bool) -> None:
-    """Of combiner_scan."""
+    """A plan of combiner_scan is one that there is a kernel for."""
     to, back = plan.tilings
     if isinstance(to, LaneTile) and isinstance(back, LaneTile):
         sizes = plan.cluster_size, to.group_outputs, to.lane_inputs, back.group_outputs, back.lane_inputs

@@ -52,7 +52,7 @@ class Tiling(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Of a row's partial sums."""
+        """Numbers of a row's partial sums."""
         return (16 if self.tensor_tiles else 4) * self.groups
 
     @property
@@ -67,7 +67,7 @@ class Tiling(NamedTuple):
 
     @property
     def threads(self) -> int:
-        """That the tiling needs."""
+        """Threads that the tiling needs."""
         if self.tensor_tiles:
             return -(-self.groups // self.tensor_tiles) * self.parts * 32
         return -(-min(self.groups, THREADS) * self.parts // 32) * 32
@@ -107,7 +107,7 @@ def tiling_of(inputs: int, outputs: int, registers: int) -> Tiling:
 
 @lru_cache(maxsize=1024)
 def tensor_tilings(inputs: int, outputs: int) -> list[Tiling]:
-    """Those that keep all weights in the registers of a block's warps."""
+    """Tilings that keep all weights in the registers of a block's warps."""
     groups, quads = -(-outputs // 16), -(-inputs // 8)
     found = []
     for tiles, most in kernels("rnn_scan_tensor_cores"):

@@ -1,4 +1,4 @@
-"""What a time step of the scans takes, read in the machine code for compute capability 9.0.
+"""Instructions and estimated time of a step of the scans, from the machine code for compute capability 9.0.
 
     python -m tests.cuda.step_budget [--all] [--check] [--write] [NAME...]
 
@@ -96,7 +96,7 @@ def _budget(turn: Turn) -> Budget:
 
 
 def excess(found: dict[str, Budget], allowed: dict[str, Budget]) -> list[str]:
-    """What is not as the table has it, a line each: kernels, and counts that have grown."""
+    """Differences from the table, a line each: kernels, and counts that have grown."""
     lines = [f"{name}: expected in the table, got none" for name in found.keys() - allowed.keys()]
     lines += [f"{name}: expected in the library, got none" for name in allowed.keys() - found.keys()]
     for name in found.keys() & allowed.keys():

@@ -171,7 +171,7 @@ def _next(last: Instruction, index: int, index_of: dict[int, int]) -> tuple[int,
 
 
 def _after_success(block: Block) -> tuple[int, ...]:
-    """Where a block leads to if its last poll succeeds."""
+    """Blocks that a block leads to if its last poll succeeds."""
     *_, last = block.code
     polls = [number for number, instruction in enumerate(block.code) if is_wait(instruction)]
     if polls and last.kind == "BRA" and len(block.next) > 1:
@@ -226,7 +226,7 @@ def _longest(
 
 
 class _Worth(NamedTuple):
-    """Of two ways, the greater counts."""
+    """Worth of a way; of two ways the greater counts."""
 
     exchanges: int  # waits and stores to other blocks
     avoided: int  # less the instructions to avoid
