@@ -1,5 +1,5 @@
-// Which kernels of the scans there are: one list of each kind, for those that launch them, for the planner
-// (dmm_fast/cuda/plan.py asks the library) and for the emulator, which has a few small ones. Nothing of CUDA here.
+// The kernels of the scans: one list of each kind, for launches, for the planner (dmm_fast/cuda/plan.py reads it from the
+// library) and for the emulator, which has a few small ones. Nothing of CUDA here.
 #pragma once
 
 #include <string>
@@ -55,6 +55,7 @@
   each(8, 4, 25, 4, 10, 1) each(8, 4, 25, 4, 10, 2) \
   each(8, 4, 32, 4, 16, 1) each(8, 4, 32, 4, 16, 2)
 #endif
+
 namespace dmm::cuda {
 
 constexpr const char* kNoScanKernel = "no kernel has such sizes";
