@@ -5,9 +5,10 @@
 // the latents, and then what those add to the sums, which lanes of a warp deal to the blocks.
 //
 // Threads are not in step, so that a buffer and a barrier of the exchange are safe only because of these:
-//  - A block gives for step k + 2 of a row when its first warps have waited for k + 1. All of k + 1 was given, by every
-//    block, after the block's barriers of that step, to which its first warps came when they had waited for k and
-//    added it up. So nobody reads what is overwritten, nor waits for a phase that is over.
+//  - A block gives for step k + 2 of a group when its warps that have latents have waited for k + 1. All of k + 1 was
+//    given, by every block, after the block's barriers of that step, to which these warps came when they had waited for k
+//    and added it up. So no warp reads what is overwritten, or waits for a phase that is over. A block alone has a third
+//    barrier in place of the wait.
 //  - What a row is added up from at its first step, where no wait is, is this block's own zeros, which lie where the
 //    second step's sums come.
 //  - Latents of a step are overwritten after the barrier that follows the units of the one before, to which all

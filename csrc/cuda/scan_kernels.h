@@ -16,7 +16,8 @@
 // combiner_scan for any sizes: quads in registers, of the smaller matrix and of the larger.
 //
 // combiner_scan that takes one row or two at a time: blocks of a cluster, then for the block's units and for what comes of
-// them the outputs of eight lanes and the inputs of a lane, and the rows.
+// them the outputs of eight lanes and the inputs of a lane, and the rows. Forward, two rows of the largest tile would take
+// more registers than there are.
 #ifdef DMM_EMULATOR
 #define DMM_RNN_WARP_KERNELS(each) \
   each(1, 4, 1, 1, false) each(1, 4, 1, 3, false) each(1, 4, 1, 2, true) each(2, 5, 1, 3, false) each(2, 4, 1, 4, true) \

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from dmm_fast.cuda.scan_kernels import kernels
+from dmm_fast.cuda.tilings import NETWORK, THREADS
 
-THREADS = 256  # of a block
 PARTS = 8  # lanes next to one another, which share all inputs of some outputs
 GROUPS = THREADS // PARTS
 
@@ -18,7 +18,6 @@ GROUPS = THREADS // PARTS
 # at 1980 MHz it was so much, whether other groups had work or not (B = 20, H = 600, Z = 100).
 _LATENCY = (540.0, 810.0)
 _ALONE = 300.0  # where a block has no other to exchange with
-_BYTES = 14.0  # a cycle, that a block receives
 # Instructions of a warp for a group's step besides its multiplications, and for a second row.
 _OTHERS, _ROW = (286, 331), 52
 
@@ -98,7 +97,7 @@ class Cut(NamedTuple):
         if self.cluster_size == 1:
             return 2.0 * self.instructions + _ALONE
         received = 4 * self.rows * self.from_units.outputs * self.cluster_size
-        return 2.0 * self.instructions + _LATENCY[self.backward] + received / _BYTES
+        return 2.0 * self.instructions + _LATENCY[self.backward] + received / NETWORK
 
 
 def cuts(units: int, latents: int, backward: bool) -> Iterator[Cut]:

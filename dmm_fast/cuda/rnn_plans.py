@@ -8,6 +8,7 @@ from itertools import takewhile
 from typing import NamedTuple
 
 from dmm_fast.cuda.scan_kernels import kernels, shared_bytes
+from dmm_fast.cuda.tilings import NETWORK
 
 CHUNK = 128  # inputs, of which a lane has four
 WARPS = 8  # of a block, two of them on each of the four schedulers
@@ -18,7 +19,6 @@ MOST_GROUPS = 8
 # 1980 MHz took so much in kernels of ten warps a block (B = 20, H = 600), other groups having work or not.
 _LATENCY = 500.0
 _ALONE = 150.0  # where a block has no other to exchange with
-_BYTES = 14.0  # a cycle, that a block receives
 
 
 class WarpTiling(NamedTuple):
@@ -109,5 +109,5 @@ def warp_cuts(units: int, backward: bool, most_rows: int) -> Iterator[Cut]:
             busy = tiling.cycles(rows, bool(several)) + latency
             received = 4 * rows * tiling.block_outputs * (size - 1)
             # What one group gives travels while the others compute.
-            cycles = max(-(-count // rows) * busy, busy + received / _BYTES)
+            cycles = max(-(-count // rows) * busy, busy + received / NETWORK)
             yield Cut(count, rows, size, tiling, used, cycles)
