@@ -36,13 +36,14 @@ from setuptools.errors import BaseError, CCompilerError
 HERE = Path(__file__).parent
 SOURCES = sorted(str(p.relative_to(HERE)) for d in (".", "cpu") for p in (HERE / "csrc" / d).glob("*.cpp"))
 CUDA_SOURCES = sorted(p.relative_to(HERE) for p in (HERE / "csrc" / "cuda").glob("*.cu"))
-NVCC_FLAGS = ["-O3", "-std=c++17", "-Icsrc"]
+NVCC_FLAGS = ["-O3", "-std=c++17", "-Icsrc", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+TORCH_LIBRARIES = ["c10", "torch", "torch_cpu"]
 OLDEST_SETUPTOOLS = 77
 # The oldest torch whose stable ABI is enough, as the macro wants it: 2.10.
 TARGET_TORCH = "0x020a000000000000"
 # The oldest Python whose limited API is enough, as the macro and the wheel's tag want it: 3.10.
 TARGET_PYTHON = ("0x030a0000", "cp310")
-# Marks an installed package whose library was left out on purpose: dmm_fast/native.py looks for it.
+# Marks an installed package whose library was left out on purpose: dmm_fast/_extension.py looks for it.
 PURE_MARKER = "_pure"
 WITHOUT = "to do without these ops, many times slower, run `DMM_FAST_PURE=1 pip install .`"
 
@@ -91,6 +92,11 @@ def architectures() -> list[str]:
     return flags
 
 
+def nvcc(home: Path) -> list[str]:
+    """The command that compiles for every architecture, but for its files."""
+    return [str(home / "bin" / "nvcc"), *NVCC_FLAGS, *architectures()]
+
+
 def settings() -> dict[str, Any]:
     """Arguments for setuptools beside pyproject.toml.
 
@@ -118,14 +124,14 @@ def library() -> Extension:
         "dmm_fast._C",
         SOURCES,
         include_dirs=["csrc"],
-        libraries=["c10", "torch", "torch_cpu"],
+        libraries=TORCH_LIBRARIES.copy(),
         define_macros=[*limited, ("TORCH_TARGET_VERSION", TARGET_TORCH)],
         # What the environment asks for has the last word.
         extra_compile_args=[
             *("-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-Wall"),
             *shlex.split(os.environ.get("CXXFLAGS", "")),
         ],
-        depends=[str(p.relative_to(HERE)) for p in (HERE / "csrc").rglob("*.[hc]*")],
+        depends=[str(p.relative_to(HERE)) for p in (HERE / "csrc").rglob("*.[hci]*")],
         py_limited_api=has_limited_api(),
     )
 
@@ -220,8 +226,7 @@ class BuildLibrary(build_ext):
     def _compile_cuda(self, home: Path, source: Path) -> str:
         target = Path(self.build_temp) / source.with_suffix(".cu.o")
         target.parent.mkdir(parents=True, exist_ok=True)
-        flags = [*NVCC_FLAGS, "-Xcompiler", "-fPIC,-fvisibility=hidden", *architectures()]
-        command = [str(home / "bin" / "nvcc"), *flags, "-c", str(source), "-o", str(target)]
+        command = [*nvcc(home), "-c", str(source), "-o", str(target)]
         print(" ".join(command), flush=True)
         subprocess.run(command, check=True, cwd=HERE)
         return str(target)

@@ -4,89 +4,35 @@ Sizes are the tutorial's. Errors are norm-wise and relative, one for each output
 medians over seeds. Inputs are drawn in float32; eager, backend and reference all see those numbers.
 """
 
-import inspect
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from math import inf, sqrt
+from itertools import count
+from math import inf, isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from benchmarks.cases import TUTORIAL_BATCH, TUTORIAL_STEPS
-from dmm_fast import ops, reference
-from dmm_fast.ops import BackendError, backend
-from dmm_fast.reference import (
-    CombinerWeights,
-    EmitterWeights,
-    GaussianEmitterWeights,
-    TransitionWeights,
-)
+from benchmarks.draws import Inputs, Sizes, differentiable, draw, map_tensors, off_kinks, to_double
+from dmm_fast import _extension, ops, reference
+from dmm_fast.ops import _backends
+from dmm_fast.ops.schema import CLIPPED_ADAM, OPS, WEIGHTS
 
 SEEDS = (0, 1, 2)
-# A backend may be this much further from the truth than eager PyTorch is ...
+# A float32 backend may be this much further from the truth than eager PyTorch is ...
 EAGER_FACTOR = 3.0
-# ... and where eager PyTorch is lucky, this far.
-FLOOR = 8 * torch.finfo(torch.float32).eps
-# Which side of zero a ReLU's input is on must not be a matter of rounding: single entries of a
-# gradient would jump, in eager and backend alike. Draws with an input nearer than this are drawn again.
+# ... and where eager PyTorch is lucky, as on a single number, this far in units of eps ...
+FLOOR_EPS = 8.0
+# ... and as far again on processors without a fused multiply-add, where every product is rounded too.
+UNFUSED_FACTOR = 2.0
+# Of millions of inputs of a ReLU, as at the tutorial's sizes, some are nearer to zero than the tests allow.
 RELU_MARGIN = 1e-6
-MAX_DRAWS = 1000
 
-Inputs = dict[str, Any]
-Results = dict[str, Tensor]
+QUICK = Sizes(B=3, T=5, D=7, Z=4, H=6, R=5, G=5, E=6)
 
-
-@dataclass(frozen=True)
-class Sizes:
-    """Letters are those of ``dmm_fast.reference``."""
-
-    B: int = TUTORIAL_BATCH
-    T: int = TUTORIAL_STEPS
-    D: int = 88
-    Z: int = 100
-    H: int = 600
-    R: int = 200
-    E: int = 100
-
-    def shape(self, letters: str) -> list[int]:
-        """``"BTZ"`` as numbers."""
-        return [getattr(self, letter) for letter in letters]
-
-
-QUICK = Sizes(B=3, T=5, D=7, Z=4, H=6, R=5, E=6)
-
-# Arguments by name, the same in every op: the shape, and how numbers are drawn if not from N(0, 1).
-_SHAPES = {
-    "z_prev": "BTZ",
-    "z": "BTZ",
-    "h": "BTH",
-    "eps": "BTZ",
-    "value": "BTZ",
-    "loc": "BTZ",
-    "pre_scale": "BTZ",
-    "scale": "BTZ:positive",
-    "x": "BTD:binary",
-    "logits": "BTD",
-    "x_proj": "BTH",
-    "w": "HD:uniform",
-    "b": "H",
-    "w_hh": "HH:uniform",
-    "h_0": "H",
-    "z_0": "Z",
-    "z_q_0": "Z",
-}
-_WEIGHTS: dict[Any, str] = {
-    TransitionWeights: "RZ R ZR Z RZ R ZR Z ZZ Z ZZ Z",
-    CombinerWeights: "HZ H ZH Z ZH Z",
-    EmitterWeights: "EZ E EE E DE D",
-    GaussianEmitterWeights: "EZ E EE E DE D DE D",
-}
-_LEFT_AT_DEFAULT = ("mask", "nonlinearity")
-_ADAM_LISTS = ("params", "grads", "exp_avgs", "exp_avg_sqs")
+_ADAM_LISTS = tuple(a.name for a in CLIPPED_ADAM.arguments if a.fact == "changed")
 # In the middle of training, with the tutorial's settings.
 ADAM_OPTIONS = {
     "step": 10,
@@ -97,6 +43,8 @@ ADAM_OPTIONS = {
     "weight_decay": 2.0,
     "clip_norm": 10.0,
 }
+
+Results = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -121,9 +69,9 @@ def about(sizes: Sizes) -> dict[str, Any]:
     return {
         "seeds": len(SEEDS),
         "eager_factor": EAGER_FACTOR,
-        "floor": FLOOR,
+        "floor": bound(0.0),
         "relu_margin": RELU_MARGIN,
-        "sizes": asdict(sizes),
+        "sizes": sizes.letters,
     }
 
 
@@ -138,121 +86,79 @@ def measure(backend_name: str, device: str = "cpu", sizes: Sizes | None = None) 
 
 def computed_by(backend_name: str, device: str) -> list[str]:
     """The ops that the backend computes in float32 on the device, in this build."""
-    able = []
-    with ops.use_backend(backend_name):
-        for op in ops.info()["ops"]:
-            try:
-                backend.chosen(op, device)
-            except BackendError:
-                continue
-            able.append(op)
-    return able
+    return [op for op in ops.info()["ops"] if backend_name in _backends.candidates(op, device, torch.float32)]
 
 
 def op_rows(op: str, backend_name: str, device: str, sizes: Sizes) -> Iterator[ErrorRow]:
     """A row for each result of one op, full and, where the op knows lengths, ragged."""
-    for case in ("full", "ragged") if "lengths" in _arguments(op) else ("full",):
-        pairs = [_errors(op, backend_name, device, sizes, case, seed) for seed in SEEDS]
+    for lengths in ("full", "ragged") if op in OPS and OPS[op].is_sequence else ("full",):
+        at = replace(sizes, lengths=lengths)
+        pairs = [_errors(op, backend_name, device, at, seed) for seed in SEEDS]
         for name in pairs[0][0]:
             eager, error = (statistics.median(p[side][name] for p in pairs) for side in (0, 1))
-            bound = max(EAGER_FACTOR * eager, FLOOR)
-            where = f"B={sizes.B}, T={sizes.T}, {case}"
-            yield ErrorRow(f"{op}: {name}", backend_name, where, error, bound, error <= bound, eager)
+            where = f"B={sizes.B}, T={sizes.T}, {lengths}"
+            most = bound(eager)
+            yield ErrorRow(f"{op}: {name}", backend_name, where, error, most, error <= most, eager)
 
 
 def _errors(
-    op: str, backend_name: str, device: str, sizes: Sizes, case: str, seed: int
+    op: str, backend_name: str, device: str, sizes: Sizes, seed: int
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The errors of eager float32, and of the backend, by result."""
-    inputs, truth, eager = _yardstick(op, device, sizes, case, seed)
+    inputs, truth, eager = _yardstick(op, device, sizes, seed)
     with ops.use_backend(backend_name):
         ours = results_of(op)(getattr(ops, op), inputs)
     return eager, relative_errors(ours, truth)
 
 
 @lru_cache(maxsize=2 * len(SEEDS))
-def _yardstick(
-    op: str, device: str, sizes: Sizes, case: str, seed: int
-) -> tuple[Inputs, Results, dict[str, float]]:
+def _yardstick(op: str, device: str, sizes: Sizes, seed: int) -> tuple[Inputs, Results, dict[str, float]]:
     """Arguments on the device, the truth, and the errors of eager float32; kept for the next backend."""
-    inputs, results = draw(op, sizes, case, seed, device), results_of(op)
+    inputs, results = arguments_off_kinks(op, sizes, seed, device), results_of(op)
     truth = results(getattr(reference, op), map_tensors(inputs, to_double))
     return inputs, truth, relative_errors(results(getattr(reference, op), inputs), truth)
 
 
 def relative_errors(got: Results, truth: Results) -> dict[str, float]:
-    """The norm of each difference relative to the norm of the truth; 0 for two zeros, NaN is inf."""
-    errors = {}
-    for name, expected in truth.items():
-        difference = (got[name].double() - expected).norm().item()
-        norm = expected.norm().item()
-        error = difference / norm if norm > 0 else (0.0 if difference == 0 else inf)
-        errors[name] = error if error == error else inf
-    return errors
+    """The :func:`relative_error` of each result."""
+    return {name: relative_error(got[name], expected) for name, expected in truth.items()}
 
 
-# --- inputs -----------------------------------------------------------------------------------------
+def relative_error(value: Tensor, truth: Tensor) -> float:
+    """The norm of the difference relative to the norm of the truth; 0 for two zeros, NaN is inf."""
+    difference = (value.to(truth.device).double() - truth).norm().item()
+    norm = truth.norm().item()
+    error = difference / norm if norm > 0 else (0.0 if difference == 0 else inf)
+    return error if error == error else inf
 
 
-def draw(op: str, sizes: Sizes, case: str, seed: int, device: str = "cpu") -> Inputs:
+def bound(eager: float, dtype: torch.dtype = torch.float32) -> float:
+    """How far from the truth a backend may be where eager PyTorch is off by ``eager``; inf allows no more."""
+    unfused = _extension.instruction_set() == "baseline"
+    floor = FLOOR_EPS * torch.finfo(dtype).eps * (UNFUSED_FACTOR if unfused else 1.0)
+    return max(floor, EAGER_FACTOR * eager) if isfinite(eager) else floor
+
+
+# --- arguments --------------------------------------------------------------------------------------
+
+
+def arguments_off_kinks(op: str, sizes: Sizes, seed: int, device: str = "cpu") -> Inputs:
     """The arguments of the op by name, float32, drawn on the CPU; the first draw that keeps off the kinks."""
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(MAX_DRAWS):
-        drawn = draw_once(op, sizes, case, generator)
-        inputs = map_tensors(drawn, lambda tensor: tensor.to(device))
-        if op == "clipped_adam":
-            return inputs
-        with torch.no_grad(), _NearestToAKink() as kinks:
-            getattr(reference, op)(**map_tensors(inputs, to_double))
-        if kinks.distance > RELU_MARGIN:
-            return inputs
-    raise RuntimeError(f"{op}: expected a draw off every kink in {MAX_DRAWS}, got none")
+    draws = (arguments(op, sizes, generator, device) for _ in count())
+    return next(draws) if op == "clipped_adam" else off_kinks(op, draws, RELU_MARGIN)
 
 
-def draw_once(op: str, sizes: Sizes, case: str, generator: torch.Generator) -> Inputs:
+def arguments(op: str, sizes: Sizes, generator: torch.Generator, device: str = "cpu") -> Inputs:
     """The arguments of the op by name as they come, next to a kink or not."""
-    if op == "clipped_adam":
-        return _draw_adam(sizes, generator)
-    return {name: _draw_argument(name, kind, sizes, case, generator) for name, kind in _arguments(op).items()}
+    adam = op == "clipped_adam"
+    drawn = _adam_lists(sizes, generator) if adam else draw(OPS[op].arguments, sizes, generator)
+    return map_tensors(drawn, lambda _, tensor: tensor.to(device))
 
 
-def _arguments(op: str) -> dict[str, Any]:
-    """What the op is called with: the argument's name and its annotation."""
-    parameters = inspect.signature(getattr(reference, op)).parameters
-    return {n: p.annotation for n, p in parameters.items() if n not in _LEFT_AT_DEFAULT}
-
-
-def _draw_argument(name: str, kind: Any, sizes: Sizes, case: str, generator: torch.Generator) -> Any:
-    if name == "lengths":
-        B, T = sizes.B, sizes.T
-        return torch.tensor([T if case == "full" else T - b * (T - 1) // (B - 1) for b in range(B)])
-    if kind in _WEIGHTS:
-        return _draw_weights(kind, sizes, generator)
-    letters, _, how = _SHAPES[name].partition(":")
-    number = torch.randn(sizes.shape(letters), generator=generator)
-    if how == "binary":
-        return (number > 0.5).float()
-    if how == "positive":
-        return 0.1 + torch.nn.functional.softplus(number)
-    if how == "uniform":
-        return (2.0 * torch.rand(number.shape, generator=generator) - 1.0) / sqrt(number.shape[-1])
-    return number
-
-
-def _draw_weights(kind: Any, sizes: Sizes, generator: torch.Generator) -> Any:
-    """As ``nn.Linear`` draws them: uniform within 1 / sqrt(inputs)."""
-    tensors: list[Tensor] = []
-    bound = 1.0
-    for letters in _WEIGHTS[kind].split():
-        shape = sizes.shape(letters)
-        bound = 1.0 / sqrt(shape[-1]) if len(shape) == 2 else bound
-        tensors.append((2.0 * torch.rand(shape, generator=generator) - 1.0) * bound)
-    return kind(*tensors)
-
-
-def _draw_adam(sizes: Sizes, generator: torch.Generator) -> Inputs:
+def _adam_lists(sizes: Sizes, generator: torch.Generator) -> Inputs:
     """The weights of the model, gradients of which some are clipped, and moving averages."""
-    shapes = [sizes.shape(letters) for words in _WEIGHTS.values() for letters in words.split()]
+    shapes = [sizes.shape(word)[0] for weights in WEIGHTS.values() for word in weights.words]
 
     def normal(scale: float) -> list[Tensor]:
         return [scale * torch.randn(shape, generator=generator) for shape in shapes]
@@ -260,37 +166,6 @@ def _draw_adam(sizes: Sizes, generator: torch.Generator) -> Inputs:
     clipped = normal(ADAM_OPTIONS["clip_norm"])
     squares = [number.square() for number in normal(1.0)]
     return dict(zip(_ADAM_LISTS, (normal(0.1), clipped, normal(1.0), squares), strict=True))
-
-
-def to_double(tensor: Tensor) -> Tensor:
-    """The same numbers in float64."""
-    return tensor.double() if tensor.is_floating_point() else tensor
-
-
-def map_tensors(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
-    """``change`` applied to a copy of every tensor, those within weights and lists too."""
-    changed: Inputs = {}
-    for name, value in inputs.items():
-        if isinstance(value, Tensor):
-            changed[name] = change(value.clone())
-        elif isinstance(value, list):
-            changed[name] = [change(tensor.clone()) for tensor in value]
-        else:
-            changed[name] = type(value)(*(change(tensor.clone()) for tensor in value))
-    return changed
-
-
-class _NearestToAKink(TorchFunctionMode):
-    """Keeps the smallest magnitude that goes into a ReLU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.distance = inf
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.relu, torch.nn.functional.relu):
-            self.distance = min(self.distance, args[0].abs().min().item())
-        return func(*args, **(kwargs or {}))
 
 
 # --- results ----------------------------------------------------------------------------------------
@@ -303,34 +178,55 @@ def results_of(op: str) -> Callable[..., Results]:
 
 def _op_results(function: Callable[..., Any], inputs: Inputs, gradients: bool = True) -> Results:
     """Outputs, and for one random gradient of each the gradients of every floating argument."""
-    wanted = dict(differentiable(inputs)) if gradients else {}
+    incoming = torch.Generator().manual_seed(len(SEEDS))
+
+    def gradients_for(outputs: tuple[Tensor, ...]) -> list[Tensor | None]:
+        return [torch.randn(output.shape, generator=incoming).to(output) for output in outputs]
+
+    if gradients:
+        outputs, found = evaluate(function, inputs, gradients_for)
+    else:
+        outputs, found = as_tuple(function(**inputs)), {}
+    values = {f"value {k}" if len(outputs) > 1 else "value": o.detach() for k, o in enumerate(outputs)}
+    return values | {f"gradient of {name}": gradient for name, gradient in found.items()}
+
+
+def evaluate(
+    function: Callable[..., Any],
+    inputs: Inputs,
+    gradients_for: Callable[[tuple[Tensor, ...]], list[Tensor | None]],
+    only: str | None = None,
+) -> tuple[tuple[Tensor, ...], Results]:
+    """The outputs of ``function(**inputs)`` and the gradient of each differentiable input.
+
+    ``only`` names the one input to differentiate by, None takes them all.
+    """
+    wanted = {n: t for n, t in differentiable(inputs).items() if only in (None, n)}
     for tensor in wanted.values():
         tensor.requires_grad_()
-    outputs = function(**inputs)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    values = {f"value {k}" if len(outputs) > 1 else "value": o.detach() for k, o in enumerate(outputs)}
-    if not gradients:
-        return values
-    generator = torch.Generator().manual_seed(len(SEEDS))
-    incoming = [torch.randn(output.shape, generator=generator).to(output) for output in outputs]
-    found = torch.autograd.grad(outputs, list(wanted.values()), incoming, materialize_grads=True)
-    for tensor in wanted.values():
-        tensor.requires_grad_(False)
-    return values | {f"gradient of {n}": g for n, g in zip(wanted, found, strict=True)}
+    outputs = as_tuple(function(**inputs))
+    pairs = zip(outputs, gradients_for(outputs), strict=True)
+    used = [(o, gradient) for o, gradient in pairs if gradient is not None and o.requires_grad]
+    gradients = torch.autograd.grad(
+        [output for output, _ in used],
+        list(wanted.values()),
+        [gradient for _, gradient in used],
+        allow_unused=True,
+    )
+    named = zip(wanted.items(), gradients, strict=True)
+    return (
+        tuple(output.detach() for output in outputs),
+        {name: torch.zeros_like(t) if g is None else g for (name, t), g in named},
+    )
 
 
-def differentiable(inputs: Inputs) -> Iterator[tuple[str, Tensor]]:
-    """Every floating argument, those within weights too, by name."""
-    for name, value in inputs.items():
-        if isinstance(value, Tensor):
-            if value.is_floating_point():
-                yield name, value
-        else:
-            yield from ((f"{name}.{f}", t) for f, t in zip(value._fields, value, strict=True))
+def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
+    """The outputs of an op, one or several, as a tuple."""
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def _adam_results(function: Callable[..., Any], inputs: Inputs, gradients: bool = False) -> Results:
     """The content of each list after one step; there are no ``gradients`` to ask for."""
-    changed = map_tensors(inputs, lambda tensor: tensor)
+    changed = map_tensors(inputs, lambda _, tensor: tensor.clone())
     function(**changed, **ADAM_OPTIONS)
     return {f"value of {n}": torch.cat([tensor.flatten() for tensor in changed[n]]) for n in _ADAM_LISTS}

@@ -1,7 +1,8 @@
 """``python -m benchmarks.kit``: one folder with all that a GPU run needs beside a CUDA build of torch.
 
-For a machine that reaches no package index: the package with its compiled library, benchmarks and tests, Pyro
-unpacked, the chorales, the hash of the commit, and ``run.sh``.
+For a machine that reaches no package index: the package with its compiled library, benchmarks and tests, the
+library of the exchange floor, which is built first, Pyro unpacked, the chorales, the hash of the commit, and
+``run.sh``.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from importlib.metadata import Distribution, PackagePath, distribution
 from pathlib import Path
 
 import dmm_fast
-from benchmarks import ROOT, machine
+from benchmarks import ROOT, exchange_floor, machine
 from benchmarks.cases import data_file
 from dmm_fast.data import load, save_npz
 
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sequences = data and load(data)
     except (OSError, ValueError) as error:
         parser.error(f"--data: {error}")
+    if why := exchange_floor.ensure():
+        print(f"The kit will not measure the floors of the scans' exchanges: {why}.", file=sys.stderr)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     (out / "COMMIT").write_text(f"{machine.commit()}\n", encoding="utf-8")

@@ -3,7 +3,7 @@
 Both train in turn, some seconds each, so that a slow minute of the machine hits both alike and both have had
 as much time whenever it ends. Making a mini-batch is on the clock. Evaluation, after each turn, is off it, by
 the same code and with the same noise for both. Hyperparameters are the tutorial's: the defaults of
-:class:`~dmm_fast.config.TrainConfig`.
+:class:`~dmm_fast.training._config.TrainConfig`.
 """
 
 import argparse

@@ -24,6 +24,7 @@ from benchmarks.contestants import (
     starting_parameters,
 )
 from benchmarks.correctness import Verdict
+from benchmarks.draws import Sizes
 from benchmarks.gate import gate
 from benchmarks.memory import memory
 from benchmarks.precision import multiplied_in
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"JAX is left out: {why_not}")
     ours = [c for c in CONTESTANTS if c in OURS]
     everyone = [*(c for c in CONTESTANTS if c not in ours), *jax, *ours]
-    results |= measure_errors(suite.errors_of, device, errors.QUICK if args.quick else errors.Sizes())
+    results |= measure_errors(suite.errors_of, device, errors.QUICK if args.quick else Sizes())
     results["not_run"] = []
     for case in to_run:
         verdicts, rows = run_case(args.suite, case, taking_part(case, everyone), device)
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if all(row["ok"] for row in results["correctness"] + results.get("errors", [])) else 1
 
 
-def measure_errors(backends: Sequence[str], device: torch.device, sizes: errors.Sizes) -> dict[str, Any]:
+def measure_errors(backends: Sequence[str], device: torch.device, sizes: Sizes) -> dict[str, Any]:
     """``errors`` and what they are about; nothing where a backend computes no op in this build."""
     rows: list[errors.ErrorRow] = []
     for name in backends:

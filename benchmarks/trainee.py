@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from benchmarks.baseline import BaselineDMM, tutorial_mini_batch
 from benchmarks.racer import OPTIMIZER
-from dmm_fast.config import TrainConfig
 from dmm_fast.data import Dataset, SequenceSet
-from dmm_fast.graphed import Capturer
 from dmm_fast.infer import GraphedSVI, evaluate_elbo, evaluate_importance_nll
+from dmm_fast.infer._graphed_svi import Capturer
 from dmm_fast.model import DMM
 from dmm_fast.optim import PyroClippedAdam
+from dmm_fast.training import TrainConfig
 
 EVALUATION_SEED, PARTICLES = 1, 100
 

@@ -11,8 +11,6 @@
 namespace dmm {
 namespace {
 
-using Tensors = std::vector<Tensor>;
-
 // Whether the elements of `t` fill its memory without a gap, in whatever order of dimensions.
 bool is_dense(const Tensor& t) {
   std::vector<std::pair<int64_t, int64_t>> dims;
@@ -81,7 +79,8 @@ void check(const Lists& a) {
 
 void clipped_adam(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, int64_t step, double lr,
                   double beta1, double beta2, double eps, double weight_decay, double clip_norm,
-                  bool centered_variance, Tensors steps, Tensors lrs) {
+                  bool centered_variance, Tensors steps, Tensors lrs, std::string backend) {
+  check_backend(backend);
   const Lists lists{params, grads, exp_avgs, exp_avg_sqs, steps, lrs};
   check(lists);
   if (params.empty()) return;
@@ -105,8 +104,8 @@ void clipped_adam(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_a
 }
 
 #ifdef DMM_FAST_CUDA
-void clipped_adam_cuda(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, int64_t step,
-                       double lr, double beta1, double beta2, double eps, double weight_decay, double clip_norm,
+void launch_clipped_adam(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, int64_t step,
+                         double lr, double beta1, double beta2, double eps, double weight_decay, double clip_norm,
                        bool centered_variance, Tensors steps, Tensors lrs) {
   check({params, grads, exp_avgs, exp_avg_sqs, steps, lrs});
   if (params.empty()) return;
@@ -135,16 +134,9 @@ void clipped_adam_cuda(Tensors params, Tensors grads, Tensors exp_avgs, Tensors 
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(dmm_fast, m) {
-  m.def(
-      "clipped_adam(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs,"
-      " int step, float lr, float beta1, float beta2, float eps, float weight_decay, float clip_norm,"
-      " bool centered_variance, Tensor[] steps, Tensor[] lrs) -> ()");
-}
-
 STABLE_TORCH_LIBRARY_IMPL(dmm_fast, CPU, m) { m.impl("clipped_adam", TORCH_BOX(&clipped_adam)); }
 #ifdef DMM_FAST_CUDA
-STABLE_TORCH_LIBRARY_IMPL(dmm_fast, CUDA, m) { m.impl("clipped_adam", TORCH_BOX(&clipped_adam_cuda)); }
+STABLE_TORCH_LIBRARY_IMPL(dmm_fast, CUDA, m) { m.impl("_launch_clipped_adam", TORCH_BOX(&launch_clipped_adam)); }
 #endif
 
 }  // namespace dmm

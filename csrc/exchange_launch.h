@@ -1,14 +1,10 @@
 // Launches of kernels whose blocks wait for one another.
 #pragma once
 
-#include "cuda/hang.h"
 #include "cuda_stream.h"
+#include "hangs.h"
 
 namespace dmm {
-
-// Raises if an earlier launch on the current device, of that index, left a record of a hang. Returns the record that
-// the launch named `call` reports to. A captured launch keeps it: it stays valid for the life of the process.
-cuda::HangReport hang_report(int32_t device, const std::string& call);
 
 // Runs `launch(args, stream)` on the tensor's own device; an error of it becomes an exception that begins with `call`.
 template <class Args, class Launch>

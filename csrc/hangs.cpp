@@ -1,17 +1,18 @@
-// Reports of kernels whose waits for other blocks timed out, raised as exceptions.
+#include "hangs.h"
+
 #include "checks.h"
 #ifdef DMM_FAST_CUDA
 #include <map>
 #include <mutex>
 
-#include "exchange_launch.h"
 #include "hang_text.h"
 #endif
 
 namespace dmm {
-namespace {
 
 #ifdef DMM_FAST_CUDA
+namespace {
+
 // One per process, and never destroyed: a kernel may still write to its record when the process ends.
 struct Hangs {
   std::mutex mutex;
@@ -33,11 +34,10 @@ std::string take(const Hangs& all, int32_t device, cuda::HangRecord& record) {
   __atomic_store_n(&record.state, static_cast<unsigned>(cuda::kNoHang), __ATOMIC_RELEASE);
   return text;
 }
-#endif
 
-// Does not wait for the device, so that it finds what was recorded until now.
+}  // namespace
+
 void check_hangs() {
-#ifdef DMM_FAST_CUDA
   Hangs& all = hangs();
   const std::lock_guard<std::mutex> lock(all.mutex);
   std::string found;
@@ -47,12 +47,8 @@ void check_hangs() {
     found += text;
   }
   STD_TORCH_CHECK(found.empty(), found);
-#endif
 }
 
-}  // namespace
-
-#ifdef DMM_FAST_CUDA
 cuda::HangReport hang_report(int32_t device, const std::string& call) {
   Hangs& all = hangs();
   const std::lock_guard<std::mutex> lock(all.mutex);
@@ -68,11 +64,8 @@ cuda::HangReport hang_report(int32_t device, const std::string& call) {
   if (is_new) all.calls.push_back(&entry->first);
   return {record, entry->second};
 }
+#else
+void check_hangs() {}  // no kernel waits for others
 #endif
-
-STABLE_TORCH_LIBRARY_FRAGMENT(dmm_fast, m) { m.def("_check_hangs() -> ()"); }
-
-// No tensor comes with this call, so there is no device to choose by.
-STABLE_TORCH_LIBRARY_IMPL(dmm_fast, CompositeExplicitAutograd, m) { m.impl("_check_hangs", TORCH_BOX(&check_hangs)); }
 
 }  // namespace dmm

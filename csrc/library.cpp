@@ -10,7 +10,8 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
-#include "cpu/team.h"
+#include "cpu/barrier.h"
+#include "hangs.h"
 
 namespace dmm {
 namespace cpu {
@@ -111,6 +112,7 @@ std::string cuda_architectures() {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(dmm_fast, m) {
+  m.def("_check_hangs() -> ()");
   m.def("_cuda_architectures() -> str");
   m.def("_instruction_set() -> str");
   m.def("_parts_of_last_op() -> int");
@@ -120,6 +122,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dmm_fast, m) {
 
 // No tensor comes with these calls, so there is no device to choose by.
 STABLE_TORCH_LIBRARY_IMPL(dmm_fast, CompositeExplicitAutograd, m) {
+  m.impl("_check_hangs", TORCH_BOX(&check_hangs));
   m.impl("_cuda_architectures", TORCH_BOX(&cuda_architectures));
   m.impl("_instruction_set", TORCH_BOX(&instruction_set));
   m.impl("_parts_of_last_op", TORCH_BOX(&parts_of_last_op));

@@ -3,6 +3,7 @@
 import inspect
 import os
 import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -84,15 +85,35 @@ def lengths(value: object, batch: int, T: int, device: torch.device, minimum: in
         or value.dtype != torch.int64
         or tuple(value.shape) != (batch,)
         or value.device != device
-        or value.layout != torch.strided
     ):
         fail("lengths", f"int64 of shape ({batch},) on {device}", describe(value))
-    if values_are_readable(value) and batch > 0:
-        low, high = (int(v) for v in value.aminmax())
+    if batch > 0 and values_are_readable(value):
+        low, high = extremes(value)
         if low < minimum or high > T:
             bad = low if low < minimum else high
             fail("lengths", f"values between {minimum} and T = {T}", str(bad))
     return value
+
+
+# The tensor of integers that was read last, its version then, and its extremes.
+_last_read: tuple[Any, int, tuple[int, int]] | None = None
+
+
+def extremes(value: Tensor) -> tuple[int, int]:
+    """The smallest and the largest of some integers, read anew only if ``value`` has changed since.
+
+    A training step asks about the same lengths in the guide and in the model. A change through memory that
+    is shared with another library is not noticed; compiled ops check the lengths that they use again.
+    """
+    global _last_read
+    # How often it has been changed in place, which torch does not count for tensors of inference mode.
+    version = -1 if value.is_inference() else value._version
+    known = _last_read
+    if known is not None and known[0]() is value and known[1] == version >= 0:
+        return known[2]
+    low, high = (int(v) for v in value.aminmax())
+    _last_read = weakref.ref(value), version, (low, high)
+    return low, high
 
 
 def nonempty(name: str, tensor: Tensor, dims: dict[str, int]) -> None:
@@ -103,35 +124,39 @@ def nonempty(name: str, tensor: Tensor, dims: dict[str, int]) -> None:
 
 
 def weights(
-    values: tuple[Tensor, ...], spec: str, like_tensor: Tensor, like_name: str, **sizes: int
-) -> dict[str, int]:
-    """Check a named tuple of weights against ``spec``, one word of size letters for each field.
+    name: str,
+    values: object,
+    kind_of: type[Any],
+    words: Sequence[str],
+    like_tensor: Tensor,
+    like_name: str,
+    sizes: dict[str, int],
+) -> None:
+    """Check a named tuple of weights against one word of size letters for each field.
 
-    ``sizes`` fixes the letters that are known; the others are taken from where they first appear and
-    returned with them, e.g. ``spec="RZ R"`` with ``Z=100`` checks ``[R, 100]`` and ``[R]``.
+    ``sizes`` fixes the letters that are known; the others are put into it where they first appear, e.g.
+    ``words=("RZ", "R")`` with ``sizes={"Z": 100}`` checks ``[R, 100]`` and ``[R]``.
     """
-    fields = getattr(values, "_fields", None)
-    words = spec.split()
-    if fields is None or len(fields) != len(words):
-        fail("weights", f"a named tuple of {len(words)} tensors", describe(values), TypeError)
-    for field, word, tensor in zip(fields, words, values, strict=True):
-        like(f"weights.{field}", tensor, like_tensor, like_name)
+    kind(name, values, kind_of)
+    for field, word, tensor in zip(kind_of._fields, words, values, strict=True):  # type: ignore[call-overload]
+        like(f"{name}.{field}", tensor, like_tensor, like_name)
         if tensor.dim() == len(word):
             for letter, size in zip(word, tensor.shape, strict=True):
                 sizes.setdefault(letter, size)
-        shape(f"weights.{field}", tensor, [sizes.get(letter, -1) for letter in word])
-    return sizes
+        shape(f"{name}.{field}", tensor, [sizes.get(letter, -1) for letter in word])
 
 
-def observation_mask(name: str, mask: Tensor | None, x: Tensor) -> None:
-    """Check a mask of ``x [..., B, T, D]``: bool or floating, ``[B, T]`` or ``[B, T, D]``."""
+def observation_mask(
+    name: str, mask: Tensor | None, shape: tuple[int, int, int], device: torch.device
+) -> None:
+    """Check a mask of observations ``[B, T, D]``: ``[B, T]`` or ``[B, T, D]``, bool or floating."""
     if mask is None:
         return
-    B, T, D = x.shape[-3:]
+    B, T, D = shape
     if not isinstance(mask, Tensor) or tuple(mask.shape) not in ((B, T), (B, T, D)):
         fail(name, f"shape ({B}, {T}) or ({B}, {T}, {D})", describe(mask))
-    if mask.device != x.device or mask.layout != torch.strided:
-        fail(name, f"a tensor on {x.device}", describe(mask))
+    if mask.device != device or mask.layout != torch.strided:
+        fail(name, f"a tensor on {device}", describe(mask))
     if values_are_readable(mask) and mask.dtype != torch.bool:
         strange = mask[(mask != 0) & (mask != 1)]
         if strange.numel():
@@ -149,10 +174,18 @@ def broadcastable(name: str, tensor: Tensor, target: Sequence[int], layout: str)
 
 def sequences(name: str, tensor: Tensor) -> tuple[int, int, int]:
     """Check a floating ``[..., B, T, D]`` with at least one step, and return ``B, T, D``."""
-    floating(name, tensor)
-    trailing(name, tensor, (-1, -1, -1), "[..., B, T, D]")
+    fits = (
+        isinstance(tensor, Tensor)
+        and tensor.is_floating_point()
+        and tensor.layout == torch.strided
+        and tensor.dim() > 2
+        and tensor.shape[-2] > 0
+    )
+    if not fits:  # which is asked for one by one
+        floating(name, tensor)
+        trailing(name, tensor, (-1, -1, -1), "[..., B, T, D]")
+        nonempty(name, tensor, {"T": tensor.shape[-2]})
     B, T, D = tensor.shape[-3:]
-    nonempty(name, tensor, {"T": T})
     return B, T, D
 
 
@@ -252,11 +285,15 @@ def int_between(name: str, value: object, least: int, most: int = LARGEST_INT) -
 
 def size(name: str, value: object) -> int:
     """Check that ``value`` is a positive integer that a dimension of a tensor may have."""
+    if type(value) is int and 1 <= value <= LARGEST_SIZE:
+        return value
     return int_between(name, value, 1, LARGEST_SIZE)
 
 
 def sizes(name: str, value: object) -> torch.Size:
     """Check a sequence of sizes, such as a sample shape; it may be empty, and so may be a dimension."""
+    if isinstance(value, tuple | list) and all(type(n) is int and 0 <= n <= LARGEST_SIZE for n in value):
+        return torch.Size(value)
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         fail(name, "a sequence of sizes", describe(value), TypeError)
     if torch._C._get_tracing_state():  # sizes are tensors then

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dmm_fast import BackendError, __version__
-from dmm_fast.console import FIGURES, complain, discard
+from dmm_fast._console import FIGURES, complain, discard
 
 EXTRAS = ("matplotlib", "mido", "safetensors", "scipy", "tensorboard", "tqdm")
 """Packages that ``pip install 'dmm-fast[cli]'`` adds."""
@@ -99,14 +99,14 @@ class _Parser(argparse.ArgumentParser):
 def _run(arguments: Sequence[str]) -> int:
     args = build_parser().parse_args(arguments)
     # Here and not above: `dmm-fast --help` needs neither the extras nor the time to import them.
-    from dmm_fast import commands
+    from dmm_fast import _commands
 
     if getattr(args, "threads", None) is not None:
-        commands.set_threads(args.threads)
+        _commands.set_threads(args.threads)
     if args.command == "train" and args.resume:
         # The run's own settings are the defaults; what is given in spite of them is compared.
-        args = build_parser(commands.settings_to_resume(args)).parse_args(arguments)
-    return commands.COMMANDS[args.command](args)
+        args = build_parser(_commands.settings_to_resume(args)).parse_args(arguments)
+    return _commands.COMMANDS[args.command](args)
 
 
 def _add_example_flags(train: argparse.ArgumentParser) -> None:

@@ -14,7 +14,11 @@ from pyro.poutine.scale_messenger import ScaleMessenger
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from dmm_fast import arguments, check, handlers
+from dmm_fast import _arguments, _handlers, check
+from dmm_fast._minibatch import MiniBatch, validate_mini_batch
+from dmm_fast._parameters import register
+from dmm_fast._recurrent import read_backward
+from dmm_fast._units import make_room, units_of
 from dmm_fast.distributions import (
     BernoulliEmission,
     GaussianEmission,
@@ -31,10 +35,6 @@ from dmm_fast.nn import (
     NotFusedWarning,
     why_not_fused,
 )
-from dmm_fast.observations import Observations, observe
-from dmm_fast.parameters import register
-from dmm_fast.recurrent import read_backward
-from dmm_fast.units import make_room, units_of
 
 
 class _Annealing(ScaleMessenger):
@@ -120,7 +120,7 @@ class DMM(nn.Module):
         validate_args: bool | None = None,
     ) -> None:
         super().__init__()
-        arguments.check_constructor(
+        _arguments.check_constructor(
             input_dim=input_dim,
             z_dim=z_dim,
             num_layers=num_layers,
@@ -182,18 +182,18 @@ class DMM(nn.Module):
             ValueError: an argument that does not fit; the message names it.
         """
         register("dmm", self)
-        given = self.observe(mini_batch, mini_batch_reversed, mini_batch_mask, mini_batch_seq_lengths)
-        annealing_factor = arguments.check_annealing_factor(annealing_factor, given.lengths.shape[0])
-        plate = handlers.rows_plate(given.lengths.shape[0])
-        drawn = handlers.replayed_sites()
+        batch = self.mini_batch(mini_batch, mini_batch_reversed, mini_batch_mask, mini_batch_seq_lengths)
+        annealing_factor = _arguments.check_annealing_factor(annealing_factor, batch.lengths.shape[0])
+        plate = _handlers.rows_plate(batch.lengths.shape[0])
+        drawn = _handlers.replayed_sites()
         if "z" not in drawn and ("z_1" in drawn or self.per_step_sites):
             with plate:
-                return list(self._model_steps(given, annealing_factor))
-        handlers.refuse_enumeration()
+                return list(self._model_steps(batch, annealing_factor))
+        _handlers.refuse_enumeration()
         with _Annealing(annealing_factor), plate:
-            z = pyro.sample("z", self.prior(given.lengths, given.T))
+            z = pyro.sample("z", self.prior(batch.lengths, batch.T))
         with plate:
-            x: Tensor = pyro.sample("obs_x", self.emission(z, given.lengths, given.mask), obs=given.x)
+            x: Tensor = pyro.sample("obs_x", self.emission(z, batch.lengths, batch.mask), obs=batch.x)
         return x
 
     def guide(
@@ -210,30 +210,30 @@ class DMM(nn.Module):
             The drawn z, ``[..., B, T, Z]``; with ``per_step_sites`` the list of z_t.
         """
         register("dmm", self)
-        batch = (mini_batch, mini_batch_reversed, mini_batch_mask, mini_batch_seq_lengths)
-        given = self.observe(*batch)
-        annealing_factor = arguments.check_annealing_factor(annealing_factor, given.lengths.shape[0])
-        h = self.encode(given)
-        plate = handlers.rows_plate(given.lengths.shape[0])
-        if self.per_step_sites or self._own_model_has_step_sites(*batch, annealing_factor):
+        tensors = (mini_batch, mini_batch_reversed, mini_batch_mask, mini_batch_seq_lengths)
+        batch = self.mini_batch(*tensors)
+        annealing_factor = _arguments.check_annealing_factor(annealing_factor, batch.lengths.shape[0])
+        h = self.encode(batch)
+        plate = _handlers.rows_plate(batch.lengths.shape[0])
+        if self.per_step_sites or self._own_model_has_step_sites(*tensors, annealing_factor):
             with plate:
-                return list(self._guide_steps(given, h, annealing_factor))
-        handlers.refuse_enumeration()
+                return list(self._guide_steps(batch, h, annealing_factor))
+        _handlers.refuse_enumeration()
         with _Annealing(annealing_factor), plate:
-            z: Tensor = pyro.sample("z", self.posterior(h, given.lengths))
+            z: Tensor = pyro.sample("z", self.posterior(h, batch.lengths))
         return z
 
-    def encode(self, given: Observations) -> Tensor:
-        """``h [B, T, H]``: what the inference network makes of x_{t:T}, for observations of this model."""
-        check.kind("given", given, Observations)
-        if given.x is None:
+    def encode(self, batch: MiniBatch) -> Tensor:
+        """The inference network's ``h [B, T, H]``, of x_{t:T}, for what :meth:`mini_batch` returns."""
+        check.kind("batch", batch, MiniBatch)
+        if batch.x is None:
             check.fail("mini_batch", "data for the guide to condition on", "None")
-        x = given.x
+        x = batch.x
         if (units := self._units()) is not None:
-            x = torch.where(given.observed, (x - units.loc) / units.scale, 0.0)
+            x = torch.where(batch.observed, (x - units.loc) / units.scale, 0.0)
         if not isinstance(self.rnn, InferenceNetwork):
             self._say_not_fused("rnn", f"it is a {type(self.rnn).__name__}")
-        return read_backward(self.rnn, x, self.h_0.flatten(), given.lengths)
+        return read_backward(self.rnn, x, self.h_0.flatten(), batch.lengths)
 
     def prior(self, lengths: Tensor, T: int) -> MarkovPrior:
         """p(z_{1:T}) for rows of the given lengths in a batch of ``T`` steps."""
@@ -282,15 +282,15 @@ class DMM(nn.Module):
         units = units_of(sequences, lengths, mask, self.input_dim, self.z_0.dtype)
         self.x_loc, self.x_scale = (each.to(self.z_0.device) for each in units)
 
-    def observe(
+    def mini_batch(
         self,
         mini_batch: Tensor | None,
         mini_batch_reversed: Tensor | PackedSequence | None = None,
         mini_batch_mask: Tensor | None = None,
         mini_batch_seq_lengths: Tensor | None = None,
-    ) -> Observations:
+    ) -> MiniBatch:
         """Check a mini-batch against this model; arguments and errors as for :meth:`model`."""
-        return observe(
+        return validate_mini_batch(
             mini_batch,
             mini_batch_reversed,
             mini_batch_mask,
@@ -298,7 +298,7 @@ class DMM(nn.Module):
             input_dim=self.input_dim,
             like=self.z_0,
             boolean=not self._is_gaussian,
-            rows=handlers.rows_in(mini_batch),
+            rows=_handlers.rows_in(mini_batch),
             validate=self.validate_args,
         )
 
@@ -346,14 +346,14 @@ class DMM(nn.Module):
                 got = f"{type(self).__name__}.{name}(), which is of whole sequences"
                 check.fail("per_step_sites", f"False where {name}() is overridden", got)
 
-    def _model_steps(self, given: Observations, annealing_factor: float | Tensor) -> Iterator[Tensor]:
+    def _model_steps(self, batch: MiniBatch, annealing_factor: float | Tensor) -> Iterator[Tensor]:
         """Sites ``z_t`` and ``obs_x_t`` for t = 1 .. T; yields each x_t."""
         self._check_not_overridden("prior", "emission")
-        z_prev = self.z_0.expand(given.lengths.shape[0], -1)
-        valid = given.valid.unsqueeze(-1).unbind(1)
-        observed = given.observed.unbind(1)
-        x = [None] * given.T if given.x is None else given.x.unbind(1)
-        for t in pyro.markov(range(1, given.T + 1)):
+        z_prev = self.z_0.expand(batch.lengths.shape[0], -1)
+        valid = batch.valid.unsqueeze(-1).unbind(1)
+        observed = batch.observed.unbind(1)
+        x = [None] * batch.T if batch.x is None else batch.x.unbind(1)
+        for t in pyro.markov(range(1, batch.T + 1)):
             prior = dist.Normal(*self.trans(z_prev)).mask(valid[t - 1]).to_event(1)
             with poutine.scale(scale=annealing_factor):
                 z_prev = pyro.sample(f"z_{t}", prior)
@@ -369,15 +369,13 @@ class DMM(nn.Module):
             loc, scale = units.loc + units.scale * loc, units.scale * scale
         return dist.Normal(loc, scale)
 
-    def _guide_steps(
-        self, given: Observations, h: Tensor, annealing_factor: float | Tensor
-    ) -> Iterator[Tensor]:
+    def _guide_steps(self, batch: MiniBatch, h: Tensor, annealing_factor: float | Tensor) -> Iterator[Tensor]:
         """Sites ``z_t`` for t = 1 .. T; yields each z_t."""
         self._check_not_overridden("posterior")
-        z_prev = self.z_q_0.expand(given.lengths.shape[0], -1)
-        valid = given.valid.unbind(1)
+        z_prev = self.z_q_0.expand(batch.lengths.shape[0], -1)
+        valid = batch.valid.unbind(1)
         h_steps = h.unbind(1)
-        for t in pyro.markov(range(1, given.T + 1)):
+        for t in pyro.markov(range(1, batch.T + 1)):
             loc, scale = self.combiner(z_prev, h_steps[t - 1])
             posterior = dist.Normal(loc, scale + self.min_scale)
             if self.iafs:

@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from dmm_fast import check, ops
+from dmm_fast._recurrent import InferenceNetwork
 from dmm_fast.ops import (
     CombinerWeights,
     EmitterWeights,
     GaussianEmitterWeights,
     TransitionWeights,
 )
-from dmm_fast.recurrent import InferenceNetwork as InferenceNetwork
+
+__all__ = ["Combiner", "Emitter", "GatedTransition", "GaussianEmitter", "InferenceNetwork"]
 
 _FORMER_NAMES = {
     "lin_z_to_mu": "lin_z_to_loc",

@@ -2,7 +2,6 @@
 
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any
 
@@ -10,43 +9,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmm_fast import native, ops, reference
-from dmm_fast.ops import BackendError, backend
-from tests.cases import OPS, TINY, Case
+from benchmarks.errors import Results, bound, evaluate
+from benchmarks.errors import relative_error as error
+from dmm_fast import ops, reference
+from dmm_fast.ops import _backends
+from dmm_fast.ops.schema import OPS
+from tests.cases import TINY, Case
 from tests.device import DEVICE
 from tests.inputs import Inputs, build, differentiable, hidden, lay_out, tensors
 
-Results = dict[str, Tensor]
-
-# A float32 backend may be this much further from the truth than eager PyTorch is ...
-EAGER_FACTOR = 3.0
-# ... and where eager PyTorch is lucky, as on a single number, this far in units of eps.
-FLOOR_EPS = 8.0
-# ... and as far again on processors without a fused multiply-add, where every product is rounded too.
-UNFUSED_FACTOR = 2.0
 DOUBLE_BOUND = 1e-12
 
 
 def backends_for(op_name: str, device: str = DEVICE) -> list[str]:
     """The backends that compute the op on the device in this build."""
-    able = []
-    for name in ops.BACKENDS:
-        with ops.use_backend(name):
-            try:
-                able.append(backend.chosen(op_name, device))
-            except BackendError:
-                continue
-    return able
+    able = _backends.candidates(op_name, device, torch.float32)
+    return [name for name in ops.BACKENDS if name in able]
 
 
 def dtypes_for(op_name: str, backend_name: str, device: str = DEVICE) -> list[torch.dtype]:
     """Which of float32 and float64 a backend computes the op in."""
-    able = []
-    for dtype in (torch.float32, torch.float64):
-        with ops.use_backend(backend_name), suppress(BackendError):
-            backend.chosen(op_name, device, dtype)
-            able.append(dtype)
-    return able
+    both = (torch.float32, torch.float64)
+    return [dtype for dtype in both if backend_name in _backends.candidates(op_name, device, dtype)]
 
 
 def incoming_gradients(outputs: tuple[Tensor, ...], case: Case) -> list[Tensor | None]:
@@ -66,36 +50,6 @@ def incoming_gradients(outputs: tuple[Tensor, ...], case: Case) -> list[Tensor |
     return gradients[:1] + [None] * (len(outputs) - 1) if case.incoming == "partial" else gradients
 
 
-def evaluate(
-    function: Callable[..., Any],
-    inputs: Inputs,
-    gradients_for: Callable[[tuple[Tensor, ...]], list[Tensor | None]],
-    only: str | None = None,
-) -> tuple[tuple[Tensor, ...], Results]:
-    """The outputs of ``function(**inputs)`` and the gradient of each differentiable input.
-
-    ``only`` names the one input to differentiate by, None takes them all.
-    """
-    wanted = {n: t for n, t in differentiable(inputs).items() if only in (None, n)}
-    for tensor in wanted.values():
-        tensor.requires_grad_()
-    outputs = function(**inputs)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    pairs = zip(outputs, gradients_for(outputs), strict=True)
-    used = [(o, gradient) for o, gradient in pairs if gradient is not None and o.requires_grad]
-    gradients = torch.autograd.grad(
-        [output for output, _ in used],
-        list(wanted.values()),
-        [gradient for _, gradient in used],
-        allow_unused=True,
-    )
-    named = zip(wanted.items(), gradients, strict=True)
-    return (
-        tuple(output.detach() for output in outputs),
-        {name: torch.zeros_like(t) if g is None else g for (name, t), g in named},
-    )
-
-
 def results(function: Callable[..., Any], case: Case, inputs: Inputs, only: str | None = None) -> Results:
     """Outputs and gradients by name, for the incoming gradients of the case."""
     outputs, gradients = evaluate(function, inputs, partial(incoming_gradients, case=case), only)
@@ -108,14 +62,6 @@ def eager(op_name: str, case: Case, dtype: torch.dtype) -> Results:
     """What eager PyTorch makes of the case on a CPU; in float64 this is the truth."""
     inputs = build(op_name, case, dtype, "cpu")
     return results(getattr(reference, op_name), case, inputs)
-
-
-def error(value: Tensor, truth: Tensor) -> float:
-    """The norm of the difference relative to the norm of the truth; 0 for two zeros."""
-    truth = truth.cpu()
-    difference = (value.cpu().double() - truth).norm().item()
-    norm = truth.norm().item()
-    return difference / norm if norm > 0 else (0.0 if difference == 0 else float("inf"))
 
 
 def run_backend(op_name: str, inputs: Inputs, case: Case, name: str, only: str | None = None) -> Results:
@@ -154,15 +100,11 @@ def compare(
         if (value.shape, value.dtype, value.device.type) != (expected.shape, dtype, device):
             faults.append(f"{name}: {value.dtype} {tuple(value.shape)} on {value.device}")
             continue
-        bound = DOUBLE_BOUND
-        if dtype != torch.float64:
-            floor = FLOOR_EPS * torch.finfo(dtype).eps
-            if native.instruction_set() == "baseline":
-                floor *= UNFUSED_FACTOR
-            bound = max(floor, EAGER_FACTOR * error(yardstick[name], expected))
+        double = dtype == torch.float64
+        most = DOUBLE_BOUND if double else bound(error(yardstick[name], expected), dtype)
         off = error(value, expected)
-        if not off <= bound:
-            faults.append(f"{name}: relative error {off:.2e}, bound {bound:.2e}")
+        if off > most:
+            faults.append(f"{name}: relative error {off:.2e}, bound {most:.2e}")
     faults += _traces(op_name, inputs, got)
     if faults:
         raise AssertionError("\n".join([f"{op_name}, {case.name}, {backend_name}:", *faults]))
@@ -181,7 +123,7 @@ def _traces(op_name: str, inputs: Inputs, got: Results) -> list[str]:
         entries = hidden(op, inputs, name, gradient)
         if entries is not None and gradient[entries].count_nonzero():
             faults.append(f"gradient of {name}: not zero at what is invalid or masked")
-    for k, spec in enumerate(op.outputs):
+    for k, spec in enumerate(op.outputs.values()):
         if op.is_sequence and "T" in spec:
             output = got[f"output {k}"]
             valid = reference.valid_steps(inputs["lengths"], output.shape[-2])

@@ -6,11 +6,15 @@ Everything but the kernels is what runs on a GPU: the ops' Python, the plans, th
 of the ops then offer the backend on the CPU like any other.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from dmm_fast.ops.schema import OTHERS
+from dmm_fast.ops.schema._signature import Signature, sizes_in
 
 emulator: Any  # the module that build.ninja makes, which is on the path
 options: Any
@@ -28,17 +32,16 @@ def install() -> None:
     import dmm_emulator
 
     from dmm_fast.cuda import lane_tiles, plan, rnn_plans
-    from dmm_fast.ops import backend
+    from dmm_fast.ops import _backends, _registry
 
     emulator, options = dmm_emulator, dmm_emulator.Options()
-    for op in (
-        rnn_scan_steps,
-        rnn_scan_steps_backward,
-        combiner_scan_steps,
-        combiner_scan_steps_backward,
-    ):
-        _library.impl(op.__name__, op)
-    backend._PREFERENCE["cpu"] = (*backend._PREFERENCE["cpu"], "cuda")
+    for signature in OTHERS.values():
+        if signature.name == "_launch_clipped_adam":
+            _library.impl(signature.name, _clipped_adam(signature))
+        elif signature.name.startswith("_launch"):
+            _library.impl(signature.name, _launch(signature))
+    _backends.PREFERENCE["cpu"] = (*_backends.PREFERENCE["cpu"], "cuda")
+    _registry.route_on("cpu")
     for module in (plan, rnn_plans, lane_tiles):
         vars(module)["kernels"] = kernels  # those that the emulator was compiled with
 
@@ -48,46 +51,43 @@ def kernels(kind: str) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(map(int, sizes.split(","))) for sizes in emulator.scan_kernels(kind).split())
 
 
-def rnn_scan_steps(
-    x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str, plan: list[int]
-) -> Tensor:
-    h = x_proj.new_full(x_proj.shape, float("nan"))
-    if h.numel():
-        emulator.rnn_scan(x_proj, w_hh, h_0, lengths, nonlinearity == "tanh", plan, h, options)
-    return h
+def _clipped_adam(signature: Signature) -> Callable[..., None]:
+    """Make the function that launches a step of Adam, on the memory of the tensors."""
 
-
-def rnn_scan_steps_backward(
-    dh: Tensor, h: Tensor, w_hh: Tensor, lengths: Tensor, nonlinearity: str, plan: list[int]
-) -> tuple[Tensor, Tensor]:
-    dx_proj = h.new_full(h.shape, float("nan"))
-    dh_0 = h.new_full((*h.shape[:2], h.shape[3]), float("nan"))
-    if dh_0.numel():
-        is_tanh = nonlinearity == "tanh"
-        emulator.rnn_scan_backward(dh, h, w_hh, lengths, is_tanh, plan, dx_proj, dh_0, options)
-    return dx_proj, dh_0
-
-
-def combiner_scan_steps(
-    base: Tensor, eps: Tensor, z_q_0: Tensor, w_z: Tensor, b_z: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *rest, keep_g = rest
-    z, loc, pre_scale = (eps.new_full(eps.shape, float("nan")) for _ in range(3))
-    g = eps.new_full((*eps.shape[:3], len(w_z)) if keep_g else (0,), float("nan"))
-    if z.numel():
-        base, b_z = base.contiguous(), b_z.contiguous()
-        emulator.combiner_scan(base, eps, z_q_0, w_z, b_z, *rest, z, loc, pre_scale, g, options)
-    return z, loc, pre_scale, g
-
-
-def combiner_scan_steps_backward(
-    dz: Tensor, dloc: Tensor, dpre_scale: Tensor, eps: Tensor, pre_scale: Tensor, g: Tensor, *rest: Any
-) -> tuple[Tensor, ...]:
-    P, B, T, Z = eps.shape
-    shapes = (g.shape, g.shape, (P, B, T, 2 * Z), eps.shape, (P, B, Z))
-    made = tuple(eps.new_full(shape, float("nan")) for shape in shapes)
-    if P * B * Z:
-        emulator.combiner_scan_backward(
-            dz, dloc, dpre_scale, eps, pre_scale, g.contiguous(), *rest, *made, options
+    def launch(*values: Any) -> None:
+        given = zip(signature.arguments, values, strict=True)
+        emulator.clipped_adam(
+            **{a.name: [t.numpy() for t in value] if a.kind == "tensors" else value for a, value in given}
         )
-    return made
+
+    return launch
+
+
+def _launch(signature: Signature) -> Callable[..., Any]:
+    """Make the function that launches a scan. Results that no thread writes are NaN."""
+    name = signature.name.removeprefix("_launch_")
+    run = getattr(emulator, name)
+
+    def launch(*values: Any) -> Tensor | tuple[Tensor, ...]:
+        given = dict(zip((a.name for a in signature.flat_arguments), values, strict=True))
+        tensors = [a for a in signature.flat_arguments if a.kind == "tensor" and "(" not in a.dims]
+        sizes = {letter: n for a in tensors for letter, n in zip(a.dims, given[a.name].shape, strict=True)}
+        like = given[tensors[0].name]
+        made = {}
+        for result in signature.flat_results:
+            wanted = given.get(f"keep_{result.name}", True)
+            made[result.name] = like.new_full(_shape(result.dims, sizes) if wanted else (0,), float("nan"))
+        results = tuple(made.values())
+        if results[-1 if name.endswith("_backward") else 0].numel():
+            given.update({n: given[n].contiguous() for n in ("base", "b_z", "g") if n in given})
+            run(options, **given, **made)
+        else:
+            for tensor in results:
+                tensor.zero_()
+        return results[0] if len(results) == 1 else results
+
+    return launch
+
+
+def _shape(dims: str, sizes: dict[str, int]) -> list[int]:
+    return [sizes[size.strip("()")[-1]] * int(size.strip("()")[:-1] or 1) for size in sizes_in(dims)]

@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 from pyro.infer import SVI
 
-from dmm_fast.config import TrainConfig
 from dmm_fast.data import Dataset, chorales
-from dmm_fast.folder import BEST, LAST
 from dmm_fast.optim import PyroClippedAdam
-from dmm_fast.runlog import METRICS
-from dmm_fast.train import Trainer
+from dmm_fast.training import TrainConfig, Trainer
+from dmm_fast.training._folder import BEST, LAST
+from dmm_fast.training._runlog import METRICS
 from tests.helpers_graph import RecordedGraphs
 
 STEPS_AN_EPOCH = 3

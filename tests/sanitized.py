@@ -16,5 +16,5 @@ def pytest_sessionstart() -> None:
     loaded = [path for path in map(Path, torch.ops.loaded_libraries) if path.parent == package]
     content = b"".join(path.read_bytes() for path in loaded)
     if not all(symbol in content for symbol in SYMBOLS):
-        got = dmm_fast.native.missing or ", ".join(map(str, loaded))
+        got = dmm_fast._extension.missing or ", ".join(map(str, loaded))
         raise pytest.UsageError(f"library: expected one built with -fsanitize=address,undefined, got {got}")

@@ -14,15 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 import dmm_fast
-from dmm_fast import DMM, checkpoint, native
+from dmm_fast import DMM, _extension, training
+from dmm_fast._commands import train_config
 from dmm_fast.cli import build_parser, main
-from dmm_fast.commands import train_config
-from dmm_fast.config import TrainConfig
 from dmm_fast.cuda.measured import Case, Measurement, add
 from dmm_fast.cuda.plan import H100, rnn_plans, scan_plans
 from dmm_fast.data import chorales, save_npz
-from dmm_fast.runlog import read_metrics
-from dmm_fast.train import BEST, LAST
+from dmm_fast.training import TrainConfig, read_metrics
+from dmm_fast.training._folder import BEST, LAST
 
 # name, short name, default, and a value to give: from the parser of Pyro's examples/dmm.py.
 EXAMPLE_FLAGS: list[tuple[str, str | None, Any, str | None]] = [
@@ -236,7 +235,7 @@ def test_info_shows_how_the_scans_are_cut_up(capsys: pytest.CaptureFixture[str])
 def test_info_makes_no_plans_without_the_compiled_library(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(native, "missing", "left out on purpose")
+    monkeypatch.setattr(_extension, "missing", "left out on purpose")
     message = complaint(capsys, "info", "--plan", "20", "129", "600", "100")
     assert (
         "--plan: expected the compiled library, which knows the kernels, got left out on purpose" in message
@@ -321,9 +320,16 @@ def test_a_missing_extra_says_how_to_get_it(
     data_file: str,
     module: str,
 ) -> None:
-    for part in ("checkpoint", "commands", "gallery", "midi", "plots", "runlog", "train"):
-        monkeypatch.delitem(sys.modules, f"dmm_fast.{part}", raising=False)
-        monkeypatch.delattr(dmm_fast, part, raising=False)
+    # All are loaded first, so that all come back in the end: two copies of a class are different classes.
+    from dmm_fast.music import _gallery  # noqa: F401
+
+    parts = ("_commands", "_figures", "music", "training")
+    for name in [
+        name for name in sys.modules if name.startswith(tuple(f"dmm_fast.{part}" for part in parts))
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    for part in parts:
+        monkeypatch.delattr(dmm_fast, part)
     for name in [name for name in sys.modules if name.partition(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
@@ -358,7 +364,7 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path, data_file: str) -> 
     assert process.returncode == 130, error
     assert error.count("\n") == 1
     assert f"go on with: dmm-fast train --resume --out {out}" in error
-    assert checkpoint.load(out / LAST).epoch >= 1
+    assert training.load_checkpoint(out / LAST).epoch >= 1
 
 
 def test_a_closed_pipe_ends_training_quietly(data_file: str) -> None:

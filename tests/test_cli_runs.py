@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmm_fast import checkpoint
+from dmm_fast import training
 from dmm_fast.cli import main
 from dmm_fast.data import Dataset, SequenceSet, chorales, load, save_npz
-from dmm_fast.folder import BEST, LAST
-from dmm_fast.runlog import METRICS, read_metrics
+from dmm_fast.training import read_metrics
+from dmm_fast.training._folder import BEST, LAST
+from dmm_fast.training._runlog import METRICS
 from tests.helpers_train import stop_at
 
 SIZES = ["--z-dim", "3", "--emission-dim", "4", "--transition-dim", "5", "--rnn-dim", "6"]
@@ -177,7 +178,7 @@ def test_a_closed_terminal_saves_the_state(tmp_path: Path, data_file: str) -> No
     os.close(terminal)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 130
-    assert checkpoint.load(out / LAST).epoch >= 2
+    assert training.load_checkpoint(out / LAST).epoch >= 2
     assert not (out / ".lock").exists()
 
 
@@ -187,7 +188,7 @@ def test_real_values_are_trained_on_in_their_own_units(
     flags = ["--data", real_file, "--emission", "gaussian", "-n", "3", "-l", ""]
     for name, more in (("yes", ["--min-scale", "0.1"]), ("no", ["--no-standardize"])):
         assert main([*TINY, *flags, *more, "--out", str(tmp_path / name)]) == 0
-    yes, no = (checkpoint.load_dmm(tmp_path / name / LAST) for name in ("yes", "no"))
+    yes, no = (training.load_dmm(tmp_path / name / LAST) for name in ("yes", "no"))
     data = load(real_file).train.sequences
     assert torch.allclose(yes.x_loc, data.mean((0, 1)), rtol=1e-4)
     assert (yes.min_scale, no.min_scale, no.x_loc) == (0.1, 0.0, None)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from setuptools import Distribution
 
-from dmm_fast import native
+from dmm_fast import _extension
 
 ROOT = Path(__file__).parents[1]
 NEEDED = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
@@ -88,6 +88,7 @@ def test_without_torch_a_build_stops_and_a_source_distribution_is_made(source: P
     with tarfile.open(source / "out" / made.pop("build_sdist")) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {*NEEDED, "dmm_fast/cli.py", "csrc/library.cpp", "csrc/checks.h", "csrc/cuda/rnn_scan.cu"} <= names
+    assert not [name for name in names if "exchange_floor" in name]
     assert set(made) == set(stop)
     for message in made.values():
         assert message.startswith("stopped: dmm_fast: the build of the C++ ops finds no torch")
@@ -110,7 +111,7 @@ def test_a_pure_install_needs_neither_and_is_marked(source: Path) -> None:
     assert made["build_wheel"].endswith("-py3-none-any.whl")
     with zipfile.ZipFile(source / "out" / made["build_wheel"]) as wheel:
         names = wheel.namelist()
-    assert f"dmm_fast/{native.PURE_MARKER}" in names
+    assert f"dmm_fast/{_extension.PURE_MARKER}" in names
     assert "dmm_fast/py.typed" in names
     assert not [name for name in names if name.endswith(".so")]
 
@@ -120,7 +121,7 @@ def test_an_editable_install_is_marked_until_it_has_a_library(
 ) -> None:
     monkeypatch.setattr(setup, "HERE", tmp_path)
     monkeypatch.setattr(setup, "torch_paths", lambda: ([], []))
-    marker = tmp_path / "dmm_fast" / native.PURE_MARKER
+    marker = tmp_path / "dmm_fast" / _extension.PURE_MARKER
     marker.parent.mkdir()
     pure, library = setup.PurePython(Distribution()), setup.BuildLibrary(Distribution())
     pure.ensure_finalized()

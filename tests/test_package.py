@@ -10,6 +10,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -17,7 +18,7 @@ import dmm_fast
 from dmm_fast.cli import EXTRAS
 from dmm_fast.data import load
 
-LAZY = {*dmm_fast._LAZY_MODULES, *dmm_fast._LAZY_CLASSES}
+MODULES = ("data", "distributions", "infer", "music", "nn", "ops", "optim", "training")
 
 # What comes with Pyro is blocked after it. The download is a file of this machine.
 WITHOUT_EXTRAS = """
@@ -28,12 +29,13 @@ import pyro
 sys.modules.update(dict.fromkeys(blocked))
 
 import dmm_fast
-imported = [name for name in dmm_fast._LAZY_MODULES if f"dmm_fast.{name}" in sys.modules]
+names = ("data", "infer", "music", "optim", "training")
+imported = [name for name in names if f"dmm_fast.{name}" in sys.modules]
 print(*imported, file=sys.stderr)
 
 from dmm_fast.cli import main
 from importlib import import_module
-module = import_module("dmm_fast.data.download")
+module = import_module("dmm_fast.data._download")
 module.URL, module.BLOBS["jsb_chorales"] = f"file://{folder}/{{name}}.pickle", blob
 assert main(["info", "--json"]) == 0
 assert main(["download", "jsb_chorales", f"{folder}/data"]) == 0
@@ -61,15 +63,24 @@ def test_info_and_download_need_no_extras(tmp_path: Path) -> None:
 
 
 def test_modules_and_classes_are_there_when_they_are_used() -> None:
-    for name in dmm_fast._LAZY_MODULES:
+    for name in MODULES:
         assert getattr(dmm_fast, name) is importlib.import_module(f"dmm_fast.{name}")
     assert dmm_fast.GraphedSVI is dmm_fast.infer.GraphedSVI
     assert dmm_fast.ClippedAdam is dmm_fast.optim.ClippedAdam
     assert dmm_fast.PyroClippedAdam is dmm_fast.optim.PyroClippedAdam
-    for name in ("nn", "ops", "distributions"):
-        assert inspect.ismodule(getattr(dmm_fast, name))
-    assert {*LAZY, *dmm_fast.__all__, "nn", "ops", "distributions"} <= {*dir(dmm_fast)}
-    assert all(hasattr(dmm_fast, name) for name in dir(dmm_fast))
+    assert {*MODULES, *dmm_fast.__all__} <= {*dir(dmm_fast)}
+
+
+@pytest.mark.parametrize("name", ["", *(f".{name}" for name in MODULES)])
+def test_all_that_a_package_lists_is_there(name: str) -> None:
+    module = importlib.import_module(f"dmm_fast{name}")
+    assert all(hasattr(module, each) for each in dir(module))
+    assert {*module.__all__} <= {*dir(module)}
+
+
+def test_autotuning_is_on_or_off() -> None:
+    with pytest.raises(TypeError, match=r"^on: expected bool, got str 'yes'$"):
+        dmm_fast.autotune("yes")
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
@@ -77,11 +88,12 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = dmm_fast.nonsense
 
 
-def test_type_checkers_see_what_is_imported_lazily() -> None:
-    tree = ast.parse(inspect.getsource(dmm_fast))
+@pytest.mark.parametrize("package", [dmm_fast, dmm_fast.training])
+def test_type_checkers_see_what_is_imported_lazily(package: ModuleType) -> None:
+    tree = ast.parse(inspect.getsource(package))
     (branch,) = [node for node in tree.body if isinstance(node, ast.If)]
     imports = [node for node in branch.body if isinstance(node, ast.ImportFrom)]
-    assert {alias.name for node in imports for alias in node.names} == LAZY
+    assert {alias.name for node in imports for alias in node.names} == {*package._HOMES}
 
 
 def test_python_m_is_the_command_line(

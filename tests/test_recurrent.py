@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from dmm_fast import InferenceNetwork
+from dmm_fast._recurrent import read_backward
 from dmm_fast.nn import NotFusedWarning
-from dmm_fast.recurrent import read_backward
 from tests.helpers_model import LENGTHS, SIZES, assert_close, make_batch, small_dmm
 
 D, H = SIZES["input_dim"], SIZES["rnn_dim"]
@@ -85,7 +85,7 @@ def test_the_guide_reads_with_any_network_and_says_so() -> None:
     dmm, batch = small_dmm(), make_batch()
     dmm.rnn = Lookahead()
     with pytest.warns(NotFusedWarning, match="^rnn is computed by its own forward, .*: it is a Lookahead"):
-        h = dmm.encode(dmm.observe(*batch))
+        h = dmm.encode(dmm.mini_batch(*batch))
     assert_close(h, dmm.rnn(batch.mini_batch, dmm.h_0.flatten(), batch.mini_batch_seq_lengths), 1e-6)
 
 

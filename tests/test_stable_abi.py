@@ -1,4 +1,4 @@
-"""The compiled library asks of torch and of Python only what later ones keep: their stable ABIs."""
+"""The compiled libraries ask of torch and of Python only what later ones keep: their stable ABIs."""
 
 import re
 import shutil
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dmm_fast import native
+from benchmarks import exchange_floor
+from dmm_fast import _extension
 
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
@@ -63,16 +64,26 @@ def unstable_includes(source: str) -> list[str]:
 
 
 def sources() -> Iterator[Path]:
-    """All that the library is compiled from; the emulator is a module for tests of its own."""
-    return (p for p in CSRC.rglob("*.[hc]*") if p.parent.name != "emulator")
+    """All that the libraries are compiled from; the emulator is a module for tests of its own."""
+    folders = (CSRC, ROOT / "benchmarks" / "csrc")
+    files = (path for folder in folders for path in folder.rglob("*.[hc]*"))
+    return (path for path in files if path.parent.name != "emulator")
 
 
 def test_the_library_needs_only_stable_symbols() -> None:
-    if native.missing is not None:
-        pytest.skip(f"no compiled library: {native.missing}")
-    (library,) = Path(native.__file__).parent.glob("_C*.so")
+    if _extension.missing is not None:
+        pytest.skip(f"no compiled library: {_extension.missing}")
+    (library,) = Path(_extension.__file__).parent.glob("_C*.so")
     symbols = undefined_symbols(library.read_bytes())
     assert {"aoti_torch_get_dtype", "torch_call_dispatcher", "PyModule_Create2"} <= set(symbols)
+    assert unstable(symbols) == []
+
+
+def test_the_exchange_floor_needs_only_stable_symbols() -> None:
+    if not exchange_floor.LIBRARY.is_file():
+        pytest.skip("the library of the exchange floor is not built")
+    symbols = undefined_symbols(exchange_floor.LIBRARY.read_bytes())
+    assert {"aoti_torch_get_dtype", "torch_call_dispatcher"} <= set(symbols)
     assert unstable(symbols) == []
 
 

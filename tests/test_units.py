@@ -159,7 +159,7 @@ def test_a_least_scale_is_added_at_every_step(emission: str, flows: dict[str, An
 def test_the_analytic_kl_knows_the_least_scale() -> None:
     dmm, batch = gaussian(min_scale=0.3), gaussian_batch()
     lengths = batch.mini_batch_seq_lengths
-    posterior = dmm.posterior(dmm.encode(dmm.observe(*batch)), lengths)
+    posterior = dmm.posterior(dmm.encode(dmm.mini_batch(*batch)), lengths)
     z = posterior.rsample()
     previous = torch.cat([dmm.z_0.expand(4, 1, -1), z[:, :-1]], dim=1)
     before = torch.cat([dmm.z_q_0.expand(4, 1, -1), z[:, :-1]], dim=1)

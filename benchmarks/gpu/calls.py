@@ -1,16 +1,16 @@
 """A call of an op at given sizes: its work, and the backends that can run it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks import errors
-from benchmarks.errors import ADAM_OPTIONS, Inputs, Sizes
+from benchmarks.draws import Inputs, Sizes, differentiable, map_tensors, tensors
+from benchmarks.errors import ADAM_OPTIONS, arguments, as_tuple
 from benchmarks.gpu.record import Record
 from dmm_fast import ops, reference
-from dmm_fast.ops import BackendError, backend
+from dmm_fast.ops import _backends
 
 SCANS = ("rnn_scan", "combiner_scan")
 Function = Callable[..., Any]
@@ -18,14 +18,8 @@ Function = Callable[..., Any]
 
 def backends_of(op: str, device: str) -> list[str]:
     """The backends that compute the op in float32 on the device in this build, the reference last."""
-    able = []
-    for name in ops.BACKENDS[::-1]:
-        with ops.use_backend(name):
-            try:
-                able.append(backend.chosen(op, device))
-            except BackendError:
-                continue
-    return able
+    able = _backends.candidates(op, device, torch.float32)
+    return [name for name in ops.BACKENDS[::-1] if name in able]
 
 
 def runnable(op: str, device: str, record: Record) -> list[str]:
@@ -61,16 +55,14 @@ class Call:
     Every floating argument wants a gradient, so ``forward`` saves what a training step would.
     """
 
-    def __init__(self, op: str, sizes: Sizes, device: str, *, case: str = "full", seed: int = 0) -> None:
+    def __init__(self, op: str, sizes: Sizes, device: str) -> None:
         self.op = op
-        generator = torch.Generator().manual_seed(seed)
-        drawn = errors.draw_once(op, sizes, case, generator)
-        self.inputs: Inputs = errors.map_tensors(drawn, lambda tensor: tensor.to(device))
+        self.inputs: Inputs = arguments(op, sizes, torch.Generator().manual_seed(0), device)
         self.steps_in_place = op == "clipped_adam"
         self.wanted: list[Tensor] = []
         self.incoming: list[Tensor] = []
         if not self.steps_in_place:
-            self.wanted = [tensor for _, tensor in errors.differentiable(self.inputs)]
+            self.wanted = [*differentiable(self.inputs).values()]
             with torch.no_grad():
                 outputs = as_tuple(by("reference", op)(**self.inputs))
             self.incoming = [torch.randn_like(output) for output in outputs]
@@ -93,8 +85,8 @@ class Call:
         The call's graph stays alive, and with it its leaves keep the stream it was made on: a capture on
         another stream that shared them would fail (pytorch/pytorch#137483).
         """
-        inputs = errors.map_tensors(self.inputs, Tensor.detach)
-        wanted = [tensor.requires_grad_() for _, tensor in errors.differentiable(inputs)]
+        inputs = map_tensors(self.inputs, lambda _, tensor: tensor.detach().clone())
+        wanted = [tensor.requires_grad_() for tensor in differentiable(inputs).values()]
         outputs = as_tuple(function(**inputs))
         options = {"allow_unused": True, "retain_graph": True}
         return lambda: torch.autograd.grad(outputs, wanted, self.incoming, **options)
@@ -111,29 +103,18 @@ class Call:
         """
         if self.steps_in_place:
             return 0
-        tensors = list(_tensors(self.inputs))
-        rows = max(t.shape[0] * t.shape[1] for t in tensors if t.dim() == 3)
-        return 2 * rows * sum(t.numel() for t in tensors if t.dim() == 2)
+        given = [tensor for _, tensor in tensors(self.inputs)]
+        rows = max(t.shape[0] * t.shape[1] for t in given if t.dim() == 3)
+        return 2 * rows * sum(t.numel() for t in given if t.dim() == 2)
 
     def bytes_forward(self) -> int:
         """Every argument read once, every result written once. The optimizer writes all it reads."""
-        if self.steps_in_place:
-            return 2 * sum(map(_bytes, _tensors(self.inputs)))
-        return sum(map(_bytes, _tensors(self.inputs))) + sum(map(_bytes, self.incoming))
+        read = sum(_bytes(tensor) for _, tensor in tensors(self.inputs))
+        return read + (read if self.steps_in_place else sum(map(_bytes, self.incoming)))
 
     def bytes_both(self) -> int:
         """The forward's; then arguments and incoming gradients read once, every gradient written once."""
         return 2 * self.bytes_forward() + sum(map(_bytes, self.wanted))
-
-
-def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
-    """The outputs of an op, one or several, as a tuple."""
-    return outputs if isinstance(outputs, tuple) else (outputs,)
-
-
-def _tensors(inputs: Inputs) -> Iterator[Tensor]:
-    for value in inputs.values():
-        yield from (value,) if isinstance(value, Tensor) else value
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -3,11 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
-
 from benchmarks import errors
 from benchmarks.correctness import Verdict
-from benchmarks.errors import EAGER_FACTOR, FLOOR
+from benchmarks.draws import map_tensors, to_double
 from benchmarks.gate import GROSS_ERROR
 from benchmarks.gpu.calls import Call, Function, reference_of
 from benchmarks.gpu.measure import Step, time_calls, time_graph
@@ -39,14 +37,15 @@ def verdicts(call: Call, case: str, name: str, function: Function) -> list[Verdi
     The call's arguments may have put a ReLU's input on two sides of zero: values do not mind, and a gradient
     is held to :data:`~benchmarks.gate.GROSS_ERROR` where eager float32 is nearer than that.
     """
-    results, inputs = errors.results_of(call.op), errors.map_tensors(call.inputs, torch.Tensor.detach)
-    truth = results(reference_of(call.op), errors.map_tensors(inputs, errors.to_double))
+    results = errors.results_of(call.op)
+    inputs = map_tensors(call.inputs, lambda _, tensor: tensor.detach().clone())
+    truth = results(reference_of(call.op), map_tensors(inputs, to_double))
     eager, got = (
         errors.relative_errors(results(f, inputs), truth) for f in (reference_of(call.op), function)
     )
     rows = []
-    for kind, least in (("value", FLOOR), ("gradient", GROSS_ERROR)):
-        bounds = {key: max(EAGER_FACTOR * eager[key], least) for key in got if key.startswith(kind)}
+    for kind, least in (("value", 0.0), ("gradient", GROSS_ERROR)):
+        bounds = {key: max(errors.bound(eager[key]), least) for key in got if key.startswith(kind)}
         if bounds:
             worst = max(bounds, key=lambda key: got[key] / bounds[key])
             ok = got[worst] <= bounds[worst]

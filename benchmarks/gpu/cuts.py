@@ -1,18 +1,20 @@
 """A plan sweep: the scans timed under other plans than the chosen one, which corrects the planner."""
 
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.correctness import Verdict
-from benchmarks.errors import Sizes
-from benchmarks.gpu.calls import as_tuple, runnable
+from benchmarks.draws import Inputs, Sizes, draw, map_tensors
+from benchmarks.errors import as_tuple
+from benchmarks.gpu.calls import runnable
 from benchmarks.gpu.measure import time_calls
 from benchmarks.gpu.stage import Stage
 from dmm_fast.cuda.measured import Case, Measurement, add
 from dmm_fast.cuda.plan import Device, Plan, combiner_plans, cuda_device, rnn_plans
+from dmm_fast.ops.schema import OTHERS
 
 MOST = 12
 BOUND = 1e-5  # another plan adds in another order
@@ -39,17 +41,16 @@ def time_cuts(stage: Stage, suite: str, scan: str, sizes: Sizes) -> None:
 
 def sweep(stage: Stage, suite: str, case: str, scan: str, sizes: Sizes, device: Device) -> None:
     """Hold each plan to the first one's results, time it, and write those that agree to :data:`FILE`."""
-    op = getattr(torch.ops.dmm_fast, scan.replace("_scan", "_scan_steps"))
+    op = getattr(torch.ops.dmm_fast, f"_launch_{scan}")
     inputs, expected = _inputs(scan, sizes, stage.device), None
     is_rnn, backward = scan.startswith("rnn"), scan.endswith("_backward")
-    kept = (True,) if scan == "combiner_scan" else ()  # what the backward needs, as in training
     if is_rnn:
         at, plans = Case(scan, sizes.B, sizes.H), rnn_plans(sizes.B, sizes.H, device, backward)
     else:
         at = Case(scan, sizes.B, sizes.H, sizes.Z)
         plans = combiner_plans(sizes.B, sizes.H, sizes.Z, device, backward)
     for plan in best_of_each_shape(list(plans), device.shared_bytes):
-        run = partial(op, *inputs, plan.numbers, *kept)
+        run = partial(op, **inputs, plan=plan.numbers)
         results = as_tuple(run())
         expected = results if expected is None else expected
         off = max_error(results, expected)
@@ -69,20 +70,13 @@ def max_error(results: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> floa
     return float(torch.stack([(result - truth).norm() / truth.norm() for result, truth in pairs]).max())
 
 
-def _inputs(scan: str, sizes: Sizes, device: str) -> tuple[Any, ...]:
-    """Draw the arguments that the compiled op takes before the plan; all rows are full."""
-    B, T, H, Z = sizes.B, sizes.T, sizes.H, sizes.Z
-
-    def random(*shape: int, scale: float = 1.0) -> Tensor:
-        return scale * torch.randn(shape, device=device)
-
-    units, latents, lengths = (1, B, T, H), (1, B, T, Z), torch.full((B,), T, device=device)
-    if scan == "rnn_scan":
-        return random(*units), random(H, H, scale=H**-0.5), random(1, B, H), lengths, "relu"
-    if scan == "rnn_scan_backward":
-        return random(*units), random(*units), random(H, H, scale=H**-0.5), lengths, "relu"
-    w_z, w_loc, w_scale = (random(*shape, scale=shape[1] ** -0.5) for shape in ((H, Z), (Z, H), (Z, H)))
-    if scan == "combiner_scan_backward":
-        chains = [random(*latents) for _ in range(5)]  # dz, dloc, dpre_scale, eps, pre_scale
-        return *chains, random(*units).tanh(), w_z, w_loc, w_scale, lengths
-    return random(1, B, T, 2 * Z), random(*latents), random(1, B, Z), w_z, random(H), w_loc, w_scale, lengths
+def _inputs(scan: str, sizes: Sizes, device: str) -> Inputs:
+    """Draw the arguments of the op that launches a scan, but for its plan; all rows are full."""
+    launch = OTHERS[f"_launch_{scan}"]
+    # Of the weight of a recurrence, as its own op draws it, so that no product grows from step to step.
+    arguments = [replace(a, fact="weight") if a.name == "w_hh" else a for a in launch.arguments]
+    drawn = draw(arguments, replace(sizes, particles=(1,)), torch.Generator().manual_seed(0))
+    inputs: Inputs = {}
+    for name, value in map_tensors(drawn, lambda _, tensor: tensor.to(device)).items():
+        inputs |= value._asdict() if name == "weights" else {name: value}
+    return inputs

@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.errors import Sizes
+from benchmarks.draws import Sizes
 from benchmarks.gpu.calls import SCANS, Call, backends_of, by, every_op
 from benchmarks.gpu.record import whole_traceback
 
-SMALL = Sizes(B=3, T=5, D=7, Z=17, H=37, R=33, E=19)
+SMALL = Sizes(B=3, T=5, D=7, Z=17, H=37, R=33, G=29, E=19)
 
 Job = tuple[str, str, Sizes]
 
@@ -30,7 +30,7 @@ def exercise(device: str, job: Job) -> str | None:
     """Call the op, with its gradients where it has any. Returns None, or the traceback."""
     op, name, sizes = job
     try:
-        call = Call(op, sizes, device, case="ragged")
+        call = Call(op, replace(sizes, lengths="ragged"), device)
         (call.forward if call.steps_in_place else call.both)(by(name, op))()
         if device == "cuda":
             torch.cuda.synchronize()

@@ -12,21 +12,22 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks import errors
-from benchmarks.errors import QUICK, Inputs, Results, Sizes
+from benchmarks import errors, exchange_floor
+from benchmarks.draws import Inputs, Sizes, map_tensors, to_double
+from benchmarks.errors import QUICK, Results
 from benchmarks.gpu.calls import backends_of, by, reference_of
 from benchmarks.gpu.record import Record, Row, whole_traceback
 from benchmarks.precision import IEEE, TF32, multiplied_in
-from dmm_fast import native, ops
+from dmm_fast import _extension, ops
 
-SMALL = Sizes(B=5, T=7, D=7, Z=17, H=37, R=33, E=19)
+SMALL = Sizes(B=5, T=7, D=7, Z=17, H=37, R=33, G=29, E=19)
 # So many rows that the planner takes tensor cores, where they are allowed.
 WIDE = Sizes(B=1024, T=6, H=600)
 # Wider than the bounds of accuracy, which are held elsewhere over several seeds: a kernel that fails here is
@@ -95,7 +96,7 @@ def fall_back(record: Record, device: str) -> None:
 def check(kernel: Kernel, device: str, quick: bool) -> Row:
     """The worst result of a kernel over all its cases; the time for it begins when the truth is known."""
     with multiplied_in(kernel.precision):
-        expected = [Expected(kernel, device, *case) for case in cases(kernel, quick)]
+        expected = [Expected(kernel, device, inputs) for inputs in cases(kernel, quick)]
         print(READY, flush=True)
         rows = [row for each in expected for row in each.compare(under_test(kernel.op, device))]
     return max(rows, key=_rank)
@@ -103,59 +104,52 @@ def check(kernel: Kernel, device: str, quick: bool) -> Row:
 
 def check_floor(device: str) -> Row:
     """The exchange floor: rings have to turn by one place a step, however many numbers are stored at once."""
-    if not has_floor(device):
-        return {"worst": "no such kernel here"}
+    if why := exchange_floor.missing(device):
+        return {"worst": why}
     # Before compute capability 9.0 a block is a cluster of its own.
     size = 8 if torch.cuda.get_device_capability() >= (9, 0) else 1
     rings, wrong = torch.randn(2, size * 40, device=device), []
     print(READY, flush=True)
     for store, steps in itertools.product(FLOOR_STORES, (1, 2, 129)):
-        turned = torch.ops.dmm_fast.exchange_floor(rings, steps, size, 256, store, 1)
+        turned = torch.ops.dmm_fast_benchmarks.exchange_floor(rings, steps, size, 256, store, 1)
         wrong += [] if torch.equal(turned, rings.roll(-steps, 1)) else [f"{store}, {steps} steps"]
-    hang = _hang()
+    hang = _hang(exchange_floor.raise_on_hang)
     return {"ok": not wrong and hang is None, "worst": ", ".join(wrong), "hang": hang}
 
 
-def has_floor(device: str) -> bool:
-    """Whether the library has the exchange floor for the device."""
-    return device == "cuda" and bool(native.cuda_architectures())
-
-
-def cases(kernel: Kernel, quick: bool) -> list[tuple[Inputs, dict[str, Any]]]:
-    """Arguments and options: small, ReLUs kept off zero, and of the tutorial's size; ragged both.
+def cases(kernel: Kernel, quick: bool) -> list[Inputs]:
+    """Arguments: small, ReLUs kept off zero, and of the tutorial's size; ragged both.
 
     A recurrence of the tutorial's size is of tanh: of so many inputs of a ReLU some would change their sign.
     """
     small, large = (QUICK, QUICK) if quick else (SMALL, WIDE if kernel.precision == TF32 else Sizes())
-    smooth = {"nonlinearity": "tanh"} if kernel.op == "rnn_scan" else {}
-    drawn = errors.draw_once(kernel.op, large, "ragged", torch.Generator().manual_seed(1))
+    smooth = replace(large, lengths="ragged", nonlinearity="tanh")
+    drawn = errors.arguments(kernel.op, smooth, torch.Generator().manual_seed(1))
     if kernel.precision == TF32:  # its roundings are larger than any margin around zero
-        return [(drawn, smooth)]
-    return [(errors.draw(kernel.op, small, "ragged", seed=0), {}), (drawn, smooth)]
+        return [drawn]
+    return [errors.arguments_off_kinks(kernel.op, replace(small, lengths="ragged"), seed=0), drawn]
 
 
 class Expected:
     """The truth about one case, and the bounds of each value, or each gradient."""
 
-    def __init__(self, kernel: Kernel, device: str, inputs: Inputs, options: dict[str, Any]) -> None:
-        self._kernel, self._options = kernel, options
-        self._inputs = errors.map_tensors(inputs, lambda tensor: tensor.to(device))
-        self._truth = self._results(
-            reference_of(kernel.op), errors.map_tensors(self._inputs, errors.to_double)
-        )
+    def __init__(self, kernel: Kernel, device: str, inputs: Inputs) -> None:
+        self._kernel = kernel
+        self._inputs = map_tensors(inputs, lambda _, tensor: tensor.to(device))
+        self._truth = self._results(reference_of(kernel.op), map_tensors(self._inputs, to_double))
         eager = errors.relative_errors(self._results(reference_of(kernel.op), self._inputs), self._truth)
         tf32 = kernel.precision == TF32
         self._bounds = {k: TF32_BOUND if tf32 else max(EAGER_FACTOR * e, FLOOR) for k, e in eager.items()}
 
     def _results(self, function: Any, inputs: Inputs) -> Results:
         backward = self._kernel.backward
-        every = errors.results_of(self._kernel.op)(partial(function, **self._options), inputs, backward)
+        every = errors.results_of(self._kernel.op)(function, inputs, backward)
         return {name: value for name, value in every.items() if name.startswith("gradient") == backward}
 
     def compare(self, backend: str) -> Iterator[Row]:
         """A row for each result of the backend."""
         _poison(next(iter(self._truth.values())).device)
-        got, hang = self._results(by(backend, self._kernel.op), self._inputs), _hang()
+        got, hang = self._results(by(backend, self._kernel.op), self._inputs), _hang(_extension.raise_on_hang)
         for name, off in errors.relative_errors(got, self._truth).items():
             bound = self._bounds[name]
             row = {"ok": off <= bound and hang is None, "error": _finite(off), "bound": bound, "worst": name}
@@ -193,12 +187,12 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None  # JSON has no other numbers
 
 
-def _hang() -> str | None:
-    """The record of a wait that did not end, after all work is done."""
+def _hang(raise_on_hang: Callable[[], None]) -> str | None:
+    """The record of a wait that did not end, after all work is done; the library of the kernel raises it."""
     try:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        native.raise_on_hang()
+        raise_on_hang()
     except RuntimeError as error:
         return str(error)
     return None

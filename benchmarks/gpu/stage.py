@@ -113,10 +113,10 @@ def settle() -> None:
     """Wait for the device, and raise here what its kernels have recorded of a hang."""
     import torch
 
-    from dmm_fast import native
+    from dmm_fast import _extension
 
     torch.cuda.synchronize()
-    native.raise_on_hang()
+    _extension.raise_on_hang()
 
 
 def device_works() -> bool:

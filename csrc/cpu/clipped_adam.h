@@ -8,7 +8,7 @@ void clipped_adam(const ClippedAdam<S>& a) {
   for (const AdamTensor<S>& tensor : a.tensors) size += tensor.size;
   const int64_t parts = parts_for(2 * kFunction * static_cast<double>(size), size);  // memory and not arithmetic
   const S clip = a.clip_norm, decay = a.weight_decay, beta1 = a.beta1, beta2 = a.beta2, eps = a.eps;
-  const S rest1 = a.rest1, rest2 = a.rest2;
+  const S one_minus_beta1 = a.one_minus_beta1, one_minus_beta2 = a.one_minus_beta2;
   parallel_for(parts, [&](int64_t begin, int64_t end) {
     for (const AdamTensor<S>& tensor : a.tensors) {
       // A share of every tensor and not some tensors whole: one weight is half of all there is.
@@ -20,9 +20,9 @@ void clipped_adam(const ClippedAdam<S>& a) {
         const S clamped = g[i] < -clip ? -clip : (g[i] > clip ? clip : g[i]);
         g[i] = clamped;
         const S d = clamped + decay * p[i];
-        m[i] = m[i] * beta1 + rest1 * d;
+        m[i] = m[i] * beta1 + one_minus_beta1 * d;
         const S e = a.centered_variance ? d - m[i] : d;
-        v[i] = v[i] * beta2 + rest2 * (e * e);
+        v[i] = v[i] * beta2 + one_minus_beta2 * (e * e);
         p[i] -= step_size * m[i] / (std::sqrt(v[i]) + eps);
       }
     }

@@ -6,8 +6,8 @@
 
 template <class S>
 inline double combiner_work(const CombinerTensors<const S>& t, double pass) {
-  const double functions = kFunction * static_cast<double>(t.units) + density_work(t.latents);
-  return pass * product_work(3 * t.latents, t.units) + functions;
+  const double functions = kFunction * static_cast<double>(t.H) + density_work(t.Z);
+  return pass * product_work(3 * t.Z, t.H) + functions;
 }
 
 // The weights of the forward pass, packed once a call.
@@ -20,10 +20,10 @@ struct CombinerNet {
 
   explicit CombinerNet(const Tensors& tensors)
       : t(tensors),
-        w_stack(stacked(t.w_loc, t.w_scale, t.latents * t.units)),
-        b_stack(stacked(t.b_loc, t.b_scale, t.latents)),
-        w_z(t.w_z, t.units, t.latents, t.latents, 1),
-        w_out(w_stack.data(), 2 * t.latents, t.units, t.units, 1) {}
+        w_stack(stacked(t.w_loc, t.w_scale, t.Z * t.H)),
+        b_stack(stacked(t.b_loc, t.b_scale, t.Z)),
+        w_z(t.w_z, t.H, t.Z, t.Z, 1),
+        w_out(w_stack.data(), 2 * t.Z, t.H, t.H, 1) {}
 };
 
 // What a block computes; in a backward pass, what a whole chunk does.
@@ -31,7 +31,7 @@ template <class S>
 struct CombinerPlanes {
   Plane<S> c, out;  // out: loc, pre_scale
   CombinerPlanes(const CombinerNet<S>& net, int64_t rows)
-      : c(rows, net.t.units), out(rows, 2 * net.t.latents) {}
+      : c(rows, net.t.H), out(rows, 2 * net.t.Z) {}
 };
 
 // Rows [at, at + count) of the planes from as many z_{t-1} and h_t; and where there is a plane for it, the
@@ -40,7 +40,7 @@ template <class S>
 void combiner_block(const CombinerNet<S>& net, const S* const* before, const S* const* h, int64_t at,
                     int64_t count, CombinerPlanes<S>& planes, Plane<S>* slope) {
   // From memory h comes fastest as whole rows, before the product asks for it a panel at a time.
-  for (int64_t i = 0; i < count; ++i) std::copy_n(h[i], net.t.units, planes.c[at + i]);
+  for (int64_t i = 0; i < count; ++i) std::copy_n(h[i], net.t.H, planes.c[at + i]);
   const auto combine = [&](int64_t i, int64_t column, int64_t width, const S* sum) {
     S* c = planes.c[at + i] + column;  // h, until here
     S* to = slope ? (*slope)[at + i] + column : nullptr;
@@ -63,8 +63,8 @@ void combiner_block(const CombinerNet<S>& net, const S* const* before, const S* 
 
 // before(place) is z_{t-1}; head(i, out) gets loc and pre_scale of step i of the list.
 template <class S, class Before, class Head>
-void combiner_forward(const std::vector<Place>& places, const Rows<const S>& h,
-                      const CombinerTensors<const S>& tensors, Before before, Head head) {
+void combiner_core_forward(const std::vector<Place>& places, const Rows<const S>& h,
+                           const CombinerTensors<const S>& tensors, Before before, Head head) {
   const CombinerNet<S> net(tensors);
   for_blocks(static_cast<int64_t>(places.size()), combiner_work(tensors, kForward), [&] {
     return [&, planes = CombinerPlanes<S>(net, kBlockRows), inputs = std::vector<const S*>(kBlockRows),
@@ -82,11 +82,11 @@ void combiner_forward(const std::vector<Place>& places, const Rows<const S>& h,
 // head(i, out) puts the gradients in the place of loc and pre_scale; after(i, from) gets that by z_{t-1}
 // when all of its chunk is there. dh is contiguous, [rows, steps, units].
 template <class S, class Clear, class Before, class Head, class After>
-void combiner_backward(const Steps& steps, const std::vector<Place>& places, const Rows<const S>& h,
-                       const CombinerTensors<const S>& tensors, S* dh, const CombinerTensors<S>& dw,
-                       Clear clear, Before before, Head head, After after) {
+void combiner_core_backward(const Steps& steps, const std::vector<Place>& places, const Rows<const S>& h,
+                            const CombinerTensors<const S>& tensors, S* dh, const CombinerTensors<S>& dw,
+                            Clear clear, Before before, Head head, After after) {
   const CombinerNet<S> net(tensors);
-  const int64_t Z = tensors.latents, H = tensors.units;
+  const int64_t Z = tensors.Z, H = tensors.H;
   const Packed<S> w_out(net.w_stack.data(), H, 2 * Z, 1, H), w_z(tensors.w_z, Z, H, 1, Z);
   const Chunks chunks(static_cast<int64_t>(places.size()), combiner_work(tensors, kBackward));
   CombinerPlanes<S> planes(net, chunks.rows);
@@ -127,67 +127,64 @@ void combiner_backward(const Steps& steps, const std::vector<Place>& places, con
 }
 
 template <class S>
-void combiner_log_prob(const Chain<S>& chain, const Rows<const S>& h, const CombinerTensors<const S>& tensors,
-                       S* out) {
+void combiner_log_prob(const CombinerLogProb<S>& a) {
+  const Chain<S> chain{Steps::of(a), a.z, a.z_q_0};
   const std::vector<Place> places = places_of(chain.steps);
   std::vector<double> terms(places.size());
-  const auto before = [&](const Place& p) { return chain.before(p.row, p.step); };
+  const auto before = [&](const Place& p) { return chain.before(p); };
   const auto head = [&](int64_t i, S* loc) {
-    const S* z = chain.z.at(places[i].row, places[i].step);
-    terms[i] = normal_forward<S>(z, nullptr, tensors.latents, loc);
+    const S* z = a.z.at(places[i].row, places[i].step);
+    terms[i] = normal_forward<S>(z, nullptr, a.Z, loc);
   };
-  combiner_forward<S>(places, h, tensors, before, head);
-  sum_steps(places, terms, chain.steps.rows, out);
+  combiner_core_forward<S>(places, a.h, a.weights, before, head);
+  sum_steps(places, terms, chain.steps.rows, a.out);
 }
 
 template <class S>
-void combiner_log_prob_backward(const Chain<S>& chain, const Rows<const S>& h,
-                                const CombinerTensors<const S>& tensors, const S* dout,
-                                const ChainGradients<S>& out, S* dh, const CombinerTensors<S>& dw) {
+void combiner_log_prob_backward(const CombinerLogProbBackward<S>& a) {
+  const Chain<S> chain{Steps::of(a), a.z, a.z_q_0};
+  const ChainGradients<S> out{a.dz, a.dz_q_0};
   const std::vector<Place> places = places_of(chain.steps);
-  const int64_t Z = tensors.latents, H = tensors.units, steps = chain.steps.steps;
+  const int64_t Z = a.Z;
   const auto clear = [&](int64_t begin, int64_t end, int64_t parts) {
-    clear_chain(chain.steps, out.dz_0, Z, {{out.dz, Z}, {dh, H}}, begin, end, parts);
+    clear_chain(chain.steps, out.dz_0, Z, {{out.dz, Z}, {a.dh, a.H}}, begin, end, parts);
   };
-  const auto before = [&](const Place& p) { return chain.before(p.row, p.step); };
+  const auto before = [&](const Place& p) { return chain.before(p); };
   const auto head = [&](int64_t i, S* loc) {
     const auto [row, step] = places[i];
-    normal_backward<S>(chain.z.at(row, step), nullptr, dout[row], Z, loc, out.dz + (row * steps + step) * Z);
+    normal_backward<S>(a.z.at(row, step), nullptr, a.dout[row], Z, loc, out.dz + (row * a.T + step) * Z);
   };
-  const auto after = [&](int64_t i, const S* from) { add_before(places[i], steps, Z, from, out); };
-  combiner_backward<S>(chain.steps, places, h, tensors, dh, dw, clear, before, head, after);
+  const auto after = [&](int64_t i, const S* from) { add_before(places[i], a.T, Z, from, out); };
+  combiner_core_backward<S>(chain.steps, places, a.h, a.weights, a.dh, a.dweights, clear, before, head, after);
 }
 
-// Single steps: z_prev [N, latents], h [N, units].
 template <class S>
-void combiner(int64_t count, const Rows<const S>& z_prev, const Rows<const S>& h,
-              const CombinerTensors<const S>& tensors, S* loc, S* scale) {
-  const int64_t Z = tensors.latents;
-  const auto before = [&](const Place& p) { return z_prev.at(0, p.step); };
+void combiner(const Combiner<S>& a) {
+  const int64_t Z = a.Z;
+  const auto before = [&](const Place& p) { return a.z_prev.at(0, p.step); };
   const auto head = [&](int64_t i, const S* out) {
-    std::copy_n(out, Z, loc + i * Z);
+    std::copy_n(out, Z, a.loc + i * Z);
     for_lanes<S>(Z, [&](int64_t j, auto n) {
       Lanes<S> to(out + Z + j, n);
 #pragma GCC ivdep
       for (int64_t l = 0; l < kLanes<S>; ++l) to[l] = softplus_(to[l]);
-      to.store(scale + i * Z + j, n);
+      to.store(a.scale + i * Z + j, n);
     });
   };
-  combiner_forward<S>(places_of({1, 1, count, nullptr, nullptr}), h, tensors, before, head);
+  combiner_core_forward<S>(places_of(Steps::single(a.N)), a.h, a.weights, before, head);
 }
 
 template <class S>
-void combiner_step_backward(int64_t count, const Rows<const S>& z_prev, const Rows<const S>& h,
-                            const CombinerTensors<const S>& tensors, const Rows<const S>& dloc,
-                            const Rows<const S>& dscale, S* dz_prev, S* dh, const CombinerTensors<S>& dw) {
-  const Steps steps{1, 1, count, nullptr, nullptr};
-  const int64_t Z = tensors.latents;
-  const auto before = [&](const Place& p) { return z_prev.at(0, p.step); };
+void combiner_backward(const CombinerBackward<S>& a) {
+  const Steps steps = Steps::single(a.N);
+  const int64_t Z = a.Z;
+  const auto before = [&](const Place& p) { return a.z_prev.at(0, p.step); };
   const auto head = [&](int64_t i, S* out) {
-    std::copy_n(dloc.at(0, i), Z, out);
-    softplus_backward(dscale.at(0, i), Z, out + Z);
+    std::copy_n(a.dloc.at(0, i), Z, out);
+    softplus_backward(a.dscale.at(0, i), Z, out + Z);
   };
-  const auto after = [&](int64_t i, const S* from) { std::copy_n(from, Z, dz_prev + i * Z); };
+  const auto after = [&](int64_t i, const S* from) { std::copy_n(from, Z, a.dz_prev + i * Z); };
   const auto nothing = [](int64_t, int64_t, int64_t) {};
-  combiner_backward<S>(steps, places_of(steps), h, tensors, dh, dw, nothing, before, head, after);
+  combiner_core_backward<S>(steps, places_of(steps), a.h, a.weights, a.dh, a.dweights, nothing, before, head,
+                            after);
 }

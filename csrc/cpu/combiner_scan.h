@@ -45,34 +45,36 @@ inline int64_t combiner_parts(const Ragged& ragged, int64_t latents, int64_t uni
 
 template <class S>
 void combiner_scan(const CombinerScan<S>& a) {
-  const int64_t Z = a.latents, H = a.units, parts = combiner_parts<S>(a.ragged, Z, H);
-  const std::vector<S> w_out = stacked(a.w_loc, a.w_scale, Z * H), b_out = stacked(a.b_loc, a.b_scale, Z);
-  Partials<S> partials(parts, a.ragged.rows, 2 * Z);
+  const Ragged ragged(a);
+  const CombinerTensors<const S>& w = a.weights;
+  const int64_t Z = a.Z, H = a.H, parts = combiner_parts<S>(ragged, Z, H);
+  const Dense<S> z_out{a.z, a.T, Z}, loc_out{a.loc, a.T, Z}, pre_scale_out{a.pre_scale, a.T, Z}, g_out{a.g, a.T, H};
+  const std::vector<S> w_out = stacked(w.w_loc, w.w_scale, Z * H), b_out = stacked(w.b_loc, w.b_scale, Z);
+  Partials<S> partials(parts, ragged.rows, 2 * Z);
   Barrier barrier(parts);
   parallel_for(parts, [&](int64_t begin, int64_t end) {
-    const int64_t row_begin = a.ragged.rows * begin / parts, row_end = a.ragged.rows * end / parts;
-    for (const Rows<S>* out : {&a.z, &a.loc, &a.pre_scale})
-      clear_past_end(a.ragged, *out, Z, row_begin, row_end);
-    if (a.keep_g) clear_past_end(a.ragged, a.g, H, row_begin, row_end);
-    std::vector<const S*> from(a.ragged.rows);
+    const int64_t row_begin = ragged.rows * begin / parts, row_end = ragged.rows * end / parts;
+    for (const Dense<S>& out : {z_out, loc_out, pre_scale_out}) clear_past_end(ragged, out, row_begin, row_end);
+    if (a.g) clear_past_end(ragged, g_out, row_begin, row_end);
+    std::vector<const S*> from(ragged.rows);
     const Slice<S> mine(H, begin, end, parts);
     const int64_t unit = mine.begin, units = mine.count();
-    const Packed<S> w_z(a.w_z + unit * Z, units, Z, Z, 1), w_sums(w_out.data() + unit, 2 * Z, units, H, 1);
-    std::vector<S> c(a.ragged.rows * units), sums(2 * Z);
-    std::vector<S> z(a.ragged.rows * Z);  // this part's own copy of z_{t-1}, in the order of activity
-    for (int64_t i = 0; i < a.ragged.rows; ++i) std::copy_n(a.z_q_0.at(a.ragged.order[i], 0), Z, z.data() + i * Z);
-    for (int64_t t = 0; t < a.ragged.steps; ++t) {
-      const int64_t active = a.ragged.active[t];
+    const Packed<S> w_z(w.w_z + unit * Z, units, Z, Z, 1), w_sums(w_out.data() + unit, 2 * Z, units, H, 1);
+    std::vector<S> c(ragged.rows * units), sums(2 * Z);
+    std::vector<S> z(ragged.rows * Z);  // this part's own copy of z_{t-1}, in the order of activity
+    for (int64_t i = 0; i < ragged.rows; ++i) std::copy_n(a.z_q_0.at(ragged.order[i], 0), Z, z.data() + i * Z);
+    for (int64_t t = 0; t < ragged.steps; ++t) {
+      const int64_t active = ragged.active[t];
       for (int64_t i = 0; i < active; ++i) {
         from[i] = z.data() + i * Z;
         // From memory h comes fastest as whole rows, before the product asks for it a panel at a time.
-        std::copy_n(a.h.at(a.ragged.order[i], t) + unit, units, c.data() + i * units);
+        std::copy_n(a.h.at(ragged.order[i], t) + unit, units, c.data() + i * units);
       }
       multiply(from.data(), active, w_z, [&](int64_t i, int64_t column, int64_t width, const S* sum) {
         S* out = c.data() + i * units + column;
-        S* kept = a.keep_g ? a.g.at(a.ragged.order[i], t) + unit + column : nullptr;
+        S* kept = a.g ? g_out.at(ragged.order[i], t) + unit + column : nullptr;
         for_lanes<S>(width, [&](int64_t j, auto n) {
-          const Lanes<S> b(a.b_z + unit + column + j, n), from(out + j, n);
+          const Lanes<S> b(w.b_z + unit + column + j, n), from(out + j, n);
           Lanes<S> g, to;
 #pragma GCC ivdep
           for (int64_t l = 0; l < kLanes<S>; ++l) {
@@ -89,7 +91,7 @@ void combiner_scan(const CombinerScan<S>& a) {
       });
       barrier.arrive(end - begin);
       for (int64_t i = 0; i < active; ++i) {
-        const int64_t row = a.ragged.order[i];
+        const int64_t row = ragged.order[i];
         partials.add_up(t, i, b_out.data(), sums.data());
         const S *loc = sums.data(), *pre_scale = loc + Z, *eps = a.eps.at(row, t);
         S* z_t = z.data() + i * Z;
@@ -101,9 +103,9 @@ void combiner_scan(const CombinerScan<S>& a) {
           to.store(z_t + j, n);
         });
         if (row < row_begin || row >= row_end) continue;
-        std::copy_n(z_t, Z, a.z.at(row, t));
-        std::copy_n(loc, Z, a.loc.at(row, t));
-        std::copy_n(pre_scale, Z, a.pre_scale.at(row, t));
+        std::copy_n(z_t, Z, z_out.at(row, t));
+        std::copy_n(loc, Z, loc_out.at(row, t));
+        std::copy_n(pre_scale, Z, pre_scale_out.at(row, t));
       }
     }
   });
@@ -117,14 +119,15 @@ constexpr int64_t kChunkRows = 112;  // c, dg and dout of so many rows stay in t
 template <class S>
 class CombinerScanBackwardPart {
  public:
-  CombinerScanBackwardPart(const CombinerScanBackward<S>& a, const S* w_out, Partials<S>& partials, int64_t begin,
-                           int64_t end, int64_t parts)
-      : a_(a), Z_(a.latents), H_(a.units), mine_(H_, begin, end, parts), own_(a.ragged.rows, begin, end, parts),
+  CombinerScanBackwardPart(const CombinerScanBackward<S>& a, const Ragged& ragged, const S* w_out,
+                           Partials<S>& partials, int64_t begin, int64_t end, int64_t parts)
+      : a_(a), ragged_(ragged), Z_(a.Z), H_(a.H), dh_{a.dh, a.T, H_}, deps_{a.deps, a.T, Z_},
+        mine_(H_, begin, end, parts), own_(ragged.rows, begin, end, parts),
         units_(mine_.count()), part_(begin), partials_(partials),
         w_c_(w_out + mine_.begin, units_, 2 * Z_, 1, H_),
-        w_before_(a.w_z + mine_.begin * Z_, Z_, units_, 1, Z_), dw_out_(2 * Z_ * units_, S(0)), db_out_(2 * Z_, S(0)),
+        w_before_(a.weights.w_z + mine_.begin * Z_, Z_, units_, 1, Z_), dw_out_(2 * Z_ * units_, S(0)), db_out_(2 * Z_, S(0)),
         dz_(Z_) {
-    const int64_t capacity = std::max(kChunkRows, a.ragged.rows);
+    const int64_t capacity = std::max(kChunkRows, ragged.rows);
     for (std::vector<S>* rows : {&c_, &dg_}) rows->resize(capacity * units_);
     dout_.resize(capacity * 2 * Z_);
     z_before_.resize(capacity);
@@ -133,23 +136,23 @@ class CombinerScanBackwardPart {
       dg_rows_.push_back(dg_.data() + k * units_);
       dout_rows_.push_back(dout_.data() + k * 2 * Z_);
     }
-    std::fill_n(a.dw_z + mine_.begin * Z_, units_ * Z_, S(0));
-    std::fill_n(a.db_z + mine_.begin, units_, S(0));
-    clear_past_end(a.ragged, a.dh, H_, own_.begin, own_.end);
-    clear_past_end(a.ragged, a.deps, Z_, own_.begin, own_.end);
+    std::fill_n(a.dweights.w_z + mine_.begin * Z_, units_ * Z_, S(0));
+    std::fill_n(a.dweights.b_z + mine_.begin, units_, S(0));
+    clear_past_end(ragged, dh_, own_.begin, own_.end);
+    clear_past_end(ragged, deps_, own_.begin, own_.end);
   }
 
   // All steps, last to first; arrive() is called after each.
   template <class Arrive>
   void run(Arrive arrive) {
-    for (int64_t stop = a_.ragged.steps; stop > 0;) {
+    for (int64_t stop = ragged_.steps; stop > 0;) {
       int64_t start = stop, count = 0;
-      while (start > 0 && (count == 0 || count + a_.ragged.active[start - 1] <= kChunkRows))
-        count += a_.ragged.active[--start];
+      while (start > 0 && (count == 0 || count + ragged_.active[start - 1] <= kChunkRows))
+        count += ragged_.active[--start];
       read(start, stop);
       int64_t first = count;  // where a step's rows begin in the chunk
       for (int64_t t = stop - 1; t >= start; --t) {
-        first -= a_.ragged.active[t];
+        first -= ragged_.active[t];
         step(t, first);
         arrive();
       }
@@ -164,8 +167,8 @@ class CombinerScanBackwardPart {
   void read(int64_t start, int64_t stop) {
     int64_t k = 0;
     for (int64_t t = start; t < stop; ++t)
-      for (int64_t i = 0; i < a_.ragged.active[t]; ++i, ++k) {
-        const int64_t row = a_.ragged.order[i];
+      for (int64_t i = 0; i < ragged_.active[t]; ++i, ++k) {
+        const int64_t row = ragged_.order[i];
         z_before_[k] = t == 0 ? a_.z_q_0.at(row, 0) : a_.z.at(row, t - 1);
         const S *g = a_.g.at(row, t) + mine_.begin, *h = a_.h.at(row, t) + mine_.begin;
         S *c = c_.data() + k * units_, *slope = dg_.data() + k * units_;
@@ -179,10 +182,10 @@ class CombinerScanBackwardPart {
 
   // From the partial sums that step t + 1 left to those for t - 1; the step's rows lie at `first`.
   void step(int64_t t, int64_t first) {
-    const int64_t active = a_.ragged.active[t];
+    const int64_t active = ragged_.active[t];
     for (int64_t i = 0; i < active; ++i) output_gradient(t, i, dout_.data() + (first + i) * 2 * Z_);
     multiply(dout_rows_.data() + first, active, w_c_, [&](int64_t i, int64_t column, int64_t width, const S* dc) {
-      S* dh = a_.dh.at(a_.ragged.order[i], t) + mine_.begin + column;
+      S* dh = dh_.at(ragged_.order[i], t) + mine_.begin + column;
       S* dg = dg_.data() + (first + i) * units_ + column;
 #pragma GCC ivdep
       for (int64_t j = 0; j < width; ++j) {
@@ -197,10 +200,10 @@ class CombinerScanBackwardPart {
 
   // dloc and dpre_scale at step t of the i-th row, all paths included; every part needs them all.
   void output_gradient(int64_t t, int64_t i, S* dout) {
-    const int64_t row = a_.ragged.order[i];
+    const int64_t row = ragged_.order[i];
     const S *dz_given = a_.dz.at(row, t), *dloc = a_.dloc.at(row, t), *dpre = a_.dpre_scale.at(row, t);
     const S *eps = a_.eps.at(row, t), *pre_scale = a_.pre_scale.at(row, t);
-    if (t + 1 == a_.ragged.length(row)) std::copy_n(dz_given, Z_, dz_.data());
+    if (t + 1 == ragged_.length(row)) std::copy_n(dz_given, Z_, dz_.data());
     else partials_.add_up(t + 1, i, dz_given, dz_.data());
 #pragma GCC ivdep
     for (int64_t j = 0; j < Z_; ++j) dout[j] = dloc[j] + dz_[j];
@@ -217,37 +220,39 @@ class CombinerScanBackwardPart {
       Lanes<S> to;
 #pragma GCC ivdep
       for (int64_t l = 0; l < kLanes<S>; ++l) to[l] = dz[l] * softplus_(pre[l]);
-      to.store(a_.deps.at(row, t) + j, n);
+      to.store(deps_.at(row, t) + j, n);
     });
   }
 
   void add_weights(int64_t count) {
     add_outer(dout_rows_.data(), c_rows_.data(), count, 2 * Z_, 0, units_, dw_out_.data(), units_);
-    add_outer(dg_rows_.data(), z_before_.data(), count, units_, 0, Z_, a_.dw_z + mine_.begin * Z_, Z_);
-    add_rows(dg_rows_.data(), count, 0, units_, a_.db_z + mine_.begin);
+    add_outer(dg_rows_.data(), z_before_.data(), count, units_, 0, Z_, a_.dweights.w_z + mine_.begin * Z_, Z_);
+    add_rows(dg_rows_.data(), count, 0, units_, a_.dweights.b_z + mine_.begin);
     if (part_ == 0) add_rows(dout_rows_.data(), count, 0, 2 * Z_, db_out_.data());
   }
 
   void finish() {
     const std::vector<S> zeros(Z_, S(0));
-    for (int64_t i = 0; i < a_.ragged.rows; ++i) {
-      const int64_t row = a_.ragged.order[i];
+    for (int64_t i = 0; i < ragged_.rows; ++i) {
+      const int64_t row = ragged_.order[i];
       if (row < own_.begin || row >= own_.end) continue;
       S* out = a_.dz_q_0 + row * Z_;
-      if (a_.ragged.length(row) == 0) std::fill_n(out, Z_, S(0));
+      if (ragged_.length(row) == 0) std::fill_n(out, Z_, S(0));
       else partials_.add_up(0, i, zeros.data(), out);
     }
     for (int64_t j = 0; j < Z_; ++j) {
-      std::copy_n(dw_out_.data() + j * units_, units_, a_.dw_loc + j * H_ + mine_.begin);
-      std::copy_n(dw_out_.data() + (Z_ + j) * units_, units_, a_.dw_scale + j * H_ + mine_.begin);
+      std::copy_n(dw_out_.data() + j * units_, units_, a_.dweights.w_loc + j * H_ + mine_.begin);
+      std::copy_n(dw_out_.data() + (Z_ + j) * units_, units_, a_.dweights.w_scale + j * H_ + mine_.begin);
     }
     if (part_ != 0) return;
-    std::copy_n(db_out_.data(), Z_, a_.db_loc);
-    std::copy_n(db_out_.data() + Z_, Z_, a_.db_scale);
+    std::copy_n(db_out_.data(), Z_, a_.dweights.b_loc);
+    std::copy_n(db_out_.data() + Z_, Z_, a_.dweights.b_scale);
   }
 
   const CombinerScanBackward<S>& a_;
+  const Ragged& ragged_;
   const int64_t Z_, H_;
+  const Dense<S> dh_, deps_;
   const Slice<S> mine_;  // of the hidden units
   const Share own_;      // of the rows, for what only one part may write
   const int64_t units_, part_;
@@ -260,12 +265,13 @@ class CombinerScanBackwardPart {
 
 template <class S>
 void combiner_scan_backward(const CombinerScanBackward<S>& a) {
-  const int64_t parts = combiner_parts<S>(a.ragged, a.latents, a.units);
-  const std::vector<S> w_out = stacked(a.w_loc, a.w_scale, a.latents * a.units);
-  Partials<S> partials(parts, a.ragged.rows, a.latents);
+  const Ragged ragged(a);
+  const int64_t parts = combiner_parts<S>(ragged, a.Z, a.H);
+  const std::vector<S> w_out = stacked(a.weights.w_loc, a.weights.w_scale, a.Z * a.H);
+  Partials<S> partials(parts, ragged.rows, a.Z);
   Barrier barrier(parts);
   parallel_for(parts, [&](int64_t begin, int64_t end) {
-    CombinerScanBackwardPart<S> part(a, w_out.data(), partials, begin, end, parts);
+    CombinerScanBackwardPart<S> part(a, ragged, w_out.data(), partials, begin, end, parts);
     part.run([&] { barrier.arrive(end - begin); });
   });
 }

@@ -5,29 +5,45 @@
 //
 // Included once for each instruction set, inside its namespace.
 
+// The weights of either emitter, or their gradients.
 template <class S>
-inline double emitter_work(const EmitterTensors<const S>& t, double pass) {
-  const int64_t width = t.w_scale ? 2 * t.outputs : t.outputs;
-  return pass * product_work(t.units, t.latents + t.units + width) + density_work(t.outputs);
+struct EmitterLayers {
+  int64_t E, Z, D;
+  S *w_in, *b_in, *w_hidden, *b_hidden;
+  S *w_out, *b_out;      // of the logits, or of a Gaussian's loc
+  S *w_scale, *b_scale;  // of a Gaussian's pre_scale; null for a Bernoulli
+};
+template <class S>
+inline EmitterLayers<S> layers_of(const EmitterTensors<S>& t) {
+  return {t.E, t.Z, t.D, t.w_in, t.b_in, t.w_hidden, t.b_hidden, t.w_out, t.b_out, nullptr, nullptr};
+}
+template <class S>
+inline EmitterLayers<S> layers_of(const GaussianEmitterTensors<S>& t) {
+  return {t.E, t.Z, t.D, t.w_in, t.b_in, t.w_hidden, t.b_hidden, t.w_loc, t.b_loc, t.w_scale, t.b_scale};
+}
+
+template <class S>
+inline double emitter_work(const EmitterLayers<const S>& t, double pass) {
+  const int64_t width = t.w_scale ? 2 * t.D : t.D;
+  return pass * product_work(t.E, t.Z + t.E + width) + density_work(t.D);
 }
 
 // The weights of the forward pass, packed once a call.
 template <class S>
 struct EmitterNet {
-  using Tensors = EmitterTensors<const S>;
-  const Tensors& t;
+  const EmitterLayers<const S>& t;
   int64_t width;  // of out
   std::vector<S> w_stack, b_stack;
   Packed<S> w_in, w_hidden, w_out;
 
-  explicit EmitterNet(const Tensors& tensors)
+  explicit EmitterNet(const EmitterLayers<const S>& tensors)
       : t(tensors),
-        width(t.w_scale ? 2 * t.outputs : t.outputs),
-        w_stack(stack(t.w_out, t.w_scale, t.outputs * t.units)),
-        b_stack(stack(t.b_out, t.b_scale, t.outputs)),
-        w_in(t.w_in, t.units, t.latents, t.latents, 1),
-        w_hidden(t.w_hidden, t.units, t.units, t.units, 1),
-        w_out(w_stack.data(), width, t.units, t.units, 1) {}
+        width(t.w_scale ? 2 * t.D : t.D),
+        w_stack(stack(t.w_out, t.w_scale, t.D * t.E)),
+        b_stack(stack(t.b_out, t.b_scale, t.D)),
+        w_in(t.w_in, t.E, t.Z, t.Z, 1),
+        w_hidden(t.w_hidden, t.E, t.E, t.E, 1),
+        w_out(w_stack.data(), width, t.E, t.E, 1) {}
 
   static std::vector<S> stack(const S* out, const S* scale, int64_t size) {
     std::vector<S> both(out, out + size);
@@ -41,7 +57,7 @@ template <class S>
 struct EmitterPlanes {
   Plane<S> h_1, h_2, out;
   EmitterPlanes(const EmitterNet<S>& net, int64_t rows)
-      : h_1(rows, net.t.units), h_2(rows, net.t.units), out(rows, net.width) {}
+      : h_1(rows, net.t.E), h_2(rows, net.t.E), out(rows, net.width) {}
 };
 
 // Rows [at, at + count) of the planes from as many z_t.
@@ -56,8 +72,8 @@ void emitter_block(const EmitterNet<S>& net, const S* const* z, int64_t at, int6
 
 // head(i, out) gets step i of the list.
 template <class S, class Head>
-void emitter_forward(const std::vector<Place>& places, const Rows<const S>& z,
-                     const EmitterTensors<const S>& tensors, Head head) {
+void emitter_core_forward(const std::vector<Place>& places, const Rows<const S>& z,
+                          const EmitterLayers<const S>& tensors, Head head) {
   const EmitterNet<S> net(tensors);
   for_blocks(static_cast<int64_t>(places.size()), emitter_work(tensors, kForward), [&] {
     return [&, planes = EmitterPlanes<S>(net, kBlockRows), inputs = std::vector<const S*>(kBlockRows)](
@@ -69,14 +85,14 @@ void emitter_forward(const std::vector<Place>& places, const Rows<const S>& z,
   });
 }
 
-// head(i, out) puts the gradient by out in its place; dz [rows, steps, latents] is zero where a step does
+// head(i, out) puts the gradient by out in its place; dz [rows, steps, Z] is zero where a step does
 // not count.
 template <class S, class Clear, class Head>
-void emitter_backward(const Steps& steps, const std::vector<Place>& places, const Rows<const S>& z,
-                      const EmitterTensors<const S>& tensors, S* dz, const EmitterTensors<S>& dw, Clear clear,
-                      Head head) {
+void emitter_core_backward(const Steps& steps, const std::vector<Place>& places, const Rows<const S>& z,
+                           const EmitterLayers<const S>& tensors, S* dz, const EmitterLayers<S>& dw,
+                           Clear clear, Head head) {
   const EmitterNet<S> net(tensors);
-  const int64_t Z = tensors.latents, E = tensors.units, D = tensors.outputs;
+  const int64_t Z = tensors.Z, E = tensors.E, D = tensors.D;
   const Packed<S> w_out(net.w_stack.data(), E, net.width, 1, E), w_hidden(tensors.w_hidden, E, E, 1, E),
       w_in(tensors.w_in, Z, E, 1, Z);
   const Chunks chunks(static_cast<int64_t>(places.size()), emitter_work(tensors, kBackward));
@@ -109,69 +125,98 @@ void emitter_backward(const Steps& steps, const std::vector<Place>& places, cons
 }
 
 // A Gaussian's log-density where there is a scale, else a Bernoulli's.
-template <class S>
-void emission_log_prob(const Observations<S>& observed, const Rows<const S>& z,
-                       const EmitterTensors<const S>& tensors, S* result) {
-  const std::vector<Place> places = places_of(observed.sequences.steps);
-  const Mask mask(observed.sequences);
+template <class S, class Params>
+void emission_log_prob_of(const Params& a) {
+  const EmitterLayers<const S> layers = layers_of(a.weights);
+  const Sequences sequences{Steps::of(a, a.mask.steps), a.D, a.mask.entries};
+  const std::vector<Place> places = places_of(sequences.steps);
+  const Mask mask(sequences);
   std::vector<double> terms(places.size());
-  const int64_t D = observed.sequences.width;
   const auto head = [&](int64_t i, S* out) {
-    const S* x = observed.x.at(places[i].row, places[i].step);
+    const S* x = a.x.at(places[i].row, places[i].step);
     const uint8_t* keep = mask.at(places[i]);
-    terms[i] = tensors.w_scale ? normal_forward(x, keep, D, out) : bernoulli_forward(x, keep, D, out);
+    terms[i] = layers.w_scale ? normal_forward(x, keep, a.D, out) : bernoulli_forward(x, keep, a.D, out);
   };
-  emitter_forward<S>(places, z, tensors, head);
-  sum_steps(places, terms, observed.sequences.steps.rows, result);
+  emitter_core_forward<S>(places, a.z, layers, head);
+  sum_steps(places, terms, sequences.steps.rows, a.out);
 }
 
-// dx may be null.
-template <class S>
-void emission_log_prob_backward(const Observations<S>& observed, const Rows<const S>& z,
-                                const EmitterTensors<const S>& tensors, const S* dresult, S* dx, S* dz,
-                                const EmitterTensors<S>& dw) {
-  const Steps& steps = observed.sequences.steps;
+template <class S, class Params>
+void emission_log_prob_backward_of(const Params& a) {
+  const EmitterLayers<const S> layers = layers_of(a.weights);
+  const Sequences sequences{Steps::of(a, a.mask.steps), a.D, a.mask.entries};
+  const Steps& steps = sequences.steps;
   const std::vector<Place> places = places_of(steps);
-  const Mask mask(observed.sequences);
-  const int64_t D = observed.sequences.width;
+  const Mask mask(sequences);
+  const int64_t D = a.D;
   const auto clear = [&](int64_t begin, int64_t end, int64_t parts) {
-    if (dx) clear_unlisted(steps, dx, D, begin, end, parts);
+    if (a.dx) clear_unlisted(steps, a.dx, D, begin, end, parts);
   };
   const auto head = [&](int64_t i, S* out) {
     const Place& place = places[i];
-    const S* x = observed.x.at(place.row, place.step);
+    const S* x = a.x.at(place.row, place.step);
     const uint8_t* keep = mask.at(place);
-    S* to = dx ? dx + (place.row * steps.steps + place.step) * D : nullptr;
-    if (tensors.w_scale)
-      normal_backward(x, keep, dresult[place.row], D, out, to);
-    else
-      bernoulli_backward(x, keep, dresult[place.row], D, out, to);
+    S* to = a.dx ? a.dx + (place.row * a.T + place.step) * D : nullptr;
+    if (layers.w_scale) normal_backward(x, keep, a.dout[place.row], D, out, to);
+    else bernoulli_backward(x, keep, a.dout[place.row], D, out, to);
   };
-  emitter_backward<S>(steps, places, z, tensors, dz, dw, clear, head);
+  emitter_core_backward<S>(steps, places, a.z, layers, a.dz, layers_of(a.dweights), clear, head);
 }
 
-// Single steps: z [N, latents]. `out` is the logits or loc; pre_scale is null for a Bernoulli.
 template <class S>
-void emitter(int64_t count, const Rows<const S>& z, const EmitterTensors<const S>& tensors, S* out,
-             S* pre_scale) {
-  const int64_t D = tensors.outputs;
+void emission_log_prob(const EmissionLogProb<S>& a) {
+  emission_log_prob_of<S>(a);
+}
+template <class S>
+void emission_log_prob_backward(const EmissionLogProbBackward<S>& a) {
+  emission_log_prob_backward_of<S>(a);
+}
+template <class S>
+void gaussian_emission_log_prob(const GaussianEmissionLogProb<S>& a) {
+  emission_log_prob_of<S>(a);
+}
+template <class S>
+void gaussian_emission_log_prob_backward(const GaussianEmissionLogProbBackward<S>& a) {
+  emission_log_prob_backward_of<S>(a);
+}
+
+// Single steps: `out` is the logits or loc; pre_scale is null for a Bernoulli.
+template <class S, class Params>
+void emitter_steps(const Params& a, S* out, S* pre_scale) {
+  const int64_t D = a.D;
   const auto head = [&](int64_t i, const S* from) {
     std::copy_n(from, D, out + i * D);
     if (pre_scale) std::copy_n(from + D, D, pre_scale + i * D);
   };
-  emitter_forward<S>(places_of({1, 1, count, nullptr, nullptr}), z, tensors, head);
+  emitter_core_forward<S>(places_of(Steps::single(a.N)), a.z, layers_of(a.weights), head);
 }
 
-// dpre_scale is not used for a Bernoulli.
-template <class S>
-void emitter_step_backward(int64_t count, const Rows<const S>& z, const EmitterTensors<const S>& tensors,
-                           const Rows<const S>& dout, const Rows<const S>& dpre_scale, S* dz,
-                           const EmitterTensors<S>& dw) {
-  const Steps steps{1, 1, count, nullptr, nullptr};
-  const int64_t D = tensors.outputs;
+template <class S, class Params>
+void emitter_steps_backward(const Params& a, const Rows<const S>& dout, const Rows<const S>* dpre_scale) {
+  const Steps steps = Steps::single(a.N);
+  const int64_t D = a.D;
   const auto head = [&](int64_t i, S* out) {
     std::copy_n(dout.at(0, i), D, out);
-    if (tensors.w_scale) std::copy_n(dpre_scale.at(0, i), D, out + D);
+    if (dpre_scale) std::copy_n(dpre_scale->at(0, i), D, out + D);
   };
-  emitter_backward<S>(steps, places_of(steps), z, tensors, dz, dw, [](int64_t, int64_t, int64_t) {}, head);
+  const auto nothing = [](int64_t, int64_t, int64_t) {};
+  emitter_core_backward<S>(steps, places_of(steps), a.z, layers_of(a.weights), a.dz, layers_of(a.dweights), nothing,
+                           head);
+}
+
+template <class S>
+void emitter(const Emitter<S>& a) {
+  emitter_steps<S>(a, a.logits, nullptr);
+}
+template <class S>
+void emitter_backward(const EmitterBackward<S>& a) {
+  emitter_steps_backward<S>(a, a.dlogits, nullptr);
+}
+template <class S>
+void gaussian_emitter(const GaussianEmitter<S>& a) {
+  emitter_steps<S>(a, a.loc, a.pre_scale);
+}
+template <class S>
+void gaussian_emitter_backward(const GaussianEmitterBackward<S>& a) {
+  emitter_steps_backward<S>(a, a.dloc, &a.dpre_scale);
 }

@@ -43,15 +43,17 @@ inline double projection_work(int64_t rows, int64_t inputs, int64_t units) {
 
 template <class S>
 void input_projection(const InputProjection<S>& a) {
-  const int64_t D = a.inputs, H = a.units;
+  const Ragged ragged(a);
+  const Dense<S> x_proj{a.x_proj, a.T, a.H};
+  const int64_t D = a.D, H = a.H;
   const std::vector<S> columns = transposed(a.w, H, D);
   std::vector<std::pair<const S*, S*>> all;  // x_t and where its projection goes
-  for (int64_t row = 0; row < a.ragged.rows; ++row)
-    for (int64_t t = 0; t < a.ragged.length(row); ++t) all.emplace_back(a.x.at(row, t), a.out.at(row, t));
+  for (int64_t row = 0; row < ragged.rows; ++row)
+    for (int64_t t = 0; t < ragged.length(row); ++t) all.emplace_back(a.x.at(row, t), x_proj.at(row, t));
   const int64_t count = static_cast<int64_t>(all.size());
   const int64_t parts = parts_for(projection_work(count, D, H), count);
   parallel_for(parts, [&](int64_t begin, int64_t end) {
-    clear_past_end(a.ragged, a.out, H, a.ragged.rows * begin / parts, a.ragged.rows * end / parts);
+    clear_past_end(ragged, x_proj, ragged.rows * begin / parts, ragged.rows * end / parts);
     const Share own(count, begin, end, parts);
     std::vector<const S*> dense;
     std::vector<S*> dense_out;
@@ -89,7 +91,7 @@ template <class S>
 void add_projection_weights(const InputProjectionBackward<S>& a, const std::vector<const S*>& x,
                             const std::vector<const S*>& dout, const Slice<S>& mine) {
   constexpr int64_t kRows = 512;
-  const int64_t D = a.inputs, width = mine.count(), count = static_cast<int64_t>(x.size());
+  const int64_t D = a.D, width = mine.count(), count = static_cast<int64_t>(x.size());
   std::vector<S> total(D * width, S(0)), some(D * width);  // [inputs, units]
   std::vector<const S*> dense_x, dense_dout;
   RowSorter<S> sorter(D);
@@ -126,21 +128,23 @@ void add_projection_weights(const InputProjectionBackward<S>& a, const std::vect
 
 template <class S>
 void input_projection_backward(const InputProjectionBackward<S>& a) {
-  const int64_t D = a.inputs, H = a.units;
+  const Ragged ragged(a);
+  const Dense<S> dx_out{a.dx, a.T, a.D};
+  const int64_t D = a.D, H = a.H;
   std::vector<const S*> x, dout;
   std::vector<S*> dx;
-  for (int64_t row = 0; row < a.ragged.rows; ++row)
-    for (int64_t t = 0; t < a.ragged.length(row); ++t) {
+  for (int64_t row = 0; row < ragged.rows; ++row)
+    for (int64_t t = 0; t < ragged.length(row); ++t) {
       x.push_back(a.x.at(row, t));
-      dout.push_back(a.dout.at(row, t));
-      if (a.with_dx) dx.push_back(a.dx.at(row, t));
+      dout.push_back(a.dx_proj.at(row, t));
+      if (a.dx) dx.push_back(dx_out.at(row, t));
     }
   const int64_t count = static_cast<int64_t>(x.size());
-  const int64_t parts = parts_for((a.with_dx ? 2 : 1) * projection_work(count, D, H), panels_of(H, kLanes<S>));
+  const int64_t parts = parts_for((a.dx ? 2 : 1) * projection_work(count, D, H), panels_of(H, kLanes<S>));
   parallel_for(parts, [&](int64_t begin, int64_t end) {
     add_projection_weights(a, x, dout, Slice<S>(H, begin, end, parts));
-    if (!a.with_dx) return;
-    clear_past_end(a.ragged, a.dx, D, a.ragged.rows * begin / parts, a.ragged.rows * end / parts);
+    if (!a.dx) return;
+    clear_past_end(ragged, dx_out, ragged.rows * begin / parts, ragged.rows * end / parts);
     const Share own(count, begin, end, parts);
     const Packed<S> w(a.w, D, H, 1, D);
     multiply(dout.data() + own.begin, own.end - own.begin, w,

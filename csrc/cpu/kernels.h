@@ -8,14 +8,14 @@ namespace dmm::cpu::DMM_ISA {
 
 #include "math.h"
 
-// A NaN comes through.
+// Propagates NaN, as std::max would not.
 template <class S>
 inline S relu_(S x) {
   return x < S(0) ? S(0) : x;
 }
 
 #include "gemm.h"
-#include "lanes.h"
+#include "simd.h"
 #include "ragged.h"
 #include "input_projection.h"
 #include "rnn_scan.h"
@@ -28,24 +28,10 @@ inline S relu_(S x) {
 #include "emitter.h"
 
 template <class S>
-constexpr RowwiseKernels<S> rowwise_kernels() {
-  return {transition_log_prob<S>, transition_log_prob_backward<S>,
-          transition_kl<S>,       transition_kl_backward<S>,
-          gated_transition<S>,    gated_transition_backward<S>,
-          combiner_log_prob<S>,   combiner_log_prob_backward<S>,
-          combiner<S>,            combiner_step_backward<S>,
-          emission_log_prob<S>,   emission_log_prob_backward<S>,
-          emitter<S>,             emitter_step_backward<S>,
-          normal_log_prob<S>,     normal_log_prob_backward<S>,
-          bernoulli_log_prob<S>,  bernoulli_log_prob_backward<S>,
-          drawn_log_prob<S>,      drawn_log_prob_backward<S>};
-}
-
-template <class S>
 const Kernels<S>& all_kernels() {
-  static const Kernels<S> kernels{input_projection<S>, input_projection_backward<S>, rnn_scan<S>,
-                                  rnn_scan_backward<S>, combiner_scan<S>, combiner_scan_backward<S>,
-                                  clipped_adam<S>, rowwise_kernels<S>()};
+#define DMM_KERNEL(name, Params) name<S>,
+  static const Kernels<S> kernels{DMM_FOR_EACH_OP(DMM_KERNEL)};
+#undef DMM_KERNEL
   return kernels;
 }
 

@@ -6,11 +6,12 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <utility>
 #include <vector>
 
+#include "barrier.h"
 #include "dispatch.h"
-#include "team.h"
 
 #pragma GCC target("avx2,fma")
 #define DMM_ISA avx2

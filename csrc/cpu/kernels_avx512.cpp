@@ -6,11 +6,12 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <utility>
 #include <vector>
 
+#include "barrier.h"
 #include "dispatch.h"
-#include "team.h"
 
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
 #define DMM_ISA avx512

@@ -75,6 +75,12 @@ inline S bernoulli_slope_(S x, S logit) {
   return select_(logit > S(0), (x - S(1)) + q, x - q);
 }
 
+struct Sequences {  // steps of some width, and which entries of them count
+  Steps steps;
+  int64_t width;
+  const uint8_t* mask;  // [batch, steps, width], 0 or 1; null: all that `steps` counts
+};
+
 // Which entries of a step count: its line of the mask, or null for all.
 class Mask {
  public:
@@ -212,12 +218,12 @@ inline void reduce_backward(const Sequences& sequences, std::initializer_list<S*
 }
 
 template <class S>
-void normal_log_prob(const Sequences& sequences, const Rows<const S>& value, const Rows<const S>& loc,
-                     const Rows<const S>& scale, S* out) {
-  const int64_t width = sequences.width;
-  reduce(sequences, out, [&](const Place& p, const uint8_t* keep, S* scratch) {
-    const S *v_row = value.at(p.row, p.step), *m_row = loc.at(p.row, p.step),
-            *s_row = scale.at(p.row, p.step);
+void normal_log_prob(const NormalLogProb<S>& a) {
+  const int64_t width = a.D;
+  const Sequences sequences{Steps::of(a, a.mask.steps), width, a.mask.entries};
+  reduce(sequences, a.out, [&](const Place& p, const uint8_t* keep, S* scratch) {
+    const S *v_row = a.value.at(p.row, p.step), *m_row = a.loc.at(p.row, p.step),
+            *s_row = a.scale.at(p.row, p.step);
     for_lanes<S>(width, [&](int64_t j, auto n) {
       const Lanes<S> v(v_row + j, n), m(m_row + j, n), s(s_row + j, n), k = kept<S>(keep, j, n);
       Lanes<S> terms;
@@ -234,14 +240,13 @@ void normal_log_prob(const Sequences& sequences, const Rows<const S>& value, con
 }
 
 template <class S>
-void normal_log_prob_backward(const Sequences& sequences, const Rows<const S>& value,
-                              const Rows<const S>& loc, const Rows<const S>& scale, const S* dout, S* dvalue,
-                              S* dloc, S* dscale) {
-  const int64_t width = sequences.width;
-  reduce_backward<S>(sequences, {dvalue, dloc, dscale}, [&](const Place& p, const uint8_t* keep, int64_t at) {
-    const S *v_row = value.at(p.row, p.step), *m_row = loc.at(p.row, p.step),
-            *s_row = scale.at(p.row, p.step);
-    const S d = dout[p.row];
+void normal_log_prob_backward(const NormalLogProbBackward<S>& a) {
+  const int64_t width = a.D;
+  const Sequences sequences{Steps::of(a, a.mask.steps), width, a.mask.entries};
+  const auto slopes = [&](const Place& p, const uint8_t* keep, int64_t at) {
+    const S *v_row = a.value.at(p.row, p.step), *m_row = a.loc.at(p.row, p.step),
+            *s_row = a.scale.at(p.row, p.step);
+    const S d = a.dout[p.row];
     for_lanes<S>(width, [&](int64_t j, auto n) {
       const Lanes<S> v(v_row + j, n), m(m_row + j, n), s(s_row + j, n), k = kept<S>(keep, j, n);
       Lanes<S> to_value, to_loc, to_scale;
@@ -252,37 +257,38 @@ void normal_log_prob_backward(const Sequences& sequences, const Rows<const S>& v
         to_value[l] = -to_loc[l];
         to_scale[l] = select_(k[l] != S(0), d * (residual * residual - S(1)) / s[l], S(0));
       }
-      to_value.store(dvalue + at + j, n);
-      to_loc.store(dloc + at + j, n);
-      to_scale.store(dscale + at + j, n);
+      to_value.store(a.dvalue + at + j, n);
+      to_loc.store(a.dloc + at + j, n);
+      to_scale.store(a.dscale + at + j, n);
     });
+  };
+  reduce_backward<S>(sequences, {a.dvalue, a.dloc, a.dscale}, slopes);
+}
+
+template <class S>
+void bernoulli_log_prob(const BernoulliLogProb<S>& a) {
+  const Sequences sequences{Steps::of(a, a.mask.steps), a.D, a.mask.entries};
+  reduce(sequences, a.out, [&](const Place& p, const uint8_t* keep, S* scratch) {
+    std::copy_n(a.logits.at(p.row, p.step), a.D, scratch);
+    return bernoulli_forward(a.x.at(p.row, p.step), keep, a.D, scratch);
   });
 }
 
 template <class S>
-void bernoulli_log_prob(const Sequences& sequences, const Rows<const S>& x, const Rows<const S>& logits,
-                        S* out) {
-  reduce(sequences, out, [&](const Place& p, const uint8_t* keep, S* scratch) {
-    std::copy_n(logits.at(p.row, p.step), sequences.width, scratch);
-    return bernoulli_forward(x.at(p.row, p.step), keep, sequences.width, scratch);
+void bernoulli_log_prob_backward(const BernoulliLogProbBackward<S>& a) {
+  const Sequences sequences{Steps::of(a, a.mask.steps), a.D, a.mask.entries};
+  reduce_backward<S>(sequences, {a.dx, a.dlogits}, [&](const Place& p, const uint8_t* keep, int64_t at) {
+    std::copy_n(a.logits.at(p.row, p.step), a.D, a.dlogits + at);
+    bernoulli_backward(a.x.at(p.row, p.step), keep, a.dout[p.row], a.D, a.dlogits + at, a.dx + at);
   });
 }
 
 template <class S>
-void bernoulli_log_prob_backward(const Sequences& sequences, const Rows<const S>& x,
-                                 const Rows<const S>& logits, const S* dout, S* dx, S* dlogits) {
-  reduce_backward<S>(sequences, {dx, dlogits}, [&](const Place& p, const uint8_t* keep, int64_t at) {
-    std::copy_n(logits.at(p.row, p.step), sequences.width, dlogits + at);
-    bernoulli_backward(x.at(p.row, p.step), keep, dout[p.row], sequences.width, dlogits + at, dx + at);
-  });
-}
-
-template <class S>
-void drawn_log_prob(const Sequences& sequences, const Rows<const S>& eps, const Rows<const S>& pre_scale,
-                    S* out) {
-  const int64_t width = sequences.width;
-  reduce(sequences, out, [&](const Place& p, const uint8_t*, S* scratch) {
-    const S *e_row = eps.at(p.row, p.step), *s_row = pre_scale.at(p.row, p.step);
+void drawn_log_prob(const DrawnLogProb<S>& a) {
+  const int64_t width = a.Z;
+  const Sequences sequences{Steps::of(a), width, nullptr};
+  reduce(sequences, a.out, [&](const Place& p, const uint8_t*, S* scratch) {
+    const S *e_row = a.eps.at(p.row, p.step), *s_row = a.pre_scale.at(p.row, p.step);
     for_lanes<S>(width, [&](int64_t j, auto n) {
       const Lanes<S> e(e_row + j, n), s(s_row + j, n);
       Lanes<S> terms;
@@ -296,12 +302,12 @@ void drawn_log_prob(const Sequences& sequences, const Rows<const S>& eps, const 
 }
 
 template <class S>
-void drawn_log_prob_backward(const Sequences& sequences, const Rows<const S>& eps,
-                             const Rows<const S>& pre_scale, const S* dout, S* deps, S* dpre_scale) {
-  const int64_t width = sequences.width;
-  reduce_backward<S>(sequences, {deps, dpre_scale}, [&](const Place& p, const uint8_t*, int64_t at) {
-    const S *e_row = eps.at(p.row, p.step), *s_row = pre_scale.at(p.row, p.step);
-    const S d = dout[p.row];
+void drawn_log_prob_backward(const DrawnLogProbBackward<S>& a) {
+  const int64_t width = a.Z;
+  const Sequences sequences{Steps::of(a), width, nullptr};
+  reduce_backward<S>(sequences, {a.deps, a.dpre_scale}, [&](const Place& p, const uint8_t*, int64_t at) {
+    const S *e_row = a.eps.at(p.row, p.step), *s_row = a.pre_scale.at(p.row, p.step);
+    const S d = a.dout[p.row];
     for_lanes<S>(width, [&](int64_t j, auto n) {
       const Lanes<S> e(e_row + j, n), s(s_row + j, n);
       Lanes<S> to_eps, to_pre_scale;
@@ -310,8 +316,8 @@ void drawn_log_prob_backward(const Sequences& sequences, const Rows<const S>& ep
         to_eps[l] = -d * e[l];
         to_pre_scale[l] = -d * log_softplus_slope_(s[l]);
       }
-      to_eps.store(deps + at + j, n);
-      to_pre_scale.store(dpre_scale + at + j, n);
+      to_eps.store(a.deps + at + j, n);
+      to_pre_scale.store(a.dpre_scale + at + j, n);
     });
   });
 }

@@ -4,8 +4,8 @@
 // Included once for each instruction set, inside its namespace.
 
 // The h that row r reads at step t: the next step's, or h_0 at its own end.
-template <class S, class Out>
-inline const S* next_h(const Ragged& ragged, const Out& h, const Rows<const S>& h_0, int64_t row, int64_t t) {
+template <class S, class H>
+inline const S* next_h(const Ragged& ragged, const H& h, const Rows<const S>& h_0, int64_t row, int64_t t) {
   return t + 1 == ragged.length(row) ? h_0.at(row, 0) : h.at(row, t + 1);
 }
 
@@ -16,21 +16,23 @@ inline int64_t rnn_parts(const Ragged& ragged, int64_t units) {
 
 template <class S>
 void rnn_scan(const RnnScan<S>& a) {
-  const int64_t H = a.units, parts = rnn_parts<S>(a.ragged, H);
+  const Ragged ragged(a);
+  const Dense<S> out{a.h, a.T, a.H};
+  const int64_t H = a.H, parts = rnn_parts<S>(ragged, H);
   Barrier barrier(parts);
   parallel_for(parts, [&](int64_t begin, int64_t end) {
-    clear_past_end(a.ragged, a.h, H, a.ragged.rows * begin / parts, a.ragged.rows * end / parts);
+    clear_past_end(ragged, out, ragged.rows * begin / parts, ragged.rows * end / parts);
     const Slice<S> mine(H, begin, end, parts);
     const Packed<S> w(a.w_hh + mine.begin * H, mine.count(), H, H, 1);
-    std::vector<const S*> from(a.ragged.rows);
-    for (int64_t t = a.ragged.steps - 1; t >= 0; --t) {
-      const int64_t active = a.ragged.active[t];
+    std::vector<const S*> from(ragged.rows);
+    for (int64_t t = ragged.steps - 1; t >= 0; --t) {
+      const int64_t active = ragged.active[t];
       for (int64_t i = 0; i < active; ++i)
-        from[i] = next_h(a.ragged, a.h, a.h_0, a.ragged.order[i], t);
+        from[i] = next_h(ragged, out, a.h_0, ragged.order[i], t);
       multiply(from.data(), active, w, [&](int64_t i, int64_t column, int64_t width, const S* sum) {
-        const int64_t row = a.ragged.order[i], unit = mine.begin + column;
+        const int64_t row = ragged.order[i], unit = mine.begin + column;
         const S* x = a.x_proj.at(row, t) + unit;
-        S* h = a.h.at(row, t) + unit;
+        S* h = out.at(row, t) + unit;
         if (a.nonlinearity == Nonlinearity::relu)
 #pragma GCC ivdep
           for (int64_t j = 0; j < width; ++j) h[j] = relu_(sum[j] + x[j]);
@@ -51,27 +53,29 @@ struct RowPairs {
 
 template <class S>
 void rnn_scan_backward(const RnnScanBackward<S>& a) {
-  const int64_t H = a.units, parts = rnn_parts<S>(a.ragged, H);
+  const Ragged ragged(a);
+  const Dense<S> dx_proj{a.dx_proj, a.T, a.H};
+  const int64_t H = a.H, parts = rnn_parts<S>(ragged, H);
   RowPairs<S> pairs;
-  for (int64_t row = 0; row < a.ragged.rows; ++row)
-    for (int64_t t = 0; t < a.ragged.length(row); ++t) {
-      pairs.a.push_back(a.dx_proj.at(row, t));
-      pairs.b.push_back(next_h(a.ragged, a.h, a.h_0, row, t));
+  for (int64_t row = 0; row < ragged.rows; ++row)
+    for (int64_t t = 0; t < ragged.length(row); ++t) {
+      pairs.a.push_back(dx_proj.at(row, t));
+      pairs.b.push_back(next_h(ragged, a.h, a.h_0, row, t));
     }
   const std::vector<S> nothing(H, S(0));
   Barrier barrier(parts);
   parallel_for(parts, [&](int64_t begin, int64_t end) {
-    clear_past_end(a.ragged, a.dx_proj, H, a.ragged.rows * begin / parts, a.ragged.rows * end / parts);
+    clear_past_end(ragged, dx_proj, ragged.rows * begin / parts, ragged.rows * end / parts);
     const Slice<S> mine(H, begin, end, parts);
     // The transpose: outputs are inputs of W_hh.
     const Packed<S> w(a.w_hh + mine.begin, mine.count(), H, 1, H);
-    std::vector<const S*> from(a.ragged.rows);
-    for (int64_t t = 0; t < a.ragged.steps; ++t) {
-      const int64_t active = a.ragged.active[t];
+    std::vector<const S*> from(ragged.rows);
+    for (int64_t t = 0; t < ragged.steps; ++t) {
+      const int64_t active = ragged.active[t];
       const auto delta = [&](int64_t i, int64_t column, int64_t width, const S* carry) {
-        const int64_t row = a.ragged.order[i], unit = mine.begin + column;
+        const int64_t row = ragged.order[i], unit = mine.begin + column;
         const S *dh = a.dh.at(row, t) + unit, *h = a.h.at(row, t) + unit;
-        S* out = a.dx_proj.at(row, t) + unit;
+        S* out = dx_proj.at(row, t) + unit;
         if (a.nonlinearity == Nonlinearity::relu)
 #pragma GCC ivdep
           for (int64_t j = 0; j < width; ++j) out[j] = h[j] > S(0) ? dh[j] + carry[j] : S(0);
@@ -82,22 +86,22 @@ void rnn_scan_backward(const RnnScanBackward<S>& a) {
       if (t == 0) {
         for (int64_t i = 0; i < active; ++i) delta(i, 0, mine.count(), nothing.data());
       } else {
-        for (int64_t i = 0; i < active; ++i) from[i] = a.dx_proj.at(a.ragged.order[i], t - 1);
+        for (int64_t i = 0; i < active; ++i) from[i] = dx_proj.at(ragged.order[i], t - 1);
         multiply(from.data(), active, w, delta);
       }
       barrier.arrive(end - begin);
     }
     int64_t started = 0;  // rows with a step; in the order of activity those without come last
-    for (; started < a.ragged.rows; ++started) {
-      const int64_t row = a.ragged.order[started], length = a.ragged.length(row);
+    for (; started < ragged.rows; ++started) {
+      const int64_t row = ragged.order[started], length = ragged.length(row);
       if (length == 0) break;
-      from[started] = a.dx_proj.at(row, length - 1);
+      from[started] = dx_proj.at(row, length - 1);
     }
-    const auto dh_0 = [&](int64_t i) { return a.dh_0 + a.ragged.order[i] * H + mine.begin; };
+    const auto dh_0 = [&](int64_t i) { return a.dh_0 + ragged.order[i] * H + mine.begin; };
     multiply(from.data(), started, w, [&](int64_t i, int64_t column, int64_t width, const S* carry) {
       std::copy_n(carry, width, dh_0(i) + column);
     });
-    for (int64_t i = started; i < a.ragged.rows; ++i) std::fill_n(dh_0(i), mine.count(), S(0));
+    for (int64_t i = started; i < ragged.rows; ++i) std::fill_n(dh_0(i), mine.count(), S(0));
     for (int64_t i = 0; i < H; ++i) std::fill_n(a.dw_hh + i * H + mine.begin, mine.count(), S(0));
     add_outer(pairs.a.data(), pairs.b.data(), static_cast<int64_t>(pairs.a.size()), H, mine.begin, mine.end,
               a.dw_hh, H);

@@ -10,8 +10,39 @@ constexpr int64_t kBlockRows = kBlock * (56 / kBlock);  // activations of a bloc
 constexpr int64_t kGroupRows = 2 * kBlockRows;
 static_assert(kGroupRows <= kDepth, "a group is summed in one go");
 
+struct Steps {  // which steps of which rows count
+  int64_t rows, batch, steps;
+  const int64_t* lengths;   // [batch]; null: all steps
+  const uint8_t* observed;  // [batch, steps], 0 or 1; null: all steps within the lengths
+
+  // Those of an op on sequences; or N single steps, as one row.
+  template <class Params>
+  static Steps of(const Params& a, const uint8_t* observed = nullptr) {
+    return {a.P * a.B, a.B, a.T, a.lengths, observed};
+  }
+  static Steps single(int64_t count) { return {1, 1, count, nullptr, nullptr}; }
+
+  bool counts(int64_t row, int64_t step) const {
+    const int64_t b = row % batch;
+    return (!lengths || step < lengths[b]) && (!observed || observed[b * steps + step]);
+  }
+};
+
 struct Place {
   int64_t row, step;
+};
+
+template <class S>
+struct Chain {  // latents [rows, steps, Z], and what precedes the first of them
+  Steps steps;
+  const Rows<const S>& z;
+  const Rows<const S>& z_0;  // [rows, Z]
+  const S* before(const Place& p) const { return p.step == 0 ? z_0.at(p.row, 0) : z.at(p.row, p.step - 1); }
+};
+
+template <class S>
+struct ChainGradients {
+  S *dz, *dz_0;
 };
 
 inline std::vector<Place> places_of(const Steps& steps) {

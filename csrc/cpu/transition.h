@@ -10,7 +10,7 @@
 
 template <class S>
 inline double transition_work(const TransitionTensors<const S>& t, double pass) {
-  const int64_t Z = t.latents, hidden = t.gate_units + t.mean_units;
+  const int64_t Z = t.Z, hidden = t.G + t.R;
   return pass * product_work(Z, 2 * hidden + 2 * Z) + kFunction * static_cast<double>(Z) + density_work(Z);
 }
 
@@ -25,19 +25,19 @@ struct TransitionNet {
 
   explicit TransitionNet(const Tensors& tensors)
       : t(tensors),
-        hidden(t.gate_units + t.mean_units),
-        width(hidden + t.latents),
-        w_stack(stack(t.w_gate_in, t.w_mean_in, t.w_loc, t.latents)),
+        hidden(t.G + t.R),
+        width(hidden + t.Z),
+        w_stack(stack(t.w_gate_in, t.w_mean_in, t.w_loc, t.Z)),
         b_stack(stack(t.b_gate_in, t.b_mean_in, t.b_loc, 1)),
-        w_in(w_stack.data(), width, t.latents, t.latents, 1),
-        w_gate(t.w_gate_out, t.latents, t.gate_units, t.gate_units, 1),
-        w_mean(t.w_mean_out, t.latents, t.mean_units, t.mean_units, 1),
-        w_scale(t.w_scale, t.latents, t.latents, t.latents, 1) {}
+        w_in(w_stack.data(), width, t.Z, t.Z, 1),
+        w_gate(t.w_gate_out, t.Z, t.G, t.G, 1),
+        w_mean(t.w_mean_out, t.Z, t.R, t.R, 1),
+        w_scale(t.w_scale, t.Z, t.Z, t.Z, 1) {}
 
   std::vector<S> stack(const S* gate, const S* mean, const S* linear, int64_t inputs) const {
-    std::vector<S> out(gate, gate + t.gate_units * inputs);
-    out.insert(out.end(), mean, mean + t.mean_units * inputs);
-    out.insert(out.end(), linear, linear + t.latents * inputs);
+    std::vector<S> out(gate, gate + t.G * inputs);
+    out.insert(out.end(), mean, mean + t.R * inputs);
+    out.insert(out.end(), linear, linear + t.Z * inputs);
     return out;
   }
 };
@@ -49,12 +49,12 @@ struct TransitionPlanes {
   Plane<S> gate, mean, open_mean, pre_scale;
   std::vector<const S*> hidden_m;
   TransitionPlanes(const TransitionNet<S>& net, int64_t rows)
-      : first(rows, net.hidden + whole_lanes<S>(net.t.latents)),
-        gate(rows, net.t.latents),
-        mean(rows, net.t.latents),
-        open_mean(rows, net.t.latents),
-        pre_scale(rows, net.t.latents),
-        hidden_m(first.rows_from(net.t.gate_units)) {}
+      : first(rows, net.hidden + whole_lanes<S>(net.t.Z)),
+        gate(rows, net.t.Z),
+        mean(rows, net.t.Z),
+        open_mean(rows, net.t.Z),
+        pre_scale(rows, net.t.Z),
+        hidden_m(first.rows_from(net.t.G)) {}
 };
 
 // One step's results.
@@ -92,7 +92,7 @@ void transition_block(const TransitionNet<S>& net, const S* const* before, int64
     const S* mean = planes.mean[i];
     S* to = planes.open_mean[i];
 #pragma GCC ivdep
-    for (int64_t j = 0; j < net.t.latents; ++j) to[j] = relu_(mean[j]);
+    for (int64_t j = 0; j < net.t.Z; ++j) to[j] = relu_(mean[j]);
   }
   layer(planes.open_mean.rows() + at, count, net.w_scale, net.t.b_scale, planes.pre_scale, at,
         [](S x) { return x; });
@@ -119,18 +119,18 @@ class TransitionBackward {
  public:
   TransitionBackward(const TransitionTensors<const S>& tensors, const TransitionTensors<S>& dw, int64_t rows)
       : net_(tensors),
-        Z_(tensors.latents),
+        Z_(tensors.Z),
         w_scale_(tensors.w_scale, Z_, Z_, 1, Z_),
-        w_gate_(tensors.w_gate_out, tensors.gate_units, Z_, 1, tensors.gate_units),
-        w_mean_(tensors.w_mean_out, tensors.mean_units, Z_, 1, tensors.mean_units),
+        w_gate_(tensors.w_gate_out, tensors.G, Z_, 1, tensors.G),
+        w_mean_(tensors.w_mean_out, tensors.R, Z_, 1, tensors.R),
         w_in_(net_.w_stack.data(), Z_, net_.width, 1, Z_),
         planes_(net_, rows),
         dfirst_(rows, net_.width),
         dbefore_(rows, Z_),
-        dhidden_m_(dfirst_.rows_from(tensors.gate_units)),
+        dhidden_m_(dfirst_.rows_from(tensors.G)),
         dlinear_(dfirst_.rows_from(net_.hidden)),
         inputs_(rows) {
-    const int64_t G = tensors.gate_units, R = tensors.mean_units;
+    const int64_t G = tensors.G, R = tensors.R;
     gradients_.add(dfirst_.rows(), G, inputs_.data(), Z_, dw.w_gate_in, dw.b_gate_in);
     gradients_.add(dhidden_m_.data(), R, inputs_.data(), Z_, dw.w_mean_in, dw.b_mean_in);
     gradients_.add(dlinear_.data(), Z_, inputs_.data(), Z_, dw.w_loc, dw.b_loc);
@@ -155,7 +155,7 @@ class TransitionBackward {
         planes_.pre_scale.rows() + at, count, w_scale_,
         [&](int64_t i, int64_t column, int64_t width, const S* sum) { mix(at + i, column, width, sum); });
     layer_backward(planes_.gate.rows() + at, count, w_gate_, planes_.first, dfirst_, at, 0);
-    layer_backward(planes_.mean.rows() + at, count, w_mean_, planes_.first, dfirst_, at, net_.t.gate_units);
+    layer_backward(planes_.mean.rows() + at, count, w_mean_, planes_.first, dfirst_, at, net_.t.G);
     multiply(dfirst_.rows() + at, count, w_in_,
              [&](int64_t i, int64_t column, int64_t width, const S* sum) {
                std::copy_n(sum, width, dbefore_[at + i] + column);
@@ -194,12 +194,12 @@ void transition_chain_backward(const Chain<S>& chain, const TransitionTensors<co
                                std::initializer_list<std::pair<S*, int64_t>> outputs, Head head) {
   const std::vector<Place> places = places_of(chain.steps);
   const Chunks chunks(static_cast<int64_t>(places.size()), transition_work(tensors, kBackward));
-  const int64_t Z = tensors.latents, steps = chain.steps.steps;
+  const int64_t Z = tensors.Z, steps = chain.steps.steps;
   TransitionBackward<S> core(tensors, dw, chunks.rows);
   const auto clear = [&](int64_t begin, int64_t end, int64_t parts) {
     clear_chain(chain.steps, out.dz_0, Z, outputs, begin, end, parts);
   };
-  const auto before = [&](const Place& p) { return chain.before(p.row, p.step); };
+  const auto before = [&](const Place& p) { return chain.before(p); };
   const auto head_at = [&](int64_t i, const TransitionRow<S>& row, S* dloc) {
     head(places[i], (places[i].row * steps + places[i].step) * Z, row, dloc);
   };
@@ -213,11 +213,12 @@ void transition_chain_backward(const Chain<S>& chain, const TransitionTensors<co
 }
 
 template <class S>
-void transition_log_prob(const Chain<S>& chain, const TransitionTensors<const S>& tensors, S* out) {
+void transition_log_prob(const TransitionLogProb<S>& a) {
+  const Chain<S> chain{Steps::of(a), a.z, a.z_0};
   const std::vector<Place> places = places_of(chain.steps);
   std::vector<double> terms(places.size());
-  const int64_t Z = tensors.latents;
-  const auto before = [&](const Place& p) { return chain.before(p.row, p.step); };
+  const int64_t Z = a.Z;
+  const auto before = [&](const Place& p) { return chain.before(p); };
   const auto head = [&](int64_t i, const TransitionRow<S>& row) {
     const S* z = chain.z.at(places[i].row, places[i].step);
     for_lanes<S>(Z, [&](int64_t j, auto n) {
@@ -228,18 +229,17 @@ void transition_log_prob(const Chain<S>& chain, const TransitionTensors<const S>
     });
     terms[i] = sum_of(row.pre_scale, Z);
   };
-  transition_forward<S>(places, tensors, before, head);
-  sum_steps(places, terms, chain.steps.rows, out);
+  transition_forward<S>(places, a.weights, before, head);
+  sum_steps(places, terms, chain.steps.rows, a.out);
 }
 
 template <class S>
-void transition_log_prob_backward(const Chain<S>& chain, const TransitionTensors<const S>& tensors,
-                                  const S* dout, const ChainGradients<S>& out,
-                                  const TransitionTensors<S>& dw) {
-  const int64_t Z = tensors.latents;
+void transition_log_prob_backward(const TransitionLogProbBackward<S>& a) {
+  const Chain<S> chain{Steps::of(a), a.z, a.z_0};
+  const int64_t Z = a.Z;
   const auto head = [&](const Place& place, int64_t at, const TransitionRow<S>& row, S* dloc) {
     const S* z = chain.z.at(place.row, place.step);
-    const S d = dout[place.row];
+    const S d = a.dout[place.row];
     for_lanes<S>(Z, [&](int64_t j, auto n) {
       const Lanes<S> value(z + j, n);
       Lanes<S> dz, to_loc;
@@ -252,22 +252,22 @@ void transition_log_prob_backward(const Chain<S>& chain, const TransitionTensors
         to_pre_scale[l] = d * slope.pre_scale;
       }
       to_loc.store(dloc + j, n);
-      dz.store(out.dz + at + j, n);
+      dz.store(a.dz + at + j, n);
     });
   };
-  transition_chain_backward<S>(chain, tensors, out, dw, {{out.dz, Z}}, head);
+  transition_chain_backward<S>(chain, a.weights, {a.dz, a.dz_0}, a.dweights, {{a.dz, Z}}, head);
 }
 
 template <class S>
-void transition_kl(const Chain<S>& chain, const Gaussians<S>& q, const TransitionTensors<const S>& tensors,
-                   S* out) {
+void transition_kl(const TransitionKl<S>& a) {
+  const Chain<S> chain{Steps::of(a), a.z, a.z_0};
   const std::vector<Place> places = places_of(chain.steps);
   std::vector<double> terms(places.size());
-  const int64_t Z = tensors.latents;
-  const auto before = [&](const Place& p) { return chain.before(p.row, p.step); };
+  const int64_t Z = a.Z;
+  const auto before = [&](const Place& p) { return chain.before(p); };
   const auto head = [&](int64_t i, const TransitionRow<S>& row) {
-    const S* loc = q.loc.at(places[i].row, places[i].step);
-    const S* pre_scale = q.pre_scale.at(places[i].row, places[i].step);
+    const S* loc = a.loc.at(places[i].row, places[i].step);
+    const S* pre_scale = a.pre_scale.at(places[i].row, places[i].step);
     for_lanes<S>(Z, [&](int64_t j, auto n) {
       const Lanes<S> loc_q(loc + j, n), pre_scale_q(pre_scale + j, n);
       S* to = row.pre_scale + j;
@@ -277,21 +277,19 @@ void transition_kl(const Chain<S>& chain, const Gaussians<S>& q, const Transitio
     });
     terms[i] = sum_of(row.pre_scale, Z);
   };
-  transition_forward<S>(places, tensors, before, head);
-  sum_steps(places, terms, chain.steps.rows, out);
+  transition_forward<S>(places, a.weights, before, head);
+  sum_steps(places, terms, chain.steps.rows, a.out);
 }
 
 template <class S>
-void transition_kl_backward(const Chain<S>& chain, const Gaussians<S>& q,
-                            const TransitionTensors<const S>& tensors, const S* dout,
-                            const ChainGradients<S>& out, S* dloc_q, S* dpre_scale_q,
-                            const TransitionTensors<S>& dw) {
-  const int64_t Z = tensors.latents;
+void transition_kl_backward(const TransitionKlBackward<S>& a) {
+  const Chain<S> chain{Steps::of(a), a.z, a.z_0};
+  const int64_t Z = a.Z;
   const auto head = [&](const Place& place, int64_t at, const TransitionRow<S>& row, S* dloc) {
-    const S* loc = q.loc.at(place.row, place.step);
-    const S* pre_scale = q.pre_scale.at(place.row, place.step);
-    const S d = dout[place.row];
-    std::fill_n(out.dz + at, Z, S(0));
+    const S* loc = a.loc.at(place.row, place.step);
+    const S* pre_scale = a.pre_scale.at(place.row, place.step);
+    const S d = a.dout[place.row];
+    std::fill_n(a.dz + at, Z, S(0));
     for_lanes<S>(Z, [&](int64_t j, auto n) {
       const Lanes<S> loc_q(loc + j, n), pre_scale_q(pre_scale + j, n);
       Lanes<S> to_loc, to_loc_p, to_pre_scale;
@@ -305,20 +303,19 @@ void transition_kl_backward(const Chain<S>& chain, const Gaussians<S>& q,
         to_pre_scale[l] = d * slope.pre_scale;
         to_pre_scale_p[l] = d * slope.pre_scale_p;
       }
-      to_loc.store(dloc_q + at + j, n);
+      to_loc.store(a.dloc + at + j, n);
       to_loc_p.store(dloc + j, n);
-      to_pre_scale.store(dpre_scale_q + at + j, n);
+      to_pre_scale.store(a.dpre_scale + at + j, n);
     });
   };
-  transition_chain_backward<S>(chain, tensors, out, dw, {{out.dz, Z}, {dloc_q, Z}, {dpre_scale_q, Z}}, head);
+  transition_chain_backward<S>(chain, a.weights, {a.dz, a.dz_0}, a.dweights,
+                               {{a.dz, Z}, {a.dloc, Z}, {a.dpre_scale, Z}}, head);
 }
 
-// Single steps: z_prev [N, latents].
 template <class S>
-void gated_transition(int64_t count, const Rows<const S>& z_prev, const TransitionTensors<const S>& tensors,
-                      S* loc, S* scale) {
-  const int64_t Z = tensors.latents;
-  const auto before = [&](const Place& p) { return z_prev.at(0, p.step); };
+void gated_transition(const GatedTransition<S>& a) {
+  const int64_t Z = a.Z;
+  const auto before = [&](const Place& p) { return a.z_prev.at(0, p.step); };
   const auto head = [&](int64_t i, const TransitionRow<S>& row) {
     for_lanes<S>(Z, [&](int64_t j, auto n) {
       Lanes<S> to_loc, to_scale;
@@ -327,29 +324,27 @@ void gated_transition(int64_t count, const Rows<const S>& z_prev, const Transiti
         to_loc[l] = row.loc(j + l);
         to_scale[l] = softplus_(row.pre_scale[j + l]);
       }
-      to_loc.store(loc + i * Z + j, n);
-      to_scale.store(scale + i * Z + j, n);
+      to_loc.store(a.loc + i * Z + j, n);
+      to_scale.store(a.scale + i * Z + j, n);
     });
   };
-  transition_forward<S>(places_of({1, 1, count, nullptr, nullptr}), tensors, before, head);
+  transition_forward<S>(places_of(Steps::single(a.N)), a.weights, before, head);
 }
 
 template <class S>
-void gated_transition_backward(int64_t count, const Rows<const S>& z_prev,
-                               const TransitionTensors<const S>& tensors, const Rows<const S>& dloc,
-                               const Rows<const S>& dscale, S* dz_prev, const TransitionTensors<S>& dw) {
-  const std::vector<Place> places = places_of({1, 1, count, nullptr, nullptr});
-  const Chunks chunks(count, transition_work(tensors, kBackward));
-  const int64_t Z = tensors.latents;
-  TransitionBackward<S> core(tensors, dw, chunks.rows);
-  const auto before = [&](const Place& p) { return z_prev.at(0, p.step); };
+void gated_transition_backward(const GatedTransitionBackward<S>& a) {
+  const std::vector<Place> places = places_of(Steps::single(a.N));
+  const Chunks chunks(a.N, transition_work(a.weights, kBackward));
+  const int64_t Z = a.Z;
+  TransitionBackward<S> core(a.weights, a.dweights, chunks.rows);
+  const auto before = [&](const Place& p) { return a.z_prev.at(0, p.step); };
   const auto head = [&](int64_t i, const TransitionRow<S>& row, S* to_loc) {
-    softplus_backward(dscale.at(0, i), Z, row.pre_scale);
-    std::copy_n(dloc.at(0, i), Z, to_loc);
+    softplus_backward(a.dscale.at(0, i), Z, row.pre_scale);
+    std::copy_n(a.dloc.at(0, i), Z, to_loc);
   };
   const auto run = [&](int64_t at, int64_t first, int64_t rows) {
     core.run(places, at, first, rows, before, head);
-    for (int64_t i = 0; i < rows; ++i) std::copy_n(core.dbefore(at + i), Z, dz_prev + (first + i) * Z);
+    for (int64_t i = 0; i < rows; ++i) std::copy_n(core.dbefore(at + i), Z, a.dz_prev + (first + i) * Z);
   };
   const auto nothing = [](int64_t, int64_t, int64_t) {};
   backward_blocks(chunks, core.gradients(), nothing, run, nothing);

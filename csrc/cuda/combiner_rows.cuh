@@ -249,7 +249,7 @@ class CombinerRowsBlock {
   const Cluster cluster_{};
   float* const shared_;
   const int rank_, first_, units_;
-  const Rows rows_;
+  const ClusterRows rows_;
   float* const operands_;
   const float** const sources_;
   float* const latent_at_[2];  // where what this thread makes of its latent lies

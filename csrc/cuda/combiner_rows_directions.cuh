@@ -5,7 +5,7 @@
 // Operands are what a thread needs of device memory for a step, a number of each.
 #pragma once
 
-#include "combiner_directions.cuh"
+#include "combiner_scan.cuh"
 #include "lane_weights.cuh"
 
 namespace dmm::cuda {

@@ -13,16 +13,16 @@ struct Row {
 };
 
 // The rows of this block's cluster in shared memory, longest first.
-class Rows {
+class ClusterRows {
  public:
   // With room for a.rows_per_cluster of them. All threads have to be here.
-  __device__ Rows(const Ragged& a, const Cluster& cluster, Row* rows) : rows_(rows), per_group_(a.rows_per_group) {
+  __device__ ClusterRows(const Ragged& a, const Cluster& cluster, Row* rows) : rows_(rows), per_group_(a.rows_per_group) {
     const int first = static_cast<int>(blockIdx.x) / cluster.blocks() * a.rows_per_cluster;
     count_ = first + a.rows_per_cluster < a.rows() ? a.rows_per_cluster : a.rows() - first;
     const int mine = static_cast<int>(threadIdx.x);
     if (mine < kMostRows) {  // a warp, which reads all lengths at once
       const int index = first + (mine < count_ ? mine : 0);
-      // A length outside [0, T] gives a wrong result, and touches no memory of others.
+      // Out-of-range lengths are clamped: results are then unspecified, but no access is out of bounds.
       const int64_t given = a.lengths[index % a.sequences * a.lengths_stride];
       const int length = static_cast<int>(given < 0 ? 0 : given > a.steps ? a.steps : given);
       int longer = 0;

@@ -192,7 +192,7 @@ class RnnScanBlock {
   const Tiling& w_;
   const int first_, units_;
   const Deal deal_;
-  const Rows rows_;
+  const ClusterRows rows_;
   float *const barriers_, *const states_, *const partials_, *const weights_, *const operands_;
   int turn_ = 0;
 };

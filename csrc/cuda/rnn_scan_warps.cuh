@@ -269,7 +269,7 @@ class WarpScan {
   const Args& a_;
   const Direction direction_;
   const Cluster cluster_{};
-  const Rows rows_;
+  const ClusterRows rows_;
   const WarpLayout layout_;
   unsigned char* const shared_;
   const float** const from_;

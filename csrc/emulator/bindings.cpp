@@ -5,7 +5,7 @@
 
 #include <map>
 
-#include "../cuda/exchange_floor.cuh"
+#include "../../benchmarks/csrc/exchange_floor.cuh"
 #include "../cuda/scan_kernels.h"
 
 namespace dmm::emulator {

@@ -16,21 +16,15 @@ void run_any(const std::string& call, const Args& a, const Options& options, Ker
   if (!exists) throw std::invalid_argument(cuda::kNoScanKernel);
 }
 
-void rnn_scan(py::object x_proj, py::object w_hh, py::object h_0, py::object lengths, bool tanh,
-              const cuda::Plan& plan, py::object h, const Options& options) {
-  const cuda::RnnScan a{ragged(x_proj, lengths, plan), static_cast<int>(plan[2]), cuda::rnn_tiling_of(plan),
-                        size(x_proj, 3), tanh,          matrix(w_hh),
-                        sequences(x_proj), sequences(h_0), data<float>(h),   {},                 cuda::warp_tile_of(plan)};
-  run_any("rnn_scan with plan " + cuda::describe(plan), a, options,
+void rnn_scan(const Options& options, const py::kwargs& given) {
+  const auto a = launch_of<cuda::LaunchRnnScan<Tensor>>(given);
+  run_any("rnn_scan with plan " + cuda::describe(a.plan), cuda::scan_of(a), options,
           [](auto how) { return cuda::rnn_scan_fwd_kernel<decltype(how)>; });
 }
 
-void rnn_scan_backward(py::object dh, py::object h, py::object w_hh, py::object lengths, bool tanh,
-                       const cuda::Plan& plan, py::object dx_proj, py::object dh_0, const Options& options) {
-  const cuda::RnnScanBackward a{ragged(h, lengths, plan), static_cast<int>(plan[2]), cuda::rnn_tiling_of(plan),
-                                size(h, 3), tanh,          matrix(w_hh),
-                                sequences(dh), sequences(h), data<float>(dx_proj), data<float>(dh_0), {}, cuda::warp_tile_of(plan)};
-  run_any("rnn_scan_backward with plan " + cuda::describe(plan), a, options,
+void rnn_scan_backward(const Options& options, const py::kwargs& given) {
+  const auto a = launch_of<cuda::LaunchRnnScanBackward<Tensor>>(given);
+  run_any("rnn_scan_backward with plan " + cuda::describe(a.plan), cuda::scan_of(a), options,
           [](auto how) { return cuda::rnn_scan_bwd_kernel<decltype(how)>; });
 }
 

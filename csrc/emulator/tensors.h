@@ -7,8 +7,7 @@
 #include <stdexcept>
 #include <type_traits>
 
-#include "../cuda/plan.h"
-#include "../cuda/ragged.h"
+#include "../cuda/launches.h"
 #include "emulator.h"
 #include "exchange.h"
 
@@ -16,23 +15,36 @@ namespace dmm::emulator {
 
 namespace py = pybind11;
 
+// A tensor of torch; its functions are those that cuda/launches.h asks for.
+struct Tensor {
+  py::object object;
+};
+inline int64_t dims_of(const Tensor& t) { return t.object.attr("dim")().cast<int64_t>(); }
+inline int64_t size_of(const Tensor& t, int64_t d) { return t.object.attr("size")(d).cast<int64_t>(); }
+inline int64_t stride_of(const Tensor& t, int64_t d) { return t.object.attr("stride")(d).cast<int64_t>(); }
 // Null for one without elements.
 template <class S>
-S* data(const py::object& t) {
-  return reinterpret_cast<S*>(t.attr("data_ptr")().cast<uintptr_t>());
+S* data_of(const Tensor& t) {
+  return reinterpret_cast<S*>(t.object.attr("data_ptr")().cast<uintptr_t>());
 }
-inline int size(const py::object& t, int d) { return t.attr("size")(d).cast<int>(); }
-inline int64_t stride(const py::object& t, int d) { return t.attr("stride")(d).cast<int64_t>(); }
+inline const float* floats_of(const Tensor& t) { return data_of<const float>(t); }
+inline const int64_t* longs_of(const Tensor& t) { return data_of<const int64_t>(t); }
+inline float* result_of(const Tensor& t) { return data_of<float>(t); }
 
-// [P, B, T, W] or [P, B, W].
-inline cuda::Sequences<const float> sequences(const py::object& t) {
-  const bool steps = t.attr("dim")().cast<int>() == 4;
-  return {data<const float>(t), stride(t, 0), stride(t, 1), steps ? stride(t, 2) : 0, stride(t, -1)};
+// Reads what a launch is given, by name.
+inline void read(const py::dict& given, const char* name, Tensor& field) { field.object = given[name]; }
+inline void read(const py::dict& given, const char*, cuda::CombinerWeights<Tensor>& weights) {
+  weights.visit([&](const char* name, Tensor& field) { read(given, name, field); });
 }
-inline cuda::Matrix matrix(const py::object& t) { return {data<const float>(t), stride(t, 0), stride(t, 1)}; }
-inline cuda::Ragged ragged(const py::object& like, const py::object& lengths, const cuda::Plan& plan) {
-  return {data<const int64_t>(lengths), stride(lengths, 0), size(like, 0), size(like, 1), size(like, 2),
-          static_cast<int>(plan[0]), static_cast<int>(plan[1])};
+template <class Field>
+void read(const py::dict& given, const char* name, Field& field) {
+  field = given[name].cast<Field>();
+}
+template <class Launch>
+Launch launch_of(const py::dict& given) {
+  Launch launch{};
+  launch.visit([&](const char* name, auto& field) { read(given, name, field); });
+  return launch;
 }
 
 // Runs `kernel(args)` once as every thread of as many clusters as the rows take. Throws where a wait gave up, with the

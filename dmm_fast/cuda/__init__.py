@@ -1,24 +1,17 @@
-"""CUDA C++ kernels of the two scans: persistent on thread-block clusters, weights on the chip.
+"""CUDA C++ kernels: the two scans, persistent on thread-block clusters with weights on the chip, and Adam.
 
 A module has the name of its op's file and holds a function for the compiled op and one for its
-``_backward``: the names, arguments and layouts ``[P, B, T, ...]`` of the C++ ops on the CPU. What is not
-sequential is a few large products of torch's around the kernels, which are ops of the compiled library and
-take a plan: how the work is cut up, a pure function of the sizes and the device (:mod:`.plan`).
+``_backward``, with the arguments and layouts of the table of ops. What is not sequential in a scan is a few
+large products around the kernel, which is an op of the compiled library, ``dmm_fast::_launch_<op>``, and
+takes a plan: how the work is cut up, a pure function of the sizes and the device (:mod:`.plan`).
 """
 
 import torch
 
-from dmm_fast import native
-from dmm_fast.library import Library
+from dmm_fast import _extension
 
 DTYPES = (torch.float32,)
-"""What the kernels take."""
+"""Dtypes of the kernels."""
 
-NAMESPACE = "dmm_fast_cuda"
-# For any device: these ops run where the compiled ones that they call do.
-_library = None if native.missing else Library(NAMESPACE, __name__, "CompositeExplicitAutograd")
-
-
-def holds(stem: str) -> bool:
-    """Whether there is a module ``stem``; its ops are then ``dmm_fast_cuda::<name>``."""
-    return _library is not None and _library.holds(stem)
+missing: str | None = _extension.missing
+"""Why the kernels cannot be called; None where they can."""

@@ -6,7 +6,8 @@ and of the CPU, where the CUDA kernels are emulated.
 
 from torch import Tensor
 
-from dmm_fast import kernels, products
+from dmm_fast import triton
+from dmm_fast.ops import _scan_gemms
 
 
 def rnn_gradients(
@@ -14,10 +15,10 @@ def rnn_gradients(
 ) -> tuple[Tensor, Tensor]:
     """``dw_hh [H, H]``, from deltas that are zero past the ends, and ``dh_0`` in the shape of ``h_0``."""
     if by_triton(h):
-        from dmm_fast.kernels import step_gradients
+        from dmm_fast.triton import step_gradients
 
         return step_gradients.rnn_gradients(dx_proj, dh_0, h, h_0, lengths)
-    dw_hh = products.rnn_weight_gradient(dx_proj, h, h_0.expand(dh_0.shape), lengths)
+    dw_hh = _scan_gemms.rnn_weight_gradient(dx_proj, h, h_0.expand(dh_0.shape), lengths)
     return dw_hh, dh_0.sum_to_size(h_0.shape)
 
 
@@ -29,14 +30,14 @@ def combiner_gradients(
     ``da, dout`` are zero past the ends.
     """
     if by_triton(h):
-        from dmm_fast.kernels import step_gradients
+        from dmm_fast.triton import step_gradients
 
         return step_gradients.combiner_gradients(da, dout, dz_q_0, g, h, z, z_q_0, lengths)
     start = z_q_0.expand(dz_q_0.shape)
     total = dz_q_0.sum_to_size(z_q_0.shape)
-    return total, *products.combiner_weight_gradients(da, dout, g, h, z, start, lengths)
+    return total, *_scan_gemms.combiner_weight_gradients(da, dout, g, h, z, start, lengths)
 
 
 def by_triton(tensor: Tensor) -> bool:
     """Whether Triton's kernels can run on it."""
-    return tensor.is_cuda and kernels.missing is None
+    return tensor.is_cuda and triton.missing is None

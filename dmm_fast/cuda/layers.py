@@ -6,16 +6,16 @@ without Triton, and of the CPU, where the CUDA kernels are emulated.
 
 from torch import Tensor
 
-from dmm_fast import products
 from dmm_fast.cuda.gradients import by_triton
+from dmm_fast.ops import _scan_gemms
+from dmm_fast.reference import CombinerWeights
 
 
-def heads_of_hidden(
-    h: Tensor, w_loc: Tensor, b_loc: Tensor, w_scale: Tensor, b_scale: Tensor, lengths: Tensor
-) -> Tensor:
+def heads_of_hidden(h: Tensor, weights: CombinerWeights, lengths: Tensor) -> Tensor:
     """``[P, B, T, 2 Z]``: of loc and pre_scale, which are layers of (g + h) / 2, the part that needs no g."""
     if by_triton(h):
-        from dmm_fast.kernels.step_layers import step_layers
+        from dmm_fast.triton.step_layers import step_layers
 
-        return step_layers(h, [(w_loc, b_loc), (w_scale, b_scale)], lengths, scale=0.5)
-    return products.heads_of_hidden(h, w_loc, b_loc, w_scale, b_scale)
+        heads = [(weights.w_loc, weights.b_loc), (weights.w_scale, weights.b_scale)]
+        return step_layers(h, heads, lengths, scale=0.5)
+    return _scan_gemms.heads_of_hidden(h, weights)

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dmm_fast._io import atomic_write
 from dmm_fast.check import describe, fail
-from dmm_fast.data.files import atomic_write
 
 SCANS = ("rnn_scan", "rnn_scan_backward", "combiner_scan", "combiner_scan_backward")
 _MOST_BYTES = 1 << 20

@@ -5,9 +5,7 @@ from torch import Tensor
 
 from dmm_fast.cuda.gradients import rnn_gradients
 from dmm_fast.cuda.plan import device_of, rnn_plan
-from dmm_fast.products import allows_tf32
-
-__all__ = ["rnn_scan", "rnn_scan_backward"]
+from dmm_fast.ops._scan_gemms import allows_tf32
 
 
 def rnn_scan(x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str) -> Tensor:
@@ -15,7 +13,7 @@ def rnn_scan(x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonline
     P, B, _, H = x_proj.shape
     plan = rnn_plan(P * B, H, device_of(x_proj), tf32=allows_tf32())
     start = h_0.expand(P, B, H)
-    return torch.ops.dmm_fast.rnn_scan_steps(x_proj, w_hh, start, lengths, nonlinearity, plan.numbers)
+    return torch.ops.dmm_fast._launch_rnn_scan(x_proj, w_hh, start, lengths, nonlinearity, plan.numbers)
 
 
 def rnn_scan_backward(
@@ -24,7 +22,7 @@ def rnn_scan_backward(
     """``dx_proj [P, B, T, H], dw_hh [H, H]``, and dh_0 in the shape of h_0."""
     P, B, _, H = h.shape
     plan = rnn_plan(P * B, H, device_of(h), backward=True, tf32=allows_tf32())
-    dx_proj, dh_0 = torch.ops.dmm_fast.rnn_scan_steps_backward(
+    dx_proj, dh_0 = torch.ops.dmm_fast._launch_rnn_scan_backward(
         dh, h, w_hh, lengths, nonlinearity, plan.numbers
     )
     return dx_proj, *rnn_gradients(dx_proj, dh_0, h, h_0, lengths)

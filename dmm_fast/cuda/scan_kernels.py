@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import torch
 
-from dmm_fast import native
+from dmm_fast import _extension
 
 
 @lru_cache
@@ -34,6 +34,8 @@ def shared_bytes(scan: str, numbers: Sequence[int], latents: int = 0) -> int:
 
 
 def _library() -> "torch._ops._OpNamespace":
-    if native.missing is not None:
-        raise RuntimeError(f"plans are made by the compiled library, which is not there: {native.missing}")
+    if _extension.missing is not None:
+        raise RuntimeError(
+            f"plans are made by the compiled library, which is not there: {_extension.missing}"
+        )
     return torch.ops.dmm_fast

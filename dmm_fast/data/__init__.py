@@ -1,10 +1,10 @@
 """Polyphonic music, synthetic sets, and batches of sequences."""
 
-from dmm_fast.data.chorales import chorales
-from dmm_fast.data.download import download
-from dmm_fast.data.linear_gaussian import LinearGaussianSet, linear_gaussian
-from dmm_fast.data.music import load, save_npz
-from dmm_fast.data.sequences import (
+from dmm_fast.data._chorales import chorales
+from dmm_fast.data._download import download
+from dmm_fast.data._linear_gaussian import LinearGaussianSet, linear_gaussian
+from dmm_fast.data._piano_rolls import load, save_npz
+from dmm_fast.data._sequences import (
     Batch,
     Dataset,
     SequenceSet,

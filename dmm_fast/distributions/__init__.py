@@ -9,10 +9,10 @@ where it is given as a module or a function, that is called: once for all time s
 a draw of one step is what the next one reads.
 """
 
-from dmm_fast.distributions.emission import BernoulliEmission, GaussianEmission, Units
-from dmm_fast.distributions.posterior import MarkovPosterior
-from dmm_fast.distributions.prior import MarkovPrior
-from dmm_fast.distributions.sequence import SequenceDistribution
+from dmm_fast.distributions._emission import BernoulliEmission, GaussianEmission, Units
+from dmm_fast.distributions._posterior import MarkovPosterior
+from dmm_fast.distributions._prior import MarkovPrior
+from dmm_fast.distributions._sequence import SequenceDistribution
 
 __all__ = [
     "BernoulliEmission",

@@ -9,7 +9,7 @@ of a compiled backend, within autocast or after it. The backward pass of the ref
 operations, which autocast rounds where it is on: as with any module, call ``backward()`` after the block.
 """
 
-from dmm_fast.ops.backend import BACKENDS, BackendError, info, use_backend
+from dmm_fast.ops._backends import BACKENDS, BackendError, info, use_backend
 from dmm_fast.ops.bernoulli_log_prob import bernoulli_log_prob
 from dmm_fast.ops.clipped_adam import clipped_adam
 from dmm_fast.ops.combiner import combiner, combiner_log_prob

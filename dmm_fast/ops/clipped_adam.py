@@ -1,19 +1,15 @@
 """``clipped_adam``: one step of Adam with clipped gradients, for any number of tensors at once."""
 
-import math
-import sys
-from collections.abc import Callable, Sequence
-from numbers import Integral, Real
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dmm_fast import check, reference
-from dmm_fast.ops import backend, compiled
-from dmm_fast.ops.tensor_lists import are_contiguous, check_alike, check_apart
-
-_pick = backend.reference_op("clipped_adam", reference.clipped_adam)
+from dmm_fast.ops import _backends, _registry
+from dmm_fast.ops._ranges import COUNT, FINITE, RANGES, Range, number
+from dmm_fast.ops._tensor_lists import are_contiguous, check_alike, check_apart
 
 
 def clipped_adam(
@@ -77,22 +73,23 @@ def clipped_adam(
     check_alike(lists)
     if len(set(map(id, params))) != len(params):
         check.fail("params", "each tensor once", f"{len(params)} with repetitions")
-    step = _checked_number("step", step, params, torch.int64)
-    lr = _checked_number("lr", lr, params, torch.float64)
-    settings = {
-        "beta1": _number("beta1", beta1),
-        "beta2": _number("beta2", beta2),
-        "eps": _number("eps", eps),
-        "weight_decay": _number("weight_decay", weight_decay),
-        "clip_norm": _number("clip_norm", clip_norm),
+    step = _number_or_tensors("step", step, params, torch.int64, COUNT)
+    lr = _number_or_tensors("lr", lr, params, torch.float64, FINITE)
+    given = {
+        "beta1": beta1,
+        "beta2": beta2,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "clip_norm": clip_norm,
     }
+    settings = {name: number(name, value, RANGES[name]) for name, value in given.items()}
     if not isinstance(centered_variance, bool):
         check.fail("centered_variance", "a bool", check.describe(centered_variance), TypeError)
     if not params:
         return
     # A gradient that two parameters have in common is clamped twice, which is as good as once.
     check_apart(lists, may_meet="grads")
-    _pick(params[0])(
+    _backends.implementation("clipped_adam", params[0])(
         params,
         grads,
         exp_avgs,
@@ -104,44 +101,22 @@ def clipped_adam(
     )
 
 
-_LARGEST = sys.float_info.max
-
-# What each number may be; a comparison with NaN is false.
-_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "step": ("an int from 1", lambda n: 1 <= n < 2**63),
-    "lr": ("a finite number", lambda x: -_LARGEST <= x <= _LARGEST),
-    "beta1": ("a number in [0, 1)", lambda x: 0 <= x < 1),
-    "beta2": ("a number in [0, 1)", lambda x: 0 <= x < 1),
-    "eps": ("a finite number from 0", lambda x: 0 <= x <= _LARGEST),
-    "weight_decay": ("a finite number from 0", lambda x: 0 <= x <= _LARGEST),
-    "clip_norm": ("a number above 0", lambda x: 0 < x <= _LARGEST or x == math.inf),
-}
-
-
-def _number(name: str, value: Any, kind: Any = Real) -> Any:
-    """Check a Python number, and return it as what the libraries take: an int for a step, else a float."""
-    expected, admits = _RANGES[name]
-    if isinstance(value, bool) or not isinstance(value, kind):
-        check.fail(name, expected, check.describe(value), TypeError)
-    if not admits(value):
-        check.fail(name, expected, repr(value)[:80])
-    return int(value) if kind is Integral else float(value)
-
-
-def _checked_number(name: str, number: Any, params: Sequence[Tensor], dtype: torch.dtype) -> Any:
+def _number_or_tensors(
+    name: str, given: Any, params: Sequence[Tensor], dtype: torch.dtype, within: Range
+) -> Any:
     """Check a step count or a learning rate, and return it; as a tensor, read where that costs no wait."""
-    if not isinstance(number, Tensor | list):
-        return _number(name, number, Integral if name == "step" else Real)
-    if isinstance(number, list) and len(number) != len(params):
-        check.fail(name, f"{len(params)} tensors as params has", str(len(number)))
-    for tensor in number if isinstance(number, list) else [number] * min(len(params), 1):
+    if not isinstance(given, Tensor | list):
+        return number(name, given, within)
+    if isinstance(given, list) and len(given) != len(params):
+        check.fail(name, f"{len(params)} tensors as params has", str(len(given)))
+    for tensor in given if isinstance(given, list) else [given] * min(len(params), 1):
         check.kind(name, tensor, Tensor)
         if tensor.dtype != dtype or tensor.dim() != 0 or tensor.device != params[0].device:
             kind = str(dtype).removeprefix("torch.")
             check.fail(name, f"{kind} of shape () on {params[0].device}", check.describe(tensor))
         if name == "step" and check.values_are_readable(tensor):
-            _number(name, int(tensor), Integral)
-    return number
+            number(name, int(tensor), within)
+    return given
 
 
 def _for_each(number: float | Tensor | list[Tensor], count: int) -> tuple[float, list[Tensor]]:
@@ -160,7 +135,6 @@ def _share_one_dense_layout(tensors: tuple[Tensor, ...]) -> bool:
 
 @torch.no_grad()
 def _compute(
-    library: Any,
     params: list[Tensor],
     grads: list[Tensor],
     exp_avgs: list[Tensor],
@@ -178,7 +152,7 @@ def _compute(
     # The kernel walks memory; tensors laid out each in its own way go through copies.
     if not are_contiguous([*params, *grads, *exp_avgs, *exp_avg_sqs]):
         dense = [f if _share_one_dense_layout(f) else tuple(t.contiguous() for t in f) for f in given]
-    library.clipped_adam(
+    torch.ops.dmm_fast.clipped_adam(
         *(list(tensors) for tensors in zip(*dense, strict=True)),
         step=step_number,
         lr=lr_number,
@@ -186,6 +160,7 @@ def _compute(
         lrs=lrs,
         centered_variance=centered_variance,
         **settings,
+        backend=_backends.requested("clipped_adam") or "",
     )
     if dense is given:
         return
@@ -195,4 +170,5 @@ def _compute(
                 tensor.copy_(copy)
 
 
-compiled.provide("clipped_adam", "clipped_adam", _compute, on_gpu=(torch.float32,))
+_backends.register("clipped_adam", "reference", reference.clipped_adam)
+_registry.register_compiled("clipped_adam", "clipped_adam", _compute)

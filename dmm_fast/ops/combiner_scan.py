@@ -1,22 +1,11 @@
 """Drawing the posterior chain z_{1:T}, forward in time."""
 
-from itertools import chain
-from typing import Any
-
-import torch
 from torch import Tensor
 
-from dmm_fast import check, reference
-from dmm_fast.ops import backend, compiled, derivatives
-from dmm_fast.ops.autocast import in_float32
-from dmm_fast.ops.combiner import check_combiner_weights
-from dmm_fast.ops.layout import fresh, joint, particles, starts_of_scan
+from dmm_fast.ops._registry import call
 from dmm_fast.reference import CombinerWeights
 
-_pick = backend.reference_op("combiner_scan", reference.combiner_scan)
 
-
-@in_float32
 def combiner_scan(
     h: Tensor, eps: Tensor, z_q_0: Tensor, weights: CombinerWeights, lengths: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,71 +35,5 @@ def combiner_scan(
 
     Source: arXiv 1609.09869, section 4 (structured inference, DKS).
     """
-    B, T, Z = check.sequences("eps", eps)
-    sizes = check_combiner_weights(weights, eps, "eps", Z)
-    check.like("h", h, eps, "eps")
-    check.trailing("h", h, (B, T, sizes["H"]), "[..., B, T, H]")
-    check.leading("h", h, eps.shape[:-3], 3, "eps")
-    check.like("z_q_0", z_q_0, eps, "eps")
-    lead = joint(eps.shape[:-2], h.shape[:-2])
-    check.broadcastable("z_q_0", z_q_0, (*lead, Z), "[..., B, Z]")
-    check.lengths(lengths, B, T, eps.device)
-    return _pick(eps)(h, eps, z_q_0, weights, lengths)
-
-
-def _compute(
-    library: Any, h: Tensor, eps: Tensor, z_q_0: Tensor, weights: CombinerWeights, lengths: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    lead = joint(eps.shape[:-2], h.shape[:-2])
-    start = starts_of_scan(library, z_q_0, lead, eps.shape[-1])
-    # What is large and what only the backward reads is not kept for an evaluation.
-    keep_g = derivatives.may_be_recorded(h, eps, z_q_0, *weights)
-    z, loc, pre_scale, _ = library.combiner_scan(
-        particles(h, lead, 2), particles(eps, lead, 2), start, *weights, lengths, keep_g
-    )
-    shape = (*lead, *eps.shape[-2:])
-    return z.reshape(shape), loc.reshape(shape), pre_scale.reshape(shape)
-
-
-def _fake(h: Tensor, eps: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    *_, keep_g = others
-    g = h.new_empty(h.shape if keep_g else (0,), dtype=torch.promote_types(h.dtype, torch.float32))
-    return *fresh(eps, eps, eps), g
-
-
-def _fake_backward(
-    dz: Tensor,
-    dloc: Tensor,
-    dpre_scale: Tensor,
-    h: Tensor,
-    eps: Tensor,
-    z_q_0: Tensor,
-    z: Tensor,
-    pre_scale: Tensor,
-    g: Tensor,
-    w_z: Tensor,
-    w_loc: Tensor,
-    w_scale: Tensor,
-    lengths: Tensor,
-) -> tuple[Tensor, ...]:
-    layers = [(w, w.new_empty(w.shape[:1])) for w in (w_z, w_loc, w_scale)]
-    return fresh(h, eps, z_q_0, *chain.from_iterable(layers))
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    h, eps, z_q_0, w_z, _, w_loc, _, w_scale, _, lengths, _ = inputs
-    z, _, pre_scale, g = output
-    ctx.mark_non_differentiable(g)
-    ctx.set_materialize_grads(False)  # autograd would make zeros for g too
-    ctx.save_for_backward(h, eps, z_q_0, z, pre_scale, g, w_z, w_loc, w_scale, lengths)
-
-
-def _backward(library: Any, ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
-    like = saved[3]  # z
-    grads = [like.new_zeros(like.shape) if grad is None else grad for grad in incoming[:3]]
-    return (*library.combiner_scan_backward(*grads, *saved), None, None)
-
-
-compiled.differentiate("combiner_scan", "combiner_scan", _fake, _fake_backward, _save, _backward)
-compiled.provide("combiner_scan", "combiner_scan", _compute)
+    result: tuple[Tensor, Tensor, Tensor] = call("combiner_scan", h, eps, z_q_0, weights, lengths)
+    return result

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from pyro.infer import Trace_ELBO
 
-from dmm_fast import DMM, checkpoint, config, data, distributions, infer, midi, nn, optim, plots
+from dmm_fast import DMM, data, distributions, infer, music, nn, optim, training
 from dmm_fast.data import Dataset, SequenceSet
 from tests.helpers_model import FLOWS, SIZES, make_batch, small_dmm
 
@@ -53,15 +53,15 @@ def posterior() -> distributions.MarkovPosterior:
     return made
 
 
-def small_config(**settings: Any) -> config.TrainConfig:
+def small_config(**settings: Any) -> training.TrainConfig:
     sizes = {name: size for name, size in SIZES.items() if name != "input_dim"}
     quiet = {"num_epochs": 1, "progress": False, "tensorboard": False, "eval_frequency": 0}
-    return config.TrainConfig(**{**sizes, **quiet, "num_sequences": 2, **settings})
+    return training.TrainConfig(**{**sizes, **quiet, "num_sequences": 2, **settings})
 
 
-def saved_run() -> checkpoint.Checkpoint:
+def saved_run() -> training.Checkpoint:
     dmm = small_dmm()
-    return checkpoint.Checkpoint(
+    return training.Checkpoint(
         sizes=dict(SIZES), config=small_config().saved(), data="a set", model=dmm.state_dict(),
         optimizer=stepped_optimizer(dmm).get_state(), rng={"cpu": torch.get_rng_state()}, epoch=1, step=1,
         order=torch.arange(4), epoch_loss=1.5, best=None, metrics_bytes=0,
@@ -116,13 +116,13 @@ def files() -> None:
     """Write the files that the calls read into the current folder."""
     for name in ("set.npz", "chorales.npz"):
         data.save_npz(dataset(), name)
-    checkpoint.save("run.safetensors", saved_run())
-    checkpoint.save_optimizer("optimizer.safetensors", stepped_optimizer(small_dmm()).get_state())
+    training.save_checkpoint("run.safetensors", saved_run())
+    training.save_optimizer("optimizer.safetensors", stepped_optimizer(small_dmm()).get_state())
     Path("jsb_chorales.pickle").write_bytes(NEVER_READ)
 
 
 INSTANCES: dict[str, Callable[[], Any]] = {
-    "config.TrainConfig": small_config,
+    "training.TrainConfig": small_config,
     "data.LinearGaussianSet": lambda: data.linear_gaussian(2, 3),
     "data.Dataset": dataset,
     "data.SequenceSet": some_set,
@@ -174,22 +174,18 @@ ARGUMENTS: dict[str, Callable[[], Any]] = {
     "z_q_0": lambda: torch.zeros(3),
     "z_t": lambda: rows(3),
     "z_t_1": lambda: rows(3),
-    "checkpoint.build_dmm.sizes": lambda: dict(SIZES),
-    "checkpoint.build_dmm.model": lambda: small_dmm().state_dict(),
-    "checkpoint.load_optimizer.path": lambda: "optimizer.safetensors",
-    "checkpoint.load_state.state": lambda: small_dmm().state_dict(),
-    "checkpoint.save.checkpoint": saved_run,
-    "checkpoint.save.path": lambda: Path("new.safetensors"),
-    "checkpoint.save_model.path": lambda: Path("new.safetensors"),
-    "checkpoint.train_config.config": lambda: small_config().saved(),
-    "checkpoint.save_optimizer.path": lambda: Path("new.safetensors"),
-    "checkpoint.save_optimizer.state": lambda: {"a": {"state": {0: {"step": 1}}, "param_groups": []}},
-    "config.TrainConfig.annealing_factor.epoch": lambda: 2,
-    "config.TrainConfig.annealing_factor.num_mini_batches": lambda: 3,
-    "config.TrainConfig.annealing_factor.which_mini_batch": lambda: 1,
-    "config.TrainConfig.data": lambda: "chorales",
-    "config.TrainConfig.scheduled_lr.num_mini_batches": lambda: 3,
-    "config.TrainConfig.scheduled_lr.step": lambda: 1,
+    "training.load_optimizer.path": lambda: "optimizer.safetensors",
+    "training.save_checkpoint.checkpoint": saved_run,
+    "training.save_checkpoint.path": lambda: Path("new.safetensors"),
+    "training.save_model.path": lambda: Path("new.safetensors"),
+    "training.save_optimizer.path": lambda: Path("new.safetensors"),
+    "training.save_optimizer.state": lambda: {"a": {"state": {0: {"step": 1}}, "param_groups": []}},
+    "training.TrainConfig.annealing_factor.epoch": lambda: 2,
+    "training.TrainConfig.annealing_factor.num_mini_batches": lambda: 3,
+    "training.TrainConfig.annealing_factor.which_mini_batch": lambda: 1,
+    "training.TrainConfig.data": lambda: "chorales",
+    "training.TrainConfig.scheduled_lr.num_mini_batches": lambda: 3,
+    "training.TrainConfig.scheduled_lr.step": lambda: 1,
     "data.chorales.num_steps": lambda: (8, 9),
     "data.chorales.num_test": lambda: 1,
     "data.chorales.num_train": lambda: 1,
@@ -228,42 +224,36 @@ ARGUMENTS: dict[str, Callable[[], Any]] = {
     "distributions.SequenceDistribution.expand.batch_shape": lambda: (2, 4),
     "infer.GraphedSVI.guide": lambda: small_dmm().guide,
     "infer.GraphedSVI.loss": Trace_ELBO,
+    "infer.SequenceELBO.elbo": Trace_ELBO,
     "infer.GraphedSVI.model": lambda: small_dmm().model,
     "infer.GraphedSVI.optim": lambda: optim.PyroClippedAdam({"lr": 1e-3}),
     "infer.GraphedSVI.step.*": lambda: [*batch(), 0.5],
-    "midi.to_midi.tempo": lambda: 100.0,
-    "midi.write_midi.midi": lambda: midi.to_midi(roll()),
-    "midi.write_midi.path": lambda: Path("new.mid"),
-    "model.DMM.encode.given": lambda: small_dmm().observe(*batch()),
+    "music.to_midi.tempo": lambda: 100.0,
+    "music.write_midi.midi": lambda: music.to_midi(roll()),
+    "music.write_midi.path": lambda: Path("new.mid"),
+    "model.DMM.encode.batch": lambda: small_dmm().mini_batch(*batch()),
     "model.DMM.standardize.sequences": lambda: rows(5),
     "model.DMM.model.mini_batch_reversed": lambda: None,
     "nn.Combiner.forward.h_rnn": lambda: rows(7),
     "nn.InferenceNetwork.forward.h_0": lambda: torch.zeros(7),
     "nn.InferenceNetwork.hidden_size": lambda: 7,
     "nn.InferenceNetwork.input_size": lambda: 5,
-    "observations.observe.boolean": lambda: True,
-    "observations.observe.input_dim": lambda: 5,
-    "observations.observe.like": lambda: torch.zeros(3),
-    "observations.observe.mini_batch_reversed": lambda: None,
-    "observations.observe.validate": lambda: None,
     "optim.ClippedAdam.add_param_group.param_group": lambda: {"params": [parameter()], "lr": 0.1},
     "optim.ClippedAdam.load_state_dict.state_dict": lambda: optimizer().state_dict(),
     "optim.ClippedAdam.params": lambda: [parameter()],
     "optim.PyroClippedAdam.__call__.params": lambda: [stored_parameter()],
     "optim.PyroClippedAdam.clip_args": lambda: {"clip_norm": 1.0},
     "optim.PyroClippedAdam.optim_args": lambda: {"lr": 1e-3, "betas": (0.9, 0.99)},
-    "plots.compare.boundary": lambda: 2,
-    "plots.compare.panels": lambda: [plots.Panel("a", roll())],
-    "plots.note_range.rolls": lambda: [roll()],
-    "plots.piano_roll.notes": lambda: (40, 60),
-    "plots.save_png.dpi": lambda: 20,
-    "plots.save_png.figure": lambda: Figure(figsize=(1, 1)),
-    "plots.save_png.path": lambda: Path("new.png"),
-    "plots.training_curve.metrics": metrics,
-    "train.Trainer.data": dataset,
-    "train.train.data": dataset,
-    "training_data.check_data.data": dataset,
-    "training_data.fingerprint.data": dataset,
+    "music.compare.boundary": lambda: 2,
+    "music.compare.panels": lambda: [music.Panel("a", roll())],
+    "music.note_range.rolls": lambda: [roll()],
+    "music.piano_roll.notes": lambda: (40, 60),
+    "music.save_png.dpi": lambda: 20,
+    "music.save_png.figure": lambda: Figure(figsize=(1, 1)),
+    "music.save_png.path": lambda: Path("new.png"),
+    "training.training_curve.metrics": metrics,
+    "training.Trainer.data": dataset,
+    "training.train.data": dataset,
     "ops.use_backend.name": lambda: "reference",
     "ops.use_backend.ops": lambda: ("rnn_scan",),
 }  # fmt: skip

@@ -16,26 +16,15 @@ from typing import Any, NamedTuple
 import dmm_fast
 from tests.bad_input.arguments import ARGUMENTS, INSTANCES
 
-INTERNAL_MODULES = {
-    "arguments", "capturable", "check", "cli", "commands", "console", "cuda", "disk", "elbo", "evaluation",
-    "folder", "gallery", "handlers", "held", "interrupt", "kernels", "library", "lock", "native", "ops",
-    "optimizer_checks", "optimizer_state", "parameters", "products", "recovery", "reference", "runlog",
-    "sampling", "scalars", "signatures", "tree", "units", "unread", "untrusted",
-}  # fmt: skip
+INTERNAL_MODULES = {"check", "cli", "cuda", "ops", "reference", "triton"}
 """Modules that users do not call: arguments are checked above them. The ops have tests of their own."""
 
 NOT_CALLED = {
     "distributions.SequenceDistribution": "a base class",
-    "graphed.CudaGraphs": "needs a GPU",
-    "graphed.CudaGraphs.run": "needs a GPU",
-    "graphed.CudaGraphs.capture": "needs a GPU",
-    "nn.rename_former": "a hook of the networks",
-    "nn.why_not_fused": "asked by the model of its own networks",
-    "recurrent.read_backward": "called by DMM.encode",
 }
 """Public functions that are not called here, with the reason."""
 
-SLOW = {"train.train", "train.Trainer", "data.chorales", "plots.save_png", "plots.compare"}
+SLOW = {"training.train", "training.Trainer", "data.chorales", "music.save_png", "music.compare"}
 """A tenth of the tries is for these."""
 
 
@@ -90,21 +79,16 @@ def _public_functions() -> Iterator[tuple[str, Callable[..., Any], Callable[[], 
         if info.name.startswith("_") or info.name in INTERNAL_MODULES:
             continue
         module = importlib.import_module(f"dmm_fast.{info.name}")
-        # What a package has for others it lists; a module has what it defines.
-        listed = getattr(module, "__all__", None)
-        for name, thing in sorted(vars(module).items()):
-            own = getattr(thing, "__module__", None) == module.__name__ and not name.startswith("_")
-            if not (own if listed is None else name in listed):
+        # A package lists what it has for others, which may be imported on use; a module has what it defines.
+        for name in sorted(getattr(module, "__all__", vars(module))):
+            thing = getattr(module, name)
+            is_own = getattr(thing, "__module__", None) == module.__name__ and not name.startswith("_")
+            if not (is_own or hasattr(module, "__all__")):
                 continue
-            full = f"{_SEEN_IN.get(name, info.name)}.{name}"
             if inspect.isclass(thing):
-                yield from _of_class(full, thing)
+                yield from _of_class(f"{info.name}.{name}", thing)
             elif inspect.isfunction(thing):
-                yield full, thing, None
-
-
-_SEEN_IN = {"GraphedSVI": "infer", "InferenceNetwork": "nn"}
-"""Names under which users find what is defined elsewhere."""
+                yield f"{info.name}.{name}", thing, None
 
 
 def _no_instance() -> Any:

@@ -62,7 +62,7 @@ def _try(call: Call, arguments: dict[str, Any], wrong: dict[str, tuple[str, Any]
 @contextmanager
 def bounds() -> Iterator[None]:
     """No network, and little memory beyond what there is: a call that asks for it fails."""
-    no_network = mock.patch("dmm_fast.data.download.urlopen", side_effect=OSError("no network"))
+    no_network = mock.patch("dmm_fast.data._download.urlopen", side_effect=OSError("no network"))
     with no_network, little_memory(6 << 30):
         yield
 

@@ -1,12 +1,16 @@
 """The errors table measures what it says, and turns red for an op that is off."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from benchmarks import errors
+from benchmarks import draws, errors
+from benchmarks.draws import Sizes, map_tensors, to_double
 from benchmarks.errors import QUICK
-from dmm_fast import ops, reference
-from dmm_fast.ops import backend
+from dmm_fast import _extension, ops, reference
+from dmm_fast.ops import _backends
+from dmm_fast.ops.schema import OPS
 
 ALL = sorted(ops.info()["ops"])
 
@@ -16,9 +20,9 @@ def wrong_backend(monkeypatch):
     """A function that makes an op's implementation a backend of its own, named "triton"."""
 
     def register(op, compute):
-        held = {**backend._implementations[op], "triton": backend.Implementation(compute, None)}
-        monkeypatch.setitem(backend._implementations, op, held)
-        monkeypatch.setitem(backend._PREFERENCE, "cpu", ("cpp", "triton", "reference"))
+        held = {**_backends._implementations[op], "triton": _backends.Implementation(compute, None)}
+        monkeypatch.setitem(_backends._implementations, op, held)
+        monkeypatch.setitem(_backends.PREFERENCE, "cpu", ("cpp", "triton", "reference"))
 
     return register
 
@@ -30,7 +34,7 @@ def test_eager_measured_against_itself(op):
     assert all(row.max_rel_error == row.eager_rel_error for row in rows)
     assert max(row.eager_rel_error for row in rows) > 1e-9  # float32 is not float64
     cases = {row.case for row in rows}
-    ragged = "lengths" in errors._arguments(op)
+    ragged = "lengths" in getattr(OPS.get(op), "inputs", ())
     assert cases == {"B=3, T=5, full", "B=3, T=5, ragged"} if ragged else {"B=3, T=5, full"}
 
 
@@ -41,7 +45,7 @@ def test_every_floating_argument_has_a_gradient():
     assert names == {f"emission_log_prob: {name}" for name in want}
 
 
-@pytest.mark.skipif("cpp" not in backend._implementations["rnn_scan"], reason="no C++ ops were built")
+@pytest.mark.skipif("cpp" not in _backends._implementations["rnn_scan"], reason="no C++ ops were built")
 def test_the_compiled_ops_are_all_there_and_green():
     rows = errors.measure("cpp", sizes=QUICK)
     assert {row.op.partition(": ")[0] for row in rows} == set(ALL)
@@ -104,10 +108,18 @@ def test_errors_are_norm_wise_and_nan_is_the_worst():
     assert errors.relative_errors(off, truth) == {"a": torch.inf, "b": torch.inf}
 
 
+def test_a_bound_is_three_times_what_eager_errs_and_no_less_than_eight_eps():
+    eps = torch.finfo(torch.float32).eps
+    floor = 8 * eps * (2 if _extension.instruction_set() == "baseline" else 1)
+    assert errors.bound(1e-3) == pytest.approx(3e-3)
+    assert errors.bound(eps) == errors.bound(torch.inf) == floor
+    assert errors.bound(0.0, torch.bfloat16) == floor / eps * torch.finfo(torch.bfloat16).eps
+
+
 def test_inputs_keep_off_the_kinks():
     for seed in range(5):
-        inputs = errors.draw("rnn_scan", errors.Sizes(B=20, T=20, H=50), "full", seed)
-        doubles = errors.map_tensors(inputs, errors.to_double)
+        inputs = errors.arguments_off_kinks("rnn_scan", Sizes(B=20, T=20, H=50), seed)
+        doubles = map_tensors(inputs, to_double)
         h = reference.rnn_scan(**doubles)
         later = torch.cat([h[:, 1:], doubles["h_0"].expand(20, 1, -1)], dim=1)
         before_relu = doubles["x_proj"] + later @ doubles["w_hh"].T
@@ -116,17 +128,17 @@ def test_inputs_keep_off_the_kinks():
 
 def test_no_draw_off_the_kinks_is_an_error(monkeypatch):
     monkeypatch.setattr(errors, "RELU_MARGIN", 10.0)
-    monkeypatch.setattr(errors, "MAX_DRAWS", 3)
+    monkeypatch.setattr(draws, "MAX_DRAWS", 3)
     with pytest.raises(RuntimeError, match="emitter: expected a draw off every kink in 3"):
-        errors.draw("emitter", QUICK, "full", 0)
+        errors.arguments_off_kinks("emitter", QUICK, 0)
 
 
 def test_ragged_lengths_go_from_all_steps_to_one():
-    assert errors.draw("drawn_log_prob", QUICK, "ragged", 0)["lengths"].tolist() == [5, 3, 1]
-    assert errors.draw("drawn_log_prob", QUICK, "full", 0)["lengths"].tolist() == [5, 5, 5]
+    assert replace(QUICK, lengths="ragged").row_lengths() == [1, 3, 5]
+    assert QUICK.row_lengths() == [5, 5, 5]
 
 
 def test_arguments_are_drawn_for_a_device():
     for device in ("cpu", "meta"):
-        drawn = errors.draw("clipped_adam", errors.QUICK, "full", 0, device)
+        drawn = errors.arguments_off_kinks("clipped_adam", QUICK, 0, device)
         assert {tensor.device.type for tensors in drawn.values() for tensor in tensors} == {device}

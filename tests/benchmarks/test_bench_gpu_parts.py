@@ -9,9 +9,9 @@ import pyro
 import pytest
 import torch
 
-from benchmarks import commands, errors
+from benchmarks import commands, errors, exchange_floor
 from benchmarks.cases import full_batch
-from benchmarks.errors import Sizes
+from benchmarks.draws import Sizes, differentiable
 from benchmarks.gpu import exercise, measure, smoke
 from benchmarks.gpu.calls import Call, backends_of, by, every_op, reference_of
 from benchmarks.gpu.clocked import verdicts
@@ -21,7 +21,7 @@ from benchmarks.racer import NoiseOfTheCpu, tutorial_noise
 from dmm_fast import reference
 from dmm_fast.cuda.plan import H100, scan_plans
 
-SIZES = Sizes(B=2, T=3, D=5, Z=4, H=6, R=7, E=8)
+SIZES = Sizes(B=2, T=3, D=5, Z=4, H=6, R=7, G=7, E=8)
 ROWS = 6
 
 
@@ -59,7 +59,7 @@ def test_without_time_only_what_all_depends_on_is_run(tmp_path):
         # 2 rows (Z H + 2 H Z); h, eps, z_q_0, the weights; z, loc, pre_scale
         ("combiner_scan", 2 * 6 * 72, 36 + 24 + 4 + 24 + 6 + 2 * (24 + 4), 72),
         ("input_projection", 2 * 6 * 30, 30 + 30 + 6, 36),
-        ("normal_log_prob", 0, 3 * 24, 2),
+        ("normal_log_prob", 0, 3 * 30, 2),
     ],
 )
 def test_flops_and_bytes_are_those_of_a_count_by_hand(op, flops, numbers_in, numbers_out):
@@ -115,7 +115,7 @@ def test_a_backward_that_is_kept_has_leaves_of_its_own():
     timed = []
 
     def function(**inputs):
-        timed.extend(tensor for _, tensor in errors.differentiable(inputs))
+        timed.extend(differentiable(inputs).values())
         return by("reference", "emitter")(**inputs)
 
     call.backward(function)
@@ -215,9 +215,9 @@ def floor_like_the_op(rings, steps, cluster_size, threads, store="async_b32", gi
 @pytest.fixture
 def with_floor(monkeypatch):
     def use(op, device=H100):
-        monkeypatch.setattr(torch.ops.dmm_fast, "exchange_floor", op, raising=False)
-        for module in (scans, smoke):
-            monkeypatch.setattr(module, "has_floor", lambda device: True)
+        monkeypatch.setattr(torch.ops.dmm_fast_benchmarks, "exchange_floor", op, raising=False)
+        monkeypatch.setattr(exchange_floor, "missing", lambda device: None)
+        monkeypatch.setattr(exchange_floor, "raise_on_hang", lambda: None)
         monkeypatch.setattr(scans, "cuda_device", lambda index: device)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
@@ -251,6 +251,24 @@ def test_a_floor_that_is_wrong_shows(stage, with_floor):
     found = smoke.check_floor("cpu")
     assert not found["ok"]
     assert "async_v4, 129 steps" in found["worst"]
+
+
+def test_a_hang_of_the_floor_fails_it(with_floor, monkeypatch):
+    with_floor(floor_like_the_op)
+    hang = RuntimeError("block 3 timed out")
+    monkeypatch.setattr(exchange_floor, "raise_on_hang", lambda: (_ for _ in ()).throw(hang))
+    found = smoke.check_floor("cpu")
+    assert (found["ok"], found["hang"]) == (False, "block 3 timed out")
+
+
+def test_without_the_floor_the_run_says_why_and_goes_on(stage, with_floor, monkeypatch):
+    with_floor(floor_like_the_op)
+    monkeypatch.setattr(exchange_floor, "missing", lambda device: "_floor.so is not built")
+    assert smoke.check_floor("cpu") == {"worst": "_floor.so is not built"}
+    scans.time_floors(stage, 8, Sizes(T=3))
+    scans.time_floor_of_plan(stage, "rnn_scan", Sizes(T=3))
+    assert [row["why"] for row in stage.record.found("not_run")] == ["_floor.so is not built"] * 2
+    assert stage.record.found("cases") == []
 
 
 def test_clusters_that_do_not_run_here_are_named(stage, with_floor):

@@ -1,17 +1,19 @@
 """The plan sweep: which plans are timed, what they are held to, and what is kept of them."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks.errors import Sizes
+from benchmarks.draws import Sizes
 from benchmarks.gpu import cuts, measure
 from benchmarks.gpu.stage import Stage
 from dmm_fast.cuda import measured
 from dmm_fast.cuda.plan import H100, combiner_plans, rnn_plan, rnn_plans
+from dmm_fast.ops.schema import OTHERS
 
-SIZES = Sizes(B=2, T=3, D=5, Z=4, H=6, R=7, E=8)
+SIZES = Sizes(B=2, T=3, D=5, Z=4, H=6, R=7, G=7, E=8)
 
 
 @pytest.fixture
@@ -28,20 +30,20 @@ def test_plans_to_time_are_the_best_of_each_shape():
 
 
 RESULTS_OF_OP = {
-    "rnn_scan": lambda x_proj, w_hh, h_0, lengths, nonlinearity: x_proj @ w_hh + h_0[:, :, None],
-    "rnn_scan_backward": lambda dh, h, w_hh, lengths, nonlinearity: (dh * h @ w_hh, dh[:, :, 0]),
-    "combiner_scan": lambda base, eps, z_q_0, w_z, b_z, w_loc, w_scale, lengths: (
-        (eps + z_q_0[:, :, None]) @ (w_loc @ w_z),
-        base,
-        eps @ w_z.mT + b_z,
-        (eps @ w_z.mT + b_z) @ w_scale.mT,
+    "rnn_scan": lambda a: a.x_proj @ a.w_hh + a.h_0[:, :, None],
+    "rnn_scan_backward": lambda a: (a.dh * a.h @ a.w_hh, a.dh[:, :, 0]),
+    "combiner_scan": lambda a: (
+        (a.eps + a.z_q_0[:, :, None]) @ (a.w_loc @ a.w_z),
+        a.base,
+        a.eps @ a.w_z.mT + a.b_z,
+        (a.eps @ a.w_z.mT + a.b_z) @ a.w_scale.mT,
     ),
-    "combiner_scan_backward": lambda dz, dloc, dpre_scale, eps, pre_scale, g, w_z, w_loc, w_scale, lengths: (
-        g * (dloc @ w_loc + dpre_scale @ w_scale),
-        g,
-        torch.cat([dz, eps], -1) * lengths[:, None, None],
-        pre_scale,
-        g[:, :, 0] @ w_z,
+    "combiner_scan_backward": lambda a: (
+        a.g * (a.dloc @ a.w_loc + a.dpre_scale @ a.w_scale),
+        a.g,
+        torch.cat([a.dz, a.eps], -1) * a.lengths[:, None, None],
+        a.pre_scale,
+        a.g[:, :, 0] @ a.w_z,
     ),
 }
 
@@ -51,16 +53,16 @@ def test_a_plan_sweep_times_every_plan_and_keeps_those_that_agree(scan, stage, m
     """Stand-ins have the ops' arguments and some product of each; with one plan a last output is off."""
     asked = []
 
-    def op(*inputs):
-        *inputs, plan = inputs[:-1] if scan == "combiner_scan" else inputs
+    def op(*, plan, **inputs):
+        assert {*inputs, "plan"} == {argument.name for argument in OTHERS[f"_launch_{scan}"].flat_arguments}
         if plan not in asked:
             asked.append(plan)
-        results = RESULTS_OF_OP[scan](*inputs)
+        results = RESULTS_OF_OP[scan](SimpleNamespace(**inputs))
         *others, last = results if isinstance(results, tuple) else (results,)
         last = 1.001 * last if asked.index(plan) == 2 else last
         return (*others, last) if others else last
 
-    monkeypatch.setattr(torch.ops.dmm_fast, scan.replace("_scan", "_scan_steps"), op, raising=False)
+    monkeypatch.setattr(torch.ops.dmm_fast, f"_launch_{scan}", op, raising=False)
     monkeypatch.setattr(cuts, "time_calls", lambda *called, seconds: measure.time_calls(*called, seconds=0.0))
     before = measured.Measurement(measured.Case("rnn_scan", 1, 1), (1,) * 11, 1.0)
     measured.add(stage.out / cuts.FILE, H100.name, [before])
@@ -78,6 +80,15 @@ def test_a_plan_sweep_times_every_plan_and_keeps_those_that_agree(scan, stage, m
     assert {each.case for each in timed} == {measured.Case(scan, *sizes)}
     plans = (rnn_plans if scan.startswith("rnn") else combiner_plans)(*sizes, H100, backward)
     assert {each.plan for each in timed} <= {tuple(plan.numbers) for plan in plans}
+
+
+@pytest.mark.parametrize("scan", RESULTS_OF_OP)
+def test_the_op_of_a_gpu_takes_what_is_drawn(scan):
+    inputs = cuts._inputs(scan, SIZES, "cpu")
+    with pytest.raises(NotImplementedError, match=f"dmm_fast::_launch_{scan}' with arguments from the 'CPU'"):
+        getattr(torch.ops.dmm_fast, f"_launch_{scan}")(**inputs, plan=[1])
+    if "w_hh" in inputs:
+        assert inputs["w_hh"].abs().max() <= SIZES.H**-0.5
 
 
 def test_an_error_of_a_plan_is_the_largest_of_its_outputs_or_nan():

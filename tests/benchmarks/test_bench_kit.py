@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import dmm_fast
-from benchmarks import kit
+from benchmarks import exchange_floor, kit
 from dmm_fast.data import chorales, save_npz
 
 
@@ -15,11 +15,17 @@ from dmm_fast.data import chorales, save_npz
 def with_kernels(monkeypatch):
     info = dmm_fast.info()
     monkeypatch.setattr(dmm_fast, "info", lambda: info | {"missing": {}})
+    monkeypatch.setattr(exchange_floor, "ensure", lambda: None)
+
+
+def small_data(folder):
+    data = folder / "songs.npz"
+    save_npz(chorales(num_train=5, num_valid=1, num_test=1), data)
+    return data
 
 
 def test_a_kit_has_all_that_its_one_command_needs(with_kernels, tmp_path):
-    data = tmp_path / "songs.npz"
-    save_npz(chorales(num_train=5, num_valid=1, num_test=1), data)
+    data = small_data(tmp_path)
     out = tmp_path / "kit"
     for _ in range(2):  # over an old one
         assert kit.main(["--out", str(out), "--data", str(data)]) == 0
@@ -45,6 +51,13 @@ def test_a_kit_has_all_that_its_one_command_needs(with_kernels, tmp_path):
     wanted = f"--preset first --out {tmp_path}/results --commit {commit} --data songs.npz --device cpu"
     assert asked == f"-m benchmarks.gpu {wanted}"
     assert all(path.startswith(str(out)) for path in found.split())
+
+
+def test_a_kit_without_the_floor_says_so(with_kernels, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(exchange_floor, "ensure", lambda: "_floor.so is not built: no nvcc")
+    assert kit.main(["--out", str(tmp_path / "kit"), "--data", str(small_data(tmp_path))]) == 0
+    told = "The kit will not measure the floors of the scans' exchanges: _floor.so is not built: no nvcc.\n"
+    assert capsys.readouterr().err == told
 
 
 def refused(capsys, *arguments):

@@ -12,9 +12,8 @@ from benchmarks import quality, trainee
 from benchmarks.baseline import BaselineDMM
 from benchmarks.quality import TARGET, Plan, race, reached, row
 from benchmarks.trainee import Evaluation, FastStepper, Trainee, TutorialStepper
-from dmm_fast.config import TrainConfig
 from dmm_fast.data import Dataset, SequenceSet
-from dmm_fast.train import Trainer
+from dmm_fast.training import TrainConfig, Trainer
 from tests.helpers_graph import RecordedGraphs
 
 CPU = torch.device("cpu")

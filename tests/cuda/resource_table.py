@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from dmm_fast import native
+from dmm_fast import _extension
 
 
 class Resources(NamedTuple):
@@ -31,7 +31,7 @@ class Resources(NamedTuple):
 
 def library() -> Path:
     """The compiled library that is loaded."""
-    package = Path(native.__file__).parent
+    package = Path(_extension.__file__).parent
     (found,) = [path for path in map(Path, torch.ops.loaded_libraries) if path.parent == package]
     return found
 

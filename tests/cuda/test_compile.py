@@ -4,13 +4,13 @@ import re
 
 import pytest
 
-from dmm_fast import native
+from dmm_fast import _extension
 from dmm_fast.cuda import lane_tiles, scan_kernels
 from dmm_fast.cuda.rnn_plans import WarpTiling
 from tests.cuda.resource_table import Resources, cuobjdump, parse, table
 from tests.cuda.step_budget import read_table
 
-pytestmark = pytest.mark.skipif(not native.cuda_architectures(), reason="built without CUDA kernels")
+pytestmark = pytest.mark.skipif(not _extension.cuda_architectures(), reason="built without CUDA kernels")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_all_shared_memory_is_dynamic(kernels: list[Resources]) -> None:
 
 
 def test_the_library_holds_a_kernel_for_every_plan(kernels: list[Resources]) -> None:
-    expected = {"clipped_adam_kernel", *(f"exchange_floor_kernel<{store}>" for store in (1, 2, 4))}
+    expected = {"clipped_adam_kernel", "cluster_kernel"}
     for way in ("fwd", "bwd"):
         for (quads,) in scan_kernels.kernels("rnn_scan"):
             expected.add(f"rnn_scan_{way}_kernel<InFloat32<{quads}> >")
@@ -45,7 +45,7 @@ def test_the_library_holds_a_kernel_for_every_plan(kernels: list[Resources]) -> 
             expected.add(f"combiner_scan_{way}_kernel<{to}, {back}>")
         for sizes in scan_kernels.kernels("combiner_rows" if way == "fwd" else "combiner_rows_backward"):
             expected.add(f"combiner_rows_{way}_kernel<{', '.join(map(str, sizes))}>")
-    machine_code = {name for name in native.cuda_architectures().split() if name.startswith("sm_")}
+    machine_code = {name for name in _extension.cuda_architectures().split() if name.startswith("sm_")}
     assert {(kernel.name, kernel.arch) for kernel in kernels} == {
         (n, a) for n in expected for a in machine_code
     }
@@ -80,7 +80,7 @@ def test_the_library_holds_the_architectures_that_it_names() -> None:
     assert listed is not None
     files = re.findall(r"\.sm_(\w+)\.(cubin|ptx)\b", listed)
     held = {("sm_" if kind == "cubin" else "compute_") + arch for arch, kind in files}
-    assert held == set(native.cuda_architectures().split())
+    assert held == set(_extension.cuda_architectures().split())
 
 
 REPORT = """

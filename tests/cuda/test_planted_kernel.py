@@ -25,7 +25,8 @@ WRONG = f"load_global(turn.from[i] + ({ROW} == 1 && turn.time == 2 ? direction_.
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an emulator with the wrong kernel; without sanitizers, which take minutes to compile."""
     root = tmp_path_factory.mktemp("planted")
-    shutil.copytree(ROOT / "csrc", root / "csrc")
+    for folder in ("csrc", "benchmarks/csrc"):
+        shutil.copytree(ROOT / folder, root / folder)
     source = root / "csrc" / "cuda" / "rnn_scan_warps.cuh"
     text = source.read_text()
     assert text.count(RIGHT) == 1

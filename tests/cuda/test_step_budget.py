@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dmm_fast import native
+from dmm_fast import _extension
 from dmm_fast.cuda.plan import scan_plans
 from tests.cuda import step_budget
 from tests.cuda.chain import chain
@@ -29,7 +29,7 @@ def held() -> list[str]:
 
 @pytest.fixture(scope="module")
 def budgets(held: list[str]) -> dict[str, Budget]:
-    if ARCH not in native.cuda_architectures().split():
+    if ARCH not in _extension.cuda_architectures().split():
         pytest.skip(f"the library has no machine code for {ARCH}")
     if cuobjdump("--version") is None:
         pytest.skip("no cuobjdump: it comes with triton")

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmm_fast.data.chorales import PHRASE_STARTS, SUCCESSION, chorale_voices, chorales
-from dmm_fast.data.harmony import (
+from dmm_fast.data._chorales import PHRASE_STARTS, SUCCESSION, chorale_voices, chorales
+from dmm_fast.data._harmony import (
     MAJOR,
     MINOR,
     PICARDY,
@@ -162,7 +162,7 @@ def test_leading_tone_is_drawn_to_the_tonic() -> None:
 @pytest.mark.parametrize(("soprano", "suspended"), [(69, True), (66, False)])
 def test_an_ornament_crosses_no_voice(soprano: int, suspended: bool) -> None:
     """Only the alto falls by a step: it may be suspended unless the soprano is by then below it."""
-    module = importlib.import_module("dmm_fast.data.chorales")
+    module = importlib.import_module("dmm_fast.data._chorales")
     held = [soprano, 65, 60, 48]
     voices = np.array([[72, 67, 60, 48], held, held])
     module._ornament(voices, 2, {0, 2, 4, 5, 7, 9, 11}, module._Dice(0))
@@ -171,7 +171,7 @@ def test_an_ornament_crosses_no_voice(soprano: int, suspended: bool) -> None:
 
 def test_a_chorale_composed_twice_is_kept_once(monkeypatch: pytest.MonkeyPatch) -> None:
     drafts = iter([1, 1, 2, 1, 2, 3])
-    module = importlib.import_module("dmm_fast.data.chorales")
+    module = importlib.import_module("dmm_fast.data._chorales")
     monkeypatch.setattr(module, "_compose", lambda *_: np.full((8, 4), next(drafts)))
     assert [int(v[0, 0]) for v in chorale_voices(3)] == [1, 2, 3]
 

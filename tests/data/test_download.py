@@ -19,7 +19,7 @@ import pytest
 from dmm_fast.data import download, load
 
 # The function has the module's name.
-module = importlib.import_module("dmm_fast.data.download")
+module = importlib.import_module("dmm_fast.data._download")
 
 NOTES = {split: [[(60, 64), (62,)]] for split in ("train", "valid", "test")}
 CONTENT = pickle.dumps(NOTES, 2)

@@ -171,8 +171,8 @@ def test_empty_lists_cost_more_than_their_bytes(tmp_path: Path) -> None:
 
 
 def test_pickles_of_every_protocol_and_kind_are_what_pickle_reads() -> None:
-    from dmm_fast.data.memory import Memory
-    from dmm_fast.data.pickled import unpickle
+    from dmm_fast.data._memory import Memory
+    from dmm_fast.data._pickled import unpickle
 
     things = [
         {"a": [1.5, True, None, "é€" * 20, 2**70, -3, 300, 70_000, -(2**40), {}, ()]},
@@ -307,7 +307,7 @@ def test_other_versions_of_matlab_are_named(tmp_path: Path) -> None:
 
 
 def test_a_file_object_is_needed_for_notes() -> None:
-    from dmm_fast.data.music import read_notes
+    from dmm_fast.data._piano_rolls import read_notes
 
     with pytest.raises(TypeError, match="file: expected a file open for reading bytes"):
         read_notes(io.StringIO("text"))  # type: ignore[arg-type]

@@ -8,11 +8,11 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
-from dmm_fast import gallery
-from dmm_fast.config import TrainConfig
 from dmm_fast.data import Dataset, SequenceSet, load, save_npz
 from dmm_fast.infer import GraphedSVI, evaluate_elbo, evaluate_importance_nll, forecast, log_weights
-from dmm_fast.train import Trainer, fingerprint
+from dmm_fast.music import _gallery
+from dmm_fast.training import TrainConfig, Trainer
+from dmm_fast.training._data import fingerprint
 from tests.helpers_graph import RecordedGraphs, Run, assert_same_bits
 from tests.helpers_model import LENGTHS, make_batch, missing_mask, small_dmm
 
@@ -204,6 +204,6 @@ def test_continuations_in_pictures_start_from_what_is_observed(monkeypatch: pyte
         given.append(batch)
         return forecast(dmm, batch, num_steps)
 
-    monkeypatch.setattr(gallery, "forecast", recorded)
-    gallery._forecasts(small_dmm(), data, torch.tensor([0, 3]), 4, 2, lambda *args: None)
+    monkeypatch.setattr(_gallery, "forecast", recorded)
+    _gallery._forecasts(small_dmm(), data, torch.tensor([0, 3]), 4, 2, lambda *args: None)
     assert torch.equal(given[0].mini_batch_mask, mask[[0, 3], :4].to(x.dtype))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dmm_fast import ops
-from tests.cases import CASES, OPS, Case
+from dmm_fast.ops.schema import OPS
+from tests.cases import CASES, Case
 from tests.compare import Results, backends_for, error, evaluate, incoming_gradients
 from tests.device import DEVICE
 from tests.inputs import Inputs, build, tensors

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from dmm_fast import ops
-from dmm_fast.ops import BACKENDS, BackendError, backend
-from tests.cases import CASES, OPS
+from dmm_fast.ops import BACKENDS, BackendError, _backends
+from dmm_fast.ops.schema import OPS
+from tests.cases import CASES
 from tests.compare import backends_for, compare, run_backend
 from tests.gpu.calls import OP_BACKENDS
 from tests.inputs import build
@@ -19,9 +20,9 @@ def test_a_backend_without_the_op_is_refused_and_nothing_else_computes(
         raise AssertionError("this backend was not asked for")
 
     inputs, able = build(op_name, CASES["small"]), backends_for(op_name)
-    held = backend._implementations[op_name]
+    held = _backends._implementations[op_name]
     for name in held:
-        monkeypatch.setitem(held, name, backend.Implementation(fail, held[name].dtypes))
+        monkeypatch.setitem(held, name, _backends.Implementation(fail, held[name].dtypes))
     for name in BACKENDS:
         if name not in able:
             with ops.use_backend(name), pytest.raises(BackendError, match=f"{op_name} on cuda"):
@@ -33,8 +34,8 @@ def test_the_backend_that_is_asked_for_computes(
     op_name: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sentinel = object()
-    held = backend._implementations[op_name]
-    monkeypatch.setitem(held, name, backend.Implementation(lambda *args: sentinel, held[name].dtypes))
+    held = _backends._implementations[op_name]
+    monkeypatch.setitem(held, name, _backends.Implementation(lambda *args: sentinel, held[name].dtypes))
     with ops.use_backend(name):
         assert getattr(ops, op_name)(**build(op_name, CASES["small"])) is sentinel
 
@@ -62,6 +63,6 @@ def test_an_op_computes_on_the_device_of_its_tensors(op_name: str, name: str) ->
 
 @pytest.mark.parametrize("op_name", OPS)
 def test_what_nobody_asked_for_is_computed_by_the_best_there_is(op_name: str) -> None:
-    chosen = backend.chosen(op_name, "cuda")
+    chosen = _backends.chosen(op_name, "cuda")
     assert chosen == next(b for b in ("cuda", "triton", "reference") if b in backends_for(op_name))
     compare(op_name, CASES["particles"], chosen)

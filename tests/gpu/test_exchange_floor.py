@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from dmm_fast import native
+from benchmarks import exchange_floor
 
-pytestmark = pytest.mark.skipif(not native.cuda_architectures(), reason="built without CUDA kernels")
+WHY_NOT = exchange_floor.missing("cuda")
+pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 
 STORES = {"async_b32": 1, "async_v2": 2, "async_v4": 4}
 """Numbers that a thread stores at once."""
@@ -31,7 +32,7 @@ def test_the_ring_turns_by_a_place_a_step(
     width = -(-width // STORES[store]) * STORES[store]
     given = torch.randn(clusters, cluster_size * width, device="cuda")
     warps = min(giving_warps, threads // 32)
-    turned = torch.ops.dmm_fast.exchange_floor(given, steps, cluster_size, threads, store, warps)
+    turned = torch.ops.dmm_fast_benchmarks.exchange_floor(given, steps, cluster_size, threads, store, warps)
     assert torch.equal(turned, given.roll(-steps, 1))
 
 
@@ -49,4 +50,14 @@ def test_a_wrong_argument_is_named(
 ) -> None:
     given = torch.randn(1, width, device="cuda")
     with pytest.raises(RuntimeError, match=said):
-        torch.ops.dmm_fast.exchange_floor(given, 1, 1, threads, store, giving_warps)
+        torch.ops.dmm_fast_benchmarks.exchange_floor(given, 1, 1, threads, store, giving_warps)
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_the_floor_leaves_no_record_of_a_hang(store: str) -> None:
+    size = 8 if torch.cuda.get_device_capability() >= (9, 0) else 1
+    given = torch.randn(3, size * 64, device="cuda")
+    for steps in range(5):
+        torch.ops.dmm_fast_benchmarks.exchange_floor(given, steps, size, 64, store)
+    torch.cuda.synchronize()
+    exchange_floor.raise_on_hang()

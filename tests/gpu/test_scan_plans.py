@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dmm_fast import native
+from dmm_fast import _extension
 from dmm_fast.cuda.plan import Plan
 from dmm_fast.cuda.rnn_plans import CHUNK, WarpTiling
 from dmm_fast.cuda.scan_kernels import kernels
@@ -17,9 +17,9 @@ from tests.inputs import build
 
 __all__ = ["cut"]
 
-pytestmark = pytest.mark.skipif(not native.cuda_architectures(), reason="built without CUDA kernels")
+pytestmark = pytest.mark.skipif(not _extension.cuda_architectures(), reason="built without CUDA kernels")
 KINDS = ("rnn_scan", "rnn_scan_warps", "combiner_scan")
-RNN, BY_WARPS, COMBINER = (() if native.missing else kernels(kind) for kind in KINDS)
+RNN, BY_WARPS, COMBINER = (() if _extension.missing else kernels(kind) for kind in KINDS)
 
 RAGGED = Case("hardware", B=23, T=9, Z=50, H=300, particles=(2,), lengths="zeros", poison="nan", start="rows")
 SHAPES = [(1, 1, 1), (2, 3, 1), (4, 8, 4), (8, 4, 2), (16, 3, 1), (16, 8, 4)]

@@ -9,8 +9,9 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
 from dmm_fast import ops
+from dmm_fast.ops.schema import OPS
 from dmm_fast.optim import PyroClippedAdam
-from tests.cases import OPS, TINY
+from tests.cases import TINY
 from tests.compare import backends_for, results
 from tests.device import DEVICE, cpu_only
 from tests.helpers_model import make_batch, small_dmm

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from dmm_fast import ops
 from dmm_fast.ops import CombinerWeights
-from tests.cases import OPS, SEQUENCE_OPS, WEIGHTS, Case, Op
+from dmm_fast.ops.schema import OPS, WEIGHTS
+from dmm_fast.ops.schema._signature import Op
+from tests.cases import SEQUENCE_OPS, Case
 from tests.device import DEVICE, cpu_only
 from tests.inputs import Inputs, build
 
@@ -74,7 +76,7 @@ def _tensor_spoils(op: Op, name: str, spec: str) -> Iterator[tuple[str, Spoil]]:
     yield "dtype", lambda t: t.double()
     yield "device", lambda t: t.to("meta")
     yield "features", lambda t: t[..., :-1]
-    if "B" in spec or spec[0] == "s":
+    if spec[0] in "Ppns":
         yield "batch", lambda t: t[:-1]
     if spec[0] in "sH" or "Z" in spec:  # the others broadcast
         yield "dimensions", lambda t: t.expand(2, 1, *t.shape)
@@ -126,10 +128,10 @@ def _weights_spoils(kind: str) -> Iterator[tuple[str, Spoil]]:
     yield "tuple of tensors", tuple
     yield "list of all", list
     yield "dict of tensors", lambda w: w._asdict()
-    for other, (cls, spec) in WEIGHTS.items():
+    for other, weights in WEIGHTS.items():
         if other != kind:
-            sizes = [[getattr(CASE, letter) for letter in word] for word in spec.split()]
-            yield other, lambda w, c=cls, s=sizes: c(*(torch.zeros(shape) for shape in s))
+            sizes = [[getattr(CASE, letter) for letter in word] for word in weights.words]
+            yield other, lambda w, c=weights.tuple_type, s=sizes: c(*(torch.zeros(shape) for shape in s))
 
 
 def _spoils(op: Op, name: str, spec: str) -> Iterator[tuple[str, Spoil]]:
@@ -140,7 +142,7 @@ def _spoils(op: Op, name: str, spec: str) -> Iterator[tuple[str, Spoil]]:
         yield from _length_spoils()
     elif spec == "mask":
         yield from _mask_spoils()
-    elif spec == "name":
+    elif spec.startswith("choice"):
         for wrong in ("gelu", "ReLU", ""):
             yield repr(wrong), lambda _, wrong=wrong: wrong
         for label, spoil in _other_types():
@@ -154,7 +156,7 @@ def _spoils(op: Op, name: str, spec: str) -> Iterator[tuple[str, Spoil]]:
 SPOILT = [
     pytest.param(op.name, name, spoil, id=f"{op.name}-{name}-{label}")
     for op in OPS.values()
-    for name, spec in op.args.items()
+    for name, spec in op.inputs.items()
     for label, spoil in _spoils(op, name, spec)
 ]
 FIELD_SPOILS = [pytest.param(spoil, id=label) for label, spoil in _field_spoils()]
@@ -185,7 +187,7 @@ def test_what_does_not_fit_is_named(op_name: str, name: str, spoil: Spoil) -> No
 
 
 @pytest.mark.parametrize("spoil", FIELD_SPOILS)
-@pytest.mark.parametrize("op_name", [op.name for op in OPS.values() if "weights" in op.args])
+@pytest.mark.parametrize("op_name", [op.name for op in OPS.values() if "weights" in op.inputs])
 def test_field_of_the_weights_that_does_not_fit_is_named(op_name: str, spoil: Spoil) -> None:
     inputs = build(op_name, CASE)
     weights = inputs["weights"]
@@ -197,7 +199,7 @@ def test_field_of_the_weights_that_does_not_fit_is_named(op_name: str, spoil: Sp
 PARTICLED = [
     (op.name, name)
     for op in OPS.values()
-    for name, spec in op.args.items()
+    for name, spec in op.inputs.items()
     if spec[0] in "Pps" and name not in ("pre_scale", op.leading)
 ]
 

@@ -10,7 +10,8 @@ import torch
 from torch import Size, Tensor
 
 from dmm_fast import ops
-from tests.cases import OPS, Case
+from dmm_fast.ops.schema import OPS
+from tests.cases import Case
 from tests.compare import backends_for, error, evaluate, incoming_gradients
 from tests.inputs import Inputs, build, map_tensors
 
@@ -51,7 +52,7 @@ def draw(like: Tensor, op_name: str, name: str, shape: tuple[int, ...]) -> Tenso
     """Numbers of the kind of the argument, drawn anew, in another shape."""
     generator = torch.Generator().manual_seed(len(shape) + 10 * sum(shape))
     numbers = torch.randn(shape, generator=generator)
-    kind = OPS[op_name].args[name].partition(":")[2]
+    kind = OPS[op_name].inputs[name].partition(":")[2]
     if kind == "binary":
         numbers = (numbers > 0).float()
     elif kind == "positive":
@@ -68,7 +69,7 @@ def assert_as_if_expanded(op_name: str, backend: str, inputs: Inputs, lead: Size
             if name is not None and name != start:
                 given[name] = given[name].expand(*lead, *given[name].shape[-3:])
         if start is not None:
-            spec = OPS[op_name].args[start]
+            spec = OPS[op_name].inputs[start]
             given[start] = given[start].expand(*lead, CASE.B, getattr(CASE, spec[-1]))
         with ops.use_backend("reference"):
             return getattr(ops, op_name)(**given)

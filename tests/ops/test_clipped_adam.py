@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dmm_fast import reference, use_backend
 from dmm_fast.ops import clipped_adam
-from tests.compare import EAGER_FACTOR, FLOOR_EPS, each_backend, each_backend_and_dtype, error
+from tests.compare import bound, each_backend, each_backend_and_dtype, error
 from tests.device import DEVICE
 
 SHAPES = [(), (1,), (7,), (3, 5), (33, 65), (0,), (600, 88), (2, 3, 4)]
@@ -74,8 +74,7 @@ def hold(backend: str, dtype: torch.dtype, options: dict[str, Any], strided: boo
         got = run(clipped_adam, dtype, strided, DEVICE, **options)
     for of_truth, of_eager, of_got in zip(truth, eager, got, strict=True):
         for expected, yardstick, value in zip(of_truth, of_eager, of_got, strict=True):
-            bound = max(EAGER_FACTOR * error(yardstick, expected), FLOOR_EPS * torch.finfo(dtype).eps)
-            assert error(value, expected) <= bound
+            assert error(value, expected) <= bound(error(yardstick, expected), dtype)
             assert value.stride() == yardstick.stride()
 
 

@@ -12,12 +12,12 @@ from dmm_fast import ops
 from dmm_fast.reference import previous, valid_steps
 from tests.cases import Case
 from tests.compare import error
-from tests.compiled import OP_LIBRARIES, calls_of
+from tests.compiled import OP_BACKENDS, calls_of
 from tests.device import DEVICE
 from tests.inputs import build, differentiable
 
 OP = "combiner_scan"
-BACKENDS = [backend for op, backend in OP_LIBRARIES if op == OP]
+BACKENDS = [backend for op, backend in OP_BACKENDS if op == OP]
 CASE = Case("kept", B=5, T=9, Z=3, H=70, particles=(2,), lengths="zeros", poison="nan", start="rows")
 # Of what is allocated for it only g is as large as the given h.
 LARGE = Case("large", B=3, T=4, Z=1, H=64, lengths="ragged")
@@ -93,7 +93,7 @@ def test_a_compiled_function_keeps_it_for_its_backward_alone(mode: str) -> None:
     kept = []
 
     def look(graph: torch.fx.GraphModule, _: Any) -> Any:
-        kept.extend(node.args[-1] for node in graph.graph.nodes if OP in str(node.target))
+        kept.extend(node.args[-2] for node in graph.graph.nodes if OP in str(node.target))
         return graph
 
     torch._dynamo.reset()

@@ -10,16 +10,17 @@ from torch.autograd import forward_ad
 
 from dmm_fast import ops
 from dmm_fast.ops import BackendError
-from tests.cases import CASES, OPS, TINY
-from tests.compiled import OP_LIBRARIES
+from dmm_fast.ops.schema import OPS
+from tests.cases import CASES, TINY
+from tests.compiled import OP_BACKENDS
 from tests.device import DEVICE
 from tests.inputs import Inputs, build, differentiable
 
-each_compiled = pytest.mark.parametrize(("op_name", "backend"), OP_LIBRARIES)
+each_compiled = pytest.mark.parametrize(("op_name", "backend"), OP_BACKENDS)
 each_op = pytest.mark.parametrize("op_name", OPS)
 # For what is done around an op, one that takes a list of weights and one that does not.
 around = pytest.mark.parametrize(
-    ("op_name", "backend"), [pair for pair in OP_LIBRARIES if pair[0] in ("gated_transition", "rnn_scan")]
+    ("op_name", "backend"), [pair for pair in OP_BACKENDS if pair[0] in ("gated_transition", "rnn_scan")]
 )
 
 Loss = Callable[..., Tensor]

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dmm_fast import kernels, ops
-from tests.cases import OPS, SEQUENCE_OPS, Case, Op
+from dmm_fast import ops, triton
+from dmm_fast.ops.schema import OPS
+from dmm_fast.ops.schema._signature import Op
+from tests.cases import SEQUENCE_OPS, Case
 from tests.compare import Results, backends_for, dtypes_for, error, evaluate, incoming_gradients
 from tests.device import DEVICE
 from tests.inputs import Inputs, build, map_tensors
@@ -21,7 +23,7 @@ each_op = pytest.mark.parametrize(("op_name", "backend"), OP_BACKENDS)
 
 # A kernel that is interpreted or emulated takes a hundred times longer, and one for a GPU is compiled for
 # each choice of feature sizes.
-EXAMPLES = 4 if kernels.INTERPRETED or "dmm_emulator" in sys.modules else 15
+EXAMPLES = 4 if triton.INTERPRETED or "dmm_emulator" in sys.modules else 15
 FEATURES = st.just(3) if DEVICE == "cuda" else st.integers(1, 4)
 
 Pick = Callable[[Tensor, int], Tensor]
@@ -72,7 +74,7 @@ def run_whole(op_name: str, backend: str, case: Case) -> tuple[tuple[Tensor, ...
 
 def row_dim(op: Op, case: Case, name: str) -> int | None:
     """Which dimension of an argument, or of an output given by its letters, is the batch."""
-    spec = op.args.get(name, name).partition(":")[0]
+    spec = op.inputs.get(name, name).partition(":")[0]
     if spec in ("lengths", "mask"):
         return 0
     if spec[0] == "s":
@@ -82,7 +84,7 @@ def row_dim(op: Op, case: Case, name: str) -> int | None:
 
 def particle_dim(op: Op, case: Case, name: str) -> int | None:
     """Which dimension of an argument, or of an output given by its letters, is the particles."""
-    spec = op.args.get(name, name)
+    spec = op.inputs.get(name, name)
     has = {"P": True, "p": not case.shared, "s": case.start == "particles"}.get(spec[0], False)
     return 0 if has else None
 
@@ -110,14 +112,14 @@ def assert_parts_make_the_whole(
             dim = dim_of(op, case, name)
             return tensor if dim is None else pick(tensor, dim).clone()
 
-        pieces = zip(op.outputs, incoming, strict=True)
+        pieces = zip(op.outputs.values(), incoming, strict=True)
         wanted = [pick(g, dim_of(op, case, spec)) for spec, g in pieces]
         runs.append(
             run(
                 op_name, backend, map_tensors(build(op_name, case, precision(op_name, backend)), part), wanted
             )
         )
-    for k, spec in enumerate(op.outputs):
+    for k, spec in enumerate(op.outputs.values()):
         assert near(join([outs[k] for outs, _ in runs], dim_of(op, case, spec)), outputs[k])
     for name, whole in gradients.items():
         of_parts = [grads[name] for _, grads in runs]
@@ -160,7 +162,7 @@ def test_batch_in_two_is_the_batch(op_name: str, backend: str, case: Case, data:
 @given(case=cases.filter(lambda case: case.particles))
 @settings(max_examples=EXAMPLES)
 def test_particles_are_a_loop(op_name: str, backend: str, case: Case) -> None:
-    if case.shared and all("P" not in spec for spec in OPS[op_name].args.values()):
+    if case.shared and all("P" not in spec for spec in OPS[op_name].inputs.values()):
         case = replace(case, shared=False)
     assert_parts_make_the_whole(
         *(op_name, backend, case, particle_dim),
@@ -179,7 +181,7 @@ def test_padding_further_changes_nothing(
     outputs, gradients, incoming = run_whole(op_name, backend, case)
 
     def time_dim(name: str) -> int | None:
-        spec = op.args.get(name, name).partition(":")[0]
+        spec = op.inputs.get(name, name).partition(":")[0]
         return 1 if spec == "mask" else (-2 if "T" in spec else None)
 
     def longer(name: str, tensor: Tensor, filler: float = junk) -> Tensor:
@@ -192,9 +194,9 @@ def test_padding_further_changes_nothing(
         return torch.cat([tensor, tensor.new_full(shape, filler)], dim)
 
     inputs = map_tensors(build(op_name, case, precision(op_name, backend)), longer)
-    wanted = [longer(spec, g) for spec, g in zip(op.outputs, incoming, strict=True)]
+    wanted = [longer(spec, g) for spec, g in zip(op.outputs.values(), incoming, strict=True)]
     padded_outputs, padded_gradients = run(op_name, backend, inputs, wanted)
-    for k, spec in enumerate(op.outputs):
+    for k, spec in enumerate(op.outputs.values()):
         assert near(padded_outputs[k], longer(spec, outputs[k], 0.0))
     for name, gradient in gradients.items():
         assert near(padded_gradients[name], longer(name, gradient, 0.0)), name

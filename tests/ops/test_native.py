@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from dmm_fast import native, ops
-from tests.cases import CASES, OPS, SEQUENCE_OPS, Case
+from dmm_fast import _extension, ops
+from dmm_fast.ops.schema import OPS
+from tests.cases import CASES, SEQUENCE_OPS, Case
 from tests.compare import eager, error, results, run_backend
-from tests.compiled import COMPILED, OP_LIBRARIES, calls_of
+from tests.compiled import COMPILED, OP_BACKENDS, calls_of
 from tests.device import cpu_only
 from tests.inputs import build, differentiable, map_tensors, tensors
 
-pytestmark = pytest.mark.skipif(native.missing is not None, reason=f"no compiled library: {native.missing}")
+pytestmark = pytest.mark.skipif(
+    _extension.missing is not None, reason=f"no compiled library: {_extension.missing}"
+)
 
 
 @cpu_only
@@ -23,7 +26,7 @@ def test_a_build_with_a_library_has_compiled_ops() -> None:
     assert {"rnn_scan", "combiner_scan"} <= set(COMPILED)
 
 
-@pytest.mark.parametrize(("op_name", "backend"), OP_LIBRARIES)
+@pytest.mark.parametrize(("op_name", "backend"), OP_BACKENDS)
 def test_schema_fake_and_autograd_agree_with_the_kernels(op_name: str, backend: str) -> None:
     calls = calls_of(op_name, CASES["particles"], backend)
     assert any(call.name.endswith("_backward") for call in calls), calls
@@ -64,7 +67,7 @@ def test_strides_past_two_to_the_31_are_followed(op_name: str) -> None:
     memory = torch.empty(apart + 1024)
 
     def move(name: str, tensor: Tensor) -> Tensor:
-        if "BT" not in OPS[op_name].args.get(name, ""):
+        if "BT" not in OPS[op_name].inputs.get(name, ""):
             return tensor
         _, T, width = tensor.shape
         assert T * width <= 64
@@ -78,7 +81,7 @@ def test_strides_past_two_to_the_31_are_followed(op_name: str) -> None:
 def test_the_instruction_set_in_use_is_the_one_that_computes(narrower: str) -> None:
     case = CASES["tutorial"]
     got = run_backend("transition_log_prob", build("transition_log_prob", case), case, "cpp")
-    assert native.instruction_set() == narrower
+    assert _extension.instruction_set() == narrower
     # Only baseline has no fused multiply-add, so its bits are not the others'.
     torch.ops.dmm_fast._set_instruction_set("avx2" if narrower == "baseline" else "baseline")
     other = run_backend("transition_log_prob", build("transition_log_prob", case), case, "cpp")
@@ -86,10 +89,10 @@ def test_the_instruction_set_in_use_is_the_one_that_computes(narrower: str) -> N
 
 
 def test_an_instruction_set_that_is_not_there_is_refused() -> None:
-    before = native.instruction_set()
+    before = _extension.instruction_set()
     with pytest.raises(RuntimeError, match=r"name: expected one .*baseline\), got sse9"):
         torch.ops.dmm_fast._set_instruction_set("sse9")
-    assert native.instruction_set() == before
+    assert _extension.instruction_set() == before
 
 
 @pytest.mark.parametrize("op_name", COMPILED)

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from dmm_fast import native
-from tests.cases import OPS, WEIGHTS, Case
+from dmm_fast import _extension
+from tests.cases import Case
 from tests.compiled import COMPILED, Call, calls_of, clipped_adam_call
 
-pytestmark = pytest.mark.skipif(native.missing is not None, reason=f"no compiled library: {native.missing}")
+pytestmark = pytest.mark.skipif(
+    _extension.missing is not None, reason=f"no compiled library: {_extension.missing}"
+)
 
 CASE = Case("call", B=3, T=4, D=5, Z=8, H=6, R=10, G=7, E=9, particles=(2,), lengths="ragged", mask="dims")
 
@@ -54,21 +56,14 @@ SIZES: dict[str, Spoil] = {
 NUMBERS = ("half", "int32", "complex", "one dimension more", "float")
 
 
-def _fields(label: str) -> tuple[str, ...]:
-    """What the messages call the tensors of the list ``weights``."""
-    kind = OPS[label.partition(":")[0]].args.get("weights")
-    return WEIGHTS[kind][0]._fields if kind else ()
-
-
-def _places(label: str, call: Call) -> Iterator[tuple[str, int | None, str]]:
+def _places(call: Call) -> Iterator[tuple[str, int | None, str]]:
     """Every tensor of a call: its argument, its index in a list, and what a message calls it."""
     for name, value in zip(call.names, call.args, strict=True):
         if isinstance(value, Tensor):
             yield name, None, name
         elif isinstance(value, list):
             for i in range(len(value)):
-                in_messages = _fields(label)[i] if name == "weights" else name
-                yield name, i, f"{name}[{i}]" if label == "clipped_adam" else in_messages
+                yield name, i, f"{name}[{i}]"
 
 
 def _spoilt(call: Call, name: str, index: int | None, spoil: Spoil) -> dict[str, Any]:
@@ -115,7 +110,7 @@ def test_every_op_of_the_library_is_called() -> None:
 @each_call
 def test_a_tensor_of_another_kind_is_named(label: str) -> None:
     call, faults = CALLS[label], []
-    for name, index, in_message in _places(label, call):
+    for name, index, in_message in _places(call):
         # The parameters are what the other lists have to be like.
         named = r"\w+\[\d\]" if name == "params" else re.escape(in_message)
         for kind, spoil in _spoils(KINDS, call, name, index).items():
@@ -126,13 +121,13 @@ def test_a_tensor_of_another_kind_is_named(label: str) -> None:
 
 
 # Ops of one tensor besides the weights: any number of single steps, or of particles, fits.
-ANY_NUMBER = ("emitter", "gated_transition", "input_projection")
+ANY_NUMBER = ("emitter", "gaussian_emitter", "gated_transition", "input_projection")
 
 
 @each_call
 def test_a_tensor_that_does_not_fit_the_others_is_refused(label: str) -> None:
     call, faults = CALLS[label], []
-    for name, index, in_message in _places(label, call):
+    for name, index, in_message in _places(call):
         for size, spoil in _spoils(SIZES, call, name, index).items():
             if size in ("short", "long") and index is None and call.name in ANY_NUMBER:
                 continue

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from dmm_fast.ops.schema import OPS
 from tests import oracle
-from tests.cases import CASES, OPS
+from tests.cases import CASES
 from tests.compare import eager, error, results
 from tests.device import cpu_only
 from tests.inputs import build

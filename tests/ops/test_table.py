@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dmm_fast import ops
-from tests.cases import CASES, OPS, SEQUENCE_OPS, TINY
+from dmm_fast.ops.schema import OPS
+from tests.cases import CASES, SEQUENCE_OPS, TINY
 from tests.compare import backends_for, check_gradients, compare, dtypes_for, error, run_backend
 from tests.compiled import COMPILED
 from tests.inputs import build, differentiable

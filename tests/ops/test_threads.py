@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmm_fast import native
+from dmm_fast import _extension
 from tests.cases import CASES, Case
 from tests.compare import run_backend
 from tests.compiled import COMPILED, Call, calls_of, clipped_adam_call
@@ -17,7 +17,7 @@ from tests.inputs import build
 
 pytestmark = [
     cpu_only,
-    pytest.mark.skipif(native.missing is not None, reason=f"no compiled library: {native.missing}"),
+    pytest.mark.skipif(_extension.missing is not None, reason=f"no compiled library: {_extension.missing}"),
 ]
 
 SMALL = Case("small model", B=8, T=60, D=88, Z=6, H=12, R=9, G=9, E=8, lengths="ragged")

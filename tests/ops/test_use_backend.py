@@ -12,8 +12,9 @@ from torch import Tensor
 
 import dmm_fast
 from dmm_fast import ops
-from dmm_fast.ops import BACKENDS, BackendError, backend
-from tests.cases import CASES, OPS
+from dmm_fast.ops import BACKENDS, BackendError, _backends
+from dmm_fast.ops.schema import OPS
+from tests.cases import CASES
 from tests.device import cpu_only
 from tests.inputs import build, differentiable
 
@@ -63,9 +64,9 @@ def test_a_block_restores_after_an_exception() -> None:
 def test_a_choice_may_be_for_some_ops() -> None:
     with ops.use_backend("cuda", ops=("rnn_scan", "emitter")):
         assert requested() == {"emitter": "cuda", "rnn_scan": "cuda"}
-        assert backend.chosen("combiner", "cpu") == dmm_fast.info()["ops"]["combiner"]["cpu"]
+        assert _backends.chosen("combiner", "cpu") == dmm_fast.info()["ops"]["combiner"]["cpu"]
         with pytest.raises(BackendError, match="rnn_scan on cpu"):
-            backend.chosen("rnn_scan", "cpu")
+            _backends.chosen("rnn_scan", "cpu")
         with ops.use_backend("reference", ops=["emitter"]):
             assert requested() == {"emitter": "reference", "rnn_scan": "cuda"}
     assert requested() is None
@@ -74,7 +75,7 @@ def test_a_choice_may_be_for_some_ops() -> None:
 def test_none_hides_an_outer_choice_for_the_ops_named() -> None:
     ops.use_backend("cuda")
     with ops.use_backend(None, ops={"rnn_scan"}):
-        assert backend.chosen("rnn_scan", "cpu") == dmm_fast.info()["ops"]["rnn_scan"]["cpu"]
+        assert _backends.chosen("rnn_scan", "cpu") == dmm_fast.info()["ops"]["rnn_scan"]["cpu"]
         others = set(dmm_fast.info()["ops"]) - {"rnn_scan"}
         assert requested() == dict.fromkeys(others, "cuda")
     assert requested() == "cuda"
@@ -165,7 +166,7 @@ def test_calls_do_not_pile_up(scopes: list[Any], in_block: bool) -> None:
     with ops.use_backend("cpp") if in_block else ops.use_backend(None):
         for k in range(10_000):
             ops.use_backend(BACKENDS[k % 4], ops=scopes[k % len(scopes)])
-    assert len(backend._held.get()) <= len(names) + 2
+    assert len(_backends._held.get()) <= len(names) + 2
 
 
 # --- the choice is local ------------------------------------------------------------------------------
@@ -238,8 +239,8 @@ def test_a_backward_pass_does_not_depend_on_the_choice(op_name: str) -> None:
 @pytest.fixture
 def compiled_double(double_op: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """An op that doubles in the reference and triples in C++, in one graph."""
-    backend.register("double", "cpp", lambda x: 3 * x)
-    backend.register("other", "reference", lambda x: x)
+    _backends.register("double", "cpp", lambda x: 3 * x)
+    _backends.register("other", "reference", lambda x: x)
     torch._dynamo.reset()
     return torch.compile(double_op, fullgraph=True, backend="eager")
 
@@ -262,7 +263,7 @@ def test_a_compiled_function_follows_the_choice(compiled_double: Callable[[Tenso
 
 
 def test_a_choice_may_be_made_in_a_compiled_function(double_op: Callable[[Tensor], Tensor]) -> None:
-    backend.register("double", "cpp", lambda x: 3 * x)
+    _backends.register("double", "cpp", lambda x: 3 * x)
     torch._dynamo.reset()
 
     @torch.compile(fullgraph=True, backend="eager")
@@ -281,14 +282,14 @@ def test_a_choice_may_be_made_in_a_compiled_function(double_op: Callable[[Tensor
 
 
 def test_a_choice_for_all_ops_holds_for_what_is_no_op_too() -> None:
-    assert backend.may_use("triton")
+    assert _backends.may_use("triton")
     with ops.use_backend("reference"):
-        assert not backend.may_use("triton")
+        assert not _backends.may_use("triton")
         with ops.use_backend("triton"):
-            assert backend.may_use("triton")
+            assert _backends.may_use("triton")
         with ops.use_backend("cpp", ops=("rnn_scan",)):
-            assert not backend.may_use("triton")
+            assert not _backends.may_use("triton")
         with ops.use_backend(None):
-            assert backend.may_use("triton")
+            assert _backends.may_use("triton")
     with ops.use_backend("reference", ops=("rnn_scan",)):
-        assert backend.may_use("triton")
+        assert _backends.may_use("triton")

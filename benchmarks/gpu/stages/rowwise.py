@@ -7,7 +7,8 @@ from functools import partial
 import torch
 
 from benchmarks.cases import TUTORIAL_BATCH
-from benchmarks.errors import QUICK, Sizes
+from benchmarks.draws import Sizes
+from benchmarks.errors import QUICK
 from benchmarks.gpu.calls import SCANS, Call, Function, by, every_op, reference_of, runnable
 from benchmarks.gpu.clocked import Part, clock_if_right, work_of
 from benchmarks.gpu.stage import Stage, Unit

@@ -10,14 +10,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks import exchange_floor
 from benchmarks.cases import TUTORIAL_STEPS
 from benchmarks.correctness import Verdict
-from benchmarks.errors import QUICK, Sizes
+from benchmarks.draws import Sizes
+from benchmarks.errors import QUICK
 from benchmarks.gpu.calls import SCANS, Call, Function, by, runnable
 from benchmarks.gpu.clocked import Part, clock, clock_if_right, work_of
 from benchmarks.gpu.cuts import time_cuts
 from benchmarks.gpu.measure import time_calls
-from benchmarks.gpu.smoke import FLOOR_KERNEL, FLOOR_STORES, has_floor
+from benchmarks.gpu.smoke import FLOOR_KERNEL, FLOOR_STORES
 from benchmarks.gpu.stage import Stage, Unit
 from benchmarks.precision import IEEE, multiplied_in
 from dmm_fast.cuda.plan import cuda_device, scan_plans
@@ -51,7 +53,8 @@ def units(stage: Stage) -> Iterator[Unit]:
 def size_units(stage: Stage) -> Iterator[Unit]:
     """Other sizes than the tutorial's, one of them varied at a time."""
     for axis, n in ALONG[: 1 if stage.quick else None]:
-        sizes = replace(QUICK if stage.quick else Sizes(), **{axis: n})
+        varied: dict[str, Any] = {axis: n}
+        sizes = replace(QUICK if stage.quick else Sizes(), **varied)
         yield from _of_each_backend(stage, sizes)
         yield Unit(f"nn.RNN, {_case(sizes)}", partial(time_rnn, stage, sizes))
 
@@ -154,7 +157,7 @@ def _time_exchanges(stage: Stage, floor: Floor, told: dict[str, Any]) -> None:
     arguments = floor.cluster_size, floor.threads, floor.store, floor.warps
 
     def exchange(steps: int) -> Tensor:
-        return torch.ops.dmm_fast.exchange_floor(rings, steps, *arguments)
+        return torch.ops.dmm_fast_benchmarks.exchange_floor(rings, steps, *arguments)
 
     same = torch.equal(exchange(FLOOR_STEPS[0]), rings.roll(-FLOOR_STEPS[0], 1))
     impl = f"{floor.store}, {f'{floor.warps} warps' if floor.warps else f'{floor.threads} threads'}"
@@ -168,8 +171,7 @@ def _time_exchanges(stage: Stage, floor: Floor, told: dict[str, Any]) -> None:
 
 def _has_floor(stage: Stage, case: str) -> bool:
     failed = any(row["op"] == FLOOR_KERNEL for row in stage.record.failed_kernels())
-    if failed or not has_floor(stage.device):
-        why = "its kernel failed the smoke test" if failed else "the library has no such kernel here"
+    why = "its kernel failed the smoke test" if failed else exchange_floor.missing(stage.device)
+    if why:
         stage.record.not_run(case, FLOOR_KERNEL, why)
-        return False
-    return True
+    return not why

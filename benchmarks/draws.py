@@ -1,0 +1,215 @@
+"""Arguments of an op at given sizes, drawn as the table of ops says.
+
+Tests and benchmarks draw with it. It lies here because tests may import benchmarks, not the other way round,
+and because the package itself draws nothing.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from math import inf, sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from benchmarks.cases import TUTORIAL_BATCH, TUTORIAL_STEPS
+from dmm_fast import reference
+from dmm_fast.ops.schema import WEIGHTS
+from dmm_fast.ops.schema._signature import Argument, sizes_in
+
+MAX_DRAWS = 1000
+
+Inputs = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The sizes of the table's letters, the tutorial's unless given, and the circumstances of a call."""
+
+    B: int = TUTORIAL_BATCH
+    T: int = TUTORIAL_STEPS
+    D: int = 88
+    Z: int = 100
+    H: int = 600
+    R: int = 200
+    G: int = 200
+    E: int = 100
+    particles: tuple[int, ...] = ()
+    shared: bool = False  # x, h and value have no particle dimensions
+    start: str = "one"  # h_0, z_0, z_q_0 for "one" [Z], "rows" [B, Z] or "particles" [..., B, Z]
+    lengths: str = "full"  # or "ragged", with a row of one step; "zeros": ragged, rows of no step
+    mask: str = "none"  # or "steps" [B, T] or "dims" [B, T, D]
+    layout: str = "contiguous"  # or "expanded": drawn once for particles and rows
+    nonlinearity: str = "relu"
+
+    @property
+    def letters(self) -> dict[str, int]:
+        """The sizes by letter."""
+        return {name: size for name, size in vars(self).items() if name.isupper()}
+
+    def shape(self, word: str) -> tuple[list[int], list[int]]:
+        """The shape that is drawn and the one it is expanded to; they differ in layout "expanded"."""
+        expand = self.layout == "expanded"
+        starts = {"one": (), "rows": (self.B,), "particles": (*self.particles, self.B)}
+        drawn: list[int] = []
+        full: list[int] = []
+        for size in sizes_in(word.replace("N", "NBT").replace("n", "nBT")):  # steps are those of sequences
+            sizes: tuple[int, ...]
+            if size in "PN":
+                sizes = self.particles
+            elif size in "pn":
+                sizes = () if self.shared else self.particles
+            elif size == "s":
+                sizes = starts["particles" if expand else self.start]
+            else:
+                factor, letter = size.strip("()")[:-1], size.strip("()")[-1]
+                sizes = (int(factor or 1) * getattr(self, letter),)
+            once = expand and (size in "pns" or (size == "B" and word[0] in "PN"))
+            full += sizes
+            drawn += [1] * len(sizes) if once else sizes
+        return drawn, full
+
+    def row_lengths(self) -> list[int]:
+        """The lengths of the rows."""
+        B, T = self.B, self.T
+        if self.lengths == "full":
+            return [T] * B
+        ragged = [1 + (b * (T - 1)) // max(B - 1, 1) for b in range(B)] if B > 1 else [max(1, T - 2)]
+        return ragged if self.lengths == "ragged" else [n if b % 2 else 0 for b, n in enumerate(ragged)]
+
+
+# --- drawing ------------------------------------------------------------------------------------------------
+
+
+def draw(arguments: Iterable[Argument], sizes: Sizes, generator: torch.Generator) -> Inputs:
+    """The arguments by name, in float32 on the CPU; flags are set, a plan is not drawn."""
+    drawn: Inputs = {}
+    for argument in arguments:
+        if argument.kind == "tensor":
+            shape, full = sizes.shape(argument.dims)
+            drawn[argument.name] = _numbers(argument.fact, shape, generator).expand(full)
+        elif argument.kind == "weights":
+            drawn[argument.name] = _weights(argument.dims, sizes, generator)
+        elif argument.kind == "lengths":
+            drawn[argument.name] = torch.tensor(sizes.row_lengths(), dtype=torch.int64)
+        elif argument.kind == "mask":
+            drawn[argument.name] = _mask(sizes, generator)
+        elif argument.kind == "choice":
+            drawn[argument.name] = getattr(sizes, argument.name)
+        elif argument.kind == "flag":
+            drawn[argument.name] = True
+    return drawn
+
+
+def _numbers(fact: str, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    if fact == "weight":
+        return _uniform(shape, generator)
+    number = torch.randn(shape, generator=generator)
+    if fact == "binary":
+        return (number > 0.5).float()
+    if fact == "positive":
+        return 0.1 + torch.nn.functional.softplus(number)
+    if fact == "sparse":  # rows from all zero to dense
+        density = torch.rand([*shape[:-1], 1], generator=generator).square()
+        return number * (torch.rand(shape, generator=generator) < density)
+    return 3.0 * number if fact == "wide" else number
+
+
+def _weights(kind: str, sizes: Sizes, generator: torch.Generator) -> Any:
+    """Weights and biases as ``nn.Linear`` draws them: uniform within 1 / sqrt(inputs)."""
+    tensors: list[Tensor] = []
+    inputs = 1
+    for word in WEIGHTS[kind].words:
+        shape, _ = sizes.shape(word)
+        inputs = shape[-1] if len(word) == 2 else inputs
+        tensors.append(_uniform(shape, generator, inputs))
+    return WEIGHTS[kind].tuple_type(*tensors)
+
+
+def _uniform(shape: Sequence[int], generator: torch.Generator, inputs: int | None = None) -> Tensor:
+    """Numbers within 1 / sqrt(inputs), those of the last dimension unless others are given."""
+    return (2.0 * torch.rand(shape, generator=generator) - 1.0) * (1.0 / sqrt(inputs or shape[-1]))
+
+
+def _mask(sizes: Sizes, generator: torch.Generator) -> Tensor | None:
+    if sizes.mask == "none":
+        return None
+    drawn = full = [sizes.B, sizes.T] + [sizes.D] * (sizes.mask == "dims")
+    if sizes.layout == "expanded":
+        drawn = [sizes.B, sizes.T, 1] if sizes.mask == "dims" else [1, sizes.T]
+    return (torch.rand(drawn, generator=generator) < 0.7).expand(full)
+
+
+# --- kinks --------------------------------------------------------------------------------------------------
+
+
+def off_kinks(op: str, draws: Iterable[Inputs], margin: float) -> Inputs:
+    """The first draw of the op's arguments in which no input of a ReLU is within ``margin`` of zero.
+
+    On which side of zero it is must not be a matter of rounding: single entries of a gradient would jump, in
+    float32 and float64, in eager and backend alike.
+
+    Raises:
+        RuntimeError: there is none among the first :data:`MAX_DRAWS`.
+    """
+    for inputs in islice(draws, MAX_DRAWS):
+        with torch.no_grad(), _NearestToAKink() as kinks:
+            getattr(reference, op)(**map_tensors(inputs, to_double))
+        if kinks.distance > margin:
+            return inputs
+    raise RuntimeError(f"{op}: expected a draw off every kink in {MAX_DRAWS}, got none")
+
+
+class _NearestToAKink(TorchFunctionMode):
+    """Keeps the smallest magnitude that goes into a ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.distance = inf
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        if func in (torch.relu, torch.nn.functional.relu) and args[0].numel():
+            self.distance = min(self.distance, args[0].abs().min().item())
+        return func(*args, **(kwargs or {}))
+
+
+# --- the tensors of arguments -------------------------------------------------------------------------------
+
+
+def tensors(inputs: Inputs) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor with its name; within weights it is ``weights.<field>``, within a list ``<list>.<i>``."""
+    for name, value in inputs.items():
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, tuple | list):
+            yield from ((f"{name}.{part}", tensor) for part, tensor in _parts(value))
+
+
+def map_tensors(inputs: Inputs, change: Callable[[str, Tensor], Tensor]) -> Inputs:
+    """Apply ``change(name, tensor)`` to every tensor that :func:`tensors` names."""
+    changed: Inputs = {}
+    for name, value in inputs.items():
+        if isinstance(value, Tensor):
+            changed[name] = change(name, value)
+        elif isinstance(value, tuple | list):
+            parts = [change(f"{name}.{part}", tensor) for part, tensor in _parts(value)]
+            changed[name] = parts if isinstance(value, list) else type(value)(*parts)
+        else:
+            changed[name] = value
+    return changed
+
+
+def _parts(value: Any) -> Iterator[tuple[Any, Tensor]]:
+    return enumerate(value) if isinstance(value, list) else zip(value._fields, value, strict=True)
+
+
+def differentiable(inputs: Inputs) -> dict[str, Tensor]:
+    """What has a gradient: every floating tensor but the mask."""
+    return {n: t for n, t in tensors(inputs) if t.is_floating_point() and n != "mask"}
+
+
+def to_double(name: str, tensor: Tensor) -> Tensor:
+    """The same numbers in float64; for :func:`map_tensors`."""
+    return tensor.detach().double() if tensor.is_floating_point() else tensor

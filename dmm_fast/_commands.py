@@ -1,0 +1,321 @@
+"""The subcommands of ``dmm-fast``, given their parsed arguments.
+
+``info`` and ``download`` need no extras, so modules that do are imported by the functions that use them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dmm_fast
+from dmm_fast import _extension
+from dmm_fast import data as datasets
+from dmm_fast._console import FIGURES, complain, quiet_after_hang_up
+from dmm_fast._io import check_writable, naming
+from dmm_fast.check import fail
+from dmm_fast.cuda import measured as measured_plans
+from dmm_fast.cuda import plan
+from dmm_fast.data import Dataset
+from dmm_fast.infer import evaluate_elbo, evaluate_importance_nll
+from dmm_fast.model import DMM
+from dmm_fast.nn import Emitter
+from dmm_fast.training import TrainConfig, TrainingInterrupted
+from dmm_fast.training._data import check_data, load_data
+from dmm_fast.training._runlog import METRICS, logger
+
+_JIT = (
+    "--jit: expected not to be given: tracing unrolls the time steps of the first batch and "
+    "silently truncates longer ones; dmm-fast needs no tracing to be fast"
+)
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """``dmm-fast train``."""
+    from dmm_fast.training import NonFiniteLossError, train
+
+    if args.jit:
+        raise ValueError(_JIT)
+    config = train_config(args)
+    if args.log:
+        _check_log(_log_path(args), config.out)
+    with _logging(args):
+        try:
+            train(config)
+        except TrainingInterrupted as interruption:
+            return complain(str(interruption), 130)
+        except NonFiniteLossError as error:
+            return complain(str(error), 1)
+    return 0
+
+
+def train_config(args: argparse.Namespace) -> TrainConfig:
+    """The settings that the flags of ``dmm-fast train`` ask for."""
+    given = vars(args)
+    names = [field.name for field in dataclasses.fields(TrainConfig)]
+    settings: dict[str, Any] = {name: given[name] for name in names}
+    for name in ("load_model", "load_opt", "save_model", "save_opt"):
+        settings[name] = Path(given[name]) if given[name] else None
+    if args.tmc or args.tmcelbo:
+        wanted = "tmc" if args.tmc else "tmcelbo"
+        if (args.tmc and args.tmcelbo) or args.elbo not in ("trace", wanted):
+            other = "--tmcelbo" if args.tmc and args.tmcelbo else f"--elbo {args.elbo}"
+            fail(f"--{wanted}", "one objective", f"{other} beside it")
+        settings["elbo"] = wanted
+    if args.checkpoint_freq == 0 and args.out is not None:
+        settings["checkpoint_freq"] = 1
+    return TrainConfig(**settings)
+
+
+def settings_to_resume(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings kept in the checkpoint that ``--resume`` is to go on from."""
+    from dmm_fast.training._folder import LAST, load_last, settings_of
+
+    if args.out is None:
+        fail("--resume", "the folder of a run in --out", "none")
+    return settings_of(args.out / LAST, load_last(args.out)).saved()
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    """``dmm-fast evaluate``."""
+    path, dmm, data = _trained(args)
+    report: dict[str, Any] = {
+        "checkpoint": str(path),
+        "data": data.name,
+        "num_particles": args.num_particles,
+        "unit": "nats per time step",
+        "splits": {},
+    }
+    for split in [args.split] if args.split else ["train", "valid", "test"]:
+        sequences = getattr(data, split)
+        torch.manual_seed(args.seed)
+        elbo = evaluate_elbo(dmm, sequences)
+        nll = evaluate_importance_nll(dmm, sequences, num_particles=args.num_particles)
+        report["splits"][split] = {
+            "negative_elbo": elbo._asdict(),
+            "importance_nll": nll._asdict(),
+        }
+    if args.json:
+        print(json.dumps(report, indent=2))
+        return 0
+    print(f"{path} on {data.name}, {report['unit']}, lower is better")
+    print(f"{'':8}" + "".join(f"{figure:>16}" for figure in ("(a) bound", "(b) NLL", "(c) bound", "(c) NLL")))
+    for split, measured in report["splits"].items():
+        bound, nll = measured["negative_elbo"], measured["importance_nll"]
+        averages = ("total_over_total", "mean_of_averages")
+        numbers = [figure[average] for average in averages for figure in (bound, nll)]
+        print(f"{split:8}" + "".join(f"{number:16.4f}" for number in numbers))
+    for line in FIGURES:
+        print(line.format(particles=f"{args.num_particles} particles"))
+    return 0
+
+
+def run_generate(args: argparse.Namespace) -> int:
+    """``dmm-fast generate``."""
+    from dmm_fast.music._gallery import TRAINING_CURVE, draw_gallery
+
+    path, dmm, data = _trained(args)
+    if not isinstance(dmm.emitter, Emitter):
+        fail("checkpoint", "a model of piano rolls, with Bernoulli emissions", f"{path} with others")
+    torch.manual_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    metrics = path.parent / METRICS
+    written = draw_gallery(
+        dmm,
+        data.test,
+        args.out,
+        num=args.num,
+        num_steps=args.num_steps,
+        prefix_steps=args.prefix_steps,
+        tempo=args.tempo,
+        program=args.program,
+        metrics=metrics,
+    )
+    for file in written:
+        print(file)
+    if args.out / TRAINING_CURVE not in written:
+        complain(f"no training curve: {metrics} has no epoch yet")
+    return 0
+
+
+def run_info(args: argparse.Namespace) -> int:
+    """``dmm-fast info``."""
+    if args.plan is not None:
+        facts = _plans(args.plan, args.measured)
+    elif args.measured is not None:
+        fail("--measured", "--plan B T H Z beside it", "none")
+    else:
+        facts = dmm_fast.info()
+    if args.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            for key, item in value.items():
+                print(f"  {key:28}{_readable(item)}")
+        else:
+            print(f"{name:30}{_readable(value)}")
+    return 0
+
+
+def _plans(sizes: Sequence[int], measured: Path | None) -> dict[str, Any]:
+    """How the scans of a batch are cut up on the GPU that is there, or on an H100."""
+    if _extension.missing is not None:
+        fail("--plan", "the compiled library, which knows the kernels", _extension.missing)
+    B, T, H, Z = sizes
+    plan.use_measured(measured)
+    measured_on = None if measured is None else measured_plans.read(measured).device
+    is_here = torch.cuda.is_available()
+    device = plan.cuda_device(torch.cuda.current_device()) if is_here else plan.H100
+    plans = plan.scan_plans(B, H, Z, device)
+    return {
+        "device": torch.cuda.get_device_name() if is_here else "H100 (none is here)",
+        "limits": device._asdict(),
+        "plans": {name: str(each) for name, each in plans.items()},
+        "chosen_by": {name: _reason(each, device.name, measured_on) for name, each in plans.items()},
+        "exchanges_one_after_another": 4 * T,
+        "estimated_cycles_per_step": {name: round(each.step_cycles) for name, each in plans.items()},
+    }
+
+
+def _reason(chosen: plan.Plan, device: str, measured_on: str | None) -> str:
+    if chosen.us_per_step is not None:
+        return f"measurement on {device}, {chosen.us_per_step:.3g} us a step"
+    if measured_on is None:
+        return "estimate"
+    why = "of other sizes" if measured_on == device else f"on {measured_on}, not on {device}"
+    return f"estimate: the measured plans are {why}"
+
+
+def run_download(args: argparse.Namespace) -> int:
+    """``dmm-fast download``."""
+    print(datasets.download(args.name, args.directory, progress=sys.stderr.isatty()))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "train": run_train,
+    "evaluate": run_evaluate,
+    "generate": run_generate,
+    "info": run_info,
+    "download": run_download,
+}
+
+
+def set_threads(number: int) -> None:
+    """Compute on this many CPU threads.
+
+    Raises:
+        ValueError: not at least 1.
+    """
+    if number < 1:
+        fail("--threads", "at least 1", str(number))
+    torch.set_num_threads(number)
+
+
+def _trained(args: argparse.Namespace) -> tuple[Path, DMM, Dataset]:
+    """The checkpoint that was asked for, its model, and its data or those asked for."""
+    from dmm_fast.training import _checkpoint as ckpt
+    from dmm_fast.training._folder import BEST, LAST, load_or_advise, settings_of
+
+    if args.cuda and not torch.cuda.is_available():
+        fail("--cuda", "a CUDA device", "torch.cuda.is_available() is False")
+    path = args.checkpoint
+    if path.is_dir():
+        path = path / BEST if (path / BEST).exists() else path / LAST
+    saved = load_or_advise(path)
+    config = settings_of(path, saved)
+    dmm = ckpt.load_dmm(path, cuda=args.cuda)
+    if args.data is not None:
+        config = dataclasses.replace(config, data=args.data, num_sequences=None)
+    try:
+        data = load_data(config)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; --data names the file where it is now") from error
+    check_data(data, config.emission)
+    D = data.test.sequences.shape[-1]
+    if dmm.input_dim != D:
+        fail("--data", f"{dmm.input_dim} features a time step, as {path} has", str(D))
+    return path, dmm, data.to("cuda" if args.cuda else "cpu")
+
+
+@contextmanager
+def _logging(args: argparse.Namespace) -> Iterator[None]:
+    """Training's lines go to standard output and, if there is one, to the log file."""
+    handlers: list[logging.Handler] = [_AroundTheBar()]
+    if args.log:
+        handlers.append(_LogFile(_log_path(args), append=args.resume))
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+def _log_path(args: argparse.Namespace) -> Path:
+    # An absolute path stays what it is.
+    return Path(args.log) if args.out is None else args.out / args.log
+
+
+def _check_log(path: Path, out: Path | None) -> None:
+    """Check that lines can be added to ``path``, and leave it as it is."""
+    if path.exists():
+        # Not by way of its folder, for it may be a device.
+        path.open("a").close()
+    else:
+        check_writable("--log", path, will_exist=out)
+
+
+class _AroundTheBar(logging.Handler):
+    """Prints to standard output without tearing the progress bar.
+
+    Unlike a ``StreamHandler`` it lets a broken pipe through, so that training ends with its reader.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        with quiet_after_hang_up(sys.stdout):
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+
+
+class _LogFile(logging.Handler):
+    """Adds lines to a file. Unlike a ``FileHandler`` it lets errors through, such as a full disk.
+
+    The file is opened at the first line: a refused run must not empty the log of an earlier one.
+    """
+
+    def __init__(self, path: Path, *, append: bool) -> None:
+        super().__init__()
+        self._path, self._mode = path, "a" if append else "w"
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with naming(self._path), self._path.open(self._mode, encoding="utf-8") as file:
+            file.write(self.format(record) + "\n")
+        self._mode = "a"
+
+
+def _readable(value: Any) -> str:
+    """A fact for people: yes, no, none, or ``cpu cpp, cuda triton``."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_readable(item)}" for key, item in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)

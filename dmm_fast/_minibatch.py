@@ -1,0 +1,253 @@
+"""Mini-batches as a model and a guide are given them, checked and put into a plain form."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from dmm_fast import check, triton
+from dmm_fast.ops._backends import may_use
+from dmm_fast.reference import valid_steps
+
+# Numbers for which a second thread does not pay; torch shares half as many.
+_FEW = 1 << 16
+
+
+class MiniBatch(NamedTuple):
+    """A checked mini-batch.
+
+    ``x`` is ``[B, T, D]`` with 0 wherever nothing is observed, or None where there is no data to
+    condition on; ``lengths`` is int64 ``[B]`` on the device of the model; ``mask`` (``[B, T]`` or
+    ``[B, T, D]``, None: all) says what is observed.
+    """
+
+    x: Tensor | None
+    lengths: Tensor
+    mask: Tensor | None
+    T: int
+
+    @property
+    def valid(self) -> Tensor:
+        """``[B, T]`` bool: the steps within each row."""
+        return valid_steps(self.lengths, self.T)
+
+    @property
+    def observed(self) -> Tensor:
+        """``[B, T, 1]`` or ``[B, T, D]`` bool: what is both valid and not masked out."""
+        valid = self.valid.unsqueeze(-1)
+        if self.mask is None:
+            return valid
+        return valid & (self.mask if self.mask.dim() == 3 else self.mask.unsqueeze(-1)).bool()
+
+
+def validate_mini_batch(
+    mini_batch: Tensor | None,
+    mini_batch_reversed: Tensor | PackedSequence | None,
+    mini_batch_mask: Tensor | None,
+    mini_batch_seq_lengths: Tensor | None,
+    *,
+    input_dim: int,
+    like: Tensor,
+    boolean: bool,
+    rows: Tensor | None = None,
+    validate: bool | None,
+) -> MiniBatch:
+    """Check a mini-batch as :meth:`dmm_fast.DMM.model` and ``guide`` take it.
+
+    Args:
+        mini_batch: ``[B, T, D]``, or None for a model without data.
+        mini_batch_reversed: None, or what holds the same data backward: its size is checked and it is
+            not read, since the data are read backward from ``mini_batch`` itself.
+        mini_batch_mask: ``[B, T]`` or ``[B, T, D]`` of 0 and 1, or None.
+        mini_batch_seq_lengths: int64 ``[B]``, or None: read off the mask, which must then be a prefix
+            of ones in each row, or all T.
+        input_dim: ``D``.
+        like: a parameter of the model, for dtype and device.
+        boolean: whether observed data must be 0 or 1.
+        rows: bool ``[B]``; in a row with False 0 takes the place of NaN and infinities. A mask that takes
+            the row out of the loss is not enough for its gradients, since 0 times NaN is NaN.
+        validate: whether to check values and not just shapes. None: where that costs no wait for
+            a device.
+
+    Raises:
+        ValueError: an argument that does not fit; the message names it.
+        TypeError: ``mini_batch`` is no floating-point tensor.
+    """
+    if mini_batch is not None:
+        check.floating("mini_batch", mini_batch)
+        if mini_batch.dim() != 3 or mini_batch.shape[-1] != input_dim:
+            check.fail("mini_batch", f"shape (B, T, {input_dim})", check.describe(mini_batch))
+        check.like("mini_batch", mini_batch, like, "the model")
+    B, T = _batch_and_steps(mini_batch, mini_batch_mask, mini_batch_seq_lengths)
+    if mini_batch is not None and rows is not None:
+        if not isinstance(rows, Tensor) or rows.dtype != torch.bool or tuple(rows.shape) != (B,):
+            check.fail("rows", f"bool of shape ({B},)", check.describe(rows))
+        mini_batch = torch.where(rows[:, None, None] | mini_batch.isfinite(), mini_batch, 0.0)
+    lengths = _lengths(mini_batch_seq_lengths, mini_batch_mask, B, T, like.device, validate)
+    _check_mask_shape(mini_batch_mask, B, T, input_dim, like.device)
+    batch = MiniBatch(mini_batch, lengths, mini_batch_mask, T)
+    if _reads(like, validate):
+        _check_values(batch, boolean)
+    if isinstance(mini_batch_reversed, PackedSequence):
+        if _reads(like, validate):
+            _check_packed(mini_batch_reversed, batch)
+    elif mini_batch_reversed is not None:
+        check.shape("mini_batch_reversed", mini_batch_reversed, (B, T, input_dim))
+    if mini_batch is None:
+        return batch
+    return _where_observed(batch, mini_batch)
+
+
+def _where_observed(batch: MiniBatch, x: Tensor) -> MiniBatch:
+    """With 0 in place of what is not observed; on a GPU the mask becomes bools with it."""
+    by_triton = x.is_cuda and triton.missing is None and may_use("triton")
+    if by_triton and not x.requires_grad and not torch.compiler.is_compiling():
+        from dmm_fast.triton.observations import where_observed
+
+        values, mask = where_observed(x, batch.lengths, batch.mask)
+        return batch._replace(x=values, mask=mask)
+    is_few = x.device.type == "cpu" and x.numel() <= _FEW and x.dtype in (torch.float32, torch.float64)
+    # What records or compiles the operations of torch would not see numpy's.
+    by_torch = x.requires_grad or torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+    if is_few and not by_torch:
+        observed = _array(batch.valid)[:, :, None]
+        if batch.mask is not None:
+            observed = observed & (_array(batch.mask).reshape(*x.shape[:2], -1) != 0)
+        return batch._replace(
+            x=torch.from_numpy(np.where(observed, _array(x), np.zeros((), x.numpy().dtype)))
+        )
+    return batch._replace(x=torch.where(batch.observed, x, 0.0))
+
+
+def _reads(tensor: Tensor, validate: bool | None) -> bool:
+    """Whether the values of ``tensor`` are checked: as was asked, else where that waits for nothing.
+
+    Never in the capture of a CUDA graph; the steps that run before it are checked.
+    """
+    if validate is None:
+        return check.values_are_readable(tensor)
+    return validate and not check.is_capturing()
+
+
+def _batch_and_steps(x: Tensor | None, mask: Tensor | None, lengths: Tensor | None) -> tuple[int, int]:
+    for name, tensor in (("mini_batch", x), ("mini_batch_mask", mask)):
+        if tensor is not None:
+            if not isinstance(tensor, Tensor) or tensor.dim() < 2 or tensor.layout != torch.strided:
+                check.fail(name, "a dense tensor of shape (B, T, ...)", check.describe(tensor))
+            if 0 in tensor.shape[:2]:
+                check.nonempty(name, tensor, {"B": tensor.shape[0], "T": tensor.shape[1]})
+            return tensor.shape[0], tensor.shape[1]
+    if lengths is None:
+        check.fail("mini_batch", "data, a mask or lengths to say how many steps there are", "None")
+    if (
+        not isinstance(lengths, Tensor)
+        or lengths.dim() != 1
+        or lengths.numel() == 0
+        or lengths.layout != torch.strided
+    ):
+        check.fail("mini_batch_seq_lengths", "int64 of shape (B,)", check.describe(lengths))
+    return lengths.shape[0], int(lengths.max())
+
+
+def _lengths(
+    lengths: Tensor | None,
+    mask: Tensor | None,
+    B: int,
+    T: int,
+    device: torch.device,
+    validate: bool | None,
+) -> Tensor:
+    name = "mini_batch_seq_lengths"
+    if lengths is None:
+        if mask is None:
+            return torch.full((B,), T, dtype=torch.int64, device=device)
+        return _lengths_of_prefix(mask, validate)
+    if (
+        not isinstance(lengths, Tensor)
+        or lengths.dtype != torch.int64
+        or tuple(lengths.shape) != (B,)
+        or lengths.layout != torch.strided
+        # Pyro's loader leaves the lengths on the CPU when it moves the rest to a GPU.
+        or lengths.device not in (device, torch.device("cpu"))
+    ):
+        check.fail(name, f"int64 of shape ({B},) on {device} or cpu", check.describe(lengths))
+    if _reads(lengths, validate):
+        low, high = check.extremes(lengths)
+        if low < 1 or high > T:
+            check.fail(name, f"values between 1 and T = {T}", str(low if low < 1 else high))
+    return lengths.to(device, non_blocking=True)
+
+
+def _lengths_of_prefix(mask: Tensor, validate: bool | None) -> Tensor:
+    if mask.dim() != 2:
+        check.fail("mini_batch_seq_lengths", "lengths beside a mask [B, T, D]", "None")
+    lengths = mask.to(torch.int64).sum(-1)
+    if _reads(mask, validate):
+        falls = mask[:, 1:].to(torch.int64) <= mask[:, :-1].to(torch.int64)
+        if not bool(falls.all()) or int(lengths.min()) < 1:
+            row = int((~falls.all(-1) | (lengths < 1)).nonzero()[0, 0])
+            check.fail(
+                "mini_batch_mask",
+                "ones and then zeros in each row (lengths are read off it when none are given)",
+                f"row {row}: {mask[row].tolist()}"[:120],
+            )
+    return lengths
+
+
+def _check_mask_shape(mask: Tensor | None, B: int, T: int, D: int, device: torch.device) -> None:
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or tuple(mask.shape) not in ((B, T), (B, T, D)):
+        check.fail("mini_batch_mask", f"shape ({B}, {T}) or ({B}, {T}, {D})", check.describe(mask))
+    if mask.device != device or mask.layout != torch.strided:
+        check.fail("mini_batch_mask", f"a dense tensor on {device}", check.describe(mask))
+
+
+def _check_packed(packed: PackedSequence, batch: MiniBatch) -> None:
+    rows = batch.valid.sum(0).cpu()
+    if not torch.equal(packed.batch_sizes, rows[rows > 0]):
+        check.fail(
+            "mini_batch_reversed",
+            "a packed batch of the same lengths",
+            f"one of {packed.data.shape[0]} steps in {len(packed.batch_sizes)}, "
+            f"where mini_batch has {int(rows.sum())} in {int((rows > 0).sum())}",
+        )
+
+
+def _check_values(batch: MiniBatch, boolean: bool) -> None:
+    valid = _array(batch.valid)[:, :, None]
+    mask = None if batch.mask is None else _array(batch.mask)
+    if mask is not None:
+        strange = mask[(mask != 0) & (mask != 1)]
+        if strange.size:
+            check.fail("mini_batch_mask", "values 0 or 1", str(strange[0].item()))
+        mask = mask.reshape(*mask.shape[:2], -1) != 0
+        beyond = mask & ~valid
+        if beyond.any():
+            row = int(beyond.nonzero()[0][0])
+            length = int(batch.lengths[row])
+            check.fail("mini_batch_mask", f"0 past the length {length} of row {row}", "1")
+    if batch.x is None:
+        return
+    x = _array(batch.x)
+    bad = (x != 0) & (x != 1) if boolean else ~np.isfinite(x)
+    if bad.any():
+        bad &= valid if mask is None else mask
+        for b, t, d in np.argwhere(bad)[:1]:
+            wanted = "0 or 1" if boolean else "a finite number"
+            where = (int(b), int(t), int(d))
+            check.fail("mini_batch", f"{wanted} wherever it is not masked", f"{x[b, t, d].item()} at {where}")
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    """The values of ``tensor`` for numpy, which reads them in this thread alone.
+
+    Torch would wake its team of threads for some ten thousand numbers, which takes longer than to read them
+    where the team is asleep and cores are busy.
+    """
+    values = tensor.detach().cpu()
+    return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)

@@ -1,0 +1,220 @@
+"""The emissions: what is observed, given the latents."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.utils import probs_to_logits
+
+from dmm_fast import check, ops
+from dmm_fast.distributions._sequence import (
+    Network,
+    SequenceDistribution,
+    checked_min_scale,
+    checked_output,
+    loc_and_scale,
+    standard_noise,
+    valid,
+)
+from dmm_fast.ops import EmitterWeights, GaussianEmitterWeights
+from dmm_fast.ops._checks import check_weights
+from dmm_fast.ops._registry import call_unchecked
+
+
+class Units(NamedTuple):
+    """Units of real-valued data, each ``[D]``: ``x = loc + scale * y`` with ``y`` what the network emits."""
+
+    loc: Tensor
+    scale: Tensor
+
+
+class _Emission(SequenceDistribution):
+    def __init__(self, z: Tensor, output_dim: int, lengths: Tensor, mask: Tensor | None = None) -> None:
+        B, T, _ = check.sequences("z", z)
+        check.lengths(lengths, B, T, z.device)
+        if mask is not None:
+            check.observation_mask("mask", mask, (B, T, output_dim), z.device)
+        self.z, self.mask_ = z, mask
+        super().__init__(z.shape[:-2], torch.Size((T, output_dim)), lengths)
+
+    @property
+    def _output_shape(self) -> torch.Size:
+        return self.z.shape[:-1] + self.event_shape[-1:]
+
+    def _finish(self, draw: Tensor) -> Tensor:
+        return torch.where(valid(self.lengths, self.event_shape[0]), draw, 0.0)
+
+
+def _output_dim(kind: str, emitter: EmitterWeights | GaussianEmitterWeights, z: Tensor) -> int:
+    """The number of features that the weights of an emitter are for."""
+    sizes = {"Z": check.sequences("z", z)[-1]}
+    check_weights(kind, emitter, z, "z", sizes, "emitter")
+    return sizes["D"]
+
+
+class BernoulliEmission(_Emission):
+    """p(x_{1:T} | z_{1:T}) = prod_t Bernoulli(x_t; emitter(z_t)) over ``[T, D]``.
+
+    Args:
+        z: ``[..., B, T, Z]``.
+        emitter: the weights of an emitter; or a network that gives probabilities ``[..., D]`` for
+            ``z_t [..., Z]``.
+        lengths: int64 ``[B]``.
+        mask: ``[B, T]`` or ``[B, T, D]``: what is observed. A draw is not masked by it.
+        output_dim: ``D``, to be given with a network.
+
+    Source: arXiv 1609.09869, section 3.
+    """
+
+    support = constraints.independent(constraints.boolean, 2)
+
+    def __init__(
+        self,
+        z: Tensor,
+        emitter: EmitterWeights | Network,
+        lengths: Tensor,
+        mask: Tensor | None = None,
+        output_dim: int | None = None,
+    ) -> None:
+        self.emitter: Any = emitter
+        if isinstance(emitter, EmitterWeights):
+            output_dim = _output_dim("emitter", emitter, z)
+        super().__init__(z, check.size("output_dim", output_dim), lengths, mask)
+        # Here and not when the density is asked for: sample statements in a network belong to the model.
+        self._probs = None if isinstance(emitter, EmitterWeights) else self._compute_probs(emitter)
+
+    @property
+    def mean(self) -> Tensor:
+        """The probabilities ``[..., B, T, D]``, zero past the end of each row."""
+        if self._probs is not None:
+            return self._finish(self._probs)
+        return self._finish(torch.sigmoid(call_unchecked("emitter", self.z, self.emitter)))
+
+    @property
+    def variance(self) -> Tensor:
+        """The variances ``[..., B, T, D]``, zero past the end of each row."""
+        mean = self.mean
+        return mean * (1 - mean)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """A draw ``[*sample_shape, ..., B, T, D]``."""
+        with torch.no_grad():
+            shape, mean = self._shape_of(sample_shape), self.mean
+            if check.values_are_readable(mean) and bool(mean.isnan().any()):
+                check.fail("z", "latents that the emitter has probabilities for", "NaN as a probability")
+            return torch.bernoulli(mean.expand(shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """``[..., B]``, in nats."""
+        self._check_value(value, self.z)
+        if self._probs is not None:
+            logits = probs_to_logits(self._probs, is_binary=True)
+            log_prob = call_unchecked("bernoulli_log_prob", value, logits, self.lengths, self.mask_)
+        else:
+            given = (value, self.z, self.emitter, self.lengths, self.mask_)
+            log_prob = call_unchecked("emission_log_prob", *given)
+        return self._spread(log_prob)
+
+    def _compute_probs(self, emitter: Network) -> Tensor:
+        probs = checked_output("emitter", emitter(self.z), self._output_shape, self.z.dtype)
+        if check.values_are_readable(probs):
+            outside = probs[~((probs >= 0) & (probs <= 1))]
+            if outside.numel():
+                check.fail("emitter", "probabilities between 0 and 1", str(outside[0].item()))
+        return probs
+
+
+class GaussianEmission(_Emission):
+    """p(x_{1:T} | z_{1:T}) = prod_t N(x_t; gaussian_emitter(z_t)) over ``[T, D]``.
+
+    Args:
+        z: ``[..., B, T, Z]``.
+        emitter: the weights of a Gaussian emitter; or a network that gives ``loc, scale``, each
+            ``[..., D]``, for ``z_t [..., Z]``.
+        lengths: int64 ``[B]``.
+        mask: ``[B, T]`` or ``[B, T, D]``: what is observed. A draw is not masked by it.
+        output_dim: ``D``, to be given with a network.
+        min_scale: added to every scale of the emitter.
+        units: the data's, where the emitter has others.
+
+    Source: arXiv 1609.09869, section 3.
+    """
+
+    has_rsample = True
+    support = constraints.independent(constraints.real, 2)
+
+    def __init__(
+        self,
+        z: Tensor,
+        emitter: GaussianEmitterWeights | Network,
+        lengths: Tensor,
+        mask: Tensor | None = None,
+        output_dim: int | None = None,
+        min_scale: float = 0.0,
+        units: Units | None = None,
+    ) -> None:
+        check.kind("units", units, Units, type(None))
+        self.emitter: Any = emitter
+        self.min_scale, self.units = checked_min_scale(min_scale), units
+        if isinstance(emitter, GaussianEmitterWeights):
+            output_dim = _output_dim("gaussian_emitter", emitter, z)
+        super().__init__(z, check.size("output_dim", output_dim), lengths, mask)
+        for name, unit in units._asdict().items() if units is not None else ():
+            check.like(f"units.{name}", unit, z, "z")
+            check.shape(f"units.{name}", unit, self.event_shape[-1:])
+        self._output: tuple[Tensor, Tensor] | None = None
+        if not isinstance(emitter, GaussianEmitterWeights):
+            self._output = loc_and_scale("emitter", emitter(z), self._output_shape, z.dtype)
+
+    @property
+    def mean(self) -> Tensor:
+        """The locations ``[..., B, T, D]``, zero past the end of each row."""
+        return self._finish(self._in_units(self._loc_and_scale()[0]))
+
+    @property
+    def variance(self) -> Tensor:
+        """The variances ``[..., B, T, D]``, zero past the end of each row."""
+        scale = self._loc_and_scale()[1]
+        return self._finish((scale if self.units is None else scale * self.units.scale).square())
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """A draw ``[*sample_shape, ..., B, T, D]``."""
+        loc, scale = self._loc_and_scale()
+        eps = standard_noise(self._shape_of(sample_shape), self.z)
+        return self._finish(self._in_units(loc + scale * eps))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """``[..., B]``, in nats."""
+        self._check_value(value, self.z)
+        rest: Tensor | float = 0.0
+        if self.units is not None:
+            value = (value - self.units.loc) / self.units.scale
+            rest = torch.where(self._observed, self.units.scale.log(), 0.0).sum((-2, -1))
+        if self._output is None and self.min_scale == 0:
+            given = (value, self.z, self.emitter, self.lengths, self.mask_)
+            return self._spread(call_unchecked("gaussian_emission_log_prob", *given) - rest)
+        loc, scale = self._loc_and_scale()
+        return self._spread(ops.normal_log_prob(value, loc, scale, self.lengths, self.mask_) - rest)
+
+    @property
+    def _observed(self) -> Tensor:
+        """``[B, T, 1]`` or ``[B, T, D]`` bool: the terms of the log-density."""
+        keep = valid(self.lengths, self.event_shape[0])
+        if self.mask_ is None:
+            return keep
+        return keep & (self.mask_ if self.mask_.dim() == 3 else self.mask_.unsqueeze(-1)).bool()
+
+    def _in_units(self, y: Tensor) -> Tensor:
+        return y if self.units is None else self.units.loc + self.units.scale * y
+
+    def _loc_and_scale(self) -> tuple[Tensor, Tensor]:
+        """``loc, scale`` as the emitter gives them, the least scale included."""
+        if self._output is not None:
+            loc, scale = self._output
+        else:
+            loc, pre_scale = call_unchecked("gaussian_emitter", self.z, self.emitter)
+            scale = F.softplus(pre_scale)
+        return loc, scale + self.min_scale if self.min_scale else scale

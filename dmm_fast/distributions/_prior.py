@@ -1,0 +1,99 @@
+"""The prior chain of the latents."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from pyro.distributions import Normal
+from torch import Tensor
+from torch.distributions import constraints, kl_divergence
+
+from dmm_fast import check, ops
+from dmm_fast.distributions._sequence import (
+    Network,
+    SequenceDistribution,
+    loc_and_scale,
+    standard_noise,
+    valid,
+)
+from dmm_fast.ops import TransitionWeights
+from dmm_fast.ops._checks import check_weights
+from dmm_fast.ops._registry import call_unchecked
+from dmm_fast.reference import previous
+
+
+class MarkovPrior(SequenceDistribution):
+    """p(z_{1:T}) = prod_t N(z_t; transition(z_{t-1})) over ``[T, Z]``.
+
+    Args:
+        z_0: ``[Z]``, what precedes z_1.
+        transition: the weights of a gated transition; or a network that gives ``loc, scale`` of
+            p(z_t | z_{t-1}), each ``[..., Z]``, for ``z_{t-1} [..., Z]``.
+        lengths: int64 ``[B]``.
+        T: steps of the padded batch.
+
+    Source: arXiv 1609.09869, section 3.
+    """
+
+    has_rsample = True
+    support = constraints.independent(constraints.real, 2)
+
+    def __init__(self, z_0: Tensor, transition: TransitionWeights | Network, lengths: Tensor, T: int) -> None:
+        check.trailing("z_0", check.floating("z_0", z_0), (-1,), "[Z]")
+        check.size("T", T)
+        self.z_0, self.transition = z_0, transition
+        check.vector("lengths", lengths)
+        check.lengths(lengths, lengths.shape[0], T, z_0.device)
+        check.broadcastable("z_0", z_0, (len(lengths), z_0.shape[-1]), "[B, Z]")
+        if isinstance(transition, TransitionWeights):
+            check_weights("transition", transition, z_0, "z_0", {"Z": z_0.shape[-1]}, "transition")
+        else:
+            check.function("transition", transition)
+        super().__init__(lengths.shape, torch.Size((T, z_0.shape[-1])), lengths)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """A draw ``[*sample_shape, ..., B, T, Z]``, one step of the chain after another."""
+        eps = standard_noise(self._shape_of(sample_shape), self.z_0)
+        z_t = self.z_0.expand_as(eps[..., 0, :])
+        steps = []
+        for eps_t in eps.unbind(-2):
+            loc, scale = self._conditional(z_t)
+            z_t = loc + scale * eps_t
+            steps.append(z_t)
+        return torch.where(valid(self.lengths, len(steps)), torch.stack(steps, dim=-2), 0.0)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """``[..., B]``, in nats."""
+        self._check_value(value, self.z_0)
+        if isinstance(self.transition, TransitionWeights):
+            given = (value, self.z_0, self.transition, self.lengths)
+            log_prob: Tensor = call_unchecked("transition_log_prob", *given)
+        else:
+            value = torch.where(valid(self.lengths, value.shape[-2]), value, 0.0)
+            log_prob = ops.normal_log_prob(value, *self._conditional(self._before(value)), self.lengths)
+        return self._spread(log_prob)
+
+    def kl_from(self, z: Tensor, loc: Tensor, pre_scale: Tensor) -> Tensor:
+        """``[..., B]``: the KL to each step's prior given ``z``, summed over valid steps, in nats.
+
+        Args:
+            z: ``[..., B, T, Z]``, a draw.
+            loc: of what each step was drawn from, of the shape of ``z``.
+            pre_scale: the same before softplus.
+        """
+        if isinstance(self.transition, TransitionWeights):
+            return ops.transition_kl(z, loc, pre_scale, self.z_0, self.transition, self.lengths)
+        keep = valid(self.lengths, z.shape[-2])
+        prior_loc, prior_scale = self._conditional(self._before(torch.where(keep, z, 0.0)))
+        q = Normal(loc, torch.where(keep, F.softplus(pre_scale), 1.0), validate_args=False)
+        p = Normal(prior_loc, torch.where(keep, prior_scale, 1.0), validate_args=False)
+        return torch.where(keep, kl_divergence(q, p), 0.0).sum((-2, -1))
+
+    def _before(self, z: Tensor) -> Tensor:
+        return previous(z, self.z_0)
+
+    def _conditional(self, z_prev: Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(self.transition, TransitionWeights):
+            loc, scale = call_unchecked("gated_transition", z_prev, self.transition)
+            return loc, scale
+        return loc_and_scale("trans", self.transition(z_prev), z_prev.shape, z_prev.dtype)

@@ -1,0 +1,142 @@
+"""The base of the distributions over whole sequences, and how they call a network."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from typing_extensions import Self
+
+from dmm_fast import check
+from dmm_fast.ops._autocast import is_on as autocast_is_on
+from dmm_fast.reference import valid_steps
+
+Network = Callable[..., Any]
+"""A module or a function in place of weights: tensors ``[..., B, T, *]`` or single steps ``[..., B, *]``."""
+
+_INSTEAD = "its steps have one given z_{t-1}, which dmm_fast.infer.latents computes"
+
+
+def valid(lengths: Tensor, T: int) -> Tensor:
+    """``[B, T, 1]`` bool: the steps within each row."""
+    return valid_steps(lengths, T).unsqueeze(-1)
+
+
+def standard_noise(shape: torch.Size, like: Tensor) -> Tensor:
+    """Standard normal noise ``[..., B, T, Z]``, drawn step after step on a CPU.
+
+    The steps of a per-step model draw ``[..., B, Z]`` in turn; drawing in the same order gives the
+    same noise for the same seed. A GPU draws all of it at once: there the order is another.
+    """
+    *batch, T, Z = shape
+    eps = like.new_empty((T, *batch, Z))
+    for step in eps if like.device.type == "cpu" else (eps,):
+        step.normal_()
+    return eps.movedim(0, -2)
+
+
+class SequenceDistribution(TorchDistribution):
+    """Shapes, expansion and the time mask by ``lengths`` of every distribution over whole sequences."""
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - torch declares it so
+
+    def __init__(self, batch_shape: torch.Size, event_shape: torch.Size, lengths: Tensor) -> None:
+        self.lengths = lengths
+        super().__init__(batch_shape, event_shape, validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, where there is a closed form for it."""
+        raise NotImplementedError(f"mean: {type(self).__name__} has no closed form for it; {_INSTEAD}")
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance, where there is a closed form for it."""
+        raise NotImplementedError(f"variance: {type(self).__name__} has no closed form for it; {_INSTEAD}")
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
+        """The same distribution with more dimensions on the left of ``batch_shape``; nothing is copied.
+
+        Raises:
+            ValueError: ``batch_shape`` does not broadcast from the present one.
+        """
+        batch_shape = check.sizes("batch_shape", batch_shape)
+        check.kind("_instance", _instance, SequenceDistribution, type(None))
+        # B stays as it is: a row is not one of several alike, it has its own length.
+        own = self.batch_shape
+        lead = batch_shape[len(batch_shape) - len(own) : -1]
+        if (
+            len(batch_shape) < len(own)
+            or batch_shape[-1] != own[-1]
+            or any(have not in (1, want) for have, want in zip(own[:-1], lead, strict=True))
+        ):
+            check.fail(
+                "batch_shape", f"one that {tuple(own)} expands to on the left", f"{tuple(batch_shape)}"
+            )
+        new = self._get_checked_instance(type(self), _instance)
+        new.__dict__.update(self.__dict__)
+        new._batch_shape = batch_shape
+        return new
+
+    def _check_value(self, value: Tensor, like: Tensor) -> None:
+        """Check what a log-density is asked of, for parameters like ``like``; ops need not check it again."""
+        event = (self.lengths.shape[0], *self.event_shape)
+        if not (isinstance(value, Tensor) and value.shape == (*self.batch_shape[:-1], *event)):
+            check.trailing("value", value, event, "[..., B, T, *]")
+            check.leading("value", value, self.batch_shape[:-1], 3, "the distribution")
+        # Under autocast an op takes any floating-point numbers.
+        if value.dtype != like.dtype and autocast_is_on():
+            check.floating("value", value)
+        elif value.dtype != like.dtype or value.device != like.device:
+            check.like("value", value, like, "the distribution")
+
+    def _shape_of(self, sample_shape: Sequence[int]) -> torch.Size:
+        """The shape of a draw, ``[*sample_shape, *batch_shape, *event_shape]``."""
+        return self._extended_shape(check.sizes("sample_shape", sample_shape))
+
+    def _spread(self, log_prob: Tensor) -> Tensor:
+        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+
+
+def checked_min_scale(value: float) -> float:
+    """A least scale, a finite number from 0.
+
+    Raises:
+        ValueError: it is negative or not finite.
+        TypeError: it is no number.
+    """
+    if check.number("min_scale", value, "a finite number from 0") < 0:
+        check.fail("min_scale", "a finite number from 0", str(value))
+    return float(value)
+
+
+def checked_output(name: str, tensor: object, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A network's output, expanded to ``shape``; under autocast it may have come in another dtype.
+
+    Raises:
+        ValueError: it does not broadcast to ``shape``.
+        TypeError: it is no floating-point tensor.
+    """
+    value = check.floating(name, tensor)
+    check.broadcastable(name, value, shape, "the network's output")
+    return value.to(dtype).expand(*shape)
+
+
+def loc_and_scale(
+    name: str, output: object, shape: Sequence[int], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The two tensors that a network gave for a Gaussian, each expanded to ``shape``.
+
+    Raises:
+        ValueError: one does not broadcast to ``shape``.
+        TypeError: they are not two floating-point tensors.
+    """
+    if not isinstance(output, tuple | list) or len(output) != 2:
+        check.fail(name, "a pair (loc, scale)", check.describe(output), TypeError)
+    loc = checked_output(f"loc of {name}", output[0], shape, dtype)
+    scale = checked_output(f"scale of {name}", output[1], shape, dtype)
+    # A NaN is left to the loss, which says that training has diverged.
+    if check.values_are_readable(scale) and bool((scale < 0).any()):
+        check.fail(f"scale of {name}", "numbers from 0", str(scale.min().item()))
+    return loc, scale

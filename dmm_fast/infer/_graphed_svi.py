@@ -1,0 +1,361 @@
+"""``GraphedSVI``: ``pyro.infer.SVI`` whose steps are replayed from CUDA graphs."""
+
+import gc
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol
+from weakref import WeakSet
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.util import zero_grads
+from pyro.optim import PyroOptim
+from torch import Tensor
+
+from dmm_fast import _extension, check
+from dmm_fast.infer._held import Held, Modules, optimizers
+from dmm_fast.infer._sequence_elbo import SequenceELBO
+from dmm_fast.infer._signatures import Signature, Turnover, changes, signature, started_over
+from dmm_fast.infer._unread import CaptureError as CaptureError
+from dmm_fast.infer._unread import NumbersStay, loss_tensor
+from dmm_fast.ops import BackendError
+
+Step = Callable[[], Tensor]
+
+_LIKELY_CAUSES = (
+    "likely causes: the step waits for the GPU, as .cpu() does; it recreates a parameter; an autograd graph "
+    "of its parameters made on another stream is still alive, such as that of a loss still held: del loss "
+    "before the first step"
+)
+
+
+class Capturer(Protocol):
+    """Runs steps before their capture, and captures them."""
+
+    def run(self, step: Step) -> Tensor:
+        """Run ``step`` as it comes, where its capture will be."""
+
+    def capture(self, step: Step) -> Step:
+        """What does the work of ``step`` again, without Python, and gives its result in the same memory."""
+
+
+class GraphedSVI(SVI):
+    """``pyro.infer.SVI`` that replays its steps from CUDA graphs: ``GraphedSVI(model, guide, optim, loss)``.
+
+    A graph holds a whole step: ``gather``, the ELBO, its gradients and the optimizer. There is one for each
+    signature: shape, dtype and device of the tensors given to :meth:`step`, the values of ints, bools and
+    strings, and which modules of model and guide are training. A signature's first ``warm_up`` steps run as
+    they come, with whatever validation Pyro is told; the next is captured, with none, and replayed. Where the
+    tensors are on a CPU this is a plain ``SVI``, to the bit.
+
+    Up to ``max_graphs`` graphs are kept, and as many signatures that have none yet; beyond that the least
+    recently used goes. Where signatures displace each other or start over again and again, so that more is
+    captured than replayed, a single ``RuntimeWarning`` names what changes between them, and what helps.
+
+    What changes between replays is on the device: tensors are copied and floats filled into the graph's own
+    inputs, where the model finds a float as a float64 tensor of no dimension; learning rates and step counts
+    are the optimizer's tensors. Random numbers go on from replay to replay, and a seed set or a state
+    restored between steps counts, as torch's default CUDA generator belongs to the graph; another generator
+    does not, and a seed set within the model is set at the capture alone. Whatever else Python decides in a
+    step is decided once.
+
+    Several models can be trained in turn, each by a ``GraphedSVI`` of its own, also under the same names:
+    before a replay the step's own parameters, if they are a module's, are put back into Pyro's store. A
+    signature starts over with its warm-up when something that its graph holds is another than in its last
+    plain or captured step:
+
+    - a module of model or guide, its parameters and buffers, their memory and ``requires_grad``, a hook on
+      it, on a parameter or on all modules, a ``forward`` set on it. The modules seen are those that model and
+      guide are, are methods of, wrap with Pyro's handlers or ``functools.partial``, or close over;
+    - a parameter that is only in the store, as ``pyro.param`` makes them, or its memory;
+    - a number or a tensor of the optimizer.
+
+    A capture fails while an autograd graph of the same parameters is alive that was made on another stream,
+    usually the default one: their gradients are then accumulated on that stream. A loss, or any output of the
+    model's modules, that was computed outside :meth:`step` and is still held keeps such a graph alive: drop
+    it, ``del loss``, before the first steps. What :meth:`step` itself returns keeps none.
+
+    Graphs share their memory: do not replay on two streams at once.
+
+    Args:
+        model, guide, optim, loss, loss_and_grads: as ``SVI`` takes them. On a GPU every optimizer has to be
+            capturable: ``PyroClippedAdam({..., "capturable": True})``.
+        gather: makes the arguments of model and guide, a tuple, of those of :meth:`step`, inside the graph:
+            ``lambda indices, T, factor: (*data.batch(indices, T), factor)``. None: they are the same.
+        max_graphs: graphs kept. 0: a plain ``SVI`` everywhere.
+        warm_up: steps of a signature before its capture, at least 1.
+        capturer: in place of CUDA graphs, then on any device.
+
+    Raises:
+        TypeError: an argument is of another kind.
+        ValueError: ``max_graphs`` or ``warm_up`` is out of range.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        optim: PyroOptim,
+        loss: Any,
+        loss_and_grads: Callable[..., Any] | None = None,
+        *,
+        gather: Callable[..., tuple[Any, ...]] | None = None,
+        max_graphs: int = 32,
+        warm_up: int = 1,
+        capturer: Capturer | None = None,
+    ) -> None:
+        for name, value in (("model", model), ("guide", guide), ("loss", loss)):
+            check.function(name, value)
+        for name, optional in (("loss_and_grads", loss_and_grads), ("gather", gather)):
+            if optional is not None:
+                check.function(name, optional)
+        for method in ("run", "capture"):
+            if capturer is not None and not hasattr(capturer, method):
+                expected = "an object with run() and capture()"
+                check.fail("capturer", expected, check.describe(capturer), TypeError)
+        check.kind("optim", optim, PyroOptim)
+        check.int_between("max_graphs", max_graphs, 0)
+        check.size("warm_up", warm_up)
+        super().__init__(model, guide, optim, loss, loss_and_grads)
+        self.gather, self.max_graphs, self.warm_up = gather, max_graphs, warm_up
+        self._capturer = capturer
+        plain = loss_and_grads is None and type(loss) is Trace_ELBO
+        self._compute = SequenceELBO(loss).loss_and_grads if plain else self.loss_and_grads
+        self._kept: OrderedDict[Signature, _Kept] = OrderedDict()
+        self._modules: Modules | None = None
+        self._turnover = Turnover()
+        self._known_forms: set[object] = set()
+
+    def step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Take a gradient step; ``SVI.step`` with the loss as a float64 tensor that nobody has read.
+
+        On a GPU ``loss.item()`` waits for the step. A loss that is no finite number shows there alone: the
+        parameters are spoilt by then, as after ``SVI.step``.
+
+        Raises:
+            TypeError: an argument is no tensor, number, string or None, or there are others than model and
+                guide have; the loss is several numbers.
+            ValueError: the tensors are on several devices; an optimizer is not capturable.
+            CaptureError: a RuntimeError: the step cannot be captured, and the message says why or what is
+                likely. On a GPU torch itself may be of no use to the process after that.
+        """
+        capturer = self._capturer_for([*args, *kwargs.values()])
+        if capturer is None:
+            self._check_takes(args, kwargs)
+            return loss_tensor(super().step(*self._gathered(args, kwargs), **self._passed(kwargs)))
+        self._turnover.steps += 1
+        modules = self._modules_now()
+        key = signature(args, kwargs, modules.modes())
+        kept = self._kept.get(key)
+        change = None if kept is None or kept.held is None else kept.held.change(modules, self.optim)
+        if kept is None or change is not None:
+            kept = self._begin(key, args, kwargs, change)
+            self._make_room(key)
+        else:
+            self._kept.move_to_end(key)
+        kept.fill(args, kwargs)
+        if kept.held is not None:
+            kept.held.put_back()
+        if kept.replay is None:
+            if kept.steps < self.warm_up:
+                loss = capturer.run(partial(self._run, kept))
+                _check_capturable(self.optim)
+                kept.steps += 1
+                kept.held = Held(self._modules_now(), self.optim, kept.params)
+                return loss
+            kept.replay = _capture(capturer, partial(self._captured, kept))
+            kept.held = Held(self._modules_now(), self.optim, kept.params)
+            self._make_room(key)
+        return kept.replay().clone()
+
+    def _begin(
+        self, key: Signature, args: tuple[Any, ...], kwargs: dict[str, Any], change: str | None
+    ) -> "_Kept":
+        """Begin a signature: a new one, or one that starts over as something has changed."""
+        self._check_takes(args, kwargs)
+        kept = _Kept(args, kwargs)
+        self._kept.pop(key, None)
+        self._kept[key] = kept
+        if change is not None:
+            self._turnover.count([started_over(change)], self.max_graphs)
+        return kept
+
+    def _modules_now(self) -> Modules:
+        """The modules of model and guide: the ones known, as long as nothing about them has changed."""
+        known = self._modules
+        self._modules = known.now(self.model, self.guide) if known else Modules(self.model, self.guide)
+        return self._modules
+
+    def _make_room(self, newest: Signature) -> None:
+        """Let the least recently used go: graphs beyond ``max_graphs``, and signatures without one."""
+        for has_graph in (False, True):
+            alike = [key for key, kept in self._kept.items() if (kept.replay is not None) is has_graph]
+            for key in alike[: max(0, len(alike) - self.max_graphs)]:
+                del self._kept[key]
+                self._turnover.count(changes(key, newest), self.max_graphs)
+
+    def _capturer_for(self, values: list[Any]) -> Capturer | None:
+        """Capturer of a step with these arguments; None where it is to be a plain one."""
+        if self.max_graphs == 0 or self._capturer is not None:
+            return self._capturer if self.max_graphs else None
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        # Without any, a model that holds its data is where its parameters are.
+        for tensor in tensors or [p for _, p in pyro.get_param_store().named_parameters()]:
+            if tensor.is_cuda:
+                self._capturer = CudaGraphs(tensor.device)
+                break
+        return self._capturer
+
+    def _check_takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Check that what is called with the arguments of a step has such arguments, once for each form."""
+        form = (len(args), *kwargs)
+        if form in self._known_forms:
+            return
+        for function in (self.guide, self.model) if self.gather is None else (self.gather,):
+            check.takes("arguments", function, args, kwargs)
+        self._known_forms.add(form)
+
+    def _gathered(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        return args if self.gather is None else self.gather(*args, **kwargs)
+
+    def _passed(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return kwargs if self.gather is None else {}
+
+    def _run(self, kept: "_Kept") -> Tensor:
+        """A step as it comes."""
+        loss, params = self._loss_and_grads(kept)
+        self.optim(params)
+        zero_grads(params)
+        return loss
+
+    def _captured(self, kept: "_Kept") -> Tensor:
+        """A step for a graph: no validation, which reads values, and gradients that nothing needs to zero."""
+        known = {param for _, param in pyro.get_param_store().named_parameters()}
+        if kept.held is not None:
+            known.update(kept.held.params)
+        with pyro.validation_enabled(False), _gradients_aside(known) as aside:
+            loss, params = self._loss_and_grads(kept)
+            new = [param for param in params if param not in known]
+            if new:
+                check.fail("model", "the parameters of the warm-up", f"{len(new)} more", CaptureError)
+            for param in filter(aside.__contains__, params):
+                # One that had a gradient before has a gradient of zero now, with which Pyro steps it.
+                if param.grad is None:
+                    param.grad = torch.zeros_like(param)
+            self.optim(params)
+        return loss
+
+    def _loss_and_grads(self, kept: "_Kept") -> tuple[Tensor, list[Tensor]]:
+        """The loss, unread, and the parameters there are, each once, which have their gradients."""
+        args, kwargs = self._gathered(kept.args, kept.kwargs), self._passed(kept.kwargs)
+        with poutine.trace(param_only=True) as capture, NumbersStay():
+            loss = self._compute(self.model, self.guide, *args, **kwargs)
+        sites: Any = capture.trace.nodes.items()
+        kept.params = {name: site["value"].unconstrained() for name, site in sites}
+        return loss_tensor(loss), list(dict.fromkeys(kept.params.values()))
+
+
+class CudaGraphs:
+    """Steps captured as CUDA graphs, on a stream of their own, in memory that they share."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+
+    def run(self, step: Step) -> Tensor:
+        """Run ``step`` on the stream where it will be captured, in its place among the work of this one."""
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            result = step()
+        current.wait_stream(self._stream)
+        return result
+
+    def capture(self, step: Step) -> Step:
+        """Capture ``step``; nothing is computed before the first replay."""
+        graph = torch.cuda.CUDAGraph()
+        # A pool that no graph uses any more cannot be taken up again.
+        pool = next((other.pool() for other in self._graphs), None)
+        # What Python's cycles still hold of steps on other streams would tie those into the capture.
+        gc.collect()
+        with torch.cuda.graph(graph, pool=pool, stream=self._stream):
+            result = step()
+        self._graphs.add(graph)
+
+        def replay() -> Tensor:
+            _extension.raise_on_hang()
+            graph.replay()
+            return result
+
+        return replay
+
+
+def _capture(capturer: Capturer, step: Step) -> Step:
+    try:
+        return capturer.capture(step)
+    except (CaptureError, BackendError, torch.OutOfMemoryError):
+        raise  # these say what is wrong
+    except RuntimeError as error:
+        got = f"{type(error).__name__}: {error}".partition("\n")[0]
+        expected = "one that a CUDA graph can hold"
+        raise CaptureError(f"step: expected {expected}, got {got} ({_LIKELY_CAUSES})") from error
+
+
+class _Kept:
+    """State of a signature: its inputs, how many steps it has run, and then its graph."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        devices = {value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor)}
+        if len(devices) > 1:
+            check.fail("arguments", "tensors on one device", ", ".join(sorted(map(str, devices))))
+        device = next(iter(devices), None) or _device_of_parameters()
+        self.args = tuple(_own(value, device) for value in args)
+        self.kwargs = {name: _own(value, device) for name, value in kwargs.items()}
+        self.steps = 0
+        self.params: dict[str, Tensor] = {}
+        self.replay: Step | None = None
+        self.held: Held | None = None
+
+    def fill(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Put the arguments of a step into the inputs."""
+        own = (*self.args, *self.kwargs.values())
+        for mine, given in zip(own, (*args, *(kwargs[name] for name in self.kwargs)), strict=True):
+            if isinstance(given, Tensor):
+                mine.copy_(given, non_blocking=True)
+            elif isinstance(given, float):
+                mine.fill_(given)
+
+
+def _own(value: Any, device: torch.device) -> Any:
+    """An input for a graph: memory of its own for what may change, the value itself for what may not."""
+    if isinstance(value, Tensor):
+        return torch.empty_like(value, requires_grad=False)
+    return torch.empty((), dtype=torch.float64, device=device) if isinstance(value, float) else value
+
+
+def _device_of_parameters() -> torch.device:
+    params = (param for _, param in pyro.get_param_store().named_parameters())
+    return next((param.device for param in params), torch.get_default_device())
+
+
+def _check_capturable(optim: PyroOptim) -> None:
+    for optimizer in optimizers(optim):
+        if not all(group.get("capturable", False) for group in optimizer.param_groups):
+            check.fail("optim", "capturable=True for a CUDA graph", f"{type(optimizer).__name__} without it")
+
+
+@contextmanager
+def _gradients_aside(params: Iterable[Tensor]) -> Iterator[set[Tensor]]:
+    """Without gradients, so that a backward within makes them in its own memory; those whose are aside."""
+    aside = {param: param.grad for param in params if param.grad is not None}
+    for param in aside:
+        param.grad = None
+    try:
+        yield set(aside)
+    finally:
+        for param in params:
+            param.grad = aside.get(param)

@@ -1,0 +1,190 @@
+"""The checks of an op's arguments, as the table of ops states them.
+
+An argument of just the shape that the others ask for, the common case, is seen to fit at once. Of any other
+it is asked in turn whether it broadcasts, and what is wrong with it.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmm_fast import check
+from dmm_fast.ops._layout import joint
+from dmm_fast.ops.schema import OPS, WEIGHTS
+from dmm_fast.ops.schema._signature import Argument, Op, sizes_in
+
+
+class _Known:
+    """The arguments that have been checked already: the leading one, and the sizes of the letters."""
+
+    def __init__(self, name: str, tensor: Tensor, letters: Sequence[str]) -> None:
+        self.name, self.tensor, self.letters = name, tensor, letters
+        self.sizes = dict(zip(letters, tensor.shape[-len(letters) :], strict=True))
+        self.lead = tensor.shape[: -len(letters)]  # joint with that of every argument since
+        self.names = name  # the arguments that this is of
+
+
+def _is_like(tensor: Any, first: Tensor) -> bool:
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.dtype == first.dtype
+        and tensor.device == first.device
+        and tensor.layout == torch.strided
+    )
+
+
+def check_arguments(op: str, given: tuple[Any, ...]) -> None:
+    """Check the arguments of an op in the order of its row: first the leading one, then its weights.
+
+    Raises:
+        ValueError: a shape, dtype, device, length, mask or name that does not fit.
+        TypeError: the leading argument, the weights or a name are of another type.
+    """
+    place, letters, steps = _CHECKS[op]
+    known = _Known(OPS[op].leading, _leading(OPS[op].leading, given[place], letters), letters)
+    for i, argument, step in steps:
+        step(argument, given[i], known)
+
+
+def _leading(name: str, value: Any, letters: Sequence[str]) -> Tensor:
+    fits = (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.layout == torch.strided
+        and len(value.shape) >= len(letters)
+    )
+    if not fits:
+        check.floating(name, value)
+        check.trailing(name, value, [-1] * len(letters), f"[..., {', '.join(letters)}]")
+    tensor: Tensor = value
+    if "T" in letters and tensor.shape[-2] == 0:
+        check.nonempty(name, tensor, {"T": 0})
+    return tensor
+
+
+def check_weights(
+    kind: str, values: object, first: Tensor, first_name: str, sizes: dict[str, int], name: str = "weights"
+) -> None:
+    """Check weights of a kind of the table; ``sizes`` gains the letters that it does not have.
+
+    Raises:
+        ValueError: a field does not fit.
+        TypeError: they are of another type.
+    """
+    weights = WEIGHTS[kind]
+    if not isinstance(values, weights.tuple_type) or not _all_fit(values, weights.words, first, sizes):
+        check.weights(name, values, weights.tuple_type, weights.words, first, first_name, sizes)
+
+
+def _all_fit(values: Iterable[Any], words: Sequence[str], first: Tensor, sizes: dict[str, int]) -> bool:
+    for word, tensor in zip(words, values, strict=True):
+        if not _is_like(tensor, first) or len(tensor.shape) != len(word):
+            return False
+        for letter, size in zip(word, tensor.shape, strict=True):
+            if sizes.setdefault(letter, size) != size:
+                return False
+    return True
+
+
+def _weights(argument: Argument, value: Any, known: _Known) -> None:
+    check_weights(argument.dims, value, known.tensor, known.name, known.sizes, argument.name)
+
+
+def _plain(argument: Argument, value: Any, known: _Known) -> None:
+    """Check a tensor that has neither particles nor rows."""
+    letters, sizes = sizes_in(argument.dims), known.sizes
+    if not _is_like(value, known.tensor):
+        check.like(argument.name, value, known.tensor, known.name)
+    unknown = [letter for letter in letters if letter not in sizes]
+    if not unknown:
+        check.shape(argument.name, value, [sizes[letter] for letter in letters])
+        return
+    wanted = ", ".join(str(sizes.get(letter, letter)) for letter in letters)
+    fits = value.dim() == len(letters) and all(
+        sizes.setdefault(letter, size) == size for letter, size in zip(letters, value.shape, strict=True)
+    )
+    if not fits:
+        check.fail(argument.name, f"shape ({wanted})", check.describe(value))
+
+
+def _exact(argument: Argument, value: Any, known: _Known) -> None:
+    """Check a tensor that has the leading dimensions of the leading argument."""
+    letters = sizes_in(argument.dims)[1:]
+    shape = (*known.tensor.shape[: -len(known.letters)], *(known.sizes[letter] for letter in letters))
+    if not (_is_like(value, known.tensor) and value.shape == shape):
+        check.like(argument.name, value, known.tensor, known.name)
+        check.shape(argument.name, value, shape)
+
+
+def _broadcast(argument: Argument, value: Any, known: _Known) -> None:
+    """Check a tensor whose particles, or leading dimensions, broadcast with those of the others."""
+    letters = sizes_in(argument.dims)[1:]
+    sizes = [known.sizes[letter] for letter in letters]
+    if _is_like(value, known.tensor) and value.shape == (*known.lead, *sizes):
+        return
+    check.like(argument.name, value, known.tensor, known.name)
+    check.trailing(argument.name, value, sizes, f"[..., {', '.join(letters)}]")
+    check.leading(argument.name, value, known.lead, len(letters), known.names)
+    known.lead = joint(known.lead, value.shape[: -len(letters)])
+    known.names += f" and {argument.name}"
+
+
+def _start(argument: Argument, value: Any, known: _Known) -> None:
+    width = argument.dims[-1]
+    if not (_is_like(value, known.tensor) and value.shape == (known.sizes[width],)):
+        check.like(argument.name, value, known.tensor, known.name)
+        target = (*known.lead, known.sizes["B"], known.sizes[width])
+        check.broadcastable(argument.name, value, target, f"[..., B, {width}]")
+
+
+def _lengths(argument: Argument, value: Any, known: _Known) -> None:
+    check.lengths(value, known.sizes["B"], known.sizes["T"], known.tensor.device)
+
+
+def _mask(argument: Argument, value: Any, known: _Known) -> None:
+    if value is not None:
+        sizes = known.sizes
+        check.observation_mask(
+            argument.name, value, (sizes["B"], sizes["T"], sizes["D"]), known.tensor.device
+        )
+
+
+def _choice(argument: Argument, value: Any, known: _Known) -> None:
+    if not isinstance(value, str):
+        check.kind(argument.name, value, str)
+    if value not in argument.choices:
+        check.fail(argument.name, " or ".join(map(repr, argument.choices)), repr(value)[:80])
+
+
+_Step = Callable[[Argument, Any, _Known], None]
+_STEPS: dict[str, _Step] = {
+    "weights": _weights,
+    "lengths": _lengths,
+    "mask": _mask,
+    "choice": _choice,
+    **dict.fromkeys("PN", _exact),
+    **dict.fromkeys("pn", _broadcast),
+    "s": _start,
+}
+
+
+def _checks_of(op: Op) -> tuple[int, list[str], list[tuple[int, Argument, _Step]]]:
+    """The place and the letters of the leading argument, and the checks of the others in their order."""
+    leading = op.leading_argument
+
+    def rank(entry: tuple[int, Argument, _Step]) -> int:
+        # Weights tell sizes, and a start is of all particles.
+        ranks: dict[_Step, int] = {_weights: 0, _start: 2, _lengths: 3, _mask: 3, _choice: 3}
+        return ranks.get(entry[2], 1)
+
+    entries = []
+    for i, argument in enumerate(op.arguments):
+        if argument is not leading:
+            kind = argument.dims[0] if argument.kind == "tensor" else argument.kind
+            entries.append((i, argument, _STEPS.get(kind, _plain)))
+    return op.arguments.index(leading), sizes_in(leading.dims)[1:], sorted(entries, key=rank)
+
+
+_CHECKS = {op.name: _checks_of(op) for op in OPS.values()}

@@ -1,0 +1,296 @@
+"""Compiled ops of torch, made of the table of ops and of the functions that compute them.
+
+Torch knows one op ``dmm_fast::<name>`` for each row of the table, and one of its gradients,
+``dmm_fast::<name>_backward``. The C++ library computes them on a CPU. On a GPU a function of this module
+passes each call on to Triton or to CUDA, which are functions of that name in ``dmm_fast.triton`` and
+``dmm_fast.cuda``. The last argument of an op is the backend that was asked for, so that a backward pass
+belongs to its forward pass, in a compiled graph too.
+"""
+
+import importlib
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from dmm_fast import _extension, check, cuda, reference, triton
+from dmm_fast.ops import _autocast, _backends, _derivatives
+from dmm_fast.ops._checks import check_arguments
+from dmm_fast.ops._layout import Layout, bound_sizes, shape_of
+from dmm_fast.ops.schema import CLIPPED_ADAM, OPS, signatures
+from dmm_fast.ops.schema._signature import Argument, Op, Signature
+
+_library = torch.library.Library("dmm_fast", "FRAGMENT")
+_ops: Any = torch.ops.dmm_fast
+
+Function = Callable[..., Any]
+
+
+# --- calls of ops ---------------------------------------------------------------------------------------
+
+
+def call(name: str, *given: Any) -> Any:
+    """Check the arguments of an op, and compute it.
+
+    Raises:
+        ValueError: an argument does not fit the table.
+        TypeError: an argument is of another type.
+        BackendError: the backend that was asked for cannot compute the op.
+    """
+    return _in_float32(_call, name, given) if _autocast.is_on() else _call(name, given)
+
+
+def call_unchecked(name: str, *given: Any) -> Any:
+    """Compute an op for arguments that are known to fit."""
+    return _in_float32(_compute, name, given) if _autocast.is_on() else _compute(name, given)
+
+
+def _call(name: str, given: tuple[Any, ...]) -> Any:
+    check_arguments(name, given)
+    return _compute(name, given)
+
+
+def _compute(name: str, given: tuple[Any, ...]) -> Any:
+    return _backends.implementation(name, given[_LEADING[name]])(*given)
+
+
+def _in_float32(function: Function, name: str, given: tuple[Any, ...]) -> Any:
+    return _autocast.in_float32(partial(function, name), given)
+
+
+_LEADING = {op.name: op.arguments.index(op.leading_argument) for op in OPS.values()}
+
+
+def _compiled(op: Op) -> Function:
+    """The compiled op as a function with the arguments and the results of the reference."""
+    layout, overload = Layout(op), getattr(_ops, op.name).default
+    is_single = len(op.results) == 1
+    places = [i for i, argument in enumerate(op.arguments) if argument.has_gradient]
+
+    def compute(*given: Any) -> Any:
+        if _derivatives.forward_mode_is_on():
+            _derivatives.refuse_tangents(op.name, given)
+        backend = _backends.requested(op.name) or ""
+        device = given[_LEADING[op.name]].device.type
+        values, lead = layout.flatten(given, full_starts=device == "cpu" and backend in ("", "cpp"))
+        if op.kept:
+            values.append(_derivatives.may_be_recorded([given[i] for i in places]))
+        made = overload(*values, backend)
+        results = layout.restore((made,) if is_single else made[: len(op.results)], lead)
+        return results[0] if is_single else results
+
+    return compute
+
+
+# --- shapes ---------------------------------------------------------------------------------------------
+
+
+def _fake(op: Op) -> Function:
+    """The shapes of an op's results."""
+    signature = op.forward
+    leading = [argument.name for argument in signature.flat_arguments].index(op.leading)
+    flags = len(signature.flat_arguments) - 1 - len(op.kept_results)
+
+    def fake(*given: Any) -> Any:
+        sizes, like = bound_sizes(signature, given), given[leading]
+        made = [like.new_empty(shape_of(result, sizes)) for result in op.results]
+        wide = torch.promote_types(like.dtype, torch.float32)
+        for kept, is_wanted in zip(op.kept_results, given[flags:-1], strict=True):
+            made.append(like.new_empty(shape_of(kept, sizes) if is_wanted else (0,), dtype=wide))
+        return made[0] if len(made) == 1 else tuple(made)
+
+    return fake
+
+
+def _fake_backward(op: Op) -> Function:
+    """The shapes of its gradients."""
+    signature = op.backward
+    names = [argument.name for argument in signature.flat_arguments]
+
+    def fake(*given: Any) -> Any:
+        values = dict(zip(names, given, strict=True))
+        sizes = bound_sizes(signature, given)
+
+        def shape(gradient: Argument) -> Any:
+            if not values.get(f"with_{gradient.name}", True):
+                return (0,)
+            by = values.get(gradient.name.removeprefix("d"))  # which tells the shape of a start
+            return shape_of(gradient, sizes) if by is None else by.shape
+
+        made = tuple(given[0].new_empty(shape(gradient)) for gradient in signature.flat_results)
+        return made[0] if len(made) == 1 else made
+
+    return fake
+
+
+# --- autograd -------------------------------------------------------------------------------------------
+
+
+def _setup_context(op: Op) -> Function:
+    """The function that keeps what the backward pass reads."""
+    places = {argument.name: i for i, argument in enumerate(op.forward.flat_arguments)}
+    made_at = {result.name: i for i, result in enumerate(op.forward.results)}
+    saved = [a for a in op.backward.flat_arguments if a.name in places | made_at]
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        made = (output,) if isinstance(output, Tensor) else output
+        values = [made[made_at[a.name]] if a.name in made_at else inputs[places[a.name]] for a in saved]
+        ctx.names = [value for value in values if isinstance(value, str)]
+        ctx.save_for_backward(*(value for value in values if not isinstance(value, str)))
+        if op.kept:
+            ctx.shapes = [result.shape for result in made]
+            ctx.mark_non_differentiable(*made[len(op.results) :])
+            ctx.set_materialize_grads(False)  # autograd would make zeros for these too
+
+    return setup_context
+
+
+def _backward(op: Op) -> Function:
+    """The gradients by all arguments of an op, in the precision of its forward pass."""
+    overload = getattr(_ops, f"{op.name}_backward").default
+    arguments = op.forward.flat_arguments
+    names = [argument.name for argument in arguments]
+    optional = [names.index(name) for name in op.optional]
+    returned = [i for i, argument in enumerate(arguments) if argument.has_gradient]
+    is_name = [argument.kind == "choice" for argument in op.backward.flat_arguments[len(op.results) :]]
+    is_name = is_name[: -1 - len(optional)]  # what was saved; flags and the backend follow
+
+    def backward(ctx: Any, incoming: tuple[Any, ...]) -> tuple[Any, ...]:
+        tensors, chosen = iter(ctx.saved_tensors), iter(ctx.names)
+        saved = [next(chosen) if named else next(tensors) for named in is_name]
+        grads = list(incoming[: len(op.results)])
+        for i, grad in enumerate(grads):
+            if grad is None:
+                grads[i] = ctx.saved_tensors[0].new_zeros(ctx.shapes[i])
+        wanted = [ctx.needs_input_grad[i] for i in optional]
+        made = overload(*grads, *saved, *wanted, next(chosen))
+        gradients: list[Any] = [None] * len(arguments)
+        for i, gradient in zip(returned, made if len(returned) > 1 else (made,), strict=True):
+            gradients[i] = gradient
+        for i, is_wanted in zip(optional, wanted, strict=True):
+            gradients[i] = gradients[i] if is_wanted else None
+        return tuple(gradients)
+
+    def call(ctx: Any, *incoming: Any) -> Any:
+        if _derivatives.forward_mode_is_on():
+            _derivatives.refuse_tangents(op.name, (ctx.saved_tensors, incoming))
+        if _autocast.is_on() and (device := _autocast.device_where_on(incoming)):
+            with torch.autocast(device, enabled=False):
+                return backward(ctx, incoming)
+        if torch.is_grad_enabled():
+            return backward(ctx, incoming)
+        # Autograd's part, in Python, would do nothing and take its time.
+        with torch._C._AutoDispatchBelowAutograd():
+            return backward(ctx, incoming)
+
+    return call
+
+
+def _refuse_second_derivative(name: str) -> Function:
+    def refuse(ctx: Any, *incoming: Any) -> NoReturn:
+        _derivatives.refuse(name, "a second derivative")
+
+    return refuse
+
+
+# --- the functions of the backends ----------------------------------------------------------------------
+
+
+def _python_functions(op: str, stem: str) -> Iterator[tuple[str, Any, Any]]:
+    """The backends that compute ``op`` in Python, with their package and its module ``stem``."""
+    for backend, package in (("triton", triton), ("cuda", cuda)):
+        if package.missing is None and find_spec(f"{package.__name__}.{stem}") is not None:
+            module = importlib.import_module(f"{package.__name__}.{stem}")
+            if hasattr(module, op):
+                yield backend, package, module
+
+
+def _router(op: str, stem: str, signature: Signature, device: str) -> Function:
+    """The function that passes a call on ``device`` on to the backend that its last argument asks for."""
+    functions: dict[str, Function] = {
+        backend: getattr(module, signature.name) for backend, _, module in _python_functions(op, stem)
+    }
+    if device == "cpu" and _extension.missing is None:
+        kernel = torch.library.get_kernel(f"dmm_fast::{signature.name}", "CPU")
+        keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+        functions["cpp"] = lambda *given: kernel.call_boxed(keys, *given, "cpp")
+
+    def route(*given: Any) -> Any:
+        first = given[0] if isinstance(given[0], Tensor) else given[0][0]
+        name = given[-1] or _backends.candidates(op, device, first.dtype)[0]
+        if name not in functions:
+            _backends.refuse(op, name, device, first.dtype)
+        if name == "cpp":
+            return functions[name](*given[:-1])
+        made = functions[name](*signature.group(given)[:-1])
+        if isinstance(made, tuple) and isinstance(made[-1], list):  # the gradients by weights
+            return *made[:-1], *made[-1]
+        return made
+
+    return route
+
+
+def route_on(device: str) -> None:
+    """Have calls on ``device`` passed on: on a GPU, and on a CPU where Triton or CUDA compute there too.
+
+    That is where Triton's kernels are interpreted and CUDA's emulated.
+    """
+    rows = [(op.name, op.stem, s) for op in OPS.values() for s in (op.forward, op.backward)]
+    rows.append((CLIPPED_ADAM.name, CLIPPED_ADAM.name, CLIPPED_ADAM))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
+        for op, stem, signature in rows:
+            route = _router(op, stem, signature, device)
+            _library.impl(signature.name, route, device.upper(), allow_override=True)
+
+
+def check_library() -> None:
+    """Check that the compiled library has defined the ops of the table.
+
+    Raises:
+        ImportError: it is of another version of the package.
+    """
+    for signature in signatures():
+        found = getattr(_ops, signature.name, None)
+        wanted = f"dmm_fast::{signature.schema}"
+        if found is None or found.default._schema != torch._C.parse_schema(wanted):
+            got = "none" if found is None else str(found.default._schema)
+            remedy = "build it again: pip install --no-build-isolation --no-deps --force-reinstall ."
+            check.fail("the compiled library", wanted, f"{got}; {remedy}", ImportError)
+
+
+def _register(op: Op) -> None:
+    """Register everything that torch and ``use_backend`` know of a row of the table."""
+    name, backward = op.forward.name, op.backward.name
+    torch.library.register_fake(f"dmm_fast::{name}", _fake(op), lib=_library)
+    torch.library.register_fake(f"dmm_fast::{backward}", _fake_backward(op), lib=_library)
+    torch.library.register_autograd(
+        f"dmm_fast::{name}", _backward(op), setup_context=_setup_context(op), lib=_library
+    )
+    torch.library.register_autograd(f"dmm_fast::{backward}", _refuse_second_derivative(name), lib=_library)
+    _backends.register(name, "reference", getattr(reference, name))
+    register_compiled(name, op.stem, _compiled(op))
+
+
+def register_compiled(op: str, stem: str, compute: Function) -> None:
+    """Register ``compute``, which calls the compiled op, for each backend that has functions for it."""
+    if _extension.missing is None:
+        _backends.register(op, "cpp", compute, _extension.DTYPES)
+    for backend, package, _ in _python_functions(op, stem):
+        _backends.register(op, backend, compute, package.DTYPES)
+
+
+if _extension.missing is None:
+    check_library()
+else:
+    for _signature in signatures():
+        _library.define(_signature.schema)
+for _op in OPS.values():
+    _register(_op)
+route_on("cuda")
+if triton.missing is None and triton.INTERPRETED:
+    route_on("cpu")

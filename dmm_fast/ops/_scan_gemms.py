@@ -1,0 +1,48 @@
+"""Batched GEMMs around the scans: recomputed activations and weight gradients, shared by the Triton and
+CUDA backends.
+
+Zeros stand for what is invalid, so that all steps of all rows may go into one product.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmm_fast.reference import CombinerWeights, previous, valid_steps
+
+
+def allows_tf32() -> bool:
+    """Whether torch's own setting for products in float32 allows tf32 on a GPU; by default it does not."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def heads_of_hidden(h: Tensor, weights: CombinerWeights) -> Tensor:
+    """``[P, B, T, 2 Z]``: of loc and pre_scale, which are layers of (g + h) / 2, the part that needs no g."""
+    w = torch.cat([weights.w_loc, weights.w_scale])
+    b = torch.cat([weights.b_loc, weights.b_scale])
+    return torch.addmm(b, h.flatten(0, 2), w.mT, alpha=0.5).view(*h.shape[:3], len(w))
+
+
+def rnn_weight_gradient(dx_proj: Tensor, h: Tensor, h_0: Tensor, lengths: Tensor) -> Tensor:
+    """``dw_hh [H, H]``: at each step the deltas by what it read: ``h_{t+1}``, at a row's end ``h_0``."""
+    T = h.shape[2]
+    is_last = torch.arange(1, T + 1, device=h.device) == lengths[:, None]
+    later = F.pad(h[:, :, 1:], (0, 0, 0, 1))
+    following = torch.where(is_last[..., None], h_0[:, :, None], later)
+    return dx_proj.flatten(0, 2).mT @ following.flatten(0, 2)
+
+
+def combiner_weight_gradients(
+    da: Tensor, dout: Tensor, g: Tensor, h: Tensor, z: Tensor, z_q_0: Tensor, lengths: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradients of ``w_z, b_z, w_loc, b_loc, w_scale, b_scale``.
+
+    ``da`` is of what g is the tanh of; ``dout [P, B, T, 2 Z]`` is of loc and of pre_scale. Both are zero past
+    the end of each row.
+    """
+    valid = valid_steps(lengths, z.shape[2])[..., None]
+    z_before = torch.where(valid, previous(z, z_q_0), 0.0).flatten(0, 2)
+    c = torch.where(valid, 0.5 * (g + h), 0.0).flatten(0, 2)
+    da, dout = da.flatten(0, 2), dout.flatten(0, 2)
+    dloc, dpre_scale = dout.chunk(2, dim=1)
+    return da.mT @ z_before, da.sum(0), dloc.mT @ c, dloc.sum(0), dpre_scale.mT @ c, dpre_scale.sum(0)

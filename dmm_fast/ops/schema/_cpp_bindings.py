@@ -1,0 +1,219 @@
+"""The definitions and bindings of ``ops.inc``."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from dmm_fast.ops.schema import WEIGHTS, signatures
+from dmm_fast.ops.schema._cpp_names import (
+    WIDTH,
+    camel,
+    compiled_word,
+    condition,
+    cpu_signatures,
+    in_order,
+    is_rows,
+    launched_weights,
+    launches,
+    letters,
+    packed,
+)
+from dmm_fast.ops.schema._signature import BACKEND, Argument, Op, Signature
+
+
+def bindings() -> Iterator[str]:
+    yield "// Definitions of all ops, and the functions that torch calls for them; in namespace dmm.\n"
+    yield _definitions()
+    yield "namespace {\n"
+    for kind in WEIGHTS:
+        yield _take_weights(kind)
+    for op, signature in cpu_signatures():
+        yield _cpu_function(op, signature)
+    yield "}  // namespace\n"
+    yield _registrations("CPU", [signature.name for _, signature in cpu_signatures()])
+    yield "#ifdef DMM_FAST_CUDA\nnamespace {\n"
+    for kind in launched_weights():
+        yield _take_launch_weights(kind)
+    for signature in launches():
+        yield _launch_function(signature)
+    yield "}  // namespace\n"
+    yield _registrations("CUDA", [signature.name for signature in launches()])
+    yield "#endif"
+    yield ""
+
+
+def _definitions() -> str:
+    lines = ["STABLE_TORCH_LIBRARY_FRAGMENT(dmm_fast, m) {"]
+    for signature in signatures():
+        pieces, line = [], ""
+        for part in signature.schema.replace(" -> ", "\0-> ").replace(", ", ",\0").split("\0"):
+            if len(line) + len(part) + 12 > WIDTH:
+                pieces.append(line)
+                line = ""
+            line += (" " if line or pieces else "") + part
+        pieces.append(line)
+        quoted = [f'"{piece}"' for piece in pieces]
+        lines.append(f"  m.def({quoted[0]});" if len(quoted) == 1 else _literal(quoted))
+    return "\n".join((*lines, "}\n"))
+
+
+def _literal(quoted: Sequence[str]) -> str:
+    return "  m.def(\n      " + "\n      ".join(quoted) + ");"
+
+
+def _registrations(key: str, names: Iterable[str]) -> str:
+    lines = [f'  m.impl("{name}", TORCH_BOX(&{name.removeprefix("_")}));' for name in names]
+    return "\n".join((f"STABLE_TORCH_LIBRARY_IMPL(dmm_fast, {key}, m) {{", *lines, "}\n"))
+
+
+def _take_weights(kind: str) -> str:
+    weights = WEIGHTS[kind]
+    return "\n".join(
+        (
+            "template <class S>",
+            f"void set_sizes(const TensorChecks& checks, cpu::{camel(kind)}Tensors<S>& a) {{",
+            *_sizes(dict.fromkeys("".join(weights.words)), "  "),
+            "}\n",
+            "template <class S>",
+            packed(
+                f"cpu::{camel(kind)}Tensors<const S> {kind}_weights(",
+                ("TensorChecks& checks", *(f"Tensor& {name}" for name in weights.fields)),
+                ") {",
+                "    ",
+            ),
+            f"  cpu::{camel(kind)}Tensors<const S> a;",
+            *(
+                f'  a.{name} = checks.dense<S>("{name}", {name}, "{word}");'
+                for name, word in zip(weights.fields, weights.words, strict=True)
+            ),
+            "  set_sizes(checks, a);",
+            "  return a;",
+            "}\n",
+        )
+    )
+
+
+def _sizes(letters: Iterable[str], indent: str) -> Iterator[str]:
+    sizes = [f"a.{letter} = checks.size('{letter}')" for letter in letters]
+    for start in range(0, len(sizes), 4):
+        yield f"{indent}{', '.join(sizes[start : start + 4])};"
+
+
+def _cpp_type(argument: Argument) -> str:
+    return {
+        "tensor": "Tensor&",
+        "lengths": "Tensor&",
+        "mask": "std::optional<Tensor>&",
+        "choice": "const std::string&",
+        "plan": "const cuda::Plan&",
+        "flag": "bool",
+    }[argument.kind]
+
+
+def _head(signature: Signature) -> str:
+    count = len(signature.flat_results)
+    made = "Tensor" if count == 1 else f"Several<{count}>"
+    arguments = (f"{_cpp_type(a)} {a.name}" for a in signature.flat_arguments)
+    return packed(f"{made} {signature.name.removeprefix('_')}(", arguments, ") {", "    ")
+
+
+def _returned(names: Sequence[str], indent: str) -> str:
+    if len(names) == 1:
+        return f"{indent}return {names[0]};"
+    return packed(f"{indent}return Several<{len(names)}>{{", names, "};", f"{indent}    ")
+
+
+def _taken(argument: Argument) -> str | None:
+    """The line that checks an argument and puts what the kernel takes of it into the struct ``a``."""
+    name = argument.name
+    if argument.kind == "weights":
+        fields = ("checks", *WEIGHTS[argument.dims].fields)
+        return packed(f"    a.{name} = {argument.dims}_weights<S>(", fields, ");", " " * 8)
+    if argument.kind == "tensor":
+        how = "rows" if is_rows(argument) else "dense"
+        taken = f'checks.{how}<S>("{name}", {name}, "{compiled_word(argument.dims)}")'
+    elif argument.kind in ("lengths", "mask"):
+        taken = f"checks.{argument.kind}({name})"
+    elif argument.kind == "choice" and argument != BACKEND:
+        listed = ", ".join(f'"{choice}"' for choice in argument.choices)
+        taken = f'static_cast<cpu::{camel(name)}>(choice("{name}", {name}, {{{listed}}}))'
+    else:
+        return None
+    return f"    a.{name} = {taken};"
+
+
+def _cpu_function(op: Op, signature: Signature) -> str:
+    given = in_order(op, signature)
+    leading = given[0].name
+    lines = [
+        _head(signature),
+        "  check_backend(backend);",
+        f'  TensorChecks checks(Device::cpu, "{leading}", {leading});',
+        "  return by_dtype(checks.dtype(), [&](auto scalar) {",
+        "    using S = decltype(scalar);",
+        f"    cpu::{camel(signature.name)}<S> a;",
+    ]
+    lines += [line for a in given if (line := _taken(a)) is not None]
+    lines += _sizes(letters((*given, *signature.results)), "    ")
+    for result in signature.results:
+        name = result.name
+        if result.kind == "weights":
+            weights = WEIGHTS[result.dims]
+            lines.append(f"    set_sizes(checks, a.{name});")
+            lines += (
+                f'    Tensor d{field} = checks.make("{word}", a.{name}.{field});'
+                for field, word in zip(weights.fields, weights.words, strict=True)
+            )
+            continue
+        flag = condition(result, signature)
+        wanted = f", {flag}" if flag else ""
+        lines.append(f'    Tensor {name} = checks.make("{compiled_word(result.dims)}", a.{name}{wanted});')
+    lines += [f"    cpu::kernels<S>().{signature.name}(a);"]
+    lines += [_returned([result.name for result in signature.flat_results], "    "), "  });", "}\n"]
+    return "\n".join(lines)
+
+
+def _take_launch_weights(kind: str) -> str:
+    weights = WEIGHTS[kind]
+    return "\n".join(
+        (
+            packed(
+                f"cuda::{camel(kind)}Weights<Tensor> {kind}_weights(",
+                ("TensorChecks& checks", *(f"Tensor& {name}" for name in weights.fields)),
+                ") {",
+                "    ",
+            ),
+            *(
+                f'  checks.check("{name}", {name}, "{word}");'
+                for name, word in zip(weights.fields, weights.words, strict=True)
+            ),
+            f"  return {{{', '.join(weights.fields)}}};",
+            "}\n",
+        )
+    )
+
+
+def _launch_function(signature: Signature) -> str:
+    given = in_order(None, signature)
+    leading = given[0].name
+    lines = [_head(signature), f'  TensorChecks checks(Device::cuda, "{leading}", {leading});']
+    for a in given:
+        if a.kind == "tensor":
+            lines.append(f'  checks.check("{a.name}", {a.name}, "{a.dims}");')
+        elif a.kind == "lengths":
+            lines.append(f'  checks.check("{a.name}", {a.name}, "B", ScalarType::Long);')
+        elif a.kind == "choice":
+            listed = ", ".join(f'"{choice}"' for choice in a.choices)
+            lines.append(f'  choice("{a.name}", {a.name}, {{{listed}}});')
+    fields = [
+        f"{a.dims}_weights(checks, {', '.join(WEIGHTS[a.dims].fields)})" if a.kind == "weights" else a.name
+        for a in signature.arguments
+    ]
+    for result in signature.results:
+        flag = condition(result, signature)
+        fields.append(f'checks.make("{result.dims}"{(flag and f", {flag}") or ""})')
+    lines.append(packed(f"  cuda::{camel(signature.name)}<Tensor> a{{", fields, "};", "      "))
+    lines += [
+        "  launch(a);",
+        _returned([f"a.{result.name}" for result in signature.results], "  "),
+        "}\n",
+    ]
+    return "\n".join(lines)

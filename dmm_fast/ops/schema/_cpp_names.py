@@ -1,0 +1,79 @@
+"""Names, shapes and order of what stands in the C++ of the table of ops."""
+
+from collections.abc import Iterable, Iterator
+
+from dmm_fast.ops.schema import OPS, OTHERS
+from dmm_fast.ops.schema._signature import Argument, Op, Signature, sizes_in
+
+WIDTH = 110
+"""Columns of a line."""
+
+
+def camel(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("_"))
+
+
+def compiled_word(dims: str) -> str:
+    """The dimensions that an argument has in a compiled op on a CPU."""
+    return {"p": "P", "n": "N", "s": "PB"}.get(dims[:1], dims[:1]) + dims[1:]
+
+
+def shape(word: str) -> str:
+    return f"[{', '.join(size.strip('()').replace('2', '2 ') for size in sizes_in(word))}]"
+
+
+def is_rows(argument: Argument) -> bool:
+    """Whether rows of a tensor may lie anywhere; the others are contiguous."""
+    word = compiled_word(argument.dims)
+    return word.startswith("N") or (word.startswith("PB") and len(word) > 2)
+
+
+def packed(opening: str, parts: Iterable[str], closing: str, indent: str) -> str:
+    """``opening part, part closing`` in lines of the width of the file."""
+    parts = list(parts)
+    line = f"{opening}{', '.join(parts)}{closing}"
+    if len(line) <= WIDTH:
+        return line
+    lines, line = [opening], indent
+    for i, part in enumerate(parts):
+        text = part + (closing if i == len(parts) - 1 else ",")
+        if len(f"{line} {text}") > WIDTH:
+            lines.append(line)
+            line = indent
+        line += text if line == indent else f" {text}"
+    return "\n".join((*lines, line))
+
+
+def in_order(op: Op | None, signature: Signature) -> list[Argument]:
+    """The arguments, first the one that decides on dtype and sizes."""
+    names = [op.leading] if op else []
+    plain = [a for a in signature.arguments if a.kind == "tensor" and "(" not in a.dims]
+    leading = next((a for a in plain if a.name in names), plain[0])
+    return [leading, *(a for a in signature.arguments if a is not leading)]
+
+
+def letters(arguments: Iterable[Argument]) -> list[str]:
+    """The sizes of tensors, each once."""
+    words = "".join(compiled_word(a.dims) for a in arguments if a.kind == "tensor")
+    return list(dict.fromkeys(letter for letter in words if letter.isalpha()))
+
+
+def condition(result: Argument, signature: Signature) -> str | None:
+    """The flag that says whether a result is wanted, if there is one."""
+    flags = {a.name for a in signature.arguments if a.kind == "flag"}
+    return next((flag for flag in (f"keep_{result.name}", f"with_{result.name}") if flag in flags), None)
+
+
+def cpu_signatures() -> Iterator[tuple[Op, Signature]]:
+    for op in OPS.values():
+        yield op, op.forward
+        yield op, op.backward
+
+
+def launches() -> list[Signature]:
+    """The ops that launch a kernel on a GPU for tensors, and not for lists of them."""
+    return [s for s in OTHERS.values() if s.name.startswith("_") and s.results]
+
+
+def launched_weights() -> Iterable[str]:
+    return dict.fromkeys(a.dims for s in launches() for a in s.arguments if a.kind == "weights")

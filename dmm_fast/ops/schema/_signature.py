@@ -1,0 +1,207 @@
+"""The form of the table of ops: arguments, signatures and rows."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from dmm_fast.ops.schema._weights import WEIGHTS
+
+# Kinds of arguments that are no floating-point tensors, with their types in a schema.
+_TYPES = {
+    "lengths": "Tensor",
+    "mask": "Tensor?",
+    "choice": "str",
+    "flag": "bool",
+    "plan": "int[]",
+    "int": "int",
+    "float": "float",
+    "tensors": "Tensor[]",
+}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument: of a kind, for a tensor with dimensions and perhaps a fact about its numbers.
+
+    ``kind`` is ``"tensor"``, ``"weights"`` (``dims`` then names which), or a kind without a gradient:
+    ``"lengths"`` (int64 ``[B]`` in ``[0, T]``), ``"mask"`` (``[B, T]`` or ``[B, T, D]``, 0 or 1, or None),
+    ``"choice"`` (a name in ``fact``), ``"flag"``, ``"plan"`` (how a CUDA kernel cuts up the work), ``"int"``,
+    ``"float"``, and ``"tensors"`` (a list, changed in place where the fact is ``"changed"``).
+    """
+
+    name: str
+    kind: str
+    dims: str = ""
+    fact: str = ""
+
+    @classmethod
+    def parse(cls, name: str, spec: str) -> "Argument":
+        """Read the short form of the table."""
+        word, _, fact = spec.partition(":")
+        if len(word) > 1 and word.islower() and word not in _TYPES:
+            return cls(name, "weights", word, fact)
+        return cls(name, word, "", fact) if word in _TYPES else cls(name, "tensor", word, fact)
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether an op can have a gradient by it."""
+        return self.kind in ("tensor", "weights")
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The names among which a choice is made."""
+        return tuple(self.fact.split("|"))
+
+    def torch_type(self, alias: str = "") -> str:
+        """The type in a schema of torch."""
+        kind = _TYPES.get(self.kind, "Tensor")
+        return kind.replace("Tensor", f"Tensor({alias}!)") if self.fact == "changed" else kind
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What torch knows of a compiled op: its arguments and its results, in order."""
+
+    name: str
+    arguments: tuple[Argument, ...]
+    results: tuple[Argument, ...]
+
+    @classmethod
+    def parse(cls, name: str, inputs: dict[str, str], outputs: dict[str, str]) -> "Signature":
+        """Read the short form of the table."""
+        arguments, results = (
+            tuple(Argument.parse(*entry) for entry in side.items()) for side in (inputs, outputs)
+        )
+        return cls(name, arguments, results)
+
+    @cached_property
+    def flat_arguments(self) -> tuple[Argument, ...]:
+        """The arguments as torch knows them: each of the weights is one."""
+        return _flat(self.arguments)
+
+    @cached_property
+    def flat_results(self) -> tuple[Argument, ...]:
+        """The results as torch knows them."""
+        return _flat(self.results)
+
+    def group(self, given: Sequence[Any]) -> list[Any]:
+        """The values of :attr:`arguments`, weights as lists, for those of :attr:`flat_arguments`."""
+        values = iter(given)
+        return [
+            [next(values) for _ in WEIGHTS[argument.dims].words]
+            if argument.kind == "weights"
+            else next(values)
+            for argument in self.arguments
+        ]
+
+    @property
+    def schema(self) -> str:
+        """The schema, as ``torch.library`` takes it."""
+        aliases = iter("abcdefgh")
+        given = []
+        for argument in self.flat_arguments:
+            alias = next(aliases) if argument.fact == "changed" else ""
+            given.append(f"{argument.torch_type(alias)} {argument.name}")
+        made = [f"{result.torch_type()} {result.name}" for result in self.flat_results]
+        results = made[0].partition(" ")[0] if len(made) == 1 else f"({', '.join(made)})"
+        return f"{self.name}({', '.join(given)}) -> {results}"
+
+
+def _flat(arguments: Iterable[Argument]) -> tuple[Argument, ...]:
+    flat: list[Argument] = []
+    for argument in arguments:
+        if argument.kind == "weights":
+            prefix, weights = argument.name.removesuffix("weights"), WEIGHTS[argument.dims]
+            fields = zip(weights.fields, weights.words, strict=True)
+            flat += (Argument(prefix + field, "tensor", word) for field, word in fields)
+        else:
+            flat.append(argument)
+    return tuple(flat)
+
+
+BACKEND = Argument("backend", "choice", "", "|cpp|triton|cuda")
+"""The last argument of a compiled op: the backend that was asked for; empty: the device's default."""
+
+
+@dataclass(frozen=True)
+class Op:
+    """A row of the table.
+
+    Attributes:
+        name: of the op; its public function, its reference and its compiled op all have it.
+        stem: name of the files that hold it, in ``ops/``, ``triton/``, ``cuda/``.
+        doc: what it computes.
+        leading: the argument whose dtype, device and sizes the others must fit.
+        inputs: name to dimensions, in the order of the op's signature.
+        outputs: name to dimensions.
+        saved: names of inputs and outputs that the backward pass reads, in its order; empty: all inputs.
+        kept: further outputs of the compiled op for its backward pass alone, made where autograd records.
+        optional: inputs whose gradient the backward pass makes only where it is wanted.
+    """
+
+    name: str
+    stem: str
+    doc: str
+    leading: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    saved: str = ""
+    kept: dict[str, str] | None = None
+    optional: tuple[str, ...] = ()
+
+    @cached_property
+    def arguments(self) -> tuple[Argument, ...]:
+        """The arguments of the public function and of the reference."""
+        return tuple(Argument.parse(name, spec) for name, spec in self.inputs.items())
+
+    @cached_property
+    def results(self) -> tuple[Argument, ...]:
+        """The results of the public function and of the reference."""
+        return tuple(Argument.parse(name, dims) for name, dims in self.outputs.items())
+
+    @cached_property
+    def kept_results(self) -> tuple[Argument, ...]:
+        """Further results of the compiled op, for its backward pass."""
+        return tuple(Argument.parse(name, dims) for name, dims in (self.kept or {}).items())
+
+    @cached_property
+    def differentiable(self) -> tuple[Argument, ...]:
+        """The arguments that it has gradients by."""
+        return tuple(argument for argument in self.arguments if argument.has_gradient)
+
+    @cached_property
+    def leading_argument(self) -> Argument:
+        """The argument that the others must fit."""
+        return next(argument for argument in self.arguments if argument.name == self.leading)
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether the op knows lengths."""
+        return "lengths" in self.inputs
+
+    @cached_property
+    def forward(self) -> Signature:
+        """The compiled op."""
+        flags = (Argument(f"keep_{kept.name}", "flag") for kept in self.kept_results)
+        return Signature(self.name, (*self.arguments, *flags, BACKEND), self.results + self.kept_results)
+
+    @cached_property
+    def backward(self) -> Signature:
+        """The compiled op of the gradients."""
+        known = {argument.name: argument for argument in (*self.arguments, *self.results, *self.kept_results)}
+        names = self.saved.split() or list(self.inputs)
+        incoming = [Argument(f"d{result.name}", "tensor", result.dims) for result in self.results]
+        flags = [Argument(f"with_d{name}", "flag") for name in self.optional]
+        gradients = (Argument(f"d{a.name}", a.kind, a.dims) for a in self.differentiable)
+        return Signature(
+            f"{self.name}_backward",
+            (*incoming, *(known[name] for name in names), *flags, BACKEND),
+            tuple(gradients),
+        )
+
+
+def sizes_in(dims: str) -> list[str]:
+    """The sizes of a word: letters, and in parentheses a letter with a factor, ``"(2Z)"``."""
+    return re.findall(r"\(\w+\)|\w", dims)

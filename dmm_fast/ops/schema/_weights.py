@@ -1,0 +1,39 @@
+"""The weights of the networks: their tensors and the dimensions of each."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from dmm_fast.reference import (
+    CombinerWeights,
+    EmitterWeights,
+    GaussianEmitterWeights,
+    TransitionWeights,
+)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A named tuple of weights, with a word of size letters for each field."""
+
+    tuple_type: type[Any]
+    words: tuple[str, ...]
+
+    @classmethod
+    def of(cls, kind: type[Any], words: str) -> "Weights":
+        """Read the short form of the table."""
+        return cls(kind, tuple(words.split()))
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of the tensors."""
+        names: tuple[str, ...] = self.tuple_type._fields
+        return names
+
+
+WEIGHTS = {
+    "transition": Weights.of(TransitionWeights, "GZ G ZG Z RZ R ZR Z ZZ Z ZZ Z"),
+    "combiner": Weights.of(CombinerWeights, "HZ H ZH Z ZH Z"),
+    "emitter": Weights.of(EmitterWeights, "EZ E EE E DE D"),
+    "gaussian_emitter": Weights.of(GaussianEmitterWeights, "EZ E EE E DE D DE D"),
+}
+"""The kinds of weights by name, with size letters as in the table of ops."""

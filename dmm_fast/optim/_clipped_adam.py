@@ -1,0 +1,343 @@
+"""``ClippedAdam`` for torch and for Pyro, public as :mod:`dmm_fast.optim`."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, overload
+
+import pyro
+import torch
+from pyro.optim import PyroOptim
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dmm_fast import check
+from dmm_fast.check import describe, fail
+from dmm_fast.ops.clipped_adam import clipped_adam
+from dmm_fast.optim._capturable import as_kept, is_capturable, put_count_on_device, put_rate_on_device
+from dmm_fast.optim._checks import (
+    MOMENTS,
+    check_gradient,
+    check_new_group,
+    check_params,
+    check_structure,
+    check_values,
+)
+
+
+class ClippedAdam(Optimizer):
+    """Adam with elementwise gradient clipping, learning-rate decay and L2 weight decay.
+
+    A step, in this order: ``lr *= lrd`` for each group; each gradient element is clamped to
+    ``[-clip_norm, clip_norm]``, in ``p.grad`` itself; ``weight_decay * p`` is added to a copy of
+    the gradient; then Adam. :func:`dmm_fast.ops.clipped_adam.clipped_adam` has the formulas. A
+    parameter whose ``grad`` is None is left as it is, and each parameter counts its own steps.
+    Parameters of one device and dtype, at one step count, under equal hyper-parameters are stepped
+    by one call, whatever group they are in.
+
+    With ``capturable`` the learning rates and the step counts are tensors beside the parameters: a step
+    can be captured in a CUDA graph, whose replays decay and count as steps do. One step has to come
+    before the capture. Then set a rate with ``group["lr"].fill_(rate)``, as torch's schedulers do: a
+    number put there instead becomes a tensor of its own in the next step, of which no graph knows.
+
+    Args:
+        params: parameters, or dicts that define groups of them.
+        lr: learning rate of the first step, before its decay.
+        betas: decay of the averages of the gradient and of its square, each in [0, 1).
+        eps: added to the denominator.
+        weight_decay: strength of the L2 penalty.
+        clip_norm: largest magnitude of a gradient element; ``inf`` clips nothing.
+        lrd: factor of the learning rate in each step.
+        centered_variance: average the squared distance from the mean gradient, not the square.
+        capturable: keep ``lr`` as float64 and the step counts as int64 tensors on the parameters'
+            device. States load either way: whether numbers or tensors are kept is the optimizer's own.
+
+    Raises:
+        TypeError: a hyper-parameter is not a number; on a step, a gradient is sparse or complex.
+        ValueError: a hyper-parameter is out of range; on a step, a capturable group is on two devices.
+        RuntimeError: a capture meets numbers or parameters that no step has put on the device.
+
+    Source: ``pyro.optim.clipped_adam.ClippedAdam``, whose bits the reference backend gives on a CPU; the
+    compiled one differs in the last of them.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        clip_norm: float = 10.0,
+        lrd: float = 1.0,
+        centered_variance: bool = False,
+        capturable: bool = False,
+    ) -> None:
+        defaults: dict[str, Any] = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "clip_norm": clip_norm,
+            "lrd": lrd,
+            "centered_variance": centered_variance,
+        }
+        # Where it is not, the state is Pyro's to the letter.
+        if capturable is not False:
+            defaults["capturable"] = capturable
+        super().__init__(check_params(params), defaults)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Do one step; a ``closure`` computes gradients first, and its loss is returned."""
+        loss = None
+        if closure is not None:
+            check.takes("closure", closure, (), {})
+            with torch.enable_grad():
+                loss = closure()
+        _step_together([self])
+        return loss
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters; what it leaves out is as the constructor was told.
+
+        Raises:
+            TypeError: the group is no dict, has something other than parameters, or a hyper-parameter of
+                another type.
+            ValueError: a parameter is computed or in another group, or a hyper-parameter is out of range.
+        """
+        param_group["params"] = check_new_group(param_group, self.defaults, self.param_groups)
+        super().add_param_group(param_group)
+        put_rate_on_device(self.param_groups[-1])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state of a ``ClippedAdam``, this class's or Pyro's.
+
+        Raises:
+            TypeError: a part of the state is of another type.
+            ValueError: the state is another optimizer's, or belongs to other parameters.
+
+        The state there was is kept then.
+        """
+        check_structure(state_dict, self.param_groups)
+        kept = as_kept(state_dict, self.param_groups)
+        for group in kept["param_groups"]:
+            group.setdefault("centered_variance", False)  # Pyro's states of before it had one
+        check_values(kept, self.param_groups)
+        super().load_state_dict(kept)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # torch comes through here with the whole new state, from load_state_dict, copy and pickle.
+        for group in filter(is_capturable, state["param_groups"]):
+            put_rate_on_device(group)
+            for param in group["params"]:
+                if param in state["state"]:
+                    put_count_on_device(param, state["state"][param])
+        super().__setstate__(state)
+
+
+class PyroClippedAdam(PyroOptim):
+    """:class:`ClippedAdam` as ``pyro.infer.SVI`` takes it: ``SVI(model, guide, optim, loss)``.
+
+    As with ``pyro.optim.ClippedAdam``, each parameter has an optimizer in ``optim_objs`` that holds
+    its state, so ``get_state``, ``set_state``, ``save`` and ``load`` speak Pyro's format. A call
+    steps all parameters together, with as many operations as there are different hyper-parameters,
+    step counts, devices and dtypes. It does not go through the ``step`` of the single optimizers:
+    hooks on those do not run.
+
+    Args:
+        optim_args: arguments of :class:`ClippedAdam`, or a function of a parameter's name that
+            returns them.
+        clip_args: ``clip_norm`` and ``clip_value`` for Pyro's clipping of each whole gradient
+            before the step, or a function of a parameter's module name and name that returns them.
+
+    Raises:
+        TypeError: an argument is neither a dict nor a function.
+    """
+
+    def __init__(
+        self,
+        optim_args: dict[str, Any] | Callable[..., dict[str, Any]],
+        clip_args: dict[str, Any] | Callable[..., dict[str, Any]] | None = None,
+    ) -> None:
+        for name, value in (
+            ("optim_args", optim_args),
+            ("clip_args", {} if clip_args is None else clip_args),
+        ):
+            if not isinstance(value, dict) and not _has_signature(value):
+                fail(name, "a dict or a function that returns one", describe(value), TypeError)
+        super().__init__(ClippedAdam, optim_args, clip_args)
+        # The store may forget them where another's parameters take their place. Some have none, as in Pyro.
+        self._names: dict[Tensor, Any] = {}
+
+    def get_state(self) -> dict[str, Any]:
+        """The state of each parameter's optimizer, by the name that the parameter had at its first step."""
+        kept = self.optim_objs
+        return {name: kept[param].state_dict() for param, name in self._names.items() if param in kept}
+
+    def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
+        """Do one step for every parameter in ``params``, each of which may stand there once.
+
+        Raises:
+            TypeError: ``params`` has something other than parameters, or there are other arguments: a
+                closure would have to run once a parameter.
+            ValueError: a parameter stands in ``params`` twice.
+        """
+        if args or kwargs:
+            fail("arguments", "params alone", f"{len(args) + len(kwargs)} more", TypeError)
+        once = check.elements("params", params, "an iterable of parameters")
+        for p in once:
+            if not isinstance(p, Tensor):
+                fail("params", "an iterable of parameters", f"one that is {describe(p)}", TypeError)
+        if len({id(p) for p in once}) != len(once):
+            fail("params", "each parameter once", f"{len(once)} with repetitions")
+        optimizers = [self._optimizer_of(p) for p in once]
+        for p in once:
+            if self.grad_clip[p] is not None:
+                self.grad_clip[p](p)
+        _step_together(optimizers)
+
+    def _optimizer_of(self, param: Tensor) -> ClippedAdam:
+        """The optimizer of ``param``, made on first sight, with the state that waits for it."""
+        if param not in self.optim_objs:
+            optimizer = self._get_optim(param)
+            name = pyro.get_param_store().param_name(param)
+            if name in self._state_waiting_to_be_consumed:
+                optimizer.load_state_dict(self._state_waiting_to_be_consumed[name])
+                del self._state_waiting_to_be_consumed[name]
+            self.grad_clip[param] = self._get_grad_clip(param)  # type: ignore[arg-type]
+            self.optim_objs[param], self._names[param] = optimizer, name
+        return self.optim_objs[param]
+
+
+def _has_signature(value: Any) -> bool:
+    """Whether ``value`` is a function whose arguments Pyro can count."""
+    try:
+        inspect.signature(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+class _Rule(NamedTuple):
+    """Settings that parameters have in common if one call steps them."""
+
+    device: torch.device
+    dtype: torch.dtype
+    step: int | None  # None: each has its own, on the device
+    lr: float | None
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    clip_norm: float
+    centered_variance: bool
+
+
+class _Bucket(NamedTuple):
+    """The tensors under one rule: parallel lists. The last two are of numbers where the rule has them."""
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    exp_avgs: list[Tensor]
+    exp_avg_sqs: list[Tensor]
+    steps: list[Any]
+    lrs: list[Any]
+
+
+class _Stepped(NamedTuple):
+    """A parameter in this step, with its state and its group."""
+
+    param: Tensor
+    grad: Tensor
+    state: dict[str, Any]
+    group: dict[str, Any]
+
+
+def _step_together(optimizers: Iterable[Optimizer]) -> None:
+    """Step all parameters of all ``optimizers``; nothing changes if a gradient is unfit."""
+    groups = [(optimizer, group) for optimizer in optimizers for group in optimizer.param_groups]
+    for _, group in groups:
+        put_rate_on_device(group)
+        for param in group["params"]:
+            check_gradient(param, group)
+    stepped = [
+        _Stepped(param, param.grad, optimizer.state[param], group)
+        for optimizer, group in groups
+        for param in group["params"]
+        if param.grad is not None
+    ]
+    for each in stepped:
+        _begin(each)
+    _decay_rates([group for _, group in groups])
+    _count_steps(stepped)
+    buckets: dict[_Rule, _Bucket] = {}
+    for each in stepped:
+        _put_into_bucket(each, buckets)
+
+    for rule, bucket in buckets.items():
+        *tensors, steps, lrs = bucket
+        clipped_adam(
+            *tensors,
+            step=steps if rule.step is None else rule.step,
+            lr=lrs if rule.lr is None else rule.lr,
+            beta1=rule.betas[0],
+            beta2=rule.betas[1],
+            eps=rule.eps,
+            weight_decay=rule.weight_decay,
+            clip_norm=rule.clip_norm,
+            centered_variance=rule.centered_variance,
+        )
+
+
+def _begin(each: _Stepped) -> None:
+    """Give a parameter a state before its first step."""
+    if not each.state:
+        state = {"step": 0, **{moment: torch.zeros_like(each.grad) for moment in MOMENTS}}
+        if is_capturable(each.group):
+            put_count_on_device(each.param, state)
+        each.state.update(state)
+
+
+def _decay_rates(groups: list[dict[str, Any]]) -> None:
+    """``lr *= lrd`` in each group, by one operation for all that are on a device."""
+    on_device = [group for group in groups if is_capturable(group)]
+    if on_device:
+        torch._foreach_mul_([g["lr"] for g in on_device], [float(g["lrd"]) for g in on_device])
+    for group in groups:
+        if not is_capturable(group):
+            group["lr"] *= group["lrd"]
+
+
+def _count_steps(stepped: list[_Stepped]) -> None:
+    """Count one more step of each parameter, by one operation for all that are counted on a device."""
+    on_device = [each.state["step"] for each in stepped if is_capturable(each.group)]
+    if on_device:
+        torch._foreach_add_(on_device, 1)
+    for each in stepped:
+        if not is_capturable(each.group):
+            each.state["step"] += 1
+
+
+def _put_into_bucket(each: _Stepped, buckets: dict[_Rule, _Bucket]) -> None:
+    """Put a parameter with those that step by the same rule."""
+    param, grad, state, group = each
+    capturable = is_capturable(group)
+    rule = _Rule(
+        device=param.device,
+        dtype=param.dtype,
+        step=None if capturable else state["step"],
+        lr=None if capturable else group["lr"],
+        betas=tuple(group["betas"]),
+        eps=group["eps"],
+        weight_decay=group["weight_decay"],
+        clip_norm=group["clip_norm"],
+        centered_variance=group["centered_variance"],
+    )
+    bucket = buckets.setdefault(rule, _Bucket([], [], [], [], [], []))
+    row = (param, grad, *(state[m] for m in MOMENTS), state["step"], group["lr"])
+    for column, value in zip(bucket, row, strict=True):
+        column.append(value)

@@ -1,0 +1,83 @@
+"""A lock on a folder that one process holds at a time, and a process that died holds no longer."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import platform
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from dmm_fast._io import naming
+from dmm_fast.check import fail
+from dmm_fast.training._runlog import logger
+
+_FILE = ".lock"
+
+# Of file systems that know no locks, such as some that are mounted over a network.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class FolderLock:
+    """A lock on an existing folder while ``with`` is entered; reading the folder needs none.
+
+    The kernel keeps it (``flock``) for an open file, ``.lock`` in the folder, so that it ends with its
+    process however that ends. The file names the process, for the message.
+
+    Args:
+        name: what the error is to name.
+        folder: what to lock.
+
+    Raises:
+        ValueError: on entering, another process, or another ``FolderLock`` of this one, holds it.
+        OSError: on entering, the file cannot be written.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self._name, self._folder = name, folder
+        self._path = folder / _FILE
+        self._opened = ExitStack()
+
+    def __enter__(self) -> FolderLock:
+        with ExitStack() as opened:
+            # The holder takes the file away when it is done. A lock on a file that went in the meantime
+            # locks nothing, and then there is a new file to lock.
+            while not self._holds(file := opened.enter_context(self._path.open("a+b"))):
+                pass
+            with naming(self._path):
+                file.truncate(0)
+                file.write(f"{os.getpid()} on {platform.node()}".encode())
+                file.flush()
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._path.unlink(missing_ok=True)
+        self._opened.close()
+
+    def _holds(self, file: BinaryIO) -> bool:
+        """Lock ``file``, and say whether it is still the one in the folder."""
+        try:
+            with naming(self._path):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().decode(errors="replace") or "of unknown number"
+            expected = "a folder in which no other process trains"
+            fail(self._name, expected, f"{self._folder}, in which process {holder} does")
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            logger.warning("%s cannot be locked: train in it with one process at a time", self._folder)
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return False

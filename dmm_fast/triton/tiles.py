@@ -1,0 +1,338 @@
+"""Networks over many rows, a few layers a launch: each program has a tile of rows and columns.
+
+So even a few thousand rows give every multiprocessor something to do, and a weight is read once for each
+block of rows. What passes from launch to launch is scratch in float32, small enough for a GPU's L2. A program
+reads nothing that another of its launch writes, and what it writes does not depend on what was there, so that
+a kernel may run again to be measured.
+
+The first launch finds out which step each place is (:mod:`dmm_fast.triton.rows`) and reads the rows of z;
+the others read what it found, so that none of them divides or searches.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dmm_fast.triton import tuning
+from dmm_fast.triton.common import cdiv, input_precision, on_device_of
+from dmm_fast.triton.layers import bias, product, relu
+from dmm_fast.triton.rows import (
+    Rows,
+    Steps,
+    at,
+    before,
+    decoded,
+    load_row,
+    places,
+    rowwise_kernel,
+    store_row,
+    unit_of,
+)
+
+
+class Spots(NamedTuple):
+    """Rows of a ``[P, B, T, width]`` tensor."""
+
+    p: Any
+    b: Any
+    t: Any
+
+
+class Columns(NamedTuple):
+    """Some columns of scratch, or of what is as dense: how long its rows are, and how many columns."""
+
+    ptr: Any
+    stride: Any
+    width: Any
+
+
+class Layer(NamedTuple):
+    """A linear layer, whether a relu follows, and the columns of its result."""
+
+    w: Any
+    b: Any
+    has_relu: Any
+    to: Columns
+
+
+class Term(NamedTuple):
+    """A gradient by a layer's outputs, and the layer's weight."""
+
+    gradient: Columns
+    w: Any
+
+
+class Gradient(NamedTuple):
+    """The gradient by what layers are of; ``relu_outputs`` is what a relu made of that, if there was any.
+
+    The latter is a tuple of one or none: a kernel takes no None this deep within tuples (triton 3.6).
+    """
+
+    terms: tuple[Term, ...]
+    to: Columns
+    relu_outputs: tuple[Columns, ...] = ()
+
+
+def columns_of(scratch: Tensor, at: slice) -> Columns:
+    """These columns of ``scratch [rows, columns]``."""
+    return Columns(scratch[:, at], tl.constexpr(scratch.stride(0)), tl.constexpr(at.stop - at.start))
+
+
+def features_of(tensor: Tensor) -> Columns:
+    """All features of a contiguous tensor, whose rows are counted as places are."""
+    width = tensor.shape[-1]
+    return Columns(tensor, tl.constexpr(width), tl.constexpr(width))
+
+
+def room(on: Tensor, count: int, width: int) -> tuple[Tensor, Tensor]:
+    """Scratch of so many rows and columns, and room for what :func:`first_layers` finds out about them.
+
+    These are for each row ``place, p, b, t``; ``place``, (p * batch + b) * steps + t, is -1 for none.
+    """
+    scratch = torch.empty(count, width, dtype=torch.float32, device=on.device)
+    return scratch, torch.empty(4, count, dtype=torch.int64, device=on.device)
+
+
+def constants_of(args: Any) -> Any:
+    """The part of a kernel's arguments that it is compiled for: constants and dtypes."""
+    if isinstance(args, tuple):
+        return tuple(map(constants_of, args))
+    return args.dtype if isinstance(args, Tensor) else getattr(args, "value", None)
+
+
+def launch_tiles(kernel: Any, found: Tensor, widths: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """Run ``kernel(*args, found, count, ...)`` over tiles of the rows of ``found [4, count]``."""
+    launch_rows(kernel, found.shape[1], found, widths, *args, found, **options)
+
+
+def launch_rows(
+    kernel: Any, count: int, on: Tensor, widths: tuple[int, ...], *args: Any, **options: Any
+) -> None:
+    """Run ``kernel(*args, count, ...)`` over tiles of so many rows, where ``on`` is.
+
+    Blocks of columns are those of one width after another; without any, whole rows of ``least_warps``.
+    """
+    if count == 0:
+        return
+    options["PRECISION"] = input_precision()
+    rule = tuning.tiles_by_rule(count, widths, options.pop("least_warps", 1))
+    key = kernel.fn, constants_of(args), repr(options), on.device
+
+    def run(tiles: tuning.Tiles) -> None:
+        columns = sum(cdiv(width, tiles.BLOCK_N) for width in widths)
+        grid = (cdiv(count, tiles.BLOCK_M), max(columns, 1))
+        kernel[grid](*args, count, **tiles._asdict(), **options)
+
+    with on_device_of(on):
+        run(tuning.choose(run, tuning.TILES, rule, key, on))
+
+
+@triton.jit
+def rows_of_tile(found, count, BLOCK_M):  # type: ignore[no-untyped-def]
+    """``index, place, valid`` of this program's rows."""
+    index = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    place = tl.load(found + index, mask=index < count, other=-1)
+    return index, place, place >= 0
+
+
+@triton.jit
+def spots_of(found, count, index, valid):  # type: ignore[no-untyped-def]
+    """The places of the rows of scratch."""
+    return Spots(
+        tl.load(found + count + index, mask=valid, other=0),
+        tl.load(found + 2 * count + index, mask=valid, other=0),
+        tl.load(found + 3 * count + index, mask=valid, other=0),
+    )
+
+
+@triton.jit
+def row_at(rows, spots):  # type: ignore[no-untyped-def]
+    """Pointers to the first feature of rows of a tensor."""
+    start = spots.p * decoded(rows.stride_p) + spots.b * decoded(rows.stride_b)
+    return rows.ptr + start + spots.t * decoded(rows.stride_t)
+
+
+@triton.jit
+def gradient_at(dout, spots, steps, valid):  # type: ignore[no-untyped-def]
+    """``[rows, 1]``: the gradient by the sum over time, from dout [P, B]."""
+    row = spots.p * decoded(steps.batch) + spots.b
+    return tl.load(dout + row, mask=valid, other=0.0).to(tl.float32)[:, None]
+
+
+@triton.jit
+def read(source, index, valid, columns):  # type: ignore[no-untyped-def]
+    """The given columns of rows of scratch."""
+    return load_row(source.ptr + index * source.stride, columns, source.width, valid)
+
+
+@triton.jit
+def write(to, index, valid, columns, value):  # type: ignore[no-untyped-def]
+    """Write the given columns of rows of scratch."""
+    store_row(to.ptr + index * to.stride, columns, to.width, valid, value)
+
+
+@triton.jit
+def layer_of(source, index, valid, w, b, columns, N, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+    """The given columns of ``W x + b`` for rows x of scratch."""
+    rows = source.ptr + index * source.stride
+    K = source.width
+    return product(rows, valid, K, w, columns, N, K, 1, BLOCK_K, PRECISION) + bias(b, columns, N)
+
+
+@triton.jit
+def layer_at(layers, block, BLOCK_N):  # type: ignore[no-untyped-def]
+    """The first of a layer's columns in this block of the columns of all layers, and the layer's own.
+
+    These are ``w, b, has_relu``, and the pointer, stride and width of where it goes.
+    """
+    w, b, has_relu, to = layers[0].w, layers[0].b, layers[0].has_relu, layers[0].to.ptr
+    stride, N = layers[0].to.stride, layers[0].to.width
+    begin, end = 0, tl.cdiv(layers[0].to.width, BLOCK_N)
+    for later in tl.static_range(1, len(layers)):
+        here = block >= end
+        w, b = tl.where(here, layers[later].w, w), tl.where(here, layers[later].b, b)
+        has_relu = tl.where(here, layers[later].has_relu, has_relu)
+        to = tl.where(here, layers[later].to.ptr, to)
+        stride = tl.where(here, layers[later].to.stride, stride)
+        N = tl.where(here, layers[later].to.width, N)
+        begin, end = tl.where(here, end, begin), end + tl.cdiv(layers[later].to.width, BLOCK_N)
+    return (block - begin) * BLOCK_N, w, b, has_relu, to, stride, N
+
+
+@triton.jit
+def layer_tile(rows, valid, K, layers, scale, BLOCK_N, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+    """This program's columns of all layers, of ``scale`` times rows of K features; then where they belong.
+
+    These are the columns of their layer, and its pointer, stride and width.
+    """
+    begin, w, b, has_relu, to, stride, N = layer_at(layers, tl.program_id(1), BLOCK_N)
+    columns = begin + tl.arange(0, BLOCK_N)
+    out = scale * product(rows, valid, K, w, columns, N, K, 1, BLOCK_K, PRECISION) + bias(b, columns, N)
+    return tl.where(has_relu, relu(out), out), columns, to, stride, N
+
+
+@triton.jit
+def rows_of_steps(x, start, steps, row, step, UNIT):  # type: ignore[no-untyped-def]
+    """Pointers to the steps of x, or to those before where there is a ``start``."""
+    return at(x, steps, row, step, UNIT) if start is None else before(x, start, steps, row, step, UNIT)
+
+
+@rowwise_kernel
+def first_layers_kernel(  # type: ignore[no-untyped-def]
+    z,
+    z_0,
+    steps,
+    layers,
+    z_copy,
+    first,
+    found,
+    count,
+    Z: tl.constexpr,
+    UNIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Layers of z_{t-1}, or of z_t where ``z_0`` is None, from place ``first`` on.
+
+    The programs of the first columns also write what the places are to ``found``, and the rows themselves to
+    ``z_copy`` unless it is None.
+    """
+    index = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = index < count
+    row, step, valid = places(steps, first + index)
+    valid &= inside
+    rows = rows_of_steps(z, z_0, steps, row, step, UNIT)
+    if tl.program_id(1) == 0:
+        tl.store(found + index, tl.where(valid, row * decoded(steps.steps) + step, -1), mask=inside)
+        sequence = row.to(tl.int32)
+        tl.store(found + count + index, sequence // decoded(steps.batch), mask=valid)
+        tl.store(found + 2 * count + index, sequence % decoded(steps.batch), mask=valid)
+        tl.store(found + 3 * count + index, step, mask=valid)
+        if z_copy is not None:
+            for n in range(0, Z, BLOCK_N):
+                columns = n + tl.arange(0, BLOCK_N)
+                write(z_copy, index, valid, columns, load_row(rows, columns, Z, valid))
+    out, columns, to, stride, N = layer_tile(rows, valid, Z, layers, 1.0, BLOCK_N, BLOCK_K, PRECISION)
+    store_row(to + index * stride, columns, N, valid, out)
+
+
+def first_layers(
+    z: Rows,
+    z_0: Rows | None,
+    steps: Steps,
+    layers: list[Layer],
+    z_copy: Columns | None,
+    first: int,
+    found: Tensor,
+) -> None:
+    """Run :func:`first_layers_kernel`."""
+    given = (z, z_0, steps, tuple(layers), z_copy, first)
+    options = {"Z": z.ptr.shape[-1], "UNIT": unit_of(z, z_0)}
+    launch_tiles(first_layers_kernel, found, widths_of(layers), *given, **options)
+
+
+def widths_of(layers: list[Layer]) -> tuple[int, ...]:
+    """The number of their outputs."""
+    return tuple(layer.to.width.value for layer in layers)
+
+
+@triton.jit
+def gradient_tile(gradient, index, valid, columns, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+    """The given columns of a :class:`Gradient`."""
+    out = tl.zeros((valid.shape[0], columns.shape[0]), tl.float32)
+    K = gradient.to.width
+    for i in tl.static_range(len(gradient.terms)):
+        of_outputs = gradient.terms[i].gradient
+        rows = of_outputs.ptr + index * of_outputs.stride
+        N = of_outputs.width
+        out += product(rows, valid, N, gradient.terms[i].w, columns, K, 1, K, BLOCK_K, PRECISION)
+    for i in tl.static_range(len(gradient.relu_outputs)):
+        out = tl.where(read(gradient.relu_outputs[i], index, valid, columns) > 0.0, out, 0.0)
+    return out
+
+
+@triton.jit
+def gradients_of_rows(gradients, index, place, valid, BLOCK_N, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+    """Whole rows of gradients, each by way of the one before; those of the last go by place."""
+    for i in tl.static_range(len(gradients)):
+        tl.debug_barrier()
+        to = place if i == len(gradients) - 1 else index
+        for n in range(0, gradients[i].to.width, BLOCK_N):
+            columns = n + tl.arange(0, BLOCK_N)
+            out = gradient_tile(gradients[i], index, valid, columns, BLOCK_K, PRECISION)
+            write(gradients[i].to, to, valid, columns, out)
+
+
+@rowwise_kernel
+def backward_kernel(  # type: ignore[no-untyped-def]
+    gradients,
+    found,
+    count,
+    BY_PLACE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """A tile of one of the gradients. Rows go to those of ``to``, by place where it is no scratch."""
+    index, place, valid = rows_of_tile(found, count, BLOCK_M)
+    block = tl.program_id(1)
+    for i in tl.static_range(len(gradients)):
+        to = gradients[i].to
+        blocks = tl.cdiv(to.width, BLOCK_N)
+        if (block >= 0) & (block < blocks):
+            columns = block * BLOCK_N + tl.arange(0, BLOCK_N)
+            out = gradient_tile(gradients[i], index, valid, columns, BLOCK_K, PRECISION)
+            write(to, place if BY_PLACE else index, valid, columns, out)
+        block -= blocks
+
+
+def backward(gradients: list[Gradient], found: Tensor, *, by_place: bool = False) -> None:
+    """Run :func:`backward_kernel`."""
+    widths = tuple(gradient.to.width.value for gradient in gradients)
+    launch_tiles(backward_kernel, found, widths, tuple(gradients), BY_PLACE=by_place)

@@ -1,0 +1,171 @@
+"""The gated transition, forward and backward: what its three ops share.
+
+    gate = sigmoid(W_go relu(W_gi z + b) + b)    mean = W_mo relu(W_mi z + b) + b    linear = W_l z + b
+    loc = (1 - gate) linear + gate mean          pre_scale = W_s relu(mean) + b      z being z_{t-1}
+
+Two launches: all layers of z; and what is made of them, of which each op makes something else. A program of
+the second has whole rows, since each pre_scale takes all of mean. Backward these once more, then the hidden
+layers, and z.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dmm_fast.reference import TransitionWeights
+from dmm_fast.triton import tiles
+from dmm_fast.triton.common import sigmoid
+from dmm_fast.triton.layers import in_parts, product, relu, stacked, weight_gradients
+from dmm_fast.triton.rows import Rows, Steps
+from dmm_fast.triton.tiles import Columns, Gradient, Layer, Term
+
+
+class Mixed(NamedTuple):
+    """The layers of z, and what is made of them; for a backward pass also the slopes of loc.
+
+    The slope by what goes into the sigmoid is ``gate_slope``, that by mean ``gate``, that by linear 1 - gate.
+    """
+
+    hidden_g: Columns
+    hidden_m: Columns
+    linear: Columns
+    loc: Columns
+    relu_mean: Columns
+    gate: Any = None
+    gate_slope: Any = None
+
+
+class Taken(NamedTuple):
+    """The gradients that an op's head leaves: dgate is by what goes into the sigmoid."""
+
+    dgate: Columns
+    dmean: Columns
+    dlinear: Columns
+    dpre_scale: Columns
+
+
+@triton.jit
+def mix(w, mixed, index, valid, BLOCK_N, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+    """Whole rows: from the layers of z to what else :class:`Mixed` has."""
+    Z = mixed.loc.width
+    for n in range(0, mixed.loc.width, BLOCK_N):
+        columns = n + tl.arange(0, BLOCK_N)
+        gate = tiles.layer_of(
+            mixed.hidden_g, index, valid, w.w_gate_out, w.b_gate_out, columns, Z, BLOCK_K, PRECISION
+        )
+        gate = sigmoid(gate)
+        mean = tiles.layer_of(
+            mixed.hidden_m, index, valid, w.w_mean_out, w.b_mean_out, columns, Z, BLOCK_K, PRECISION
+        )
+        linear = tiles.read(mixed.linear, index, valid, columns)
+        tiles.write(mixed.loc, index, valid, columns, (1.0 - gate) * linear + gate * mean)
+        tiles.write(mixed.relu_mean, index, valid, columns, relu(mean))
+        if mixed.gate is not None:
+            tiles.write(mixed.gate, index, valid, columns, gate)
+            tiles.write(mixed.gate_slope, index, valid, columns, (mean - linear) * gate * (1.0 - gate))
+    tl.debug_barrier()
+
+
+@triton.jit
+def head(mixed, w, index, valid, columns, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+    """The given columns of loc and pre_scale."""
+    pre_scale = tiles.layer_of(
+        mixed.relu_mean, index, valid, w.w_scale, w.b_scale, columns, mixed.loc.width, BLOCK_K, PRECISION
+    )
+    return tiles.read(mixed.loc, index, valid, columns), pre_scale
+
+
+@triton.jit
+def head_backward(mixed, taken, index, valid, columns, dloc, dpre_scale):  # type: ignore[no-untyped-def]
+    """Take the gradients by the given columns of loc and pre_scale; dmean is as yet that by way of loc."""
+    gate = tiles.read(mixed.gate, index, valid, columns)
+    tiles.write(taken.dpre_scale, index, valid, columns, dpre_scale)
+    dgate = dloc * tiles.read(mixed.gate_slope, index, valid, columns)
+    tiles.write(taken.dgate, index, valid, columns, dgate)
+    tiles.write(taken.dmean, index, valid, columns, dloc * gate)
+    tiles.write(taken.dlinear, index, valid, columns, dloc * (1.0 - gate))
+
+
+@triton.jit
+def mean_backward(w, mixed, taken, index, valid, BLOCK_N, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+    """Whole rows: add to dmean what comes by way of pre_scale."""
+    tl.debug_barrier()
+    Z = mixed.loc.width
+    for n in range(0, mixed.loc.width, BLOCK_N):
+        columns = n + tl.arange(0, BLOCK_N)
+        dpre_scale = taken.dpre_scale.ptr + index * taken.dpre_scale.stride
+        dmean_from_scale = product(dpre_scale, valid, Z, w.w_scale, columns, Z, 1, Z, BLOCK_K, PRECISION)
+        relu_mean = tiles.read(mixed.relu_mean, index, valid, columns)
+        dmean_from_scale = tl.where(relu_mean > 0.0, dmean_from_scale, 0.0)
+        dmean = tiles.read(taken.dmean, index, valid, columns)
+        tiles.write(taken.dmean, index, valid, columns, dmean + dmean_from_scale)
+
+
+Head = Callable[[TransitionWeights, Mixed, Tensor], None]
+"""Launches, for the rows at some places, what mixes the layers and what an op does with that."""
+
+HeadBackward = Callable[[TransitionWeights, Mixed, Taken, Tensor], None]
+
+
+def forward(head: Head, weights: list[Tensor], count: int, z: Rows, z_0: Rows | None, steps: Steps) -> None:
+    """Run the network for z_{t-1}, or for ``z`` itself where there is no ``z_0``, and the op's head."""
+    w = TransitionWeights(*(weight.contiguous() for weight in weights))
+    (G, Z), R = w.w_gate_in.shape, w.w_mean_in.shape[0]
+    for first, size in in_parts(count):
+        work, found = tiles.room(w.w_loc, size, G + R + 3 * Z)
+        mixed = Mixed(*(tiles.columns_of(work, at) for at in stacked(G, R, Z, Z, Z)))
+        tiles.first_layers(z, z_0, steps, layers_of_z(w, mixed), None, first, found)
+        head(w, mixed, found)
+
+
+def layers_of_z(w: TransitionWeights, mixed: Mixed) -> list[Layer]:
+    """Both hidden layers, and ``linear``."""
+    return [
+        Layer(w.w_gate_in, w.b_gate_in, True, mixed.hidden_g),
+        Layer(w.w_mean_in, w.b_mean_in, True, mixed.hidden_m),
+        Layer(w.w_loc, w.b_loc, False, mixed.linear),
+    ]
+
+
+def backward(
+    head: HeadBackward,
+    weights: list[Tensor],
+    count: int,
+    z: Rows,
+    z_0: Rows | None,
+    steps: Steps,
+    dbefore: Tensor,
+) -> list[Tensor]:
+    """The gradients of the weights; that by z_{t-1}, or by ``z`` itself, goes to ``dbefore [..., Z]``."""
+    w = TransitionWeights(*(weight.contiguous() for weight in weights))
+    (G, Z), R = w.w_gate_in.shape, w.w_mean_in.shape[0]
+    columns = stacked(Z, G, R, Z, G, R, Z, Z, Z, Z)
+    at_z, at_g, at_m, at_relu, at_dg, at_dm, at_linear, at_gate, at_mean, at_scale = columns
+
+    def fill(scratch: Tensor, first: int) -> None:
+        z_copy, hidden_g, hidden_m, relu_mean, dhidden_g, dhidden_m, dlinear, dgate, dmean, dpre_scale = (
+            tiles.columns_of(scratch, at) for at in columns
+        )
+        work, found = tiles.room(w.w_loc, len(scratch), 4 * Z)
+        linear, loc, gate, gate_slope = (tiles.columns_of(work, at) for at in stacked(Z, Z, Z, Z))
+        mixed = Mixed(hidden_g, hidden_m, linear, loc, relu_mean, gate, gate_slope)
+        tiles.first_layers(z, z_0, steps, layers_of_z(w, mixed), z_copy, first, found)
+        head(w, mixed, Taken(dgate, dmean, dlinear, dpre_scale), found)
+        of_hidden_g = Gradient((Term(dgate, w.w_gate_out),), dhidden_g, (hidden_g,))
+        of_hidden_m = Gradient((Term(dmean, w.w_mean_out),), dhidden_m, (hidden_m,))
+        tiles.backward([of_hidden_g, of_hidden_m], found)
+        of_z = Term(dhidden_g, w.w_gate_in), Term(dhidden_m, w.w_mean_in), Term(dlinear, w.w_loc)
+        tiles.backward([Gradient(of_z, tiles.features_of(dbefore))], found, by_place=True)
+
+    layers = [
+        (at_dg, at_z),
+        (at_gate, at_g),
+        (at_dm, at_z),
+        (at_mean, at_m),
+        (at_scale, at_relu),
+        (at_linear, at_z),
+    ]
+    return weight_gradients(fill, weights, steps, count, layers=layers)

@@ -1,0 +1,372 @@
+"""Gradients of several weights and biases in one launch: products over all rows of a batch at once.
+
+A layer's weight gradient is ``delta^T @ inputs`` over thousands of rows and has few elements, so each tile of
+it is dealt to several programs, each with a share of the rows; a second launch adds their sums in a fixed
+order. A bias is one more column, of inputs that are all one.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dmm_fast.triton.common import cdiv, input_precision, on_device_of
+from dmm_fast.triton.rows import Steps, constants, decoded, encoded
+
+
+class Tiles(NamedTuple):
+    """The cut of a launch: outputs by inputs of a tile, rows taken at a time, and Triton's options."""
+
+    BLOCK_M: int = 64
+    BLOCK_N: int = 64
+    BLOCK_K: int = 32
+    num_warps: int = 4
+    num_stages: int = 3
+
+
+class Cut(NamedTuple):
+    """Tiles, how many programs there should be, and how they multiply float32 where tf32 is not allowed."""
+
+    tiles: Tiles = Tiles()
+    programs: int = 528  # four for each of an H100's 132 multiprocessors, which hold as many
+    precision: str = "bf16x6"
+
+
+# The fastest on an H100 at the tutorial's sizes: a launch with many sums is short of loads, one with few of
+# programs.
+MANY_SUMS, FEW_SUMS = Cut(), Cut(Tiles(BLOCK_N=32), programs=768, precision="tf32x3")
+MANY = 150_000
+
+ADDED = 1024  # elements that a program of the second launch adds up
+
+
+class Layer(NamedTuple):
+    """A layer: ``delta`` is the gradient by its outputs; its inputs are rows of ``inputs``.
+
+    All are matrices with dense columns. Where there is a ``start``, inputs are those of the neighbouring
+    step, or the row of ``start`` beyond the end of a sequence. With ``other`` they are the mean of both.
+    """
+
+    delta: Tensor
+    inputs: Tensor
+    start: Tensor | None = None
+    other: Tensor | None = None
+    with_bias: bool = True
+
+
+class _Product(NamedTuple):
+    """A layer as a kernel takes it, with its tiles and the place of its sums among all."""
+
+    delta: Any
+    inputs: Any
+    start: Any
+    other: Any
+    size: Any
+
+
+class _Size(NamedTuple):
+    """Constants of a layer: outputs, inputs, what stands between rows, where its tiles and sums are."""
+
+    M: Any
+    N: Any
+    with_bias: Any
+    delta: Any
+    inputs: Any
+    start: Any
+    other: Any
+    first_tile: Any
+    tiles: Any
+    across: Any
+    first_sum: Any
+
+
+class _Sum(NamedTuple):
+    """The place of a layer's gradients, where its sums begin, and which programs add them up."""
+
+    weight: Any
+    bias: Any
+    weights: Any
+    all: Any
+    first_sum: Any
+    first_program: Any
+    programs: Any
+
+
+class _Summed(NamedTuple):
+    """A matrix whose rows are summed, where the sum goes, and the first program that does it; encoded."""
+
+    rows: Any
+    total: Any
+    height: int
+    width: int
+    first_program: int
+
+
+def weight_gradients(
+    layers: list[Layer],
+    steps: Steps,
+    dtype: torch.dtype,
+    first: int = 0,
+    table: Tensor | None = None,
+    starts: Tensor | None = None,
+) -> list[Tensor]:
+    """The gradients of each layer's weight ``[M, N]`` and, with a bias, of that ``[M]``, in order.
+
+    Behind them the sum of the rows of ``starts [rows, width]``, contiguous, where that is given.
+
+    ``table [2, count]`` says, for each valid step by its number, which row of ``delta`` it has, and which
+    row of ``inputs`` its neighbour has, or -1 - i for row i of ``start``. Without one, rows are the steps
+    with the numbers from ``first`` on, and as many as are valid are read.
+    """
+    count = layers[0].delta.shape[0] if table is None else table.shape[1]
+    made = [_made(layer, dtype) for layer in layers]
+    out = [gradient for pair in made for gradient in pair if gradient is not None]
+    if starts is not None:
+        out.append(starts.new_empty(starts.shape[1]))
+    if count == 0:  # then no row has a start either
+        return [gradient.zero_() for gradient in out]
+    cut = cut_for(sum(gradient.numel() for gradient in out))
+    products, tiles, sums = _products(layers, cut.tiles)
+    splits = _splits(tiles, count, cut)
+    partial = layers[0].delta.new_empty((splits, sums), dtype=torch.float32)
+    with on_device_of(partial):
+        products_kernel[(tiles, splits)](
+            products,
+            table,
+            steps,
+            partial,
+            *(first, count, splits, sums),
+            LAYERS=len(layers),
+            PRECISION=input_precision(cut.precision),
+            **cut.tiles._asdict(),
+        )
+        targets, programs = _targets(made)
+        summed = None
+        if starts is not None:
+            summed = _Summed(starts, out[-1], *map(encoded, (*starts.shape, programs)))
+            programs += cdiv(starts.shape[1], 128)
+        sums_kernel[(programs,)](
+            targets, summed, partial, sums, LAYERS=len(layers), SPLITS=splits, BLOCK=ADDED
+        )
+    return out
+
+
+def _made(layer: Layer, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    M, N = layer.delta.shape[1], layer.inputs.shape[1]
+    weight = layer.delta.new_empty((M, N), dtype=dtype)
+    return weight, weight.new_empty(M) if layer.with_bias else None
+
+
+def cut_for(sums: int) -> Cut:
+    """The cut of a launch with so many sums."""
+    return FEW_SUMS if sums < MANY else MANY_SUMS
+
+
+def _products(layers: list[Layer], cut: Tiles) -> tuple[tuple[_Product, ...], int, int]:
+    """The layers for the first kernel, and how many tiles and sums they have."""
+    products, tiles, sums = [], 0, 0
+    for layer in layers:
+        M, N = layer.delta.shape[1], layer.inputs.shape[1]
+        across = cdiv(N + layer.with_bias, cut.BLOCK_N)
+        own = cdiv(M, cut.BLOCK_M) * across
+        tensors = layer[:4]
+        delta, inputs, start, other = (0 if tensor is None else tensor.stride(0) for tensor in tensors)
+        size = _Size(M, N, layer.with_bias, delta, inputs, start, other, tiles, own, across, sums)
+        products.append(_Product(*tensors, constants(size)))
+        tiles, sums = tiles + own, sums + M * (N + layer.with_bias)
+    return tuple(products), tiles, sums
+
+
+def _targets(made: list[tuple[Tensor, Tensor | None]]) -> tuple[tuple[_Sum, ...], int]:
+    """The gradients for the second kernel, and how many programs they need."""
+    targets, programs, sums = [], 0, 0
+    for weight, bias in made:
+        weights = weight.numel()
+        every = weights + (0 if bias is None else bias.numel())
+        own = cdiv(every, ADDED)
+        numbers = (tl.constexpr(number) for number in (weights, every, sums, programs, own))
+        targets.append(_Sum(weight, bias, *numbers))
+        programs, sums = programs + own, sums + every
+    return tuple(targets), programs
+
+
+def _splits(tiles: int, count: int, cut: Cut) -> int:
+    """Shares of the rows, each of some blocks: of three binary digits, so that few kernels are compiled."""
+    most = max(1, min(cut.programs // tiles, count // (4 * cut.tiles.BLOCK_K)))
+    digits = max(0, most.bit_length() - 3)
+    return most >> digits << digits
+
+
+@triton.jit
+def lengths_of(steps, b):  # type: ignore[no-untyped-def]
+    """The lengths of the sequences ``b``, none longer than there are steps; zero where there is none."""
+    length = tl.load(steps.lengths + b, mask=b < decoded(steps.batch), other=0)
+    return tl.minimum(tl.maximum(length, 0), decoded(steps.steps))
+
+
+@triton.jit
+def valid_count(steps):  # type: ignore[no-untyped-def]
+    """The number of valid steps."""
+    if steps.lengths is None:
+        total = tl.full((), 1, tl.int64) * decoded(steps.batch) * decoded(steps.steps)
+    else:
+        total = tl.full((), 0, tl.int64)
+        b = 0
+        while b < decoded(steps.batch):
+            total += tl.sum(lengths_of(steps, b + tl.arange(0, 64)), 0)
+            b += 64
+    return total * decoded(steps.particles)
+
+
+@triton.jit
+def rows_at(pointer, rows, stride, columns, width, inside):  # type: ignore[no-untyped-def]
+    """``[rows, columns]`` of a matrix in float32; zero for what is not inside or beyond the width."""
+    keep = inside[:, None] & (columns < width)[None, :]
+    return tl.load(pointer + rows[:, None] * stride + columns[None, :], mask=keep, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def rows_of_numbers(product, table, number, end, count):  # type: ignore[no-untyped-def]
+    """The rows of the steps with these numbers, and of their neighbours."""
+    if table is None:
+        own = number
+        neighbour = number
+    else:
+        own = tl.load(table + number, mask=number < end, other=0)
+        neighbour = own
+        if product.start is not None:
+            neighbour = tl.load(table + count + number, mask=number < end, other=0)
+    return own.to(tl.int64), neighbour.to(tl.int64)
+
+
+@triton.jit
+def inputs_at(product, own, neighbour, n, inside):  # type: ignore[no-untyped-def]
+    """The columns ``n`` of a layer's inputs, ones behind the last where it has a bias."""
+    size = product.size
+    if product.start is None:
+        inputs = rows_at(product.inputs, own, size.inputs, n, size.N, inside)
+    else:
+        begins = neighbour < 0
+        row = tl.where(
+            begins,
+            product.start + (-1 - neighbour) * size.start,
+            product.inputs + neighbour * size.inputs,
+        )
+        keep = inside[:, None] & (n < size.N)[None, :]
+        inputs = tl.load(row[:, None] + n[None, :], mask=keep, other=0.0).to(tl.float32)
+    if product.other is not None:
+        inputs = 0.5 * (inputs + rows_at(product.other, own, size.other, n, size.N, inside))
+    # Also without a bias: of what goes into a product unchanged and transposed, reads would be of four bytes.
+    return tl.where((n == size.N)[None, :], 1.0 if size.with_bias else 0.0, inputs)
+
+
+@triton.jit
+def multiply_tile(  # type: ignore[no-untyped-def]
+    product,
+    table,
+    partial,
+    tile,
+    begin,
+    end,
+    count,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Write the sums of a layer's tile over the rows from ``begin`` to ``end`` to their place in partial."""
+    size = product.size
+    m = (tile // size.across) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = (tile % size.across) * BLOCK_N + tl.arange(0, BLOCK_N)
+    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    own, neighbour = rows_of_numbers(product, table, begin + tl.arange(0, BLOCK_K), end, count)
+    for k in range(begin, end, BLOCK_K):
+        number = k + tl.arange(0, BLOCK_K)
+        inside = number < end
+        delta = rows_at(product.delta, own, size.delta, m, size.M, inside)
+        inputs = inputs_at(product, own, neighbour, n, inside)
+        acc = tl.dot(tl.trans(inputs), delta, acc=acc, input_precision=PRECISION)
+        # A block ahead: what a loop reads is fetched early only where no other read says which.
+        own, neighbour = rows_of_numbers(product, table, number + BLOCK_K, end, count)
+    acc = tl.trans(acc)
+    to = partial + size.first_sum
+    keep = (m < size.M)[:, None] & (n < size.N)[None, :]
+    tl.store(to + m[:, None] * size.N + n[None, :], acc, mask=keep)
+    if size.with_bias:
+        keep = (m < size.M)[:, None] & (n == size.N)[None, :]
+        tl.store(to + size.M * size.N + m[:, None] + tl.zeros_like(n)[None, :], acc, mask=keep)
+
+
+@triton.jit(do_not_specialize=["first", "count", "splits"])
+def products_kernel(  # type: ignore[no-untyped-def]
+    products,
+    table,
+    steps,
+    partial,
+    first,
+    count,
+    splits,
+    sums,
+    LAYERS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """A tile of one of the products over a share of the valid rows: sums go to partial [splits, sums]."""
+    valid = tl.minimum(tl.maximum(valid_count(steps) - first, 0), count).to(tl.int32)
+    share = tl.cdiv(tl.cdiv(valid, splits), BLOCK_K) * BLOCK_K
+    begin = tl.program_id(1) * share
+    end = tl.minimum(begin + share, valid)
+    own = partial + tl.program_id(1).to(tl.int64) * sums
+    tile = tl.program_id(0)
+    for i in tl.static_range(LAYERS):
+        size = products[i].size
+        if (tile >= size.first_tile) & (tile < size.first_tile + size.tiles):
+            multiply_tile(
+                products[i],
+                table,
+                own,
+                tile - size.first_tile,
+                begin,
+                end,
+                count,
+                BLOCK_M,
+                BLOCK_N,
+                BLOCK_K,
+                PRECISION,
+            )
+
+
+@triton.jit
+def sums_kernel(  # type: ignore[no-untyped-def]
+    targets, summed, partial, sums, LAYERS: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """A block of a layer's gradients: the sums of all shares, added in their order; or of ``summed``."""
+    program = tl.program_id(0)
+    for i in tl.static_range(LAYERS):
+        target = targets[i]
+        if (program >= target.first_program) & (program < target.first_program + target.programs):
+            place = (program - target.first_program) * BLOCK + tl.arange(0, BLOCK)
+            total = tl.zeros((BLOCK,), tl.float32)
+            for split in tl.static_range(SPLITS):
+                own = partial + target.first_sum + split * sums
+                total += tl.load(own + place, mask=place < target.all, other=0.0)
+            total = total.to(target.weight.dtype.element_ty)
+            tl.store(target.weight + place, total, mask=place < target.weights)
+            if target.bias is not None:
+                behind = (place >= target.weights) & (place < target.all)
+                tl.store(target.bias + place - target.weights, total, mask=behind)
+    if summed is not None:  # noqa: SIM102 - decided when it is compiled
+        if program >= decoded(summed.first_program):
+            columns = (program - decoded(summed.first_program)) * 128 + tl.arange(0, 128)
+            width, rows = decoded(summed.width), tl.arange(0, 32)
+            total = tl.zeros((128,), tl.float32)
+            while tl.min(rows, 0) < decoded(summed.height):
+                at = summed.rows + rows.to(tl.int64)[:, None] * width + columns[None, :]
+                inside = (rows < decoded(summed.height))[:, None] & (columns < width)[None, :]
+                total += tl.sum(tl.load(at, mask=inside, other=0.0).to(tl.float32), 0)
+                rows += 32
+            tl.store(summed.total + columns, total.to(summed.total.dtype.element_ty), mask=columns < width)

@@ -1,0 +1,43 @@
+"""Signals that end training between two steps, and those that are ignored."""
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from dmm_fast.training._interrupt import StopSignals
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture(autouse=True)
+def handlers_as_before() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in STOPS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_signal_is_noted_and_its_handler_put_back(number: signal.Signals) -> None:
+    before = [signal.getsignal(each) for each in STOPS]
+    with StopSignals() as stop:
+        assert stop.received is None
+        signal.raise_signal(number)
+        assert stop.received == number
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert [signal.getsignal(each) for each in STOPS] == before
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_signal_that_is_ignored_stays_so(number: signal.Signals) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    with StopSignals() as stop:
+        signal.raise_signal(number)
+        assert stop.received is None
+        signal.raise_signal(signal.SIGTERM if number != signal.SIGTERM else signal.SIGHUP)
+        assert stop.received is not None
+        signal.raise_signal(number)
+        assert stop.received != number
+    assert signal.getsignal(number) is signal.SIG_IGN

@@ -1,0 +1,63 @@
+"""Data of a training run: refused before anything is written where no model of it can be."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from dmm_fast.data import Dataset, SequenceSet
+from dmm_fast.training import TrainConfig, Trainer, read_metrics
+from dmm_fast.training._data import check_data, fingerprint, load_data
+from dmm_fast.training._runlog import RunLog
+
+LOG: dict[str, Any] = {"tensorboard": False, "progress": False, "total_steps": 1, "first_step": 0,
+                       "first_epoch": 0, "metrics_bytes": 0}  # fmt: skip
+
+
+def splits(test: torch.Tensor) -> Dataset:
+    def of(x: torch.Tensor) -> SequenceSet:
+        return SequenceSet(x, torch.full((len(x),), x.shape[1]))
+
+    return Dataset("own", of(torch.ones(2, 3, 2)), of(torch.zeros(1, 3, 2)), of(test))
+
+
+@pytest.mark.parametrize(
+    ("test", "emission", "message"),
+    [
+        (torch.full((1, 3, 2), 0.5), "bernoulli", "zeros and ones (for real values: --emission gaussian), "
+         "got 0.5 at (sequence, step, feature) (0, 0, 0)"),
+        (torch.full((1, 3, 2), torch.inf), "gaussian", "finite numbers, got inf at"),
+        (torch.ones(1, 3, 4), "bernoulli", "2 features, as train has, got 4"),
+        (torch.ones(1, 3, 2, dtype=torch.float64), "gaussian", "sequences of torch.float32, as the model is"),
+    ],
+)  # fmt: skip
+def test_data_that_no_model_fits_are_refused(test: torch.Tensor, emission: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"data, test: expected {message}")):
+        Trainer(TrainConfig(emission=emission, rnn_dim=2, z_dim=2), splits(test))
+
+
+@pytest.mark.parametrize("emission", ["bernoulli", "gaussian"])
+def test_a_missing_value_is_none_that_is_refused(emission: str) -> None:
+    test = torch.ones(1, 3, 2)
+    test[0, 1, 1] = torch.nan
+    check_data(splits(test), emission)
+    assert fingerprint(splits(test)) != fingerprint(splits(torch.ones(1, 3, 2)))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: load_data({}), "config: expected TrainConfig, got dict"),
+        (lambda: check_data(3, "bernoulli"), "data: expected Dataset, got int 3"),
+        (lambda: fingerprint(None), "data: expected Dataset, got NoneType None"),
+        (lambda: read_metrics(3), "path: expected str or Path, got int 3"),
+        (lambda: RunLog("out", **LOG), "out: expected Path or NoneType, got str 'out'"),
+        (lambda: RunLog(None, **{**LOG, "metrics_bytes": 0.5}), "metrics_bytes: expected int, got float 0.5"),
+        (lambda: Trainer("config"), "config: expected TrainConfig, got str"),
+        (lambda: Trainer(TrainConfig(), [1]), "data: expected Dataset, got list"),
+    ],
+)
+def test_arguments_of_another_type_are_named(call: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        call()

@@ -1,0 +1,169 @@
+"""What the Triton kernels become on a GPU that is not there: registers, spills, shared memory.
+
+    python -m tests.triton.compile_table [--arch 90] [--variant few] [--json]
+
+The real ops run at the tutorial's sizes on CPU tensors, with every launch turned into a compilation: so
+what is compiled is what would be launched, and no list of kernels is kept. Results are never looked at.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+ARCHITECTURES = (80, 90, 100)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel as it was compiled, in the first variant that launches it so.
+
+    ``approximate`` are the PTX instructions that do not round correctly.
+    """
+
+    name: str
+    variant: str
+    arch: int
+    warps: int
+    registers: int
+    spills: int
+    shared: int
+    tf32: bool
+    approximate: list[str]
+
+
+# Up to how many rows a batch has few, and torch's precision for products.
+VARIANTS = {
+    "few": (1 << 30, "highest"),
+    "many": (0, "highest"),
+    "few, tf32": (1 << 30, "high"),
+    "many, tf32": (0, "high"),
+}
+
+
+class NoGpu:
+    """A driver for a device of some architecture that is never used."""
+
+    def __init__(self, arch: int) -> None:
+        self._arch = arch
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self._arch, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def resources(kernel: Any, variant: str, arch: int) -> Compiled:
+    """What the assembler says of a compiled kernel."""
+    import triton
+
+    tools = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = subprocess.check_output([f"{tools}/cuobjdump", "-res-usage", file.name], text=True)
+        code = subprocess.check_output([f"{tools}/nvdisasm", "-c", file.name], text=True)
+    registers = re.findall(r"REG:(\d+)", usage)
+    ptx = kernel.asm["ptx"]
+    return Compiled(
+        name=kernel.metadata.name,
+        variant=variant,
+        arch=arch,
+        warps=kernel.metadata.num_warps,
+        registers=int(registers[0]),
+        spills=len(re.findall(r"\bSTL\b", code)),
+        shared=kernel.metadata.shared,
+        # Where three such products make up for one, what goes into them is rounded first.
+        tf32="tf32" in ptx and "cvt.rna.tf32" not in ptx,
+        approximate=sorted(set(re.findall(r"\b\w+\.(?:approx|full)[.\w]*", ptx))),
+    )
+
+
+def take_cpu_tensors() -> None:
+    """Make the Triton ops take CPU tensors, as they do where they are interpreted."""
+    from dmm_fast.ops import _backends, _registry
+
+    _backends.PREFERENCE["cpu"] += ("triton",)
+    _registry.route_on("cpu")
+
+
+def compile_all(arch: int, variants: Sequence[str]) -> list[Compiled]:
+    """Every kernel that a forward and a backward pass of every op would launch at the tutorial's sizes.
+
+    In each of the variants, some of which need the same kernels.
+    """
+    # Before the package is imported: a torch without CUDA would have no Triton ops.
+    torch.version.cuda = torch.version.cuda or "none"
+    import triton
+    from triton.runtime.jit import JITFunction
+
+    from dmm_fast import ops
+    from dmm_fast.ops.schema import OPS
+    from dmm_fast.triton import scan, tuning
+    from tests.cases import CASES
+    from tests.compare import backends_for, run_backend
+    from tests.inputs import build
+
+    found: dict[Any, tuple[Any, str]] = {}
+    variant = ""
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **options)
+        found.setdefault(kernel.hash, (kernel, variant))
+        return kernel
+
+    take_cpu_tensors()
+    triton.runtime.driver.set_active(NoGpu(arch))
+    JITFunction.run = compile_only
+    case = CASES["tutorial"]
+    by_triton = [op for op in OPS if "triton" in backends_for(op)]
+    for variant in variants:
+        few, precision = VARIANTS[variant]
+        tuning.FEW_PLACES = scan.FEW_ROWS = few
+        torch.set_float32_matmul_precision(precision)
+        for op in by_triton:
+            run_backend(op, build(op, case), case, "triton")
+    rule = {"lr": 0.1, "beta1": 0.9, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0.0, "clip_norm": 1.0}
+    with ops.use_backend("triton"):
+        for step in (1, torch.tensor(1)):
+            ops.clipped_adam(*([torch.ones(7)] for _ in range(4)), step=step, **rule)
+    table = (resources(*compiled, arch) for compiled in found.values())
+    return sorted(table, key=lambda c: (c.name, list(VARIANTS).index(c.variant), c.shared))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arch", type=int, default=90, help="the compute capability, without its dot")
+    parser.add_argument(
+        "--variant", action="append", choices=VARIANTS, help="may be given again; all of them by default"
+    )
+    parser.add_argument("--json", action="store_true", help="for a program to read")
+    given = parser.parse_args()
+    table = compile_all(given.arch, given.variant or list(VARIANTS))
+    if given.json:
+        print(json.dumps([asdict(kernel) for kernel in table]))
+        return
+    print(
+        f"{'kernel':33} {'variant':9} {'arch':>4} {'warps':>5} {'registers':>9} {'spills':>6} {'shared':>7}"
+    )
+    for k in table:
+        numbers = f"{k.arch:4} {k.warps:5} {k.registers:9} {k.spills:6} {k.shared:7}"
+        print(f"{k.name:33} {k.variant:9} {numbers}")
+
+
+if __name__ == "__main__":
+    main()
