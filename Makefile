@@ -66,7 +66,7 @@ unit: $(STAMP)  ## the tests
 # where no test is left to run.
 triton: $(STAMP)  ## the Triton kernels, interpreted on the CPU
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -k triton tests/triton \
-	  tests/ops/test_table.py tests/ops/test_extremes.py tests/ops/test_invariants.py tests/ops/test_native.py \
+	  tests/ops/test_table.py tests/ops/test_extremes.py tests/ops/test_invariants.py tests/ops/test_compiled_ops.py \
 	  tests/ops/test_clipped_adam.py tests/ops/test_clipped_adam_checks.py tests/ops/test_broadcast.py \
 	  tests/ops/test_derivatives.py tests/ops/test_autocast.py tests/ops/test_combiner_scan.py \
 	  --ignore tests/triton/test_compile.py
@@ -87,10 +87,10 @@ emulate: $(STAMP)  ## the CUDA kernels under the emulator, with the sanitizers
 	$(BIN)/ninja -f csrc/emulator/build.ninja
 	$(SANITIZED_RUN) $(BIN)/python -m pytest -n 2 --capture=sys -o pythonpath="$(EMULATOR) ." -p tests.emulated \
 	  -k cuda tests/cuda tests/ops/test_table.py tests/ops/test_extremes.py tests/ops/test_invariants.py \
-	  tests/ops/test_native.py tests/ops/test_combiner_scan.py \
+	  tests/ops/test_compiled_ops.py tests/ops/test_combiner_scan.py \
 	  --ignore tests/cuda/test_compile.py --ignore tests/cuda/test_step_budget.py
 
-# Gigabytes are fetched for it, so `make test` leaves it out. Tests are copied: beside the sources they would
+# Gigabytes are fetched for it, so `make test` leaves it out. Tests and benchmarks are copied: beside the sources they would
 # import those and not the wheel.
 OTHER_TORCH ?= 2.11.0
 OTHER       := build/other-torch
@@ -100,7 +100,7 @@ other-torch: $(STAMP)  ## the wheel built here, installed beside another torch (
 	grep -E '^(numpy|pyro-ppl|hypothesis|pytest|pytest-xdist)==' requirements-dev.txt > $(OTHER)/requirements.txt
 	$(OTHER)/venv/bin/python -m pip install --disable-pip-version-check torch==$(OTHER_TORCH) -r $(OTHER)/requirements.txt
 	$(OTHER)/venv/bin/python -m pip install --disable-pip-version-check --force-reinstall --no-deps $(OTHER)/wheel/*.whl
-	cp -r tests pyproject.toml $(OTHER)
+	cp -r tests benchmarks pyproject.toml $(OTHER)
 	cd $(OTHER) && venv/bin/python -m pytest tests/ops
 
 report: $(STAMP)  ## the README's tables are what the committed results say

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.cases import TUTORIAL_BATCH, TUTORIAL_STEPS
-from dmm_fast import reference
+from dmm_fast import check, reference
 from dmm_fast.ops.schema import WEIGHTS
 from dmm_fast.ops.schema._signature import Argument, sizes_in
 
@@ -89,7 +89,7 @@ def draw(arguments: Iterable[Argument], sizes: Sizes, generator: torch.Generator
     for argument in arguments:
         if argument.kind == "tensor":
             shape, full = sizes.shape(argument.dims)
-            drawn[argument.name] = _numbers(argument.fact, shape, generator).expand(full)
+            drawn[argument.name] = numbers(argument.fact, shape, generator).expand(full)
         elif argument.kind == "weights":
             drawn[argument.name] = _weights(argument.dims, sizes, generator)
         elif argument.kind == "lengths":
@@ -103,7 +103,12 @@ def draw(arguments: Iterable[Argument], sizes: Sizes, generator: torch.Generator
     return drawn
 
 
-def _numbers(fact: str, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+def numbers(fact: str, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Numbers of which a fact of the table is true; standard normal ones without a fact.
+
+    Raises:
+        ValueError: there is no such fact.
+    """
     if fact == "weight":
         return _uniform(shape, generator)
     number = torch.randn(shape, generator=generator)
@@ -111,10 +116,14 @@ def _numbers(fact: str, shape: Sequence[int], generator: torch.Generator) -> Ten
         return (number > 0.5).float()
     if fact == "positive":
         return 0.1 + torch.nn.functional.softplus(number)
-    if fact == "sparse":  # rows from all zero to dense
+    if fact == "sparse":
         density = torch.rand([*shape[:-1], 1], generator=generator).square()
         return number * (torch.rand(shape, generator=generator) < density)
-    return 3.0 * number if fact == "wide" else number
+    if fact == "wide":
+        return 3.0 * number
+    if fact:
+        check.fail("fact", "binary, positive, sparse, weight or wide", repr(fact))
+    return number
 
 
 def _weights(kind: str, sizes: Sizes, generator: torch.Generator) -> Any:

@@ -118,8 +118,8 @@ class TensorChecks {
     if (!t.is_contiguous()) t = torch::stable::contiguous(t);
     const int64_t* values = t.const_data_ptr<int64_t>();
     for (int64_t b = 0; b < size('B'); ++b)
-      STD_TORCH_CHECK(values[b] >= 0 && values[b] <= size('T'), "lengths: expected values between 0 and T = ", size('T'),
-                      ", got ", values[b], " in row ", b);
+      STD_TORCH_CHECK(values[b] >= 0 && values[b] <= size('T'), "lengths: expected values between 0 and T = ",
+                      size('T'), ", got ", values[b], " in row ", b);
     return values;
   }
   cpu::Observed mask(std::optional<Tensor>& mask) {

@@ -30,6 +30,7 @@ from dmm_fast.infer import evaluate_elbo, evaluate_importance_nll
 from dmm_fast.model import DMM
 from dmm_fast.nn import Emitter
 from dmm_fast.training import TrainConfig, TrainingInterrupted
+from dmm_fast.training._config import FILE_FIELDS
 from dmm_fast.training._data import check_data, load_data
 from dmm_fast.training._runlog import METRICS, logger
 
@@ -63,7 +64,7 @@ def train_config(args: argparse.Namespace) -> TrainConfig:
     given = vars(args)
     names = [field.name for field in dataclasses.fields(TrainConfig)]
     settings: dict[str, Any] = {name: given[name] for name in names}
-    for name in ("load_model", "load_opt", "save_model", "save_opt"):
+    for name in FILE_FIELDS:
         settings[name] = Path(given[name]) if given[name] else None
     if args.tmc or args.tmcelbo:
         wanted = "tmc" if args.tmc else "tmcelbo"
@@ -169,7 +170,7 @@ def run_info(args: argparse.Namespace) -> int:
 
 
 def _plans(sizes: Sequence[int], measured: Path | None) -> dict[str, Any]:
-    """How the scans of a batch are cut up on the GPU that is there, or on an H100."""
+    """The plans of the scans of a batch on the GPU that is there, or on an H100."""
     if _extension.missing is not None:
         fail("--plan", "the compiled library, which knows the kernels", _extension.missing)
     B, T, H, Z = sizes

@@ -12,11 +12,11 @@ PURE_MARKER = "_pure"
 """A file beside this one, which setup.py writes where the library is left out on purpose."""
 
 
-def _load() -> str | None:
-    """Load the library; None, or why there is none.
+_BUILD_AGAIN = "pip install --no-build-isolation --no-deps --force-reinstall ."
 
-    Whoever has not left it out on purpose counts on its speed: eager is right too, and many times slower.
-    """
+
+def _load() -> str | None:
+    """Load the library; None, or why there is none."""
     here = Path(__file__).parent
     library = _library_in(here)
     if library is not None:
@@ -25,8 +25,7 @@ def _load() -> str | None:
             return None
         except OSError as error:
             why = f"{library} does not load with torch {torch.__version__}: {error}"
-            remedy = "Build it again beside this torch, in the package's source: "
-            remedy += "pip install --no-build-isolation --no-deps --force-reinstall ."
+            remedy = f"Build it again beside this torch, in the package's source: {_BUILD_AGAIN}"
     elif (here / PURE_MARKER).exists():
         return "left out on purpose: the package was installed with DMM_FAST_PURE=1"
     elif hidden := _hidden_by(here):
@@ -36,8 +35,23 @@ def _load() -> str | None:
         why = f"{here} holds no compiled library"
         remedy = "Build it beside torch, in the package's source: pip install --no-build-isolation -e . "
         remedy += "(after DMM_FAST_PURE=1 it leaves the library out, on purpose)"
-    warnings.warn(f"dmm_fast computes in eager PyTorch: {why}. {remedy}", RuntimeWarning, stacklevel=2)
+    return _without(why, remedy)
+
+
+def _without(why: str, remedy: str) -> str:
+    """Say that there is no library, but for one that was left out on purpose.
+
+    Eager PyTorch is right too, and many times slower.
+    """
+    warnings.warn(f"dmm_fast computes in eager PyTorch: {why}. {remedy}", RuntimeWarning, stacklevel=3)
     return why
+
+
+def leave_out(difference: str) -> None:
+    """Do without the library, which is of another version of the package: ``difference`` tells in what."""
+    global missing, of_other_version
+    why = f"the compiled library is of another version of the package: {difference}"
+    missing = of_other_version = _without(why, f"Build it again, in the package's source: {_BUILD_AGAIN}")
 
 
 def _library_in(package: Path) -> Path | None:
@@ -59,6 +73,9 @@ def _packages() -> Iterator[Path]:
 
 missing: str | None = _load()
 """Why the compiled library is not there; None where it is."""
+
+of_other_version: str | None = None
+"""Why a library that was loaded is of no use; its ops have the names that others would be defined by."""
 
 DTYPES = (torch.float32, torch.float64)
 """Dtypes of the compiled CPU ops."""

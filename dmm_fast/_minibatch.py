@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from dmm_fast import check, triton
 from dmm_fast.ops._backends import may_use
-from dmm_fast.reference import valid_steps
+from dmm_fast.reference import observed, valid_steps
 
 # Numbers for which a second thread does not pay; torch shares half as many.
 _FEW = 1 << 16
@@ -38,10 +38,7 @@ class MiniBatch(NamedTuple):
     @property
     def observed(self) -> Tensor:
         """``[B, T, 1]`` or ``[B, T, D]`` bool: what is both valid and not masked out."""
-        valid = self.valid.unsqueeze(-1)
-        if self.mask is None:
-            return valid
-        return valid & (self.mask if self.mask.dim() == 3 else self.mask.unsqueeze(-1)).bool()
+        return observed(self.lengths, self.T, self.mask)
 
 
 def validate_mini_batch(
@@ -88,7 +85,8 @@ def validate_mini_batch(
             check.fail("rows", f"bool of shape ({B},)", check.describe(rows))
         mini_batch = torch.where(rows[:, None, None] | mini_batch.isfinite(), mini_batch, 0.0)
     lengths = _lengths(mini_batch_seq_lengths, mini_batch_mask, B, T, like.device, validate)
-    _check_mask_shape(mini_batch_mask, B, T, input_dim, like.device)
+    if mini_batch_mask is not None:
+        check.mask_like("mini_batch_mask", mini_batch_mask, (B, T, input_dim), like.device)
     batch = MiniBatch(mini_batch, lengths, mini_batch_mask, T)
     if _reads(like, validate):
         _check_values(batch, boolean)
@@ -114,12 +112,10 @@ def _where_observed(batch: MiniBatch, x: Tensor) -> MiniBatch:
     # What records or compiles the operations of torch would not see numpy's.
     by_torch = x.requires_grad or torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
     if is_few and not by_torch:
-        observed = _array(batch.valid)[:, :, None]
+        keep = _array(batch.valid)[:, :, None]
         if batch.mask is not None:
-            observed = observed & (_array(batch.mask).reshape(*x.shape[:2], -1) != 0)
-        return batch._replace(
-            x=torch.from_numpy(np.where(observed, _array(x), np.zeros((), x.numpy().dtype)))
-        )
+            keep = keep & (_array(batch.mask).reshape(*x.shape[:2], -1) != 0)
+        return batch._replace(x=torch.from_numpy(np.where(keep, _array(x), np.zeros((), x.numpy().dtype))))
     return batch._replace(x=torch.where(batch.observed, x, 0.0))
 
 
@@ -154,12 +150,7 @@ def _batch_and_steps(x: Tensor | None, mask: Tensor | None, lengths: Tensor | No
 
 
 def _lengths(
-    lengths: Tensor | None,
-    mask: Tensor | None,
-    B: int,
-    T: int,
-    device: torch.device,
-    validate: bool | None,
+    lengths: Tensor | None, mask: Tensor | None, B: int, T: int, device: torch.device, validate: bool | None
 ) -> Tensor:
     name = "mini_batch_seq_lengths"
     if lengths is None:
@@ -196,15 +187,6 @@ def _lengths_of_prefix(mask: Tensor, validate: bool | None) -> Tensor:
                 f"row {row}: {mask[row].tolist()}"[:120],
             )
     return lengths
-
-
-def _check_mask_shape(mask: Tensor | None, B: int, T: int, D: int, device: torch.device) -> None:
-    if mask is None:
-        return
-    if not isinstance(mask, Tensor) or tuple(mask.shape) not in ((B, T), (B, T, D)):
-        check.fail("mini_batch_mask", f"shape ({B}, {T}) or ({B}, {T}, {D})", check.describe(mask))
-    if mask.device != device or mask.layout != torch.strided:
-        check.fail("mini_batch_mask", f"a dense tensor on {device}", check.describe(mask))
 
 
 def _check_packed(packed: PackedSequence, batch: MiniBatch) -> None:

@@ -152,15 +152,20 @@ def observation_mask(
     """Check a mask of observations ``[B, T, D]``: ``[B, T]`` or ``[B, T, D]``, bool or floating."""
     if mask is None:
         return
-    B, T, D = shape
-    if not isinstance(mask, Tensor) or tuple(mask.shape) not in ((B, T), (B, T, D)):
-        fail(name, f"shape ({B}, {T}) or ({B}, {T}, {D})", describe(mask))
-    if mask.device != device or mask.layout != torch.strided:
-        fail(name, f"a tensor on {device}", describe(mask))
+    mask_like(name, mask, shape, device)
     if values_are_readable(mask) and mask.dtype != torch.bool:
         strange = mask[(mask != 0) & (mask != 1)]
         if strange.numel():
             fail(name, "values 0 or 1", str(strange[0].item()))
+
+
+def mask_like(name: str, mask: object, shape: tuple[int, int, int], device: torch.device) -> None:
+    """Check the shape and the place of a mask of observations ``[B, T, D]``, and not its values."""
+    B, T, D = shape
+    if not isinstance(mask, Tensor) or tuple(mask.shape) not in ((B, T), (B, T, D)):
+        fail(name, f"shape ({B}, {T}) or ({B}, {T}, {D})", describe(mask))
+    if mask.device != device or mask.layout != torch.strided:
+        fail(name, f"a dense tensor on {device}", describe(mask))
 
 
 def broadcastable(name: str, tensor: Tensor, target: Sequence[int], layout: str) -> None:

@@ -19,13 +19,7 @@ from dmm_fast._minibatch import MiniBatch, validate_mini_batch
 from dmm_fast._parameters import register
 from dmm_fast._recurrent import read_backward
 from dmm_fast._units import make_room, units_of
-from dmm_fast.distributions import (
-    BernoulliEmission,
-    GaussianEmission,
-    MarkovPosterior,
-    MarkovPrior,
-    Units,
-)
+from dmm_fast.distributions import BernoulliEmission, GaussianEmission, MarkovPosterior, MarkovPrior, Units
 from dmm_fast.nn import (
     Combiner,
     Emitter,

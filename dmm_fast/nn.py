@@ -9,7 +9,7 @@ layer, hooks, parametrizations, a subclass with a ``forward`` of its own. An op 
 computes it as long as it is what the op computes (:func:`why_not_fused`); else its layers do, one by one.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,7 @@ from torch.nn.modules import module as torch_module
 
 from dmm_fast import check, ops
 from dmm_fast._recurrent import InferenceNetwork
-from dmm_fast.ops import (
-    CombinerWeights,
-    EmitterWeights,
-    GaussianEmitterWeights,
-    TransitionWeights,
-)
+from dmm_fast.ops import CombinerWeights, EmitterWeights, GaussianEmitterWeights, TransitionWeights
 
 __all__ = ["Combiner", "Emitter", "GatedTransition", "GaussianEmitter", "InferenceNetwork"]
 
@@ -32,6 +27,9 @@ _FORMER_NAMES = {
     "lin_hidden_to_mu": "lin_hidden_to_loc",
     "lin_hidden_to_sigma": "lin_hidden_to_scale",
 }
+
+
+_Weights = TypeVar("_Weights")
 
 
 def rename_former(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -44,13 +42,14 @@ def rename_former(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any
                     state[f"{prefix}{current}.{part}"] = state.pop(key)
 
 
-class _Network(nn.Module):
+class _Network(nn.Module, Generic[_Weights]):
     """A network whose layers one op computes, unless something in them was changed.
 
     Its attributes are the layers, each with the letters of its outputs and inputs, in the order in which
     the op takes their weights, and the kinds of its activations.
     """
 
+    _WEIGHTS: ClassVar[type[Any]]
     _LAYERS: ClassVar[dict[str, str]]
     _ACTIVATIONS: ClassVar[dict[str, type[nn.Module]]]
 
@@ -59,9 +58,12 @@ class _Network(nn.Module):
         for name, size in sizes.items():
             check.size(name, size)
 
-    def _pairs(self) -> list[Tensor]:
+    @property
+    def weights(self) -> _Weights:
+        """The weights as the ops take them."""
         layers: list[Any] = [self._modules[name] for name in self._LAYERS]
-        return [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
+        weights: _Weights = self._WEIGHTS(*(tensor for each in layers for tensor in (each.weight, each.bias)))
+        return weights
 
     def what_changed(self) -> str | None:
         """Say what in the layers is not as the op has it; None where all is."""
@@ -79,12 +81,13 @@ class _Network(nn.Module):
         return None
 
 
-class Emitter(_Network):
+class Emitter(_Network[EmitterWeights]):
     """Bernoulli emission p(x_t | z_t): ``probs = sigmoid(W_3 relu(W_2 relu(W_1 z)))``.
 
     Source: ``Emitter`` in Pyro's ``examples/dmm.py``.
     """
 
+    _WEIGHTS: ClassVar = EmitterWeights
     _LAYERS: ClassVar = {"lin_z_to_hidden": "EZ", "lin_hidden_to_hidden": "EE", "lin_hidden_to_input": "DE"}
     _ACTIVATIONS: ClassVar = {"relu": nn.ReLU}
 
@@ -95,11 +98,6 @@ class Emitter(_Network):
         self.lin_hidden_to_input = nn.Linear(emission_dim, input_dim)
         self.relu = nn.ReLU()
 
-    @property
-    def weights(self) -> EmitterWeights:
-        """The weights as the ops take them."""
-        return EmitterWeights(*self._pairs())
-
     def forward(self, z_t: Tensor) -> Tensor:
         """``probs [..., D]`` for ``z_t [..., Z]``."""
         if self.what_changed() is None:
@@ -108,9 +106,10 @@ class Emitter(_Network):
         return torch.sigmoid(self.lin_hidden_to_input(hidden))
 
 
-class GaussianEmitter(_Network):
+class GaussianEmitter(_Network[GaussianEmitterWeights]):
     """Gaussian emission p(x_t | z_t): the emitter's hidden layers under a loc and a scale head."""
 
+    _WEIGHTS: ClassVar = GaussianEmitterWeights
     _LAYERS: ClassVar = {
         "lin_z_to_hidden": "EZ",
         "lin_hidden_to_hidden": "EE",
@@ -127,11 +126,6 @@ class GaussianEmitter(_Network):
         self.lin_hidden_to_scale = nn.Linear(emission_dim, input_dim)
         self.relu, self.softplus = nn.ReLU(), nn.Softplus()
 
-    @property
-    def weights(self) -> GaussianEmitterWeights:
-        """The weights as the ops take them."""
-        return GaussianEmitterWeights(*self._pairs())
-
     def forward(self, z_t: Tensor) -> tuple[Tensor, Tensor]:
         """``loc, scale``, each ``[..., D]``, for ``z_t [..., Z]``."""
         if self.what_changed() is None:
@@ -141,12 +135,13 @@ class GaussianEmitter(_Network):
         return self.lin_hidden_to_loc(hidden), self.softplus(self.lin_hidden_to_scale(hidden))
 
 
-class GatedTransition(_Network):
+class GatedTransition(_Network[TransitionWeights]):
     """Gated transition p(z_t | z_{t-1}); its linear part starts as the identity.
 
     Source: arXiv 1609.09869, section 5; ``GatedTransition`` in Pyro's ``examples/dmm.py``.
     """
 
+    _WEIGHTS: ClassVar = TransitionWeights
     _LAYERS: ClassVar = {
         "lin_gate_z_to_hidden": "RZ",
         "lin_gate_hidden_to_z": "ZR",
@@ -170,11 +165,6 @@ class GatedTransition(_Network):
         self.relu, self.softplus = nn.ReLU(), nn.Softplus()
         self.register_load_state_dict_pre_hook(rename_former)
 
-    @property
-    def weights(self) -> TransitionWeights:
-        """The weights as the ops take them."""
-        return TransitionWeights(*self._pairs())
-
     def forward(self, z_t_1: Tensor) -> tuple[Tensor, Tensor]:
         """``loc, scale`` of p(z_t | z_{t-1}), each ``[..., Z]``, for ``z_t_1 [..., Z]``."""
         if self.what_changed() is None:
@@ -186,12 +176,13 @@ class GatedTransition(_Network):
         return loc, self.softplus(self.lin_sig(self.relu(proposed_mean)))
 
 
-class Combiner(_Network):
+class Combiner(_Network[CombinerWeights]):
     """The guide's step q(z_t | z_{t-1}, x_{t:T}), from z_{t-1} and the inference network's h_t.
 
     Source: ``Combiner`` in Pyro's ``examples/dmm.py``.
     """
 
+    _WEIGHTS: ClassVar = CombinerWeights
     _LAYERS: ClassVar = {"lin_z_to_hidden": "HZ", "lin_hidden_to_loc": "ZH", "lin_hidden_to_scale": "ZH"}
     _ACTIVATIONS: ClassVar = {"tanh": nn.Tanh, "softplus": nn.Softplus}
 
@@ -202,11 +193,6 @@ class Combiner(_Network):
         self.lin_hidden_to_scale = nn.Linear(rnn_dim, z_dim)
         self.tanh, self.softplus = nn.Tanh(), nn.Softplus()
         self.register_load_state_dict_pre_hook(rename_former)
-
-    @property
-    def weights(self) -> CombinerWeights:
-        """The weights as the ops take them."""
-        return CombinerWeights(*self._pairs())
 
     def forward(self, z_t_1: Tensor, h_rnn: Tensor) -> tuple[Tensor, Tensor]:
         """``loc, scale``, each ``[..., Z]``, for ``z_t_1 [..., Z]`` and ``h_rnn [..., H]``."""
@@ -220,7 +206,7 @@ class NotFusedWarning(UserWarning):
     """A network of a model was changed, so that its own layers compute it and no fused op."""
 
 
-def why_not_fused(module: nn.Module, network: type[_Network]) -> str | None:
+def why_not_fused(module: nn.Module, network: type[_Network[Any]]) -> str | None:
     """Say why ``module`` is not just the weights of an op: what in it is another than in ``network``.
 
     None where it is: its layers and activations are as they were built, apart from the values of their

@@ -114,7 +114,7 @@ def _sum_steps(terms: Tensor, keep: Tensor) -> Tensor:
     return terms.masked_fill(~keep, 0.0).sum((-2, -1))
 
 
-def _observed(lengths: Tensor, T: int, mask: Tensor | None) -> Tensor:
+def observed(lengths: Tensor, T: int, mask: Tensor | None) -> Tensor:
     """``[B, T, 1]`` or ``[B, T, D]`` bool: what is both valid and not masked out."""
     valid = valid_steps(lengths, T).unsqueeze(-1)
     if mask is None:
@@ -177,12 +177,7 @@ def transition_log_prob(z: Tensor, z_0: Tensor, weights: TransitionWeights, leng
 
 
 def transition_kl(
-    z: Tensor,
-    loc: Tensor,
-    pre_scale: Tensor,
-    z_0: Tensor,
-    weights: TransitionWeights,
-    lengths: Tensor,
+    z: Tensor, loc: Tensor, pre_scale: Tensor, z_0: Tensor, weights: TransitionWeights, lengths: Tensor
 ) -> Tensor:
     """``[..., B]``: sum over valid t of KL(N(loc_t, softplus(pre_scale_t)) || p(z_t | z_{t-1}))."""
     valid = valid_steps(lengths, z.shape[-2]).unsqueeze(-1)
@@ -223,14 +218,10 @@ def emission_log_prob(
 
 
 def gaussian_emission_log_prob(
-    x: Tensor,
-    z: Tensor,
-    weights: GaussianEmitterWeights,
-    lengths: Tensor,
-    mask: Tensor | None = None,
+    x: Tensor, z: Tensor, weights: GaussianEmitterWeights, lengths: Tensor, mask: Tensor | None = None
 ) -> Tensor:
     """``[..., B]``: sum over what is observed of log N(x_t; gaussian_emitter(z_t))."""
-    keep = _observed(lengths, z.shape[-2], mask)
+    keep = observed(lengths, z.shape[-2], mask)
     valid = valid_steps(lengths, z.shape[-2]).unsqueeze(-1)
     loc, pre_scale = gaussian_emitter(torch.where(valid, z, 0.0), weights)
     return _sum_normal(torch.where(keep, x, 0.0), loc, pre_scale, keep)
@@ -240,7 +231,7 @@ def normal_log_prob(
     value: Tensor, loc: Tensor, scale: Tensor, lengths: Tensor, mask: Tensor | None = None
 ) -> Tensor:
     """``[..., B]``: sum over what is observed of log N(value; loc, scale)."""
-    keep = _observed(lengths, value.shape[-2], mask)
+    keep = observed(lengths, value.shape[-2], mask)
     value, loc = torch.where(keep, value, 0.0), torch.where(keep, loc, 0.0)
     scale = torch.where(keep, scale, 1.0)
     terms = -0.5 * ((value - loc) / scale).square() - scale.log() - _HALF_LOG_2PI
@@ -249,7 +240,7 @@ def normal_log_prob(
 
 def bernoulli_log_prob(x: Tensor, logits: Tensor, lengths: Tensor, mask: Tensor | None = None) -> Tensor:
     """``[..., B]``: sum over what is observed of log Bernoulli(x; sigmoid(logits))."""
-    keep = _observed(lengths, x.shape[-2], mask)
+    keep = observed(lengths, x.shape[-2], mask)
     x, logits = torch.broadcast_tensors(torch.where(keep, x, 0.0), torch.where(keep, logits, 0.0))
     return _sum_steps(-F.binary_cross_entropy_with_logits(logits, x, reduction="none"), keep)
 
@@ -323,7 +314,7 @@ def clipped_adam(
     clip_norm: float,
     centered_variance: bool = False,
 ) -> None:
-    """One step of Adam with clipped gradients, in place; one ``torch._foreach`` call an operation."""
+    """A step of Adam with clipped gradients, in place; one ``torch._foreach`` call an operation."""
     with torch.no_grad():
         torch._foreach_clamp_min_(grads, -clip_norm)
         torch._foreach_clamp_max_(grads, clip_norm)
@@ -366,7 +357,7 @@ def _move_by(
     exp_avgs: list[Tensor],
     denominators: list[Tensor] | tuple[Tensor, ...],
 ) -> None:
-    """What ``torch._foreach_addcdiv_`` does, whose ``value`` is no tensor of a GPU; as precise for halves."""
+    """``torch._foreach_addcdiv_`` with a tensor for its ``value``, computed in float32 for half precision."""
     wide = torch.promote_types(params[0].dtype, torch.float32)
     step_sizes = step_size.to(wide).expand(len(params))
     for p, m, denominator, size in zip(params, exp_avgs, denominators, step_sizes, strict=True):

@@ -194,7 +194,7 @@ def test_observation_mask_fits(shape: tuple[int, ...], dtype: torch.dtype) -> No
     [
         (torch.ones(2, 4), "mask: expected shape (2, 3) or (2, 3, 4), got float32 of shape (2, 4)"),
         (torch.ones(2, 3, 1), "mask: expected shape (2, 3) or (2, 3, 4), got"),
-        (torch.ones(2, 3, device="meta"), "mask: expected a tensor on cpu, got"),
+        (torch.ones(2, 3, device="meta"), "mask: expected a dense tensor on cpu, got"),
         (torch.full((2, 3), 2.0), "mask: expected values 0 or 1, got 2.0"),
         (torch.full((2, 3), torch.nan), "mask: expected values 0 or 1, got nan"),
         (1.0, "mask: expected shape (2, 3) or (2, 3, 4), got float 1.0"),

@@ -275,7 +275,7 @@ def test_a_draw_of_a_gaussian_emission_is_differentiable_in_z_and_the_weights() 
     [
         (torch.ones(B, T + 1), r"^mask: expected shape \(4, 6\) or \(4, 6, 5\), got .* \(4, 7\)"),
         (torch.full((B, T), 0.5), "^mask: expected values 0 or 1, got 0.5"),
-        (torch.ones(B, T, device="meta"), "^mask: expected a tensor on cpu, got .* on meta"),
+        (torch.ones(B, T, device="meta"), "^mask: expected a dense tensor on cpu, got .* on meta"),
     ],
 )
 @pytest.mark.parametrize("kind", ["bernoulli", "gaussian"])

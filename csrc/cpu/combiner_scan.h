@@ -28,12 +28,11 @@ class Partials {
   std::vector<S> data_;
 };
 
-// [W_loc; W_scale] as one weight [2 latents, units].
+// [W_loc; W_scale] as one weight [2 latents, units]; W_loc alone where there is no other.
 template <class S>
 inline std::vector<S> stacked(const S* loc, const S* scale, int64_t size) {
-  std::vector<S> both(2 * size);
-  std::copy_n(loc, size, both.begin());
-  std::copy_n(scale, size, both.begin() + size);
+  std::vector<S> both(loc, loc + size);
+  if (scale) both.insert(both.end(), scale, scale + size);
   return both;
 }
 

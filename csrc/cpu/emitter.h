@@ -39,17 +39,11 @@ struct EmitterNet {
   explicit EmitterNet(const EmitterLayers<const S>& tensors)
       : t(tensors),
         width(t.w_scale ? 2 * t.D : t.D),
-        w_stack(stack(t.w_out, t.w_scale, t.D * t.E)),
-        b_stack(stack(t.b_out, t.b_scale, t.D)),
+        w_stack(stacked(t.w_out, t.w_scale, t.D * t.E)),
+        b_stack(stacked(t.b_out, t.b_scale, t.D)),
         w_in(t.w_in, t.E, t.Z, t.Z, 1),
         w_hidden(t.w_hidden, t.E, t.E, t.E, 1),
         w_out(w_stack.data(), width, t.E, t.E, 1) {}
-
-  static std::vector<S> stack(const S* out, const S* scale, int64_t size) {
-    std::vector<S> both(out, out + size);
-    if (scale) both.insert(both.end(), scale, scale + size);
-    return both;
-  }
 };
 
 // What a block computes; in a backward pass, what a whole chunk does.

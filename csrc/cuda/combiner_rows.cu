@@ -7,10 +7,7 @@ namespace {
 template <class Args>
 const char* launch(const Args& a, void* stream) {
   const auto kernel = rows_kernel(a);
-  if (kernel == nullptr) return kNoScanKernel;
-  const int size = a.cluster_size;
-  return launch_clusters(kernel, a, a.ragged.clusters() * size, size, kMostThreads,
-                         static_cast<size_t>(shared_bytes(a)), stream);
+  return kernel == nullptr ? kNoScanKernel : launch_scan(kernel, a, kMostThreads, stream);
 }
 
 }  // namespace

@@ -74,7 +74,7 @@ inline int64_t shared_bytes(const CombinerScanBackward& a) { return combiner_sca
 // Likewise with lane tiles. Up to the barriers and rows, of which there is room for the most, places are known when a
 // kernel is compiled. Then come for each row two inboxes, and of what is read from device memory, `operands` numbers of
 // each thread, the sources and what has come for two steps.
-constexpr int kSpareNumbers = 4;  // where threads put what is nobody's
+constexpr int kSpareNumbers = 4;  // sink for the stores of threads without a result
 constexpr int kRowBytes = 16;     // of a row, and of its two barriers
 template <class Args>
 inline int64_t combiner_rows_shared_bytes(const Args& a, int operands) {

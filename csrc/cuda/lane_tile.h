@@ -24,7 +24,7 @@ struct LaneTile {
   int group_outputs;    // of eight lanes
 
   __host__ __device__ int groups() const { return (outputs + group_outputs - 1) / group_outputs; }
-  // Numbers of a block's results, with those that nobody reads.
+  // Floats of a block's results, with padding that is never read.
   __host__ __device__ int width() const { return kLaneGroups * group_outputs; }
   __host__ __device__ int vector() const { return kLaneParts * lane_stride(lane_inputs); }
   bool holds_all() const { return inputs <= kLaneParts * lane_inputs && groups() <= kLaneGroups; }

@@ -75,4 +75,11 @@ const char* launch_clusters(Kernel kernel, const Args& args, int blocks, int clu
   return text_of(error);
 }
 
+// Runs a scan on as many clusters as its rows take. Null, or what went wrong.
+template <class Kernel, class Args>
+const char* launch_scan(Kernel kernel, const Args& a, int threads, void* stream) {
+  return launch_clusters(kernel, a, a.ragged.clusters() * a.cluster_size, a.cluster_size, threads,
+                         static_cast<size_t>(shared_bytes(a)), stream);
+}
+
 }  // namespace dmm::cuda

@@ -16,7 +16,8 @@ struct Row {
 class ClusterRows {
  public:
   // With room for a.rows_per_cluster of them. All threads have to be here.
-  __device__ ClusterRows(const Ragged& a, const Cluster& cluster, Row* rows) : rows_(rows), per_group_(a.rows_per_group) {
+  __device__ ClusterRows(const Ragged& a, const Cluster& cluster, Row* rows)
+      : rows_(rows), per_group_(a.rows_per_group) {
     const int first = static_cast<int>(blockIdx.x) / cluster.blocks() * a.rows_per_cluster;
     count_ = first + a.rows_per_cluster < a.rows() ? a.rows_per_cluster : a.rows() - first;
     const int mine = static_cast<int>(threadIdx.x);

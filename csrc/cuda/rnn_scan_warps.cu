@@ -9,8 +9,7 @@ const char* rnn_scan_warps(const RnnScan& a, void* stream) {
   with_warp_kernel(a.warp_tile, a.ragged.groups() > 1, [&](auto k) {
     using K = decltype(k);
     const auto kernel = rnn_scan_warps_fwd_kernel<K::kChunks, K::kOutputs, K::kKept, K::kRows, K::kSeveral>;
-    error = launch_clusters(kernel, a, a.ragged.clusters() * a.cluster_size, a.cluster_size, threads(a),
-                            static_cast<size_t>(shared_bytes(a)), stream);
+    error = launch_scan(kernel, a, threads(a), stream);
   });
   return error;
 }

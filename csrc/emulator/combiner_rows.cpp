@@ -5,23 +5,15 @@
 #include "exchange.h"
 
 namespace dmm::emulator {
-namespace {
 
 template <class Args>
-void run_rows(const std::string& call, const Args& a, const Options& options) {
+void combiner_rows(const std::string& call, const Args& a, const Options& options) {
   const auto kernel = cuda::rows_kernel(a);
   if (kernel == nullptr) throw std::invalid_argument(cuda::kNoScanKernel);
   const int blocks = a.ragged.clusters() * a.cluster_size;
   run_exchange(call, a, {blocks, a.cluster_size, cuda::kMostThreads, shared_bytes(a), options}, kernel);
 }
-
-}  // namespace
-
-void combiner_rows(const std::string& call, const cuda::CombinerRows& a, const Options& options) {
-  run_rows(call, a, options);
-}
-void combiner_rows(const std::string& call, const cuda::CombinerRowsBackward& a, const Options& options) {
-  run_rows(call, a, options);
-}
+template void combiner_rows(const std::string&, const cuda::CombinerRows&, const Options&);
+template void combiner_rows(const std::string&, const cuda::CombinerRowsBackward&, const Options&);
 
 }  // namespace dmm::emulator

@@ -8,7 +8,7 @@
 
 namespace dmm::emulator {
 
-void combiner_rows(const std::string& call, const cuda::CombinerRows& a, const Options& options);
-void combiner_rows(const std::string& call, const cuda::CombinerRowsBackward& a, const Options& options);
+template <class Args>  // cuda::CombinerRows or cuda::CombinerRowsBackward
+void combiner_rows(const std::string& call, const Args& a, const Options& options);
 
 }  // namespace dmm::emulator

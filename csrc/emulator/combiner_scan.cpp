@@ -24,25 +24,21 @@ void run(const std::string& call, const cuda::CombinerScanBackward& a, const Opt
   if (!exists) throw std::invalid_argument(cuda::kNoScanKernel);
 }
 
-void combiner_scan(const Options& options, const py::kwargs& given) {
-  const auto a = launch_of<cuda::LaunchCombinerScan<Tensor>>(given);
-  cuda::with_combiner_tiles(a.plan, [&](const auto& to, const auto& from) {
-    run("combiner_scan with plan " + cuda::describe(a.plan), cuda::scan_of(a, to, from), options);
-  });
-}
-
-void combiner_scan_backward(const Options& options, const py::kwargs& given) {
-  const auto a = launch_of<cuda::LaunchCombinerScanBackward<Tensor>>(given);
-  cuda::with_combiner_tiles(a.plan, [&](const auto& to, const auto& from) {
-    run("combiner_scan_backward with plan " + cuda::describe(a.plan), cuda::scan_of(a, to, from), options);
+template <class Launch>
+void bind(py::module_& m, const std::string& name) {
+  m.def(name.c_str(), [name](const Options& options, const py::kwargs& given) {
+    const auto a = launch_of<Launch>(given);
+    cuda::with_combiner_tiles(a.plan, [&](const auto& to, const auto& from) {
+      run(name + " with plan " + cuda::describe(a.plan), cuda::scan_of(a, to, from), options);
+    });
   });
 }
 
 }  // namespace
 
 void bind_combiner_scan(py::module_& m) {
-  m.def("combiner_scan", &combiner_scan);
-  m.def("combiner_scan_backward", &combiner_scan_backward);
+  bind<cuda::LaunchCombinerScan<Tensor>>(m, "combiner_scan");
+  bind<cuda::LaunchCombinerScanBackward<Tensor>>(m, "combiner_scan_backward");
 }
 
 }  // namespace dmm::emulator

@@ -16,21 +16,16 @@ auto kernel_of(const cuda::RnnScanBackward&, K) {
   return cuda::rnn_scan_warps_bwd_kernel<K::kChunks, K::kOutputs, K::kKept, K::kRows, K::kSeveral>;
 }
 
+}  // namespace
+
 template <class Args>
-void run_any(const std::string& call, const Args& a, const Options& options) {
+void run_by_warps(const std::string& call, const Args& a, const Options& options) {
   const bool exists = cuda::with_warp_kernel(a.warp_tile, a.ragged.groups() > 1, [&](auto k) {
     run_scan(call, a, threads(a), options, kernel_of(a, k));
   });
   if (!exists) throw std::invalid_argument(cuda::kNoScanKernel);
 }
-
-}  // namespace
-
-void run_by_warps(const std::string& call, const cuda::RnnScan& a, const Options& options) {
-  run_any(call, a, options);
-}
-void run_by_warps(const std::string& call, const cuda::RnnScanBackward& a, const Options& options) {
-  run_any(call, a, options);
-}
+template void run_by_warps(const std::string&, const cuda::RnnScan&, const Options&);
+template void run_by_warps(const std::string&, const cuda::RnnScanBackward&, const Options&);
 
 }  // namespace dmm::emulator

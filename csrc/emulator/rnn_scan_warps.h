@@ -8,7 +8,7 @@
 
 namespace dmm::emulator {
 
-void run_by_warps(const std::string& call, const cuda::RnnScan& args, const Options& options);
-void run_by_warps(const std::string& call, const cuda::RnnScanBackward& args, const Options& options);
+template <class Args>  // cuda::RnnScan or cuda::RnnScanBackward
+void run_by_warps(const std::string& call, const Args& a, const Options& options);
 
 }  // namespace dmm::emulator

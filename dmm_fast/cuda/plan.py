@@ -1,4 +1,4 @@
-"""How a scan on thread-block clusters is cut up: a pure function of the sizes and the device.
+"""Plans of the scans on thread-block clusters: pure functions of the sizes and the device.
 
 A cluster of blocks has some rows of the batch; every block of it has a part of the weights, on the chip for
 the whole scan, and at every step all blocks exchange what they made. Larger clusters leave less
@@ -43,7 +43,7 @@ CLUSTER_SIZES = (1, 2, 4, 8, 16)
 
 
 class Device(NamedTuple):
-    """What a plan depends on."""
+    """The properties of a GPU that a plan depends on."""
 
     shared_bytes: int  # that a block may have
     clusters: tuple[int, ...]  # of each of CLUSTER_SIZES, that run at a time
@@ -62,7 +62,7 @@ H100 = Device(232_448, (132, 66, 30, 15, 7), "NVIDIA H100 80GB HBM3")
 
 
 class Plan(NamedTuple):
-    """How a scan is cut up."""
+    """A division of a scan among clusters, blocks and threads."""
 
     rows_per_cluster: int
     rows_per_group: int  # that take their steps together
@@ -75,7 +75,7 @@ class Plan(NamedTuple):
 
     @property
     def threads(self) -> int:
-        """Of a block."""
+        """Threads of a block."""
         return max(tiling.threads for tiling in self.tilings)
 
     @property
@@ -89,7 +89,7 @@ class Plan(NamedTuple):
 
     @property
     def numbers(self) -> list[int]:
-        """What the compiled ops take."""
+        """The plan as the compiled ops take it."""
         return [*self[:3], *(n for tiling in self.tilings for n in tiling)]
 
     def __str__(self) -> str:
@@ -213,14 +213,14 @@ def combiner_plans(
 
 
 def device_of(tensor: Tensor) -> Device:
-    """What a plan depends on, of the device that a tensor is on."""
+    """The properties of the device that a tensor is on."""
     # The CPU stands for a GPU where the kernels are emulated.
     return cuda_device(tensor.get_device()) if tensor.is_cuda else H100
 
 
 @lru_cache
 def cuda_device(index: int) -> Device:
-    """What a plan depends on, of the CUDA device of that index."""
+    """The properties of the CUDA device of that index."""
     found = torch.cuda.get_device_properties(index)
     shared_bytes: int = found.shared_memory_per_block_optin  # type: ignore[attr-defined]  # not in the stubs
 
@@ -242,14 +242,10 @@ class _Shape(NamedTuple):
     cluster_size: int
 
 
-def _row_counts(rows: int) -> Iterator[int]:
-    return (count for count in ROWS if count <= max(rows, 1))
-
-
 def _shapes(rows: int, device: Device) -> Iterator[_Shape]:
     for size in CLUSTER_SIZES:
         if device.at_once(size):
-            for count in _row_counts(rows):
+            for count in (count for count in ROWS if count <= max(rows, 1)):
                 for at_once in (*range(1, CHUNK + 1), TENSOR_CHUNK // 2, TENSOR_CHUNK):
                     if at_once <= count:
                         yield _Shape(count, at_once, size)

@@ -22,6 +22,7 @@ from dmm_fast.distributions._sequence import (
 from dmm_fast.ops import EmitterWeights, GaussianEmitterWeights
 from dmm_fast.ops._checks import check_weights
 from dmm_fast.ops._registry import call_unchecked
+from dmm_fast.reference import observed
 
 
 class Units(NamedTuple):
@@ -192,20 +193,13 @@ class GaussianEmission(_Emission):
         rest: Tensor | float = 0.0
         if self.units is not None:
             value = (value - self.units.loc) / self.units.scale
-            rest = torch.where(self._observed, self.units.scale.log(), 0.0).sum((-2, -1))
+            keep = observed(self.lengths, self.event_shape[0], self.mask_)
+            rest = torch.where(keep, self.units.scale.log(), 0.0).sum((-2, -1))
         if self._output is None and self.min_scale == 0:
             given = (value, self.z, self.emitter, self.lengths, self.mask_)
             return self._spread(call_unchecked("gaussian_emission_log_prob", *given) - rest)
         loc, scale = self._loc_and_scale()
         return self._spread(ops.normal_log_prob(value, loc, scale, self.lengths, self.mask_) - rest)
-
-    @property
-    def _observed(self) -> Tensor:
-        """``[B, T, 1]`` or ``[B, T, D]`` bool: the terms of the log-density."""
-        keep = valid(self.lengths, self.event_shape[0])
-        if self.mask_ is None:
-            return keep
-        return keep & (self.mask_ if self.mask_.dim() == 3 else self.mask_.unsqueeze(-1)).bool()
 
     def _in_units(self, y: Tensor) -> Tensor:
         return y if self.units is None else self.units.loc + self.units.scale * y

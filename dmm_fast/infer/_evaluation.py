@@ -128,11 +128,7 @@ def evaluate_elbo(
 
 @torch.no_grad()
 def evaluate_importance_nll(
-    dmm: DMM,
-    data: SequenceSet,
-    num_particles: int = 100,
-    chunk_size: int = 100,
-    mini_batch_size: int = 16,
+    dmm: DMM, data: SequenceSet, num_particles: int = 100, chunk_size: int = 100, mini_batch_size: int = 16
 ) -> ElboEvaluation:
     """:func:`importance_nll` of a data set in nats per time step, averaged both ways.
 

@@ -40,7 +40,7 @@ class Capturer(Protocol):
         """Run ``step`` as it comes, where its capture will be."""
 
     def capture(self, step: Step) -> Step:
-        """What does the work of ``step`` again, without Python, and gives its result in the same memory."""
+        """A replay of the work of ``step`` without Python, with the result in the same memory."""
 
 
 class GraphedSVI(SVI):

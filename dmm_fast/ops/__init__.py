@@ -22,12 +22,7 @@ from dmm_fast.ops.normal_log_prob import drawn_log_prob, normal_log_prob
 from dmm_fast.ops.rnn_scan import rnn_scan
 from dmm_fast.ops.transition_kl import transition_kl
 from dmm_fast.ops.transition_log_prob import transition_log_prob
-from dmm_fast.reference import (
-    CombinerWeights,
-    EmitterWeights,
-    GaussianEmitterWeights,
-    TransitionWeights,
-)
+from dmm_fast.reference import CombinerWeights, EmitterWeights, GaussianEmitterWeights, TransitionWeights
 
 __all__ = [
     "BACKENDS",

@@ -7,7 +7,7 @@ back: an op that the chosen backend cannot compute raises :class:`BackendError`.
 import platform
 from collections.abc import Callable, Collection
 from contextvars import ContextVar
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -90,12 +90,7 @@ class use_backend:  # noqa: N801 - reads as a verb, as a call and in a with stat
             fail("use_backend", "a with statement right after the call", got, RuntimeError)
         self._is_block = True
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         held = _choices.held
         left = tuple([choice for choice in held if choice is not self])
         if len(left) == len(held):
@@ -170,10 +165,7 @@ def may_use(name: str) -> bool:
 
 
 def register(
-    op: str,
-    backend: str,
-    compute: Callable[..., Any],
-    dtypes: tuple[torch.dtype, ...] | None = None,
+    op: str, backend: str, compute: Callable[..., Any], dtypes: tuple[torch.dtype, ...] | None = None
 ) -> None:
     """Make ``compute`` what ``backend`` has for ``op``, for tensors of ``dtypes`` (None: any)."""
     _implementations.setdefault(op, {})[backend] = Implementation(compute, dtypes)
@@ -231,7 +223,7 @@ def _missing() -> dict[str, str]:
     without_nvcc = "built without CUDA kernels: no nvcc in CUDA_HOME or on PATH, or it failed"
     reasons = {
         "cpp": _extension.missing,
-        "triton": triton.missing,
+        "triton": _extension.of_other_version or triton.missing,
         "cuda": _extension.missing or (None if _extension.cuda_architectures() else without_nvcc),
     }
     return {name: why for name, why in reasons.items() if why}

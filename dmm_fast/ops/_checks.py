@@ -44,8 +44,8 @@ def check_arguments(op: str, given: tuple[Any, ...]) -> None:
     """
     place, letters, steps = _CHECKS[op]
     known = _Known(OPS[op].leading, _leading(OPS[op].leading, given[place], letters), letters)
-    for i, argument, step in steps:
-        step(argument, given[i], known)
+    for i, argument, argument_letters, step in steps:
+        step(argument, argument_letters, given[i], known)
 
 
 def _leading(name: str, value: Any, letters: Sequence[str]) -> Tensor:
@@ -88,39 +88,39 @@ def _all_fit(values: Iterable[Any], words: Sequence[str], first: Tensor, sizes: 
     return True
 
 
-def _weights(argument: Argument, value: Any, known: _Known) -> None:
+def _weights(argument: Argument, letters: Sequence[str], value: Any, known: _Known) -> None:
     check_weights(argument.dims, value, known.tensor, known.name, known.sizes, argument.name)
 
 
-def _plain(argument: Argument, value: Any, known: _Known) -> None:
+def _plain(argument: Argument, letters: Sequence[str], value: Any, known: _Known) -> None:
     """Check a tensor that has neither particles nor rows."""
-    letters, sizes = sizes_in(argument.dims), known.sizes
+    sizes = known.sizes
     if not _is_like(value, known.tensor):
         check.like(argument.name, value, known.tensor, known.name)
-    unknown = [letter for letter in letters if letter not in sizes]
-    if not unknown:
+    known_before = [sizes.get(letter) for letter in letters]
+    if len(value.shape) == len(letters):
+        for letter, size in zip(letters, value.shape, strict=True):
+            if sizes.setdefault(letter, size) != size:
+                break
+        else:
+            return
+    if None not in known_before:
         check.shape(argument.name, value, [sizes[letter] for letter in letters])
-        return
-    wanted = ", ".join(str(sizes.get(letter, letter)) for letter in letters)
-    fits = value.dim() == len(letters) and all(
-        sizes.setdefault(letter, size) == size for letter, size in zip(letters, value.shape, strict=True)
-    )
-    if not fits:
-        check.fail(argument.name, f"shape ({wanted})", check.describe(value))
+    shape = zip(known_before, letters, strict=True)
+    wanted = ", ".join(letter if size is None else str(size) for size, letter in shape)
+    check.fail(argument.name, f"shape ({wanted})", check.describe(value))
 
 
-def _exact(argument: Argument, value: Any, known: _Known) -> None:
+def _exact(argument: Argument, letters: Sequence[str], value: Any, known: _Known) -> None:
     """Check a tensor that has the leading dimensions of the leading argument."""
-    letters = sizes_in(argument.dims)[1:]
     shape = (*known.tensor.shape[: -len(known.letters)], *(known.sizes[letter] for letter in letters))
     if not (_is_like(value, known.tensor) and value.shape == shape):
         check.like(argument.name, value, known.tensor, known.name)
         check.shape(argument.name, value, shape)
 
 
-def _broadcast(argument: Argument, value: Any, known: _Known) -> None:
+def _broadcast(argument: Argument, letters: Sequence[str], value: Any, known: _Known) -> None:
     """Check a tensor whose particles, or leading dimensions, broadcast with those of the others."""
-    letters = sizes_in(argument.dims)[1:]
     sizes = [known.sizes[letter] for letter in letters]
     if _is_like(value, known.tensor) and value.shape == (*known.lead, *sizes):
         return
@@ -131,7 +131,7 @@ def _broadcast(argument: Argument, value: Any, known: _Known) -> None:
     known.names += f" and {argument.name}"
 
 
-def _start(argument: Argument, value: Any, known: _Known) -> None:
+def _start(argument: Argument, letters: Sequence[str], value: Any, known: _Known) -> None:
     width = argument.dims[-1]
     if not (_is_like(value, known.tensor) and value.shape == (known.sizes[width],)):
         check.like(argument.name, value, known.tensor, known.name)
@@ -139,11 +139,11 @@ def _start(argument: Argument, value: Any, known: _Known) -> None:
         check.broadcastable(argument.name, value, target, f"[..., B, {width}]")
 
 
-def _lengths(argument: Argument, value: Any, known: _Known) -> None:
+def _lengths(argument: Argument, letters: Sequence[str], value: Any, known: _Known) -> None:
     check.lengths(value, known.sizes["B"], known.sizes["T"], known.tensor.device)
 
 
-def _mask(argument: Argument, value: Any, known: _Known) -> None:
+def _mask(argument: Argument, letters: Sequence[str], value: Any, known: _Known) -> None:
     if value is not None:
         sizes = known.sizes
         check.observation_mask(
@@ -151,14 +151,15 @@ def _mask(argument: Argument, value: Any, known: _Known) -> None:
         )
 
 
-def _choice(argument: Argument, value: Any, known: _Known) -> None:
+def _choice(argument: Argument, letters: Sequence[str], value: Any, known: _Known) -> None:
     if not isinstance(value, str):
         check.kind(argument.name, value, str)
     if value not in argument.choices:
         check.fail(argument.name, " or ".join(map(repr, argument.choices)), repr(value)[:80])
 
 
-_Step = Callable[[Argument, Any, _Known], None]
+_Step = Callable[[Argument, Sequence[str], Any, _Known], None]
+_Entry = tuple[int, Argument, Sequence[str], _Step]
 _STEPS: dict[str, _Step] = {
     "weights": _weights,
     "lengths": _lengths,
@@ -170,21 +171,20 @@ _STEPS: dict[str, _Step] = {
 }
 
 
-def _checks_of(op: Op) -> tuple[int, list[str], list[tuple[int, Argument, _Step]]]:
+def _checks_of(op: Op) -> tuple[int, Sequence[str], list[_Entry]]:
     """The place and the letters of the leading argument, and the checks of the others in their order."""
+    # Weights tell sizes, and a start is of all particles.
+    ranks: dict[_Step, int] = {_weights: 0, _start: 2, _lengths: 3, _mask: 3, _choice: 3}
     leading = op.leading_argument
-
-    def rank(entry: tuple[int, Argument, _Step]) -> int:
-        # Weights tell sizes, and a start is of all particles.
-        ranks: dict[_Step, int] = {_weights: 0, _start: 2, _lengths: 3, _mask: 3, _choice: 3}
-        return ranks.get(entry[2], 1)
-
-    entries = []
+    entries: list[_Entry] = []
     for i, argument in enumerate(op.arguments):
         if argument is not leading:
-            kind = argument.dims[0] if argument.kind == "tensor" else argument.kind
-            entries.append((i, argument, _STEPS.get(kind, _plain)))
-    return op.arguments.index(leading), sizes_in(leading.dims)[1:], sorted(entries, key=rank)
+            is_tensor = argument.kind == "tensor"
+            step = _STEPS.get(argument.dims[0] if is_tensor else argument.kind, _plain)
+            letters = sizes_in(argument.dims) if is_tensor else []
+            entries.append((i, argument, letters if step is _plain else letters[1:], step))
+    entries.sort(key=lambda entry: ranks.get(entry[3], 1))
+    return op.arguments.index(leading), sizes_in(leading.dims)[1:], entries
 
 
 _CHECKS = {op.name: _checks_of(op) for op in OPS.values()}

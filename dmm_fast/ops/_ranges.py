@@ -12,7 +12,7 @@ _LARGEST = sys.float_info.max
 
 
 class Range(NamedTuple):
-    """What a message calls a range, and whether a number is in it: none admits NaN."""
+    """A range of numbers: its name in messages, and a test of membership that NaN never passes."""
 
     expected: str
     admits: Callable[[Any], bool]

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from dmm_fast import _extension, check, cuda, reference, triton
+from dmm_fast import _extension, cuda, reference, triton
 from dmm_fast.ops import _autocast, _backends, _derivatives
 from dmm_fast.ops._checks import check_arguments
 from dmm_fast.ops._layout import Layout, bound_sizes, shape_of
@@ -134,13 +134,18 @@ def _setup_context(op: Op) -> Function:
     """The function that keeps what the backward pass reads."""
     places = {argument.name: i for i, argument in enumerate(op.forward.flat_arguments)}
     made_at = {result.name: i for i, result in enumerate(op.forward.results)}
-    saved = [a for a in op.backward.flat_arguments if a.name in places | made_at]
+    saved = [argument for argument in op.backward.flat_arguments if argument.name in places | made_at]
+    tensors = [
+        (argument.name in made_at, (made_at | places)[argument.name])
+        for argument in saved
+        if argument.kind != "choice"
+    ]
+    names = [places[argument.name] for argument in saved if argument.kind == "choice"]
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         made = (output,) if isinstance(output, Tensor) else output
-        values = [made[made_at[a.name]] if a.name in made_at else inputs[places[a.name]] for a in saved]
-        ctx.names = [value for value in values if isinstance(value, str)]
-        ctx.save_for_backward(*(value for value in values if not isinstance(value, str)))
+        ctx.names = [inputs[i] for i in names]
+        ctx.save_for_backward(*[made[i] if is_made else inputs[i] for is_made, i in tensors])
         if op.kept:
             ctx.shapes = [result.shape for result in made]
             ctx.mark_non_differentiable(*made[len(op.results) :])
@@ -248,19 +253,14 @@ def route_on(device: str) -> None:
             _library.impl(signature.name, route, device.upper(), allow_override=True)
 
 
-def check_library() -> None:
-    """Check that the compiled library has defined the ops of the table.
-
-    Raises:
-        ImportError: it is of another version of the package.
-    """
+def difference_of_library() -> str | None:
+    """Tell the first op that the compiled library has otherwise than the table; None where there is none."""
     for signature in signatures():
         found = getattr(_ops, signature.name, None)
         wanted = f"dmm_fast::{signature.schema}"
         if found is None or found.default._schema != torch._C.parse_schema(wanted):
-            got = "none" if found is None else str(found.default._schema)
-            remedy = "build it again: pip install --no-build-isolation --no-deps --force-reinstall ."
-            check.fail("the compiled library", wanted, f"{got}; {remedy}", ImportError)
+            return f"expected {wanted}, got {'none' if found is None else found.default._schema}"
+    return None
 
 
 def _register(op: Op) -> None:
@@ -272,25 +272,29 @@ def _register(op: Op) -> None:
         f"dmm_fast::{name}", _backward(op), setup_context=_setup_context(op), lib=_library
     )
     torch.library.register_autograd(f"dmm_fast::{backward}", _refuse_second_derivative(name), lib=_library)
-    _backends.register(name, "reference", getattr(reference, name))
     register_compiled(name, op.stem, _compiled(op))
 
 
 def register_compiled(op: str, stem: str, compute: Function) -> None:
     """Register ``compute``, which calls the compiled op, for each backend that has functions for it."""
+    if _extension.of_other_version is not None:
+        return
     if _extension.missing is None:
         _backends.register(op, "cpp", compute, _extension.DTYPES)
     for backend, package, _ in _python_functions(op, stem):
         _backends.register(op, backend, compute, package.DTYPES)
 
 
-if _extension.missing is None:
-    check_library()
-else:
-    for _signature in signatures():
-        _library.define(_signature.schema)
+if _extension.missing is None and (_difference := difference_of_library()):
+    _extension.leave_out(_difference)
 for _op in OPS.values():
-    _register(_op)
-route_on("cuda")
-if triton.missing is None and triton.INTERPRETED:
-    route_on("cpu")
+    _backends.register(_op.name, "reference", getattr(reference, _op.name))
+if _extension.of_other_version is None:
+    if _extension.missing is not None:
+        for _signature in signatures():
+            _library.define(_signature.schema)
+    for _op in OPS.values():
+        _register(_op)
+    route_on("cuda")
+    if triton.missing is None and triton.INTERPRETED:
+        route_on("cpu")

@@ -75,13 +75,7 @@ def clipped_adam(
         check.fail("params", "each tensor once", f"{len(params)} with repetitions")
     step = _number_or_tensors("step", step, params, torch.int64, COUNT)
     lr = _number_or_tensors("lr", lr, params, torch.float64, FINITE)
-    given = {
-        "beta1": beta1,
-        "beta2": beta2,
-        "eps": eps,
-        "weight_decay": weight_decay,
-        "clip_norm": clip_norm,
-    }
+    given = {"beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "clip_norm": clip_norm}
     settings = {name: number(name, value, RANGES[name]) for name, value in given.items()}
     if not isinstance(centered_variance, bool):
         check.fail("centered_variance", "a bool", check.describe(centered_variance), TypeError)
@@ -90,14 +84,7 @@ def clipped_adam(
     # A gradient that two parameters have in common is clamped twice, which is as good as once.
     check_apart(lists, may_meet="grads")
     _backends.implementation("clipped_adam", params[0])(
-        params,
-        grads,
-        exp_avgs,
-        exp_avg_sqs,
-        step=step,
-        lr=lr,
-        **settings,
-        centered_variance=centered_variance,
+        *lists.values(), step=step, lr=lr, **settings, centered_variance=centered_variance
     )
 
 

@@ -33,11 +33,7 @@ def emission_log_prob(
 
 
 def gaussian_emission_log_prob(
-    x: Tensor,
-    z: Tensor,
-    weights: GaussianEmitterWeights,
-    lengths: Tensor,
-    mask: Tensor | None = None,
+    x: Tensor, z: Tensor, weights: GaussianEmitterWeights, lengths: Tensor, mask: Tensor | None = None
 ) -> Tensor:
     """Sum over what is observed of log N(x_t; loc(z_t), scale(z_t)), in nats.
 

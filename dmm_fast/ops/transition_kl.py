@@ -7,12 +7,7 @@ from dmm_fast.reference import TransitionWeights
 
 
 def transition_kl(
-    z: Tensor,
-    loc: Tensor,
-    pre_scale: Tensor,
-    z_0: Tensor,
-    weights: TransitionWeights,
-    lengths: Tensor,
+    z: Tensor, loc: Tensor, pre_scale: Tensor, z_0: Tensor, weights: TransitionWeights, lengths: Tensor
 ) -> Tensor:
     """Sum over valid t of KL(N(loc_t, softplus(pre_scale_t)) || p(z_t | z_{t-1})), in nats.
 

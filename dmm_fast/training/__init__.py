@@ -32,18 +32,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Checkpoint": "_checkpoint",
-    "CheckpointError": "_checkpoint",
-    "NonFiniteLossError": "_trainer",
-    "Trainer": "_trainer",
-    "load_checkpoint": "_checkpoint",
-    "load_dmm": "_checkpoint",
-    "load_model": "_checkpoint",
-    "load_optimizer": "_checkpoint",
-    "save_checkpoint": "_checkpoint",
-    "save_model": "_checkpoint",
-    "save_optimizer": "_checkpoint",
-    "train": "_trainer",
+    **dict.fromkeys(("Checkpoint", "CheckpointError", "load_checkpoint", "save_checkpoint"), "_checkpoint"),
+    **dict.fromkeys(("load_dmm", "load_model", "load_optimizer"), "_checkpoint"),
+    **dict.fromkeys(("save_model", "save_optimizer"), "_checkpoint"),
+    **dict.fromkeys(("NonFiniteLossError", "Trainer", "train"), "_trainer"),
     "training_curve": "_curve",
 }
 

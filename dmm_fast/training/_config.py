@@ -134,14 +134,7 @@ class TrainConfig:
         defaults = {"emission": "bernoulli", "min_scale": 0.0}
         return {
             "input_dim": input_dim,
-            "z_dim": self.z_dim,
-            "emission_dim": self.emission_dim,
-            "transition_dim": self.transition_dim,
-            "rnn_dim": self.rnn_dim,
-            "num_layers": self.num_layers,
-            "rnn_dropout_rate": self.rnn_dropout_rate,
-            "num_iafs": self.num_iafs,
-            "iaf_dim": self.iaf_dim,
+            **{name: getattr(self, name) for name in (*_WIDTHS, "rnn_dropout_rate", "num_iafs", "iaf_dim")},
             # Tensor Monte Carlo enumerates over single time steps.
             "per_step_sites": self.elbo in ("tmc", "tmcelbo"),
             **{name: value for name, value in chosen.items() if value != defaults[name]},
@@ -211,28 +204,21 @@ class TrainConfig:
 PACE_FIELDS = ("num_epochs", "eval_frequency", "checkpoint_freq")
 """Settings that say how long to go on and how often to look."""
 
-RUN_FIELDS = frozenset(
-    {
-        *PACE_FIELDS,
-        "out",
-        "resume",
-        "tensorboard",
-        "progress",
-        "load_model",
-        "load_opt",
-        "save_model",
-        "save_opt",
-    }
-)
+FILE_FIELDS = ("load_model", "load_opt", "save_model", "save_opt")
+"""Settings that name a file beside the folder of a run."""
+
+RUN_FIELDS = frozenset({*PACE_FIELDS, *FILE_FIELDS, "out", "resume", "tensorboard", "progress"})
 """Settings that do not change the numbers of a run."""
 
 _INF = math.inf
 _LARGEST = sys.float_info.max
 
+_WIDTHS = ("z_dim", "emission_dim", "transition_dim", "rnn_dim", "num_layers")
+
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("num_epochs", "mini_batch_size", "tmc_num_samples", "num_sequences"), (1, _INF)),
     **dict.fromkeys(("warmup_steps", "annealing_epochs", "eval_frequency", "checkpoint_freq"), (0, _INF)),
-    **dict.fromkeys(("z_dim", "emission_dim", "transition_dim", "rnn_dim", "num_layers"), (1, _INF)),
+    **dict.fromkeys(_WIDTHS, (1, _INF)),
     **dict.fromkeys(("learning_rate", "lr_decay", "weight_decay", "min_scale"), (0, _LARGEST)),
     **dict.fromkeys(("beta1", "beta2", "minimum_annealing_factor", "rnn_dropout_rate"), (0, 1)),
     "clip_norm": (0, _INF),

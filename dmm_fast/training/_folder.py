@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 
 from dmm_fast._io import check_folder, check_writable
 from dmm_fast.check import fail
@@ -52,12 +51,7 @@ class RunFolder:
             self._entered = entered.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._entered.close()
 
     def refuse_a_run(self) -> None:

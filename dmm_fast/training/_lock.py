@@ -8,7 +8,6 @@ import os
 import platform
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 from dmm_fast._io import naming
@@ -54,12 +53,7 @@ class FolderLock:
             self._opened = opened.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._path.unlink(missing_ok=True)
         self._opened.close()
 

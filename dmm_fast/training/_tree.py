@@ -34,17 +34,15 @@ DTYPES = frozenset(
 Scalar = bool | int | float | str | None
 
 
-def encode(node: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+def encode(node: Any, name: str, tensors: dict[str, Tensor], depth: int = 0) -> Any:
     """``node`` as JSON; its tensors go to ``tensors`` under their dotted place in the tree.
+
+    ``depth`` is the level of the tree that it is at.
 
     Raises:
         TypeError: a value is neither a tensor nor a JSON value, a key neither a str nor an int.
         ValueError: two tensors would have the same name, or the tree is deeper than :data:`DEEPEST`.
     """
-    return _encode(node, name, tensors, 0)
-
-
-def _encode(node: Any, name: str, tensors: dict[str, Tensor], depth: int) -> Any:
     if depth > DEEPEST:
         check.fail(name, f"at most {DEEPEST} levels", "more")
     if isinstance(node, Scalar):
@@ -58,10 +56,10 @@ def _encode(node: Any, name: str, tensors: dict[str, Tensor], depth: int) -> Any
         for key in node:
             if isinstance(key, bool) or not isinstance(key, str | int):
                 check.fail(name, "keys that are str or int", check.describe(key), TypeError)
-        return {"dict": [[key, _encode(node[key], _join(name, key), tensors, depth + 1)] for key in node]}
+        return {"dict": [[key, encode(node[key], _join(name, key), tensors, depth + 1)] for key in node]}
     if isinstance(node, tuple | list):
         places = enumerate(node)
-        values = [_encode(value, _join(name, place), tensors, depth + 1) for place, value in places]
+        values = [encode(value, _join(name, place), tensors, depth + 1) for place, value in places]
         return {"tuple" if isinstance(node, tuple) else "list": values}
     check.fail(name, "a tensor, dict, list, tuple or JSON value", type(node).__name__, TypeError)
 
@@ -90,16 +88,12 @@ def parse(document: str) -> dict[str, Any]:
     return parsed
 
 
-def decode(node: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The tree that :func:`encode` was given.
+def decode(node: Any, tensors: Mapping[str, Tensor], depth: int = 0) -> Any:
+    """The tree that :func:`encode` was given; ``depth`` is the level of it that ``node`` is at.
 
     Raises:
         ValueError: ``node`` is not what :func:`encode` makes, or names a tensor that is not there.
     """
-    return _decode(node, tensors, 0)
-
-
-def _decode(node: Any, tensors: Mapping[str, Tensor], depth: int) -> Any:
     if depth > DEEPEST:
         check.fail("tree", f"at most {DEEPEST} levels", "more")
     if isinstance(node, Scalar):
@@ -117,7 +111,7 @@ def _decode(node: Any, tensors: Mapping[str, Tensor], depth: int) -> Any:
         check.fail("tree", f"the parts of a {kind}", type(value).__name__)
     if kind == "dict":
         return _decode_dict(value, tensors, depth)
-    parts = [_decode(item, tensors, depth + 1) for item in value]
+    parts = [decode(item, tensors, depth + 1) for item in value]
     return tuple(parts) if kind == "tuple" else parts
 
 
@@ -131,7 +125,7 @@ def _decode_dict(pairs: list[Any], tensors: Mapping[str, Tensor], depth: int) ->
             check.fail("tree", "keys that are str or int", type(key).__name__)
         if key in decoded:
             check.fail("tree", "each key of a dict once", repr(key)[:80])
-        decoded[key] = _decode(item, tensors, depth + 1)
+        decoded[key] = decode(item, tensors, depth + 1)
     return decoded
 
 

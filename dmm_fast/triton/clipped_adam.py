@@ -1,4 +1,4 @@
-"""One step of Adam with clipped gradients: every element of every tensor is read and written once.
+"""A step of Adam with clipped gradients: every element of every tensor is read and written once.
 
 One launch does all tensors. Where they lie is in a table on the device, with a line for each program.
 """

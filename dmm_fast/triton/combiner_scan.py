@@ -66,12 +66,7 @@ class Gradients(NamedTuple):
 
 
 def combiner_scan(
-    h: Tensor,
-    eps: Tensor,
-    z_q_0: Tensor,
-    weights: list[Tensor],
-    lengths: Tensor,
-    keep_g: bool,
+    h: Tensor, eps: Tensor, z_q_0: Tensor, weights: list[Tensor], lengths: Tensor, keep_g: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``z, loc, pre_scale``, each ``[P, B, T, Z]``, and for the backward ``g [P, B, T, H]`` in float32.
 

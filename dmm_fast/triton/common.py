@@ -1,4 +1,4 @@
-"""What the Triton kernels share: addressing of rows, stable elementary functions, launching."""
+"""Functions that the Triton kernels share: addressing of rows, stable elementary functions, launching."""
 
 from contextlib import AbstractContextManager, nullcontext
 

@@ -6,7 +6,6 @@ A Bernoulli's out is the logits; a Gaussian has a second head for pre_scale. The
 rest is the op's own, of which a program has whole rows; backward it goes on to z.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import triton
@@ -20,7 +19,7 @@ from dmm_fast.triton.tiles import Columns, Gradient, Layer, Term
 
 
 class Weights(NamedTuple):
-    """Of either emitter: ``w_out`` gives logits or loc; a Bernoulli has no ``w_scale`` and ``b_scale``."""
+    """Weights of either emitter: ``w_out`` gives logits or loc; a Bernoulli's has no ``*_scale``."""
 
     w_in: Any
     b_in: Any
@@ -47,14 +46,10 @@ class Taken(NamedTuple):
     beyond: tuple[Gradient, ...]
 
 
-Head = Callable[[Weights, Hidden, Tensor], None]
-"""Launches, from h_1 at some places, the second hidden layer and what an op does with that."""
-
-HeadBackward = Callable[[Weights, Hidden, Taken, Tensor], None]
-
-
-def forward(head: Head, weights: list[Tensor], count: int, z: Rows, steps: Steps) -> None:
-    """Run the hidden layers for z, and the op's head."""
+def forward(
+    kernel: Any, weights: list[Tensor], count: int, z: Rows, steps: Steps, *given: Any, **options: Any
+) -> None:
+    """Run the first hidden layer for z, and ``kernel(w, hidden, *given, ...)``: the second, the op's head."""
     w = Weights(*(weight.contiguous() for weight in weights))
     E = w.w_in.shape[0]
     for first, size in in_parts(count):
@@ -62,24 +57,27 @@ def forward(head: Head, weights: list[Tensor], count: int, z: Rows, steps: Steps
         hidden = Hidden(*(tiles.columns_of(work, at) for at in stacked(E, E)))
         layers = [Layer(w.w_in, w.b_in, True, hidden.h_1)]
         tiles.first_layers(z, None, steps, layers, None, first, found)
-        head(w, hidden, found)
+        tiles.launch_tiles(kernel, found, (), w, hidden, *given, **options)
 
 
 @triton.jit
-def hidden_layers(w, hidden, index, valid, BLOCK_N, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+def hidden_layers(w, hidden, index, valid, blocks):  # type: ignore[no-untyped-def]
     """Whole rows: the second hidden layer from the first."""
     E = hidden.h_2.width
-    for n in range(0, hidden.h_2.width, BLOCK_N):
-        columns = n + tl.arange(0, BLOCK_N)
-        out = tiles.layer_of(hidden.h_1, index, valid, w.w_hidden, w.b_hidden, columns, E, BLOCK_K, PRECISION)
+    for n in range(0, hidden.h_2.width, blocks.N):
+        columns = n + tl.arange(0, blocks.N)
+        out = tiles.layer_of(hidden.h_1, index, valid, w.w_hidden, w.b_hidden, columns, E, blocks)
         tiles.write(hidden.h_2, index, valid, columns, relu(out))
     tl.debug_barrier()
 
 
 def gradients(
-    head: HeadBackward, weights: list[Tensor], count: int, z: Rows, steps: Steps, dz: Tensor
+    kernel: Any, weights: list[Tensor], count: int, z: Rows, steps: Steps, dz: Tensor, *given: Any
 ) -> list[Tensor]:
-    """The gradients of the weights; that by z goes to ``dz [..., Z]``."""
+    """The gradients of the weights; that by z goes to ``dz [..., Z]``.
+
+    The op's head is ``kernel(w, hidden, taken, *given, ...)``.
+    """
     w = Weights(*(weight.contiguous() for weight in weights))
     (E, Z), D = w.w_in.shape, w.w_out.shape[0]
     heads = [D] if w.w_scale is None else [D, D]
@@ -96,7 +94,7 @@ def gradients(
             Gradient((Term(dh_1, w.w_in),), tiles.features_of(dz)),
         )
         taken = Taken(dheads[0], dheads[1] if len(dheads) == 2 else None, beyond)
-        head(w, Hidden(h_1, h_2), taken, found)
+        tiles.launch_tiles(kernel, found, (), w, Hidden(h_1, h_2), taken, *given)
 
     at_z, at_1, at_2, at_d1, at_d2, *at_heads = columns
     layers = [(at_d1, at_z), (at_d2, at_1), *((at_head, at_2) for at_head in at_heads)]
@@ -104,61 +102,32 @@ def gradients(
 
 
 @rowwise_kernel
-def emitter_fwd_kernel(  # type: ignore[no-untyped-def]
-    w,
-    hidden,
-    heads,
-    found,
-    count,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+def emitter_fwd_kernel(w, hidden, heads, found, count, blocks):  # type: ignore[no-untyped-def]
     """Whole rows of each head [N, D]."""
-    index, place, valid = tiles.rows_of_tile(found, count, BLOCK_M)
-    hidden_layers(w, hidden, index, valid, BLOCK_N, BLOCK_K, PRECISION)
+    index, place, valid = tiles.rows_of_tile(found, count, blocks)
+    hidden_layers(w, hidden, index, valid, blocks)
     for i in tl.static_range(len(heads)):
-        to, D = heads[i].to, heads[i].to.width
-        for n in range(0, heads[i].to.width, BLOCK_N):
-            columns = n + tl.arange(0, BLOCK_N)
-            w_head, b_head = heads[i].w, heads[i].b
-            out = tiles.layer_of(hidden.h_2, index, valid, w_head, b_head, columns, D, BLOCK_K, PRECISION)
-            tiles.write(to, place, valid, columns, out)
+        w_head, b_head = (w.w_out, w.b_out) if i == 0 else (w.w_scale, w.b_scale)
+        D = heads[i].width
+        for n in range(0, heads[i].width, blocks.N):
+            columns = n + tl.arange(0, blocks.N)
+            out = tiles.layer_of(hidden.h_2, index, valid, w_head, b_head, columns, D, blocks)
+            tiles.write(heads[i], place, valid, columns, out)
 
 
 @rowwise_kernel
-def emitter_bwd_kernel(  # type: ignore[no-untyped-def]
-    w,
-    hidden,
-    heads,
-    steps,
-    beyond,
-    found,
-    count,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+def emitter_bwd_kernel(w, hidden, taken, heads, found, count, blocks):  # type: ignore[no-untyped-def]
     """Whole rows, from the gradients by each head [1, N, 1, D]: all others, into scratch."""
-    index, place, valid = tiles.rows_of_tile(found, count, BLOCK_M)
+    index, place, valid = tiles.rows_of_tile(found, count, blocks)
     spots = tiles.spots_of(found, count, index, valid)
-    hidden_layers(w, hidden, index, valid, BLOCK_N, BLOCK_K, PRECISION)
+    hidden_layers(w, hidden, index, valid, blocks)
     for i in tl.static_range(len(heads)):
-        to = heads[i].to
-        for n in range(0, heads[i].to.width, BLOCK_N):
-            columns = n + tl.arange(0, BLOCK_N)
-            given = load_row(tiles.row_at(heads[i].rows, spots), columns, to.width, valid)
+        to = taken.dout if i == 0 else taken.dpre_scale
+        for n in range(0, taken.dout.width, blocks.N):
+            columns = n + tl.arange(0, blocks.N)
+            given = load_row(tiles.row_at(heads[i], spots), columns, taken.dout.width, valid)
             tiles.write(to, index, valid, columns, given)
-    tiles.gradients_of_rows(beyond, index, place, valid, BLOCK_N, BLOCK_K, PRECISION)
-
-
-class Copied(NamedTuple):
-    """The gradient by a head, and the columns of scratch that take it."""
-
-    rows: Rows
-    to: Columns | None
+    tiles.gradients_of_rows(taken.beyond, index, place, valid, blocks)
 
 
 def emitter(z: Tensor, weights: list[Tensor]) -> Tensor:
@@ -187,23 +156,13 @@ def gaussian_emitter_backward(
 def _outputs(z: Tensor, weights: list[Tensor]) -> list[Tensor]:
     N, rows = len(z), z[None, :, None]
     out = [z.new_empty(N, head.shape[0]) for head in weights[4::2]]
-
-    def head(w: Weights, hidden: Hidden, found: Tensor) -> None:
-        given = zip(w[4::2], w[5::2], out, strict=False)
-        heads = tuple(Layer(weight, b, False, tiles.features_of(to)) for weight, b, to in given)
-        tiles.launch_tiles(emitter_fwd_kernel, found, (), w, hidden, heads)
-
-    forward(head, weights, N, rows_of(rows), steps_of(rows, None))
+    heads = tuple(map(tiles.features_of, out))
+    forward(emitter_fwd_kernel, weights, N, rows_of(rows), steps_of(rows, None), heads)
     return out
 
 
 def _gradients(dout: list[Tensor], z: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     N, rows = len(z), z[None, :, None]
     dz, steps = z.new_empty(z.shape), steps_of(rows, None)
-
-    def head(w: Weights, hidden: Hidden, taken: Taken, found: Tensor) -> None:
-        given = zip(dout, taken[:2], strict=False)
-        heads = tuple(Copied(rows_of(gradient[None, :, None]), to) for gradient, to in given)
-        tiles.launch_tiles(emitter_bwd_kernel, found, (), w, hidden, heads, steps, taken.beyond)
-
-    return dz, gradients(head, weights, N, rows_of(rows), steps, dz)
+    heads = tuple(rows_of(gradient[None, :, None]) for gradient in dout)
+    return dz, gradients(emitter_bwd_kernel, weights, N, rows_of(rows), steps, dz, heads)

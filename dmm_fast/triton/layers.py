@@ -25,7 +25,7 @@ SCRATCH_ROWS = 1 << 15
 
 
 class Blocks(NamedTuple):
-    """How many hidden units, outputs and inputs of a layer are taken at a time, and how they multiply."""
+    """Block sizes of a layer (hidden units, outputs, inputs) and the precision of its products."""
 
     H: Any
     N: Any
@@ -64,27 +64,26 @@ def tile(w, columns, N, stride_n, ks, K, stride_k):  # type: ignore[no-untyped-d
 
 
 @triton.jit
-def product(rows, valid, K, w, columns, N, stride_n, stride_k, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+def product(rows, valid, K, w, columns, N, stride_n, stride_k, blocks):  # type: ignore[no-untyped-def]
     """``[rows, columns]``: rows of K features times the columns of a weight, laid out as in :func:`tile`."""
     acc = tl.zeros((valid.shape[0], columns.shape[0]), tl.float32)
-    for k in range(0, K, BLOCK_K):
-        ks = k + tl.arange(0, BLOCK_K)
+    for k in range(0, K, blocks.K):
+        ks = k + tl.arange(0, blocks.K)
         weight = tile(w, columns, N, stride_n, ks, K, stride_k)
-        acc = tl.dot(load_row(rows, ks, K, valid), weight, acc=acc, input_precision=PRECISION)
+        acc = tl.dot(load_row(rows, ks, K, valid), weight, acc=acc, input_precision=blocks.precision)
     return acc
 
 
 @triton.jit
 def linear(rows, valid, K, w, b, columns, N, blocks):  # type: ignore[no-untyped-def]
     """The given columns of ``W x + b`` for rows x of K features, ``w`` being ``[N, K]``."""
-    out = product(rows, valid, K, w, columns, N, K, 1, blocks.K, blocks.precision)
-    return out + bias(b, columns, N)
+    return product(rows, valid, K, w, columns, N, K, 1, blocks) + bias(b, columns, N)
 
 
 @triton.jit
 def linear_backward(drows, valid, N, w, columns, K, blocks):  # type: ignore[no-untyped-def]
     """The given columns of the gradient by x of :func:`linear`, from that by its N outputs."""
-    return product(drows, valid, N, w, columns, K, 1, K, blocks.K, blocks.precision)
+    return product(drows, valid, N, w, columns, K, 1, K, blocks)
 
 
 @triton.jit

@@ -19,24 +19,15 @@ def standardized(value, loc, scale, steps, row, step, columns, keep):  # type: i
 
 @rows.rowwise_kernel
 def normal_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
-    value,
-    loc,
-    scale,
-    steps,
-    mask,
-    terms,
-    first,
-    WIDTH: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    value, loc, scale, steps, mask, terms, first, wide, BLOCK_M: tl.constexpr
 ):
     """A block of steps: terms [P, B, T] is a step's sum over what is observed of it."""
     index = rows.block_of_places(first, BLOCK_M)
     row, step, _, valid = rows.every_place(steps, index)
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for n in range(0, WIDTH, BLOCK_N):
-        columns = n + tl.arange(0, BLOCK_N)
-        keep = rows.kept(mask, steps, row, step, columns, WIDTH, valid)
+    acc = tl.zeros((BLOCK_M, wide.N), tl.float32)
+    for n in range(0, wide.D, wide.N):
+        columns = n + tl.arange(0, wide.N)
+        keep = rows.kept(mask, steps, row, step, columns, wide.D, valid)
         standard, s = standardized(value, loc, scale, steps, row, step, columns, keep)
         acc += tl.where(keep, -0.5 * standard * standard - tl.log(s) - HALF_LOG_2PI, 0.0)
     tl.store(terms + index, tl.sum(acc, 1), mask=valid)
@@ -44,33 +35,21 @@ def normal_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
 
 @rows.rowwise_kernel
 def normal_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
-    dout,
-    value,
-    loc,
-    scale,
-    steps,
-    mask,
-    dvalue,
-    dloc,
-    dscale,
-    first,
-    WIDTH: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    dout, value, loc, scale, steps, mask, dvalue, dloc, dscale, first, wide, BLOCK_M: tl.constexpr
 ):
-    """A block of steps: from dout [P, B] the three gradients [P, B, T, WIDTH], zero where nothing counts."""
+    """A block of steps: from dout [P, B] the three gradients [P, B, T, D], zero where nothing counts."""
     index = rows.block_of_places(first, BLOCK_M)
     row, step, inside, valid = rows.every_place(steps, index)
     d = tl.load(dout + row, mask=valid, other=0.0).to(tl.float32)[:, None]
-    for n in range(0, WIDTH, BLOCK_N):
-        columns = n + tl.arange(0, BLOCK_N)
-        keep = rows.kept(mask, steps, row, step, columns, WIDTH, valid)
+    for n in range(0, wide.D, wide.N):
+        columns = n + tl.arange(0, wide.N)
+        keep = rows.kept(mask, steps, row, step, columns, wide.D, valid)
         standard, s = standardized(value, loc, scale, steps, row, step, columns, keep)
         to_loc = d * standard / s
         to_scale = tl.where(keep, d * (standard * standard - 1.0) / s, 0.0)
-        rows.store_row(dvalue + index * WIDTH, columns, WIDTH, inside, -to_loc)
-        rows.store_row(dloc + index * WIDTH, columns, WIDTH, inside, to_loc)
-        rows.store_row(dscale + index * WIDTH, columns, WIDTH, inside, to_scale)
+        rows.store_row(dvalue + index * wide.D, columns, wide.D, inside, -to_loc)
+        rows.store_row(dloc + index * wide.D, columns, wide.D, inside, to_loc)
+        rows.store_row(dscale + index * wide.D, columns, wide.D, inside, to_scale)
 
 
 def normal_log_prob(
@@ -79,7 +58,7 @@ def normal_log_prob(
     """``[P, B]``: the sum over what is observed of log N(value; loc, scale)."""
     terms = rows.terms_of(value)
     read = map(rows.rows_of, (value, loc, scale))
-    given = (*read, rows.steps_of(value, lengths), rows.mask_of(mask))
+    given = (*read, rows.steps_of(value, lengths), rows.entries_of(mask))
     rows.launch_wide(normal_log_prob_fwd_kernel, value, *given, terms)
     return rows.sum_steps(terms, value, lengths)
 
@@ -90,23 +69,23 @@ def normal_log_prob_backward(
     """``dvalue, dloc, dscale``, each ``[P, B, T, D]``."""
     dvalue, dloc, dscale = (value.new_empty(value.shape) for _ in range(3))
     read = map(rows.rows_of, (value, loc, scale))
-    given = (*read, rows.steps_of(value, lengths), rows.mask_of(mask))
+    given = (*read, rows.steps_of(value, lengths), rows.entries_of(mask))
     rows.launch_wide(normal_log_prob_bwd_kernel, value, dout.contiguous(), *given, dvalue, dloc, dscale)
     return dvalue, dloc, dscale
 
 
 @rows.rowwise_kernel
 def drawn_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
-    eps, pre_scale, steps, terms, first, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+    eps, pre_scale, steps, terms, first, wide, BLOCK_M: tl.constexpr
 ):
     """A block of steps: terms [P, B, T] is a valid step's sum."""
     index = rows.block_of_places(first, BLOCK_M)
     row, step, _, valid = rows.every_place(steps, index)
     eps_row, pre_scale_row = rows.at(eps, steps, row, step), rows.at(pre_scale, steps, row, step)
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for n in range(0, WIDTH, BLOCK_N):
-        columns = n + tl.arange(0, BLOCK_N)
-        keep = valid[:, None] & (columns < WIDTH)[None, :]
+    acc = tl.zeros((BLOCK_M, wide.N), tl.float32)
+    for n in range(0, wide.D, wide.N):
+        columns = n + tl.arange(0, wide.N)
+        keep = valid[:, None] & (columns < wide.D)[None, :]
         e, s = rows.load(eps_row, columns, keep), rows.load(pre_scale_row, columns, keep)
         acc += tl.where(keep, -0.5 * e * e - log_softplus(s) - HALF_LOG_2PI, 0.0)
     tl.store(terms + index, tl.sum(acc, 1), mask=valid)
@@ -114,29 +93,20 @@ def drawn_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
 
 @rows.rowwise_kernel
 def drawn_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
-    dout,
-    eps,
-    pre_scale,
-    steps,
-    deps,
-    dpre_scale,
-    first,
-    WIDTH: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    dout, eps, pre_scale, steps, deps, dpre_scale, first, wide, BLOCK_M: tl.constexpr
 ):
-    """A block of steps: from dout [P, B] both gradients [P, B, T, WIDTH], zero past the end."""
+    """A block of steps: from dout [P, B] both gradients [P, B, T, D], zero past the end."""
     index = rows.block_of_places(first, BLOCK_M)
     row, step, inside, valid = rows.every_place(steps, index)
     eps_row, pre_scale_row = rows.at(eps, steps, row, step), rows.at(pre_scale, steps, row, step)
     # Past the end this is zero, and so is what is loaded.
     d = tl.load(dout + row, mask=valid, other=0.0).to(tl.float32)[:, None]
-    for n in range(0, WIDTH, BLOCK_N):
-        columns = n + tl.arange(0, BLOCK_N)
-        keep = valid[:, None] & (columns < WIDTH)[None, :]
+    for n in range(0, wide.D, wide.N):
+        columns = n + tl.arange(0, wide.N)
+        keep = valid[:, None] & (columns < wide.D)[None, :]
         e, s = rows.load(eps_row, columns, keep), rows.load(pre_scale_row, columns, keep)
-        rows.store_row(deps + index * WIDTH, columns, WIDTH, inside, -d * e)
-        rows.store_row(dpre_scale + index * WIDTH, columns, WIDTH, inside, -d * log_softplus_slope(s))
+        rows.store_row(deps + index * wide.D, columns, wide.D, inside, -d * e)
+        rows.store_row(dpre_scale + index * wide.D, columns, wide.D, inside, -d * log_softplus_slope(s))
 
 
 def drawn_log_prob(eps: Tensor, pre_scale: Tensor, lengths: Tensor) -> Tensor:

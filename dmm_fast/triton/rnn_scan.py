@@ -75,7 +75,7 @@ def rnn_scan_fwd_kernel(  # type: ignore[no-untyped-def]
         to = h + (row * decoded(steps.steps) + t) * H
         for n in range(0, H, blocks.N):
             columns = n + tl.arange(0, blocks.N)
-            value = product(before, active, H, w_hh, columns, H, H, 1, blocks.K, blocks.precision)
+            value = product(before, active, H, w_hh, columns, H, H, 1, blocks)
             value += load_row(scan.at_step(x_row, x_proj, t), columns, H, active)
             value = tanh(value) if TANH else relu(value)
             store_row(after, columns, H, active, value)

@@ -1,4 +1,4 @@
-"""What the rowwise ops share: which steps a program takes, how it reads them, sums over time.
+"""Parts of the rowwise kernels: the steps that a program takes, loads and stores of rows, sums over time.
 
 A program takes a block of *places*: steps (p, b, t), of which only the valid ones have a number, counted
 row after row. So short sequences leave no gaps, and which step a number means is found on the device: the
@@ -46,6 +46,22 @@ def decoded(number):  # type: ignore[no-untyped-def]
     return (number - 3) >> 1
 
 
+class Blocks(NamedTuple):
+    """How many rows, outputs and inputs of a layer are taken at a time, and how they multiply."""
+
+    M: Any
+    N: Any
+    K: Any
+    precision: Any
+
+
+class Wide(NamedTuple):
+    """D features of a step, and how many of them, N, are taken at a time."""
+
+    D: Any
+    N: Any
+
+
 class Rows(NamedTuple):
     """A ``[P, B, T, width]`` tensor with dense features, as a kernel takes it: its strides are encoded."""
 
@@ -67,8 +83,8 @@ class Steps(NamedTuple):
     steps: int
 
 
-class Mask(NamedTuple):
-    """The observed entries, ``[B, T]`` (no feature stride) or ``[B, T, width]``; strides are encoded."""
+class Entries(NamedTuple):
+    """A tensor ``[B, T]`` (no feature stride) or ``[B, T, width]``, such as a mask; strides are encoded."""
 
     ptr: Any
     stride_b: int
@@ -101,12 +117,9 @@ def unit_of(*tensors: Rows | None) -> int:
     return unit if aligned and all((s - 3) // 2 % unit == 0 for rows in given for s in rows[1:]) else 1
 
 
-def mask_of(mask: Tensor | None) -> Mask | None:
-    """A bool mask ``[B, T]`` or ``[B, T, width]`` for a kernel."""
-    if mask is None:
-        return None
-    strides = mask.stride() if mask.dim() == 3 else (*mask.stride(), 0)
-    return Mask(mask, *map(encoded, strides))
+def entries_of(tensor: Tensor | None) -> Entries | None:
+    """A tensor ``[B, T]`` or ``[B, T, width]`` for a kernel."""
+    return None if tensor is None else Entries(tensor, *map(encoded, (*tensor.stride(), 0)[:3]))
 
 
 def constants(fields: _Fields) -> _Fields:
@@ -140,9 +153,10 @@ def launch(kernel: Any, count: int, on: Tensor, *args: Any, first: int = 0, **op
 
 
 def launch_wide(kernel: Any, like: Tensor, *args: Any) -> None:
-    """Run a kernel over all steps of ``like [P, B, T, WIDTH]``, which takes its features in blocks."""
+    """Run a kernel over all steps of ``like [P, B, T, D]``, which takes its features in blocks."""
     width = like.shape[-1]
-    launch(kernel, math.prod(like.shape[:3]), like, *args, WIDTH=width, BLOCK_N=width_block(width, 128))
+    wide = constants(Wide(width, width_block(width, 128)))
+    launch(kernel, math.prod(like.shape[:3]), like, *args, wide=wide)
 
 
 @triton.jit
@@ -211,6 +225,13 @@ def every_place(steps, index):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def entry_at(entries, b, t, d):  # type: ignore[no-untyped-def]
+    """Pointers to entries of a tensor."""
+    row = entries.ptr + b * decoded(entries.stride_b) + t * decoded(entries.stride_t)
+    return row + d * decoded(entries.stride_d)
+
+
+@triton.jit
 def kept(mask, steps, row, step, columns, WIDTH, valid):  # type: ignore[no-untyped-def]
     """``[rows, columns]``: what is valid, within the width, and observed."""
     return observed(mask, row % decoded(steps.batch), step, columns, WIDTH, valid)
@@ -221,8 +242,7 @@ def observed(mask, b, step, columns, WIDTH, valid):  # type: ignore[no-untyped-d
     """:func:`kept` of rows whose ``b`` is known."""
     keep = valid[:, None] & (columns < WIDTH)[None, :]
     if mask is not None:
-        pointers = mask.ptr + b * decoded(mask.stride_b) + step * decoded(mask.stride_t)
-        places = pointers[:, None] + columns[None, :].to(tl.int64) * decoded(mask.stride_d)
+        places = entry_at(mask, b[:, None], step[:, None], columns[None, :].to(tl.int64))
         keep &= tl.load(places, mask=keep, other=0) != 0
     return keep
 
@@ -301,15 +321,13 @@ def terms_of(tensor: Tensor) -> Tensor:
 
 
 @rowwise_kernel
-def clear_kernel(  # type: ignore[no-untyped-def]
-    out, steps, first, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
-):
-    """A block of steps: zeros in out [P, B, T, WIDTH] past the end of each row."""
+def clear_kernel(out, steps, first, wide, BLOCK_M: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A block of steps: zeros in out [P, B, T, D] past the end of each row."""
     index = block_of_places(first, BLOCK_M)
     _, _, inside, valid = every_place(steps, index)
-    zeros = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for n in range(0, WIDTH, BLOCK_N):
-        store_row(out + index * WIDTH, n + tl.arange(0, BLOCK_N), WIDTH, inside & ~valid, zeros)
+    zeros = tl.zeros((BLOCK_M, wide.N), tl.float32)
+    for n in range(0, wide.D, wide.N):
+        store_row(out + index * wide.D, n + tl.arange(0, wide.N), wide.D, inside & ~valid, zeros)
 
 
 def clear_past_ends(out: Tensor, lengths: Tensor) -> Tensor:
@@ -320,21 +338,21 @@ def clear_past_ends(out: Tensor, lengths: Tensor) -> Tensor:
 
 @rowwise_kernel
 def split_chain_kernel(  # type: ignore[no-untyped-def]
-    dvalue, dbefore, steps, dz, dz_0, first, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+    dvalue, dbefore, steps, dz, dz_0, first, wide, BLOCK_M: tl.constexpr
 ):
-    """A block of steps: the sum of both paths to each dz [P, B, T, WIDTH], and dz_0 [P, B, WIDTH]."""
+    """A block of steps: the sum of both paths to each dz [P, B, T, D], and dz_0 [P, B, D]."""
     index = block_of_places(first, BLOCK_M)
     row, step, inside, valid = every_place(steps, index)
     length = tl.load(steps.lengths + row % decoded(steps.batch), mask=inside, other=0)
     goes_on, begins = valid & (step + 1 < length), inside & (step == 0)
-    for n in range(0, WIDTH, BLOCK_N):
-        columns = n + tl.arange(0, BLOCK_N)
-        total = load_row(dbefore + (index + 1) * WIDTH, columns, WIDTH, goes_on)
+    for n in range(0, wide.D, wide.N):
+        columns = n + tl.arange(0, wide.N)
+        total = load_row(dbefore + (index + 1) * wide.D, columns, wide.D, goes_on)
         if dvalue is not None:
-            total += load_row(dvalue + index * WIDTH, columns, WIDTH, valid)
-        store_row(dz + index * WIDTH, columns, WIDTH, inside, total)
-        of_start = load_row(dbefore + index * WIDTH, columns, WIDTH, begins & valid)
-        store_row(dz_0 + row * WIDTH, columns, WIDTH, begins, of_start)
+            total += load_row(dvalue + index * wide.D, columns, wide.D, valid)
+        store_row(dz + index * wide.D, columns, wide.D, inside, total)
+        of_start = load_row(dbefore + index * wide.D, columns, wide.D, begins & valid)
+        store_row(dz_0 + row * wide.D, columns, wide.D, begins, of_start)
 
 
 def split_chain(

@@ -20,7 +20,7 @@ FEW_ROWS = 512
 
 
 class Blocks(NamedTuple):
-    """How many outputs and inputs of a layer are taken at a time, and how they multiply."""
+    """Block sizes of a layer (outputs, inputs) and the precision of its products."""
 
     N: Any
     K: Any
@@ -33,7 +33,7 @@ def layer_blocks(outputs: int, inputs: int, most: int) -> Blocks:
 
 
 def rows_of_program(rows: int) -> int:
-    """How many rows a program takes: few as long as every program has a multiprocessor of its own.
+    """The number of rows that a program takes: few as long as every program has a multiprocessor of its own.
 
     Each program reads all weights at each step, some 64 bytes a cycle, which is the least that a step takes
     whatever the rows. Four rows of IEEE arithmetic take about as long as that, sixteen much longer; more

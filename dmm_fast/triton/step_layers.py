@@ -9,29 +9,19 @@ from dmm_fast.triton.tiles import Columns, Layer, launch_rows, layer_tile, width
 
 @rowwise_kernel
 def step_layers_kernel(  # type: ignore[no-untyped-def]
-    x,
-    steps,
-    layers,
-    count,
-    K: tl.constexpr,
-    SCALE: tl.constexpr,
-    UNIT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    x, steps, layers, count, blocks, K: tl.constexpr, SCALE: tl.constexpr, UNIT: tl.constexpr
 ):
     """A tile of one of the layers of every step, zero past the end of each row."""
-    begin = tl.program_id(0).to(tl.int64) * BLOCK_M
+    begin = tl.program_id(0).to(tl.int64) * blocks.M
     T = decoded(steps.steps).to(tl.int32)
     # One division of 64 bits, which are slow.
-    number = (begin % T).to(tl.int32) + tl.arange(0, BLOCK_M)
+    number = (begin % T).to(tl.int32) + tl.arange(0, blocks.M)
     row, step = (begin // T).to(tl.int32) + number // T, (number % T).to(tl.int64)
-    index = begin + tl.arange(0, BLOCK_M)
+    index = begin + tl.arange(0, blocks.M)
     inside = index < count
     valid = step < tl.load(steps.lengths + row % decoded(steps.batch), mask=inside, other=0)
     rows = at(x, steps, row, step, UNIT)
-    out, columns, to, stride, N = layer_tile(rows, valid, K, layers, SCALE, BLOCK_N, BLOCK_K, PRECISION)
+    out, columns, to, stride, N = layer_tile(rows, valid, K, layers, SCALE, blocks)
     store_row(to + index * stride, columns, N, inside, tl.where(valid[:, None], out, 0.0))
 
 

@@ -18,12 +18,14 @@ from torch import Tensor
 
 from dmm_fast.triton import tuning
 from dmm_fast.triton.common import cdiv, input_precision, on_device_of
-from dmm_fast.triton.layers import bias, product, relu
+from dmm_fast.triton.layers import bias, linear, linear_backward, product, relu
 from dmm_fast.triton.rows import (
+    Blocks,
     Rows,
     Steps,
     at,
     before,
+    constants,
     decoded,
     load_row,
     places,
@@ -104,36 +106,37 @@ def constants_of(args: Any) -> Any:
 
 
 def launch_tiles(kernel: Any, found: Tensor, widths: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Run ``kernel(*args, found, count, ...)`` over tiles of the rows of ``found [4, count]``."""
+    """Run ``kernel(*args, found, count, blocks, ...)`` over tiles of the rows of ``found [4, count]``."""
     launch_rows(kernel, found.shape[1], found, widths, *args, found, **options)
 
 
 def launch_rows(
     kernel: Any, count: int, on: Tensor, widths: tuple[int, ...], *args: Any, **options: Any
 ) -> None:
-    """Run ``kernel(*args, count, ...)`` over tiles of so many rows, where ``on`` is.
+    """Run ``kernel(*args, count, blocks, ...)`` over tiles of so many rows, where ``on`` is.
 
     Blocks of columns are those of one width after another; without any, whole rows of ``least_warps``.
     """
     if count == 0:
         return
-    options["PRECISION"] = input_precision()
     rule = tuning.tiles_by_rule(count, widths, options.pop("least_warps", 1))
-    key = kernel.fn, constants_of(args), repr(options), on.device
+    precision = input_precision()
+    key = kernel.fn, constants_of(args), precision, repr(options), on.device
 
     def run(tiles: tuning.Tiles) -> None:
         columns = sum(cdiv(width, tiles.BLOCK_N) for width in widths)
         grid = (cdiv(count, tiles.BLOCK_M), max(columns, 1))
-        kernel[grid](*args, count, **tiles._asdict(), **options)
+        blocks, (num_warps, num_stages) = constants(Blocks(*tiles[:3], precision)), tiles[3:]
+        kernel[grid](*args, count, blocks, num_warps=num_warps, num_stages=num_stages, **options)
 
     with on_device_of(on):
         run(tuning.choose(run, tuning.TILES, rule, key, on))
 
 
 @triton.jit
-def rows_of_tile(found, count, BLOCK_M):  # type: ignore[no-untyped-def]
+def rows_of_tile(found, count, blocks):  # type: ignore[no-untyped-def]
     """``index, place, valid`` of this program's rows."""
-    index = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    index = tl.program_id(0).to(tl.int64) * blocks.M + tl.arange(0, blocks.M)
     place = tl.load(found + index, mask=index < count, other=-1)
     return index, place, place >= 0
 
@@ -175,22 +178,20 @@ def write(to, index, valid, columns, value):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def layer_of(source, index, valid, w, b, columns, N, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+def layer_of(source, index, valid, w, b, columns, N, blocks):  # type: ignore[no-untyped-def]
     """The given columns of ``W x + b`` for rows x of scratch."""
-    rows = source.ptr + index * source.stride
-    K = source.width
-    return product(rows, valid, K, w, columns, N, K, 1, BLOCK_K, PRECISION) + bias(b, columns, N)
+    return linear(source.ptr + index * source.stride, valid, source.width, w, b, columns, N, blocks)
 
 
 @triton.jit
-def layer_at(layers, block, BLOCK_N):  # type: ignore[no-untyped-def]
+def layer_at(layers, block, blocks):  # type: ignore[no-untyped-def]
     """The first of a layer's columns in this block of the columns of all layers, and the layer's own.
 
     These are ``w, b, has_relu``, and the pointer, stride and width of where it goes.
     """
     w, b, has_relu, to = layers[0].w, layers[0].b, layers[0].has_relu, layers[0].to.ptr
     stride, N = layers[0].to.stride, layers[0].to.width
-    begin, end = 0, tl.cdiv(layers[0].to.width, BLOCK_N)
+    begin, end = 0, tl.cdiv(layers[0].to.width, blocks.N)
     for later in tl.static_range(1, len(layers)):
         here = block >= end
         w, b = tl.where(here, layers[later].w, w), tl.where(here, layers[later].b, b)
@@ -198,19 +199,19 @@ def layer_at(layers, block, BLOCK_N):  # type: ignore[no-untyped-def]
         to = tl.where(here, layers[later].to.ptr, to)
         stride = tl.where(here, layers[later].to.stride, stride)
         N = tl.where(here, layers[later].to.width, N)
-        begin, end = tl.where(here, end, begin), end + tl.cdiv(layers[later].to.width, BLOCK_N)
-    return (block - begin) * BLOCK_N, w, b, has_relu, to, stride, N
+        begin, end = tl.where(here, end, begin), end + tl.cdiv(layers[later].to.width, blocks.N)
+    return (block - begin) * blocks.N, w, b, has_relu, to, stride, N
 
 
 @triton.jit
-def layer_tile(rows, valid, K, layers, scale, BLOCK_N, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+def layer_tile(rows, valid, K, layers, scale, blocks):  # type: ignore[no-untyped-def]
     """This program's columns of all layers, of ``scale`` times rows of K features; then where they belong.
 
     These are the columns of their layer, and its pointer, stride and width.
     """
-    begin, w, b, has_relu, to, stride, N = layer_at(layers, tl.program_id(1), BLOCK_N)
-    columns = begin + tl.arange(0, BLOCK_N)
-    out = scale * product(rows, valid, K, w, columns, N, K, 1, BLOCK_K, PRECISION) + bias(b, columns, N)
+    begin, w, b, has_relu, to, stride, N = layer_at(layers, tl.program_id(1), blocks)
+    columns = begin + tl.arange(0, blocks.N)
+    out = scale * product(rows, valid, K, w, columns, N, K, 1, blocks) + bias(b, columns, N)
     return tl.where(has_relu, relu(out), out), columns, to, stride, N
 
 
@@ -222,27 +223,14 @@ def rows_of_steps(x, start, steps, row, step, UNIT):  # type: ignore[no-untyped-
 
 @rowwise_kernel
 def first_layers_kernel(  # type: ignore[no-untyped-def]
-    z,
-    z_0,
-    steps,
-    layers,
-    z_copy,
-    first,
-    found,
-    count,
-    Z: tl.constexpr,
-    UNIT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    z, z_0, steps, layers, z_copy, first, found, count, blocks, Z: tl.constexpr, UNIT: tl.constexpr
 ):
     """Layers of z_{t-1}, or of z_t where ``z_0`` is None, from place ``first`` on.
 
     The programs of the first columns also write what the places are to ``found``, and the rows themselves to
     ``z_copy`` unless it is None.
     """
-    index = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    index = tl.program_id(0).to(tl.int64) * blocks.M + tl.arange(0, blocks.M)
     inside = index < count
     row, step, valid = places(steps, first + index)
     valid &= inside
@@ -254,10 +242,10 @@ def first_layers_kernel(  # type: ignore[no-untyped-def]
         tl.store(found + 2 * count + index, sequence % decoded(steps.batch), mask=valid)
         tl.store(found + 3 * count + index, step, mask=valid)
         if z_copy is not None:
-            for n in range(0, Z, BLOCK_N):
-                columns = n + tl.arange(0, BLOCK_N)
+            for n in range(0, Z, blocks.N):
+                columns = n + tl.arange(0, blocks.N)
                 write(z_copy, index, valid, columns, load_row(rows, columns, Z, valid))
-    out, columns, to, stride, N = layer_tile(rows, valid, Z, layers, 1.0, BLOCK_N, BLOCK_K, PRECISION)
+    out, columns, to, stride, N = layer_tile(rows, valid, Z, layers, 1.0, blocks)
     store_row(to + index * stride, columns, N, valid, out)
 
 
@@ -282,54 +270,44 @@ def widths_of(layers: list[Layer]) -> tuple[int, ...]:
 
 
 @triton.jit
-def gradient_tile(gradient, index, valid, columns, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+def gradient_tile(gradient, index, valid, columns, blocks):  # type: ignore[no-untyped-def]
     """The given columns of a :class:`Gradient`."""
     out = tl.zeros((valid.shape[0], columns.shape[0]), tl.float32)
     K = gradient.to.width
     for i in tl.static_range(len(gradient.terms)):
         of_outputs = gradient.terms[i].gradient
-        rows = of_outputs.ptr + index * of_outputs.stride
-        N = of_outputs.width
-        out += product(rows, valid, N, gradient.terms[i].w, columns, K, 1, K, BLOCK_K, PRECISION)
+        rows, N = of_outputs.ptr + index * of_outputs.stride, of_outputs.width
+        out += linear_backward(rows, valid, N, gradient.terms[i].w, columns, K, blocks)
     for i in tl.static_range(len(gradient.relu_outputs)):
         out = tl.where(read(gradient.relu_outputs[i], index, valid, columns) > 0.0, out, 0.0)
     return out
 
 
 @triton.jit
-def gradients_of_rows(gradients, index, place, valid, BLOCK_N, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+def gradients_of_rows(gradients, index, place, valid, blocks):  # type: ignore[no-untyped-def]
     """Whole rows of gradients, each by way of the one before; those of the last go by place."""
     for i in tl.static_range(len(gradients)):
         tl.debug_barrier()
         to = place if i == len(gradients) - 1 else index
-        for n in range(0, gradients[i].to.width, BLOCK_N):
-            columns = n + tl.arange(0, BLOCK_N)
-            out = gradient_tile(gradients[i], index, valid, columns, BLOCK_K, PRECISION)
+        for n in range(0, gradients[i].to.width, blocks.N):
+            columns = n + tl.arange(0, blocks.N)
+            out = gradient_tile(gradients[i], index, valid, columns, blocks)
             write(gradients[i].to, to, valid, columns, out)
 
 
 @rowwise_kernel
-def backward_kernel(  # type: ignore[no-untyped-def]
-    gradients,
-    found,
-    count,
-    BY_PLACE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+def backward_kernel(gradients, found, count, blocks, BY_PLACE: tl.constexpr):  # type: ignore[no-untyped-def]
     """A tile of one of the gradients. Rows go to those of ``to``, by place where it is no scratch."""
-    index, place, valid = rows_of_tile(found, count, BLOCK_M)
+    index, place, valid = rows_of_tile(found, count, blocks)
     block = tl.program_id(1)
     for i in tl.static_range(len(gradients)):
         to = gradients[i].to
-        blocks = tl.cdiv(to.width, BLOCK_N)
-        if (block >= 0) & (block < blocks):
-            columns = block * BLOCK_N + tl.arange(0, BLOCK_N)
-            out = gradient_tile(gradients[i], index, valid, columns, BLOCK_K, PRECISION)
+        across = tl.cdiv(to.width, blocks.N)
+        if (block >= 0) & (block < across):
+            columns = block * blocks.N + tl.arange(0, blocks.N)
+            out = gradient_tile(gradients[i], index, valid, columns, blocks)
             write(to, place if BY_PLACE else index, valid, columns, out)
-        block -= blocks
+        block -= across
 
 
 def backward(gradients: list[Gradient], found: Tensor, *, by_place: bool = False) -> None:

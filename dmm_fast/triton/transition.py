@@ -8,7 +8,6 @@ the second has whole rows, since each pre_scale takes all of mean. Backward thes
 layers, and z.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import triton
@@ -18,7 +17,7 @@ from torch import Tensor
 from dmm_fast.reference import TransitionWeights
 from dmm_fast.triton import tiles
 from dmm_fast.triton.common import sigmoid
-from dmm_fast.triton.layers import in_parts, product, relu, stacked, weight_gradients
+from dmm_fast.triton.layers import in_parts, linear_backward, relu, stacked, weight_gradients
 from dmm_fast.triton.rows import Rows, Steps
 from dmm_fast.triton.tiles import Columns, Gradient, Layer, Term
 
@@ -48,18 +47,14 @@ class Taken(NamedTuple):
 
 
 @triton.jit
-def mix(w, mixed, index, valid, BLOCK_N, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+def mix(w, mixed, index, valid, blocks):  # type: ignore[no-untyped-def]
     """Whole rows: from the layers of z to what else :class:`Mixed` has."""
     Z = mixed.loc.width
-    for n in range(0, mixed.loc.width, BLOCK_N):
-        columns = n + tl.arange(0, BLOCK_N)
-        gate = tiles.layer_of(
-            mixed.hidden_g, index, valid, w.w_gate_out, w.b_gate_out, columns, Z, BLOCK_K, PRECISION
-        )
+    for n in range(0, mixed.loc.width, blocks.N):
+        columns = n + tl.arange(0, blocks.N)
+        gate = tiles.layer_of(mixed.hidden_g, index, valid, w.w_gate_out, w.b_gate_out, columns, Z, blocks)
         gate = sigmoid(gate)
-        mean = tiles.layer_of(
-            mixed.hidden_m, index, valid, w.w_mean_out, w.b_mean_out, columns, Z, BLOCK_K, PRECISION
-        )
+        mean = tiles.layer_of(mixed.hidden_m, index, valid, w.w_mean_out, w.b_mean_out, columns, Z, blocks)
         linear = tiles.read(mixed.linear, index, valid, columns)
         tiles.write(mixed.loc, index, valid, columns, (1.0 - gate) * linear + gate * mean)
         tiles.write(mixed.relu_mean, index, valid, columns, relu(mean))
@@ -70,10 +65,10 @@ def mix(w, mixed, index, valid, BLOCK_N, BLOCK_K, PRECISION):  # type: ignore[no
 
 
 @triton.jit
-def head(mixed, w, index, valid, columns, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+def head(mixed, w, index, valid, columns, blocks):  # type: ignore[no-untyped-def]
     """The given columns of loc and pre_scale."""
     pre_scale = tiles.layer_of(
-        mixed.relu_mean, index, valid, w.w_scale, w.b_scale, columns, mixed.loc.width, BLOCK_K, PRECISION
+        mixed.relu_mean, index, valid, w.w_scale, w.b_scale, columns, mixed.loc.width, blocks
     )
     return tiles.read(mixed.loc, index, valid, columns), pre_scale
 
@@ -90,35 +85,34 @@ def head_backward(mixed, taken, index, valid, columns, dloc, dpre_scale):  # typ
 
 
 @triton.jit
-def mean_backward(w, mixed, taken, index, valid, BLOCK_N, BLOCK_K, PRECISION):  # type: ignore[no-untyped-def]
+def mean_backward(w, mixed, taken, index, valid, blocks):  # type: ignore[no-untyped-def]
     """Whole rows: add to dmean what comes by way of pre_scale."""
     tl.debug_barrier()
     Z = mixed.loc.width
-    for n in range(0, mixed.loc.width, BLOCK_N):
-        columns = n + tl.arange(0, BLOCK_N)
+    for n in range(0, mixed.loc.width, blocks.N):
+        columns = n + tl.arange(0, blocks.N)
         dpre_scale = taken.dpre_scale.ptr + index * taken.dpre_scale.stride
-        dmean_from_scale = product(dpre_scale, valid, Z, w.w_scale, columns, Z, 1, Z, BLOCK_K, PRECISION)
+        dmean_from_scale = linear_backward(dpre_scale, valid, Z, w.w_scale, columns, Z, blocks)
         relu_mean = tiles.read(mixed.relu_mean, index, valid, columns)
         dmean_from_scale = tl.where(relu_mean > 0.0, dmean_from_scale, 0.0)
         dmean = tiles.read(taken.dmean, index, valid, columns)
         tiles.write(taken.dmean, index, valid, columns, dmean + dmean_from_scale)
 
 
-Head = Callable[[TransitionWeights, Mixed, Tensor], None]
-"""Launches, for the rows at some places, what mixes the layers and what an op does with that."""
+def forward(
+    kernel: Any, weights: list[Tensor], count: int, z: Rows, z_0: Rows | None, steps: Steps, *given: Any
+) -> None:
+    """Run the network for z_{t-1}, or for ``z`` itself where there is no ``z_0``, and the op's head.
 
-HeadBackward = Callable[[TransitionWeights, Mixed, Taken, Tensor], None]
-
-
-def forward(head: Head, weights: list[Tensor], count: int, z: Rows, z_0: Rows | None, steps: Steps) -> None:
-    """Run the network for z_{t-1}, or for ``z`` itself where there is no ``z_0``, and the op's head."""
+    The latter is ``kernel(w, mixed, *given, ...)``, which mixes the layers first.
+    """
     w = TransitionWeights(*(weight.contiguous() for weight in weights))
     (G, Z), R = w.w_gate_in.shape, w.w_mean_in.shape[0]
     for first, size in in_parts(count):
         work, found = tiles.room(w.w_loc, size, G + R + 3 * Z)
         mixed = Mixed(*(tiles.columns_of(work, at) for at in stacked(G, R, Z, Z, Z)))
         tiles.first_layers(z, z_0, steps, layers_of_z(w, mixed), None, first, found)
-        head(w, mixed, found)
+        tiles.launch_tiles(kernel, found, (), w, mixed, *given)
 
 
 def layers_of_z(w: TransitionWeights, mixed: Mixed) -> list[Layer]:
@@ -131,15 +125,20 @@ def layers_of_z(w: TransitionWeights, mixed: Mixed) -> list[Layer]:
 
 
 def backward(
-    head: HeadBackward,
+    kernel: Any,
     weights: list[Tensor],
     count: int,
     z: Rows,
     z_0: Rows | None,
     steps: Steps,
     dbefore: Tensor,
+    *given: Any,
+    least_warps: int = 1,
 ) -> list[Tensor]:
-    """The gradients of the weights; that by z_{t-1}, or by ``z`` itself, goes to ``dbefore [..., Z]``."""
+    """The gradients of the weights; that by z_{t-1}, or by ``z`` itself, goes to ``dbefore [..., Z]``.
+
+    The op's head is ``kernel(w, mixed, taken, *given, ...)``.
+    """
     w = TransitionWeights(*(weight.contiguous() for weight in weights))
     (G, Z), R = w.w_gate_in.shape, w.w_mean_in.shape[0]
     columns = stacked(Z, G, R, Z, G, R, Z, Z, Z, Z)
@@ -153,7 +152,8 @@ def backward(
         linear, loc, gate, gate_slope = (tiles.columns_of(work, at) for at in stacked(Z, Z, Z, Z))
         mixed = Mixed(hidden_g, hidden_m, linear, loc, relu_mean, gate, gate_slope)
         tiles.first_layers(z, z_0, steps, layers_of_z(w, mixed), z_copy, first, found)
-        head(w, mixed, Taken(dgate, dmean, dlinear, dpre_scale), found)
+        taken = Taken(dgate, dmean, dlinear, dpre_scale)
+        tiles.launch_tiles(kernel, found, (), w, mixed, taken, *given, least_warps=least_warps)
         of_hidden_g = Gradient((Term(dgate, w.w_gate_out),), dhidden_g, (hidden_g,))
         of_hidden_m = Gradient((Term(dmean, w.w_mean_out),), dhidden_m, (hidden_m,))
         tiles.backward([of_hidden_g, of_hidden_m], found)

@@ -4,35 +4,23 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from dmm_fast.reference import TransitionWeights
 from dmm_fast.triton import rows, tiles, transition
 from dmm_fast.triton.densities import normal_kl, normal_kl_slopes
 
 
 @rows.rowwise_kernel
 def transition_kl_fwd_kernel(  # type: ignore[no-untyped-def]
-    w,
-    mixed,
-    loc,
-    pre_scale,
-    steps,
-    terms,
-    found,
-    count,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    w, mixed, loc, pre_scale, steps, terms, found, count, blocks
 ):
     """Whole rows: terms [P, B, T] is the divergence of each step."""
-    index, place, valid = tiles.rows_of_tile(found, count, BLOCK_M)
+    index, place, valid = tiles.rows_of_tile(found, count, blocks)
     spots = tiles.spots_of(found, count, index, valid)
     loc_row, pre_scale_row = tiles.row_at(loc, spots), tiles.row_at(pre_scale, spots)
-    transition.mix(w, mixed, index, valid, BLOCK_N, BLOCK_K, PRECISION)
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for n in range(0, mixed.loc.width, BLOCK_N):
-        columns = n + tl.arange(0, BLOCK_N)
-        loc_p, pre_scale_p = transition.head(mixed, w, index, valid, columns, BLOCK_K, PRECISION)
+    transition.mix(w, mixed, index, valid, blocks)
+    acc = tl.zeros((blocks.M, blocks.N), tl.float32)
+    for n in range(0, mixed.loc.width, blocks.N):
+        columns = n + tl.arange(0, blocks.N)
+        loc_p, pre_scale_p = transition.head(mixed, w, index, valid, columns, blocks)
         loc_q = rows.load_row(loc_row, columns, mixed.loc.width, valid)
         pre_scale_q = rows.load_row(pre_scale_row, columns, mixed.loc.width, valid)
         term = normal_kl(loc_q, pre_scale_q, loc_p, pre_scale_p)
@@ -42,29 +30,15 @@ def transition_kl_fwd_kernel(  # type: ignore[no-untyped-def]
 
 @rows.rowwise_kernel
 def transition_kl_bwd_kernel(  # type: ignore[no-untyped-def]
-    w,
-    mixed,
-    taken,
-    dout,
-    loc,
-    pre_scale,
-    steps,
-    dloc,
-    dpre_scale,
-    found,
-    count,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    w, mixed, taken, dout, loc, pre_scale, steps, dloc, dpre_scale, found, count, blocks
 ):
     """Whole rows, from dout [P, B]: gradients within the network, and by the given Gaussian [P, B, T, Z]."""
-    index, place, valid = tiles.rows_of_tile(found, count, BLOCK_M)
+    index, place, valid = tiles.rows_of_tile(found, count, blocks)
     spots = tiles.spots_of(found, count, index, valid)
-    transition.mix(w, mixed, index, valid, BLOCK_N, BLOCK_K, PRECISION)
-    for n in range(0, mixed.loc.width, BLOCK_N):
-        columns = n + tl.arange(0, BLOCK_N)
-        loc_p, pre_scale_p = transition.head(mixed, w, index, valid, columns, BLOCK_K, PRECISION)
+    transition.mix(w, mixed, index, valid, blocks)
+    for n in range(0, mixed.loc.width, blocks.N):
+        columns = n + tl.arange(0, blocks.N)
+        loc_p, pre_scale_p = transition.head(mixed, w, index, valid, columns, blocks)
         loc_q = rows.load_row(tiles.row_at(loc, spots), columns, dloc.width, valid)
         pre_scale_q = rows.load_row(tiles.row_at(pre_scale, spots), columns, dloc.width, valid)
         by_loc, by_pre_scale, by_pre_scale_p = normal_kl_slopes(loc_q, pre_scale_q, loc_p, pre_scale_p)
@@ -72,7 +46,7 @@ def transition_kl_bwd_kernel(  # type: ignore[no-untyped-def]
         transition.head_backward(mixed, taken, index, valid, columns, -d * by_loc, d * by_pre_scale_p)
         tiles.write(dloc, place, valid, columns, d * by_loc)
         tiles.write(dpre_scale, place, valid, columns, d * by_pre_scale)
-    transition.mean_backward(w, mixed, taken, index, valid, BLOCK_N, BLOCK_K, PRECISION)
+    transition.mean_backward(w, mixed, taken, index, valid, blocks)
 
 
 def transition_kl(
@@ -80,13 +54,9 @@ def transition_kl(
 ) -> Tensor:
     """``[P, B]``: the sum over valid steps of KL(N(loc, softplus(pre_scale)) || p(z_t | z_{t-1}))."""
     terms, steps = rows.terms_of(z), rows.steps_of(z, lengths)
-    loc_rows, pre_scale_rows = rows.rows_of(loc), rows.rows_of(pre_scale)
-
-    def head(w: TransitionWeights, mixed: transition.Mixed, found: Tensor) -> None:
-        given = (w, mixed, loc_rows, pre_scale_rows, steps, terms)
-        tiles.launch_tiles(transition_kl_fwd_kernel, found, (), *given)
-
-    transition.forward(head, weights, terms.numel(), rows.rows_of(z), rows.rows_of(z_0), steps)
+    of_head = (rows.rows_of(loc), rows.rows_of(pre_scale), steps, terms)
+    given = (rows.rows_of(z), rows.rows_of(z_0), steps, *of_head)
+    transition.forward(transition_kl_fwd_kernel, weights, terms.numel(), *given)
     return rows.sum_steps(terms, z, lengths)
 
 
@@ -103,15 +73,11 @@ def transition_kl_backward(
     P, B, T, _ = z.shape
     dloc, dpre_scale = z.new_zeros(z.shape), z.new_zeros(z.shape)
     dbefore = z.new_empty(z.shape, dtype=torch.float32)
-    read = (dout.contiguous(), rows.rows_of(loc), rows.rows_of(pre_scale), rows.steps_of(z, lengths))
+    steps = rows.steps_of(z, lengths)
+    read = (dout.contiguous(), rows.rows_of(loc), rows.rows_of(pre_scale), steps)
     written = (tiles.features_of(dloc), tiles.features_of(dpre_scale))
-
-    def head(w: TransitionWeights, mixed: transition.Mixed, taken: transition.Taken, found: Tensor) -> None:
-        given = (w, mixed, taken, *read, *written)
-        tiles.launch_tiles(transition_kl_bwd_kernel, found, (), *given, least_warps=8)
-
-    given = (rows.rows_of(z), rows.rows_of(z_0), rows.steps_of(z, lengths))
-    dweights = transition.backward(head, weights, P * B * T, *given, dbefore)
+    given = (rows.rows_of(z), rows.rows_of(z_0), steps, dbefore, *read, *written)
+    dweights = transition.backward(transition_kl_bwd_kernel, weights, P * B * T, *given, least_warps=8)
     # A step's divergence does not depend on z_t itself.
     dz, dz_0 = rows.split_chain(None, dbefore, z_0, lengths)
     return dz, dloc, dpre_scale, dz_0, dweights

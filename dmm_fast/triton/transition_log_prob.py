@@ -4,33 +4,22 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from dmm_fast.reference import TransitionWeights
 from dmm_fast.triton import rows, tiles, transition
 from dmm_fast.triton.densities import normal_log_density, normal_slopes
 
 
 @rows.rowwise_kernel
 def transition_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
-    w,
-    mixed,
-    z,
-    steps,
-    terms,
-    found,
-    count,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    w, mixed, z, steps, terms, found, count, blocks
 ):
     """Whole rows: terms [P, B, T] is the log-density of each step."""
-    index, place, valid = tiles.rows_of_tile(found, count, BLOCK_M)
+    index, place, valid = tiles.rows_of_tile(found, count, blocks)
     value = tiles.row_at(z, tiles.spots_of(found, count, index, valid))
-    transition.mix(w, mixed, index, valid, BLOCK_N, BLOCK_K, PRECISION)
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for n in range(0, mixed.loc.width, BLOCK_N):
-        columns = n + tl.arange(0, BLOCK_N)
-        loc, pre_scale = transition.head(mixed, w, index, valid, columns, BLOCK_K, PRECISION)
+    transition.mix(w, mixed, index, valid, blocks)
+    acc = tl.zeros((blocks.M, blocks.N), tl.float32)
+    for n in range(0, mixed.loc.width, blocks.N):
+        columns = n + tl.arange(0, blocks.N)
+        loc, pre_scale = transition.head(mixed, w, index, valid, columns, blocks)
         term = normal_log_density(rows.load_row(value, columns, mixed.loc.width, valid), loc, pre_scale)
         acc += tl.where((columns < mixed.loc.width)[None, :], term, 0.0)
     tl.store(terms + place, tl.sum(acc, 1), mask=valid)
@@ -38,43 +27,28 @@ def transition_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
 
 @rows.rowwise_kernel
 def transition_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
-    w,
-    mixed,
-    taken,
-    dout,
-    z,
-    steps,
-    dvalue,
-    found,
-    count,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    w, mixed, taken, dout, z, steps, dvalue, found, count, blocks
 ):
     """Whole rows, from dout [P, B]: gradients within the network, and by z_t itself [P, B, T, Z]."""
-    index, place, valid = tiles.rows_of_tile(found, count, BLOCK_M)
+    index, place, valid = tiles.rows_of_tile(found, count, blocks)
     spots = tiles.spots_of(found, count, index, valid)
-    transition.mix(w, mixed, index, valid, BLOCK_N, BLOCK_K, PRECISION)
-    for n in range(0, mixed.loc.width, BLOCK_N):
-        columns = n + tl.arange(0, BLOCK_N)
-        loc, pre_scale = transition.head(mixed, w, index, valid, columns, BLOCK_K, PRECISION)
+    transition.mix(w, mixed, index, valid, blocks)
+    for n in range(0, mixed.loc.width, blocks.N):
+        columns = n + tl.arange(0, blocks.N)
+        loc, pre_scale = transition.head(mixed, w, index, valid, columns, blocks)
         value = rows.load_row(tiles.row_at(z, spots), columns, dvalue.width, valid)
         by_loc, by_pre_scale = normal_slopes(value, loc, pre_scale)
         d = tiles.gradient_at(dout, spots, steps, valid)
         transition.head_backward(mixed, taken, index, valid, columns, d * by_loc, d * by_pre_scale)
         tiles.write(dvalue, place, valid, columns, -d * by_loc)
-    transition.mean_backward(w, mixed, taken, index, valid, BLOCK_N, BLOCK_K, PRECISION)
+    transition.mean_backward(w, mixed, taken, index, valid, blocks)
 
 
 def transition_log_prob(z: Tensor, z_0: Tensor, weights: list[Tensor], lengths: Tensor) -> Tensor:
     """``[P, B]``: the sum over valid steps of log N(z_t; gated_transition(z_{t-1}))."""
     terms, z_rows, steps = rows.terms_of(z), rows.rows_of(z), rows.steps_of(z, lengths)
-
-    def head(w: TransitionWeights, mixed: transition.Mixed, found: Tensor) -> None:
-        tiles.launch_tiles(transition_log_prob_fwd_kernel, found, (), w, mixed, z_rows, steps, terms)
-
-    transition.forward(head, weights, terms.numel(), z_rows, rows.rows_of(z_0), steps)
+    given = (z_rows, rows.rows_of(z_0), steps, z_rows, steps, terms)
+    transition.forward(transition_log_prob_fwd_kernel, weights, terms.numel(), *given)
     return rows.sum_steps(terms, z, lengths)
 
 
@@ -84,11 +58,8 @@ def transition_log_prob_backward(
     """``dz [P, B, T, Z]``, ``dz_0 [P, B, Z]`` and the gradients of the weights."""
     P, B, T, _ = z.shape
     dvalue, dbefore = (z.new_empty(z.shape, dtype=torch.float32) for _ in range(2))
-    z_rows, steps, by_row = rows.rows_of(z), rows.steps_of(z, lengths), dout.contiguous()
-
-    def head(w: TransitionWeights, mixed: transition.Mixed, taken: transition.Taken, found: Tensor) -> None:
-        given = (w, mixed, taken, by_row, z_rows, steps, tiles.features_of(dvalue))
-        tiles.launch_tiles(transition_log_prob_bwd_kernel, found, (), *given)
-
-    dweights = transition.backward(head, weights, P * B * T, z_rows, rows.rows_of(z_0), steps, dbefore)
+    z_rows, steps = rows.rows_of(z), rows.steps_of(z, lengths)
+    of_head = (dout.contiguous(), z_rows, steps, tiles.features_of(dvalue))
+    given = (z_rows, rows.rows_of(z_0), steps, dbefore, *of_head)
+    dweights = transition.backward(transition_log_prob_bwd_kernel, weights, P * B * T, *given)
     return *rows.split_chain(dvalue, dbefore, z_0, lengths), dweights

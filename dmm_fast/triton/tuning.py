@@ -36,17 +36,17 @@ class Config(NamedTuple):
 class Tiles(NamedTuple):
     """The same of a launch over tiles of rows and columns, each summed over a block of inputs at a time."""
 
-    BLOCK_M: int
-    BLOCK_N: int
-    BLOCK_K: int
-    num_warps: int
-    num_stages: int
+    BLOCK_M: int = 64
+    BLOCK_N: int = 64
+    BLOCK_K: int = 32
+    num_warps: int = 4
+    num_stages: int = 3
 
 
 Choice = TypeVar("Choice", Config, Tiles)
 
 CANDIDATES = tuple(Config(*choice) for choice in product((16, 32, 64), (4, 8), (2, 3)))
-TILES = tuple(Tiles(*choice) for choice in product((16, 32, 64), (32, 64, 128), (16, 32), (4,), (3,)))
+TILES = tuple(Tiles(*choice) for choice in product((16, 32, 64), (32, 64, 128), (16, 32)))
 
 _measures = False
 _fastest: dict[Any, Any] = {}
@@ -81,9 +81,9 @@ def tiles_by_rule(count: int, widths: tuple[int, ...], least_warps: int = 1) -> 
     if not widths:
         rows, warps = (16, 4) if count <= FEW_PLACES else (32, 8)
         warps = max(warps, least_warps)
-        return Tiles(BLOCK_M=rows, BLOCK_N=128, BLOCK_K=32, num_warps=warps, num_stages=3)
+        return Tiles(BLOCK_M=rows, BLOCK_N=128, num_warps=warps)
     programs = cdiv(count, 64) * sum(cdiv(width, 64) for width in widths)
-    return Tiles(BLOCK_M=64, BLOCK_N=32 if programs < ENOUGH else 64, BLOCK_K=32, num_warps=4, num_stages=3)
+    return Tiles(BLOCK_N=32 if programs < ENOUGH else 64)
 
 
 def choose(
@@ -104,7 +104,7 @@ def is_captured(on: Tensor) -> bool:
 
 
 def milliseconds(run: Callable[[Choice], None], config: Choice) -> float:
-    """How long the launch takes; for ever, where the GPU has not the memory for it."""
+    """The time of the launch in milliseconds; infinite where the GPU lacks the memory for it."""
     from triton.runtime.errors import OutOfResources
     from triton.testing import do_bench
 

@@ -13,21 +13,15 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.triton.common import cdiv, input_precision, on_device_of
-from dmm_fast.triton.rows import Steps, constants, decoded, encoded
-
-
-class Tiles(NamedTuple):
-    """The cut of a launch: outputs by inputs of a tile, rows taken at a time, and Triton's options."""
-
-    BLOCK_M: int = 64
-    BLOCK_N: int = 64
-    BLOCK_K: int = 32
-    num_warps: int = 4
-    num_stages: int = 3
+from dmm_fast.triton.rows import Blocks, Steps, constants, decoded, encoded
+from dmm_fast.triton.tuning import Tiles
 
 
 class Cut(NamedTuple):
-    """Tiles, how many programs there should be, and how they multiply float32 where tf32 is not allowed."""
+    """Tiles, how many programs there should be, and how they multiply float32 where tf32 is not allowed.
+
+    A tile is of outputs by inputs, and summed over a block of rows at a time.
+    """
 
     tiles: Tiles = Tiles()
     programs: int = 528  # four for each of an H100's 132 multiprocessors, which hold as many
@@ -131,16 +125,15 @@ def weight_gradients(
     products, tiles, sums = _products(layers, cut.tiles)
     splits = _splits(tiles, count, cut)
     partial = layers[0].delta.new_empty((splits, sums), dtype=torch.float32)
+    blocks = constants(Blocks(*cut.tiles[:3], input_precision(cut.precision)))
     with on_device_of(partial):
         products_kernel[(tiles, splits)](
-            products,
-            table,
-            steps,
-            partial,
+            *(products, table, steps, partial),
             *(first, count, splits, sums),
+            blocks,
             LAYERS=len(layers),
-            PRECISION=input_precision(cut.precision),
-            **cut.tiles._asdict(),
+            num_warps=cut.tiles.num_warps,
+            num_stages=cut.tiles.num_stages,
         )
         targets, programs = _targets(made)
         summed = None
@@ -263,33 +256,21 @@ def inputs_at(product, own, neighbour, n, inside):  # type: ignore[no-untyped-de
 
 
 @triton.jit
-def multiply_tile(  # type: ignore[no-untyped-def]
-    product,
-    table,
-    partial,
-    tile,
-    begin,
-    end,
-    count,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def multiply_tile(product, table, partial, tile, begin, end, count, blocks):  # type: ignore[no-untyped-def]
     """Write the sums of a layer's tile over the rows from ``begin`` to ``end`` to their place in partial."""
     size = product.size
-    m = (tile // size.across) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = (tile % size.across) * BLOCK_N + tl.arange(0, BLOCK_N)
-    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    own, neighbour = rows_of_numbers(product, table, begin + tl.arange(0, BLOCK_K), end, count)
-    for k in range(begin, end, BLOCK_K):
-        number = k + tl.arange(0, BLOCK_K)
+    m = (tile // size.across) * blocks.M + tl.arange(0, blocks.M)
+    n = (tile % size.across) * blocks.N + tl.arange(0, blocks.N)
+    acc = tl.zeros((blocks.N, blocks.M), tl.float32)
+    own, neighbour = rows_of_numbers(product, table, begin + tl.arange(0, blocks.K), end, count)
+    for k in range(begin, end, blocks.K):
+        number = k + tl.arange(0, blocks.K)
         inside = number < end
         delta = rows_at(product.delta, own, size.delta, m, size.M, inside)
         inputs = inputs_at(product, own, neighbour, n, inside)
-        acc = tl.dot(tl.trans(inputs), delta, acc=acc, input_precision=PRECISION)
+        acc = tl.dot(tl.trans(inputs), delta, acc=acc, input_precision=blocks.precision)
         # A block ahead: what a loop reads is fetched early only where no other read says which.
-        own, neighbour = rows_of_numbers(product, table, number + BLOCK_K, end, count)
+        own, neighbour = rows_of_numbers(product, table, number + blocks.K, end, count)
     acc = tl.trans(acc)
     to = partial + size.first_sum
     keep = (m < size.M)[:, None] & (n < size.N)[None, :]
@@ -301,23 +282,11 @@ def multiply_tile(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["first", "count", "splits"])
 def products_kernel(  # type: ignore[no-untyped-def]
-    products,
-    table,
-    steps,
-    partial,
-    first,
-    count,
-    splits,
-    sums,
-    LAYERS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
+    products, table, steps, partial, first, count, splits, sums, blocks, LAYERS: tl.constexpr
 ):
     """A tile of one of the products over a share of the valid rows: sums go to partial [splits, sums]."""
     valid = tl.minimum(tl.maximum(valid_count(steps) - first, 0), count).to(tl.int32)
-    share = tl.cdiv(tl.cdiv(valid, splits), BLOCK_K) * BLOCK_K
+    share = tl.cdiv(tl.cdiv(valid, splits), blocks.K) * blocks.K
     begin = tl.program_id(1) * share
     end = tl.minimum(begin + share, valid)
     own = partial + tl.program_id(1).to(tl.int64) * sums
@@ -325,19 +294,7 @@ def products_kernel(  # type: ignore[no-untyped-def]
     for i in tl.static_range(LAYERS):
         size = products[i].size
         if (tile >= size.first_tile) & (tile < size.first_tile + size.tiles):
-            multiply_tile(
-                products[i],
-                table,
-                own,
-                tile - size.first_tile,
-                begin,
-                end,
-                count,
-                BLOCK_M,
-                BLOCK_N,
-                BLOCK_K,
-                PRECISION,
-            )
+            multiply_tile(products[i], table, own, tile - size.first_tile, begin, end, count, blocks)
 
 
 @triton.jit

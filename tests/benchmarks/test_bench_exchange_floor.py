@@ -135,6 +135,7 @@ def test_its_bindings_fit_the_headers_of_the_package():
         "-fsyntax-only",
         "-Wall",
         "-Werror",
+        "-fvisibility=hidden",
         "-DDMM_FAST_CUDA",
         "-DTORCH_TARGET_VERSION=0x020a000000000000",
     ]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Size, Tensor
 
+from benchmarks.draws import numbers
 from dmm_fast import ops
 from dmm_fast.ops.schema import OPS
 from tests.cases import Case
@@ -20,20 +21,12 @@ P = 3
 
 # The arguments of an op that broadcast with each other, and the one that broadcasts to them.
 PARTICLES = {
-    "combiner": ("z_prev", "h"),
-    "combiner_log_prob": ("z", "h"),
-    "combiner_scan": ("h", "eps"),
-    "emission_log_prob": ("x", "z"),
-    "gaussian_emission_log_prob": ("x", "z"),
-    "normal_log_prob": ("value", "loc", "scale"),
-    "bernoulli_log_prob": ("x", "logits"),
+    op.name: [a.name for a in op.arguments if a.kind == "tensor" and a.dims[0] in "PpNn"]
+    for op in OPS.values()
+    if any(a.kind == "tensor" and a.dims[0] in "pn" for a in op.arguments)
 }
 STARTS = {
-    "rnn_scan": "h_0",
-    "combiner_scan": "z_q_0",
-    "combiner_log_prob": "z_q_0",
-    "transition_log_prob": "z_0",
-    "transition_kl": "z_0",
+    op.name: a.name for op in OPS.values() for a in op.arguments if a.kind == "tensor" and a.dims[0] == "s"
 }
 
 # Leading dimensions, of the first argument and of the others.
@@ -51,13 +44,7 @@ def each_backend(names: Iterable[str]) -> list[tuple[str, str]]:
 def draw(like: Tensor, op_name: str, name: str, shape: tuple[int, ...]) -> Tensor:
     """Numbers of the kind of the argument, drawn anew, in another shape."""
     generator = torch.Generator().manual_seed(len(shape) + 10 * sum(shape))
-    numbers = torch.randn(shape, generator=generator)
-    kind = OPS[op_name].inputs[name].partition(":")[2]
-    if kind == "binary":
-        numbers = (numbers > 0).float()
-    elif kind == "positive":
-        numbers = numbers.abs() + 0.1
-    return numbers.to(like)
+    return numbers(OPS[op_name].inputs[name].partition(":")[2], shape, generator).to(like)
 
 
 def assert_as_if_expanded(op_name: str, backend: str, inputs: Inputs, lead: Size) -> None:

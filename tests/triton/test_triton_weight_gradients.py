@@ -18,7 +18,8 @@ if DEVICE != TRITON_DEVICE:
 from dmm_fast.ops import _scan_gemms
 from dmm_fast.triton import step_gradients, weight_gradients
 from dmm_fast.triton.rows import steps_of
-from dmm_fast.triton.weight_gradients import Cut, Layer, Tiles
+from dmm_fast.triton.tuning import Tiles
+from dmm_fast.triton.weight_gradients import Cut, Layer
 
 P, B, T, H, Z = 2, 5, 70, 75, 33
 LENGTHS = torch.tensor([70, 1, 0, 33, 64])

@@ -15,7 +15,9 @@ emitter. At the front of a word:
     n   the same, broadcast
     s   any dimensions that broadcast to the particles and rows, in a compiled op [P, B] or [1, 1]
 
-A colon and a fact may follow, which says what numbers there may be.
+A colon and a fact may follow, which says what numbers tests and benchmarks draw (``benchmarks/draws.py``):
+``binary``, 0 or 1; ``positive``; ``sparse``, with rows from all zero to dense; ``wide``, three times as
+large; ``weight``, as a layer's are initialised. Other numbers are standard normal.
 """
 
 from collections.abc import Iterator
@@ -24,6 +26,9 @@ from dmm_fast.ops.schema._signature import Op, Signature
 from dmm_fast.ops.schema._weights import WEIGHTS as WEIGHTS
 
 _OBSERVED = {"lengths": "lengths", "mask": "mask"}
+_POSTERIOR = {"z": "PBTZ", "loc": "PBTZ", "pre_scale": "PBTZ"}
+_RECURRENCE = {"lengths": "lengths", "nonlinearity": "choice:relu|tanh"}
+_COMBINED = {"weights": "combiner", "lengths": "lengths", "plan": "plan"}
 _SUM = {"out": "PB"}
 
 OPS = {
@@ -31,77 +36,56 @@ OPS = {
     for op in (
         Op(
             "gated_transition",
-            "gated_transition",
             "loc, scale of p(z_t | z_{t-1})",
-            leading="z_prev",
             inputs={"z_prev": "NZ", "weights": "transition"},
             outputs={"loc": "NZ", "scale": "NZ"},
         ),
         Op(
             "combiner",
-            "combiner",
             "loc, scale of q(z_t | z_{t-1}, x_{t:T})",
-            leading="z_prev",
             inputs={"z_prev": "NZ", "h": "nH", "weights": "combiner"},
             outputs={"loc": "NZ", "scale": "NZ"},
         ),
         Op(
             "emitter",
-            "emitter",
             "logits of a Bernoulli p(x_t | z_t)",
-            leading="z",
             inputs={"z": "NZ", "weights": "emitter"},
             outputs={"logits": "ND"},
         ),
         Op(
             "gaussian_emitter",
-            "emitter",
             "loc, pre_scale of a Gaussian p(x_t | z_t)",
-            leading="z",
+            stem="emitter",
             inputs={"z": "NZ", "weights": "gaussian_emitter"},
             outputs={"loc": "ND", "pre_scale": "ND"},
         ),
         Op(
             "transition_log_prob",
-            "transition_log_prob",
             "sum over valid t of log N(z_t; gated_transition(z_{t-1}))",
-            leading="z",
             inputs={"z": "PBTZ", "z_0": "sZ", "weights": "transition", "lengths": "lengths"},
             outputs=_SUM,
         ),
         Op(
             "transition_kl",
-            "transition_kl",
             "sum over valid t of KL(N(loc_t, softplus(pre_scale_t)) || p(z_t | z_{t-1}))",
-            leading="z",
-            inputs={
-                "z": "PBTZ",
-                "loc": "PBTZ",
-                "pre_scale": "PBTZ",
-                "z_0": "sZ",
-                "weights": "transition",
-                "lengths": "lengths",
-            },
+            inputs={**_POSTERIOR, "z_0": "sZ", "weights": "transition", "lengths": "lengths"},
             outputs=_SUM,
         ),
         Op(
             "combiner_log_prob",
-            "combiner",
             "sum over valid t of log q(z_t | z_{t-1}, x_{t:T}) at any z",
-            leading="z",
+            stem="combiner",
             inputs={"z": "PBTZ", "h": "pBTH", "z_q_0": "sZ", "weights": "combiner", "lengths": "lengths"},
             outputs=_SUM,
         ),
         Op(
             "drawn_log_prob",
-            "normal_log_prob",
             "sum over valid t of the log-density of z_t = loc_t + softplus(pre_scale_t) eps_t",
-            leading="eps",
+            stem="normal_log_prob",
             inputs={"eps": "PBTZ", "pre_scale": "PBTZ:wide", "lengths": "lengths"},
             outputs=_SUM,
         ),
         Op(
-            "emission_log_prob",
             "emission_log_prob",
             "sum over what is observed of log Bernoulli(x_t; logits = emitter(z_t))",
             leading="z",
@@ -111,15 +95,14 @@ OPS = {
         ),
         Op(
             "gaussian_emission_log_prob",
-            "emission_log_prob",
             "sum over what is observed of log N(x_t; loc(z_t), scale(z_t))",
+            stem="emission_log_prob",
             leading="z",
             inputs={"x": "pBTD", "z": "PBTZ", "weights": "gaussian_emitter", **_OBSERVED},
             outputs=_SUM,
             optional=("x",),
         ),
         Op(
-            "normal_log_prob",
             "normal_log_prob",
             "sum over what is observed of log N(value; loc, scale)",
             leading="loc",
@@ -128,7 +111,6 @@ OPS = {
         ),
         Op(
             "bernoulli_log_prob",
-            "bernoulli_log_prob",
             "sum over what is observed of log Bernoulli(x; sigmoid(logits))",
             leading="logits",
             inputs={"x": "pBTD:binary", "logits": "PBTD", **_OBSERVED},
@@ -136,9 +118,7 @@ OPS = {
         ),
         Op(
             "input_projection",
-            "input_projection",
             "x_proj_t = W x_t + b on valid steps, 0 past the end",
-            leading="x",
             inputs={"x": "PBTD:sparse", "w": "HD", "b": "H", "lengths": "lengths"},
             outputs={"x_proj": "PBTH"},
             saved="x w lengths",
@@ -146,26 +126,17 @@ OPS = {
         ),
         Op(
             "rnn_scan",
-            "rnn_scan",
             "h_t = f(x_proj_t + W_hh h_{t+1}) from each row's own end, 0 past it",
-            leading="x_proj",
-            inputs={
-                "x_proj": "PBTH",
-                "w_hh": "HH:weight",
-                "h_0": "sH",
-                "lengths": "lengths",
-                "nonlinearity": "choice:relu|tanh",
-            },
+            inputs={"x_proj": "PBTH", "w_hh": "HH:weight", "h_0": "sH", **_RECURRENCE},
             outputs={"h": "PBTH"},
             saved="h w_hh h_0 lengths nonlinearity",
         ),
         Op(
             "combiner_scan",
-            "combiner_scan",
             "z_t = loc_t + softplus(pre_scale_t) eps_t with loc, pre_scale of the combiner; 0 past the end",
             leading="eps",
             inputs={"h": "pBTH", "eps": "PBTZ", "z_q_0": "sZ", "weights": "combiner", "lengths": "lengths"},
-            outputs={"z": "PBTZ", "loc": "PBTZ", "pre_scale": "PBTZ"},
+            outputs=_POSTERIOR,
             saved="h eps z_q_0 z pre_scale g weights lengths",
             kept={"g": "PBTH"},  # tanh(W_z z_{t-1} + b_z), in float32 at least
         ),
@@ -197,55 +168,27 @@ OTHERS = {
         # The sequential part of a scan on a GPU. A plan of dmm_fast.cuda.plan says how the work is cut up.
         Signature.parse(
             "_launch_rnn_scan",
-            {
-                "x_proj": "PBTH",
-                "w_hh": "HH",
-                "h_0": "PBH",
-                "lengths": "lengths",
-                "nonlinearity": "choice:relu|tanh",
-                "plan": "plan",
-            },
+            {"x_proj": "PBTH", "w_hh": "HH:weight", "h_0": "PBH", **_RECURRENCE, "plan": "plan"},
             {"h": "PBTH"},
         ),
         Signature.parse(
             "_launch_rnn_scan_backward",
-            {
-                "dh": "PBTH",
-                "h": "PBTH",
-                "w_hh": "HH",
-                "lengths": "lengths",
-                "nonlinearity": "choice:relu|tanh",
-                "plan": "plan",
-            },
+            {"dh": "PBTH", "h": "PBTH", "w_hh": "HH:weight", **_RECURRENCE, "plan": "plan"},
             {"dx_proj": "PBTH", "dh_0": "PBH"},
         ),
         # base is the part of loc and pre_scale that h and the biases make: it needs no scan.
         Signature.parse(
             "_launch_combiner_scan",
-            {
-                "base": "PBT(2Z)",
-                "eps": "PBTZ",
-                "z_q_0": "PBZ",
-                "weights": "combiner",
-                "lengths": "lengths",
-                "plan": "plan",
-                "keep_g": "flag",
-            },
-            {"z": "PBTZ", "loc": "PBTZ", "pre_scale": "PBTZ", "g": "PBTH"},
+            {"base": "PBT(2Z)", "eps": "PBTZ", "z_q_0": "PBZ", **_COMBINED, "keep_g": "flag"},
+            {**_POSTERIOR, "g": "PBTH"},
         ),
         # da is the gradient by what g is the tanh of, dout [dloc, dpre_scale] with all paths.
         Signature.parse(
             "_launch_combiner_scan_backward",
             {
-                "dz": "PBTZ",
-                "dloc": "PBTZ",
-                "dpre_scale": "PBTZ",
-                "eps": "PBTZ",
-                "pre_scale": "PBTZ",
+                **dict.fromkeys(("dz", "dloc", "dpre_scale", "eps", "pre_scale"), "PBTZ"),
                 "g": "PBTH",
-                "weights": "combiner",
-                "lengths": "lengths",
-                "plan": "plan",
+                **_COMBINED,
             },
             {"dh": "PBTH", "da": "PBTH", "dout": "PBT(2Z)", "deps": "PBTZ", "dz_q_0": "PBZ"},
         ),

@@ -3,19 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from dmm_fast.ops.schema import WEIGHTS, signatures
-from dmm_fast.ops.schema._cpp_names import (
-    WIDTH,
-    camel,
-    compiled_word,
-    condition,
-    cpu_signatures,
-    in_order,
-    is_rows,
-    launched_weights,
-    launches,
-    letters,
-    packed,
-)
+from dmm_fast.ops.schema import _cpp_names as cpp
 from dmm_fast.ops.schema._signature import BACKEND, Argument, Op, Signature
 
 
@@ -25,17 +13,17 @@ def bindings() -> Iterator[str]:
     yield "namespace {\n"
     for kind in WEIGHTS:
         yield _take_weights(kind)
-    for op, signature in cpu_signatures():
+    for op, signature in cpp.cpu_signatures():
         yield _cpu_function(op, signature)
     yield "}  // namespace\n"
-    yield _registrations("CPU", [signature.name for _, signature in cpu_signatures()])
+    yield _registrations("CPU", [signature.name for _, signature in cpp.cpu_signatures()])
     yield "#ifdef DMM_FAST_CUDA\nnamespace {\n"
-    for kind in launched_weights():
+    for kind in cpp.launched_weights():
         yield _take_launch_weights(kind)
-    for signature in launches():
+    for signature in cpp.launches():
         yield _launch_function(signature)
     yield "}  // namespace\n"
-    yield _registrations("CUDA", [signature.name for signature in launches()])
+    yield _registrations("CUDA", [signature.name for signature in cpp.launches()])
     yield "#endif"
     yield ""
 
@@ -45,18 +33,14 @@ def _definitions() -> str:
     for signature in signatures():
         pieces, line = [], ""
         for part in signature.schema.replace(" -> ", "\0-> ").replace(", ", ",\0").split("\0"):
-            if len(line) + len(part) + 12 > WIDTH:
+            if len(line) + len(part) + 12 > cpp.WIDTH:
                 pieces.append(line)
                 line = ""
             line += (" " if line or pieces else "") + part
         pieces.append(line)
-        quoted = [f'"{piece}"' for piece in pieces]
-        lines.append(f"  m.def({quoted[0]});" if len(quoted) == 1 else _literal(quoted))
+        before = "" if len(pieces) == 1 else "\n      "
+        lines.append(f"  m.def({before}" + "\n      ".join(f'"{piece}"' for piece in pieces) + ");")
     return "\n".join((*lines, "}\n"))
-
-
-def _literal(quoted: Sequence[str]) -> str:
-    return "  m.def(\n      " + "\n      ".join(quoted) + ");"
 
 
 def _registrations(key: str, names: Iterable[str]) -> str:
@@ -69,26 +53,23 @@ def _take_weights(kind: str) -> str:
     return "\n".join(
         (
             "template <class S>",
-            f"void set_sizes(const TensorChecks& checks, cpu::{camel(kind)}Tensors<S>& a) {{",
+            f"void set_sizes(const TensorChecks& checks, cpu::{cpp.camel(kind)}Tensors<S>& a) {{",
             *_sizes(dict.fromkeys("".join(weights.words)), "  "),
             "}\n",
             "template <class S>",
-            packed(
-                f"cpu::{camel(kind)}Tensors<const S> {kind}_weights(",
-                ("TensorChecks& checks", *(f"Tensor& {name}" for name in weights.fields)),
-                ") {",
-                "    ",
-            ),
-            f"  cpu::{camel(kind)}Tensors<const S> a;",
-            *(
-                f'  a.{name} = checks.dense<S>("{name}", {name}, "{word}");'
-                for name, word in zip(weights.fields, weights.words, strict=True)
-            ),
+            _weights_head(f"cpu::{cpp.camel(kind)}Tensors<const S>", kind),
+            f"  cpu::{cpp.camel(kind)}Tensors<const S> a;",
+            *(f'  a.{name} = checks.dense<S>("{name}", {name}, "{word}");' for name, word in weights.entries),
             "  set_sizes(checks, a);",
             "  return a;",
             "}\n",
         )
     )
+
+
+def _weights_head(made: str, kind: str) -> str:
+    arguments = ("TensorChecks& checks", *(f"Tensor& {name}" for name in WEIGHTS[kind].fields))
+    return cpp.packed(f"{made} {kind}_weights(", arguments, ") {", "    ")
 
 
 def _sizes(letters: Iterable[str], indent: str) -> Iterator[str]:
@@ -112,13 +93,18 @@ def _head(signature: Signature) -> str:
     count = len(signature.flat_results)
     made = "Tensor" if count == 1 else f"Several<{count}>"
     arguments = (f"{_cpp_type(a)} {a.name}" for a in signature.flat_arguments)
-    return packed(f"{made} {signature.name.removeprefix('_')}(", arguments, ") {", "    ")
+    return cpp.packed(f"{made} {signature.name.removeprefix('_')}(", arguments, ") {", "    ")
 
 
 def _returned(names: Sequence[str], indent: str) -> str:
     if len(names) == 1:
         return f"{indent}return {names[0]};"
-    return packed(f"{indent}return Several<{len(names)}>{{", names, "};", f"{indent}    ")
+    return cpp.packed(f"{indent}return Several<{len(names)}>{{", names, "};", f"{indent}    ")
+
+
+def _chosen(argument: Argument) -> str:
+    listed = ", ".join(f'"{choice}"' for choice in argument.choices)
+    return f'choice("{argument.name}", {argument.name}, {{{listed}}})'
 
 
 def _taken(argument: Argument) -> str | None:
@@ -126,22 +112,21 @@ def _taken(argument: Argument) -> str | None:
     name = argument.name
     if argument.kind == "weights":
         fields = ("checks", *WEIGHTS[argument.dims].fields)
-        return packed(f"    a.{name} = {argument.dims}_weights<S>(", fields, ");", " " * 8)
+        return cpp.packed(f"    a.{name} = {argument.dims}_weights<S>(", fields, ");", " " * 8)
     if argument.kind == "tensor":
-        how = "rows" if is_rows(argument) else "dense"
-        taken = f'checks.{how}<S>("{name}", {name}, "{compiled_word(argument.dims)}")'
+        how = "rows" if cpp.is_rows(argument) else "dense"
+        taken = f'checks.{how}<S>("{name}", {name}, "{cpp.compiled_word(argument.dims)}")'
     elif argument.kind in ("lengths", "mask"):
         taken = f"checks.{argument.kind}({name})"
     elif argument.kind == "choice" and argument != BACKEND:
-        listed = ", ".join(f'"{choice}"' for choice in argument.choices)
-        taken = f'static_cast<cpu::{camel(name)}>(choice("{name}", {name}, {{{listed}}}))'
+        taken = f"static_cast<cpu::{cpp.camel(name)}>({_chosen(argument)})"
     else:
         return None
     return f"    a.{name} = {taken};"
 
 
 def _cpu_function(op: Op, signature: Signature) -> str:
-    given = in_order(op, signature)
+    given = cpp.in_order(op, signature)
     leading = given[0].name
     lines = [
         _head(signature),
@@ -149,23 +134,24 @@ def _cpu_function(op: Op, signature: Signature) -> str:
         f'  TensorChecks checks(Device::cpu, "{leading}", {leading});',
         "  return by_dtype(checks.dtype(), [&](auto scalar) {",
         "    using S = decltype(scalar);",
-        f"    cpu::{camel(signature.name)}<S> a;",
+        f"    cpu::{cpp.camel(signature.name)}<S> a;",
     ]
     lines += [line for a in given if (line := _taken(a)) is not None]
-    lines += _sizes(letters((*given, *signature.results)), "    ")
+    lines += _sizes(cpp.letters((*given, *signature.results)), "    ")
     for result in signature.results:
         name = result.name
         if result.kind == "weights":
-            weights = WEIGHTS[result.dims]
             lines.append(f"    set_sizes(checks, a.{name});")
             lines += (
                 f'    Tensor d{field} = checks.make("{word}", a.{name}.{field});'
-                for field, word in zip(weights.fields, weights.words, strict=True)
+                for field, word in WEIGHTS[result.dims].entries
             )
             continue
-        flag = condition(result, signature)
+        flag = cpp.condition(result, signature)
         wanted = f", {flag}" if flag else ""
-        lines.append(f'    Tensor {name} = checks.make("{compiled_word(result.dims)}", a.{name}{wanted});')
+        lines.append(
+            f'    Tensor {name} = checks.make("{cpp.compiled_word(result.dims)}", a.{name}{wanted});'
+        )
     lines += [f"    cpu::kernels<S>().{signature.name}(a);"]
     lines += [_returned([result.name for result in signature.flat_results], "    "), "  });", "}\n"]
     return "\n".join(lines)
@@ -175,16 +161,8 @@ def _take_launch_weights(kind: str) -> str:
     weights = WEIGHTS[kind]
     return "\n".join(
         (
-            packed(
-                f"cuda::{camel(kind)}Weights<Tensor> {kind}_weights(",
-                ("TensorChecks& checks", *(f"Tensor& {name}" for name in weights.fields)),
-                ") {",
-                "    ",
-            ),
-            *(
-                f'  checks.check("{name}", {name}, "{word}");'
-                for name, word in zip(weights.fields, weights.words, strict=True)
-            ),
+            _weights_head(f"cuda::{cpp.camel(kind)}Weights<Tensor>", kind),
+            *(f'  checks.check("{name}", {name}, "{word}");' for name, word in weights.entries),
             f"  return {{{', '.join(weights.fields)}}};",
             "}\n",
         )
@@ -192,7 +170,7 @@ def _take_launch_weights(kind: str) -> str:
 
 
 def _launch_function(signature: Signature) -> str:
-    given = in_order(None, signature)
+    given = cpp.in_order(None, signature)
     leading = given[0].name
     lines = [_head(signature), f'  TensorChecks checks(Device::cuda, "{leading}", {leading});']
     for a in given:
@@ -201,16 +179,15 @@ def _launch_function(signature: Signature) -> str:
         elif a.kind == "lengths":
             lines.append(f'  checks.check("{a.name}", {a.name}, "B", ScalarType::Long);')
         elif a.kind == "choice":
-            listed = ", ".join(f'"{choice}"' for choice in a.choices)
-            lines.append(f'  choice("{a.name}", {a.name}, {{{listed}}});')
+            lines.append(f"  {_chosen(a)};")
     fields = [
         f"{a.dims}_weights(checks, {', '.join(WEIGHTS[a.dims].fields)})" if a.kind == "weights" else a.name
         for a in signature.arguments
     ]
     for result in signature.results:
-        flag = condition(result, signature)
+        flag = cpp.condition(result, signature)
         fields.append(f'checks.make("{result.dims}"{(flag and f", {flag}") or ""})')
-    lines.append(packed(f"  cuda::{camel(signature.name)}<Tensor> a{{", fields, "};", "      "))
+    lines.append(cpp.packed(f"  cuda::{cpp.camel(signature.name)}<Tensor> a{{", fields, "};", "      "))
     lines += [
         "  launch(a);",
         _returned([f"a.{result.name}" for result in signature.results], "  "),

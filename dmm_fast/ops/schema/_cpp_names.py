@@ -46,9 +46,8 @@ def packed(opening: str, parts: Iterable[str], closing: str, indent: str) -> str
 
 def in_order(op: Op | None, signature: Signature) -> list[Argument]:
     """The arguments, first the one that decides on dtype and sizes."""
-    names = [op.leading] if op else []
     plain = [a for a in signature.arguments if a.kind == "tensor" and "(" not in a.dims]
-    leading = next((a for a in plain if a.name in names), plain[0])
+    leading = next((a for a in plain if op and a.name == op.leading), plain[0])
     return [leading, *(a for a in signature.arguments if a is not leading)]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from dmm_fast import check
 from dmm_fast.ops.schema._weights import WEIGHTS
 
 # Kinds of arguments that are no floating-point tensors, with their types in a schema.
@@ -62,7 +63,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class Signature:
-    """What torch knows of a compiled op: its arguments and its results, in order."""
+    """The arguments and the results of a compiled op, in order."""
 
     name: str
     arguments: tuple[Argument, ...]
@@ -113,9 +114,10 @@ def _flat(arguments: Iterable[Argument]) -> tuple[Argument, ...]:
     flat: list[Argument] = []
     for argument in arguments:
         if argument.kind == "weights":
-            prefix, weights = argument.name.removesuffix("weights"), WEIGHTS[argument.dims]
-            fields = zip(weights.fields, weights.words, strict=True)
-            flat += (Argument(prefix + field, "tensor", word) for field, word in fields)
+            prefix = argument.name.removesuffix("weights")
+            flat += (
+                Argument(prefix + field, "tensor", word) for field, word in WEIGHTS[argument.dims].entries
+            )
         else:
             flat.append(argument)
     return tuple(flat)
@@ -131,25 +133,39 @@ class Op:
 
     Attributes:
         name: of the op; its public function, its reference and its compiled op all have it.
-        stem: name of the files that hold it, in ``ops/``, ``triton/``, ``cuda/``.
         doc: what it computes.
-        leading: the argument whose dtype, device and sizes the others must fit.
         inputs: name to dimensions, in the order of the op's signature.
         outputs: name to dimensions.
+        stem: name of the files that hold it, in ``ops/``, ``triton/``, ``cuda/``; empty: its own.
+        leading: the argument whose dtype, device and sizes the others must fit; empty: the first.
         saved: names of inputs and outputs that the backward pass reads, in its order; empty: all inputs.
         kept: further outputs of the compiled op for its backward pass alone, made where autograd records.
         optional: inputs whose gradient the backward pass makes only where it is wanted.
     """
 
     name: str
-    stem: str
     doc: str
-    leading: str
     inputs: dict[str, str]
     outputs: dict[str, str]
+    stem: str = ""
+    leading: str = ""
     saved: str = ""
     kept: dict[str, str] | None = None
     optional: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stem", self.stem or self.name)
+        object.__setattr__(self, "leading", self.leading or next(iter(self.inputs)))
+        known = {*self.inputs, *self.outputs, *(self.kept or {})}
+        named = (
+            ("leading", {self.leading}, {*self.inputs}),
+            ("saved", {*self.saved.split()}, known),
+            ("optional", {*self.optional}, {*self.inputs}),
+        )
+        for field, names, expected in named:
+            if not names <= expected:
+                got = ", ".join(sorted(names - expected))
+                check.fail(f"{self.name}.{field}", f"names among {', '.join(sorted(expected))}", got)
 
     @cached_property
     def arguments(self) -> tuple[Argument, ...]:

@@ -3,12 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from dmm_fast.reference import (
-    CombinerWeights,
-    EmitterWeights,
-    GaussianEmitterWeights,
-    TransitionWeights,
-)
+from dmm_fast.reference import CombinerWeights, EmitterWeights, GaussianEmitterWeights, TransitionWeights
 
 
 @dataclass(frozen=True)
@@ -28,6 +23,11 @@ class Weights:
         """The names of the tensors."""
         names: tuple[str, ...] = self.tuple_type._fields
         return names
+
+    @property
+    def entries(self) -> tuple[tuple[str, str], ...]:
+        """The name of each tensor with its word of dimensions."""
+        return tuple(zip(self.fields, self.words, strict=True))
 
 
 WEIGHTS = {
