@@ -106,7 +106,7 @@ void clipped_adam(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_a
 #ifdef DMM_FAST_CUDA
 void launch_clipped_adam(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, int64_t step,
                          double lr, double beta1, double beta2, double eps, double weight_decay, double clip_norm,
-                       bool centered_variance, Tensors steps, Tensors lrs) {
+                         bool centered_variance, Tensors steps, Tensors lrs) {
   check({params, grads, exp_avgs, exp_avg_sqs, steps, lrs});
   if (params.empty()) return;
   STD_TORCH_CHECK(params[0].scalar_type() == ScalarType::Float, "params[0]: expected Float, got ",

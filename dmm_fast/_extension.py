@@ -48,10 +48,11 @@ def _without(why: str, remedy: str) -> str:
 
 
 def leave_out(difference: str) -> None:
-    """Do without the library, which is of another version of the package: ``difference`` tells in what."""
+    """Do without the library, which is of another version of the package than this Python code."""
     global missing, of_other_version
     why = f"the compiled library is of another version of the package: {difference}"
-    missing = of_other_version = _without(why, f"Build it again, in the package's source: {_BUILD_AGAIN}")
+    remedy = f"Build it again, in the package's source: make install, or {_BUILD_AGAIN}"
+    missing = of_other_version = _without(why, remedy)
 
 
 def _library_in(package: Path) -> Path | None:

@@ -167,6 +167,8 @@ def _lengths(
     ):
         check.fail(name, f"int64 of shape ({B},) on {device} or cpu", check.describe(lengths))
     if _reads(lengths, validate):
+        if lengths.device.type == "cpu":
+            lengths = check.own_lengths(lengths)
         low, high = check.extremes(lengths)
         if low < 1 or high > T:
             check.fail(name, f"values between 1 and T = {T}", str(low if low < 1 else high))

@@ -95,25 +95,31 @@ def lengths(value: object, batch: int, T: int, device: torch.device, minimum: in
     return value
 
 
-# The tensor of integers that was read last, its version then, and its extremes.
-_last_read: tuple[Any, int, tuple[int, int]] | None = None
+# Lengths in memory of their own, their version when they were read, and their extremes.
+_own_lengths: tuple[Any, int, tuple[int, int]] | None = None
 
 
 def extremes(value: Tensor) -> tuple[int, int]:
-    """The smallest and the largest of some integers, read anew only if ``value`` has changed since.
-
-    A training step asks about the same lengths in the guide and in the model. A change through memory that
-    is shared with another library is not noticed; compiled ops check the lengths that they use again.
-    """
-    global _last_read
-    # How often it has been changed in place, which torch does not count for tensors of inference mode.
-    version = -1 if value.is_inference() else value._version
-    known = _last_read
-    if known is not None and known[0]() is value and known[1] == version >= 0:
+    """The smallest and the largest of some integers; those of :func:`own_lengths` are known already."""
+    known = _own_lengths
+    if known is not None and known[0]() is value and known[1] == value._version:
         return known[2]
-    low, high = (int(v) for v in value.aminmax())
-    _last_read = weakref.ref(value), version, (low, high)
-    return low, high
+    low, high = value.aminmax()
+    return int(low), int(high)
+
+
+def own_lengths(value: Tensor) -> Tensor:
+    """A copy of ``value`` whose extremes need not be read again, by any number of checks in a step.
+
+    The memory of a tensor may be that of a numpy array, in which a loader puts the next lengths; a copy's is
+    its own, and torch counts its changes.
+    """
+    global _own_lengths
+    copy = value.clone()
+    if not copy.is_inference():
+        low, high = copy.aminmax()
+        _own_lengths = weakref.ref(copy), copy._version, (int(low), int(high))
+    return copy
 
 
 def nonempty(name: str, tensor: Tensor, dims: dict[str, int]) -> None:

@@ -124,20 +124,29 @@ def test_lengths_in_range() -> None:
     assert check.lengths(torch.zeros(0, dtype=torch.int64), 0, 5, cpu, minimum=1).numel() == 0
 
 
-def test_lengths_are_read_again_only_where_they_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lengths_of_the_package_are_read_once_and_those_of_others_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     reads = []
     aminmax = Tensor.aminmax
     monkeypatch.setattr(Tensor, "aminmax", lambda self: reads.append(self) or aminmax(self))
-    lengths = torch.tensor([1, 4])
+    buffer = np.array([9, 2])
+    given = torch.from_numpy(buffer)
+    assert refused(lambda: check.lengths(given, 2, 5, CPU)).endswith("got 9")
+    buffer[0] = 4  # as a loader fills it again
+    own = check.own_lengths(given)
+    reads.clear()
     for T in (4, 5):
-        check.lengths(lengths, 2, T, CPU)
-    assert len(reads) == 1
-    assert refused(lambda: check.lengths(lengths, 2, 3, CPU)).endswith("got 4")
-    lengths[0] = 9
-    assert refused(lambda: check.lengths(lengths, 2, 5, CPU)).endswith("got 9")
+        check.lengths(own, 2, T, CPU)
+    assert refused(lambda: check.lengths(own, 2, 3, CPU)).endswith("got 4")
+    assert reads == []
+    buffer[0] = 9
+    check.lengths(own, 2, 5, CPU)
+    assert refused(lambda: check.lengths(given, 2, 5, CPU)).endswith("got 9")
+    own[0] = 7
+    assert refused(lambda: check.lengths(own, 2, 5, CPU)).endswith("got 7")
     with torch.inference_mode():
-        untracked = torch.tensor([1, 4])
-        check.lengths(untracked, 2, 4, CPU)
+        untracked = check.own_lengths(torch.tensor([1, 4]))
         untracked[0] = 9
         assert refused(lambda: check.lengths(untracked, 2, 5, CPU)).endswith("got 9")
 

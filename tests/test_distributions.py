@@ -282,3 +282,50 @@ def test_a_draw_of_a_gaussian_emission_is_differentiable_in_z_and_the_weights() 
 def test_a_bad_mask_of_an_emission_is_refused(kind: str, mask: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         distribution(kind, mask=mask)
+
+
+# --- autocast, and values of another kind ---------------------------------------------------------------
+
+
+def half_by_autocast(*shape: int) -> Tensor:
+    """Numbers as a layer gives them under autocast."""
+    return torch.nn.functional.linear(torch.randn(*shape), torch.eye(shape[-1]))
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["made within", "made before"])
+@pytest.mark.parametrize("kind", ["bernoulli", "gaussian"])
+def test_an_emission_under_autocast_takes_half_latents(kind: str, inside: bool) -> None:
+    p = distribution(kind)
+    x = torch.zeros(B, T, D)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z = half_by_autocast(*p.z.shape)
+        assert z.dtype == torch.bfloat16
+        same = type(p)(z if inside else z.float(), p.emitter, p.lengths)
+        log_prob = same.log_prob(x)
+    assert_close(log_prob, type(p)(z.float(), p.emitter, p.lengths).log_prob(x), 1e-6)
+
+
+def test_chains_under_autocast_take_half_parameters() -> None:
+    prior, posterior = distribution("prior"), distribution("posterior")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        h, z_q_0 = half_by_autocast(*posterior.h.shape), half_by_autocast(*posterior.z_q_0.shape)
+        q = MarkovPosterior(h, z_q_0, posterior.combiner, posterior.lengths)
+        z = q.rsample()
+        p = MarkovPrior(half_by_autocast(*prior.z_0.shape), prior.transition, prior.lengths, T)
+        assert bool(q.log_prob(z).isfinite().all())
+        assert bool(p.log_prob(z).isfinite().all())
+
+
+@pytest.mark.parametrize("kind", ["prior", "posterior", "bernoulli", "gaussian"])
+def test_a_value_of_another_kind_is_named(kind: str) -> None:
+    p = distribution(kind)
+    value = torch.zeros(B, T, p.event_shape[-1])
+    for wrong in (value.to_sparse(), value.double(), value.to("meta"), value.long()):
+        with pytest.raises((ValueError, TypeError), match=r"^value: expected"):
+            p.log_prob(wrong)
+        if kind != "posterior" and wrong.dtype != torch.int64:
+            with (
+                torch.autocast("cpu", dtype=torch.bfloat16),
+                pytest.raises((ValueError, TypeError), match=r"^[\w.]+: expected"),
+            ):
+                p.log_prob(wrong)

@@ -20,8 +20,6 @@ from dmm_fast.distributions._sequence import (
     valid,
 )
 from dmm_fast.ops import EmitterWeights, GaussianEmitterWeights
-from dmm_fast.ops._checks import check_weights
-from dmm_fast.ops._registry import call_unchecked
 from dmm_fast.reference import observed
 
 
@@ -41,19 +39,17 @@ class _Emission(SequenceDistribution):
         self.z, self.mask_ = z, mask
         super().__init__(z.shape[:-2], torch.Size((T, output_dim)), lengths)
 
+    def _features(self, kind: str, emitter: EmitterWeights | GaussianEmitterWeights, z: Tensor) -> int:
+        """Check the weights of an emitter, and return the number of features that they are for."""
+        self._check_weights("emitter", kind, emitter, z, "z", Z=check.sequences("z", z)[-1])
+        return emitter[5].shape[0]  # the bias of the first head
+
     @property
     def _output_shape(self) -> torch.Size:
         return self.z.shape[:-1] + self.event_shape[-1:]
 
     def _finish(self, draw: Tensor) -> Tensor:
         return torch.where(valid(self.lengths, self.event_shape[0]), draw, 0.0)
-
-
-def _output_dim(kind: str, emitter: EmitterWeights | GaussianEmitterWeights, z: Tensor) -> int:
-    """The number of features that the weights of an emitter are for."""
-    sizes = {"Z": check.sequences("z", z)[-1]}
-    check_weights(kind, emitter, z, "z", sizes, "emitter")
-    return sizes["D"]
 
 
 class BernoulliEmission(_Emission):
@@ -82,7 +78,7 @@ class BernoulliEmission(_Emission):
     ) -> None:
         self.emitter: Any = emitter
         if isinstance(emitter, EmitterWeights):
-            output_dim = _output_dim("emitter", emitter, z)
+            output_dim = self._features("emitter", emitter, z)
         super().__init__(z, check.size("output_dim", output_dim), lengths, mask)
         # Here and not when the density is asked for: sample statements in a network belong to the model.
         self._probs = None if isinstance(emitter, EmitterWeights) else self._compute_probs(emitter)
@@ -92,7 +88,7 @@ class BernoulliEmission(_Emission):
         """The probabilities ``[..., B, T, D]``, zero past the end of each row."""
         if self._probs is not None:
             return self._finish(self._probs)
-        return self._finish(torch.sigmoid(call_unchecked("emitter", self.z, self.emitter)))
+        return self._finish(torch.sigmoid(self._compute("emitter", self.z, self.emitter)))
 
     @property
     def variance(self) -> Tensor:
@@ -113,10 +109,10 @@ class BernoulliEmission(_Emission):
         self._check_value(value, self.z)
         if self._probs is not None:
             logits = probs_to_logits(self._probs, is_binary=True)
-            log_prob = call_unchecked("bernoulli_log_prob", value, logits, self.lengths, self.mask_)
+            log_prob = self._compute("bernoulli_log_prob", value, logits, self.lengths, self.mask_)
         else:
             given = (value, self.z, self.emitter, self.lengths, self.mask_)
-            log_prob = call_unchecked("emission_log_prob", *given)
+            log_prob = self._compute("emission_log_prob", *given)
         return self._spread(log_prob)
 
     def _compute_probs(self, emitter: Network) -> Tensor:
@@ -161,7 +157,7 @@ class GaussianEmission(_Emission):
         self.emitter: Any = emitter
         self.min_scale, self.units = checked_min_scale(min_scale), units
         if isinstance(emitter, GaussianEmitterWeights):
-            output_dim = _output_dim("gaussian_emitter", emitter, z)
+            output_dim = self._features("gaussian_emitter", emitter, z)
         super().__init__(z, check.size("output_dim", output_dim), lengths, mask)
         for name, unit in units._asdict().items() if units is not None else ():
             check.like(f"units.{name}", unit, z, "z")
@@ -197,7 +193,7 @@ class GaussianEmission(_Emission):
             rest = torch.where(keep, self.units.scale.log(), 0.0).sum((-2, -1))
         if self._output is None and self.min_scale == 0:
             given = (value, self.z, self.emitter, self.lengths, self.mask_)
-            return self._spread(call_unchecked("gaussian_emission_log_prob", *given) - rest)
+            return self._spread(self._compute("gaussian_emission_log_prob", *given) - rest)
         loc, scale = self._loc_and_scale()
         return self._spread(ops.normal_log_prob(value, loc, scale, self.lengths, self.mask_) - rest)
 
@@ -209,6 +205,6 @@ class GaussianEmission(_Emission):
         if self._output is not None:
             loc, scale = self._output
         else:
-            loc, pre_scale = call_unchecked("gaussian_emitter", self.z, self.emitter)
+            loc, pre_scale = self._compute("gaussian_emitter", self.z, self.emitter)
             scale = F.softplus(pre_scale)
         return loc, scale + self.min_scale if self.min_scale else scale

@@ -1,7 +1,6 @@
 """The posterior chain of the latents, which the guide draws from."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,8 +21,6 @@ from dmm_fast.distributions._sequence import (
     valid,
 )
 from dmm_fast.ops import CombinerWeights
-from dmm_fast.ops._checks import check_weights
-from dmm_fast.ops._registry import call_unchecked
 from dmm_fast.reference import previous
 
 
@@ -39,10 +36,6 @@ class Draw(NamedTuple):
     loc: Tensor
     pre_scale: Tensor
     log_det: Tensor | None
-
-
-# Its arguments have been checked when a posterior is made.
-_combiner_scan = partial(call_unchecked, "combiner_scan")
 
 
 class MarkovPosterior(SequenceDistribution):
@@ -85,7 +78,7 @@ class MarkovPosterior(SequenceDistribution):
         check.broadcastable("z_q_0", z_q_0, (*h.shape[:-2], z_q_0.shape[-1]), "[..., B, Z]")
         if isinstance(combiner, CombinerWeights):
             sizes = {"H": h.shape[-1], "Z": z_q_0.shape[-1]}
-            check_weights("combiner", combiner, h, "h", sizes, "combiner")
+            self._check_weights("combiner", "combiner", combiner, h, "h", **sizes)
         else:
             check.function("combiner", combiner)
         check.kind("flows", flows, list, tuple)
@@ -136,7 +129,7 @@ class MarkovPosterior(SequenceDistribution):
         if draw is None or value is not draw.z:
             self._check_value(value, self.h)
             return self._spread(self._log_prob_of_any(value))
-        log_prob: Tensor = call_unchecked("drawn_log_prob", draw.eps, draw.pre_scale, self.lengths)
+        log_prob: Tensor = self._compute("drawn_log_prob", draw.eps, draw.pre_scale, self.lengths)
         return log_prob if draw.log_det is None else log_prob - draw.log_det
 
     def kl_to(self, prior: MarkovPrior) -> Tensor:
@@ -149,7 +142,7 @@ class MarkovPosterior(SequenceDistribution):
 
     def _scan(self, eps: Tensor, weights: CombinerWeights) -> Draw:
         if self.min_scale == 0:
-            z, loc, pre_scale = _combiner_scan(self.h, eps, self.z_q_0, weights, self.lengths)
+            z, loc, pre_scale = self._compute("combiner_scan", self.h, eps, self.z_q_0, weights, self.lengths)
             return Draw(z, eps, loc, pre_scale, None)
         # z_t = (loc + m eps_t) + softplus(pre_scale) eps_t: as far as the scan knows m eps_t is a part of the
         # location. It gets there through Z more hidden units, whose halves the loc head adds as they are.
@@ -164,7 +157,7 @@ class MarkovPosterior(SequenceDistribution):
             w_scale=F.pad(weights.w_scale, (0, Z)),
             b_scale=weights.b_scale,
         )
-        z, loc, pre_scale = _combiner_scan(h, eps, self.z_q_0, wider, self.lengths)
+        z, loc, pre_scale = self._compute("combiner_scan", h, eps, self.z_q_0, wider, self.lengths)
         shift = torch.where(valid(self.lengths, eps.shape[-2]), shift, 0.0)
         return Draw(z, eps, loc - shift, self._raised(pre_scale), None)
 
@@ -193,7 +186,7 @@ class MarkovPosterior(SequenceDistribution):
         """``z, loc, pre_scale`` of one step, each ``[..., B, 1, Z]``, before any flow."""
         if isinstance(self.combiner, CombinerWeights):
             once = torch.ones_like(self.lengths)
-            z, loc, pre_scale = _combiner_scan(h, eps, z_prev, self.combiner, once)
+            z, loc, pre_scale = self._compute("combiner_scan", h, eps, z_prev, self.combiner, once)
             return z + self.min_scale * eps, loc, self._raised(pre_scale)
         loc, scale = self._conditional(z_prev.unsqueeze(-2), h)
         return loc + scale * eps, loc, _inverse_softplus(scale)

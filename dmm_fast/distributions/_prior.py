@@ -17,8 +17,6 @@ from dmm_fast.distributions._sequence import (
     valid,
 )
 from dmm_fast.ops import TransitionWeights
-from dmm_fast.ops._checks import check_weights
-from dmm_fast.ops._registry import call_unchecked
 from dmm_fast.reference import previous
 
 
@@ -46,7 +44,7 @@ class MarkovPrior(SequenceDistribution):
         check.lengths(lengths, lengths.shape[0], T, z_0.device)
         check.broadcastable("z_0", z_0, (len(lengths), z_0.shape[-1]), "[B, Z]")
         if isinstance(transition, TransitionWeights):
-            check_weights("transition", transition, z_0, "z_0", {"Z": z_0.shape[-1]}, "transition")
+            self._check_weights("transition", "transition", transition, z_0, "z_0", Z=z_0.shape[-1])
         else:
             check.function("transition", transition)
         super().__init__(lengths.shape, torch.Size((T, z_0.shape[-1])), lengths)
@@ -67,7 +65,7 @@ class MarkovPrior(SequenceDistribution):
         self._check_value(value, self.z_0)
         if isinstance(self.transition, TransitionWeights):
             given = (value, self.z_0, self.transition, self.lengths)
-            log_prob: Tensor = call_unchecked("transition_log_prob", *given)
+            log_prob: Tensor = self._compute("transition_log_prob", *given)
         else:
             value = torch.where(valid(self.lengths, value.shape[-2]), value, 0.0)
             log_prob = ops.normal_log_prob(value, *self._conditional(self._before(value)), self.lengths)
@@ -94,6 +92,6 @@ class MarkovPrior(SequenceDistribution):
 
     def _conditional(self, z_prev: Tensor) -> tuple[Tensor, Tensor]:
         if isinstance(self.transition, TransitionWeights):
-            loc, scale = call_unchecked("gated_transition", z_prev, self.transition)
+            loc, scale = self._compute("gated_transition", z_prev, self.transition)
             return loc, scale
         return loc_and_scale("trans", self.transition(z_prev), z_prev.shape, z_prev.dtype)

@@ -10,6 +10,8 @@ from typing_extensions import Self
 
 from dmm_fast import check
 from dmm_fast.ops._autocast import is_on as autocast_is_on
+from dmm_fast.ops._checks import check_weights
+from dmm_fast.ops._registry import call, call_unchecked
 from dmm_fast.reference import valid_steps
 
 Network = Callable[..., Any]
@@ -39,6 +41,7 @@ def standard_noise(shape: torch.Size, like: Tensor) -> Tensor:
 class SequenceDistribution(TorchDistribution):
     """Shapes, expansion and the time mask by ``lengths`` of every distribution over whole sequences."""
 
+    _is_checked = False  # whether ops may take the parameters as they are
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - torch declares it so
 
     def __init__(self, batch_shape: torch.Size, event_shape: torch.Size, lengths: Tensor) -> None:
@@ -79,16 +82,27 @@ class SequenceDistribution(TorchDistribution):
         new._batch_shape = batch_shape
         return new
 
+    def _check_weights(
+        self, name: str, kind: str, weights: object, like: Tensor, like_name: str, **sizes: int
+    ) -> None:
+        """Check the weights of a network, so that ops need not; under autocast they do, as dtypes change."""
+        self._is_checked = not autocast_is_on()
+        if self._is_checked:
+            check_weights(kind, weights, like, like_name, sizes, name)
+
+    def _compute(self, op: str, *given: Any) -> Any:
+        """Compute an op of arguments that were checked before."""
+        return call_unchecked(op, *given) if self._is_checked else call(op, *given)
+
     def _check_value(self, value: Tensor, like: Tensor) -> None:
-        """Check what a log-density is asked of, for parameters like ``like``; ops need not check it again."""
+        """Check what a log-density is asked of, for parameters like ``like``."""
         event = (self.lengths.shape[0], *self.event_shape)
-        if not (isinstance(value, Tensor) and value.shape == (*self.batch_shape[:-1], *event)):
+        fits = isinstance(value, Tensor) and value.layout == torch.strided
+        if not (fits and value.shape == (*self.batch_shape[:-1], *event)):
             check.trailing("value", value, event, "[..., B, T, *]")
             check.leading("value", value, self.batch_shape[:-1], 3, "the distribution")
-        # Under autocast an op takes any floating-point numbers.
-        if value.dtype != like.dtype and autocast_is_on():
-            check.floating("value", value)
-        elif value.dtype != like.dtype or value.device != like.device:
+        alike = fits and value.dtype == like.dtype and value.device == like.device
+        if self._is_checked and not alike and not autocast_is_on():
             check.like("value", value, like, "the distribution")
 
     def _shape_of(self, sample_shape: Sequence[int]) -> torch.Size:

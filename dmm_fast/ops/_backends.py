@@ -195,12 +195,12 @@ def chosen(op: str, device: str, dtype: torch.dtype = torch.float32) -> str:
     able = candidates(op, device, dtype)
     wanted = requested(op)
     if wanted is not None and wanted not in able:
-        refuse(op, wanted, device, dtype)
+        refuse(op, wanted, device, dtype, able)
     return wanted or able[0]
 
 
-def refuse(op: str, backend: str, device: str, dtype: torch.dtype) -> NoReturn:
-    """Raise that ``backend`` does not compute ``op`` there, and which do.
+def refuse(op: str, backend: str, device: str, dtype: torch.dtype, able: list[str]) -> NoReturn:
+    """Raise that ``backend`` does not compute ``op`` there, and that those in ``able`` do.
 
     Raises:
         BackendError: always.
@@ -208,8 +208,7 @@ def refuse(op: str, backend: str, device: str, dtype: torch.dtype) -> NoReturn:
     missing = _missing().get(backend)
     why = f" ({missing})" if missing else ""
     name = str(dtype).removeprefix("torch.")
-    able = ", ".join(candidates(op, device, dtype))
-    expected = f"one that computes {op} on {device} in {name} ({able})"
+    expected = f"one that computes {op} on {device} in {name} ({', '.join(able) or 'none does'})"
     fail("backend", expected, f"{backend!r}, which has none there{why}", BackendError)
 
 

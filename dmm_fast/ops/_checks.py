@@ -183,7 +183,13 @@ def _checks_of(op: Op) -> tuple[int, Sequence[str], list[_Entry]]:
             step = _STEPS.get(argument.dims[0] if is_tensor else argument.kind, _plain)
             letters = sizes_in(argument.dims) if is_tensor else []
             entries.append((i, argument, letters if step is _plain else letters[1:], step))
-    entries.sort(key=lambda entry: ranks.get(entry[3], 1))
+
+    def rank(entry: _Entry) -> int:
+        _, _, letters, step = entry
+        is_of_leading = step is _exact and {*letters} <= {*sizes_in(leading.dims)}
+        return -1 if is_of_leading else ranks.get(step, 1)
+
+    entries.sort(key=rank)
     return op.arguments.index(leading), sizes_in(leading.dims)[1:], entries
 
 

@@ -45,8 +45,8 @@ def call(name: str, *given: Any) -> Any:
 
 
 def call_unchecked(name: str, *given: Any) -> Any:
-    """Compute an op for arguments that are known to fit."""
-    return _in_float32(_compute, name, given) if _autocast.is_on() else _compute(name, given)
+    """Compute an op for arguments that are known to fit; autocast changes dtypes, so it has them checked."""
+    return _in_float32(_call, name, given) if _autocast.is_on() else _compute(name, given)
 
 
 def _call(name: str, given: tuple[Any, ...]) -> Any:
@@ -228,7 +228,8 @@ def _router(op: str, stem: str, signature: Signature, device: str) -> Function:
         first = given[0] if isinstance(given[0], Tensor) else given[0][0]
         name = given[-1] or _backends.candidates(op, device, first.dtype)[0]
         if name not in functions:
-            _backends.refuse(op, name, device, first.dtype)
+            able = _backends.candidates(op, device, first.dtype)
+            _backends.refuse(op, name, device, first.dtype, [each for each in able if each in functions])
         if name == "cpp":
             return functions[name](*given[:-1])
         made = functions[name](*signature.group(given)[:-1])
@@ -254,12 +255,12 @@ def route_on(device: str) -> None:
 
 
 def difference_of_library() -> str | None:
-    """Tell the first op that the compiled library has otherwise than the table; None where there is none."""
+    """The first op that the compiled library has otherwise than the table; None where it has all of them."""
     for signature in signatures():
         found = getattr(_ops, signature.name, None)
         wanted = f"dmm_fast::{signature.schema}"
         if found is None or found.default._schema != torch._C.parse_schema(wanted):
-            return f"expected {wanted}, got {'none' if found is None else found.default._schema}"
+            return f"{signature.name} {'is missing' if found is None else 'has other arguments or results'}"
     return None
 
 

@@ -22,7 +22,7 @@ def normal_log_prob(
 
     Raises:
         ValueError: a shape, dtype, device, length or mask that does not fit.
-        TypeError: ``value`` is no floating-point tensor.
+        TypeError: ``loc`` is no floating-point tensor.
     """
     result: Tensor = call("normal_log_prob", value, loc, scale, lengths, mask)
     return result

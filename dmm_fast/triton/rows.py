@@ -9,6 +9,7 @@ Features are dense (:func:`dense`), all other strides are arguments.
 """
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -128,6 +129,13 @@ def constants(fields: _Fields) -> _Fields:
     A field that bounds a ``range`` is used as it is, or assigned together with others: of one that is
     assigned alone the interpreter makes a tensor, which that of triton 3.6 cannot count to with numpy 2.4.
     """
+    made: _Fields = _constants(fields)
+    return made
+
+
+# A launch asks for the same ones again and again. Typed: named tuples of other kinds may be equal.
+@lru_cache(maxsize=1024, typed=True)
+def _constants(fields: Any) -> Any:
     return type(fields)(*(tl.constexpr(field) for field in fields))
 
 

@@ -59,6 +59,16 @@ def test_one_graph_holds_the_op_and_its_gradient(op_name: str) -> None:
         torch.testing.assert_close(b, a, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@pytest.mark.parametrize("op_name", COMPILED)
+def test_one_graph_serves_other_sizes(op_name: str) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(getattr(ops, op_name), fullgraph=True, dynamic=True, backend="eager")
+    for name in ("small", "primes"):
+        inputs = build(op_name, CASES[name])
+        got, expected = compiled(**inputs), getattr(ops, op_name)(**inputs)
+        torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize("op_name", [op for op in COMPILED if op in SEQUENCE_OPS])
 def test_strides_past_two_to_the_31_are_followed(op_name: str) -> None:
     case = Case("far", B=2, lengths="ragged")

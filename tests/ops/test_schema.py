@@ -1,7 +1,6 @@
 """The table of ops: schemas, one namespace, and the ops of a training step in one graph."""
 
 import inspect
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -99,13 +98,9 @@ def test_words_are_read_size_by_size() -> None:
 def test_the_library_is_of_this_table_and_of_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _registry.difference_of_library() is None
     monkeypatch.setitem(OPS, "emitter", replace(OPS["emitter"], outputs={"probs": "ND"}))
-    said = str(_registry.difference_of_library())
-    wanted = (
-        r"expected dmm_fast::emitter_backward\(Tensor dprobs, .*, got dmm_fast::emitter_backward.*dlogits"
-    )
-    assert re.match(wanted, said)
+    assert _registry.difference_of_library() == "emitter_backward has other arguments or results"
     monkeypatch.setitem(OPS, "emitter", replace(OPS["emitter"], name="toy"))
-    assert str(_registry.difference_of_library()).endswith("got none")
+    assert _registry.difference_of_library() == "toy is missing"
 
 
 # In a process of its own, where the table seems to have another name for a gradient than the library.

@@ -194,7 +194,7 @@ class Op:
 
     @property
     def is_sequence(self) -> bool:
-        """Whether the op knows lengths."""
+        """Whether the op is one of sequences, which have lengths."""
         return "lengths" in self.inputs
 
     @cached_property
