@@ -88,7 +88,7 @@ emulate: $(STAMP)  ## the CUDA kernels under the emulator, with the sanitizers
 	$(SANITIZED_RUN) $(BIN)/python -m pytest -n 2 --capture=sys -o pythonpath="$(EMULATOR) ." -p tests.emulated \
 	  -k cuda tests/cuda tests/ops/test_table.py tests/ops/test_extremes.py tests/ops/test_invariants.py \
 	  tests/ops/test_compiled_ops.py tests/ops/test_combiner_scan.py \
-	  --ignore tests/cuda/test_compile.py --ignore tests/cuda/test_step_budget.py
+	  --ignore tests/cuda/test_compile.py --ignore tests/cuda/test_step_budget.py --ignore tests/cuda/test_machine_code.py
 
 # Gigabytes are fetched for it, so `make test` leaves it out. Tests and benchmarks are copied: beside the sources they would
 # import those and not the wheel.

@@ -215,7 +215,7 @@ def _parts(value: Any) -> Iterator[tuple[Any, Tensor]]:
 
 
 def differentiable(inputs: Inputs) -> dict[str, Tensor]:
-    """What has a gradient: every floating tensor but the mask."""
+    """The tensors that an op has gradients by: every floating one but the mask."""
     return {n: t for n, t in tensors(inputs) if t.is_floating_point() and n != "mask"}
 
 

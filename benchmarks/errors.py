@@ -133,7 +133,7 @@ def relative_error(value: Tensor, truth: Tensor) -> float:
 
 
 def bound(eager: float, dtype: torch.dtype = torch.float32) -> float:
-    """How far from the truth a backend may be where eager PyTorch is off by ``eager``; inf allows no more."""
+    """The error that a backend may have where eager PyTorch has the error ``eager``; inf allows no more."""
     unfused = _extension.instruction_set() == "baseline"
     floor = FLOOR_EPS * torch.finfo(dtype).eps * (UNFUSED_FACTOR if unfused else 1.0)
     return max(floor, EAGER_FACTOR * eager) if isfinite(eager) else floor

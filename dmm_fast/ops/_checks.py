@@ -1,7 +1,7 @@
 """The checks of an op's arguments, as the table of ops states them.
 
-An argument of just the shape that the others ask for, the common case, is seen to fit at once. Of any other
-it is asked in turn whether it broadcasts, and what is wrong with it.
+An argument of exactly the expected shape, the common case, takes one comparison. Any other is checked step by
+step, for whether it broadcasts and for what is wrong with it.
 """
 
 from collections.abc import Callable, Iterable, Sequence

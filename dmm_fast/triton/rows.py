@@ -48,7 +48,7 @@ def decoded(number):  # type: ignore[no-untyped-def]
 
 
 class Blocks(NamedTuple):
-    """How many rows, outputs and inputs of a layer are taken at a time, and how they multiply."""
+    """Block sizes of a layer (rows, outputs, inputs) and the precision of its products."""
 
     M: Any
     N: Any
@@ -57,7 +57,7 @@ class Blocks(NamedTuple):
 
 
 class Wide(NamedTuple):
-    """D features of a step, and how many of them, N, are taken at a time."""
+    """The number D of features of a step, and the block size N."""
 
     D: Any
     N: Any

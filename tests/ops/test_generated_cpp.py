@@ -58,6 +58,12 @@ def test_the_files_are_written_where_they_differ(
     assert capsys.readouterr().err.startswith("csrc/ops.inc: expected what the table of ops says")
 
 
+def test_a_check_of_the_list_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        _cpp.main(["--list", "--check"])
+    assert "--check: expected --cpp beside it" in capsys.readouterr().err
+
+
 def test_every_op_of_the_table_is_defined() -> None:
     text = next(text for path, text in _cpp.files().items() if path == _cpp._CSRC / "ops.inc")
     defined = text.partition("STABLE_TORCH_LIBRARY_FRAGMENT")[2].partition("\n}\n")[0]

@@ -22,7 +22,7 @@ large; ``weight``, as a layer's are initialised. Other numbers are standard norm
 
 from collections.abc import Iterator
 
-from dmm_fast.ops.schema._signature import Op, Signature
+from dmm_fast.ops.schema._signature import BACKEND, Op, Signature
 from dmm_fast.ops.schema._weights import WEIGHTS as WEIGHTS
 
 _OBSERVED = {"lengths": "lengths", "mask": "mask"}
@@ -155,7 +155,7 @@ CLIPPED_ADAM = Signature.parse(
         "centered_variance": "flag",
         "steps": "tensors",
         "lrs": "tensors",
-        "backend": "choice:|cpp|triton|cuda",
+        BACKEND.name: f"{BACKEND.kind}:{BACKEND.fact}",
     },
     {},
 )
@@ -182,7 +182,7 @@ OTHERS = {
             {"base": "PBT(2Z)", "eps": "PBTZ", "z_q_0": "PBZ", **_COMBINED, "keep_g": "flag"},
             {**_POSTERIOR, "g": "PBTH"},
         ),
-        # da is the gradient by what g is the tanh of, dout [dloc, dpre_scale] with all paths.
+        # da is the gradient by the argument of g's tanh; dout is [dloc, dpre_scale] with all paths included.
         Signature.parse(
             "_launch_combiner_scan_backward",
             {

@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     task.add_argument("--cpp", action="store_true", help="write the C++ of the table")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a file differs")
     given = parser.parse_args(arguments)
+    if given.check and not given.cpp:
+        parser.error("--check: expected --cpp beside it, got --list")
     if given.list:
         print(*(signature.schema for signature in signatures()), sep="\n")
         return 0
