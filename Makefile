@@ -69,7 +69,7 @@ triton: $(STAMP)  ## the Triton kernels, interpreted on the CPU
 	  tests/ops/test_table.py tests/ops/test_extremes.py tests/ops/test_invariants.py tests/ops/test_compiled_ops.py \
 	  tests/ops/test_clipped_adam.py tests/ops/test_clipped_adam_checks.py tests/ops/test_broadcast.py \
 	  tests/ops/test_derivatives.py tests/ops/test_autocast.py tests/ops/test_combiner_scan.py \
-	  --ignore tests/triton/test_compile.py
+	  tests/ops/test_valued.py tests/optim/test_capturable.py --ignore tests/triton/test_compile.py
 
 sanitize: $(STAMP)  ## the tests of the ops, with the C++ built to tell wrong memory and undefined behaviour
 	CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" \
@@ -87,7 +87,7 @@ emulate: $(STAMP)  ## the CUDA kernels under the emulator, with the sanitizers
 	$(BIN)/ninja -f csrc/emulator/build.ninja
 	$(SANITIZED_RUN) $(BIN)/python -m pytest -n 2 --capture=sys -o pythonpath="$(EMULATOR) ." -p tests.emulated \
 	  -k cuda tests/cuda tests/ops/test_table.py tests/ops/test_extremes.py tests/ops/test_invariants.py \
-	  tests/ops/test_compiled_ops.py tests/ops/test_combiner_scan.py \
+	  tests/ops/test_compiled_ops.py tests/ops/test_combiner_scan.py tests/optim/test_capturable.py \
 	  --ignore tests/cuda/test_compile.py --ignore tests/cuda/test_step_budget.py --ignore tests/cuda/test_machine_code.py
 
 # Gigabytes are fetched for it, so `make test` leaves it out. Tests and benchmarks are copied: beside the sources they would

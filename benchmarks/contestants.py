@@ -3,7 +3,7 @@
 import importlib.util
 import os
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pyro
@@ -18,7 +18,7 @@ from benchmarks.peer_graphed import GraphedContestant
 from benchmarks.peer_torch import TorchContestant
 from benchmarks.pyro_racer import AnyDMM, PyroContestant
 from benchmarks.racer import OPTIMIZER, Contestant
-from dmm_fast.infer import GraphedSVI
+from dmm_fast.infer import GraphedSVI, SequenceELBO
 from dmm_fast.model import DMM
 from dmm_fast.optim import PyroClippedAdam
 
@@ -78,11 +78,19 @@ GPU_PEERS: tuple[Contestant, ...] = (*PEERS, COMPILED, BATCHED_GRAPHED, COMPILED
 OURS = (
     PyroContestant("dmm_fast", _ours, _batched_adam),
     PyroContestant("dmm_fast, analytic KL", _ours, _batched_adam, TraceMeanField_ELBO),
+    PyroContestant("dmm_fast, SequenceELBO", _ours, _batched_adam, loss=SequenceELBO),
+    PyroContestant(
+        "dmm_fast, SequenceELBO, analytic KL", _ours, _batched_adam, TraceMeanField_ELBO, loss=SequenceELBO
+    ),
 )
 # A step as it comes and a step from a CUDA graph: the same but for that.
 CAPTURABLE = PyroContestant("dmm_fast, capturable", _ours, _capturable_adam)
 GRAPHED = PyroContestant("dmm_fast, graphed", _ours, _capturable_adam, svi=GraphedSVI)
-EVERY_OURS = (*OURS, CAPTURABLE, GRAPHED)
+# The same with gradients of weights on a second stream of the graph.
+OVERLAPPED = PyroContestant(
+    "dmm_fast, graphed, two streams", _ours, _capturable_adam, svi=partial(GraphedSVI, overlap=True)
+)
+EVERY_OURS = (*OURS, CAPTURABLE, GRAPHED, OVERLAPPED)
 CONTESTANTS: tuple[Contestant, ...] = (BASELINE, MENDED, *PEERS, *OURS)
 
 

@@ -20,7 +20,7 @@ from benchmarks.peer_batched import PLAIN, BatchedRacer, Padded, Parts, padded
 from benchmarks.racer import tutorial_noise
 from benchmarks.timing import Timed
 from dmm_fast.data import Batch
-from dmm_fast.infer._graphed_svi import Capturer, CudaGraphs, Step
+from dmm_fast.infer._cuda_graphs import Capturer, CudaGraphs, Step
 
 
 class GraphedRacer(BatchedRacer):

@@ -87,7 +87,9 @@ class PyroRacer:
 class PyroContestant:
     """A row of the results. ``setup`` builds the racer; ``elbo`` is the loss it minimises.
 
-    ``svi`` is what steps; :class:`~dmm_fast.infer.GraphedSVI` is given all of a batch on its device, and
+    ``loss`` computes that in another way, if it is given.
+
+    ``svi`` is what steps; any but Pyro's own replays graphs, and is given all of a batch on its device, and
     nothing reversed.
     """
 
@@ -96,15 +98,17 @@ class PyroContestant:
     optimizer: Callable[[], PyroOptim]
     elbo: Callable[[], Any] = Trace_ELBO
     svi: Callable[..., SVI] = SVI
+    loss: Callable[[Any], Any] | None = None
 
     def setup(self, case: Case, parameters: Mapping[str, Tensor]) -> PyroRacer:
         """A racer for ``case`` that starts from ``parameters``."""
         module = self.module(case.sizes)
         module.load_state_dict(dict(parameters), strict=True)
         module.to(case.device)
-        if self.svi is GraphedSVI:
+        if self.svi is not SVI:
             case = replace(case, batches=tuple(_resident(batch) for batch in case.batches))
-        return PyroRacer(case, module, self.optimizer(), self.elbo(), self.svi)
+        elbo = self.elbo() if self.loss is None else self.loss(self.elbo())
+        return PyroRacer(case, module, self.optimizer(), elbo, self.svi)
 
 
 def _resident(batch: Batch) -> Batch:

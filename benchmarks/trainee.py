@@ -17,7 +17,7 @@ from benchmarks.baseline import BaselineDMM, tutorial_mini_batch
 from benchmarks.racer import OPTIMIZER
 from dmm_fast.data import Dataset, SequenceSet
 from dmm_fast.infer import GraphedSVI, evaluate_elbo, evaluate_importance_nll
-from dmm_fast.infer._graphed_svi import Capturer
+from dmm_fast.infer._cuda_graphs import Capturer
 from dmm_fast.model import DMM
 from dmm_fast.optim import PyroClippedAdam
 from dmm_fast.training import TrainConfig

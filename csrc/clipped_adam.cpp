@@ -36,9 +36,11 @@ bool same_device(const Tensor& a, const Tensor& b) {
   return a.is_cpu() == b.is_cpu() && a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
 }
 
-// The lists of a step. `steps` and `lrs` have a tensor for each parameter; where one is empty, a number counts.
+// The lists of a step. `steps` and `lrs` have a tensor for each parameter; where one is empty, a number counts, but for
+// a step that is to `advance` them.
 struct Lists {
   Tensors params, grads, exp_avgs, exp_avg_sqs, steps, lrs;
+  bool advance;
 };
 
 void check_dense(const char* name, size_t index, const Tensor& t, const Tensor& param) {
@@ -69,7 +71,7 @@ void check(const Lists& a) {
   for (const auto& [name, list, dtype] :
        {std::tuple<const char*, const Tensors&, ScalarType>{"steps", a.steps, ScalarType::Long},
         {"lrs", a.lrs, ScalarType::Double}}) {
-    if (!list.empty()) check_size(name, list);
+    if (a.advance || !list.empty()) check_size(name, list);
     for (size_t i = 0; i < list.size(); ++i) check_number(name, i, list[i], a.params[i], dtype);
   }
   for (size_t i = 0; i < a.params.size(); ++i)
@@ -79,11 +81,16 @@ void check(const Lists& a) {
 
 void clipped_adam(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, int64_t step, double lr,
                   double beta1, double beta2, double eps, double weight_decay, double clip_norm,
-                  bool centered_variance, Tensors steps, Tensors lrs, std::string backend) {
+                  bool centered_variance, Tensors steps, Tensors lrs, double lrd, bool advance, std::string backend) {
   check_backend(backend);
-  const Lists lists{params, grads, exp_avgs, exp_avg_sqs, steps, lrs};
+  const Lists lists{params, grads, exp_avgs, exp_avg_sqs, steps, lrs, advance};
   check(lists);
   if (params.empty()) return;
+  // All are read before one is written: several parameters may have one in common.
+  std::vector<int64_t> counts(params.size(), step);
+  std::vector<double> rates(params.size(), lr);
+  for (size_t i = 0; i < steps.size(); ++i) counts[i] = *steps[i].const_data_ptr<int64_t>() + (advance ? 1 : 0);
+  for (size_t i = 0; i < lrs.size(); ++i) rates[i] = *lrs[i].const_data_ptr<double>() * (advance ? lrd : 1);
   const ScalarType dtype = params[0].scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
                   "params[0]: expected Float or Double, got ", describe(params[0]));
@@ -92,23 +99,30 @@ void clipped_adam(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_a
     cpu::ClippedAdam<S> args{{}, S(beta1), S(1 - beta1), S(beta2), S(1 - beta2), S(eps), S(weight_decay),
                              S(clip_norm), centered_variance};
     for (size_t i = 0; i < params.size(); ++i) {
-      const int64_t count = steps.empty() ? step : *steps[i].const_data_ptr<int64_t>();
-      const double rate = lrs.empty() ? lr : *lrs[i].const_data_ptr<double>();
-      const double step_size = rate * std::sqrt(1 - std::pow(beta2, count)) / (1 - std::pow(beta1, count));
+      const double count = static_cast<double>(counts[i]);
+      const double step_size = rates[i] * std::sqrt(1 - std::pow(beta2, count)) / (1 - std::pow(beta1, count));
       args.tensors.push_back({params[i].mutable_data_ptr<S>(), grads[i].mutable_data_ptr<S>(),
                               exp_avgs[i].mutable_data_ptr<S>(), exp_avg_sqs[i].mutable_data_ptr<S>(),
                               params[i].numel(), S(step_size)});
     }
     cpu::kernels<S>().clipped_adam(args);
   });
+  for (size_t i = 0; advance && i < params.size(); ++i) {
+    *steps[i].mutable_data_ptr<int64_t>() = counts[i];
+    *lrs[i].mutable_data_ptr<double>() = rates[i];
+  }
 }
 
 #ifdef DMM_FAST_CUDA
 void launch_clipped_adam(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, int64_t step,
                          double lr, double beta1, double beta2, double eps, double weight_decay, double clip_norm,
-                         bool centered_variance, Tensors steps, Tensors lrs) {
-  check({params, grads, exp_avgs, exp_avg_sqs, steps, lrs});
+                         bool centered_variance, Tensors steps, Tensors lrs, double lrd, bool advance,
+                         Tensors tickets) {
+  check({params, grads, exp_avgs, exp_avg_sqs, steps, lrs, advance});
+  STD_TORCH_CHECK(tickets.size() == (advance ? 1 : 0), "tickets: expected one to advance with and else none, got ",
+                  tickets.size());
   if (params.empty()) return;
+  if (advance) check_number("tickets", 0, tickets[0], params[0], ScalarType::Int);
   STD_TORCH_CHECK(params[0].scalar_type() == ScalarType::Float, "params[0]: expected Float, got ",
                   describe(params[0]));
   const cuda::AdamRule rule{step,
@@ -118,13 +132,15 @@ void launch_clipped_adam(Tensors params, Tensors grads, Tensors exp_avgs, Tensor
                             static_cast<float>(eps),
                             static_cast<float>(weight_decay),
                             static_cast<float>(clip_norm),
-                            centered_variance};
+                            centered_variance,
+                            lrd,
+                            advance ? tickets[0].mutable_data_ptr<int32_t>() : nullptr};
   std::vector<cuda::AdamTensor> tensors;
   for (size_t i = 0; i < params.size(); ++i)
     tensors.push_back({params[i].mutable_data_ptr<float>(), grads[i].mutable_data_ptr<float>(),
                        exp_avgs[i].mutable_data_ptr<float>(), exp_avg_sqs[i].mutable_data_ptr<float>(),
-                       params[i].numel(), steps.empty() ? nullptr : steps[i].const_data_ptr<int64_t>(),
-                       lrs.empty() ? nullptr : lrs[i].const_data_ptr<double>()});
+                       params[i].numel(), steps.empty() ? nullptr : steps[i].mutable_data_ptr<int64_t>(),
+                       lrs.empty() ? nullptr : lrs[i].mutable_data_ptr<double>()});
   std::ostringstream plan;
   plan << "clipped_adam on " << tensors.size() << " tensors, " << cuda::kAdamTensors << " at most in a launch, in "
        << "blocks of " << cuda::kAdamThreads << " threads for " << cuda::kAdamChunk << " elements";

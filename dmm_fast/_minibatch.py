@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from dmm_fast import check, triton
+from dmm_fast._one_step import results
 from dmm_fast.ops._backends import may_use
 from dmm_fast.reference import observed, valid_steps
 
@@ -39,6 +40,31 @@ class MiniBatch(NamedTuple):
     def observed(self) -> Tensor:
         """``[B, T, 1]`` or ``[B, T, D]`` bool: what is both valid and not masked out."""
         return observed(self.lengths, self.T, self.mask)
+
+
+def checked_once(*tensors: Any, rows: Tensor | None, **options: Any) -> MiniBatch:
+    """:func:`validate_mini_batch`, or its result for the same tensors earlier in a step.
+
+    Tensors are the same as long as they have not been changed in place. Where there are ``rows``, which a
+    handler makes anew, nothing is kept.
+    """
+    checked = results()
+    versions = _versions(tensors)
+    if checked is None or rows is not None or versions is None:
+        return validate_mini_batch(*tensors, rows=rows, **options)
+    key = (MiniBatch, *map(id, tensors), *versions, *map(id, options.values()))
+    if key not in checked:
+        # What the numbers in the key belong to is kept, so that nothing else can come to have them.
+        checked[key] = validate_mini_batch(*tensors, rows=rows, **options), tensors, options
+    made: MiniBatch = checked[key][0]
+    return made
+
+
+def _versions(values: tuple[Any, ...]) -> list[int] | None:
+    """How often each tensor has been changed in place; None where torch does not count."""
+    tensors = [value.data if isinstance(value, PackedSequence) else value for value in values]
+    given = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+    return None if any(tensor.is_inference() for tensor in given) else [t._version for t in given]
 
 
 def validate_mini_batch(

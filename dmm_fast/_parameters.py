@@ -4,10 +4,13 @@ from collections.abc import Iterable
 from itertools import count
 
 import pyro
+from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 from torch.distributions import constraints
+
+from dmm_fast._one_step import results
 
 
 def register(name: str, module: nn.Module) -> None:
@@ -20,17 +23,29 @@ def register(name: str, module: nn.Module) -> None:
     the other keep their names, by which optimizers save their state. A parameter without ``requires_grad``
     is left out, without a warning; so is a tensor that stands in for a parameter, as in
     ``torch.func.functional_call``.
+
+    In a step of :func:`~dmm_fast._one_step.one_step` the guide's call is enough, unless a handler other than
+    a trace and a replay may treat the model's parameters in another way.
     """
+    done = results()
+    if done is not None and done.get((register, name)) is module and _are_only_traced():
+        return
     own: dict[str, Tensor] = {
         parameter_name: parameter
         for parameter_name, parameter in module.named_parameters()
         if parameter.requires_grad and parameter.is_leaf
     }
-    name = _free_name(name, own)
+    asked_for, name = name, _free_name(name, own)
     full = {f"{name}$$${parameter_name}": parameter for parameter_name, parameter in own.items()}
     store_own(full.items())
     for full_name, parameter in full.items():
         pyro.param(full_name, parameter)
+    if done is not None:
+        done[register, asked_for] = module
+
+
+def _are_only_traced() -> bool:
+    return all(type(handler) in (TraceMessenger, ReplayMessenger) for handler in _PYRO_STACK)
 
 
 def _free_name(name: str, own: dict[str, Tensor]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from dmm_fast import _arguments, _handlers, check
-from dmm_fast._minibatch import MiniBatch, validate_mini_batch
+from dmm_fast._minibatch import MiniBatch, checked_once
 from dmm_fast._parameters import register
 from dmm_fast._recurrent import read_backward
 from dmm_fast._units import make_room, units_of
@@ -284,7 +284,7 @@ class DMM(nn.Module):
         mini_batch_seq_lengths: Tensor | None = None,
     ) -> MiniBatch:
         """Check a mini-batch against this model; arguments and errors as for :meth:`model`."""
-        return validate_mini_batch(
+        return checked_once(
             mini_batch,
             mini_batch_reversed,
             mini_batch_mask,

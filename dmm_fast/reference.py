@@ -11,7 +11,7 @@ arXiv 1609.09869, sections 4 and 5; parameterised as in Pyro's ``examples/dmm.py
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -313,9 +313,12 @@ def clipped_adam(
     weight_decay: float,
     clip_norm: float,
     centered_variance: bool = False,
+    lrd: float | None = None,
 ) -> None:
     """A step of Adam with clipped gradients, in place; one ``torch._foreach`` call an operation."""
     with torch.no_grad():
+        if lrd is not None:
+            count_and_decay(step, lr, lrd)
         torch._foreach_clamp_min_(grads, -clip_norm)
         torch._foreach_clamp_max_(grads, clip_norm)
         decayed: list[Tensor] | tuple[Tensor, ...] = grads
@@ -335,6 +338,19 @@ def clipped_adam(
             _move_by(step_size, params, exp_avgs, denominators)
         else:
             torch._foreach_addcdiv_(params, exp_avgs, denominators, value=-step_size)
+
+
+def count_and_decay(steps: Any, lrs: Any, lrd: float) -> None:
+    """Count a step and decay the learning rate, in place.
+
+    Args:
+        steps: step counts, a tensor or a list of them; one that is there several times counts once.
+        lrs: learning rates, likewise.
+        lrd: factor of the learning rates.
+    """
+    counts, rates = ([n] if isinstance(n, Tensor) else list(dict.fromkeys(n)) for n in (steps, lrs))
+    torch._foreach_add_(counts, 1)
+    torch._foreach_mul_(rates, lrd)
 
 
 def _adam_step_size(

@@ -10,7 +10,7 @@ import dmm_fast
 
 PACKAGE = Path(dmm_fast.__file__).parent
 LAYERS = (
-    ("check", "_io", "_lazy"),
+    ("check", "_io", "_lazy", "_one_step"),
     ("reference",),
     ("ops", "triton", "cuda", "_extension"),
     ("data", "optim"),

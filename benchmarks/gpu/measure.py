@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from benchmarks.timing import Samples
-from dmm_fast.infer._graphed_svi import CudaGraphs
+from dmm_fast.infer._cuda_graphs import CudaGraphs
 
 Step = Callable[[], Any]
 

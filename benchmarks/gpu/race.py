@@ -13,6 +13,7 @@ from benchmarks.contestants import (
     COMPILED_GRAPHED,
     GRAPHED,
     MENDED,
+    OVERLAPPED,
     left_out_on,
     starting_parameters,
 )
@@ -31,6 +32,7 @@ UNIT_SECONDS = 90.0
 # Contestants that replay a graph, and the same without one.
 REPLAYING: dict[Contestant, Contestant] = {
     GRAPHED: CAPTURABLE,
+    OVERLAPPED: CAPTURABLE,
     BATCHED_GRAPHED: BATCHED,
     COMPILED_GRAPHED: COMPILED,
 }

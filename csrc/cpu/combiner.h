@@ -134,7 +134,7 @@ void combiner_log_prob(const CombinerLogProb<S>& a) {
   const auto before = [&](const Place& p) { return chain.before(p); };
   const auto head = [&](int64_t i, S* loc) {
     const S* z = a.z.at(places[i].row, places[i].step);
-    terms[i] = normal_forward<S>(z, nullptr, a.Z, loc);
+    terms[i] = normal_forward<S>(z, nullptr, a.Z, loc, loc);
   };
   combiner_core_forward<S>(places, a.h, a.weights, before, head);
   sum_steps(places, terms, chain.steps.rows, a.out);

@@ -79,19 +79,19 @@ void emitter_core_forward(const std::vector<Place>& places, const Rows<const S>&
   });
 }
 
-// head(i, out) puts the gradient by out in its place; dz [rows, steps, Z] is zero where a step does
-// not count.
+// head(i, out, scratch) puts the gradient by out in its place, with a row of scratch of the given width; dz
+// [rows, steps, Z] is zero where a step does not count.
 template <class S, class Clear, class Head>
 void emitter_core_backward(const Steps& steps, const std::vector<Place>& places, const Rows<const S>& z,
                            const EmitterLayers<const S>& tensors, S* dz, const EmitterLayers<S>& dw,
-                           Clear clear, Head head) {
+                           int64_t scratch_width, Clear clear, Head head) {
   const EmitterNet<S> net(tensors);
   const int64_t Z = tensors.Z, E = tensors.E, D = tensors.D;
   const Packed<S> w_out(net.w_stack.data(), E, net.width, 1, E), w_hidden(tensors.w_hidden, E, E, 1, E),
       w_in(tensors.w_in, Z, E, 1, Z);
   const Chunks chunks(static_cast<int64_t>(places.size()), emitter_work(tensors, kBackward));
   EmitterPlanes<S> planes(net, chunks.rows);
-  Plane<S> dh_1(chunks.rows, E), dh_2(chunks.rows, E);
+  Plane<S> dh_1(chunks.rows, E), dh_2(chunks.rows, E), scratch(scratch_width ? chunks.rows : 0, scratch_width);
   std::vector<const S*> inputs(chunks.rows);
   const std::vector<const S*> dscale = planes.out.rows_from(D);
   WeightGradients<S> gradients;
@@ -106,7 +106,7 @@ void emitter_core_backward(const Steps& steps, const std::vector<Place>& places,
   const auto run = [&](int64_t at, int64_t first, int64_t count) {
     for (int64_t i = 0; i < count; ++i) inputs[at + i] = z.at(places[first + i].row, places[first + i].step);
     emitter_block(net, inputs.data() + at, at, count, planes);
-    for (int64_t i = 0; i < count; ++i) head(first + i, planes.out[at + i]);
+    for (int64_t i = 0; i < count; ++i) head(first + i, planes.out[at + i], scratch[at + i]);
     layer_backward(planes.out.rows() + at, count, w_out, planes.h_2, dh_2, at, 0);
     layer_backward(dh_2.rows() + at, count, w_hidden, planes.h_1, dh_1, at, 0);
     const auto keep = [&](int64_t i, int64_t column, int64_t width, const S* sum) {
@@ -118,7 +118,13 @@ void emitter_core_backward(const Steps& steps, const std::vector<Place>& places,
   backward_blocks(chunks, gradients, clear_all, run, [](int64_t, int64_t, int64_t) {});
 }
 
-// A Gaussian's log-density where there is a scale, else a Bernoulli's.
+// A step's log-density, a Gaussian's where there is a scale, else a Bernoulli's; `terms` is scratch.
+template <class S>
+inline double emission_term(const EmitterLayers<const S>& t, const S* x, const uint8_t* keep, const S* out,
+                            S* terms) {
+  return t.w_scale ? normal_forward(x, keep, t.D, out, terms) : bernoulli_forward(x, keep, t.D, out, terms);
+}
+
 template <class S, class Params>
 void emission_log_prob_of(const Params& a) {
   const EmitterLayers<const S> layers = layers_of(a.weights);
@@ -128,8 +134,7 @@ void emission_log_prob_of(const Params& a) {
   std::vector<double> terms(places.size());
   const auto head = [&](int64_t i, S* out) {
     const S* x = a.x.at(places[i].row, places[i].step);
-    const uint8_t* keep = mask.at(places[i]);
-    terms[i] = layers.w_scale ? normal_forward(x, keep, a.D, out) : bernoulli_forward(x, keep, a.D, out);
+    terms[i] = emission_term(layers, x, mask.at(places[i]), out, out);
   };
   emitter_core_forward<S>(places, a.z, layers, head);
   sum_steps(places, terms, sequences.steps.rows, a.out);
@@ -142,19 +147,22 @@ void emission_log_prob_backward_of(const Params& a) {
   const Steps& steps = sequences.steps;
   const std::vector<Place> places = places_of(steps);
   const Mask mask(sequences);
+  std::vector<double> terms(a.out ? places.size() : 0);
   const int64_t D = a.D;
   const auto clear = [&](int64_t begin, int64_t end, int64_t parts) {
     if (a.dx) clear_unlisted(steps, a.dx, D, begin, end, parts);
   };
-  const auto head = [&](int64_t i, S* out) {
+  const auto head = [&](int64_t i, S* out, S* scratch) {
     const Place& place = places[i];
     const S* x = a.x.at(place.row, place.step);
     const uint8_t* keep = mask.at(place);
     S* to = a.dx ? a.dx + (place.row * a.T + place.step) * D : nullptr;
+    if (a.out) terms[i] = emission_term(layers, x, keep, out, scratch);
     if (layers.w_scale) normal_backward(x, keep, a.dout[place.row], D, out, to);
     else bernoulli_backward(x, keep, a.dout[place.row], D, out, to);
   };
-  emitter_core_backward<S>(steps, places, a.z, layers, a.dz, layers_of(a.dweights), clear, head);
+  emitter_core_backward<S>(steps, places, a.z, layers, a.dz, layers_of(a.dweights), a.out ? D : 0, clear, head);
+  if (a.out) sum_steps(places, terms, steps.rows, a.out);
 }
 
 template <class S>
@@ -189,13 +197,13 @@ template <class S, class Params>
 void emitter_steps_backward(const Params& a, const Rows<const S>& dout, const Rows<const S>* dpre_scale) {
   const Steps steps = Steps::single(a.N);
   const int64_t D = a.D;
-  const auto head = [&](int64_t i, S* out) {
+  const auto head = [&](int64_t i, S* out, S*) {
     std::copy_n(dout.at(0, i), D, out);
     if (dpre_scale) std::copy_n(dpre_scale->at(0, i), D, out + D);
   };
   const auto nothing = [](int64_t, int64_t, int64_t) {};
-  emitter_core_backward<S>(steps, places_of(steps), a.z, layers_of(a.weights), a.dz, layers_of(a.dweights), nothing,
-                           head);
+  emitter_core_backward<S>(steps, places_of(steps), a.z, layers_of(a.weights), a.dz, layers_of(a.dweights), 0,
+                           nothing, head);
 }
 
 template <class S>

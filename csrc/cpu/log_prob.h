@@ -103,20 +103,20 @@ inline Lanes<S> kept(const uint8_t* keep, int64_t j, N n) {
   return all;
 }
 
-// A step's log-density; its terms take the place of loc, which pre_scale follows at `width`.
+// A step's log-density; pre_scale follows loc at `width`. `terms` is scratch, which may be where loc is.
 template <class S>
-inline double normal_forward(const S* value, const uint8_t* keep, int64_t width, S* loc) {
+inline double normal_forward(const S* value, const uint8_t* keep, int64_t width, const S* loc, S* terms) {
   for_lanes<S>(width, [&](int64_t j, auto n) {
     const Lanes<S> v(value + j, n), k = kept<S>(keep, j, n), pre_scale(loc + width + j, n);
-    Lanes<S> terms(loc + j, n);
+    Lanes<S> to(loc + j, n);
 #pragma GCC ivdep
     for (int64_t l = 0; l < kLanes<S>; ++l) {
-      const S term = normal_log_density_(v[l], terms[l], pre_scale[l]);
-      terms[l] = select_(k[l] != S(0), term, S(0));
+      const S term = normal_log_density_(v[l], to[l], pre_scale[l]);
+      to[l] = select_(k[l] != S(0), term, S(0));
     }
-    terms.store(loc + j, n);
+    to.store(terms + j, n);
   });
-  return sum_of(loc, width);
+  return sum_of(terms, width);
 }
 
 // d times the slopes take the place of loc and pre_scale; that by the value goes to dvalue unless null.
@@ -140,18 +140,18 @@ inline void normal_backward(const S* value, const uint8_t* keep, S d, int64_t wi
 
 // The same for a Bernoulli's logits.
 template <class S>
-inline double bernoulli_forward(const S* x, const uint8_t* keep, int64_t width, S* logits) {
+inline double bernoulli_forward(const S* x, const uint8_t* keep, int64_t width, const S* logits, S* terms) {
   for_lanes<S>(width, [&](int64_t j, auto n) {
     const Lanes<S> from(x + j, n), k = kept<S>(keep, j, n);
-    Lanes<S> terms(logits + j, n);
+    Lanes<S> to(logits + j, n);
 #pragma GCC ivdep
     for (int64_t l = 0; l < kLanes<S>; ++l) {
-      const S term = bernoulli_log_density_(from[l], terms[l]);
-      terms[l] = select_(k[l] != S(0), term, S(0));
+      const S term = bernoulli_log_density_(from[l], to[l]);
+      to[l] = select_(k[l] != S(0), term, S(0));
     }
-    terms.store(logits + j, n);
+    to.store(terms + j, n);
   });
-  return sum_of(logits, width);
+  return sum_of(terms, width);
 }
 
 template <class S>
@@ -198,7 +198,7 @@ inline void reduce(const Sequences& sequences, S* out, Term term) {
 }
 
 // slopes(place, keep, at): gradients of a step, which lie at element `at` of the outputs, all [width];
-// the outputs are zero where a step does not count.
+// the outputs, of which some may be null, are zero where a step does not count.
 template <class S, class Slope>
 inline void reduce_backward(const Sequences& sequences, std::initializer_list<S*> outputs, Slope slopes) {
   const Steps& steps = sequences.steps;
@@ -212,7 +212,8 @@ inline void reduce_backward(const Sequences& sequences, std::initializer_list<S*
         slopes(place, keep.at(place), i * width);
         continue;
       }
-      for (S* out : outputs) std::fill_n(out + i * width, width, S(0));
+      for (S* out : outputs)
+        if (out) std::fill_n(out + i * width, width, S(0));
     }
   });
 }
@@ -269,8 +270,7 @@ template <class S>
 void bernoulli_log_prob(const BernoulliLogProb<S>& a) {
   const Sequences sequences{Steps::of(a, a.mask.steps), a.D, a.mask.entries};
   reduce(sequences, a.out, [&](const Place& p, const uint8_t* keep, S* scratch) {
-    std::copy_n(a.logits.at(p.row, p.step), a.D, scratch);
-    return bernoulli_forward(a.x.at(p.row, p.step), keep, a.D, scratch);
+    return bernoulli_forward(a.x.at(p.row, p.step), keep, a.D, a.logits.at(p.row, p.step), scratch);
   });
 }
 
@@ -283,8 +283,9 @@ void bernoulli_log_prob_backward(const BernoulliLogProbBackward<S>& a) {
   });
 }
 
-template <class S>
-void drawn_log_prob(const DrawnLogProb<S>& a) {
+// out [rows]: the sum over the steps that count of what `a` says of their draws.
+template <class S, class Params>
+void drawn_log_prob_of(const Params& a) {
   const int64_t width = a.Z;
   const Sequences sequences{Steps::of(a), width, nullptr};
   reduce(sequences, a.out, [&](const Place& p, const uint8_t*, S* scratch) {
@@ -302,9 +303,15 @@ void drawn_log_prob(const DrawnLogProb<S>& a) {
 }
 
 template <class S>
+void drawn_log_prob(const DrawnLogProb<S>& a) {
+  drawn_log_prob_of<S>(a);
+}
+
+template <class S>
 void drawn_log_prob_backward(const DrawnLogProbBackward<S>& a) {
   const int64_t width = a.Z;
   const Sequences sequences{Steps::of(a), width, nullptr};
+  if (a.out) drawn_log_prob_of<S>(a);
   reduce_backward<S>(sequences, {a.deps, a.dpre_scale}, [&](const Place& p, const uint8_t*, int64_t at) {
     const S *e_row = a.eps.at(p.row, p.step), *s_row = a.pre_scale.at(p.row, p.step);
     const S d = a.dout[p.row];
@@ -316,7 +323,7 @@ void drawn_log_prob_backward(const DrawnLogProbBackward<S>& a) {
         to_eps[l] = -d * e[l];
         to_pre_scale[l] = -d * log_softplus_slope_(s[l]);
       }
-      to_eps.store(a.deps + at + j, n);
+      if (a.deps) to_eps.store(a.deps + at + j, n);
       to_pre_scale.store(a.dpre_scale + at + j, n);
     });
   });

@@ -186,13 +186,13 @@ class TransitionBackward {
   WeightGradients<S> gradients_;
 };
 
-// Over a whole chain: head(place, at, row, dloc) also writes the gradient by z_t into dz, at element `at`;
-// that by z_{t-1} is added when all of its chunk is there.
+// Over a whole chain: head(i, at, row, dloc) also writes the gradient by z_t into dz, at element `at`; that by
+// z_{t-1} is added when all of its chunk is there.
 template <class S, class Head>
-void transition_chain_backward(const Chain<S>& chain, const TransitionTensors<const S>& tensors,
-                               const ChainGradients<S>& out, const TransitionTensors<S>& dw,
+void transition_chain_backward(const Chain<S>& chain, const std::vector<Place>& places,
+                               const TransitionTensors<const S>& tensors, const ChainGradients<S>& out,
+                               const TransitionTensors<S>& dw,
                                std::initializer_list<std::pair<S*, int64_t>> outputs, Head head) {
-  const std::vector<Place> places = places_of(chain.steps);
   const Chunks chunks(static_cast<int64_t>(places.size()), transition_work(tensors, kBackward));
   const int64_t Z = tensors.Z, steps = chain.steps.steps;
   TransitionBackward<S> core(tensors, dw, chunks.rows);
@@ -201,7 +201,7 @@ void transition_chain_backward(const Chain<S>& chain, const TransitionTensors<co
   };
   const auto before = [&](const Place& p) { return chain.before(p); };
   const auto head_at = [&](int64_t i, const TransitionRow<S>& row, S* dloc) {
-    head(places[i], (places[i].row * steps + places[i].step) * Z, row, dloc);
+    head(i, (places[i].row * steps + places[i].step) * Z, row, dloc);
   };
   const auto run = [&](int64_t at, int64_t first, int64_t count) {
     core.run(places, at, first, count, before, head_at);
@@ -212,6 +212,36 @@ void transition_chain_backward(const Chain<S>& chain, const TransitionTensors<co
   backward_blocks(chunks, core.gradients(), clear, run, after);
 }
 
+// A step's log-density at z; `terms` is scratch, which may be where pre_scale is. Compiled once, so that the
+// forward and the backward pass give it to the bit.
+template <class S>
+[[gnu::noinline]] double transition_term(const S* z, const TransitionRow<S>& row, int64_t Z, S* terms) {
+  for_lanes<S>(Z, [&](int64_t j, auto n) {
+    const Lanes<S> value(z + j, n);
+    Lanes<S> to;
+#pragma GCC ivdep
+    for (int64_t l = 0; l < kLanes<S>; ++l)
+      to[l] = normal_log_density_(value[l], row.loc(j + l), row.pre_scale[j + l]);
+    to.store(terms + j, n);
+  });
+  return sum_of(terms, Z);
+}
+
+// A step's divergence from the Gaussian (loc, pre_scale); `terms` as above.
+template <class S>
+[[gnu::noinline]] double transition_kl_term(const S* loc, const S* pre_scale, const TransitionRow<S>& row,
+                                            int64_t Z, S* terms) {
+  for_lanes<S>(Z, [&](int64_t j, auto n) {
+    const Lanes<S> loc_q(loc + j, n), pre_scale_q(pre_scale + j, n);
+    Lanes<S> to;
+#pragma GCC ivdep
+    for (int64_t l = 0; l < kLanes<S>; ++l)
+      to[l] = normal_kl_(loc_q[l], pre_scale_q[l], row.loc(j + l), row.pre_scale[j + l]);
+    to.store(terms + j, n);
+  });
+  return sum_of(terms, Z);
+}
+
 template <class S>
 void transition_log_prob(const TransitionLogProb<S>& a) {
   const Chain<S> chain{Steps::of(a), a.z, a.z_0};
@@ -220,14 +250,7 @@ void transition_log_prob(const TransitionLogProb<S>& a) {
   const int64_t Z = a.Z;
   const auto before = [&](const Place& p) { return chain.before(p); };
   const auto head = [&](int64_t i, const TransitionRow<S>& row) {
-    const S* z = chain.z.at(places[i].row, places[i].step);
-    for_lanes<S>(Z, [&](int64_t j, auto n) {
-      const Lanes<S> value(z + j, n);
-      S* to = row.pre_scale + j;
-#pragma GCC ivdep
-      for (int64_t l = 0; l < kLanes<S>; ++l) to[l] = normal_log_density_(value[l], row.loc(j + l), to[l]);
-    });
-    terms[i] = sum_of(row.pre_scale, Z);
+    terms[i] = transition_term(chain.z.at(places[i].row, places[i].step), row, Z, row.pre_scale);
   };
   transition_forward<S>(places, a.weights, before, head);
   sum_steps(places, terms, chain.steps.rows, a.out);
@@ -236,10 +259,13 @@ void transition_log_prob(const TransitionLogProb<S>& a) {
 template <class S>
 void transition_log_prob_backward(const TransitionLogProbBackward<S>& a) {
   const Chain<S> chain{Steps::of(a), a.z, a.z_0};
+  const std::vector<Place> places = places_of(chain.steps);
+  std::vector<double> terms(a.out ? places.size() : 0);
   const int64_t Z = a.Z;
-  const auto head = [&](const Place& place, int64_t at, const TransitionRow<S>& row, S* dloc) {
-    const S* z = chain.z.at(place.row, place.step);
-    const S d = a.dout[place.row];
+  const auto head = [&](int64_t i, int64_t at, const TransitionRow<S>& row, S* dloc) {
+    const S* z = chain.z.at(places[i].row, places[i].step);
+    const S d = a.dout[places[i].row];
+    if (a.out) terms[i] = transition_term(z, row, Z, dloc);
     for_lanes<S>(Z, [&](int64_t j, auto n) {
       const Lanes<S> value(z + j, n);
       Lanes<S> dz, to_loc;
@@ -255,7 +281,8 @@ void transition_log_prob_backward(const TransitionLogProbBackward<S>& a) {
       dz.store(a.dz + at + j, n);
     });
   };
-  transition_chain_backward<S>(chain, a.weights, {a.dz, a.dz_0}, a.dweights, {{a.dz, Z}}, head);
+  transition_chain_backward<S>(chain, places, a.weights, {a.dz, a.dz_0}, a.dweights, {{a.dz, Z}}, head);
+  if (a.out) sum_steps(places, terms, chain.steps.rows, a.out);
 }
 
 template <class S>
@@ -266,16 +293,8 @@ void transition_kl(const TransitionKl<S>& a) {
   const int64_t Z = a.Z;
   const auto before = [&](const Place& p) { return chain.before(p); };
   const auto head = [&](int64_t i, const TransitionRow<S>& row) {
-    const S* loc = a.loc.at(places[i].row, places[i].step);
-    const S* pre_scale = a.pre_scale.at(places[i].row, places[i].step);
-    for_lanes<S>(Z, [&](int64_t j, auto n) {
-      const Lanes<S> loc_q(loc + j, n), pre_scale_q(pre_scale + j, n);
-      S* to = row.pre_scale + j;
-#pragma GCC ivdep
-      for (int64_t l = 0; l < kLanes<S>; ++l)
-        to[l] = normal_kl_(loc_q[l], pre_scale_q[l], row.loc(j + l), to[l]);
-    });
-    terms[i] = sum_of(row.pre_scale, Z);
+    const auto [p, t] = places[i];
+    terms[i] = transition_kl_term(a.loc.at(p, t), a.pre_scale.at(p, t), row, Z, row.pre_scale);
   };
   transition_forward<S>(places, a.weights, before, head);
   sum_steps(places, terms, chain.steps.rows, a.out);
@@ -284,11 +303,14 @@ void transition_kl(const TransitionKl<S>& a) {
 template <class S>
 void transition_kl_backward(const TransitionKlBackward<S>& a) {
   const Chain<S> chain{Steps::of(a), a.z, a.z_0};
+  const std::vector<Place> places = places_of(chain.steps);
+  std::vector<double> terms(a.out ? places.size() : 0);
   const int64_t Z = a.Z;
-  const auto head = [&](const Place& place, int64_t at, const TransitionRow<S>& row, S* dloc) {
-    const S* loc = a.loc.at(place.row, place.step);
-    const S* pre_scale = a.pre_scale.at(place.row, place.step);
-    const S d = a.dout[place.row];
+  const auto head = [&](int64_t i, int64_t at, const TransitionRow<S>& row, S* dloc) {
+    const S* loc = a.loc.at(places[i].row, places[i].step);
+    const S* pre_scale = a.pre_scale.at(places[i].row, places[i].step);
+    const S d = a.dout[places[i].row];
+    if (a.out) terms[i] = transition_kl_term(loc, pre_scale, row, Z, dloc);
     std::fill_n(a.dz + at, Z, S(0));
     for_lanes<S>(Z, [&](int64_t j, auto n) {
       const Lanes<S> loc_q(loc + j, n), pre_scale_q(pre_scale + j, n);
@@ -308,8 +330,9 @@ void transition_kl_backward(const TransitionKlBackward<S>& a) {
       to_pre_scale.store(a.dpre_scale + at + j, n);
     });
   };
-  transition_chain_backward<S>(chain, a.weights, {a.dz, a.dz_0}, a.dweights,
+  transition_chain_backward<S>(chain, places, a.weights, {a.dz, a.dz_0}, a.dweights,
                                {{a.dz, Z}, {a.dloc, Z}, {a.dpre_scale, Z}}, head);
+  if (a.out) sum_steps(places, terms, chain.steps.rows, a.out);
 }
 
 template <class S>

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <unordered_map>
 
 #include "clipped_adam.h"
 #include "cluster.cuh"
@@ -9,28 +10,37 @@
 namespace dmm::cuda {
 
 // What a launch takes by value, so that nothing has to be copied to the device before it. Tensor i has the blocks
-// from first_block[i] to first_block[i + 1], a chunk each.
+// from first_block[i] to first_block[i + 1], a chunk each and at least one. Bit i of `counts` and of `decays` says that
+// its step count, or its rate, is no later tensor's too, in this launch or another, and that this one changes it.
 struct AdamLaunch {
   AdamRule rule;
+  uint64_t counts, decays;
   int count;
   int first_block[kAdamTensors + 1];
   AdamTensor tensors[kAdamTensors];
 
-  int blocks() const { return first_block[count]; }
+  __host__ __device__ int blocks() const { return first_block[count]; }
 };
 static_assert(sizeof(AdamLaunch) <= 4096, "what a kernel's parameters may take on every GPU");
+static_assert(kAdamTensors <= 64 && kAdamTensors <= kAdamThreads, "a bit and a thread for each tensor");
 
 // Calls launch(AdamLaunch) for as many tensors at a time as one holds, until it returns an error.
 template <class Launch>
 const char* in_launches(const AdamRule& rule, const std::vector<AdamTensor>& tensors, Launch launch) {
+  std::unordered_map<const void*, size_t> last;  // of the tensors that have a number
+  if (rule.ticket)
+    for (size_t i = 0; i < tensors.size(); ++i) last[tensors[i].step] = last[tensors[i].lr] = i;
   for (size_t first = 0; first < tensors.size(); first += kAdamTensors) {
-    AdamLaunch args{rule, static_cast<int>(std::min<size_t>(kAdamTensors, tensors.size() - first)), {}, {}};
+    AdamLaunch args{rule, 0, 0, static_cast<int>(std::min<size_t>(kAdamTensors, tensors.size() - first)), {}, {}};
     for (int i = 0; i < args.count; ++i) {
-      args.tensors[i] = tensors[first + i];
-      args.first_block[i + 1] =
-          args.first_block[i] + static_cast<int>((args.tensors[i].size + kAdamChunk - 1) / kAdamChunk);
+      const AdamTensor& t = args.tensors[i] = tensors[first + i];
+      const int64_t chunks = (std::max<int64_t>(t.size, 1) + kAdamChunk - 1) / kAdamChunk;
+      args.first_block[i + 1] = args.first_block[i] + static_cast<int>(chunks);
+      if (rule.ticket) {
+        args.counts |= static_cast<uint64_t>(last[t.step] == first + i) << i;
+        args.decays |= static_cast<uint64_t>(last[t.lr] == first + i) << i;
+      }
     }
-    if (args.blocks() == 0) continue;
     if (const char* error = launch(args)) return error;
   }
   return nullptr;
@@ -79,10 +89,49 @@ class AdamElements {
   bool at_once_;
 };
 
+// The number of a step and its learning rate.
+struct AdamNumbers {
+  int64_t step;
+  double lr;
+};
+
+__device__ inline AdamNumbers adam_numbers(const AdamRule& rule, const AdamTensor& t) {
+  if (rule.ticket) return {*t.step + 1, *t.lr * rule.lrd};
+  return {t.step ? *t.step : rule.step, t.lr ? *t.lr : rule.lr};
+}
+
 // The learning rate times the correction of the averages' bias.
-__device__ inline float adam_step_size(const AdamRule& rule, const AdamTensor& t) {
-  const double step = static_cast<double>(t.step ? *t.step : rule.step), lr = t.lr ? *t.lr : rule.lr;
-  return static_cast<float>(lr * sqrt(1 - pow(rule.beta2, step)) / (1 - pow(rule.beta1, step)));
+__device__ inline float adam_step_size(const AdamRule& rule, const AdamNumbers& numbers) {
+  const double step = static_cast<double>(numbers.step);
+  return static_cast<float>(numbers.lr * sqrt(1 - pow(rule.beta2, step)) / (1 - pow(rule.beta1, step)));
+}
+
+// What one thread of a block tells all.
+struct AdamShared {
+  float step_size;
+  int is_last;
+};
+
+// Draws from the ticket for a block, by the thread that has read the numbers for it: before, in time, only such blocks
+// have drawn.
+__device__ inline int adam_draw(const AdamRule& rule) {
+  __threadfence();  // the reads come first
+  return atomicAdd(rule.ticket, 1);
+}
+
+// Changes the numbers if the block was the last to draw: no block has still to read them. `drawn` counts in the first
+// thread, and of the others each changes what one tensor has.
+__device__ inline void adam_advance(const AdamLaunch& a, int drawn, AdamShared* shared) {
+  const int i = static_cast<int>(threadIdx.x);
+  if (i == 0) {
+    shared->is_last = drawn == a.blocks() - 1;
+    if (shared->is_last) __threadfence();  // the draw comes before the writes
+  }
+  __syncthreads();
+  if (!shared->is_last) return;
+  if (i == 0) *a.rule.ticket = 0;
+  if (i < a.count && a.counts >> i & 1) ++*a.tensors[i].step;
+  if (i < a.count && a.decays >> i & 1) *a.tensors[i].lr *= a.rule.lrd;
 }
 
 __device__ inline void adam_step(const AdamRule& rule, float step_size, float& p, float& g, float& m, float& v) {
@@ -95,7 +144,7 @@ __device__ inline void adam_step(const AdamRule& rule, float step_size, float& p
   p -= step_size * m / (sqrtf(v) + rule.eps);
 }
 
-// Which tensor a block is for: the last to begin at or before it, for an empty one has no block.
+// Which tensor a block is for: the last to begin at or before it.
 __device__ inline int adam_tensor_of(const AdamLaunch& a, int block) {
   int low = 0, high = a.count;
   while (high - low > 1) {
@@ -105,21 +154,28 @@ __device__ inline int adam_tensor_of(const AdamLaunch& a, int block) {
   return low;
 }
 
-// A block steps a chunk of one tensor. Shared memory: the step size, for which one thread is enough.
+// A block steps a chunk of one tensor. It draws from the ticket early, and looks at what it has drawn at the end: the
+// way there and back takes no time of its own.
 __global__ void __launch_bounds__(kAdamThreads) clipped_adam_kernel(const __grid_constant__ AdamLaunch a) {
-  DMM_SHARED(float, step_size);
+  DMM_SHARED(AdamShared, shared);
   const int block = static_cast<int>(blockIdx.x);
   const int i = adam_tensor_of(a, block);
   const AdamTensor& t = a.tensors[i];
   const AdamElements mine(t, block - a.first_block[i]);
   AdamFour p = mine.read(t.param), g = mine.read(t.grad), m = mine.read(t.exp_avg), v = mine.read(t.exp_avg_sq);
-  if (threadIdx.x == 0) *step_size = adam_step_size(a.rule, t);
+  int drawn = 0;
+  if (threadIdx.x == 0) {
+    const AdamNumbers numbers = adam_numbers(a.rule, t);
+    if (a.rule.ticket) drawn = adam_draw(a.rule);
+    shared->step_size = adam_step_size(a.rule, numbers);
+  }
   __syncthreads();
-  for (int k = 0; k < 4; ++k) adam_step(a.rule, *step_size, p.of[k], g.of[k], m.of[k], v.of[k]);
+  for (int k = 0; k < 4; ++k) adam_step(a.rule, shared->step_size, p.of[k], g.of[k], m.of[k], v.of[k]);
   mine.write(t.param, p);
   mine.write(t.grad, g);
   mine.write(t.exp_avg, m);
   mine.write(t.exp_avg_sq, v);
+  if (a.rule.ticket) adam_advance(a, drawn, shared);
 }
 
 }  // namespace dmm::cuda

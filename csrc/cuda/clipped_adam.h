@@ -7,19 +7,24 @@
 namespace dmm::cuda {
 
 // Four dense arrays of `size` floats in one order, aligned as floats are; none overlaps another. Beside them lie the
-// number of the step, from 1, and its learning rate; where one of them is null, the rule's own counts.
+// number of the step, from 1, and its learning rate; where one of them is null, the rule's own counts. Several tensors
+// may have one in common.
 struct AdamTensor {
   float *param, *grad, *exp_avg, *exp_avg_sq;
   int64_t size;
-  const int64_t* step;
-  const double* lr;
+  int64_t* step;
+  double* lr;
 };
 
+// With a ticket the tensors' numbers are those before the step: it counts the steps and multiplies the rates by `lrd`,
+// each once. The ticket is zero between launches, and no other launch at the same time may have it.
 struct AdamRule {
   int64_t step;
   double lr, beta1, beta2;
   float eps, weight_decay, clip_norm;
   bool centered_variance;
+  double lrd;
+  int* ticket;
 };
 
 constexpr int kAdamTensors = 64;  // of one launch

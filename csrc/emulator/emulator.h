@@ -91,6 +91,7 @@ unsigned lane_index();
 #define blockIdx (dmm::emulator::block_index())
 #define blockDim (dmm::emulator::block_size())
 #define __syncthreads() dmm::emulator::block_sync()
+#define __threadfence()
 #define __threadfence_system()
 #define __pipeline_memcpy_async(to, from, bytes) dmm::emulator::copy_async(to, from, bytes)
 #define __pipeline_commit() dmm::emulator::copies_end()
@@ -113,6 +114,11 @@ T __shfl_xor_sync(unsigned lanes, T value, int mask) {
 inline unsigned atomicCAS(unsigned* at, unsigned expected, unsigned value) {
   const unsigned before = *at;
   if (before == expected) *at = value;
+  return before;
+}
+inline int atomicAdd(int* at, int value) {
+  const int before = *at;
+  *at += value;
   return before;
 }
 

@@ -104,15 +104,14 @@ class BernoulliEmission(_Emission):
                 check.fail("z", "latents that the emitter has probabilities for", "NaN as a probability")
             return torch.bernoulli(mean.expand(shape))
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """``[..., B]``, in nats."""
+    def _log_prob(self, value: Tensor, gradient: Tensor | None = None) -> Tensor:
         self._check_value(value, self.z)
         if self._probs is not None:
             logits = probs_to_logits(self._probs, is_binary=True)
             log_prob = self._compute("bernoulli_log_prob", value, logits, self.lengths, self.mask_)
         else:
             given = (value, self.z, self.emitter, self.lengths, self.mask_)
-            log_prob = self._compute("emission_log_prob", *given)
+            log_prob = self._compute("emission_log_prob", *given, gradient=gradient)
         return self._spread(log_prob)
 
     def _compute_probs(self, emitter: Network) -> Tensor:
@@ -183,19 +182,20 @@ class GaussianEmission(_Emission):
         eps = standard_noise(self._shape_of(sample_shape), self.z)
         return self._finish(self._in_units(loc + scale * eps))
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """``[..., B]``, in nats."""
+    def _log_prob(self, value: Tensor, gradient: Tensor | None = None) -> Tensor:
         self._check_value(value, self.z)
-        rest: Tensor | float = 0.0
         if self.units is not None:
             value = (value - self.units.loc) / self.units.scale
-            keep = observed(self.lengths, self.event_shape[0], self.mask_)
-            rest = torch.where(keep, self.units.scale.log(), 0.0).sum((-2, -1))
         if self._output is None and self.min_scale == 0:
             given = (value, self.z, self.emitter, self.lengths, self.mask_)
-            return self._spread(self._compute("gaussian_emission_log_prob", *given) - rest)
-        loc, scale = self._loc_and_scale()
-        return self._spread(ops.normal_log_prob(value, loc, scale, self.lengths, self.mask_) - rest)
+            log_prob = self._compute("gaussian_emission_log_prob", *given, gradient=gradient)
+        else:
+            loc, scale = self._loc_and_scale()
+            log_prob = ops.normal_log_prob(value, loc, scale, self.lengths, self.mask_)
+        if self.units is not None:
+            keep = observed(self.lengths, self.event_shape[0], self.mask_)
+            log_prob = log_prob - torch.where(keep, self.units.scale.log(), 0.0).sum((-2, -1))
+        return self._spread(log_prob)
 
     def _in_units(self, y: Tensor) -> Tensor:
         return y if self.units is None else self.units.loc + self.units.scale * y

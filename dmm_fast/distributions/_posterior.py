@@ -123,22 +123,26 @@ class MarkovPosterior(SequenceDistribution):
             self._draw = self._scan_step_by_step(eps)
         return self._draw.z
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """``[..., B]``, in nats."""
+    def _log_prob(self, value: Tensor, gradient: Tensor | None = None) -> Tensor:
         draw = self._draw
         if draw is None or value is not draw.z:
             self._check_value(value, self.h)
             return self._spread(self._log_prob_of_any(value))
-        log_prob: Tensor = self._compute("drawn_log_prob", draw.eps, draw.pre_scale, self.lengths)
+        given = (draw.eps, draw.pre_scale, self.lengths)
+        log_prob: Tensor = self._compute("drawn_log_prob", *given, gradient=gradient)
         return log_prob if draw.log_det is None else log_prob - draw.log_det
 
     def kl_to(self, prior: MarkovPrior) -> Tensor:
         """``[..., B]``: the analytic KL of each step at the last draw, summed; see :func:`register_kl`."""
         check.kind("prior", prior, MarkovPrior)
+        return self._kl_to(prior)
+
+    def _kl_to(self, prior: MarkovPrior, gradient: Tensor | None = None) -> Tensor:
+        """:meth:`kl_to`; with its gradients at once where the incoming ``gradient`` is told."""
         if self.flows:
             raise NotImplementedError("kl_divergence: a posterior with flows has no analytic KL")
         draw = self.last_draw
-        return prior.kl_from(draw.z, draw.loc, draw.pre_scale)
+        return prior._kl_from(draw.z, draw.loc, draw.pre_scale, gradient)
 
     def _scan(self, eps: Tensor, weights: CombinerWeights) -> Draw:
         if self.min_scale == 0:

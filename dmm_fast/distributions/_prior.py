@@ -17,6 +17,7 @@ from dmm_fast.distributions._sequence import (
     valid,
 )
 from dmm_fast.ops import TransitionWeights
+from dmm_fast.ops._checks import check_arguments
 from dmm_fast.reference import previous
 
 
@@ -60,12 +61,11 @@ class MarkovPrior(SequenceDistribution):
             steps.append(z_t)
         return torch.where(valid(self.lengths, len(steps)), torch.stack(steps, dim=-2), 0.0)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """``[..., B]``, in nats."""
+    def _log_prob(self, value: Tensor, gradient: Tensor | None = None) -> Tensor:
         self._check_value(value, self.z_0)
         if isinstance(self.transition, TransitionWeights):
             given = (value, self.z_0, self.transition, self.lengths)
-            log_prob: Tensor = self._compute("transition_log_prob", *given)
+            log_prob: Tensor = self._compute("transition_log_prob", *given, gradient=gradient)
         else:
             value = torch.where(valid(self.lengths, value.shape[-2]), value, 0.0)
             log_prob = ops.normal_log_prob(value, *self._conditional(self._before(value)), self.lengths)
@@ -79,8 +79,16 @@ class MarkovPrior(SequenceDistribution):
             loc: of what each step was drawn from, of the shape of ``z``.
             pre_scale: the same before softplus.
         """
+        return self._kl_from(z, loc, pre_scale)
+
+    def _kl_from(self, z: Tensor, loc: Tensor, pre_scale: Tensor, gradient: Tensor | None = None) -> Tensor:
         if isinstance(self.transition, TransitionWeights):
-            return ops.transition_kl(z, loc, pre_scale, self.z_0, self.transition, self.lengths)
+            given = (z, loc, pre_scale, self.z_0, self.transition, self.lengths)
+            if gradient is None:
+                return ops.transition_kl(*given)
+            check_arguments("transition_kl", given)
+            kl: Tensor = self._compute("transition_kl", *given, gradient=gradient)
+            return kl
         keep = valid(self.lengths, z.shape[-2])
         prior_loc, prior_scale = self._conditional(self._before(torch.where(keep, z, 0.0)))
         q = Normal(loc, torch.where(keep, F.softplus(pre_scale), 1.0), validate_args=False)

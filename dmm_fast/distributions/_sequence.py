@@ -11,7 +11,7 @@ from typing_extensions import Self
 from dmm_fast import check
 from dmm_fast.ops._autocast import is_on as autocast_is_on
 from dmm_fast.ops._checks import check_weights
-from dmm_fast.ops._registry import call, call_unchecked
+from dmm_fast.ops._registry import call, call_unchecked, call_valued
 from dmm_fast.reference import valid_steps
 
 Network = Callable[..., Any]
@@ -90,9 +90,19 @@ class SequenceDistribution(TorchDistribution):
         if self._is_checked:
             check_weights(kind, weights, like, like_name, sizes, name)
 
-    def _compute(self, op: str, *given: Any) -> Any:
-        """Compute an op of arguments that were checked before."""
-        return call_unchecked(op, *given) if self._is_checked else call(op, *given)
+    def log_prob(self, value: Tensor) -> Tensor:
+        """``[..., B]``, in nats."""
+        return self._log_prob(value)
+
+    def _log_prob(self, value: Tensor, gradient: Tensor | None = None) -> Tensor:
+        """:meth:`log_prob`; with its gradients at once where the incoming ``gradient`` is told."""
+        raise NotImplementedError
+
+    def _compute(self, op: str, *given: Any, gradient: Tensor | None = None) -> Any:
+        """Compute an op of arguments that were checked before, for :meth:`_log_prob`."""
+        if not self._is_checked:
+            return call(op, *given)
+        return call_unchecked(op, *given) if gradient is None else call_valued(gradient, op, *given)
 
     def _check_value(self, value: Tensor, like: Tensor) -> None:
         """Check what a log-density is asked of, for parameters like ``like``."""

@@ -1,46 +1,27 @@
 """``GraphedSVI``: ``pyro.infer.SVI`` whose steps are replayed from CUDA graphs."""
 
-import gc
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
-from weakref import WeakSet
+from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.util import zero_grads
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from dmm_fast import _extension, check
+from dmm_fast import check
+from dmm_fast.infer._cuda_graphs import Capturer, CudaGraphs, captured
 from dmm_fast.infer._held import Held, Modules, optimizers
+from dmm_fast.infer._kept import Kept
 from dmm_fast.infer._sequence_elbo import SequenceELBO
-from dmm_fast.infer._signatures import Signature, Turnover, changes, signature, started_over
+from dmm_fast.infer._signatures import Call, Signature, Turnover, changes, signature, started_over
 from dmm_fast.infer._unread import CaptureError as CaptureError
 from dmm_fast.infer._unread import NumbersStay, loss_tensor
-from dmm_fast.ops import BackendError
-
-Step = Callable[[], Tensor]
-
-_LIKELY_CAUSES = (
-    "likely causes: the step waits for the GPU, as .cpu() does; it recreates a parameter; an autograd graph "
-    "of its parameters made on another stream is still alive, such as that of a loss still held: del loss "
-    "before the first step"
-)
-
-
-class Capturer(Protocol):
-    """Runs steps before their capture, and captures them."""
-
-    def run(self, step: Step) -> Tensor:
-        """Run ``step`` as it comes, where its capture will be."""
-
-    def capture(self, step: Step) -> Step:
-        """A replay of the work of ``step`` without Python, with the result in the same memory."""
+from dmm_fast.triton import side_stream
 
 
 class GraphedSVI(SVI):
@@ -50,7 +31,8 @@ class GraphedSVI(SVI):
     signature: shape, dtype and device of the tensors given to :meth:`step`, the values of ints, bools and
     strings, and which modules of model and guide are training. A signature's first ``warm_up`` steps run as
     they come, with whatever validation Pyro is told; the next is captured, with none, and replayed. Where the
-    tensors are on a CPU this is a plain ``SVI``, to the bit.
+    tensors are on a CPU this is a plain ``SVI``, to the bit. :meth:`steps` takes several steps by one graph,
+    whose signature is that of all of them: one launch, and one look at what has changed, for all.
 
     Up to ``max_graphs`` graphs are kept, and as many signatures that have none yet; beyond that the least
     recently used goes. Where signatures displace each other or start over again and again, so that more is
@@ -87,7 +69,11 @@ class GraphedSVI(SVI):
         gather: makes the arguments of model and guide, a tuple, of those of :meth:`step`, inside the graph:
             ``lambda indices, T, factor: (*data.batch(indices, T), factor)``. None: they are the same.
         max_graphs: graphs kept. 0: a plain ``SVI`` everywhere.
-        warm_up: steps of a signature before its capture, at least 1.
+        warm_up: calls of a signature before its capture, at least 1.
+        overlap: compute gradients of weights on a second stream of the graph, beside the scans, which leave a
+            part of the GPU idle. The numbers are the same. It takes parameters that a step uses once, whose
+            gradients nothing reads before the optimizer, so no hooks on them: where it is otherwise a
+            ``RuntimeWarning`` says so, and the step is captured without, which runs its Python once more.
         capturer: in place of CUDA graphs, then on any device.
 
     Raises:
@@ -106,6 +92,7 @@ class GraphedSVI(SVI):
         gather: Callable[..., tuple[Any, ...]] | None = None,
         max_graphs: int = 32,
         warm_up: int = 1,
+        overlap: bool = False,
         capturer: Capturer | None = None,
     ) -> None:
         for name, value in (("model", model), ("guide", guide), ("loss", loss)):
@@ -120,12 +107,13 @@ class GraphedSVI(SVI):
         check.kind("optim", optim, PyroOptim)
         check.int_between("max_graphs", max_graphs, 0)
         check.size("warm_up", warm_up)
+        check.kind("overlap", overlap, bool)
         super().__init__(model, guide, optim, loss, loss_and_grads)
         self.gather, self.max_graphs, self.warm_up = gather, max_graphs, warm_up
-        self._capturer = capturer
-        plain = loss_and_grads is None and type(loss) is Trace_ELBO
+        self.overlap, self._capturer = overlap, capturer
+        plain = loss_and_grads is None and type(loss) in (Trace_ELBO, TraceMeanField_ELBO)
         self._compute = SequenceELBO(loss).loss_and_grads if plain else self.loss_and_grads
-        self._kept: OrderedDict[Signature, _Kept] = OrderedDict()
+        self._kept: dict[Signature, Kept] = {}
         self._modules: Modules | None = None
         self._turnover = Turnover()
         self._known_forms: set[object] = set()
@@ -143,43 +131,76 @@ class GraphedSVI(SVI):
             CaptureError: a RuntimeError: the step cannot be captured, and the message says why or what is
                 likely. On a GPU torch itself may be of no use to the process after that.
         """
-        capturer = self._capturer_for([*args, *kwargs.values()])
+        return self._take([(args, kwargs)])[0]
+
+    def steps(self, batches: Iterable[tuple[Any, ...]], **kwargs: Any) -> Tensor:
+        """Take several gradient steps, which a GPU replays from one graph: ``step(*batch, **kwargs)`` each.
+
+        Parameters, optimizer, losses and random numbers are those of as many calls of :meth:`step`, to the
+        bit, except that a graph's arguments are all read before its first step. There is a graph for each
+        sequence of signatures, with a warm-up and a capture of its own: the more signatures steps have, as
+        many numbers of time steps, the fewer steps should go into one graph.
+
+        Args:
+            batches: the arguments of each step, a tuple or a list: ``[(*batch, factor), ...]``.
+            kwargs: arguments with names, the same for all steps.
+
+        Returns:
+            The losses before each step, float64 ``[len(batches)]``, that nobody has read.
+
+        Raises:
+            TypeError: ``batches`` is no iterable of tuples; or as :meth:`step`.
+            ValueError: ``batches`` is empty; or as :meth:`step`.
+            CaptureError: as :meth:`step`.
+        """
+        expected = "the arguments of each step, a tuple each"
+        given = check.elements("batches", batches, expected)
+        for batch in given:
+            if not isinstance(batch, tuple | list):
+                check.fail("batches", expected, f"one that is {check.describe(batch)}", TypeError)
+        if not given:
+            check.fail("batches", "the arguments of at least one step", "none")
+        return self._take([(tuple(batch), kwargs) for batch in given])
+
+    def _take(self, calls: list[Call]) -> Tensor:
+        """Take a step for each of ``calls``; returns the losses, one for each."""
+        capturer = self._capturer_for(calls)
         if capturer is None:
-            self._check_takes(args, kwargs)
-            return loss_tensor(super().step(*self._gathered(args, kwargs), **self._passed(kwargs)))
-        self._turnover.steps += 1
+            for args, kwargs in calls:
+                self._check_takes(args, kwargs)
+            return torch.stack([self._plain(args, kwargs) for args, kwargs in calls])
+        self._turnover.steps += len(calls)
         modules = self._modules_now()
-        key = signature(args, kwargs, modules.modes())
+        key = signature(calls, modules.modes())
         kept = self._kept.get(key)
         change = None if kept is None or kept.held is None else kept.held.change(modules, self.optim)
         if kept is None or change is not None:
-            kept = self._begin(key, args, kwargs, change)
+            kept = self._begin(key, calls, change)
             self._make_room(key)
-        else:
-            self._kept.move_to_end(key)
-        kept.fill(args, kwargs)
-        if kept.held is not None:
-            kept.held.put_back()
+        kept.used = self._turnover.steps
+        kept.fill(calls)
         if kept.replay is None:
-            if kept.steps < self.warm_up:
-                loss = capturer.run(partial(self._run, kept))
+            if kept.warm_ups < self.warm_up:
+                losses = capturer.run(partial(self._run, kept))
                 _check_capturable(self.optim)
-                kept.steps += 1
+                kept.warm_ups += 1
                 kept.held = Held(self._modules_now(), self.optim, kept.params)
-                return loss
-            kept.replay = _capture(capturer, partial(self._captured, kept))
+                return losses
+            kept.replay = captured(capturer, partial(self._captured, kept))
             kept.held = Held(self._modules_now(), self.optim, kept.params)
             self._make_room(key)
         return kept.replay().clone()
 
-    def _begin(
-        self, key: Signature, args: tuple[Any, ...], kwargs: dict[str, Any], change: str | None
-    ) -> "_Kept":
+    def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """A step of ``SVI`` itself."""
+        return loss_tensor(super().step(*self._gathered(args, kwargs), **self._passed(kwargs)))
+
+    def _begin(self, key: Signature, calls: list[Call], change: str | None) -> Kept:
         """Begin a signature: a new one, or one that starts over as something has changed."""
-        self._check_takes(args, kwargs)
-        kept = _Kept(args, kwargs)
-        self._kept.pop(key, None)
-        self._kept[key] = kept
+        for args, kwargs in calls:
+            self._check_takes(args, kwargs)
+        kept = self._kept[key] = Kept(calls)
+        kept.used = self._turnover.steps
         if change is not None:
             self._turnover.count([started_over(change)], self.max_graphs)
         return kept
@@ -194,19 +215,21 @@ class GraphedSVI(SVI):
         """Let the least recently used go: graphs beyond ``max_graphs``, and signatures without one."""
         for has_graph in (False, True):
             alike = [key for key, kept in self._kept.items() if (kept.replay is not None) is has_graph]
+            alike.sort(key=lambda key: self._kept[key].used)
             for key in alike[: max(0, len(alike) - self.max_graphs)]:
                 del self._kept[key]
                 self._turnover.count(changes(key, newest), self.max_graphs)
 
-    def _capturer_for(self, values: list[Any]) -> Capturer | None:
-        """Capturer of a step with these arguments; None where it is to be a plain one."""
+    def _capturer_for(self, calls: list[Call]) -> Capturer | None:
+        """Capturer of steps with these arguments; None where they are to be plain ones."""
         if self.max_graphs == 0 or self._capturer is not None:
             return self._capturer if self.max_graphs else None
+        values = [value for args, kwargs in calls for value in (*args, *kwargs.values())]
         tensors = [value for value in values if isinstance(value, Tensor)]
         # Without any, a model that holds its data is where its parameters are.
         for tensor in tensors or [p for _, p in pyro.get_param_store().named_parameters()]:
             if tensor.is_cuda:
-                self._capturer = CudaGraphs(tensor.device)
+                self._capturer = CudaGraphs(tensor.device, self.overlap)
                 break
         return self._capturer
 
@@ -225,20 +248,30 @@ class GraphedSVI(SVI):
     def _passed(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         return kwargs if self.gather is None else {}
 
-    def _run(self, kept: "_Kept") -> Tensor:
-        """A step as it comes."""
-        loss, params = self._loss_and_grads(kept)
-        self.optim(params)
-        zero_grads(params)
-        return loss
+    def _run(self, kept: Kept) -> Tensor:
+        """Steps as they come."""
+        losses = []
+        for call in kept.calls:
+            loss, params = self._loss_and_grads(kept, call)
+            self.optim(params)
+            zero_grads(params)
+            losses.append(loss)
+        return torch.stack(losses)
 
-    def _captured(self, kept: "_Kept") -> Tensor:
-        """A step for a graph: no validation, which reads values, and gradients that nothing needs to zero."""
+    def _captured(self, kept: Kept) -> Tensor:
+        """Steps for a graph: no validation, which reads values, and gradients that nothing needs to zero."""
         known = {param for _, param in pyro.get_param_store().named_parameters()}
         if kept.held is not None:
             known.update(kept.held.params)
-        with pyro.validation_enabled(False), _gradients_aside(known) as aside:
-            loss, params = self._loss_and_grads(kept)
+        with pyro.validation_enabled(False):
+            losses = [self._captured_step(kept, call, known) for call in kept.calls]
+        # A view of a single one leaves out a launch.
+        return torch.stack(losses) if len(losses) > 1 else losses[0].reshape(1)
+
+    def _captured_step(self, kept: Kept, call: Call, known: set[Tensor]) -> Tensor:
+        with _gradients_aside(known) as aside:
+            loss, params = self._loss_and_grads(kept, call)
+            side_stream.join(params)
             new = [param for param in params if param not in known]
             if new:
                 check.fail("model", "the parameters of the warm-up", f"{len(new)} more", CaptureError)
@@ -249,97 +282,15 @@ class GraphedSVI(SVI):
             self.optim(params)
         return loss
 
-    def _loss_and_grads(self, kept: "_Kept") -> tuple[Tensor, list[Tensor]]:
+    def _loss_and_grads(self, kept: Kept, call: Call) -> tuple[Tensor, list[Tensor]]:
         """The loss, unread, and the parameters there are, each once, which have their gradients."""
-        args, kwargs = self._gathered(kept.args, kept.kwargs), self._passed(kept.kwargs)
+        args, kwargs = self._gathered(*call), self._passed(call[1])
         with poutine.trace(param_only=True) as capture, NumbersStay():
             loss = self._compute(self.model, self.guide, *args, **kwargs)
         sites: Any = capture.trace.nodes.items()
-        kept.params = {name: site["value"].unconstrained() for name, site in sites}
-        return loss_tensor(loss), list(dict.fromkeys(kept.params.values()))
-
-
-class CudaGraphs:
-    """Steps captured as CUDA graphs, on a stream of their own, in memory that they share."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
-        self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
-
-    def run(self, step: Step) -> Tensor:
-        """Run ``step`` on the stream where it will be captured, in its place among the work of this one."""
-        current = torch.cuda.current_stream(self._stream.device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            result = step()
-        current.wait_stream(self._stream)
-        return result
-
-    def capture(self, step: Step) -> Step:
-        """Capture ``step``; nothing is computed before the first replay."""
-        graph = torch.cuda.CUDAGraph()
-        # A pool that no graph uses any more cannot be taken up again.
-        pool = next((other.pool() for other in self._graphs), None)
-        # What Python's cycles still hold of steps on other streams would tie those into the capture.
-        gc.collect()
-        with torch.cuda.graph(graph, pool=pool, stream=self._stream):
-            result = step()
-        self._graphs.add(graph)
-
-        def replay() -> Tensor:
-            _extension.raise_on_hang()
-            graph.replay()
-            return result
-
-        return replay
-
-
-def _capture(capturer: Capturer, step: Step) -> Step:
-    try:
-        return capturer.capture(step)
-    except (CaptureError, BackendError, torch.OutOfMemoryError):
-        raise  # these say what is wrong
-    except RuntimeError as error:
-        got = f"{type(error).__name__}: {error}".partition("\n")[0]
-        expected = "one that a CUDA graph can hold"
-        raise CaptureError(f"step: expected {expected}, got {got} ({_LIKELY_CAUSES})") from error
-
-
-class _Kept:
-    """State of a signature: its inputs, how many steps it has run, and then its graph."""
-
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        devices = {value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor)}
-        if len(devices) > 1:
-            check.fail("arguments", "tensors on one device", ", ".join(sorted(map(str, devices))))
-        device = next(iter(devices), None) or _device_of_parameters()
-        self.args = tuple(_own(value, device) for value in args)
-        self.kwargs = {name: _own(value, device) for name, value in kwargs.items()}
-        self.steps = 0
-        self.params: dict[str, Tensor] = {}
-        self.replay: Step | None = None
-        self.held: Held | None = None
-
-    def fill(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Put the arguments of a step into the inputs."""
-        own = (*self.args, *self.kwargs.values())
-        for mine, given in zip(own, (*args, *(kwargs[name] for name in self.kwargs)), strict=True):
-            if isinstance(given, Tensor):
-                mine.copy_(given, non_blocking=True)
-            elif isinstance(given, float):
-                mine.fill_(given)
-
-
-def _own(value: Any, device: torch.device) -> Any:
-    """An input for a graph: memory of its own for what may change, the value itself for what may not."""
-    if isinstance(value, Tensor):
-        return torch.empty_like(value, requires_grad=False)
-    return torch.empty((), dtype=torch.float64, device=device) if isinstance(value, float) else value
-
-
-def _device_of_parameters() -> torch.device:
-    params = (param for _, param in pyro.get_param_store().named_parameters())
-    return next((param.device for param in params), torch.get_default_device())
+        params = {name: site["value"].unconstrained() for name, site in sites}
+        kept.params.update(params)
+        return loss_tensor(loss), list(dict.fromkeys(params.values()))
 
 
 def _check_capturable(optim: PyroOptim) -> None:

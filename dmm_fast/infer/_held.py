@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import chain
-from operator import attrgetter, is_, methodcaller
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 import pyro
@@ -18,6 +18,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
 from dmm_fast._parameters import store_own
 
@@ -40,9 +41,11 @@ _GLOBAL_HOOKS = (
 )
 """The hooks on all modules, as ``torch.nn.modules.module.register_module_forward_hook`` adds them."""
 
-_VALUES = methodcaller("values")
+_MODE = itemgetter("training")
 _TRAINED = attrgetter("requires_grad")
 _TENSOR_HOOKS = attrgetter("_backward_hooks")
+_OF_OPTIMIZER = attrgetter("param_groups", "state")
+_OF_SCHEDULER = attrgetter("optimizer.param_groups", "optimizer.state")
 
 
 class Modules:
@@ -55,21 +58,27 @@ class Modules:
 
     def __init__(self, model: Any, guide: Any) -> None:
         self._functions = (model, guide)
-        self._all = list(dict.fromkeys(m for root in _behind(model, guide) for m in root.modules()))
-        # The dictionaries themselves, most of them empty: what they hold is read at every step.
-        own = [getattr(module, part) for module in self._all for part in _PARTS]
-        self._parts: list[Any] = [*own, *_GLOBAL_HOOKS]
-        self._attributes = [vars(module) for module in self._all]
-        self._named = [
+        modules = list(dict.fromkeys(m for root in _behind(model, guide) for m in root.modules()))
+        self._attributes = [vars(module) for module in modules]
+        named = [
             (attributes, name)
             for attributes in self._attributes
             for name in attributes
             if name != "training" and not name.startswith("_")
         ]
-        self._named += _globals_of(model, guide)
-        tensors = {id(x): x for part in self._parts for x in part.values() if isinstance(x, Tensor)}
+        named += _globals_of(model, guide)
+        self._mappings, self._names = [mapping for mapping, _ in named], [name for _, name in named]
+        # Such as flows. While an attribute is the same object, so is its list, whose items may be others.
+        self._lists = [value for value in self._named() if type(value) is list]
+        # The dictionaries themselves, most of them empty: what they hold is read at every step.
+        parts = [getattr(module, part) for module in modules for part in _PARTS]
+        parts += _GLOBAL_HOOKS
+        self._empty = [part for part in parts if not part]
+        self._dicts = [part for part in parts if part and type(part) is dict]
+        self._hooks = [part for part in parts if part and type(part) is not dict]
+        tensors = {id(x): x for part in parts for x in part.values() if isinstance(x, Tensor)}
         self._tensors = [x for x in tensors.values() if not is_lazy(x) and x.layout == torch.strided]
-        self._read = self._objects(), self._addresses()
+        self._read = self._objects(), self._numbers()
 
     def now(self, model: Any, guide: Any) -> Modules:
         """This object where nothing has changed, else a new one."""
@@ -78,7 +87,7 @@ class Modules:
 
     def modes(self) -> tuple[bool, ...]:
         """Modes, True for training: dropout is in a graph or it is not."""
-        return tuple([module.training for module in self._all])
+        return tuple(map(_MODE, self._attributes))
 
     def own(self, named: dict[str, Tensor]) -> dict[str, Tensor]:
         """Select the tensors that are parameters of a module here."""
@@ -86,23 +95,31 @@ class Modules:
         return {name: tensor for name, tensor in named.items() if id(tensor) in ids}
 
     def _are_same(self) -> bool:
-        objects, addresses = self._read
+        objects, numbers = self._read
         now = self._objects()
-        return len(now) == len(objects) and all(map(is_, now, objects)) and self._addresses() == addresses
+        return (
+            len(now) == len(objects)
+            and all(map(is_, now, objects))
+            and self._numbers() == numbers
+            and not any(self._empty)
+        )
+
+    def _named(self) -> Iterator[object]:
+        """Attributes of the modules' own, such as a number, and the globals."""
+        return map(dict.get, self._mappings, self._names)
 
     def _objects(self) -> list[object]:
-        # Attributes of their own, such as a number; one that is added shows by how many there are.
-        objects: list[object] = [attributes.get(name) for attributes, name in self._named]
-        objects += chain.from_iterable([value for value in objects if type(value) is list])  # such as flows
-        objects += map(len, self._attributes)
-        objects += chain.from_iterable(map(_VALUES, filter(None, self._parts)))
-        objects += map(_TRAINED, self._tensors)
-        for hooks in filter(None, map(_TENSOR_HOOKS, self._tensors)):
+        objects = [*self._named(), *chain.from_iterable(map(dict.values, self._dicts))]
+        for each in self._lists:
+            objects += each
+        for hooks in (*self._hooks, *filter(None, map(_TENSOR_HOOKS, self._tensors))):
             objects += hooks.values()
         return objects
 
-    def _addresses(self) -> list[int]:
-        return list(map(Tensor.data_ptr, self._tensors))
+    def _numbers(self) -> list[int]:
+        # An attribute that is added shows by how many there are.
+        lengths = map(len, self._attributes)
+        return [*lengths, *map(_TRAINED, self._tensors), *map(Tensor.data_ptr, self._tensors)]
 
 
 class Held:
@@ -116,7 +133,13 @@ class Held:
 
     def __init__(self, modules: Modules, optim: PyroOptim, params: dict[str, Tensor]) -> None:
         self._modules = modules
-        self._optim = _read(optim)
+        self._optim_objs = list(optim.optim_objs.values())
+        self._schedulers = list(filter(_is_scheduler, self._optim_objs))
+        self._optimizers = [each for each in self._optim_objs if not _is_scheduler(each)]
+        self._optim = [
+            ([dict(group) for group in groups], {param: dict(state) for param, state in states.items()})
+            for groups, states in self._read_optim()
+        ]
         # A module keeps what it registers whatever becomes of the store; the rest is only there.
         self._of_modules = {name: p for name, p in modules.own(params).items() if "$$$" in name}
         self._of_store = {name: p for name, p in params.items() if name not in self._of_modules}
@@ -128,27 +151,48 @@ class Held:
         return chain(self._of_modules.values(), self._of_store.values())
 
     def change(self, modules: Modules, optim: PyroOptim) -> str | None:
-        """Say what is not as it was; None where everything is."""
+        """Say what is not as it was; None where everything is.
+
+        Then the store has the parameters of the modules, even where another model's have taken their place.
+        """
         if modules is not self._modules:
             return "a module, a parameter or a hook of model or guide"
-        now, then = _read(optim), self._optim
-        # Most often they are the very objects, which takes no loop in Python to see.
-        if len(now) != len(then) or not (all(map(is_, now, then)) or all(map(_same, now, then))):
+        stored = pyro.get_param_store().named_parameters()
+        with _BY_IDENTITY:
+            # Numbers may be equal; a tensor has to be the very same, as a graph knows its memory.
+            same = list(optim.optim_objs.values()) == self._optim_objs and self._read_optim() == self._optim
+            is_stored = not self._of_store or self._of_store.items() <= stored
+            are_back = self._of_modules.items() <= stored
+        if not same:
             return "a number or a tensor of the optimizer"
-        if self._of_store:
-            stored = dict(pyro.get_param_store().named_parameters())
-            if not all(stored.get(name) is p for name, p in self._of_store.items()):
-                return "a parameter in Pyro's store"
-            if self._addresses != self._read_addresses():
-                return "the memory of a parameter"
+        if not is_stored:
+            return "a parameter in Pyro's store"
+        if self._of_store and self._addresses != self._read_addresses():
+            return "the memory of a parameter"
+        if not are_back:
+            store_own(self._of_modules.items())
         return None
 
-    def put_back(self) -> None:
-        """Put the modules' parameters into the store, where those of another model may stand by now."""
-        store_own(self._of_modules.items())
+    def _read_optim(self) -> list[tuple[Any, Any]]:
+        """The groups and the states of each optimizer."""
+        return [*map(_OF_OPTIMIZER, self._optimizers), *map(_OF_SCHEDULER, self._schedulers)]
 
     def _read_addresses(self) -> list[int]:
         return list(map(Tensor.data_ptr, self._of_store.values()))
+
+
+class _ByIdentity(TorchFunctionMode):
+    """A tensor equals itself alone: ``==`` of whole containers reads no values, and is fast."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> bool:
+        return False
+
+
+_BY_IDENTITY = _ByIdentity()
+
+
+def _is_scheduler(each: Any) -> bool:
+    return hasattr(each, "optimizer")
 
 
 def optimizers(optim: PyroOptim) -> Iterator[torch.optim.Optimizer]:
@@ -191,21 +235,3 @@ def _globals_of(*functions: Any) -> list[tuple[dict[str, Any], str]]:
         names = () if code is None else code.co_names
         found += [(mapping, name) for name in names if isinstance(mapping.get(name), nn.Module)]
     return found
-
-
-def _read(optim: PyroOptim) -> list[object]:
-    objects: list[object] = []
-    for optimizer in optimizers(optim):
-        for group in optimizer.param_groups:
-            objects += group.values()
-        for state in optimizer.state.values():
-            objects += state.values()
-    return objects
-
-
-def _same(now: object, then: object) -> bool:
-    if now is then:
-        return True
-    if isinstance(now, list) and isinstance(then, list):  # parameters, or numbers
-        return len(now) == len(then) and all(map(_same, now, then))
-    return not isinstance(now, Tensor) and not isinstance(then, Tensor) and now == then

@@ -1,33 +1,44 @@
-"""``Trace_ELBO`` in few operations, where all sites are whole sequences.
+"""``Trace_ELBO`` and ``TraceMeanField_ELBO`` in few operations, where all sites are whole sequences.
 
 Pyro adds up the sites number by number, once for the loss and once for its gradient: on a GPU each of some
-forty products and sums of single numbers is a launch.
+forty products and sums of single numbers is a launch. Here the weight of each term is known before the term
+is, so that its value and its gradients come from one pass over the networks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.trace_mean_field_elbo import _check_mean_field_requirement
 from pyro.infer.util import is_validation_enabled, torch_item
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape
 from torch import Tensor
 
 from dmm_fast import check, triton
-from dmm_fast.distributions import SequenceDistribution
+from dmm_fast._one_step import one_step
+from dmm_fast.distributions import BernoulliEmission, GaussianEmission, MarkovPosterior, MarkovPrior
 from dmm_fast.ops._backends import may_use
 
 # A single program does all of it.
 MOST_NUMBERS = 1 << 14
 
+_OURS = (BernoulliEmission, GaussianEmission, MarkovPosterior, MarkovPrior)
+
 
 class Term(NamedTuple):
-    """A site's log-density as it stands in the ELBO: times its scale, added (1) or taken away (-1)."""
+    """A log-density or a divergence as it stands in the ELBO: times ``scale``, added (1) or taken away (-1).
 
-    log_prob: Tensor
+    ``compute(gradient)`` gives it for each row, with its gradients for the incoming one where that is known;
+    ``like`` is a tensor of its shape, dtype and device.
+    """
+
+    compute: Callable[[Tensor | None], Tensor]
+    like: Tensor
     scale: float | Tensor
     sign: int
 
@@ -35,16 +46,25 @@ class Term(NamedTuple):
 class SequenceELBO(Trace_ELBO):
     """The estimator and the attributes of ``elbo``, in other operations.
 
-    The ELBO's terms are summed, and its gradients by them made, at once. Where a site is not one of
-    :mod:`dmm_fast.distributions`, is masked, or has a scale of several numbers, and under validation, it is
-    Pyro's own.
+    Each term of the ELBO and its gradients come from one pass over the networks, nothing is computed that
+    does not enter it, and guide and model check their mini-batch and register their parameters once. It is a
+    loss for ``SVI``, on a CPU too, and for :class:`GraphedSVI`::
+
+        svi = SVI(dmm.model, dmm.guide, optimizer, loss=SequenceELBO(Trace_ELBO()))
+
+    Losses and gradients are those of ``elbo`` but for rounding. Where a site is not one of
+    :mod:`dmm_fast.distributions`, is masked, or has a scale of several numbers, the terms and their sum are
+    Pyro's own, and so is all of :meth:`differentiable_loss`. What Pyro's validation checks is checked.
 
     Args:
-        elbo: Pyro's estimator; its attributes are shared.
+        elbo: Pyro's ``Trace_ELBO`` or ``TraceMeanField_ELBO``; its attributes are shared.
 
     Raises:
         TypeError: ``elbo`` is no ``Trace_ELBO``.
     """
+
+    def __new__(cls, elbo: Trace_ELBO) -> "SequenceELBO":
+        return object.__new__(_SequenceMeanFieldELBO if isinstance(elbo, TraceMeanField_ELBO) else cls)
 
     def __init__(self, elbo: Trace_ELBO) -> None:
         check.kind("elbo", elbo, Trace_ELBO)
@@ -54,28 +74,91 @@ class SequenceELBO(Trace_ELBO):
         self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
     ) -> tuple[Trace, Trace]:
         """As Pyro's, but without log-densities where it makes them: which operations they are is open."""
-        if is_validation_enabled() or isinstance(poutine.unwrap(guide), Messenger):
+        if isinstance(poutine.unwrap(guide), Messenger):
             traces: tuple[Trace, Trace] = super()._get_trace(model, guide, args, kwargs)
             return traces
-        guide_trace = poutine.trace(guide, graph_type="flat").get_trace(*args, **kwargs)
-        replayed = poutine.replay(model, trace=guide_trace)
-        model_trace = poutine.trace(replayed, graph_type="flat").get_trace(*args, **kwargs)
+        with one_step():
+            guide_trace = poutine.trace(guide, graph_type="flat").get_trace(*args, **kwargs)
+            replayed = poutine.replay(model, trace=guide_trace)
+            model_trace = poutine.trace(replayed, graph_type="flat").get_trace(*args, **kwargs)
+        if is_validation_enabled():
+            check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
+            check_if_enumerated(guide_trace)
         return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
 
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Pyro's own: a tensor that autograd differentiates, as often as is wanted."""
+        kind = TraceMeanField_ELBO if isinstance(self, TraceMeanField_ELBO) else Trace_ELBO
+        plain: Any = object.__new__(kind)
+        plain.__dict__ = self.__dict__
+        return plain.differentiable_loss(model, guide, *args, **kwargs)
+
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Any, Any]:
+        terms = self._terms(model_trace, guide_trace)
+        sites = (*_sample_sites(model_trace), *_sample_sites(guide_trace))
+        if terms is None:
+            model_trace.compute_log_prob()
+            guide_trace.compute_score_parts()
+            if is_validation_enabled():
+                for site in sites:
+                    check_site_shape(site, self.max_plate_nesting)
+            return super()._differentiable_loss_particle(model_trace, guide_trace)
+        if is_validation_enabled():
+            for site in sites:
+                shaped: Any = {**site, "log_prob": _rows_of(site["fn"], site["value"])}
+                check_site_shape(shaped, self.max_plate_nesting)
+        gradients = gradients_of(terms, self.num_particles)
+        # Gradients that are made at once can be had once.
+        told = [None] * len(terms) if self.retain_graph else gradients
+        computed = [term.compute(gradient) for term, gradient in zip(terms, told, strict=True)]
+        return torch_item(loss_of(terms, computed)), _Surrogate(computed, gradients)
+
+    def _terms(self, model_trace: Trace, guide_trace: Trace) -> list[Term] | None:
+        """The terms of the ELBO; None where they are Pyro's."""
         sites = [(site, 1) for site in _sample_sites(model_trace)]
         sites += [(site, -1) for site in _sample_sites(guide_trace)]
         if not all(_is_plain(site, sign) for site, sign in sites):
-            model_trace.compute_log_prob()
-            guide_trace.compute_score_parts()
-            return super()._differentiable_loss_particle(model_trace, guide_trace)
-        terms = [Term(_log_prob(site), site["scale"], sign) for site, sign in sites]
-        loss, gradients = loss_and_gradients(terms, self.num_particles)
-        return torch_item(loss), _Surrogate([term.log_prob for term in terms], gradients)
+            return None
+        return [_log_density(site, sign) for site, sign in sites]
+
+
+class _SequenceMeanFieldELBO(SequenceELBO, TraceMeanField_ELBO):
+    """:class:`SequenceELBO` for ``TraceMeanField_ELBO``: the divergence in place of two log-densities."""
+
+    def _get_trace(
+        self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
+    ) -> tuple[Trace, Trace]:
+        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
+        if is_validation_enabled():
+            _check_mean_field_requirement(model_trace, guide_trace)
+        return model_trace, guide_trace
+
+    def _terms(self, model_trace: Trace, guide_trace: Trace) -> list[Term] | None:
+        drawn = {site["name"]: site for site in _sample_sites(guide_trace)}
+        terms = []
+        for site in _sample_sites(model_trace):
+            posterior = drawn.pop(site["name"], None)
+            if posterior is None:
+                if not (site["is_observed"] and _is_plain(site, 1)):
+                    return None
+                terms.append(_log_density(site, 1))
+            elif (
+                _is_plain(site, 1)
+                and _is_plain(posterior, -1)
+                and type(posterior["fn"]) is MarkovPosterior
+                and type(site["fn"]) is MarkovPrior
+                and not posterior["fn"].flows
+            ):
+                terms.append(_divergence(posterior, site))
+            else:
+                return None
+        return None if drawn else terms  # the guide may have sites that the model has not
 
 
 class _Surrogate:
-    """The loss that ``Trace_ELBO`` differentiates, divided by the number of particles already."""
+    """The loss that an ELBO differentiates, divided by the number of particles already."""
 
     def __init__(self, roots: list[Tensor], gradients: list[Tensor]) -> None:
         pairs = zip(roots, gradients, strict=True)
@@ -91,35 +174,53 @@ class _Surrogate:
         torch.autograd.backward(roots, gradients, retain_graph=retain_graph)
 
 
-def loss_and_gradients(terms: list[Term], num_particles: int) -> tuple[Tensor, list[Tensor]]:
-    """The negative sum of the terms, and its gradients by their log-densities over ``num_particles``."""
+def gradients_of(terms: list[Term], num_particles: int) -> list[Tensor]:
+    """The gradients of the negative ELBO by its terms, over ``num_particles``."""
     if _by_triton(terms):
-        from dmm_fast.triton.elbo import loss_and_gradients as by_triton
+        from dmm_fast.triton import elbo
 
-        return by_triton([(t.log_prob.detach(), t.scale, t.sign) for t in terms], num_particles)
+        return elbo.gradients_of([(term.like, term.scale, term.sign) for term in terms], num_particles)
+    made = []
+    for _, like, scale, sign in terms:
+        weight = -sign / num_particles
+        if isinstance(scale, Tensor):
+            made.append(torch.full_like(like, weight) * scale)
+        else:
+            made.append(torch.full_like(like, weight * scale))
+    return made
+
+
+def loss_of(terms: list[Term], computed: list[Tensor]) -> Tensor:
+    """The negative ELBO in float64."""
+    if _by_triton(terms):
+        from dmm_fast.triton import elbo
+
+        pairs = zip(terms, computed, strict=True)
+        return elbo.loss_of([(value.detach(), term.scale, term.sign) for term, value in pairs])
     with torch.no_grad():
-        elbo = sum(term.sign * (term.log_prob * term.scale).sum().double() for term in terms)
-        weights = [torch.full_like(term.log_prob, -term.sign / num_particles) for term in terms]
-        gradients = [weight * term.scale for weight, term in zip(weights, terms, strict=True)]
-    return torch.as_tensor(-elbo), gradients
+        summed = [
+            -term.sign * (value * term.scale).sum().double()
+            for term, value in zip(terms, computed, strict=True)
+        ]
+    return torch.as_tensor(sum(summed))
 
 
-def _by_triton(terms: list[Term]) -> bool:
+def _by_triton(terms: Iterable[Term]) -> bool:
     return (
         triton.missing is None
         and may_use("triton")
         and all(
-            term.log_prob.is_cuda
-            and term.log_prob.dtype in triton.DTYPES
-            and term.log_prob.numel() <= MOST_NUMBERS
-            and (not isinstance(term.scale, Tensor) or term.scale.device == term.log_prob.device)
+            term.like.is_cuda
+            and term.like.dtype in triton.DTYPES
+            and term.like.numel() <= MOST_NUMBERS
+            and (not isinstance(term.scale, Tensor) or term.scale.device == term.like.device)
             for term in terms
         )
     )
 
 
-def _sample_sites(trace: Trace) -> Iterator[dict[str, Any]]:
-    return (site for site in trace.nodes.values() if site["type"] == "sample")  # type: ignore[misc]
+def _sample_sites(trace: Trace) -> Iterator[Any]:
+    return (site for site in trace.nodes.values() if site["type"] == "sample")
 
 
 def _is_plain(site: dict[str, Any], sign: int) -> bool:
@@ -127,13 +228,33 @@ def _is_plain(site: dict[str, Any], sign: int) -> bool:
     scale = site["scale"]
     return (
         "log_prob" not in site
-        and isinstance(site["fn"], SequenceDistribution)
+        and type(site["fn"]) in _OURS
         and site["mask"] is None
         and (scale.dim() == 0 if isinstance(scale, Tensor) else isinstance(scale, int | float))
         and (sign > 0 or (site["fn"].has_rsample and not site["is_observed"]))
     )
 
 
-def _log_prob(site: dict[str, Any]) -> Tensor:
-    log_prob: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    return log_prob
+def _log_density(site: dict[str, Any], sign: int) -> Term:
+    distribution, value = site["fn"], site["value"]
+
+    def compute(gradient: Tensor | None) -> Tensor:
+        log_prob: Tensor = distribution._log_prob(value, gradient)
+        return log_prob
+
+    return Term(compute, _rows_of(distribution, value), site["scale"], sign)
+
+
+def _divergence(posterior: dict[str, Any], prior: dict[str, Any]) -> Term:
+    q, p = posterior["fn"], prior["fn"]
+
+    def compute(gradient: Tensor | None) -> Tensor:
+        divergence: Tensor = q._spread(q._kl_to(p, gradient))
+        return divergence
+
+    return Term(compute, _rows_of(q, posterior["value"]), posterior["scale"], -1)
+
+
+def _rows_of(distribution: Any, value: Tensor) -> Tensor:
+    """A tensor of the shape and the dtype of the log-densities, of which nothing is read."""
+    return value.detach().new_empty(()).expand(distribution.batch_shape)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Iterator
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -18,17 +19,22 @@ _NUMBER = (
     "give a number that changes as a float or a tensor, and a number of time steps as one of few, as "
     "SequenceSet.padded_steps does"
 )
+_SAME_NUMBER = "take as many steps at once each time, or raise max_graphs"
 _FEWER = "give fewer kinds of arguments, or raise max_graphs"
 _KEEP = "keep model, guide and optimizer between steps, and set a learning rate by filling its tensor"
 
 
-class Signature(NamedTuple):
-    """Arguments of a step and modes of its modules, as far as a graph is bound to them."""
+_OF_TENSOR = attrgetter("shape", "dtype", "device")
 
-    args: tuple[object, ...]
-    names: tuple[str, ...]
-    kwargs: tuple[object, ...]
-    modes: tuple[bool, ...]
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Arguments of a step: those without a name, and those with one."""
+
+
+Kinds = tuple[tuple[object, ...], tuple[str, ...], tuple[object, ...]]
+"""Arguments of a step as far as a graph is bound to them: those without a name, names, and those with one."""
+
+Signature = tuple[tuple[Kinds, ...], tuple[bool, ...]]
+"""What a graph is bound to: the arguments of each of its steps, and the modes of the modules."""
 
 
 class Change(NamedTuple):
@@ -38,23 +44,37 @@ class Change(NamedTuple):
     remedy: str
 
 
-def signature(args: tuple[Any, ...], kwargs: dict[str, Any], modes: tuple[bool, ...]) -> Signature:
-    """The signature of a step; a TypeError where an argument is of a kind that no graph can take."""
-    names = tuple(sorted(kwargs))
-    return Signature(tuple(map(_kind, args)), names, tuple([_kind(kwargs[name]) for name in names]), modes)
+def signature(calls: list[Call], modes: tuple[bool, ...]) -> Signature:
+    """The signature of some steps; a TypeError where an argument is of a kind that no graph can take."""
+    kinds = []
+    for args, kwargs in calls:
+        names = tuple(sorted(kwargs)) if kwargs else ()
+        kinds.append((_kinds(args), names, _kinds([kwargs[name] for name in names]) if names else ()))
+    return tuple(kinds), modes
 
 
 def changes(one: Signature, other: Signature) -> Iterator[Change]:
     """Differences between two signatures."""
-    if len(one.args) != len(other.args) or one.names != other.names:
+    (calls, modes), (other_calls, other_modes) = one, other
+    if len(calls) != len(other_calls):
+        yield Change("the number of steps", _SAME_NUMBER)
+        return
+    for a, b in zip(calls, other_calls, strict=True):
+        yield from _argument_changes(a, b)
+    if modes != other_modes:
+        yield Change("which modules are training", _FEWER)
+
+
+def _argument_changes(one: Kinds, other: Kinds) -> Iterator[Change]:
+    """Differences between the arguments of two steps."""
+    (args, names, kwargs), (other_args, other_names, other_kwargs) = one, other
+    if len(args) != len(other_args) or names != other_names:
         yield Change("the number or the names of the arguments", _FEWER)
         return
-    labels = (*map(str, range(len(one.args))), *map(repr, one.names))
-    for label, a, b in zip(labels, (*one.args, *one.kwargs), (*other.args, *other.kwargs), strict=True):
+    labels = (*map(str, range(len(args))), *map(repr, names))
+    for label, a, b in zip(labels, (*args, *kwargs), (*other_args, *other_kwargs), strict=True):
         if a != b:
             yield _change(f"argument {label}", a, b)
-    if one.modes != other.modes:
-        yield Change("which modules are training", _FEWER)
 
 
 def started_over(what: str) -> Change:
@@ -72,7 +92,7 @@ class Turnover:
         self._told = False
 
     def count(self, why: Iterable[Change], max_graphs: int) -> None:
-        """Count one, with what has changed; the caller's caller is who is warned."""
+        """Count one, with what has changed; the caller of the public method is warned."""
         if self._told:
             return
         if self.steps - self._since > _FEW_STEPS:
@@ -90,12 +110,15 @@ class Turnover:
             f"displaced another or started over (max_graphs is {max_graphs}), each with a warm-up and a "
             f"capture. What changes: {what}. What helps: {remedies}"
         )
-        warnings.warn(message, RuntimeWarning, stacklevel=4)
+        warnings.warn(message, RuntimeWarning, stacklevel=5)
+
+
+def _kinds(values: Iterable[Any]) -> tuple[object, ...]:
+    return tuple([_OF_TENSOR(value) if isinstance(value, Tensor) else _kind(value) for value in values])
 
 
 def _kind(value: Any) -> object:
-    if isinstance(value, Tensor):
-        return value.shape, value.dtype, value.device
+    """Kind of an argument that is no tensor."""
     if isinstance(value, float):
         return float
     if value is not None and not isinstance(value, int | str):

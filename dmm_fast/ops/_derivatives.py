@@ -30,6 +30,16 @@ def may_be_recorded(given: Iterable[Tensor | Iterable[Tensor]]) -> bool:
     return any(tensor.requires_grad for tensor in leaves) or torch._C._are_functorch_transforms_active()
 
 
+def is_recorded_plainly() -> bool:
+    """Whether autograd records, and nothing beside it: no transform, tangent or compiler."""
+    return (
+        torch.is_grad_enabled()
+        and not torch._C._are_functorch_transforms_active()
+        and not forward_mode_is_on()
+        and not torch.compiler.is_compiling()
+    )
+
+
 def refuse(op: str, wanted: str) -> NoReturn:
     """Raise that the compiled ``op`` does not have the derivative that is ``wanted``.
 

@@ -20,6 +20,7 @@ class Range(NamedTuple):
 
 
 COUNT = Range("an int from 1", lambda n: 1 <= n <= check.LARGEST_INT, Integral)
+COUNT_SO_FAR = Range("an int from 0", lambda n: 0 <= n < check.LARGEST_INT, Integral)
 FINITE = Range("a finite number", lambda x: -_LARGEST <= x <= _LARGEST)
 FROM_ZERO = Range("a finite number from 0", lambda x: 0 <= x <= _LARGEST)
 ABOVE_ZERO = Range("a finite number above 0", lambda x: 0 < x <= _LARGEST)

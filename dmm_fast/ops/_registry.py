@@ -49,6 +49,50 @@ def call_unchecked(name: str, *given: Any) -> Any:
     return _in_float32(_call, name, given) if _autocast.is_on() else _compute(name, given)
 
 
+def call_valued(gradient: Tensor, name: str, *given: Any) -> Any:
+    """Compute an op for arguments that are known to fit, and where it can be its gradients in the same pass.
+
+    Args:
+        gradient: of the op's result and of its shape: what the backward pass is going to be given, which it
+            then reads here and not there. The gradients can be had once.
+        name: of the op.
+        given: its arguments.
+    """
+    op = OPS[name]
+    leading = given[_LEADING[name]]
+    is_compiled = _backends.chosen(name, leading.device.type, leading.dtype) != "reference"
+    if not (op.valued and is_compiled) or _autocast.is_on() or not _derivatives.is_recorded_plainly():
+        return call_unchecked(name, *given)
+    backend = _backends.requested(name) or ""
+    values, lead = _layouts[name].flatten(given, _takes_full_starts(leading, backend))
+    if gradient.shape != lead:
+        return call_unchecked(name, *given)
+    out: Tensor = _Valued.apply(name, backend, gradient.reshape(-1, lead[-1]), *values)
+    return out.reshape(lead)
+
+
+class _Valued(torch.autograd.Function):
+    """An op whose backward pass is done when it is computed, and gives its value too."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, backend: str, gradient: Tensor, *values: Any) -> Tensor:
+        op = OPS[name]
+        names = [argument.name for argument in op.forward.flat_arguments[:-1]]
+        needed = dict(zip(names, ctx.needs_input_grad[3:], strict=True))
+        wanted = [needed[optional] for optional in op.optional]
+        # A valued op saves all its arguments.
+        *gradients, out = getattr(_ops, op.backward.name).default(gradient, *values, *wanted, True, backend)
+        made = dict(zip([result.name for result in op.backward.flat_results[:-1]], gradients, strict=True))
+        ctx.gradients = [made[f"d{each}"] if is_needed else None for each, is_needed in needed.items()]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        # Without another reference to them autograd takes the gradients of parameters as they are.
+        gradients, ctx.gradients = ctx.gradients, None
+        return None, None, None, *gradients
+
+
 def _call(name: str, given: tuple[Any, ...]) -> Any:
     check_arguments(name, given)
     return _compute(name, given)
@@ -63,11 +107,17 @@ def _in_float32(function: Function, name: str, given: tuple[Any, ...]) -> Any:
 
 
 _LEADING = {op.name: op.arguments.index(op.leading_argument) for op in OPS.values()}
+_layouts = {op.name: Layout(op) for op in OPS.values()}
+
+
+def _takes_full_starts(leading: Tensor, backend: str) -> bool:
+    """Whether the backend, the device's default where none is named, takes a start for each row."""
+    return leading.device.type == "cpu" and backend in ("", "cpp")
 
 
 def _compiled(op: Op) -> Function:
     """The compiled op as a function with the arguments and the results of the reference."""
-    layout, overload = Layout(op), getattr(_ops, op.name).default
+    layout, overload = _layouts[op.name], getattr(_ops, op.name).default
     is_single = len(op.results) == 1
     places = [i for i, argument in enumerate(op.arguments) if argument.has_gradient]
 
@@ -75,8 +125,8 @@ def _compiled(op: Op) -> Function:
         if _derivatives.forward_mode_is_on():
             _derivatives.refuse_tangents(op.name, given)
         backend = _backends.requested(op.name) or ""
-        device = given[_LEADING[op.name]].device.type
-        values, lead = layout.flatten(given, full_starts=device == "cpu" and backend in ("", "cpp"))
+        full_starts = _takes_full_starts(given[_LEADING[op.name]], backend)
+        values, lead = layout.flatten(given, full_starts)
         if op.kept:
             values.append(_derivatives.may_be_recorded([given[i] for i in places]))
         made = overload(*values, backend)
@@ -162,7 +212,8 @@ def _backward(op: Op) -> Function:
     optional = [names.index(name) for name in op.optional]
     returned = [i for i, argument in enumerate(arguments) if argument.has_gradient]
     is_name = [argument.kind == "choice" for argument in op.backward.flat_arguments[len(op.results) :]]
-    is_name = is_name[: -1 - len(optional)]  # what was saved; flags and the backend follow
+    values = len(op.results) if op.valued else 0
+    is_name = is_name[: -1 - len(optional) - values]  # what was saved; flags and the backend follow
 
     def backward(ctx: Any, incoming: tuple[Any, ...]) -> tuple[Any, ...]:
         tensors, chosen = iter(ctx.saved_tensors), iter(ctx.names)
@@ -172,9 +223,10 @@ def _backward(op: Op) -> Function:
             if grad is None:
                 grads[i] = ctx.saved_tensors[0].new_zeros(ctx.shapes[i])
         wanted = [ctx.needs_input_grad[i] for i in optional]
-        made = overload(*grads, *saved, *wanted, next(chosen))
+        made = overload(*grads, *saved, *wanted, *[False] * values, next(chosen))
         gradients: list[Any] = [None] * len(arguments)
-        for i, gradient in zip(returned, made if len(returned) > 1 else (made,), strict=True):
+        made = made[: len(returned)] if isinstance(made, tuple) else (made,)
+        for i, gradient in zip(returned, made, strict=True):
             gradients[i] = gradient
         for i, is_wanted in zip(optional, wanted, strict=True):
             gradients[i] = gradients[i] if is_wanted else None
@@ -233,9 +285,12 @@ def _router(op: str, stem: str, signature: Signature, device: str) -> Function:
         if name == "cpp":
             return functions[name](*given[:-1])
         made = functions[name](*signature.group(given)[:-1])
-        if isinstance(made, tuple) and isinstance(made[-1], list):  # the gradients by weights
-            return *made[:-1], *made[-1]
-        return made
+        if not isinstance(made, tuple):
+            return made
+        flat: list[Tensor] = []
+        for each in made:  # the gradients by weights are a list
+            flat += each if isinstance(each, list) else (each,)
+        return tuple(flat)
 
     return route
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dmm_fast import check, reference
 from dmm_fast.ops import _backends, _registry
-from dmm_fast.ops._ranges import COUNT, FINITE, RANGES, Range, number
+from dmm_fast.ops._ranges import ABOVE_ZERO, COUNT, COUNT_SO_FAR, FINITE, RANGES, Range, number
 from dmm_fast.ops._tensor_lists import are_contiguous, check_alike, check_apart
 
 
@@ -26,6 +26,7 @@ def clipped_adam(
     weight_decay: float,
     clip_norm: float,
     centered_variance: bool = False,
+    lrd: float | None = None,
 ) -> None:
     r"""Step every tensor of ``params`` in place.
 
@@ -45,19 +46,25 @@ def clipped_adam(
     a list with one for each. Tensors are read where they are when the step runs, so that a CUDA graph
     replays with what they hold by then; a number is a part of the graph for good.
 
+    With ``lrd`` both are tensors that hold the numbers before this step, which counts and decays in place:
+    first ``step += 1`` and ``lr *= lrd``, for a tensor that several parameters have in common once.
+
     Args:
         params: parameters, changed in place.
         grads: gradients, clamped in place.
         exp_avgs: moving averages ``m``, changed in place.
         exp_avg_sqs: moving averages ``v``, changed in place.
-        step: number of this step, from 1; as a tensor int64.
+        step: number of this step, from 1; as a tensor int64. With ``lrd``, steps before this one.
         lr: learning rate of this step, finite: whatever decay there is has been applied; as a tensor float64.
+            With ``lrd``, the rate before its decay.
         beta1: decay of ``m``, in [0, 1).
         beta2: decay of ``v``, in [0, 1).
         eps: added to the denominator, finite and from 0.
         weight_decay: strength of the L2 penalty, finite and from 0.
         clip_norm: largest magnitude of a gradient element, above 0; ``inf`` clips nothing.
         centered_variance: let ``v`` average the squared distance from ``m``.
+        lrd: factor of the learning rate, finite and above 0. None: ``step`` and ``lr`` are those of this step
+            and stay as they are.
 
     Raises:
         ValueError: the lists or their tensors differ in what they must have in common, a tensor stands twice
@@ -73,7 +80,12 @@ def clipped_adam(
     check_alike(lists)
     if len(set(map(id, params))) != len(params):
         check.fail("params", "each tensor once", f"{len(params)} with repetitions")
-    step = _number_or_tensors("step", step, params, torch.int64, COUNT)
+    if lrd is not None:
+        lrd = number("lrd", lrd, ABOVE_ZERO)
+        for name, changed in (("step", step), ("lr", lr)):
+            if not isinstance(changed, Tensor | list):
+                check.fail(name, "tensors, which a step with lrd changes", check.describe(changed), TypeError)
+    step = _number_or_tensors("step", step, params, torch.int64, COUNT if lrd is None else COUNT_SO_FAR)
     lr = _number_or_tensors("lr", lr, params, torch.float64, FINITE)
     given = {"beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "clip_norm": clip_norm}
     settings = {name: number(name, value, RANGES[name]) for name, value in given.items()}
@@ -84,7 +96,7 @@ def clipped_adam(
     # A gradient that two parameters have in common is clamped twice, which is as good as once.
     check_apart(lists, may_meet="grads")
     _backends.implementation("clipped_adam", params[0])(
-        *lists.values(), step=step, lr=lr, **settings, centered_variance=centered_variance
+        *lists.values(), step=step, lr=lr, **settings, centered_variance=centered_variance, lrd=lrd
     )
 
 
@@ -130,6 +142,7 @@ def _compute(
     step: int | Tensor | list[Tensor],
     lr: float | Tensor | list[Tensor],
     centered_variance: bool = False,
+    lrd: float | None = None,
     **settings: float,
 ) -> None:
     step_number, steps = _for_each(step, len(params))
@@ -145,6 +158,8 @@ def _compute(
         lr=lr_number,
         steps=steps,
         lrs=lrs,
+        lrd=1.0 if lrd is None else lrd,
+        advance=lrd is not None,
         centered_variance=centered_variance,
         **settings,
         backend=_backends.requested("clipped_adam") or "",

@@ -1,6 +1,7 @@
 """``ClippedAdam`` for torch and for Pyro, public as :mod:`dmm_fast.optim`."""
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, overload
 
@@ -235,6 +236,7 @@ class _Rule(NamedTuple):
     weight_decay: float
     clip_norm: float
     centered_variance: bool
+    lrd: float | None  # None: steps are counted and rates have decayed before the call
 
 
 class _Bucket(NamedTuple):
@@ -272,13 +274,7 @@ def _step_together(optimizers: Iterable[Optimizer]) -> None:
     ]
     for each in stepped:
         _begin(each)
-    _decay_rates([group for _, group in groups])
-    _count_steps(stepped)
-    buckets: dict[_Rule, _Bucket] = {}
-    for each in stepped:
-        _put_into_bucket(each, buckets)
-
-    for rule, bucket in buckets.items():
+    for rule, bucket in _count_and_decay([group for _, group in groups], stepped).items():
         *tensors, steps, lrs = bucket
         clipped_adam(
             *tensors,
@@ -290,6 +286,7 @@ def _step_together(optimizers: Iterable[Optimizer]) -> None:
             weight_decay=rule.weight_decay,
             clip_norm=rule.clip_norm,
             centered_variance=rule.centered_variance,
+            lrd=rule.lrd,
         )
 
 
@@ -302,31 +299,59 @@ def _begin(each: _Stepped) -> None:
         each.state.update(state)
 
 
-def _decay_rates(groups: list[dict[str, Any]]) -> None:
-    """``lr *= lrd`` in each group, by one operation for all that are on a device."""
-    on_device = [group for group in groups if is_capturable(group)]
-    if on_device:
-        torch._foreach_mul_([g["lr"] for g in on_device], [float(g["lrd"]) for g in on_device])
+def _count_and_decay(groups: list[dict[str, Any]], stepped: list[_Stepped]) -> dict[_Rule, _Bucket]:
+    """Count the steps of parameters and decay the rates of ``groups``, and return what is to be called.
+
+    A call does both itself for a group on a device that it steps as a whole and that shares its rate with no
+    other. The rest takes operations of its own: a call would decay a rate too early or not at all.
+    """
     for group in groups:
         if not is_capturable(group):
             group["lr"] *= group["lrd"]
-
-
-def _count_steps(stepped: list[_Stepped]) -> None:
-    """Count one more step of each parameter, by one operation for all that are counted on a device."""
-    on_device = [each.state["step"] for each in stepped if is_capturable(each.group)]
-    if on_device:
-        torch._foreach_add_(on_device, 1)
     for each in stepped:
         if not is_capturable(each.group):
             each.state["step"] += 1
+    rules = [_rule_of(each) for each in stepped]
+    on_device = [group for group in groups if is_capturable(group)]
+    apart = _in_no_call_as_a_whole(on_device, stepped, rules) if on_device else set()
+    if apart:
+        _decay_apart([group for group in on_device if id(group) in apart])
+        counts = [each.state["step"] for each in stepped if id(each.group) in apart]
+        if counts:
+            torch._foreach_add_(counts, 1)
+    buckets: dict[_Rule, _Bucket] = {}
+    for each, rule in zip(stepped, rules, strict=True):
+        _put_into_bucket(each, rule._replace(lrd=None) if id(each.group) in apart else rule, buckets)
+    return buckets
 
 
-def _put_into_bucket(each: _Stepped, buckets: dict[_Rule, _Bucket]) -> None:
-    """Put a parameter with those that step by the same rule."""
-    param, grad, state, group = each
+def _in_no_call_as_a_whole(
+    groups: list[dict[str, Any]], stepped: list[_Stepped], rules: list[_Rule]
+) -> set[int]:
+    """Find the groups, by ``id``, that are stepped by several rules or by none, or share a rate."""
+    rules_of: dict[int, set[_Rule]] = {id(group): set() for group in groups}
+    for each, rule in zip(stepped, rules, strict=True):
+        if rule.lrd is not None:
+            rules_of[id(each.group)].add(rule)
+    holders = Counter(id(group["lr"]) for group in groups)
+    return {id(group) for group in groups if len(rules_of[id(group)]) != 1 or holders[id(group["lr"])] > 1}
+
+
+def _decay_apart(groups: list[dict[str, Any]]) -> None:
+    """``lr *= lrd`` in each group, by one operation for all; one by one where some share a rate."""
+    rates, factors = [group["lr"] for group in groups], [float(group["lrd"]) for group in groups]
+    if len(set(map(id, rates))) == len(rates):
+        torch._foreach_mul_(rates, factors)
+    else:
+        for rate, factor in zip(rates, factors, strict=True):
+            rate.mul_(factor)
+
+
+def _rule_of(each: _Stepped) -> _Rule:
+    """The rule by which a parameter steps."""
+    param, _, state, group = each
     capturable = is_capturable(group)
-    rule = _Rule(
+    return _Rule(
         device=param.device,
         dtype=param.dtype,
         step=None if capturable else state["step"],
@@ -336,7 +361,13 @@ def _put_into_bucket(each: _Stepped, buckets: dict[_Rule, _Bucket]) -> None:
         weight_decay=group["weight_decay"],
         clip_norm=group["clip_norm"],
         centered_variance=group["centered_variance"],
+        lrd=float(group["lrd"]) if capturable else None,
     )
+
+
+def _put_into_bucket(each: _Stepped, rule: _Rule, buckets: dict[_Rule, _Bucket]) -> None:
+    """Put a parameter with those that step by the same rule."""
+    param, grad, state, group = each
     bucket = buckets.setdefault(rule, _Bucket([], [], [], [], [], []))
     row = (param, grad, *(state[m] for m in MOMENTS), state["step"], group["lr"])
     for column, value in zip(bucket, row, strict=True):

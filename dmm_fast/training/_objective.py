@@ -9,6 +9,7 @@ from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, Tr
 from pyro.infer import config_enumerate as enumerate_sites
 
 from dmm_fast import check
+from dmm_fast.infer import SequenceELBO
 from dmm_fast.model import DMM
 from dmm_fast.training._config import TrainConfig
 
@@ -21,10 +22,8 @@ def guide_and_elbo(dmm: DMM, config: TrainConfig) -> tuple[Callable[..., Any], E
     """
     check.kind("dmm", dmm, DMM)
     check.kind("config", config, TrainConfig)
-    if config.elbo == "trace":
-        return dmm.guide, Trace_ELBO()
-    if config.elbo == "mean_field":
-        return dmm.guide, TraceMeanField_ELBO()
+    if config.elbo in ("trace", "mean_field"):
+        return dmm.guide, SequenceELBO(Trace_ELBO() if config.elbo == "trace" else TraceMeanField_ELBO())
     # Left to find the nesting itself, Pyro runs the model once, which would draw random numbers
     # at the first step of every process and so make a resumed run another one.
     kind = TraceTMC_ELBO if config.elbo == "tmc" else TraceEnum_ELBO

@@ -3,7 +3,7 @@
 import triton.language as tl
 from torch import Tensor
 
-from dmm_fast.triton import rows
+from dmm_fast.triton import rows, sums
 from dmm_fast.triton.densities import bernoulli_log_density, bernoulli_slope
 
 
@@ -45,10 +45,10 @@ def bernoulli_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
 
 def bernoulli_log_prob(x: Tensor, logits: Tensor, lengths: Tensor, mask: Tensor | None) -> Tensor:
     """``[P, B]``: the sum over what is observed of log Bernoulli(x; sigmoid(logits))."""
-    terms = rows.terms_of(logits)
+    terms = sums.terms_of(logits)
     given = (rows.rows_of(x), rows.rows_of(logits), rows.steps_of(logits, lengths), rows.entries_of(mask))
     rows.launch_wide(bernoulli_log_prob_fwd_kernel, logits, *given, terms)
-    return rows.sum_steps(terms, logits, lengths)
+    return sums.sum_steps(terms, logits, lengths)
 
 
 def bernoulli_log_prob_backward(

@@ -1,19 +1,24 @@
 """A step of Adam with clipped gradients: every element of every tensor is read and written once.
 
-One launch does all tensors. Where they lie is in a table on the device, with a line for each program.
+One launch does all tensors. Where they lie is in a table on the device: a line for each program, and behind
+these one for each parameter, with the numbers on the device that are to be changed for it.
 """
 
 import math
 from functools import lru_cache
+from itertools import chain
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from dmm_fast.ops._tickets import ticket_to_advance
 from dmm_fast.triton.common import cdiv, on_device_of
 
 BLOCK = 2048  # elements of a program
+_LINE = tl.constexpr(7)  # numbers that tell a program what to do
+_AT_ONCE = tl.constexpr(64)  # parameters whose numbers the last program changes at a time
 _POINTED_TO = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 _Places = tuple[tuple[int, ...], ...]
@@ -36,10 +41,13 @@ def clipped_adam(
     centered_variance: bool,
     steps: list[Tensor],
     lrs: list[Tensor],
+    lrd: float,
+    advance: bool,
 ) -> None:
     """Step every tensor in place; the four of a parameter are dense and laid out in memory alike.
 
-    ``steps`` and ``lrs`` hold a tensor for each parameter; where one is empty, ``step`` or ``lr`` counts.
+    ``steps`` and ``lrs`` hold a tensor for each parameter; where one is empty, ``step`` or ``lr`` counts. To
+    ``advance`` is to count the steps and to multiply the rates by ``lrd`` before anything else.
     """
     first = params[0]
     on_device = bool(steps or lrs)
@@ -47,27 +55,34 @@ def clipped_adam(
         steps = steps or [torch.full((), step, dtype=torch.int64, device=first.device)] * len(params)
         lrs = lrs or [torch.full((), lr, dtype=torch.float64, device=first.device)] * len(params)
     fours = zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)
-    sizes = (p.numel() for p in params)
+    sizes = [p.numel() for p in params]
     numbers = zip(steps, lrs, strict=True) if on_device else [()] * len(params)
     places = tuple(
         (*_addresses(four), size, *(_addresses(two) or (0, 0)))
         for four, size, two in zip(fours, sizes, numbers, strict=True)
     )
-    programs = sum(cdiv(place[4], BLOCK) for place in places)
-    if programs == 0:
-        return
+    programs = sum(map(_programs, sizes))
     with on_device_of(first):
+        ticket = ticket_to_advance(steps, lrs, lrd) if advance else None
         clipped_adam_kernel[(programs,)](
             _table(places, first),
+            ticket,
+            len(params),
             *(beta1, 1 - beta1, beta2, 1 - beta2, eps, weight_decay, clip_norm),
-            *(_log(beta1), _log(beta2)),
+            *(_log(beta1), _log(beta2), lrd),
             0.0 if on_device else lr * math.sqrt(1 - beta2**step) / (1 - beta1**step),
             ON_DEVICE=on_device,
+            ADVANCES=ticket is not None,
             DECAYS=weight_decay != 0,
             CENTERED=centered_variance,
             DTYPE=_POINTED_TO[first.dtype],
             BLOCK=BLOCK,
         )
+
+
+def _programs(size: int) -> int:
+    """How many programs a parameter has: one at least, for it may be the only one whose step is counted."""
+    return cdiv(max(size, 1), BLOCK)
 
 
 def _addresses(tensors: tuple[Tensor, ...]) -> tuple[int, ...]:
@@ -79,7 +94,7 @@ def _log(beta: float) -> float:
 
 
 def _table(places: _Places, like: Tensor) -> Tensor:
-    """int64 ``[programs, 7]`` beside ``like``: places, with how many elements there are from there on."""
+    """int64 beside ``like``, lines of 7 and then of 2: see :func:`_lines`."""
     if not like.is_cuda:
         return _lines(places, like.itemsize)
     if torch.cuda.is_current_stream_capturing():
@@ -104,17 +119,38 @@ def _kept_table(places: _Places, itemsize: int, stream: torch.cuda.Stream) -> Te
 
 
 def _lines(places: _Places, itemsize: int) -> Tensor:
+    """For each program the places, how many elements there are from there on, and where its numbers are.
+
+    For each parameter then where its step count and its learning rate are, 0 where a later one has them too:
+    each is changed once.
+    """
     lines = [
-        [*(address + start * itemsize for address in four), min(BLOCK, size - start), step, lr]
+        (*(address + start * itemsize for address in four), min(BLOCK, size - start), step, lr)
         for *four, size, step, lr in places
-        for start in range(0, size, BLOCK)
+        for start in range(0, _programs(size) * BLOCK, BLOCK)
     ]
-    return torch.tensor(lines)
+    last = {number: i for i, place in enumerate(places) for number in place[5:]}
+    changed = [number if last[number] == i else 0 for i, place in enumerate(places) for number in place[5:]]
+    return torch.tensor([*chain.from_iterable(lines), *changed])
+
+
+@triton.jit
+def _advance(lines, n_params, lrd):  # type: ignore[no-untyped-def]
+    """Count the steps and decay the rates that ``lines`` say, one of two addresses for each parameter."""
+    for first in range(0, n_params, _AT_ONCE):
+        i = first + tl.arange(0, _AT_ONCE)
+        counted = tl.load(lines + 2 * i, mask=i < n_params, other=0)
+        decayed = tl.load(lines + 2 * i + 1, mask=i < n_params, other=0)
+        step, lr = counted.to(tl.pointer_type(tl.int64)), decayed.to(tl.pointer_type(tl.float64))
+        tl.store(step, tl.load(step, mask=counted != 0) + 1, mask=counted != 0)
+        tl.store(lr, tl.load(lr, mask=decayed != 0) * lrd, mask=decayed != 0)
 
 
 @triton.jit
 def clipped_adam_kernel(  # type: ignore[no-untyped-def]
     table,
+    ticket,
+    n_params,
     beta1,
     rest1,
     beta2,
@@ -124,8 +160,10 @@ def clipped_adam_kernel(  # type: ignore[no-untyped-def]
     clip_norm,
     log_beta1: tl.float64,
     log_beta2: tl.float64,
+    lrd: tl.float64,
     step_size,
     ON_DEVICE: tl.constexpr,
+    ADVANCES: tl.constexpr,
     DECAYS: tl.constexpr,
     CENTERED: tl.constexpr,
     DTYPE: tl.constexpr,
@@ -135,8 +173,10 @@ def clipped_adam_kernel(  # type: ignore[no-untyped-def]
 
     Reads and writes them in the parameter, its gradient (which is clamped) and its two averages. With
     ``ON_DEVICE`` the line says where the step count and the learning rate are; else there is ``step_size``.
+    With ``ADVANCES`` these are the numbers before the step, and the last program to have read its own, by
+    ``ticket``, changes those of all parameters.
     """
-    line = table + tl.program_id(0) * 7
+    line = table + tl.program_id(0) * _LINE
     i = tl.arange(0, BLOCK)
     here = i < tl.load(line + 4)
     param = tl.load(line).to(tl.pointer_type(DTYPE)) + i
@@ -150,8 +190,16 @@ def clipped_adam_kernel(  # type: ignore[no-untyped-def]
     v = tl.load(exp_avg_sq, mask=here, other=0.0).to(tl.float32)
 
     if ON_DEVICE:
-        step = tl.load(tl.load(line + 5).to(tl.pointer_type(tl.int64))).to(tl.float64)
+        count = tl.load(tl.load(line + 5).to(tl.pointer_type(tl.int64)))
         lr = tl.load(tl.load(line + 6).to(tl.pointer_type(tl.float64)))
+        if ADVANCES:
+            count += 1
+            lr *= lrd
+            tl.debug_barrier()  # every thread has read them
+            if tl.atomic_add(ticket, 1, sem="acq_rel") == tl.num_programs(0) - 1:
+                tl.store(ticket, 0)
+                _advance(table + tl.num_programs(0) * _LINE, n_params, lrd)
+        step = count.to(tl.float64)
         corrected = lr * tl.sqrt(1.0 - tl.exp(step * log_beta2)) / (1.0 - tl.exp(step * log_beta1))
         step_size = corrected.to(tl.float32)
 

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.reference import CombinerWeights
-from dmm_fast.triton import layers, rows
+from dmm_fast.triton import layers, rows, sums
 from dmm_fast.triton.common import sigmoid, softplus, tanh
 from dmm_fast.triton.densities import normal_log_density, normal_slopes
 
@@ -222,11 +222,11 @@ def combiner_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
 
 def combiner_log_prob(z: Tensor, h: Tensor, z_q_0: Tensor, weights: list[Tensor], lengths: Tensor) -> Tensor:
     """``[P, B]``: the sum over valid steps of log q(z_t | z_{t-1}, x_{t:T})."""
-    terms = rows.terms_of(z)
+    terms = sums.terms_of(z)
     given = (rows.rows_of(z), rows.rows_of(h), rows.rows_of(z_q_0), rows.steps_of(z, lengths), terms)
     net = network(weights, layers.forward_blocks)
     layers.launch_network(combiner_log_prob_fwd_kernel, net, terms.numel(), *given)
-    return rows.sum_steps(terms, z, lengths)
+    return sums.sum_steps(terms, z, lengths)
 
 
 def combiner_log_prob_backward(
@@ -240,5 +240,5 @@ def combiner_log_prob_backward(
     read = (dout.contiguous(), *map(rows.rows_of, (z, h, z_q_0)), steps)
     given = (*read, dvalue, dbefore, dh)
     dweights = weights_backward(combiner_log_prob_bwd_kernel, weights, steps, P * B * T, *given)
-    dz, dz_q_0 = rows.split_chain(dvalue, dbefore, z_q_0, lengths)
+    dz, dz_q_0, _ = sums.split_chain(dvalue, dbefore, z_q_0, lengths)
     return dz, dh, dz_q_0, dweights

@@ -31,10 +31,16 @@ def scaled(residual, pre_scale):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def drawn_log_density(eps, pre_scale):  # type: ignore[no-untyped-def]
+    """The log-density of a draw from N(., softplus(pre_scale)) by its noise."""
+    return -0.5 * eps * eps - log_softplus(pre_scale) - HALF_LOG_2PI
+
+
+@triton.jit
 def normal_log_density(value, loc, pre_scale):  # type: ignore[no-untyped-def]
     """Log N(value; loc, softplus(pre_scale))."""
     standard, _, _ = scaled(value - loc, pre_scale)
-    return -0.5 * standard * standard - log_softplus(pre_scale) - HALF_LOG_2PI
+    return drawn_log_density(standard, pre_scale)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The ELBO of the log-densities of a few sites, and its gradients by them, in one launch."""
+"""The weights of the log-densities of a few sites in an ELBO, and their sum: a launch each."""
 
 from typing import Any, NamedTuple
 
@@ -12,53 +12,79 @@ from dmm_fast.triton.rows import decoded, encoded
 
 
 class _Term(NamedTuple):
-    """A site: dense log-densities, their gradients, a number on the device to scale them by, or None.
+    """A site: its dense numbers, and a number on the device to scale them by, or None.
 
     ``sign`` is times what scale there is on the host; ``size`` is encoded.
     """
 
-    log_prob: Any
-    gradient: Any
+    numbers: Any
     scale: Any
     sign: Any
     size: int
 
 
-def loss_and_gradients(
-    terms: list[tuple[Tensor, float | Tensor, int]], num_particles: int
-) -> tuple[Tensor, list[Tensor]]:
-    """The negative sum of ``log_prob, scale, sign``, in float64, and its gradients over ``num_particles``."""
-    device = terms[0][0].device
-    loss = torch.empty((), dtype=torch.float64, device=device)
-    made = []
-    for log_prob, scale, sign in terms:
-        held = log_prob.contiguous()
-        on_device = isinstance(scale, Tensor)
-        weight = tl.constexpr(float(sign if on_device else sign * scale))
-        size = encoded(held.numel())
-        made.append(_Term(held, torch.empty_like(held), scale if on_device else None, weight, size))
+def gradients_of(terms: list[tuple[Tensor, float | Tensor, int]], num_particles: int) -> list[Tensor]:
+    """The gradients by each term of the negative sum of ``term, scale, sign``, over ``num_particles``.
+
+    Only shape, dtype and device of a term are read.
+    """
+    made = [torch.empty(like.shape, dtype=like.dtype, device=like.device) for like, _, _ in terms]
+    taken = tuple(_term(to, scale, sign) for to, (_, scale, sign) in zip(made, terms, strict=True))
+    with on_device_of(made[0]):
+        elbo_gradients_kernel[(1,)](taken, TERMS=len(taken), PARTICLES=num_particles, BLOCK=256)
+    return made
+
+
+def loss_of(terms: list[tuple[Tensor, float | Tensor, int]]) -> Tensor:
+    """The negative sum of ``log_prob, scale, sign``, in float64."""
+    loss = torch.empty((), dtype=torch.float64, device=terms[0][0].device)
+    taken = tuple(_term(log_prob.contiguous(), scale, sign) for log_prob, scale, sign in terms)
     with on_device_of(loss):
-        elbo_kernel[(1,)](tuple(made), loss, TERMS=len(made), PARTICLES=num_particles, BLOCK=256)
-    return loss, [term.gradient for term in made]
+        elbo_kernel[(1,)](taken, loss, TERMS=len(taken), BLOCK=256)
+    return loss
+
+
+def _term(numbers: Tensor, scale: float | Tensor, sign: int) -> _Term:
+    on_device = isinstance(scale, Tensor)
+    weight = tl.constexpr(float(sign if on_device else sign * scale))
+    return _Term(numbers, scale if on_device else None, weight, encoded(numbers.numel()))
 
 
 @triton.jit
-def elbo_kernel(terms, loss, TERMS: tl.constexpr, PARTICLES: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Each term's sum and gradients, a block of numbers at a time."""
+def weight_of(term):  # type: ignore[no-untyped-def]
+    """The number that a term is multiplied by, in float64."""
+    weight = tl.full((), term.sign, tl.float64)
+    if term.scale is not None:
+        weight *= tl.load(term.scale).to(tl.float64)
+    return weight
+
+
+@triton.jit
+def elbo_gradients_kernel(terms, TERMS: tl.constexpr, PARTICLES: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Each term's gradients, a block of numbers at a time."""
+    for i in tl.static_range(TERMS):
+        term = terms[i]
+        gradient = (tl.zeros((BLOCK,), tl.float64) - weight_of(term) / PARTICLES).to(tl.float32)
+        first = 0
+        while first < decoded(term.size):
+            place = first + tl.arange(0, BLOCK)
+            inside = place < decoded(term.size)
+            tl.store(term.numbers + place, gradient.to(term.numbers.dtype.element_ty), mask=inside)
+            first += BLOCK
+
+
+@triton.jit
+def elbo_kernel(terms, loss, TERMS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Each term's sum, a block of numbers at a time."""
     total = tl.full((), 0.0, tl.float64)
     for i in tl.static_range(TERMS):
         term = terms[i]
-        weight = tl.full((), term.sign, tl.float64)
-        if term.scale is not None:
-            weight *= tl.load(term.scale).to(tl.float64)
         acc = tl.zeros((BLOCK,), tl.float64)
         first = 0
         while first < decoded(term.size):
             place = first + tl.arange(0, BLOCK)
             inside = place < decoded(term.size)
-            acc += tl.load(term.log_prob + place, mask=inside, other=0.0).to(tl.float64)
-            gradient = (tl.zeros((BLOCK,), tl.float64) - weight / PARTICLES).to(tl.float32)
-            tl.store(term.gradient + place, gradient.to(term.gradient.dtype.element_ty), mask=inside)
+            acc += tl.load(term.numbers + place, mask=inside, other=0.0).to(tl.float64)
             first += BLOCK
-        total -= weight * tl.sum(acc, 0)
+        total -= weight_of(term) * tl.sum(acc, 0)
     tl.store(loss, total)

@@ -72,11 +72,19 @@ def hidden_layers(w, hidden, index, valid, blocks):  # type: ignore[no-untyped-d
 
 
 def gradients(
-    kernel: Any, weights: list[Tensor], count: int, z: Rows, steps: Steps, dz: Tensor, *given: Any
+    kernel: Any,
+    weights: list[Tensor],
+    count: int,
+    z: Rows,
+    steps: Steps,
+    dz: Tensor,
+    *given: Any,
+    cleared: tuple[Columns, ...] = (),
 ) -> list[Tensor]:
     """The gradients of the weights; that by z goes to ``dz [..., Z]``.
 
-    The op's head is ``kernel(w, hidden, taken, *given, ...)``.
+    The op's head is ``kernel(w, hidden, taken, *given, ...)``, and leaves alone what is past the ends of
+    ``cleared``, where zeros are written.
     """
     w = Weights(*(weight.contiguous() for weight in weights))
     (E, Z), D = w.w_in.shape, w.w_out.shape[0]
@@ -86,7 +94,8 @@ def gradients(
     def fill(scratch: Tensor, first: int) -> None:
         z_copy, h_1, h_2, dh_1, dh_2, *dheads = (tiles.columns_of(scratch, at) for at in columns)
         _, found = tiles.room(w.w_in, len(scratch), 0)
-        tiles.first_layers(z, None, steps, [Layer(w.w_in, w.b_in, True, h_1)], z_copy, first, found)
+        layers = [Layer(w.w_in, w.b_in, True, h_1)]
+        tiles.first_layers(z, None, steps, layers, z_copy, first, found, cleared)
         of_heads = tuple(Term(*term) for term in zip(dheads, (w.w_out, w.w_scale), strict=False))
         beyond = (
             Gradient(of_heads, dh_2, (h_2,)),
@@ -97,8 +106,8 @@ def gradients(
         tiles.launch_tiles(kernel, found, (), w, Hidden(h_1, h_2), taken, *given)
 
     at_z, at_1, at_2, at_d1, at_d2, *at_heads = columns
-    layers = [(at_d1, at_z), (at_d2, at_1), *((at_head, at_2) for at_head in at_heads)]
-    return weight_gradients(fill, weights, steps, count, layers=layers)
+    pairs = [(at_d1, at_z), (at_d2, at_1), *((at_head, at_2) for at_head in at_heads)]
+    return weight_gradients(fill, weights, steps, count, layers=pairs)
 
 
 @rowwise_kernel

@@ -12,7 +12,6 @@ import math
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -21,7 +20,7 @@ from dmm_fast.triton import tuning
 from dmm_fast.triton.common import cdiv, next_power_of_2, on_device_of, row_start
 
 # Sizes that differ from batch to batch: no kernel is compiled anew for them. Those within tuples are encoded.
-VARYING = ("first", "count", "rows", "batch", "T")
+VARYING = ("first", "count")
 
 # Lengths that a search for the place of a number reads at a time.
 SEARCHED = tl.constexpr(64)
@@ -270,7 +269,9 @@ def at(rows, steps, row, step, UNIT: tl.constexpr = 1):  # type: ignore[no-untyp
 def before(rows, start, steps, row, step, UNIT: tl.constexpr = 1):  # type: ignore[no-untyped-def]
     """Pointers to the steps before: at the first step of a row, to its ``start``."""
     earlier = at(rows, steps, row, step - 1, UNIT)
-    return tl.where(step > 0, earlier, at(start, steps, row, tl.zeros_like(step), UNIT))
+    found = tl.where(step > 0, earlier, at(start, steps, row, tl.zeros_like(step), UNIT))
+    # The compiler assumes no alignment of pointers that are selected, and would copy one element at a time.
+    return tl.multiple_of(found, UNIT * found.dtype.element_ty.primitive_bitwidth // 8) if UNIT > 1 else found
 
 
 @triton.jit
@@ -293,42 +294,6 @@ def store_row(pointers, columns, WIDTH, valid, value):  # type: ignore[no-untype
 
 
 @rowwise_kernel
-def sum_steps_kernel(  # type: ignore[no-untyped-def]
-    terms, lengths, out, rows, batch, T, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr
-):
-    """Out [rows] is the sum over the valid steps of terms [rows, T], a block of rows a program."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    length = tl.load(lengths + row % batch, mask=row < rows, other=0)
-    length = tl.minimum(length, T)
-    longest = tl.max(length, 0)
-    acc = tl.zeros((BLOCK_M, BLOCK_T), tl.float32)
-    first = tl.full((), 0, tl.int64)
-    while first < longest:
-        t = first + tl.arange(0, BLOCK_T)
-        inside = t[None, :] < length[:, None]
-        acc += tl.load(terms + row[:, None] * T + t[None, :], mask=inside, other=0.0)
-        first += BLOCK_T
-    tl.store(out + row, tl.sum(acc, 1).to(out.dtype.element_ty), mask=row < rows)
-
-
-def sum_steps(terms: Tensor, like: Tensor, lengths: Tensor) -> Tensor:
-    """``[P, B]`` of the dtype of ``like [P, B, T, ...]``: ``terms [P, B, T]`` summed in a fixed order."""
-    P, B, T = like.shape[:3]
-    out = like.new_empty(P, B)
-    if out.numel():
-        with on_device_of(like):
-            sum_steps_kernel[(cdiv(P * B, 4),)](
-                terms, lengths.contiguous(), out, P * B, B, T, BLOCK_M=4, BLOCK_T=128, num_warps=4
-            )
-    return out
-
-
-def terms_of(tensor: Tensor) -> Tensor:
-    """Room for a number a step of ``tensor [P, B, T, ...]``."""
-    return tensor.new_empty(tensor.shape[:3], dtype=torch.float32)
-
-
-@rowwise_kernel
 def clear_kernel(out, steps, first, wide, BLOCK_M: tl.constexpr):  # type: ignore[no-untyped-def]
     """A block of steps: zeros in out [P, B, T, D] past the end of each row."""
     index = block_of_places(first, BLOCK_M)
@@ -342,37 +307,3 @@ def clear_past_ends(out: Tensor, lengths: Tensor) -> Tensor:
     """``out [P, B, T, width]``, contiguous, once there are zeros past the end of each row."""
     launch_wide(clear_kernel, out, out, steps_of(out, lengths))
     return out
-
-
-@rowwise_kernel
-def split_chain_kernel(  # type: ignore[no-untyped-def]
-    dvalue, dbefore, steps, dz, dz_0, first, wide, BLOCK_M: tl.constexpr
-):
-    """A block of steps: the sum of both paths to each dz [P, B, T, D], and dz_0 [P, B, D]."""
-    index = block_of_places(first, BLOCK_M)
-    row, step, inside, valid = every_place(steps, index)
-    length = tl.load(steps.lengths + row % decoded(steps.batch), mask=inside, other=0)
-    goes_on, begins = valid & (step + 1 < length), inside & (step == 0)
-    for n in range(0, wide.D, wide.N):
-        columns = n + tl.arange(0, wide.N)
-        total = load_row(dbefore + (index + 1) * wide.D, columns, wide.D, goes_on)
-        if dvalue is not None:
-            total += load_row(dvalue + index * wide.D, columns, wide.D, valid)
-        store_row(dz + index * wide.D, columns, wide.D, inside, total)
-        of_start = load_row(dbefore + index * wide.D, columns, wide.D, begins & valid)
-        store_row(dz_0 + row * wide.D, columns, wide.D, begins, of_start)
-
-
-def split_chain(
-    dvalue: Tensor | None, dbefore: Tensor, start: Tensor, lengths: Tensor
-) -> tuple[Tensor, Tensor]:
-    """``dz``, and ``dz_0`` like ``start``, from a step's gradients by z_t and by z_{t-1}, ``[P, B, T, Z]``.
-
-    Those are read only at valid steps; no ``dvalue`` is one of zeros.
-    """
-    P, B, T, Z = dbefore.shape
-    dz, dz_0 = start.new_empty(dbefore.shape), start.new_empty(P, B, Z)
-    if T == 0:
-        return dz, torch.zeros_like(start)
-    launch_wide(split_chain_kernel, dz, dvalue, dbefore, steps_of(dz, lengths), dz, dz_0)
-    return dz, dz_0.sum_to_size(start.shape)

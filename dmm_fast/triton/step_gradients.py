@@ -1,13 +1,10 @@
 """Weight gradients of ops over sequences: of the two scans, and of what the first of them reads."""
 
-import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from dmm_fast.triton.common import on_device_of
-from dmm_fast.triton.rows import decoded, steps_of
-from dmm_fast.triton.weight_gradients import Layer, lengths_of, weight_gradients
+from dmm_fast.triton.rows import steps_of
+from dmm_fast.triton.runs import neighbours_of
+from dmm_fast.triton.weight_gradients import Layer, weight_gradients
 
 
 def rnn_gradients(
@@ -19,9 +16,11 @@ def rnn_gradients(
     """
     start = _start_rows(h_0.expand(dh_0.shape))
     layer = Layer(_rows(dx_proj), _rows(h), start=_dense_start(start), with_bias=False)
-    table = _table(h, lengths, 1, start)
-    starts = _summed_rows(dh_0, h_0)
-    dw, *total = weight_gradients([layer], steps_of(h, lengths), h.dtype, table=table, starts=starts)
+    after, starts = neighbours_of(1, start), _summed_rows(dh_0, h_0)
+    # Never aside: where one h_0 starts several layers, autograd adds their gradients up at once.
+    dw, *total = weight_gradients(
+        [layer], steps_of(h, lengths), h.dtype, neighbours=after, starts=starts, aside=False
+    )
     return dw, total[0].view(h_0.shape) if total else dh_0.sum_to_size(h_0.shape)
 
 
@@ -40,16 +39,17 @@ def combiner_gradients(
         Layer(dloc, _rows(g), other=_rows(h)),
         Layer(dpre_scale, _rows(g), other=_rows(h)),
     ]
-    table, starts = _table(z, lengths, -1, start), _summed_rows(dz_q_0, z_q_0)
-    gradients = weight_gradients(layers, steps_of(z, lengths), z.dtype, table=table, starts=starts)
+    before, starts = neighbours_of(-1, start), _summed_rows(dz_q_0, z_q_0)
+    gradients = weight_gradients(layers, steps_of(z, lengths), z.dtype, neighbours=before, starts=starts)
     total = gradients.pop().view(z_q_0.shape) if starts is not None else dz_q_0.sum_to_size(z_q_0.shape)
     return total, *gradients
 
 
 def projection_weight_gradients(dout: Tensor, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """``dw [H, D], db [H]`` of a layer at every valid step; nothing is read of what is not valid."""
-    steps = steps_of(x, lengths)
-    dw, db = weight_gradients([Layer(_rows(dout), _rows(x))], steps, x.dtype, table=_table(x, lengths, 0))
+    layer, steps = Layer(_rows(dout), _rows(x)), steps_of(x, lengths)
+    # Never aside: a bias that is the sum of two parameters has its gradient copied at once.
+    dw, db = weight_gradients([layer], steps, x.dtype, neighbours=neighbours_of(0), aside=False)
     return dw, db
 
 
@@ -71,53 +71,6 @@ def _start_rows(start: Tensor) -> Tensor:
 
 
 def _dense_start(start: Tensor) -> Tensor:
-    """The rows of :func:`_start_rows` as a matrix; the table knows which is whose."""
+    """The rows of :func:`_start_rows` as a matrix; the kernel finds which is whose."""
     width = start.shape[2]
     return start.as_strided((min(1, start.numel()), width), (width, 1))
-
-
-def _table(like: Tensor, lengths: Tensor, shift: int, start: Tensor | None = None) -> Tensor:
-    """Rows of ``[P, B, T, width]`` tensors by the numbers of valid steps, int32 ``[2, P B T]``, in order.
-
-    The second is of the steps ``shift`` further; beyond a row's ends it is -1 - i for row i of ``start``.
-    """
-    P, B, T, width = like.shape
-    table = torch.empty((2 if shift else 1, P * B * T), dtype=torch.int32, device=like.device)
-    strides = (0, 0) if start is None else (start.stride(0) // width, start.stride(1) // width)
-    if table.numel():
-        with on_device_of(like):
-            steps = steps_of(like, lengths)
-            table_kernel[(P * B,)](
-                table, steps, *strides, P * B * T, SHIFT=shift, BLOCK_B=64, BLOCK_T=128, num_warps=1
-            )
-    return table
-
-
-@triton.jit(do_not_specialize=["start_p", "start_b", "count"])
-def table_kernel(  # type: ignore[no-untyped-def]
-    table, steps, start_p, start_b, count, SHIFT: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_T: tl.constexpr
-):
-    """A sequence: the rows of its valid steps, and those of their neighbours, table [2, count]."""
-    particle, b = tl.program_id(0) // decoded(steps.batch), tl.program_id(0) % decoded(steps.batch)
-    number = tl.full((), 0, tl.int64)
-    length = number
-    total = number
-    first = 0
-    while first < decoded(steps.batch):
-        others = first + tl.arange(0, BLOCK_B)
-        lengths = lengths_of(steps, others)
-        number += tl.sum(tl.where(others < b, lengths, 0), 0)
-        length += tl.sum(tl.where(others == b, lengths, 0), 0)
-        total += tl.sum(lengths, 0)
-        first += BLOCK_B
-    to = table + particle * total + number
-    row = tl.program_id(0) * decoded(steps.steps)
-    step = tl.arange(0, BLOCK_T)
-    while tl.min(step, 0) < length:
-        valid = step < length
-        tl.store(to + step, row + step, mask=valid)
-        if SHIFT != 0:
-            beyond = (step + SHIFT < 0) | (step + SHIFT >= length)
-            neighbour = tl.where(beyond, -1 - (particle * start_p + b * start_b), row + step + SHIFT)
-            tl.store(to + count + step, neighbour, mask=valid)
-        step += BLOCK_T

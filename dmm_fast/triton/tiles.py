@@ -27,6 +27,8 @@ from dmm_fast.triton.rows import (
     before,
     constants,
     decoded,
+    entry_at,
+    every_place,
     load_row,
     places,
     rowwise_kernel,
@@ -159,10 +161,9 @@ def row_at(rows, spots):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def gradient_at(dout, spots, steps, valid):  # type: ignore[no-untyped-def]
-    """``[rows, 1]``: the gradient by the sum over time, from dout [P, B]."""
-    row = spots.p * decoded(steps.batch) + spots.b
-    return tl.load(dout + row, mask=valid, other=0.0).to(tl.float32)[:, None]
+def gradient_at(dout, spots, valid):  # type: ignore[no-untyped-def]
+    """``[rows, 1]``: the gradient by the sum over time, from entries of dout [P, B]."""
+    return tl.load(entry_at(dout, spots.p, spots.b, 0), mask=valid, other=0.0).to(tl.float32)[:, None]
 
 
 @triton.jit
@@ -221,14 +222,23 @@ def rows_of_steps(x, start, steps, row, step, UNIT):  # type: ignore[no-untyped-
     return at(x, steps, row, step, UNIT) if start is None else before(x, start, steps, row, step, UNIT)
 
 
+@triton.jit
+def clear_past_ends(to, steps, place, inside, blocks):  # type: ignore[no-untyped-def]
+    """Write zeros to the rows of those places, counted without regard to lengths, that are past an end."""
+    _, _, _, valid = every_place(steps, place)
+    zeros = tl.zeros((blocks.M, blocks.N), tl.float32)
+    for n in range(0, to.width, blocks.N):
+        write(to, place, inside & ~valid, n + tl.arange(0, blocks.N), zeros)
+
+
 @rowwise_kernel
 def first_layers_kernel(  # type: ignore[no-untyped-def]
-    z, z_0, steps, layers, z_copy, first, found, count, blocks, Z: tl.constexpr, UNIT: tl.constexpr
+    z, z_0, steps, layers, z_copy, cleared, first, found, count, blocks, Z: tl.constexpr, UNIT: tl.constexpr
 ):
     """Layers of z_{t-1}, or of z_t where ``z_0`` is None, from place ``first`` on.
 
-    The programs of the first columns also write what the places are to ``found``, and the rows themselves to
-    ``z_copy`` unless it is None.
+    The programs of the first columns also write what the places are to ``found``, the rows themselves to
+    ``z_copy`` unless it is None, and zeros past the ends of the rows of ``cleared``.
     """
     index = tl.program_id(0).to(tl.int64) * blocks.M + tl.arange(0, blocks.M)
     inside = index < count
@@ -245,6 +255,8 @@ def first_layers_kernel(  # type: ignore[no-untyped-def]
             for n in range(0, Z, blocks.N):
                 columns = n + tl.arange(0, blocks.N)
                 write(z_copy, index, valid, columns, load_row(rows, columns, Z, valid))
+        for i in tl.static_range(len(cleared)):
+            clear_past_ends(cleared[i], steps, first + index, inside, blocks)
     out, columns, to, stride, N = layer_tile(rows, valid, Z, layers, 1.0, blocks)
     store_row(to + index * stride, columns, N, valid, out)
 
@@ -257,9 +269,10 @@ def first_layers(
     z_copy: Columns | None,
     first: int,
     found: Tensor,
+    cleared: tuple[Columns, ...] = (),
 ) -> None:
-    """Run :func:`first_layers_kernel`."""
-    given = (z, z_0, steps, tuple(layers), z_copy, first)
+    """Run :func:`first_layers_kernel`; ``cleared`` are whole tensors ``[P, B, T, width]``."""
+    given = (z, z_0, steps, tuple(layers), z_copy, cleared, first)
     options = {"Z": z.ptr.shape[-1], "UNIT": unit_of(z, z_0)}
     launch_tiles(first_layers_kernel, found, widths_of(layers), *given, **options)
 

@@ -134,10 +134,12 @@ def backward(
     dbefore: Tensor,
     *given: Any,
     least_warps: int = 1,
+    cleared: tuple[Columns, ...] = (),
 ) -> list[Tensor]:
     """The gradients of the weights; that by z_{t-1}, or by ``z`` itself, goes to ``dbefore [..., Z]``.
 
-    The op's head is ``kernel(w, mixed, taken, *given, ...)``.
+    The op's head is ``kernel(w, mixed, taken, *given, ...)``, and leaves alone what is past the ends of
+    ``cleared``, where zeros are written.
     """
     w = TransitionWeights(*(weight.contiguous() for weight in weights))
     (G, Z), R = w.w_gate_in.shape, w.w_mean_in.shape[0]
@@ -151,7 +153,7 @@ def backward(
         work, found = tiles.room(w.w_loc, len(scratch), 4 * Z)
         linear, loc, gate, gate_slope = (tiles.columns_of(work, at) for at in stacked(Z, Z, Z, Z))
         mixed = Mixed(hidden_g, hidden_m, linear, loc, relu_mean, gate, gate_slope)
-        tiles.first_layers(z, z_0, steps, layers_of_z(w, mixed), z_copy, first, found)
+        tiles.first_layers(z, z_0, steps, layers_of_z(w, mixed), z_copy, first, found, cleared)
         taken = Taken(dgate, dmean, dlinear, dpre_scale)
         tiles.launch_tiles(kernel, found, (), w, mixed, taken, *given, least_warps=least_warps)
         of_hidden_g = Gradient((Term(dgate, w.w_gate_out),), dhidden_g, (hidden_g,))

@@ -5,6 +5,8 @@ it is dealt to several programs, each with a share of the rows; a second launch 
 order. A bias is one more column, of inputs that are all one.
 """
 
+from contextlib import nullcontext
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from dmm_fast.triton.common import cdiv, input_precision, on_device_of
 from dmm_fast.triton.rows import Blocks, Steps, constants, decoded, encoded
+from dmm_fast.triton.runs import Neighbours, find_places, lengths_of, next_places, place_count, rows_of_places
+from dmm_fast.triton.side_stream import side_stream_of
 from dmm_fast.triton.tuning import Tiles
 
 
@@ -103,18 +107,22 @@ def weight_gradients(
     steps: Steps,
     dtype: torch.dtype,
     first: int = 0,
-    table: Tensor | None = None,
+    neighbours: Neighbours | None = None,
     starts: Tensor | None = None,
+    *,
+    aside: bool = True,
 ) -> list[Tensor]:
     """The gradients of each layer's weight ``[M, N]`` and, with a bias, of that ``[M]``, in order.
 
     Behind them the sum of the rows of ``starts [rows, width]``, contiguous, where that is given.
 
-    ``table [2, count]`` says, for each valid step by its number, which row of ``delta`` it has, and which
-    row of ``inputs`` its neighbour has, or -1 - i for row i of ``start``. Without one, rows are the steps
-    with the numbers from ``first`` on, and as many as are valid are read.
+    With ``neighbours`` rows are all steps ``[P, B, T]``, and those of the valid ones are read. Without, rows
+    are the valid steps with the numbers from ``first`` on.
+
+    Where the current stream has a side stream, that computes them if ``aside``: then nothing may read or
+    change them before the streams join.
     """
-    count = layers[0].delta.shape[0] if table is None else table.shape[1]
+    count = layers[0].delta.shape[0]
     made = [_made(layer, dtype) for layer in layers]
     out = [gradient for pair in made for gradient in pair if gradient is not None]
     if starts is not None:
@@ -126,9 +134,11 @@ def weight_gradients(
     splits = _splits(tiles, count, cut)
     partial = layers[0].delta.new_empty((splits, sums), dtype=torch.float32)
     blocks = constants(Blocks(*cut.tiles[:3], input_precision(cut.precision)))
-    with on_device_of(partial):
+    side = side_stream_of(partial) if aside else None
+    taken = chain((partial, steps.lengths, starts), *(layer[:4] for layer in layers))
+    with on_device_of(partial), nullcontext() if side is None else side.launches(taken, out):
         products_kernel[(tiles, splits)](
-            *(products, table, steps, partial),
+            *(products, neighbours, steps, partial),
             *(first, count, splits, sums),
             blocks,
             LAYERS=len(layers),
@@ -193,13 +203,6 @@ def _splits(tiles: int, count: int, cut: Cut) -> int:
 
 
 @triton.jit
-def lengths_of(steps, b):  # type: ignore[no-untyped-def]
-    """The lengths of the sequences ``b``, none longer than there are steps; zero where there is none."""
-    length = tl.load(steps.lengths + b, mask=b < decoded(steps.batch), other=0)
-    return tl.minimum(tl.maximum(length, 0), decoded(steps.steps))
-
-
-@triton.jit
 def valid_count(steps):  # type: ignore[no-untyped-def]
     """The number of valid steps."""
     if steps.lengths is None:
@@ -218,20 +221,6 @@ def rows_at(pointer, rows, stride, columns, width, inside):  # type: ignore[no-u
     """``[rows, columns]`` of a matrix in float32; zero for what is not inside or beyond the width."""
     keep = inside[:, None] & (columns < width)[None, :]
     return tl.load(pointer + rows[:, None] * stride + columns[None, :], mask=keep, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def rows_of_numbers(product, table, number, end, count):  # type: ignore[no-untyped-def]
-    """The rows of the steps with these numbers, and of their neighbours."""
-    if table is None:
-        own = number
-        neighbour = number
-    else:
-        own = tl.load(table + number, mask=number < end, other=0)
-        neighbour = own
-        if product.start is not None:
-            neighbour = tl.load(table + count + number, mask=number < end, other=0)
-    return own.to(tl.int64), neighbour.to(tl.int64)
 
 
 @triton.jit
@@ -256,21 +245,37 @@ def inputs_at(product, own, neighbour, n, inside):  # type: ignore[no-untyped-de
 
 
 @triton.jit
-def multiply_tile(product, table, partial, tile, begin, end, count, blocks):  # type: ignore[no-untyped-def]
+def add_rows(acc, product, own, neighbour, inside, m, n, precision):  # type: ignore[no-untyped-def]
+    """``acc`` [inputs, outputs] and the products of these rows."""
+    delta = rows_at(product.delta, own, product.size.delta, m, product.size.M, inside)
+    inputs = inputs_at(product, own, neighbour, n, inside)
+    return tl.dot(tl.trans(inputs), delta, acc=acc, input_precision=precision)
+
+
+@triton.jit
+def multiply_tile(  # type: ignore[no-untyped-def]
+    product, neighbours, steps, partial, tile, begin, end, total, blocks
+):
     """Write the sums of a layer's tile over the rows from ``begin`` to ``end`` to their place in partial."""
     size = product.size
     m = (tile // size.across) * blocks.M + tl.arange(0, blocks.M)
     n = (tile % size.across) * blocks.N + tl.arange(0, blocks.N)
     acc = tl.zeros((blocks.N, blocks.M), tl.float32)
-    own, neighbour = rows_of_numbers(product, table, begin + tl.arange(0, blocks.K), end, count)
-    for k in range(begin, end, blocks.K):
-        number = k + tl.arange(0, blocks.K)
-        inside = number < end
-        delta = rows_at(product.delta, own, size.delta, m, size.M, inside)
-        inputs = inputs_at(product, own, neighbour, n, inside)
-        acc = tl.dot(tl.trans(inputs), delta, acc=acc, input_precision=blocks.precision)
-        # A block ahead: what a loop reads is fetched early only where no other read says which.
-        own, neighbour = rows_of_numbers(product, table, number + blocks.K, end, count)
+    lane = tl.arange(0, blocks.K)
+    if neighbours is None:
+        for k in range(begin, end, blocks.K):
+            row = k + lane
+            acc = add_rows(acc, product, row.to(tl.int64), row, row < end, m, n, blocks.precision)
+    else:
+        run = tl.cdiv(tl.maximum(end - begin, 0), blocks.K)
+        number = begin + lane * run
+        place = find_places(steps, number, total)
+        for i in range(0, run):
+            own, neighbour = rows_of_places(place, steps, neighbours)
+            inside = (number + i < end) & (place.t < place.length)
+            acc = add_rows(acc, product, own, neighbour, inside, m, n, blocks.precision)
+            # A row ahead: what a loop reads is fetched early only where no other read says which.
+            place = next_places(place, steps)
     acc = tl.trans(acc)
     to = partial + size.first_sum
     keep = (m < size.M)[:, None] & (n < size.N)[None, :]
@@ -282,19 +287,26 @@ def multiply_tile(product, table, partial, tile, begin, end, count, blocks):  # 
 
 @triton.jit(do_not_specialize=["first", "count", "splits"])
 def products_kernel(  # type: ignore[no-untyped-def]
-    products, table, steps, partial, first, count, splits, sums, blocks, LAYERS: tl.constexpr
+    products, neighbours, steps, partial, first, count, splits, sums, blocks, LAYERS: tl.constexpr
 ):
     """A tile of one of the products over a share of the valid rows: sums go to partial [splits, sums]."""
-    valid = tl.minimum(tl.maximum(valid_count(steps) - first, 0), count).to(tl.int32)
-    share = tl.cdiv(tl.cdiv(valid, splits), blocks.K) * blocks.K
+    if neighbours is None:
+        total = tl.minimum(tl.maximum(valid_count(steps) - first, 0), count).to(tl.int32)
+        rows = total
+    else:
+        total = place_count(steps)
+        rows = total * decoded(steps.particles)
+    share = tl.cdiv(tl.cdiv(rows, splits), blocks.K) * blocks.K
     begin = tl.program_id(1) * share
-    end = tl.minimum(begin + share, valid)
+    end = tl.minimum(begin + share, rows)
     own = partial + tl.program_id(1).to(tl.int64) * sums
     tile = tl.program_id(0)
     for i in tl.static_range(LAYERS):
         size = products[i].size
         if (tile >= size.first_tile) & (tile < size.first_tile + size.tiles):
-            multiply_tile(products[i], table, own, tile - size.first_tile, begin, end, count, blocks)
+            multiply_tile(
+                *(products[i], neighbours, steps, own), tile - size.first_tile, begin, end, total, blocks
+            )
 
 
 @triton.jit

@@ -96,13 +96,20 @@ def _no_instance() -> Any:
 
 
 def _of_class(name: str, cls: type) -> Iterator[tuple[str, Callable[..., Any], Callable[[], Any] | None]]:
-    """The constructor, if it checks anything, and the methods that have arguments."""
+    """The constructor, if it checks anything, and the methods that have arguments.
+
+    A method that a base class implements is among them where arguments for it are listed.
+    """
     if issubclass(cls, BaseException) or getattr(cls, "_is_protocol", False):
         return
     holds_alone = dataclasses.is_dataclass(cls) and not hasattr(cls, "__post_init__")
     if not issubclass(cls, tuple) and not holds_alone:
         yield name, cls, None
-    for method, function in sorted(vars(cls).items()):
+    listed = {
+        key.removeprefix(f"{name}.").partition(".")[0] for key in ARGUMENTS if key.startswith(f"{name}.")
+    }
+    inherited = {method: getattr(cls, method) for method in listed if hasattr(cls, method)}
+    for method, function in sorted((inherited | vars(cls)).items()):
         is_public = not method.startswith("_") or method == "__call__"
         if is_public and inspect.isfunction(function) and len(inspect.signature(function).parameters) > 1:
             made = INSTANCES.get(f"{name}.{method}", INSTANCES.get(name, _no_instance))

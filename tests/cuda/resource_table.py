@@ -16,8 +16,6 @@ from typing import NamedTuple
 
 import torch
 
-from dmm_fast import _extension
-
 
 class Resources(NamedTuple):
     """Of a kernel for an architecture; its name is that of the source, without arguments."""
@@ -31,6 +29,8 @@ class Resources(NamedTuple):
 
 def library() -> Path:
     """The compiled library that is loaded."""
+    from dmm_fast import _extension  # not above: the machine code of other kernels is read without it
+
     package = Path(_extension.__file__).parent
     (found,) = [path for path in map(Path, torch.ops.loaded_libraries) if path.parent == package]
     return found

@@ -111,8 +111,8 @@ def test_more_tensors_than_the_table_holds_take_more_launches(count: int) -> Non
     assert_near(lists, expected)
 
 
-def test_nothing_but_empty_tensors_takes_no_launch() -> None:
-    assert emulator.clipped_adam(*draw([0] * 3), **RULE) == 0
+def test_empty_tensors_have_their_blocks_too() -> None:
+    assert emulator.clipped_adam(*draw([0] * 3), **RULE) == 1
 
 
 @pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "misaligned"])
@@ -130,3 +130,71 @@ def test_a_missing_barrier_shows() -> None:
     lists = draw([1000])
     emulator.clipped_adam(*lists, **RULE, reversed=True, max_barriers=0)
     assert np.isnan(lists[0][0]).any()
+
+
+# --- step counts and learning rates that the kernel changes ------------------------------------------------
+
+
+class Numbers:
+    """Step counts and learning rates on the device, which a step counts and decays."""
+
+    def __init__(self, counts: list[int], rates: list[float], lrd: float = 0.9) -> None:
+        self.counts, self.rates, self.lrd = counts, rates, lrd
+        self.steps = [np.array(n) for n in counts]
+        self.lrs = [np.array(x) for x in rates]
+        self.ticket = np.zeros((), np.int32)
+
+    def step(self, lists: Lists, **options: Any) -> int:
+        """Step under the emulator, which returns the number of launches."""
+        given = {"steps": self.steps, "lrs": self.lrs, "lrd": self.lrd, "tickets": [self.ticket]}
+        return emulator.clipped_adam(*lists, **RULE, **given, advance=True, **options)
+
+    def step_after_them(self, lists: Lists) -> None:
+        """Count and decay here, and then take the step with numbers that stay."""
+        self.counts = [n + 1 for n in self.counts]
+        self.rates = [x * self.lrd for x in self.rates]
+        steps, lrs = [np.array(n) for n in self.counts], [np.array(x) for x in self.rates]
+        emulator.clipped_adam(*lists, **RULE, steps=steps, lrs=lrs)
+
+    def assert_advanced(self) -> None:
+        assert [int(n) for n in self.steps] == self.counts
+        assert [float(x) for x in self.lrs] == self.rates
+        assert self.ticket == 0
+
+
+def assert_equal(ours: Lists, theirs: Lists) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("reversed", [False, True], ids=["", "reversed"])
+def test_the_last_block_counts_and_decays(reversed: bool) -> None:
+    ours, theirs = draw(SIZES), draw(SIZES)
+    of_each = range(len(SIZES))
+    numbers = Numbers([3 * i for i in of_each], [0.1 / (i + 1) for i in of_each])
+    for _ in range(3):
+        assert numbers.step(ours, reversed=reversed) == 1
+        numbers.step_after_them(theirs)
+        numbers.assert_advanced()
+    assert_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("count", [3, TABLE + 2])
+def test_what_several_tensors_have_in_common_is_changed_once(count: int) -> None:
+    sizes = [5 if i % 8 == 1 else 0 for i in range(count)]
+    ours, theirs = draw(sizes), draw(sizes)
+    numbers = Numbers([7] * count, [(0.1, 0.2)[i % 2] for i in range(count)])
+    numbers.steps = numbers.steps[:1] * count
+    numbers.lrs = [numbers.lrs[i % 2] for i in range(count)]
+    for _ in range(3):
+        assert numbers.step(ours) == -(-count // TABLE)
+        numbers.step_after_them(theirs)
+        numbers.assert_advanced()
+    assert_equal(ours, theirs)
+
+
+def test_steps_of_empty_tensors_are_counted() -> None:
+    numbers = Numbers([0, 4], [0.5, 0.25])
+    numbers.step(draw([0, 0]))
+    assert ([int(n) for n in numbers.steps], [float(x) for x in numbers.lrs]) == ([1, 5], [0.45, 0.225])

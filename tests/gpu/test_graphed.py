@@ -1,5 +1,6 @@
 """Steps replayed from CUDA graphs: the numbers of plain steps, and nothing waits."""
 
+import warnings
 from typing import Any
 
 import pyro
@@ -7,9 +8,12 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 
+from dmm_fast import use_backend
 from dmm_fast.data import SequenceSet
 from dmm_fast.infer import GraphedSVI
-from dmm_fast.optim import PyroClippedAdam
+from dmm_fast.optim import ClippedAdam, PyroClippedAdam
+from dmm_fast.triton import side_stream
+from tests.compare import backends_for
 from tests.gpu.test_streams import no_waiting
 from tests.helpers_model import assert_close, make_batch, small_dmm
 
@@ -50,6 +54,39 @@ def test_replays_have_the_numbers_of_steps(elbo: Any) -> None:
         assert_close(states[1][name], value, 1e-3, name)
 
 
+def test_steps_in_one_graph_have_the_numbers_of_single_steps() -> None:
+    """Three steps of several shapes a graph, dropout on, the rate set once, and a single step in between."""
+    losses, states = [], []
+    for several in (False, True):
+        with pyro.get_param_store().scope():
+            dmm, svi = make(GraphedSVI)
+            assert isinstance(svi, GraphedSVI)
+            told: list[float] = []
+            for i in range(5):
+                given = [
+                    (
+                        *(
+                            t if t is None else t.cuda()
+                            for t in make_batch(SHAPES[j % len(SHAPES)], seed=i + j)
+                        ),
+                        f,
+                    )
+                    for j, f in enumerate((0.1 + 0.1 * i, 0.2 + 0.1 * i, 0.3, 0.4))
+                ]
+                if i == 3:
+                    for optimizer in svi.optim.optim_objs.values():
+                        optimizer.param_groups[0]["lr"].fill_(0.02)
+                torch.cuda.manual_seed(i)
+                taken = svi.steps(given[:3]) if several else torch.stack([svi.step(*x) for x in given[:3]])
+                assert (taken.dtype, taken.shape, taken.is_cuda) == (torch.float64, (3,), True)
+                told += [*taken.tolist(), float(svi.step(*given[3]))]
+            losses.append(told)
+            states.append(dmm.state_dict())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    for name, value in states[0].items():
+        assert_close(states[1][name], value, 1e-3, name)
+
+
 def test_two_models_in_turn_have_the_numbers_of_each_alone() -> None:
     batch = [t if t is None else t.cuda() for t in make_batch()]
 
@@ -68,6 +105,49 @@ def test_two_models_in_turn_have_the_numbers_of_each_alone() -> None:
         assert list(losses) == pytest.approx(expected, rel=1e-4)
     for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
         assert_close(p.detach(), q.detach(), 1e-3, name)
+
+
+def test_gradients_on_a_second_stream_have_the_bits_of_those_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    forks = []
+    launches = side_stream.SideStream.launches
+
+    def counted(self: Any, *given: Any) -> Any:
+        forks.append(self)
+        return launches(self, *given)
+
+    monkeypatch.setattr(side_stream.SideStream, "launches", counted)
+    losses, states = [], []
+    for overlap in (False, True):
+        with pyro.get_param_store().scope(), warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # as where a step is captured without
+            dmm = small_dmm().cuda()
+            svi = GraphedSVI(dmm.model, dmm.guide, PyroClippedAdam(ADAM), Trace_ELBO(), overlap=overlap)
+            told = []
+            for i in range(16):
+                batch = [t if t is None else t.cuda() for t in make_batch(SHAPES[i % 2], seed=i)]
+                torch.cuda.manual_seed(i)
+                told.append(float(svi.step(*batch, 0.1 + 0.05 * i)))
+            losses.append(told)
+            states.append(dmm.state_dict())
+        assert len(forks) == (2 * 3 if overlap else 0)  # emission, transition and combiner of two graphs
+    assert losses[0] == losses[1]
+    for name, value in states[0].items():
+        assert torch.equal(states[1][name], value), name
+
+
+def test_a_gradient_that_is_read_within_the_backward_pass_is_seen_there() -> None:
+    """Autograd computes on a GPU in a thread of its own, whose operators are watched too."""
+    read: list[torch.Tensor] = []
+    dmm, svi = make(GraphedSVI, overlap=True)
+    weight = torch.autograd.graph.get_gradient_edge(dmm.emitter.lin_z_to_hidden.weight)
+    weight.node.register_prehook(lambda grads: read.append(grads[0].norm()))
+    batch = [t if t is None else t.cuda() for t in make_batch()]
+    svi.step(*batch)
+    with pytest.warns(
+        RuntimeWarning, match="^overlap: the step is captured without, as aten.*takes a gradient"
+    ):
+        svi.step(*batch)
+    assert bool(svi.step(*batch).isfinite())
 
 
 def test_noise_goes_on_from_replay_to_replay() -> None:
@@ -95,6 +175,37 @@ def test_a_replay_waits_for_nothing() -> None:
     with no_waiting():
         losses = [svi.step(indices, 12, 0.4) for indices in chosen]
     assert all(bool(loss.isfinite()) for loss in losses)
+    several = [[(indices, 12, 0.4), (indices, 9, 0.4)] for indices in chosen]
+    svi.steps(several[0])
+    svi.steps(several[1])
+    torch.cuda.synchronize()
+    with no_waiting():
+        taken = [svi.steps(batches) for batches in several]
+    assert all(bool(losses.isfinite().all()) for losses in taken)
+
+
+@pytest.mark.parametrize("backend", backends_for("clipped_adam", "cuda"))
+def test_replays_count_and_decay_exactly(backend: str) -> None:
+    """Many blocks and two graphs of the same numbers, in turn."""
+    params = [
+        torch.randn(shape, device="cuda").requires_grad_() for shape in ((600, 880), (3,), (0,), (70, 70))
+    ]
+    optimizer = ClippedAdam([{"params": params[:2]}, {"params": params[2:], "lr": 0.25}], **ADAM)
+    for p in params:
+        p.grad = torch.randn_like(p)
+    with use_backend(backend):
+        optimizer.step()
+        graphs = [torch.cuda.CUDAGraph() for _ in range(2)]
+        for graph in graphs:
+            with torch.cuda.graph(graph):
+                optimizer.step()
+    for i in range(500):
+        graphs[i % 2].replay()
+    rates = [0.01, 0.25]
+    for _ in range(501):
+        rates = [rate * 0.99 for rate in rates]
+    assert [float(group["lr"]) for group in optimizer.param_groups] == rates
+    assert [int(optimizer.state[p]["step"]) for p in params] == [501] * len(params)
 
 
 def test_graphs_share_their_memory_and_come_and_go() -> None:

@@ -12,9 +12,11 @@ from pyro.infer import SVI, JitTrace_ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dmm_fast import _extension, _minibatch
 from dmm_fast.infer import GraphedSVI, SequenceELBO
 from dmm_fast.infer import _sequence_elbo as module
 from dmm_fast.model import DMM
+from dmm_fast.ops import _registry
 from tests.helpers_graph import RecordedGraphs, Run
 from tests.helpers_model import make_batch, small_dmm
 
@@ -101,6 +103,9 @@ ELBOS: dict[str, Callable[[], Trace_ELBO]] = {
     "three in turn": lambda: Trace_ELBO(3),
     "three at once": lambda: Trace_ELBO(3, vectorize_particles=True, max_plate_nesting=3),
     "three at once, nesting unknown": lambda: Trace_ELBO(3, vectorize_particles=True),
+    "analytic": TraceMeanField_ELBO,
+    "three analytic in turn": lambda: TraceMeanField_ELBO(3),
+    "three analytic at once": lambda: TraceMeanField_ELBO(3, vectorize_particles=True, max_plate_nesting=3),
 }
 
 
@@ -120,8 +125,8 @@ def loss_and_grads(make: Callable[[Trace_ELBO], Trace_ELBO], elbo: Trace_ELBO, w
 @pytest.mark.parametrize("wrap", [*OURS, *PYROS])
 def test_loss_and_gradients_are_pyros(wrap: Function, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    compute = module.loss_and_gradients
-    monkeypatch.setattr(module, "loss_and_gradients", lambda *args: calls.append(args) or compute(*args))
+    compute = module.loss_of
+    monkeypatch.setattr(module, "loss_of", lambda *args: calls.append(args) or compute(*args))
     theirs, their_grads = loss_and_grads(lambda elbo: elbo, ELBOS[kind](), wrap)
     assert not calls
     ours, our_grads = loss_and_grads(SequenceELBO, ELBOS[kind](), wrap)
@@ -135,6 +140,20 @@ def test_loss_and_gradients_are_pyros(wrap: Function, kind: str, monkeypatch: py
             torch.testing.assert_close(our_grads[name], grad, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["three in turn", "three analytic in turn"])
+def test_the_differentiable_loss_is_pyros(kind: str) -> None:
+    numbers = []
+    for make in (lambda elbo: elbo, SequenceELBO):
+        pyro.clear_param_store()
+        dmm = small_dmm()
+        torch.manual_seed(0)
+        loss = make(ELBOS[kind]()).differentiable_loss(dmm.model, dmm.guide, *make_batch())
+        loss.backward()
+        numbers.append([loss, *(p.grad for p in dmm.parameters())])
+    for theirs, ours in zip(*numbers, strict=True):
+        assert torch.equal(theirs, ours)
+
+
 def test_validation_is_pyros() -> None:
     pyro.clear_param_store()
     dmm = small_dmm()
@@ -146,6 +165,106 @@ def test_validation_is_pyros() -> None:
         SequenceELBO(Trace_ELBO()).loss_and_grads(dmm.model, guide, *make_batch())
 
 
+@pytest.mark.parametrize("kind", [Trace_ELBO, TraceMeanField_ELBO])
+def test_a_site_outside_of_a_plate_is_refused_as_by_pyro(kind: type[Trace_ELBO]) -> None:
+    dmm, batch = small_dmm(), make_batch()
+
+    def model(*args: Any) -> None:
+        checked = dmm.mini_batch(*args)
+        z = pyro.sample("z", dmm.prior(checked.lengths, checked.T))
+        with pyro.plate("z_minibatch", len(z)):
+            pyro.sample("obs_x", dmm.emission(z, checked.lengths), obs=checked.x)
+
+    messages = []
+    for elbo in (kind(max_plate_nesting=1), SequenceELBO(kind(max_plate_nesting=1))):
+        pyro.clear_param_store()
+        with (
+            pyro.validation_enabled(True),
+            pytest.raises(ValueError, match="invalid log_prob shape") as caught,
+        ):
+            elbo.loss_and_grads(model, dmm.guide, *batch)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize("wrap", [as_they_are, with_a_site, masked])
+@pytest.mark.parametrize("kind", [Trace_ELBO, TraceMeanField_ELBO])
+def test_validation_changes_no_number(kind: type[Trace_ELBO], wrap: Function) -> None:
+    numbers = []
+    for validates in (False, True):
+        pyro.clear_param_store()
+        model, guide = wrap(small_dmm())
+        torch.manual_seed(0)
+        with pyro.validation_enabled(validates):
+            numbers.append(float(SequenceELBO(kind()).loss_and_grads(model, guide, *make_batch(), 0.4)))
+    assert numbers[0] == numbers[1]
+
+
+def test_guide_and_model_check_their_mini_batch_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = []
+    validate = _minibatch.validate_mini_batch
+    monkeypatch.setattr(
+        _minibatch, "validate_mini_batch", lambda *args, **kw: checks.append(args) or validate(*args, **kw)
+    )
+    pyro.clear_param_store()
+    dmm, batch = small_dmm(), make_batch()
+    for _ in range(2):
+        SequenceELBO(Trace_ELBO()).loss_and_grads(dmm.model, dmm.guide, *batch)
+    assert len(checks) == 2
+    checks.clear()
+
+    def guide(*args: Any) -> None:
+        dmm.guide(*args)
+        args[0].mul_(1)
+
+    SequenceELBO(Trace_ELBO()).loss_and_grads(dmm.model, guide, *batch)
+    assert len(checks) == 2
+    checks.clear()
+    batch.mini_batch[0, 0, 0] = 3
+    with pytest.raises(ValueError, match=r"^mini_batch: expected 0 or 1"):
+        SequenceELBO(Trace_ELBO()).loss_and_grads(dmm.model, dmm.guide, *batch)
+
+
+@pytest.mark.parametrize("is_lifted", [False, True])
+def test_parameters_are_registered_once_unless_a_handler_may_differ(is_lifted: bool) -> None:
+    pyro.clear_param_store()
+    dmm, batch, seen = small_dmm(), make_batch(), []
+
+    class Handler(poutine.messenger.Messenger):
+        def _pyro_param(self, msg: Any) -> None:
+            seen.append(msg["name"])
+
+    def model(*args: Any) -> None:
+        with Handler():
+            dmm.model(*args)
+
+    elbo = SequenceELBO(Trace_ELBO())
+    with poutine.trace(param_only=True) as trace:
+        elbo.loss_and_grads(model if is_lifted else dmm.model, dmm.guide, *batch)
+    names = [f"dmm$$${name}" for name, _ in dmm.named_parameters()]
+    assert list(trace.trace.nodes) == names
+    assert seen == (names if is_lifted else [])
+
+
+def test_terms_are_computed_with_their_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No op of a log-density runs forward and backward: its backward pass alone gives both."""
+    if _extension.missing is not None:
+        pytest.skip(_extension.missing)
+    called = []
+    compute = _registry._Valued.apply
+    monkeypatch.setattr(_registry._Valued, "apply", lambda *args: called.append(args[0]) or compute(*args))
+    pyro.clear_param_store()
+    dmm, batch = small_dmm(), make_batch()
+    for elbo in (Trace_ELBO(), TraceMeanField_ELBO(), Trace_ELBO(retain_graph=True)):
+        SequenceELBO(elbo).loss_and_grads(dmm.model, dmm.guide, *batch)
+    names = ["transition_log_prob", "emission_log_prob", "drawn_log_prob"]
+    assert called == [*names, "emission_log_prob", "transition_kl"] or called == [
+        *names,
+        "transition_kl",
+        "emission_log_prob",
+    ]
+
+
 def test_attributes_are_those_of_the_elbo() -> None:
     elbo = Trace_ELBO()
     ours = SequenceELBO(elbo)
@@ -155,7 +274,7 @@ def test_attributes_are_those_of_the_elbo() -> None:
 
 @pytest.mark.parametrize(
     ("elbo", "expected"),
-    [(Trace_ELBO(), True), (JitTrace_ELBO(), False), (TraceMeanField_ELBO(), False), (None, False)],
+    [(Trace_ELBO(), True), (JitTrace_ELBO(), False), (TraceMeanField_ELBO(), True), (None, False)],
 )
 def test_only_a_plain_elbo_is_replaced(elbo: Trace_ELBO | None, expected: bool) -> None:
     own = None if elbo else (lambda model, guide, *args: 0.0)

@@ -20,7 +20,8 @@ from torch.nn.modules import module as torch_module
 from dmm_fast import DMM
 from dmm_fast.infer import GraphedSVI
 from dmm_fast.nn import Emitter
-from tests.helpers_graph import RecordedGraphs, Run, adam, assert_same_bits
+from dmm_fast.optim import ClippedAdam
+from tests.helpers_graph import ADAM, RecordedGraphs, Run, adam, assert_same_bits
 from tests.helpers_model import FLOWS, SIZES, make_batch, small_dmm
 
 
@@ -112,6 +113,53 @@ def test_a_hook_on_all_modules_starts_over() -> None:
         handle.remove()
     run.step(*batch)
     assert (graphs.runs, graphs.captures, graphs.replays) == (3, 1, 2)
+
+
+@pytest.mark.filterwarnings("ignore::dmm_fast.nn.NotFusedWarning")
+def test_layers_in_another_order_start_over() -> None:
+    def told(make: Callable[..., SVI]) -> list[float]:
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+
+        def model(x: Tensor) -> None:
+            pyro.module("net", net)
+            pyro.sample("x", dist.Normal(net(x), 1.0).to_event(1), obs=x)
+
+        svi = make(model, lambda *args: None, adam(), Trace_ELBO())
+        losses = []
+        for i in range(6):
+            if i == 3:
+                first = net._modules.pop("0")
+                net._modules["0"] = first
+            losses.append(float(svi.step(torch.full((3,), float(i)))))
+        return losses
+
+    graphs = RecordedGraphs()
+    assert told(partial(GraphedSVI, capturer=graphs)) == told(SVI)
+    assert (graphs.runs, graphs.captures) == (2, 2)
+
+
+def test_a_rate_behind_a_scheduler_starts_over() -> None:
+    def told(make: Callable[..., SVI]) -> list[float]:
+        pyro.clear_param_store()
+        optim = pyro.optim.ExponentialLR({"optimizer": ClippedAdam, "optim_args": dict(ADAM), "gamma": 0.5})
+
+        def model(x: Tensor) -> None:
+            pyro.sample("x", dist.Normal(pyro.param("a", torch.zeros(3)), 1.0).to_event(1), obs=x)
+
+        svi = make(model, lambda *args: None, optim, Trace_ELBO())
+        losses = []
+        for i in range(6):
+            if i == 3:
+                for scheduler in optim.optim_objs.values():
+                    scheduler.optimizer.param_groups[0]["lr"] = 0.5
+            losses.append(float(svi.step(torch.full((3,), float(i)))))
+        return losses
+
+    graphs = RecordedGraphs()
+    assert told(partial(GraphedSVI, capturer=graphs)) == told(SVI)
+    assert (graphs.runs, graphs.captures) == (2, 2)
 
 
 def test_a_change_between_warm_up_and_capture_starts_over() -> None:

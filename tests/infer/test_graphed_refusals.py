@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dmm_fast import DMM, BackendError, _extension, check
 from dmm_fast.infer import CaptureError, GraphedSVI
-from dmm_fast.infer._graphed_svi import CudaGraphs
+from dmm_fast.infer._cuda_graphs import CudaGraphs
 from tests.helpers_graph import RecordedGraphs, Run, adam, assert_same_bits
 from tests.helpers_model import make_batch, small_dmm
 
@@ -42,6 +42,7 @@ class TestWhatIsRefused:
             ({"gather": (1, 2)}, r"^gather: expected a function, got tuple \(1, 2\)$"),
             ({"max_graphs": "4"}, r"^max_graphs: expected an int from 0, got str '4'$"),
             ({"warm_up": 1.0}, r"^warm_up: expected a positive int, got float 1.0$"),
+            ({"overlap": 1}, r"^overlap: expected bool, got int 1$"),
             ({"capturer": 1}, r"^capturer: expected an object with run\(\) and capture\(\), got int 1$"),
         ],
     )

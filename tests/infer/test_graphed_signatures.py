@@ -95,8 +95,8 @@ class TestSignatures:
 
     def test_names_of_what_changes(self) -> None:
         def told(one: tuple[Any, ...], other: tuple[Any, ...], **kwargs: Any) -> list[str]:
-            now = signature(other, kwargs, (True,))
-            return [change.what for change in changes(signature(one, {"a": 1}, (True,)), now)]
+            now = signature([(other, kwargs)], (True,))
+            return [change.what for change in changes(signature([(one, {"a": 1})], (True,)), now)]
 
         x = torch.zeros(2, 3)
         assert told((x, 0.5), (x, 0.7), a=1) == []
@@ -111,5 +111,7 @@ class TestSignatures:
             "the int that is argument 'a'",
         ]
         assert told((x,), (x, x), a=1) == told((x,), (x,)) == ["the number or the names of the arguments"]
-        modes = changes(signature((), {}, (True,)), signature((), {}, (False,)))
+        modes = changes(signature([((), {})], (True,)), signature([((), {})], (False,)))
         assert [change.what for change in modes] == ["which modules are training"]
+        numbers = changes(signature([((x,), {})], ()), signature([((x,), {})] * 2, ()))
+        assert [change.what for change in numbers] == ["the number of steps"]

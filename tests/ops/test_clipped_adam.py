@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dmm_fast import reference, use_backend
-from dmm_fast.ops import clipped_adam
+from dmm_fast.ops import _tickets, clipped_adam
 from tests.compare import bound, each_backend, each_backend_and_dtype, error
 from tests.device import DEVICE
 
@@ -164,6 +164,82 @@ def test_averages_that_forget_at_once(backend: str) -> None:
     torch.testing.assert_close(tensors[0][0], torch.full((5,), -0.25))
 
 
+OF_EACH, OF_ALL, OF_SOME = list(range(len(SHAPES))), [0] * len(SHAPES), [0, 1, 2, 1, 3, 0, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("counts", "rates"),
+    [(OF_EACH, OF_EACH), (OF_ALL, OF_SOME), (OF_SOME, OF_ALL)],
+    ids=["own", "one count", "one rate"],
+)
+@each_backend_and_dtype("clipped_adam")
+def test_a_step_with_lrd_counts_and_decays_each_tensor_once(
+    backend: str, dtype: torch.dtype, counts: list[int], rates: list[int]
+) -> None:
+    """``counts`` and ``rates`` say which number each parameter has: one of its own or in common."""
+    expected, got = lists(dtype, strided=True), lists(dtype, strided=True)
+    numbers, sizes = [3 * i for i in range(len(SHAPES))], [0.1 / (i + 1) for i in range(len(SHAPES))]
+    steps, lrs = [count(n) for n in numbers], [rate(x) for x in sizes]
+    of_each = {"step": [steps[i] for i in counts], "lr": [lrs[i] for i in rates]}
+    with use_backend(backend):
+        for _ in range(3):
+            clipped_adam(*got, **of_each, lrd=0.7, **RULE)
+            numbers = [n + (i in counts) for i, n in enumerate(numbers)]
+            sizes = [x * 0.7 if i in rates else x for i, x in enumerate(sizes)]
+            assert [int(n) for n in steps] == numbers
+            assert [float(x) for x in lrs] == sizes
+            now = {"step": [count(numbers[i]) for i in counts], "lr": [rate(sizes[i]) for i in rates]}
+            clipped_adam(*expected, **now, **RULE)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert all(map(torch.equal, ours, theirs))
+
+
+@each_backend("clipped_adam")
+def test_one_tensor_for_all_is_counted_and_decayed_once(backend: str) -> None:
+    got, step, lr = lists(torch.float32, strided=False), count(0), rate(0.5)
+    with use_backend(backend):
+        clipped_adam(*got, step=step, lr=lr, lrd=0.5, **RULE)
+    assert (step, lr) == (1, 0.25)
+
+
+@each_backend("clipped_adam")
+def test_a_step_of_empty_parameters_is_counted(backend: str) -> None:
+    step, lr = count(0), rate(0.5)
+    with use_backend(backend):
+        clipped_adam(
+            *([torch.ones(0), torch.ones(2, 0)] for _ in range(4)), step=step, lr=lr, lrd=0.5, **RULE
+        )
+    assert (step, lr) == (1, 0.25)
+
+
+@pytest.mark.parametrize("seen_before", [False, True])
+@each_backend("clipped_adam")
+def test_a_capture_that_meets_a_count_first_is_as_right(
+    backend: str, seen_before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, got = lists(torch.float32, strided=False), lists(torch.float32, strided=False)
+    step, lr = count(0), rate(0.5)
+    with use_backend(backend):
+        for n in (1, 2, 3):
+            monkeypatch.setattr(_tickets, "is_capturing", lambda: n < 3 and not seen_before)  # noqa: B023
+            clipped_adam(*got, step=step, lr=lr, lrd=0.5, **RULE)
+            assert (step, lr) == (n, 0.5 ** (n + 1))
+            clipped_adam(*expected, step=count(n), lr=rate(0.5 ** (n + 1)), **RULE)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert all(map(torch.equal, ours, theirs))
+
+
+def test_a_ticket_lives_as_long_as_its_count() -> None:
+    before, step = len(_tickets._tickets), count(0)
+    ticket = _tickets.ticket_to_advance([step], [rate(0.5)], 0.5)
+    assert ticket is _tickets.ticket_to_advance([step], [rate(0.5)], 0.5)
+    other = count(0)
+    assert ticket is not _tickets.ticket_to_advance([other], [rate(0.5)], 0.5)
+    assert len(_tickets._tickets) == before + 2
+    del step, other
+    assert len(_tickets._tickets) == before
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -180,6 +256,9 @@ def test_averages_that_forget_at_once(backend: str) -> None:
         ({"lr": torch.tensor(0.1)}, r"^lr: expected float64 of shape \(\) on cpu, got float32 of shape \(\)"),
         ({"lr": rate(0.1).to("meta")}, r"^lr: expected float64 of shape \(\) on cpu, got .* on meta"),
         ({"lr": [rate(0.1)] * 3}, r"^lr: expected 2 tensors as params has, got 3"),
+        ({"step": count(-1), "lr": rate(0.1), "lrd": 0.5}, r"^step: expected an int from 0, got -1"),
+        ({"step": count(2**63 - 1), "lr": rate(0.1), "lrd": 0.5}, r"^step: expected an int from 0, got 9223"),
+        ({"step": count(0), "lr": rate(0.1), "lrd": 0.0}, r"^lrd: expected a finite number above 0, got 0.0"),
     ],
     ids=str,
 )
@@ -193,6 +272,15 @@ def test_other_tensors_are_refused(changed: dict[str, Any], message: str) -> Non
 def test_numbers_in_a_list_are_refused() -> None:
     with pytest.raises(TypeError, match=r"^lr: expected Tensor, got float 0.1"):
         clipped_adam(*([torch.ones(3)] for _ in range(4)), step=1, lr=[0.1], **RULE)
+
+
+@pytest.mark.parametrize("name", ["step", "lr"])
+def test_a_step_with_lrd_changes_no_numbers(name: str) -> None:
+    numbers = {"step": count(0), "lr": rate(0.1)} | {name: 1}
+    with pytest.raises(
+        TypeError, match=rf"^{name}: expected tensors, which a step with lrd changes, got int 1$"
+    ):
+        clipped_adam(*([torch.ones(3)] for _ in range(4)), **numbers, lrd=0.5, **RULE)
 
 
 def test_a_parameter_that_stands_there_twice_is_refused() -> None:

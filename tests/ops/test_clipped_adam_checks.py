@@ -46,6 +46,7 @@ OUT_OF_RANGE = {
     "eps": (-1.0, NAN, INF),
     "weight_decay": (-0.1, NAN, INF),
     "clip_norm": (0, -1.0, NAN, -INF),
+    "lrd": (0.0, -1.0, NAN, INF),
 }
 
 
@@ -58,7 +59,7 @@ def test_a_number_out_of_range_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", OUT_OF_RANGE)
 def test_what_is_no_number_is_refused(name: str) -> None:
-    values = [None, "0.5", True, (0.5,), 1j, np.ones(1), np.bool_(True)]
+    values = [*([] if name == "lrd" else [None]), "0.5", True, (0.5,), 1j, np.ones(1), np.bool_(True)]
     values += [1.0, Fraction(1)] if name == "step" else []
     values += [[0.5], torch.tensor(0.5)] if name not in ("step", "lr") else []
     for value in values:
@@ -196,16 +197,27 @@ def test_a_tensor_that_begins_within_an_element_of_another_is_refused() -> None:
 
 
 @cpu_only
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+@pytest.mark.parametrize("advance", [False, True])
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
-def test_torch_compile_steps_in_one_graph(backend: str) -> None:
+def test_torch_compile_steps_in_one_graph(backend: str, advance: bool, compiler: str) -> None:
     def step(lists: dict[str, list[Tensor]]) -> None:
-        clipped_adam(**lists, step=1, lr=0.1, **NUMBERS)
+        if advance:
+            count, rate = lists["numbers"]
+            clipped_adam(**{n: lists[n] for n in LISTS}, step=count, lr=[rate, rate], lrd=0.5, **NUMBERS)
+        else:
+            clipped_adam(**{n: lists[n] for n in LISTS}, step=1, lr=0.1, **NUMBERS)
+
+    def make() -> dict[str, list[Tensor]]:
+        numbers = [torch.tensor(3), torch.tensor(0.1, dtype=torch.float64)]
+        return {n: [torch.ones(3), torch.ones(2)] for n in LISTS} | {"numbers": numbers}
 
     torch._dynamo.reset()
-    expected, got = ({n: [torch.ones(3), torch.ones(2)] for n in LISTS} for _ in range(2))
+    expected, got = make(), make()
     with use_backend(backend):
         step(expected)
-        torch.compile(step, fullgraph=True, backend="eager")(got)
-    for name in LISTS:
+        torch.compile(step, fullgraph=True, backend=compiler)(got)
+    for name in got:
         for a, b in zip(got[name], expected[name], strict=True):
             torch.testing.assert_close(a, b)
+    assert int(expected["numbers"][0]) == 3 + advance

@@ -218,3 +218,9 @@ def test_clipped_adam_takes_no_integers() -> None:
     call = clipped_adam_call()
     integers = tree_map_only(Tensor, Tensor.long, dict(zip(call.names[:4], call.args[:4], strict=True)))
     assert ", params[0]: expected Float or Double" in refusal(call, integers)
+
+
+@pytest.mark.parametrize("name", ["steps", "lrs"])
+def test_clipped_adam_advances_no_numbers(name: str) -> None:
+    call = clipped_adam_call()
+    assert f", {name}: expected 2 tensors, got 0" in refusal(call, {name: [], "advance": True})

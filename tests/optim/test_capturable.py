@@ -2,6 +2,7 @@
 
 import copy
 import io
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -9,11 +10,12 @@ import pytest
 import torch
 from pyro.optim.clipped_adam import ClippedAdam as TheirClippedAdam
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmm_fast import check, use_backend
 from dmm_fast.optim import ClippedAdam, PyroClippedAdam, _clipped_adam
-from tests.compare import each_backend, each_backend_and_dtype
+from tests.compare import backends_for, dtypes_for, each_backend, each_backend_and_dtype
 from tests.helpers_optim import OPTIONS, SHAPES, assert_same, give_grads, make_params, twins
 
 RULE = {"lr": 0.1, "lrd": 0.9, "weight_decay": 0.1}
@@ -63,6 +65,96 @@ def test_groups_have_their_own_rates() -> None:
         theirs.step()
     assert_near(mine, others)
     assert [float(g["lr"]) for g in ours.param_groups] == [g["lr"] for g in theirs.param_groups]
+
+
+def test_a_rate_that_groups_share_decays_for_each() -> None:
+    """As Pyro's ``lr *= lrd`` does, and before any parameter is stepped."""
+    p = make_params([(3,), (4,)])
+    optimizer = capturable([{"params": p[:1]}, {"params": p[1:], "betas": (0.5, 0.5)}], lr=0.5, lrd=0.5)
+    rate = optimizer.param_groups[0]["lr"]
+    optimizer.param_groups[1]["lr"] = rate
+    give_grads(p)
+    optimizer.step()
+    assert float(rate) == 0.125
+    assert [int(optimizer.state[q]["step"]) for q in p] == [1, 1]
+
+
+GROUPS: dict[str, Callable[[list[Any]], list[dict[str, Any]]]] = {
+    "one group": lambda p: [{"params": p}],
+    "one rate, two calls": lambda p: [{"params": [*p[:4], *wide(p[4:])]}],
+    "rates and counts of their own": lambda p: [{"params": [q], "lr": 0.1 * i} for i, q in enumerate(p)],
+    "two rules": lambda p: [{"params": p[:3], "betas": (0.5, 0.5)}, {"params": p[3:], "eps": 1e-3}],
+    "two decays": lambda p: [{"params": p[:3], "lrd": 0.5}, {"params": p[3:], "lrd": 1.5}],
+    "all at once": lambda p: [
+        {"params": [p[0], *wide(p[1:2])], "lrd": 0.5},
+        {"params": p[2:4]},
+        {"params": p[4:], "betas": (0.5, 0.5), "lr": 0.3},
+    ],
+}
+
+
+WIDE = ("one rate, two calls", "all at once")
+"""Groups with parameters in float64."""
+
+
+def wide(params: list[Any]) -> list[Any]:
+    return [p.detach().double().requires_grad_() for p in params]
+
+
+def may_step(backend: str, groups: str) -> bool:
+    """Whether a backend computes all dtypes of the parameters."""
+    return groups not in WIDE or torch.float64 in dtypes_for("clipped_adam", backend)
+
+
+@pytest.mark.parametrize("absent", [0.0, 0.5], ids=["", "gradients missing"])
+@pytest.mark.parametrize(
+    ("backend", "groups"),
+    [(b, g) for b in backends_for("clipped_adam") for g in GROUPS if may_step(b, g)],
+)
+def test_counts_and_rates_are_exact(backend: str, groups: str, absent: float) -> None:
+    """Those of numbers on the host, whatever is stepped together; a scheduler sets the rates once."""
+    sides = []
+    for make, ours in ((ClippedAdam, False), (capturable, True)):
+        torch.manual_seed(5)
+        optimizer = make(GROUPS[groups](make_params(SHAPES)), **RULE)
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        scheduler = LambdaLR(optimizer, lambda epoch: 0.5**epoch)
+        for i in range(5):
+            give_grads(params, absent=absent)
+            with use_backend(backend if ours else None):
+                optimizer.step()
+            if i == 2:
+                scheduler.step()
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        counts = [int(optimizer.state[p]["step"]) if p in optimizer.state else 0 for p in params]
+        sides.append((params, rates, counts))
+    (theirs, *expected), (mine, *got) = sides
+    assert got == expected
+    assert_near(mine, theirs)
+
+
+@pytest.mark.parametrize("backend", [b for b in backends_for("clipped_adam") if b != "reference"])
+def test_a_step_is_one_operation(backend: str) -> None:
+    p = make_params([(3,), (2, 3)])
+    optimizer = capturable([{"params": p[:1]}, {"params": p[1:], "lr": 0.5}], **RULE)
+    for _ in range(2):
+        give_grads(p)
+        with use_backend(backend), _Operations() as operations:
+            optimizer.step()
+    assert operations.names == ["dmm_fast::clipped_adam"]
+
+
+class _Operations(TorchDispatchMode):
+    """Keeps the names of the operations that change tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.is_mutable:
+            self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
 
 
 class _Reads(TorchDispatchMode):

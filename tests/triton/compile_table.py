@@ -100,8 +100,19 @@ def take_cpu_tensors() -> None:
     _registry.route_on("cpu")
 
 
+def run_every_pass(op_name: str, case: Any) -> None:
+    """A forward and a backward pass of the op, and the backward passes that give the value too."""
+    from dmm_fast.ops.schema import OPS
+    from tests.compiled import calls_of
+
+    op, backward = OPS[op_name], calls_of(op_name, case, "triton")[-1]
+    if op.valued:
+        for optional in (True, False) if op.optional else (True,):
+            backward.run(with_out=True, **{f"with_d{name}": optional for name in op.optional})
+
+
 def compile_all(arch: int, variants: Sequence[str]) -> list[Compiled]:
-    """Every kernel that a forward and a backward pass of every op would launch at the tutorial's sizes.
+    """Every kernel that forward and backward passes of every op would launch at the tutorial's sizes.
 
     In each of the variants, some of which need the same kernels.
     """
@@ -114,8 +125,7 @@ def compile_all(arch: int, variants: Sequence[str]) -> list[Compiled]:
     from dmm_fast.ops.schema import OPS
     from dmm_fast.triton import scan, tuning
     from tests.cases import CASES
-    from tests.compare import backends_for, run_backend
-    from tests.inputs import build
+    from tests.compare import backends_for
 
     found: dict[Any, tuple[Any, str]] = {}
     variant = ""
@@ -136,11 +146,13 @@ def compile_all(arch: int, variants: Sequence[str]) -> list[Compiled]:
         tuning.FEW_PLACES = scan.FEW_ROWS = few
         torch.set_float32_matmul_precision(precision)
         for op in by_triton:
-            run_backend(op, build(op, case), case, "triton")
+            run_every_pass(op, case)
     rule = {"lr": 0.1, "beta1": 0.9, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0.0, "clip_norm": 1.0}
     with ops.use_backend("triton"):
         for step in (1, torch.tensor(1)):
             ops.clipped_adam(*([torch.ones(7)] for _ in range(4)), step=step, **rule)
+        rule |= {"lr": torch.tensor(0.1, dtype=torch.float64), "lrd": 0.9}
+        ops.clipped_adam(*([torch.ones(7)] for _ in range(4)), step=torch.tensor(1), **rule)
     table = (resources(*compiled, arch) for compiled in found.values())
     return sorted(table, key=lambda c: (c.name, list(VARIANTS).index(c.variant), c.shared))
 

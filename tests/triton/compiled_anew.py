@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tests.triton.compile_table import NoGpu, take_cpu_tensors
+from tests.triton.compile_table import NoGpu, run_every_pass, take_cpu_tensors
 
 # Sizes that Triton tells apart where it may: 1, multiples of 16, and others.
 SHAPES: tuple[dict[str, Any], ...] = (
@@ -37,8 +37,7 @@ def counts() -> list[dict[str, int]]:
 
     from dmm_fast.ops.schema import OPS
     from tests.cases import CASES
-    from tests.compare import backends_for, run_backend
-    from tests.inputs import build
+    from tests.compare import backends_for
 
     asked: defaultdict[str, set[str]] = defaultdict(set)
 
@@ -55,7 +54,7 @@ def counts() -> list[dict[str, int]]:
         for op in (op for op in OPS if "triton" in backends_for(op)):
             for shape in shapes:
                 case = replace(CASES["tutorial"], **{"incoming": "random", **shape})
-                run_backend(op, build(op, case), case, "triton")
+                run_every_pass(op, case)
         found.append({name: len(kinds) for name, kinds in asked.items()})
     return found
 

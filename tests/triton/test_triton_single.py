@@ -13,7 +13,7 @@ if DEVICE != TRITON_DEVICE:
         "runs where Triton's kernels are interpreted, make triton, or on a GPU", allow_module_level=True
     )
 
-from dmm_fast.triton.elbo import loss_and_gradients
+from dmm_fast.triton.elbo import gradients_of, loss_of
 from dmm_fast.triton.observations import where_observed
 
 
@@ -30,7 +30,7 @@ def test_an_elbo_and_its_gradients(B: int, dtype: torch.dtype) -> None:
         (randn(2, B).to(dtype), factor, 1),
         (randn(B).to(dtype).expand(3, B), 2.5, -1),
     ]
-    loss, gradients = loss_and_gradients(terms, 4)
+    loss, gradients = loss_of(terms), gradients_of(terms, 4)
     exact = sum(sign * (log_prob.double() * scale).sum() for log_prob, scale, sign in terms)
     assert (loss.dtype, loss.shape) == (torch.float64, ())
     torch.testing.assert_close(loss, -exact, rtol=1e-12, atol=1e-12)

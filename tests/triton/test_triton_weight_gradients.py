@@ -97,6 +97,19 @@ def test_gradients_over_steps_do_not_read_past_the_ends(
         assert error(mine, right) < 1e-6
 
 
+@pytest.mark.parametrize("empty", [slice(0, 70), slice(60, 131), slice(0, 131)])
+def test_many_sequences_of_which_many_are_empty(empty: slice) -> None:
+    """More of them than a search reads at a time, each with a start of its own."""
+    lengths = torch.arange(131) % 4
+    lengths[empty] = 0
+    dx_proj, h = randn(2, 131, 3, 6), randn(2, 131, 3, 6)
+    dx_proj[:, torch.arange(3) >= lengths[:, None]] = 0.0
+    dh_0, h_0 = randn(2, 131, 6), randn(131, 2, 6).transpose(0, 1)
+    truth = _scan_gemms.rnn_weight_gradient(*(t.double() for t in (dx_proj, h, h_0)), lengths)
+    dw, _ = step_gradients.rnn_gradients(*(t.to(DEVICE) for t in (dx_proj, dh_0, h, h_0, lengths)))
+    assert (dw - truth.to(DEVICE)).abs().max() <= 1e-6 * truth.abs().max()
+
+
 @pytest.mark.parametrize("tiles", [Tiles(), Tiles(16, 32, 16), Tiles(128, 16, 64)])
 def test_any_tiles_give_the_sums(tiles: Tiles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weight_gradients, "cut_for", lambda sums: Cut(tiles))

@@ -18,6 +18,7 @@ from benchmarks.contestants import (
     GRAPHED,
     MENDED,
     OURS,
+    OVERLAPPED,
     PEERS,
     jax_peers,
 )
@@ -35,8 +36,8 @@ SWEEP = Sweep(batches=(1, 4, 64, 256, 1024), lengths=(32, 512, 2048))
 # More than a stage has: a race that meets its end is cut off there, and those behind it are named.
 RACE_SECONDS = 600.0
 # Implementations that replay a CUDA graph, beside those whose steps they replay.
-REPLAYING = (CAPTURABLE, GRAPHED, BATCHED, BATCHED_GRAPHED)
-EVERYONE: tuple[Contestant, ...] = (BASELINE, MENDED, *PEERS, BATCHED_GRAPHED, *EVERY_OURS)
+REPLAYING = (CAPTURABLE, GRAPHED, OVERLAPPED, BATCHED, BATCHED_GRAPHED)
+EVERYONE: tuple[Contestant, ...] = (BASELINE, MENDED, *PEERS, BATCHED_GRAPHED, *OURS, CAPTURABLE, GRAPHED)
 
 
 def replay_units(stage: Stage) -> Iterator[Unit]:
@@ -46,7 +47,7 @@ def replay_units(stage: Stage) -> Iterator[Unit]:
 
 def race_units(stage: Stage) -> Iterator[Unit]:
     """A step at the tutorial's size, without the peers that are compiled for minutes."""
-    yield from _race(stage, STEP, tutorial_case(stage), EVERYONE)
+    yield from _race(stage, STEP, tutorial_case(stage), (*EVERYONE, OVERLAPPED))
 
 
 def peer_units(stage: Stage) -> Iterator[Unit]:

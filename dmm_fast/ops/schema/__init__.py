@@ -22,7 +22,7 @@ large; ``weight``, as a layer's are initialised. Other numbers are standard norm
 
 from collections.abc import Iterator
 
-from dmm_fast.ops.schema._signature import BACKEND, Op, Signature
+from dmm_fast.ops.schema._signature import BACKEND, Argument, Op, Signature
 from dmm_fast.ops.schema._weights import WEIGHTS as WEIGHTS
 
 _OBSERVED = {"lengths": "lengths", "mask": "mask"}
@@ -64,12 +64,14 @@ OPS = {
             "sum over valid t of log N(z_t; gated_transition(z_{t-1}))",
             inputs={"z": "PBTZ", "z_0": "sZ", "weights": "transition", "lengths": "lengths"},
             outputs=_SUM,
+            valued=True,
         ),
         Op(
             "transition_kl",
             "sum over valid t of KL(N(loc_t, softplus(pre_scale_t)) || p(z_t | z_{t-1}))",
             inputs={**_POSTERIOR, "z_0": "sZ", "weights": "transition", "lengths": "lengths"},
             outputs=_SUM,
+            valued=True,
         ),
         Op(
             "combiner_log_prob",
@@ -84,6 +86,8 @@ OPS = {
             stem="normal_log_prob",
             inputs={"eps": "PBTZ", "pre_scale": "PBTZ:wide", "lengths": "lengths"},
             outputs=_SUM,
+            optional=("eps",),
+            valued=True,
         ),
         Op(
             "emission_log_prob",
@@ -92,6 +96,7 @@ OPS = {
             inputs={"x": "pBTD:binary", "z": "PBTZ", "weights": "emitter", **_OBSERVED},
             outputs=_SUM,
             optional=("x",),
+            valued=True,
         ),
         Op(
             "gaussian_emission_log_prob",
@@ -101,6 +106,7 @@ OPS = {
             inputs={"x": "pBTD", "z": "PBTZ", "weights": "gaussian_emitter", **_OBSERVED},
             outputs=_SUM,
             optional=("x",),
+            valued=True,
         ),
         Op(
             "normal_log_prob",
@@ -145,7 +151,8 @@ OPS = {
 """The differentiable ops by name."""
 
 
-# In place, and without a gradient. An empty list of steps or lrs stands for the number.
+# In place, and without a gradient. An empty list of steps or lrs stands for the number. With advance both
+# have a tensor for each parameter, which holds the number before the step and then that of the step.
 CLIPPED_ADAM = Signature.parse(
     "clipped_adam",
     {
@@ -153,8 +160,10 @@ CLIPPED_ADAM = Signature.parse(
         "step": "int",
         **dict.fromkeys(("lr", "beta1", "beta2", "eps", "weight_decay", "clip_norm"), "float"),
         "centered_variance": "flag",
-        "steps": "tensors",
-        "lrs": "tensors",
+        "steps": "tensors:changed",
+        "lrs": "tensors:changed",
+        "lrd": "float",
+        "advance": "flag",
         BACKEND.name: f"{BACKEND.kind}:{BACKEND.fact}",
     },
     {},
@@ -164,7 +173,12 @@ OTHERS = {
     signature.name: signature
     for signature in (
         CLIPPED_ADAM,
-        Signature("_launch_clipped_adam", CLIPPED_ADAM.arguments[:-1], ()),
+        # One ticket with advance, as dmm_fast.ops._tickets has them, and else none.
+        Signature(
+            "_launch_clipped_adam",
+            (*CLIPPED_ADAM.arguments[:-1], Argument.parse("tickets", "tensors:changed")),
+            (),
+        ),
         # The sequential part of a scan on a GPU. A plan of dmm_fast.cuda.plan says how the work is cut up.
         Signature.parse(
             "_launch_rnn_scan",

@@ -141,6 +141,9 @@ class Op:
         saved: names of inputs and outputs that the backward pass reads, in its order; empty: all inputs.
         kept: further outputs of the compiled op for its backward pass alone, made where autograd records.
         optional: inputs whose gradient the backward pass makes only where it is wanted.
+        valued: whether the backward pass also makes the outputs again, behind the gradients, where they are
+            wanted: where the incoming gradient is known beforehand, one pass then does for both. The op has
+            one output, and its backward pass reads all inputs.
     """
 
     name: str
@@ -152,6 +155,7 @@ class Op:
     saved: str = ""
     kept: dict[str, str] | None = None
     optional: tuple[str, ...] = ()
+    valued: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stem", self.stem or self.name)
@@ -166,6 +170,8 @@ class Op:
             if not names <= expected:
                 got = ", ".join(sorted(names - expected))
                 check.fail(f"{self.name}.{field}", f"names among {', '.join(sorted(expected))}", got)
+        if self.valued and (self.saved or len(self.outputs) != 1):
+            check.fail(f"{self.name}.valued", "one output, and all inputs saved", "a row of another kind")
 
     @cached_property
     def arguments(self) -> tuple[Argument, ...]:
@@ -209,12 +215,14 @@ class Op:
         known = {argument.name: argument for argument in (*self.arguments, *self.results, *self.kept_results)}
         names = self.saved.split() or list(self.inputs)
         incoming = [Argument(f"d{result.name}", "tensor", result.dims) for result in self.results]
-        flags = [Argument(f"with_d{name}", "flag") for name in self.optional]
+        values = self.results if self.valued else ()
+        wanted = (*(f"d{name}" for name in self.optional), *(value.name for value in values))
+        flags = [Argument(f"with_{name}", "flag") for name in wanted]
         gradients = (Argument(f"d{a.name}", a.kind, a.dims) for a in self.differentiable)
         return Signature(
             f"{self.name}_backward",
             (*incoming, *(known[name] for name in names), *flags, BACKEND),
-            tuple(gradients),
+            (*gradients, *values),
         )
 
 

@@ -1,0 +1,263 @@
+"""The launches of a captured SVI step are counted whole, and do not grow unseen."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+
+import dmm_fast
+from benchmarks import launches, nodes
+from benchmarks.launches import COPIED, SEVERAL, recorded
+from dmm_fast import DMM, ops
+
+CSRC = Path(__file__).parents[2] / "csrc"
+
+counts = pytest.mark.skipif(launches.missing() is not None, reason=str(launches.missing()))
+
+# Nodes of a step: a change of the package that changes them changes them here.
+NODES = {
+    "Trace_ELBO": {"triton": 25, "cuda": 5, "torch": 5},
+    "Trace_ELBO without a mask": {"triton": 25, "cuda": 5, "torch": 5},
+    "Trace_ELBO, Gaussian emission": {"triton": 25, "cuda": 5, "torch": 5},
+    "Trace_ELBO, a normalizing flow": {"triton": 31, "cuda": 9, "torch": 177},
+    "TraceMeanField_ELBO": {"triton": 23, "cuda": 5, "torch": 4},
+}
+NODES_OF_EACH_FLOWED_STEP = {"triton": 3, "cuda": 2, "torch": 53}
+
+
+def by_library(launched):
+    found = nodes.totals(launched)
+    assert found.pop("all") == len(launched) == sum(found.values())
+    return found
+
+
+def step_of(module=DMM):
+    return nodes.step_launches(module(), Trace_ELBO(), T=7)
+
+
+@counts
+@pytest.mark.parametrize("case", nodes.CASES, ids=lambda case: case.name)
+def test_a_step_launches_what_it_did(case):
+    launched = case.launches()
+    assert by_library(launched) == NODES[case.name], nodes.table(launched)
+
+
+@counts
+def test_flows_add_as_many_nodes_with_every_step():
+    (case,) = (case for case in nodes.CASES if case.loops)
+    found = [
+        by_library(nodes.step_launches(DMM(**case.sizes), Trace_ELBO(), T=case.steps + more))
+        for more in (0, 2)
+    ]
+    assert {key: found[1][key] - found[0][key] for key in found[0]} == {
+        key: 2 * count for key, count in NODES_OF_EACH_FLOWED_STEP.items()
+    }
+
+
+@counts
+def test_every_part_of_a_step_is_told():
+    launched = step_of()
+    assert [launch.part for launch in launched if launch.kernel == "observed_kernel"] == ["guide"]
+    # The model asks for what the guide has made, and launches nothing.
+    assert {launch.part for launch in launched} == {"guide", "", "backward", "optimizer"}
+    scans = [(launch.op, launch.part) for launch in launched if launch.by == "cuda"]
+    assert scans == [
+        ("rnn_scan", "guide"),
+        ("combiner_scan", "guide"),
+        ("combiner_scan_backward", "backward"),
+        ("rnn_scan_backward", "backward"),
+        ("clipped_adam", "optimizer"),
+    ]
+
+
+class WithAnAddition(DMM):
+    def guide(self, *args):
+        with torch.no_grad():
+            self.h_0.add_(1.0)
+        return super().guide(*args)
+
+
+class WithAKernel(DMM):
+    def model(self, mini_batch, *args):
+        from dmm_fast.triton.observations import where_observed
+
+        where_observed(mini_batch, args[2], None)
+        return super().model(mini_batch, *args)
+
+
+@counts
+@pytest.mark.parametrize(
+    ("module", "part", "kernel", "by"),
+    [(WithAnAddition, "guide", "add_.Tensor", "torch"), (WithAKernel, "model", "observed_kernel", "triton")],
+)
+def test_a_planted_launch_is_one_more_node(module, part, kernel, by):
+    def those_of(launched):
+        return [
+            launch for launch in launched if (launch.part, launch.kernel, launch.by) == (part, kernel, by)
+        ]
+
+    plain, planted = step_of(), step_of(module)
+    assert len(planted) == len(plain) + 1
+    assert len(those_of(planted)) == len(those_of(plain)) + 1
+
+
+A = torch.empty(3, 4, device="meta")
+KERNELS = {
+    "views": (lambda: A.view(12)[2:].unsqueeze(0).expand(2, 10).detach().chunk(2), []),
+    "memory": (lambda: (torch.empty_like(A), A.new_empty(2), torch.empty(2, device="cuda")), []),
+    "nothing to convert": (lambda: A.float().contiguous().to("cuda").to(A.device), []),
+    "nothing to add": (lambda: A[:0] + 1, []),
+    "numbers on the CPU": (lambda: torch.ones(3) + 1, []),
+    "in place": (lambda: A.add_(1).copy_(A), ["add_.Tensor", "copy_"]),
+    "a reduction": (lambda: A.sum(0).mean(), ["sum.dim_IntList", "mean"]),
+    "noise": (lambda: A.normal_(), ["normal_"]),
+    "fills": (
+        lambda: (torch.zeros_like(A), A.new_zeros(2), torch.full((2,), 1.0, device="cuda")),
+        ["zeros_like", "new_zeros", "full"],
+    ),
+    "a copy from the host": (lambda: torch.ones(3).to("cuda"), ["_to_copy"]),
+    "a conversion": (lambda: A.double(), ["_to_copy"]),
+    "a layout": (lambda: A.t().contiguous(), ["clone"]),
+    "a list": (lambda: torch._foreach_add_([A, A], 1), ["_foreach_add_.Scalar"]),
+    "a number beside a tensor": (
+        lambda: torch.where(A > 0, A, 0.0),
+        ["gt.Scalar", "scalar_tensor", "where.self"],
+    ),
+    "a sum over what was expanded": (lambda: A.sum_to_size(1, 4), ["sum.dim_IntList"]),
+    "a part of a fill": (lambda: torch.nn.functional.pad(A, (0, 1)), 2 * ["constant_pad_nd"]),
+}
+
+
+@counts
+@pytest.mark.parametrize("kind", KERNELS)
+def test_operators_of_torch_are_counted(kind):
+    act, kernels = KERNELS[kind]
+    with recorded({}) as recorder:
+        act()
+    assert [launch.kernel for launch in recorder.launches] == kernels
+
+
+@counts
+def test_operators_of_several_launches_have_those_of_their_parts():
+    """As torch computes them of other operators on any device."""
+    aten, key = torch.ops.aten, torch._C.DispatchKey
+    made = {
+        "constant_pad_nd": (aten.constant_pad_nd.default, key.CompositeExplicitAutograd, A, [0, 1], 0.0),
+        "slice_backward": (aten.slice_backward.default, key.CompositeExplicitAutograd, A, [5, 4], 0, 1, 4, 1),
+        "select_backward": (
+            *(aten.select_backward.default, key.CompositeExplicitAutogradNonFunctional),
+            *(A[0], [5, 4], 0, 1),
+        ),
+    }
+    for name, (operator, how, *args) in made.items():
+        with recorded({}) as recorder:
+            operator._op_dk(how, *args)
+        assert len(recorder.launches) == SEVERAL[name], name
+    assert made.keys() | {"eye"} == SEVERAL.keys()
+
+
+@counts
+def test_launches_of_the_compiled_library():
+    copied = re.findall(
+        r"stable::contiguous\(a\.(?:weights\.)?(\w+)\)",
+        "".join(file.read_text() for file in sorted(CSRC.glob("*_launch.cpp"))),
+    )
+    assert copied == [name for names in COPIED.values() for name in names]
+    assert f"kAdamTensors = {launches.ADAM_TENSORS};" in (CSRC / "cuda" / "clipped_adam.h").read_text()
+    settings = {"beta1": 0.9, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0.0, "clip_norm": 1.0}
+    lists = [[torch.empty(2, device="meta") for _ in range(65)] for _ in range(4)]
+    with torch.device("meta"):
+        base, eps, start = torch.empty(1, 2, 8, 3).mT, torch.empty(1, 2, 3, 4), torch.empty(1, 2, 4)
+        to_units = torch.empty(5, 4), torch.empty(10)[::2]
+        heads = 2 * (torch.empty(4, 5), torch.empty(4))
+        lengths = torch.empty(2, dtype=torch.int64)
+    with recorded({}) as recorder:
+        ops.clipped_adam(*lists, step=1, lr=0.1, **settings)
+        made = torch.ops.dmm_fast._launch_combiner_scan(
+            base, eps, start, *to_units, *heads, lengths, [1], False
+        )
+    assert [(launch.by, launch.kernel) for launch in recorder.launches] == [
+        *(2 * [("cuda", "clipped_adam")]),
+        *(2 * [("torch", "clone")]),
+        ("cuda", "combiner_scan"),
+    ]
+    assert [tuple(tensor.shape) for tensor in made] == [*(3 * [(1, 2, 3, 4)]), (0,)]
+
+
+@counts
+def test_a_launch_is_on_the_stream_that_is_current():
+    with recorded({}) as recorder:
+        side = torch.cuda.Stream(A.device)
+        before = torch.cuda.current_stream()
+        side.wait_stream(before)
+        with torch.cuda.stream(side):
+            assert torch.cuda.current_stream() == side != before
+            (A + 1).record_stream(side)
+        before.wait_event(side.record_event())
+        A.mul_(2)
+    assert [(launch.kernel, launch.stream) for launch in recorder.launches] == [
+        ("add.Tensor", 1),
+        ("mul_.Tensor", 0),
+    ]
+    assert "add.Tensor (stream 1)" in nodes.table(recorder.launches)
+
+
+@counts
+def test_a_step_that_reads_a_value_fails():
+    with recorded({}), pytest.raises(RuntimeError, match="meta"):
+        bool((A > 0).all())
+
+
+@counts
+def test_afterwards_everything_is_as_it_was():
+    found = dmm_fast.info()
+    with recorded({}):
+        inside = dmm_fast.info()["ops"]["emission_log_prob"]["cuda"], A.device.type, A.is_cuda, A.is_meta
+    assert inside == ("triton", "cuda", True, False)
+    assert (A.device.type, A.is_cuda, A.is_meta, A.get_device()) == ("meta", False, True, -1)
+    assert dmm_fast.info() == found
+    assert not {"device", "is_cuda", "to", "data_ptr"} & vars(torch.Tensor).keys()
+
+
+@counts
+def test_prints_and_writes_the_counts(tmp_path, capsys, monkeypatch):
+    short = [
+        replace(case, steps=3) for case in nodes.CASES if case.name in ("Trace_ELBO", "TraceMeanField_ELBO")
+    ]
+    flow = [case for case in nodes.CASES if case.loops]
+    monkeypatch.setattr(nodes, "CASES", (*short, *flow))
+    file = tmp_path / "nodes.json"
+    assert nodes.main(["--elbo", "trace", "--json", str(file)]) == 0
+    out = capsys.readouterr().out
+    counts = [{"all": sum(c.values()), **c} for c in (NODES["Trace_ELBO"], NODES_OF_EACH_FLOWED_STEP)]
+    assert f"Trace_ELBO, B=20, T=3: {nodes.described(counts[0])}\n" in out
+    assert f"each further step: {nodes.described(counts[1])}\n" in out
+    assert "MeanField" not in out
+    plain, flowed = json.loads(file.read_text())["cases"]
+    assert [plain["nodes"], flowed["nodes_of_each_step"]] == counts
+    assert sum(launch["nodes"] for launch in plain["launches"]) == plain["nodes"]["all"]
+    with pytest.raises(SystemExit):
+        nodes.main(["--json", str(tmp_path / "none" / "nodes.json")])
+    assert "--json: expected a file in a folder that is there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value", "why"),
+    [
+        (launches, "find_spec", lambda name: None, "triton is not installed: pip install triton"),
+        (launches.triton, "INTERPRETED", True, "TRITON_INTERPRET=1"),
+        (launches._extension, "missing", "it is elsewhere", "it is not there: it is elsewhere"),
+    ],
+)
+def test_what_is_missing_is_told(monkeypatch, capsys, owner, name, value, why):
+    monkeypatch.setattr(launches, "find_spec", lambda name: True)
+    monkeypatch.setattr(launches.triton, "INTERPRETED", False)
+    monkeypatch.setattr(owner, name, value)
+    assert nodes.main([]) == 1
+    assert why in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match=re.escape(why)), recorded({}):
+        pass
