@@ -24,28 +24,38 @@ def register(name: str, module: nn.Module) -> None:
     is left out, without a warning; so is a tensor that stands in for a parameter, as in
     ``torch.func.functional_call``.
 
-    In a step of :func:`~dmm_fast._one_step.one_step` the guide's call is enough, unless a handler other than
-    a trace and a replay may treat the model's parameters in another way.
+    In a step of :func:`~dmm_fast._one_step.one_step` the guide's call is enough, as long as the same
+    parameters are in the store, and unless a handler other than a trace and a replay may treat those of guide
+    or model in another way.
     """
-    done = results()
-    if done is not None and done.get((register, name)) is module and _are_only_traced():
-        return
     own: dict[str, Tensor] = {
         parameter_name: parameter
         for parameter_name, parameter in module.named_parameters()
         if parameter.requires_grad and parameter.is_leaf
     }
-    asked_for, name = name, _free_name(name, own)
+    done, key = results(), (register, name, id(module))
+    counts = done is not None and _are_only_traced()
+    if done is not None and counts and _is_registered(done.get(key, {}), own):
+        return
+    name = _free_name(name, own)
     full = {f"{name}$$${parameter_name}": parameter for parameter_name, parameter in own.items()}
     store_own(full.items())
     for full_name, parameter in full.items():
         pyro.param(full_name, parameter)
-    if done is not None:
-        done[register, asked_for] = module
+    if done is not None and counts:
+        done[key] = full
 
 
 def _are_only_traced() -> bool:
     return all(type(handler) in (TraceMessenger, ReplayMessenger) for handler in _PYRO_STACK)
+
+
+def _is_registered(full: dict[str, Tensor], own: dict[str, Tensor]) -> bool:
+    """Whether the parameters of before, under their full names, are those of now and in the store."""
+    stored = dict(pyro.get_param_store().named_parameters())
+    return [*map(id, full.values())] == [*map(id, own.values())] and all(
+        stored.get(name) is parameter for name, parameter in full.items()
+    )
 
 
 def _free_name(name: str, own: dict[str, Tensor]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import chain
-from operator import attrgetter, is_, itemgetter
+from operator import attrgetter, is_
 from typing import Any
 
 import pyro
@@ -41,9 +41,10 @@ _GLOBAL_HOOKS = (
 )
 """The hooks on all modules, as ``torch.nn.modules.module.register_module_forward_hook`` adds them."""
 
-_MODE = itemgetter("training")
+_MODE = attrgetter("training")
 _TRAINED = attrgetter("requires_grad")
 _TENSOR_HOOKS = attrgetter("_backward_hooks")
+_GRADIENT_HOOKS = attrgetter("_post_accumulate_grad_hooks")
 _OF_OPTIMIZER = attrgetter("param_groups", "state")
 _OF_SCHEDULER = attrgetter("optimizer.param_groups", "optimizer.state")
 
@@ -58,7 +59,9 @@ class Modules:
 
     def __init__(self, model: Any, guide: Any) -> None:
         self._functions = (model, guide)
-        modules = list(dict.fromkeys(m for root in _behind(model, guide) for m in root.modules()))
+        self._modules = modules = list(
+            dict.fromkeys(m for root in _behind(model, guide) for m in root.modules())
+        )
         self._attributes = [vars(module) for module in modules]
         named = [
             (attributes, name)
@@ -87,7 +90,7 @@ class Modules:
 
     def modes(self) -> tuple[bool, ...]:
         """Modes, True for training: dropout is in a graph or it is not."""
-        return tuple(map(_MODE, self._attributes))
+        return tuple(map(_MODE, self._modules))
 
     def own(self, named: dict[str, Tensor]) -> dict[str, Tensor]:
         """Select the tensors that are parameters of a module here."""
@@ -112,7 +115,8 @@ class Modules:
         objects = [*self._named(), *chain.from_iterable(map(dict.values, self._dicts))]
         for each in self._lists:
             objects += each
-        for hooks in (*self._hooks, *filter(None, map(_TENSOR_HOOKS, self._tensors))):
+        of_tensors = chain(map(_TENSOR_HOOKS, self._tensors), map(_GRADIENT_HOOKS, self._tensors))
+        for hooks in (*self._hooks, *filter(None, of_tensors)):
             objects += hooks.values()
         return objects
 
@@ -137,7 +141,7 @@ class Held:
         self._schedulers = list(filter(_is_scheduler, self._optim_objs))
         self._optimizers = [each for each in self._optim_objs if not _is_scheduler(each)]
         self._optim = [
-            ([dict(group) for group in groups], {param: dict(state) for param, state in states.items()})
+            ([_copied(group) for group in groups], {param: dict(state) for param, state in states.items()})
             for groups, states in self._read_optim()
         ]
         # A module keeps what it registers whatever becomes of the store; the rest is only there.
@@ -160,7 +164,9 @@ class Held:
         stored = pyro.get_param_store().named_parameters()
         with _BY_IDENTITY:
             # Numbers may be equal; a tensor has to be the very same, as a graph knows its memory.
-            same = list(optim.optim_objs.values()) == self._optim_objs and self._read_optim() == self._optim
+            same = list(optim.optim_objs.values()) == self._optim_objs and _are_equal(
+                self._read_optim(), self._optim
+            )
             is_stored = not self._of_store or self._of_store.items() <= stored
             are_back = self._of_modules.items() <= stored
         if not same:
@@ -179,6 +185,18 @@ class Held:
 
     def _read_addresses(self) -> list[int]:
         return list(map(Tensor.data_ptr, self._of_store.values()))
+
+
+def _copied(group: dict[str, Any]) -> dict[str, Any]:
+    """A group with lists of its own, such as betas, which may be changed in place."""
+    return {key: list(value) if type(value) is list else value for key, value in group.items()}
+
+
+def _are_equal(now: object, then: object) -> bool:
+    try:
+        return bool(now == then)
+    except ValueError:  # arrays of numpy, other ones than before, have no one answer
+        return False
 
 
 class _ByIdentity(TorchFunctionMode):

@@ -16,7 +16,7 @@ from pyro.infer.util import is_validation_enabled, torch_item
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
-from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape
+from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
 
 from dmm_fast import check, triton
@@ -34,9 +34,10 @@ class Term(NamedTuple):
     """A log-density or a divergence as it stands in the ELBO: times ``scale``, added (1) or taken away (-1).
 
     ``compute(gradient)`` gives it for each row, with its gradients for the incoming one where that is known;
-    ``like`` is a tensor of its shape, dtype and device.
+    ``like`` is a tensor of its shape, dtype and device, ``name`` that of its site.
     """
 
+    name: str
     compute: Callable[[Tensor | None], Tensor]
     like: Tensor
     scale: float | Tensor
@@ -53,22 +54,35 @@ class SequenceELBO(Trace_ELBO):
         svi = SVI(dmm.model, dmm.guide, optimizer, loss=SequenceELBO(Trace_ELBO()))
 
     Losses and gradients are those of ``elbo`` but for rounding. Where a site is not one of
-    :mod:`dmm_fast.distributions`, is masked, or has a scale of several numbers, the terms and their sum are
-    Pyro's own, and so is all of :meth:`differentiable_loss`. What Pyro's validation checks is checked.
+    :mod:`dmm_fast.distributions`, is masked, or has a scale of several numbers or with a gradient, the terms
+    and their sum are Pyro's own; :meth:`loss` and :meth:`differentiable_loss` always are. What Pyro's
+    validation checks is checked. Between guide and model of a step, change data only by operations of torch:
+    what numpy or ``.data`` changes is not seen.
 
     Args:
         elbo: Pyro's ``Trace_ELBO`` or ``TraceMeanField_ELBO``; its attributes are shared.
 
     Raises:
-        TypeError: ``elbo`` is no ``Trace_ELBO``.
+        TypeError: ``elbo`` is anything else; a subclass is another estimator.
     """
 
     def __new__(cls, elbo: Trace_ELBO) -> "SequenceELBO":
         return object.__new__(_SequenceMeanFieldELBO if isinstance(elbo, TraceMeanField_ELBO) else cls)
 
     def __init__(self, elbo: Trace_ELBO) -> None:
-        check.kind("elbo", elbo, Trace_ELBO)
+        if type(elbo) not in (Trace_ELBO, TraceMeanField_ELBO):
+            expected = "Pyro's Trace_ELBO or TraceMeanField_ELBO itself"
+            check.fail("elbo", expected, check.describe(elbo), TypeError)
         self.__dict__ = elbo.__dict__
+
+    def __reduce__(self) -> Any:
+        return SequenceELBO, (self._plain(),)
+
+    def _plain(self) -> Any:
+        """Pyro's estimator, with the same attributes."""
+        plain = object.__new__(TraceMeanField_ELBO if isinstance(self, TraceMeanField_ELBO) else Trace_ELBO)
+        plain.__dict__ = self.__dict__
+        return plain
 
     def _get_trace(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
@@ -86,14 +100,15 @@ class SequenceELBO(Trace_ELBO):
             check_if_enumerated(guide_trace)
         return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
 
+    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Pyro's own: a number, for which no gradients are made."""
+        return self._plain().loss(model, guide, *args, **kwargs)
+
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         """Pyro's own: a tensor that autograd differentiates, as often as is wanted."""
-        kind = TraceMeanField_ELBO if isinstance(self, TraceMeanField_ELBO) else Trace_ELBO
-        plain: Any = object.__new__(kind)
-        plain.__dict__ = self.__dict__
-        return plain.differentiable_loss(model, guide, *args, **kwargs)
+        return self._plain().differentiable_loss(model, guide, *args, **kwargs)
 
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Any, Any]:
         terms = self._terms(model_trace, guide_trace)
@@ -113,6 +128,9 @@ class SequenceELBO(Trace_ELBO):
         # Gradients that are made at once can be had once.
         told = [None] * len(terms) if self.retain_graph else gradients
         computed = [term.compute(gradient) for term, gradient in zip(terms, told, strict=True)]
+        if is_validation_enabled():
+            for term, value in zip(terms, computed, strict=True):
+                warn_if_nan(value.detach().sum(), f"log_prob_sum at site '{term.name}'")
         return torch_item(loss_of(terms, computed)), _Surrogate(computed, gradients)
 
     def _terms(self, model_trace: Trace, guide_trace: Trace) -> list[Term] | None:
@@ -146,6 +164,7 @@ class _SequenceMeanFieldELBO(SequenceELBO, TraceMeanField_ELBO):
                 terms.append(_log_density(site, 1))
             elif (
                 _is_plain(site, 1)
+                and not site["is_observed"]
                 and _is_plain(posterior, -1)
                 and type(posterior["fn"]) is MarkovPosterior
                 and type(site["fn"]) is MarkovPrior
@@ -181,7 +200,7 @@ def gradients_of(terms: list[Term], num_particles: int) -> list[Tensor]:
 
         return elbo.gradients_of([(term.like, term.scale, term.sign) for term in terms], num_particles)
     made = []
-    for _, like, scale, sign in terms:
+    for _, _, like, scale, sign in terms:
         weight = -sign / num_particles
         if isinstance(scale, Tensor):
             made.append(torch.full_like(like, weight) * scale)
@@ -230,9 +249,14 @@ def _is_plain(site: dict[str, Any], sign: int) -> bool:
         "log_prob" not in site
         and type(site["fn"]) in _OURS
         and site["mask"] is None
-        and (scale.dim() == 0 if isinstance(scale, Tensor) else isinstance(scale, int | float))
+        and (_is_constant(scale) if isinstance(scale, Tensor) else isinstance(scale, int | float))
         and (sign > 0 or (site["fn"].has_rsample and not site["is_observed"]))
     )
+
+
+def _is_constant(scale: Tensor) -> bool:
+    """Whether a scale is one number without a gradient."""
+    return scale.dim() == 0 and not scale.requires_grad
 
 
 def _log_density(site: dict[str, Any], sign: int) -> Term:
@@ -242,7 +266,7 @@ def _log_density(site: dict[str, Any], sign: int) -> Term:
         log_prob: Tensor = distribution._log_prob(value, gradient)
         return log_prob
 
-    return Term(compute, _rows_of(distribution, value), site["scale"], sign)
+    return Term(site["name"], compute, _rows_of(distribution, value), site["scale"], sign)
 
 
 def _divergence(posterior: dict[str, Any], prior: dict[str, Any]) -> Term:
@@ -252,9 +276,10 @@ def _divergence(posterior: dict[str, Any], prior: dict[str, Any]) -> Term:
         divergence: Tensor = q._spread(q._kl_to(p, gradient))
         return divergence
 
-    return Term(compute, _rows_of(q, posterior["value"]), posterior["scale"], -1)
+    return Term(posterior["name"], compute, _rows_of(q, posterior["value"]), posterior["scale"], -1)
 
 
 def _rows_of(distribution: Any, value: Tensor) -> Tensor:
     """A tensor of the shape and the dtype of the log-densities, of which nothing is read."""
-    return value.detach().new_empty(()).expand(distribution.batch_shape)
+    rows = value.shape[: value.dim() - distribution.event_dim]
+    return value.detach().new_empty(()).expand(torch.broadcast_shapes(distribution.batch_shape, rows))

@@ -1,5 +1,7 @@
 """Trace_ELBO in few operations against Pyro's own, and how many a captured step has."""
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, JitTrace_ELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import SVI, JitTrace_ELBO, Trace_ELBO, TraceMeanField_ELBO, TraceTailAdaptive_ELBO
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -96,8 +98,45 @@ def auto(dmm: DMM) -> tuple[Function, Function]:
     return model, pyro.infer.autoguide.AutoNormalMessenger(model)
 
 
-OURS = (as_they_are, scaled, scaled_by_a_tensor, in_a_plate)
-PYROS = (masked, scaled_by_rows, with_a_site, with_a_discrete_site, auto)
+def with_hidden_parameters(dmm: DMM) -> tuple[Function, Function]:
+    """A guide whose parameters are not seen: those of the model are."""
+    return dmm.model, poutine.block(dmm.guide, hide_types=["param"])
+
+
+def with_a_wider_latent(dmm: DMM) -> tuple[Function, Function]:
+    """A guide within a plate that the model has not."""
+
+    def guide(*args: Any) -> None:
+        with pyro.plate("more", 3, dim=-2):
+            dmm.guide(*args)
+
+    return dmm.model, guide
+
+
+def scaled_with_a_gradient(dmm: DMM) -> tuple[Function, Function]:
+    """A weight that is trained, as a parameter of the module."""
+    dmm.register_parameter("weight", torch.nn.Parameter(torch.tensor(0.4)))
+
+    def scale(function: Function) -> Function:
+        def scaled(*args: Any) -> None:
+            with poutine.scale(scale=dmm.weight):
+                function(*args)
+
+        return scaled
+
+    return scale(dmm.model), scale(dmm.guide)
+
+
+def with_an_observed_latent(dmm: DMM) -> tuple[Function, Function]:
+    z = torch.linspace(-1, 1, 4 * 6 * 3).reshape(4, 6, 3)
+    return poutine.condition(dmm.model, {"z": z}), dmm.guide
+
+
+OURS = (as_they_are, scaled, scaled_by_a_tensor, in_a_plate, with_hidden_parameters, with_a_wider_latent)
+PYROS = (
+    *(masked, scaled_by_rows, scaled_with_a_gradient),
+    *(with_a_site, with_a_discrete_site, with_an_observed_latent, auto),
+)
 ELBOS: dict[str, Callable[[], Trace_ELBO]] = {
     "one": Trace_ELBO,
     "three in turn": lambda: Trace_ELBO(3),
@@ -130,7 +169,9 @@ def test_loss_and_gradients_are_pyros(wrap: Function, kind: str, monkeypatch: py
     theirs, their_grads = loss_and_grads(lambda elbo: elbo, ELBOS[kind](), wrap)
     assert not calls
     ours, our_grads = loss_and_grads(SequenceELBO, ELBOS[kind](), wrap)
-    assert bool(calls) == (wrap in OURS)
+    # Of a latent that is observed there is a density, but no divergence.
+    is_ours = wrap in OURS or (wrap is with_an_observed_latent and "analytic" not in kind)
+    assert bool(calls) == is_ours
     assert ours == pytest.approx(theirs, rel=1e-6)
     assert our_grads.keys() == their_grads.keys()
     for name, grad in their_grads.items():
@@ -263,6 +304,64 @@ def test_terms_are_computed_with_their_gradients(monkeypatch: pytest.MonkeyPatch
         "transition_kl",
         "emission_log_prob",
     ]
+
+
+@pytest.mark.parametrize("kind", [TraceTailAdaptive_ELBO, JitTrace_ELBO, dict])
+def test_another_estimator_is_refused(kind: type) -> None:
+    with pytest.raises(
+        TypeError, match=r"^elbo: expected Pyro's Trace_ELBO or TraceMeanField_ELBO itself, got"
+    ):
+        SequenceELBO(kind())
+
+
+@pytest.mark.parametrize("kind", [Trace_ELBO, TraceMeanField_ELBO])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda elbo: pickle.loads(pickle.dumps(elbo))])
+def test_copies_compute_the_same(copied: Function, kind: type[Trace_ELBO]) -> None:
+    numbers = []
+    for elbo in (SequenceELBO(kind(num_particles=2)), copied(SequenceELBO(kind(num_particles=2)))):
+        pyro.clear_param_store()
+        dmm = small_dmm()
+        torch.manual_seed(0)
+        numbers.append(float(elbo.loss_and_grads(dmm.model, dmm.guide, *make_batch())))
+        assert elbo.num_particles == 2
+    assert numbers[0] == numbers[1]
+
+
+@pytest.mark.parametrize("change", ["freeze", "clear"])
+def test_parameters_that_change_between_guide_and_model_are_registered_again(change: str) -> None:
+    pyro.clear_param_store()
+    dmm = small_dmm()
+
+    def guide(*args: Any) -> None:
+        dmm.z_0.requires_grad_(change != "freeze")
+        dmm.guide(*args)
+        dmm.z_0.requires_grad_(True)
+        if change == "clear":
+            pyro.clear_param_store()
+
+    SequenceELBO(Trace_ELBO()).loss_and_grads(dmm.model, guide, *make_batch())
+    assert len(pyro.get_param_store()) == len(list(dmm.parameters()))
+
+
+@pytest.mark.parametrize("kind", [Trace_ELBO, TraceMeanField_ELBO])
+def test_the_loss_alone_is_pyros(kind: type[Trace_ELBO]) -> None:
+    numbers = []
+    for elbo in (kind(), SequenceELBO(kind())):
+        pyro.clear_param_store()
+        dmm = small_dmm()
+        torch.manual_seed(0)
+        numbers.append(float(elbo.loss(dmm.model, dmm.guide, *make_batch())))
+        assert all(p.grad is None for p in dmm.parameters())
+    assert numbers[0] == numbers[1]
+
+
+def test_a_term_that_is_no_number_is_named() -> None:
+    pyro.clear_param_store()
+    dmm = small_dmm()
+    with torch.no_grad():
+        dmm.z_0.fill_(float("nan"))
+    with pyro.validation_enabled(True), pytest.warns(UserWarning, match="log_prob_sum at site 'z'"):
+        SequenceELBO(Trace_ELBO()).loss_and_grads(dmm.model, dmm.guide, *make_batch())
 
 
 def test_attributes_are_those_of_the_elbo() -> None:

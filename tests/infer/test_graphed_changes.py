@@ -3,11 +3,13 @@
 The graph here is of the CPU: see :class:`tests.helpers_graph.RecordedGraphs`.
 """
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -61,6 +63,14 @@ def hook_a_parameter(run: Run) -> None:
     run.dmm.combiner.lin_hidden_to_loc.weight.register_hook(lambda grad: 0.5 * grad)
 
 
+def hook_an_accumulation(run: Run) -> None:
+    def halve(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        parameter.grad.mul_(0.5)
+
+    run.dmm.combiner.lin_hidden_to_loc.weight.register_post_accumulate_grad_hook(halve)
+
+
 def set_a_number(run: Run) -> None:
     run.dmm.min_scale = 0.3
 
@@ -80,6 +90,7 @@ MODULE_CHANGES = (
     hook_a_module,
     replace_forward,
     hook_a_parameter,
+    hook_an_accumulation,
 )
 
 
@@ -98,6 +109,35 @@ def test_a_module_that_changes_starts_over(change: Callable[[Run], None]) -> Non
     assert_same_bits(ours, theirs)
     assert loss != unchanged
     assert (graphs.runs, graphs.captures, graphs.replays) == (2, 2, 6)
+
+
+def test_settings_of_an_optimizer_in_containers_are_seen() -> None:
+    """A list that is changed in place, and an array, of which ``==`` has no one answer."""
+    graphs, batch = RecordedGraphs(), make_batch()
+    run = Run(graphs)
+    run.step(*batch)
+    groups = [optimizer.param_groups[0] for optimizer in run.optim.optim_objs.values()]
+    for group in groups:
+        group["betas"] = list(group["betas"])
+    for i in range(6):
+        if i == 3:
+            groups[0]["betas"][0] = 0.5
+        if i == 5:
+            groups[0]["note"] = np.zeros(2)
+        run.step(*batch)
+    assert (graphs.runs, graphs.captures) == (1 + 1 + 1 + 1, 2)
+
+
+def test_a_scripted_module_within_a_model_has_its_mode() -> None:
+    graphs, batch = RecordedGraphs(), make_batch()
+    run = Run(graphs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        run.dmm.extra = torch.jit.script(nn.Dropout(0.5))
+    for training in (True, True, True, False):
+        run.dmm.train(training)
+        run.step(*batch)
+    assert (graphs.runs, graphs.captures, graphs.replays) == (2, 1, 2)
 
 
 @pytest.mark.filterwarnings("ignore::dmm_fast.nn.NotFusedWarning")

@@ -100,7 +100,7 @@ def launch_of(op: str, kernel: Any, grid: tuple[int, ...], options: dict[str, An
 
 
 def call(op: str) -> None:
-    """Run an op at the tutorial's size as a step does: with its gradients at once, or then its backward pass."""
+    """Run an op at the tutorial's size as a step does: with its gradients, or with a backward pass."""
     from benchmarks.draws import Sizes, differentiable, draw
     from dmm_fast import ops
     from dmm_fast.ops._registry import call_valued
