@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import chain
-from operator import attrgetter, is_
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 import pyro
@@ -41,7 +41,8 @@ _GLOBAL_HOOKS = (
 )
 """The hooks on all modules, as ``torch.nn.modules.module.register_module_forward_hook`` adds them."""
 
-_MODE = attrgetter("training")
+_END = object()
+_MODE = itemgetter("training")
 _TRAINED = attrgetter("requires_grad")
 _TENSOR_HOOKS = attrgetter("_backward_hooks")
 _GRADIENT_HOOKS = attrgetter("_post_accumulate_grad_hooks")
@@ -63,6 +64,8 @@ class Modules:
             dict.fromkeys(m for root in _behind(model, guide) for m in root.modules())
         )
         self._attributes = [vars(module) for module in modules]
+        # A module of TorchScript has its mode elsewhere.
+        self._modes = [vars(each) if "training" in vars(each) else _Attributes(each) for each in modules]
         named = [
             (attributes, name)
             for attributes in self._attributes
@@ -81,7 +84,7 @@ class Modules:
         self._hooks = [part for part in parts if part and type(part) is not dict]
         tensors = {id(x): x for part in parts for x in part.values() if isinstance(x, Tensor)}
         self._tensors = [x for x in tensors.values() if not is_lazy(x) and x.layout == torch.strided]
-        self._read = self._objects(), self._numbers()
+        self._read = list(self._objects()), self._numbers()
 
     def now(self, model: Any, guide: Any) -> Modules:
         """This object where nothing has changed, else a new one."""
@@ -90,7 +93,7 @@ class Modules:
 
     def modes(self) -> tuple[bool, ...]:
         """Modes, True for training: dropout is in a graph or it is not."""
-        return tuple(map(_MODE, self._modules))
+        return tuple(map(_MODE, self._modes))
 
     def own(self, named: dict[str, Tensor]) -> dict[str, Tensor]:
         """Select the tensors that are parameters of a module here."""
@@ -99,26 +102,22 @@ class Modules:
 
     def _are_same(self) -> bool:
         objects, numbers = self._read
-        now = self._objects()
-        return (
-            len(now) == len(objects)
-            and all(map(is_, now, objects))
-            and self._numbers() == numbers
-            and not any(self._empty)
-        )
+        # The last of both is the end: more or fewer objects than before are others.
+        return all(map(is_, self._objects(), objects)) and self._numbers() == numbers and not any(self._empty)
 
     def _named(self) -> Iterator[object]:
         """Attributes of the modules' own, such as a number, and the globals."""
         return map(dict.get, self._mappings, self._names)
 
-    def _objects(self) -> list[object]:
-        objects = [*self._named(), *chain.from_iterable(map(dict.values, self._dicts))]
-        for each in self._lists:
-            objects += each
+    def _objects(self) -> Iterator[object]:
         of_tensors = chain(map(_TENSOR_HOOKS, self._tensors), map(_GRADIENT_HOOKS, self._tensors))
-        for hooks in (*self._hooks, *filter(None, of_tensors)):
-            objects += hooks.values()
-        return objects
+        return chain(
+            self._named(),
+            *map(dict.values, self._dicts),
+            *self._lists,
+            *[hooks.values() for hooks in (*self._hooks, *filter(None, of_tensors))],
+            (_END,),
+        )
 
     def _numbers(self) -> list[int]:
         # An attribute that is added shows by how many there are.
@@ -187,9 +186,21 @@ class Held:
         return list(map(Tensor.data_ptr, self._of_store.values()))
 
 
+class _Attributes:
+    """Attributes of an object as items."""
+
+    def __init__(self, owner: object) -> None:
+        self._owner = owner
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self._owner, name)
+
+
 def _copied(group: dict[str, Any]) -> dict[str, Any]:
-    """A group with lists of its own, such as betas, which may be changed in place."""
-    return {key: list(value) if type(value) is list else value for key, value in group.items()}
+    """A group with lists of its own for numbers, such as betas, which may be changed in place."""
+    return {
+        key: list(value) if type(value) is list and key != "params" else value for key, value in group.items()
+    }
 
 
 def _are_equal(now: object, then: object) -> bool:
