@@ -61,7 +61,7 @@ def checked_once(*tensors: Any, rows: Tensor | None, **options: Any) -> MiniBatc
 
 
 def _versions(values: tuple[Any, ...]) -> list[int] | None:
-    """How often each tensor has been changed in place; None where torch does not count."""
+    """Counts of the changes of each tensor in place; None where torch does not count."""
     tensors = [value.data if isinstance(value, PackedSequence) else value for value in values]
     given = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
     return None if any(tensor.is_inference() for tensor in given) else [t._version for t in given]

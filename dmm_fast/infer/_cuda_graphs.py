@@ -78,7 +78,7 @@ class CudaGraphs:
 
 
 def captured(capturer: Capturer, step: Step) -> Step:
-    """What ``capturer`` makes of ``step``.
+    """Capture ``step`` with ``capturer``.
 
     Raises:
         CaptureError: ``step`` cannot be captured, and the message says why or what is likely.

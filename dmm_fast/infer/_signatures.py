@@ -34,7 +34,7 @@ Kinds = tuple[tuple[object, ...], tuple[str, ...], tuple[object, ...]]
 """Arguments of a step as far as a graph is bound to them: those without a name, names, and those with one."""
 
 Signature = tuple[tuple[Kinds, ...], tuple[bool, ...]]
-"""What a graph is bound to: the arguments of each of its steps, and the modes of the modules."""
+"""The key of a graph: the arguments of each of its steps, and the modes of the modules."""
 
 
 class Change(NamedTuple):

@@ -81,7 +81,7 @@ def clipped_adam(
 
 
 def _programs(size: int) -> int:
-    """How many programs a parameter has: one at least, for it may be the only one whose step is counted."""
+    """The number of programs of a parameter: at least one, as its step may be the only one counted."""
     return cdiv(max(size, 1), BLOCK)
 
 

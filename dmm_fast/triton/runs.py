@@ -16,7 +16,7 @@ from dmm_fast.triton.rows import SEARCHED, decoded, encoded
 
 
 class Neighbours(NamedTuple):
-    """Which row a row is multiplied by: that of the step ``shift`` further, a constant.
+    """The row that a row is multiplied by: that of the step ``shift`` further, a constant.
 
     Beyond the ends of its sequence it is row ``p start_p + b start_b`` of the start; both are encoded.
     """

@@ -202,7 +202,7 @@ def _memory(tensor: Tensor) -> _Memory:
 
 
 def _written(operator: Any, args: Any, kwargs: Any) -> list[Any]:
-    """What is given for the arguments that the operator writes."""
+    """Values that are given for the arguments that the operator writes."""
     arguments = operator._schema.arguments
     given = {argument.name: value for argument, value in zip(arguments, args, strict=False)} | kwargs
     written = (a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write)
