@@ -60,9 +60,7 @@ class Modules:
 
     def __init__(self, model: Any, guide: Any) -> None:
         self._functions = (model, guide)
-        self._modules = modules = list(
-            dict.fromkeys(m for root in _behind(model, guide) for m in root.modules())
-        )
+        modules = list(dict.fromkeys(m for root in _behind(model, guide) for m in root.modules()))
         self._attributes = [vars(module) for module in modules]
         # A module of TorchScript has its mode elsewhere.
         self._modes = [vars(each) if "training" in vars(each) else _Attributes(each) for each in modules]

@@ -65,7 +65,8 @@ def call_valued(gradient: Tensor, name: str, *given: Any) -> Any:
         return call_unchecked(name, *given)
     backend = _backends.requested(name) or ""
     values, lead = _layouts[name].flatten(given, _takes_full_starts(leading, backend))
-    if gradient.shape != lead:
+    is_wanted = any(isinstance(value, Tensor) and value.requires_grad for value in values)
+    if gradient.shape != lead or not is_wanted:
         return call_unchecked(name, *given)
     out: Tensor = _Valued.apply(name, backend, gradient.reshape(-1, lead[-1]), *values)
     return out.reshape(lead)
