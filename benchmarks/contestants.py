@@ -50,6 +50,10 @@ def _ours(sizes: Mapping[str, Any]) -> AnyDMM:
     return DMM(**sizes)
 
 
+def _ours_in_steps(sizes: Mapping[str, Any]) -> AnyDMM:
+    return DMM(**sizes, per_step_sites=True)
+
+
 @cache
 def jax_peers() -> tuple[tuple[Contestant, ...], str]:
     """The peer in JAX where JAX is installed, else why it is left out. Importing JAX takes seconds."""
@@ -90,7 +94,8 @@ GRAPHED = PyroContestant("dmm_fast, graphed", _ours, _capturable_adam, svi=Graph
 OVERLAPPED = PyroContestant(
     "dmm_fast, graphed, two streams", _ours, _capturable_adam, svi=partial(GraphedSVI, overlap=True)
 )
-EVERY_OURS = (*OURS, CAPTURABLE, GRAPHED, OVERLAPPED)
+IN_STEPS = PyroContestant("dmm_fast, a site a time step", _ours_in_steps, _batched_adam)
+EVERY_OURS = (*OURS, IN_STEPS, CAPTURABLE, GRAPHED, OVERLAPPED)
 CONTESTANTS: tuple[Contestant, ...] = (BASELINE, MENDED, *PEERS, *OURS)
 
 

@@ -1,13 +1,15 @@
 """The gate before the clock: same parameters and noise must give the same loss and gradients."""
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import TransformedDistribution
 
 from benchmarks.cases import Case
 from benchmarks.contestants import BASELINE
@@ -51,11 +53,19 @@ class SinglePrecisionNoise(Messenger):
     """
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if msg["is_observed"] or msg["value"] is not None or not hasattr(msg["fn"], "stddev"):
+        if msg["is_observed"] or msg["value"] is not None:
             return
-        loc, scale = msg["fn"].mean, msg["fn"].stddev
+        drawn_from, flows = msg["fn"], []
+        if isinstance(getattr(drawn_from, "base_dist", None), TransformedDistribution):
+            drawn_from, flows = drawn_from.base_dist.base_dist, drawn_from.base_dist.transforms
+        if not hasattr(drawn_from, "stddev"):
+            return
+        loc, scale = drawn_from.mean, drawn_from.stddev
         eps = torch.empty(loc.shape, dtype=torch.float32, device=loc.device).normal_()
-        msg["value"] = loc + scale * eps.to(loc.dtype)
+        value = loc + scale * eps.to(loc.dtype)
+        for flow in flows:
+            value = flow(value)
+        msg["value"] = value
 
 
 def double_reference(case: Case, parameters: Mapping[str, Tensor], elbo: Callable[[], Any]) -> PyroRacer:
@@ -71,6 +81,17 @@ def double_reference(case: Case, parameters: Mapping[str, Tensor], elbo: Callabl
 
     racer.module.guide = with_noise  # type: ignore[method-assign]
     return racer
+
+
+@contextmanager
+def double_by_default() -> Iterator[None]:
+    """Float64 as torch's default dtype, in which Pyro inverts a flow."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def to_double(batch: Batch) -> Batch:
@@ -112,7 +133,8 @@ def check(case: Case, parameters: Mapping[str, Tensor], contestants: Iterable[Co
         for index in case.checked:
             batch = case.batches[index]
             where = f"{case.name}, batch {index}"
-            want = [reference.loss_and_grads(to_double(batch), seed) for seed in SEEDS]
+            with double_by_default():
+                want = [reference.loss_and_grads(to_double(batch), seed) for seed in SEEDS]
             plain = _evaluate(eager.setup(case, parameters), batch)
             bound = max(GRADIENT_FACTOR * _gradient_error(plain, want), GRADIENT_FLOOR[case.precision])
             for contestant in members:

@@ -36,6 +36,8 @@ class Sizes:
     R: int = 200
     G: int = 200
     E: int = 100
+    K: int = 2
+    F: int = 100
     particles: tuple[int, ...] = ()
     shared: bool = False  # x, h and value have no particle dimensions
     start: str = "one"  # h_0, z_0, z_q_0 for "one" [Z], "rows" [B, Z] or "particles" [..., B, Z]
@@ -43,6 +45,7 @@ class Sizes:
     mask: str = "none"  # or "steps" [B, T] or "dims" [B, T, D]
     layout: str = "contiguous"  # or "expanded": drawn once for particles and rows
     nonlinearity: str = "relu"
+    direction: str = "backward"
 
     @property
     def letters(self) -> dict[str, int]:
@@ -130,9 +133,9 @@ def _weights(kind: str, sizes: Sizes, generator: torch.Generator) -> Any:
     """Weights and biases as ``nn.Linear`` draws them: uniform within 1 / sqrt(inputs)."""
     tensors: list[Tensor] = []
     inputs = 1
-    for word in WEIGHTS[kind].words:
+    for name, word in WEIGHTS[kind].entries:
         shape, _ = sizes.shape(word)
-        inputs = shape[-1] if len(word) == 2 else inputs
+        inputs = shape[-1] if name.startswith("w_") else inputs
         tensors.append(_uniform(shape, generator, inputs))
     return WEIGHTS[kind].tuple_type(*tensors)
 

@@ -18,6 +18,7 @@ from benchmarks.contestants import (
     CONTESTANTS,
     EVERY_OURS,
     GPU_PEERS,
+    IN_STEPS,
     MENDED,
     OURS,
     jax_peers,
@@ -57,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     results |= measure_errors(suite.errors_of, device, errors.QUICK if args.quick else Sizes())
     results["not_run"] = []
     for case in to_run:
-        verdicts, rows = run_case(args.suite, case, taking_part(case, everyone), device)
+        asked_for = [c for c in (IN_STEPS,) if c.name in (case.contestants or ())]
+        verdicts, rows = run_case(args.suite, case, taking_part(case, [*everyone, *asked_for]), device)
         results["correctness"] += [v.as_dict() for v in verdicts]
         results["cases"] += rows
         results["not_run"] += [{"case": case.name, "impl": n, "why": w} for n, w in case.not_run.items()]

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.cases import (
+    QUICK_SIZES,
     RANDOM_FRAMES,
     TUTORIAL_BATCH,
     TUTORIAL_STEPS,
@@ -19,6 +20,7 @@ from benchmarks.cases import (
 from benchmarks.machine import cpu_count
 
 SCALING_CONTESTANTS = ("tutorial", "tutorial mended", "PyTorch, hand-written backward", "dmm_fast")
+FLOW_CONTESTANTS = ("tutorial", "dmm_fast", "dmm_fast, SequenceELBO", "dmm_fast, a site a time step")
 TOO_LONG = "the backward of its slices is O(B T^2)"
 
 
@@ -113,8 +115,28 @@ def _cpu_scaling(path: Path | None, quick: bool) -> list[Case]:
     return [*(quick_case(case) if quick else case for case in steps), *epochs]
 
 
+def _cpu_flows(path: Path | None, quick: bool) -> list[Case]:
+    """Without flows, with one and with two; the tutorial takes ten seconds a step with two."""
+    step = svi_step(TUTORIAL_BATCH, TUTORIAL_STEPS, rounds=5, quick=quick)
+    cases = []
+    for flows in (0, 1, 2):
+        sizes = {**(QUICK_SIZES if quick else {}), "num_iafs": flows, "iaf_dim": 8 if quick else 100}
+        case = replace(
+            step,
+            name=f"{step.name}, {flows} flows",
+            rounds=15 if flows == 0 else step.rounds,
+            warmup=1,
+            sizes=sizes,
+            contestants=FLOW_CONTESTANTS,
+        )
+        smaller = replace(case, name=f"B=3, T=6 for {case.name}", batches=(full_batch(3, 6),))
+        cases.append(replace(case, gate=(smaller,)))
+    return cases
+
+
 SUITES = {
     "cpu": Suite(_cpu, errors_of=("cpp",)),
     "cpu-long": Suite(_cpu_long),
+    "cpu-flows": Suite(_cpu_flows),
     "cpu-scaling": Suite(_cpu_scaling),
 }

@@ -5,6 +5,10 @@ from torch import Tensor
 
 from dmm_fast import check
 
+# The guides, as table 1 of arXiv 1609.09869 has them, and their recurrent networks.
+INFERENCE = ("st-r", "st-l", "st-lr", "mf-r", "mf-l", "mf-lr")
+NETWORKS = ("relu", "tanh", "lstm", "gru")
+
 
 def check_constructor(
     *,
@@ -16,6 +20,8 @@ def check_constructor(
     iaf_dim: object,
     use_cuda: object,
     emission: object,
+    inference: object,
+    rnn: object,
     per_step_sites: object,
     min_scale: object,
     validate_args: object,
@@ -42,6 +48,9 @@ def check_constructor(
         check.fail("iaf_dim", f"at least z_dim = {latents} for autoregressive flows", str(hidden))
     if not isinstance(emission, str) or emission not in ("bernoulli", "gaussian"):
         check.fail("emission", "'bernoulli' or 'gaussian'", check.describe(emission))
+    for name, value, choices in (("inference", inference, INFERENCE), ("rnn", rnn, NETWORKS)):
+        if not isinstance(value, str) or value not in choices:
+            check.fail(name, f"one of {', '.join(choices)}", check.describe(value))
     if check.number("min_scale", min_scale, "a finite number from 0") < 0:
         check.fail("min_scale", "a finite number from 0", check.describe(min_scale))
     check.kind("per_step_sites", per_step_sites, bool)

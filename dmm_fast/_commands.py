@@ -20,6 +20,7 @@ import torch
 import dmm_fast
 from dmm_fast import _extension
 from dmm_fast import data as datasets
+from dmm_fast._arguments import INFERENCE, NETWORKS
 from dmm_fast._console import FIGURES, complain, quiet_after_hang_up
 from dmm_fast._io import check_writable, naming
 from dmm_fast.check import fail
@@ -155,7 +156,7 @@ def run_info(args: argparse.Namespace) -> int:
     elif args.measured is not None:
         fail("--measured", "--plan B T H Z beside it", "none")
     else:
-        facts = dmm_fast.info()
+        facts = dmm_fast.info() | {"inference": ", ".join(INFERENCE), "rnn": ", ".join(NETWORKS)}
     if args.json:
         print(json.dumps(facts, indent=2))
         return 0

@@ -159,6 +159,11 @@ def _add_train_flags(train: argparse.ArgumentParser) -> None:
     add("--warmup-steps", type=int, default=0, help="the learning rate climbs over these")
     add("--recover", action="store_true", help="from a loss that is no finite number: go back to the last "
         "good state at half the learning rate")  # fmt: skip
+    add = train.add_argument_group("the guide").add_argument
+    guides = ("st-r", "st-l", "st-lr", "mf-r", "mf-l", "mf-lr")
+    add("--inference", choices=guides, default="st-r", help="structured or mean-field, from what follows "
+        "(r), what precedes (l), or both")  # fmt: skip
+    add("--rnn", choices=("relu", "tanh", "lstm", "gru"), default="relu", help="its recurrent network")
     add = train.add_argument_group("real-valued series").add_argument
     add("--emission", choices=("bernoulli", "gaussian"), default="bernoulli", help="gaussian for real values")
     add("--min-scale", type=float, default=0.0, help="added to the scales of the latents in the guide and "

@@ -1,11 +1,9 @@
 """The Deep Markov Model as Pyro users know it: a model and a guide with the example's signatures."""
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.transforms import affine_autoregressive
@@ -14,19 +12,28 @@ from pyro.poutine.scale_messenger import ScaleMessenger
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from dmm_fast import _arguments, _handlers, check
+from dmm_fast import _arguments, _flows, _handlers, _step_sites, check
 from dmm_fast._minibatch import MiniBatch, checked_once
 from dmm_fast._parameters import register
-from dmm_fast._recurrent import read_backward
+from dmm_fast._recurrent import make_network, read
 from dmm_fast._units import make_room, units_of
-from dmm_fast.distributions import BernoulliEmission, GaussianEmission, MarkovPosterior, MarkovPrior, Units
+from dmm_fast.distributions import (
+    BernoulliEmission,
+    GaussianEmission,
+    MarkovPosterior,
+    MarkovPrior,
+    MeanFieldPosterior,
+    Units,
+)
 from dmm_fast.nn import (
     Combiner,
     Emitter,
     GatedTransition,
     GaussianEmitter,
     InferenceNetwork,
+    MeanFieldCombiner,
     NotFusedWarning,
+    TwoWayNetwork,
     why_not_fused,
 )
 
@@ -51,6 +58,15 @@ class DMM(nn.Module):
     draws ``z_t ~ N(combiner(z_{t-1}, h_t))`` with ``h_t`` from a recurrent network that reads
     ``x_{t:T}`` backward. Parameter names and initialisation are the example's.
 
+    ``inference`` names the guide, as table 1 of arXiv 1609.09869 has them. What follows the dash is what h_t
+    summarises: ``r`` x_{t:T} (right), ``l`` x_{1:t} (left), ``lr`` both, by two networks, ``rnn.left`` and
+    ``rnn.right``, whose outputs are added up. What precedes it is how z_t depends on the past:
+
+    * ``st`` (structured), on z_{t-1}: ``c_t = (tanh(W z_{t-1} + b) + h_t) / 2``, of ``lr``
+      ``(tanh(W z_{t-1} + b) + h_t^left + h_t^right) / 3``. ``"st-r"``, the default, is the paper's DKS.
+    * ``mf`` (mean-field), not at all: ``c_t = h_t``, of ``lr`` ``(h_t^left + h_t^right) / 2``. There is then
+      no ``z_q_0``, all z_t are drawn at once, and ``combiner`` is a :class:`~dmm_fast.nn.MeanFieldCombiner`.
+
     Sites, in plate ``z_minibatch``: ``z`` of event shape ``[T, Z]`` and ``obs_x`` of event shape
     ``[T, D]``; with ``per_step_sites=True`` ``z_1 .. z_T`` and ``obs_x_1 .. obs_x_T`` as the example
     has them, which is what ``TraceTMC_ELBO`` and ``TraceEnum_ELBO`` need. Within a plate of a data set,
@@ -63,7 +79,9 @@ class DMM(nn.Module):
     :class:`~dmm_fast.nn.NotFusedWarning` says so once. Two more ways to extend it:
 
     * ``rnn`` may be any module with ``forward(x [B, T, D], h_0 [H], lengths [B]) -> [B, T, H]``, or torch's
-      ``nn.RNN``, ``nn.GRU`` or ``nn.LSTM``, which read the rows backward.
+      ``nn.RNN``, ``nn.GRU`` or ``nn.LSTM``, which read in the direction of ``inference``. With ``lr`` it is
+      given ``h_0 [2, H]``, the left network's and the right one's, and two networks of torch's go into one as
+      ``dmm_fast.nn.TwoWayNetwork(left, right)``.
     * :meth:`emission` may be overridden to return any Pyro distribution of batch shape ``[..., B]`` and event
       shape ``[T, D]``, masked by ``lengths`` and ``mask``. With ``emission="gaussian"`` data are not
       expected to be 0 or 1.
@@ -80,6 +98,8 @@ class DMM(nn.Module):
         iaf_dim: hidden units of each flow.
         use_cuda: move the module to the current CUDA device.
         emission: ``"bernoulli"`` or ``"gaussian"``.
+        inference: ``"st-r"``, ``"st-l"``, ``"st-lr"``, ``"mf-r"``, ``"mf-l"`` or ``"mf-lr"``.
+        rnn: ``"relu"`` or ``"tanh"`` for an RNN of the package; ``"lstm"`` or ``"gru"`` for torch's own.
         per_step_sites: one site a time step in place of one a sequence.
         min_scale: added to the scale of every z_t of the guide and of a Gaussian emission; it bounds the
             log-density of data from above. The scan then has ``z_dim`` more hidden units.
@@ -109,6 +129,8 @@ class DMM(nn.Module):
         use_cuda: bool = False,
         *,
         emission: str = "bernoulli",
+        inference: str = "st-r",
+        rnn: str = "relu",
         per_step_sites: bool = False,
         min_scale: float = 0.0,
         validate_args: bool | None = None,
@@ -123,13 +145,15 @@ class DMM(nn.Module):
             iaf_dim=iaf_dim,
             use_cuda=use_cuda,
             emission=emission,
+            inference=inference,
+            rnn=rnn,
             per_step_sites=per_step_sites,
             min_scale=min_scale,
             validate_args=validate_args,
         )
         self.input_dim, self.use_cuda, self.min_scale = input_dim, use_cuda, min_scale
         self.per_step_sites, self.validate_args = per_step_sites, validate_args
-        self._emission, self._said_not_fused = emission, set[str]()
+        self.inference, self._emission, self._said_not_fused = inference, emission, set[str]()
         self._model_has_step_sites: bool | None = None
         # Built in the example's order, so that a seed gives the example's parameters.
         self.emitter: nn.Module = (
@@ -138,13 +162,21 @@ class DMM(nn.Module):
             else GaussianEmitter(input_dim, z_dim, emission_dim)
         )
         self.trans: nn.Module = GatedTransition(z_dim, transition_dim)
-        self.combiner: nn.Module = Combiner(z_dim, rnn_dim)
-        self.rnn: nn.Module = InferenceNetwork(input_dim, rnn_dim, num_layers, dropout=rnn_dropout_rate)
+        guide, _, side = inference.partition("-")
+        directions = len(side)
+        self.combiner: nn.Module = (
+            Combiner(z_dim, rnn_dim, directions)
+            if guide == "st"
+            else MeanFieldCombiner(z_dim, rnn_dim, directions)
+        )
+        self._rnn_kind = {"lstm": nn.LSTM, "gru": nn.GRU}.get(rnn, InferenceNetwork)
+        direction = {"r": "backward", "l": "forward", "lr": "both"}[side]
+        self.rnn = make_network(rnn, input_dim, rnn_dim, num_layers, rnn_dropout_rate, direction)
         self.iafs = [affine_autoregressive(z_dim, hidden_dims=[iaf_dim]) for _ in range(num_iafs)]
         self.iafs_modules = nn.ModuleList(self.iafs)
         self.z_0 = nn.Parameter(torch.zeros(z_dim))
-        self.z_q_0 = nn.Parameter(torch.zeros(z_dim))
-        self.h_0 = nn.Parameter(torch.zeros(1, 1, rnn_dim))
+        self.z_q_0 = nn.Parameter(torch.zeros(z_dim)) if guide == "st" else None
+        self.h_0 = nn.Parameter(torch.zeros(directions, 1, rnn_dim))  # of lr the left one is first
         self.register_buffer("x_loc", None)
         self.register_buffer("x_scale", None)
         self.register_load_state_dict_pre_hook(make_room)
@@ -181,8 +213,9 @@ class DMM(nn.Module):
         plate = _handlers.rows_plate(batch.lengths.shape[0])
         drawn = _handlers.replayed_sites()
         if "z" not in drawn and ("z_1" in drawn or self.per_step_sites):
+            _step_sites.refuse_overridden(self, DMM, "prior", "emission")
             with plate:
-                return list(self._model_steps(batch, annealing_factor))
+                return list(_step_sites.model_steps(self, batch, annealing_factor))
         _handlers.refuse_enumeration()
         with _Annealing(annealing_factor), plate:
             z = pyro.sample("z", self.prior(batch.lengths, batch.T))
@@ -210,32 +243,40 @@ class DMM(nn.Module):
         h = self.encode(batch)
         plate = _handlers.rows_plate(batch.lengths.shape[0])
         if self.per_step_sites or self._own_model_has_step_sites(*tensors, annealing_factor):
+            _step_sites.refuse_overridden(self, DMM, "posterior")
             with plate:
-                return list(self._guide_steps(batch, h, annealing_factor))
+                return list(_step_sites.guide_steps(self, batch, h, annealing_factor))
         _handlers.refuse_enumeration()
         with _Annealing(annealing_factor), plate:
             z: Tensor = pyro.sample("z", self.posterior(h, batch.lengths))
         return z
 
     def encode(self, batch: MiniBatch) -> Tensor:
-        """The inference network's ``h [B, T, H]``, of x_{t:T}, for what :meth:`mini_batch` returns."""
+        """The inference network's ``h [B, T, H]`` for what :meth:`mini_batch` returns."""
         check.kind("batch", batch, MiniBatch)
         if batch.x is None:
             check.fail("mini_batch", "data for the guide to condition on", "None")
         x = batch.x
         if (units := self._units()) is not None:
             x = torch.where(batch.observed, (x - units.loc) / units.scale, 0.0)
-        if not isinstance(self.rnn, InferenceNetwork):
-            self._say_not_fused("rnn", f"it is a {type(self.rnn).__name__}")
-        return read_backward(self.rnn, x, self.h_0.flatten(), batch.lengths)
+        self._say_unknown_network(self.rnn)
+        h_0 = self.h_0.squeeze(1) if self.inference.endswith("-lr") else self.h_0.flatten()
+        direction = "forward" if self.inference.endswith("-l") else "backward"
+        return read(self.rnn, x, h_0, batch.lengths, direction)
 
     def prior(self, lengths: Tensor, T: int) -> MarkovPrior:
         """p(z_{1:T}) for rows of the given lengths in a batch of ``T`` steps."""
         return MarkovPrior(self.z_0, self._weights_or_module("trans", GatedTransition), lengths, T)
 
-    def posterior(self, h: Tensor, lengths: Tensor) -> MarkovPosterior:
+    def posterior(self, h: Tensor, lengths: Tensor) -> MarkovPosterior | MeanFieldPosterior:
         """q(z_{1:T} | x_{1:T}) from the inference network's ``h [B, T, H]``."""
+        if self.z_q_0 is None:
+            combiner = self._weights_or_module("combiner", MeanFieldCombiner)
+            Z = self.z_0.shape[0]
+            return MeanFieldPosterior(h, combiner, Z, lengths, self.iafs, self.min_scale)
         combiner = self._weights_or_module("combiner", Combiner)
+        if (why := _flows.why_no_weights(self.iafs)) is not None:
+            self._say_not_fused("iafs", why)
         return MarkovPosterior(h, self.z_q_0, combiner, lengths, self.iafs, self.min_scale)
 
     def emission(
@@ -321,6 +362,12 @@ class DMM(nn.Module):
             self._said_not_fused.add(message)
             warnings.warn(message, NotFusedWarning, stacklevel=3)
 
+    def _say_unknown_network(self, rnn: nn.Module) -> None:
+        """Say that a recurrent network is neither the package's nor one of torch's that was asked for."""
+        for each in (rnn.left, rnn.right) if isinstance(rnn, TwoWayNetwork) else (rnn,):
+            if not isinstance(each, InferenceNetwork) and type(each) is not self._rnn_kind:
+                self._say_not_fused("rnn", f"it is a {type(each).__name__}")
+
     def _own_model_has_step_sites(self, *args: Any) -> bool:
         """Whether a ``model()`` of a subclass draws z_1, z_2 and so on, which the guide has to draw then."""
         if getattr(self.model, "__func__", None) is DMM.model:
@@ -333,50 +380,3 @@ class DMM(nn.Module):
                 sites = poutine.trace(self.model).get_trace(*args).nodes
             self._model_has_step_sites = "z_1" in sites and "z" not in sites
         return self._model_has_step_sites
-
-    def _check_not_overridden(self, *names: str) -> None:
-        for name in names:
-            if getattr(getattr(self, name), "__func__", None) is not getattr(DMM, name):
-                got = f"{type(self).__name__}.{name}(), which is of whole sequences"
-                check.fail("per_step_sites", f"False where {name}() is overridden", got)
-
-    def _model_steps(self, batch: MiniBatch, annealing_factor: float | Tensor) -> Iterator[Tensor]:
-        """Sites ``z_t`` and ``obs_x_t`` for t = 1 .. T; yields each x_t."""
-        self._check_not_overridden("prior", "emission")
-        z_prev = self.z_0.expand(batch.lengths.shape[0], -1)
-        valid = batch.valid.unsqueeze(-1).unbind(1)
-        observed = batch.observed.unbind(1)
-        x = [None] * batch.T if batch.x is None else batch.x.unbind(1)
-        for t in pyro.markov(range(1, batch.T + 1)):
-            prior = dist.Normal(*self.trans(z_prev)).mask(valid[t - 1]).to_event(1)
-            with poutine.scale(scale=annealing_factor):
-                z_prev = pyro.sample(f"z_{t}", prior)
-            emission = self._emission_step(z_prev).mask(observed[t - 1]).to_event(1)
-            yield pyro.sample(f"obs_x_{t}", emission, obs=x[t - 1])
-
-    def _emission_step(self, z_t: Tensor) -> Any:
-        if not self._is_gaussian:
-            return dist.Bernoulli(self.emitter(z_t))
-        loc, scale = self.emitter(z_t)
-        scale = scale + self.min_scale
-        if (units := self._units()) is not None:
-            loc, scale = units.loc + units.scale * loc, units.scale * scale
-        return dist.Normal(loc, scale)
-
-    def _guide_steps(self, batch: MiniBatch, h: Tensor, annealing_factor: float | Tensor) -> Iterator[Tensor]:
-        """Sites ``z_t`` for t = 1 .. T; yields each z_t."""
-        self._check_not_overridden("posterior")
-        z_prev = self.z_q_0.expand(batch.lengths.shape[0], -1)
-        valid = batch.valid.unbind(1)
-        h_steps = h.unbind(1)
-        for t in pyro.markov(range(1, batch.T + 1)):
-            loc, scale = self.combiner(z_prev, h_steps[t - 1])
-            posterior = dist.Normal(loc, scale + self.min_scale)
-            if self.iafs:
-                flowed = dist.TransformedDistribution(posterior, self.iafs)
-                site = flowed.mask(valid[t - 1])
-            else:
-                site = posterior.mask(valid[t - 1].unsqueeze(-1)).to_event(1)
-            with poutine.scale(scale=annealing_factor):
-                z_prev = pyro.sample(f"z_{t}", site)
-            yield z_prev

@@ -17,10 +17,20 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from dmm_fast import check, ops
-from dmm_fast._recurrent import InferenceNetwork
+from dmm_fast._recurrent import InferenceNetwork, TwoWayNetwork
 from dmm_fast.ops import CombinerWeights, EmitterWeights, GaussianEmitterWeights, TransitionWeights
+from dmm_fast.ops._autocast import is_on as autocast_is_on
+from dmm_fast.reference import MeanFieldWeights, mean_field
 
-__all__ = ["Combiner", "Emitter", "GatedTransition", "GaussianEmitter", "InferenceNetwork"]
+__all__ = [
+    "Combiner",
+    "Emitter",
+    "GatedTransition",
+    "GaussianEmitter",
+    "InferenceNetwork",
+    "MeanFieldCombiner",
+    "TwoWayNetwork",
+]
 
 _FORMER_NAMES = {
     "lin_z_to_mu": "lin_z_to_loc",
@@ -177,28 +187,91 @@ class GatedTransition(_Network[TransitionWeights]):
 
 
 class Combiner(_Network[CombinerWeights]):
-    """The guide's step q(z_t | z_{t-1}, x_{t:T}), from z_{t-1} and the inference network's h_t.
+    """The guide's step q(z_t | z_{t-1}, x), from z_{t-1} and the inference network's h_t.
 
-    Source: ``Combiner`` in Pyro's ``examples/dmm.py``.
+    ``loc, pre_scale = W c_t + b`` of ``c_t = (tanh(W_z z_{t-1} + b_z) + h_t) / 2``. Where the inference
+    network reads in both directions h_t is the sum of two and ``c_t`` the mean of the three terms.
+
+    Args:
+        z_dim: latents ``Z``.
+        rnn_dim: units ``H`` of the inference network.
+        num_directions: of time that h_t is the sum of, 1 or 2.
+
+    Source: arXiv 1609.09869, section 4; ``Combiner`` in Pyro's ``examples/dmm.py``.
     """
 
     _WEIGHTS: ClassVar = CombinerWeights
     _LAYERS: ClassVar = {"lin_z_to_hidden": "HZ", "lin_hidden_to_loc": "ZH", "lin_hidden_to_scale": "ZH"}
     _ACTIVATIONS: ClassVar = {"tanh": nn.Tanh, "softplus": nn.Softplus}
 
-    def __init__(self, z_dim: int, rnn_dim: int) -> None:
+    def __init__(self, z_dim: int, rnn_dim: int, num_directions: int = 1) -> None:
         super().__init__(z_dim=z_dim, rnn_dim=rnn_dim)
+        self.num_directions = check.int_between("num_directions", num_directions, 1, 2)
         self.lin_z_to_hidden = nn.Linear(z_dim, rnn_dim)
         self.lin_hidden_to_loc = nn.Linear(rnn_dim, z_dim)
         self.lin_hidden_to_scale = nn.Linear(rnn_dim, z_dim)
         self.tanh, self.softplus = nn.Tanh(), nn.Softplus()
         self.register_load_state_dict_pre_hook(rename_former)
 
+    @property
+    def weights(self) -> CombinerWeights:
+        """The weights as the ops take them, which halve the sum of tanh and h."""
+        weights = super().weights
+        if self.num_directions == 1:
+            return weights
+        share = 2.0 / 3.0
+        return weights._replace(w_loc=share * weights.w_loc, w_scale=share * weights.w_scale)
+
     def forward(self, z_t_1: Tensor, h_rnn: Tensor) -> tuple[Tensor, Tensor]:
         """``loc, scale``, each ``[..., Z]``, for ``z_t_1 [..., Z]`` and ``h_rnn [..., H]``."""
         if self.what_changed() is None:
             return ops.combiner(z_t_1, h_rnn, self.weights)
-        combined = 0.5 * (self.tanh(self.lin_z_to_hidden(z_t_1)) + h_rnn)
+        combined = (self.tanh(self.lin_z_to_hidden(z_t_1)) + h_rnn) / (1 + self.num_directions)
+        return self.lin_hidden_to_loc(combined), self.softplus(self.lin_hidden_to_scale(combined))
+
+
+class MeanFieldCombiner(_Network[MeanFieldWeights]):
+    """The guide's step q(z_t | x) of a mean-field guide, from the inference network's h_t alone.
+
+    ``loc, pre_scale = W c_t + b`` with ``c_t = h_t``. Where the inference network reads in both directions
+    h_t is the sum of two and ``c_t`` their mean.
+
+    Args:
+        z_dim: latents ``Z``.
+        rnn_dim: units ``H`` of the inference network.
+        num_directions: of time that h_t is the sum of, 1 or 2.
+
+    Source: arXiv 1609.09869, section 4 and table 1 (MF-L, MF-LR).
+    """
+
+    _WEIGHTS: ClassVar = MeanFieldWeights
+    _LAYERS: ClassVar = {"lin_hidden_to_loc": "ZH", "lin_hidden_to_scale": "ZH"}
+    _ACTIVATIONS: ClassVar = {"softplus": nn.Softplus}
+
+    def __init__(self, z_dim: int, rnn_dim: int, num_directions: int = 1) -> None:
+        super().__init__(z_dim=z_dim, rnn_dim=rnn_dim)
+        self.num_directions = check.int_between("num_directions", num_directions, 1, 2)
+        self.lin_hidden_to_loc = nn.Linear(rnn_dim, z_dim)
+        self.lin_hidden_to_scale = nn.Linear(rnn_dim, z_dim)
+        self.softplus = nn.Softplus()
+
+    @property
+    def weights(self) -> MeanFieldWeights:
+        """The weights by h itself, be it of one direction or a sum of two."""
+        weights = super().weights
+        if self.num_directions == 1:
+            return weights
+        return weights._replace(w_loc=0.5 * weights.w_loc, w_scale=0.5 * weights.w_scale)
+
+    def forward(self, h_rnn: Tensor) -> tuple[Tensor, Tensor]:
+        """``loc, scale``, each ``[..., Z]``, for ``h_rnn [..., H]``."""
+        if self.what_changed() is None:
+            weights = self.weights
+            check.trailing("h_rnn", check.floating("h_rnn", h_rnn), weights.w_loc.shape[1:], "[..., H]")
+            if not autocast_is_on():
+                check.like("h_rnn", h_rnn, weights.w_loc, "the weights")
+            return mean_field(h_rnn, weights)
+        combined = h_rnn / self.num_directions
         return self.lin_hidden_to_loc(combined), self.softplus(self.lin_hidden_to_scale(combined))
 
 
@@ -218,7 +291,7 @@ def why_not_fused(module: nn.Module, network: type[_Network[Any]]) -> str | None
     is_called_as_built = type(module).__call__ is nn.Module.__call__
     if type(module).forward is not network.forward or "forward" in vars(module) or not is_called_as_built:
         return "it has a forward of its own"
-    return "it has hooks" if _has_hooks(module) else module.what_changed()
+    return "it has hooks" if has_hooks(module) else module.what_changed()
 
 
 def _layer_change(layer: nn.Module | None, letters: str, sizes: dict[str, int]) -> str | None:
@@ -233,7 +306,7 @@ def _layer_change(layer: nn.Module | None, letters: str, sizes: dict[str, int]) 
     for letter, size in ((letters[0], layer.out_features), (letters[1], layer.in_features)):
         if sizes.setdefault(letter, size) != size:
             return f"has {size} features where {sizes[letter]} are expected"
-    return "has hooks" if _has_hooks(layer) else None
+    return "has hooks" if has_hooks(layer) else None
 
 
 def _activation_change(activation: nn.Module | None, kind: type[nn.Module]) -> str | None:
@@ -241,10 +314,10 @@ def _activation_change(activation: nn.Module | None, kind: type[nn.Module]) -> s
         return f"is a {type(activation).__name__}"
     if isinstance(activation, nn.Softplus) and (activation.beta, activation.threshold) != (1, 20):
         return "has another beta or threshold"
-    return "has hooks" if _has_hooks(activation) else None
+    return "has hooks" if has_hooks(activation) else None
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     """Whether a call of ``module`` does more than its ``forward``."""
     return bool(
         module._forward_hooks

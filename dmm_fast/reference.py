@@ -11,65 +11,23 @@ arXiv 1609.09869, sections 4 and 5; parameterised as in Pyro's ``examples/dmm.py
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmm_fast._weights import CombinerWeights as CombinerWeights
+from dmm_fast._weights import EmitterWeights as EmitterWeights
+from dmm_fast._weights import FlowWeights as FlowWeights
+from dmm_fast._weights import GaussianEmitterWeights as GaussianEmitterWeights
+from dmm_fast._weights import MeanFieldWeights as MeanFieldWeights
+from dmm_fast._weights import TransitionWeights as TransitionWeights
+
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
-
-class TransitionWeights(NamedTuple):
-    """Weights ``[out, in]`` and biases of the gated transition; ``R`` hidden units, ``Z`` latents."""
-
-    w_gate_in: Tensor  # [R, Z]
-    b_gate_in: Tensor
-    w_gate_out: Tensor  # [Z, R]
-    b_gate_out: Tensor
-    w_mean_in: Tensor  # [R, Z]
-    b_mean_in: Tensor
-    w_mean_out: Tensor  # [Z, R]
-    b_mean_out: Tensor
-    w_scale: Tensor  # [Z, Z]
-    b_scale: Tensor
-    w_loc: Tensor  # [Z, Z]
-    b_loc: Tensor
-
-
-class CombinerWeights(NamedTuple):
-    """Weights ``[out, in]`` and biases of the combiner; ``H`` inference-network units, ``Z`` latents."""
-
-    w_z: Tensor  # [H, Z]
-    b_z: Tensor
-    w_loc: Tensor  # [Z, H]
-    b_loc: Tensor
-    w_scale: Tensor  # [Z, H]
-    b_scale: Tensor
-
-
-class EmitterWeights(NamedTuple):
-    """Weights ``[out, in]`` and biases of the Bernoulli emitter; ``E`` hidden units, ``D`` outputs."""
-
-    w_in: Tensor  # [E, Z]
-    b_in: Tensor
-    w_hidden: Tensor  # [E, E]
-    b_hidden: Tensor
-    w_out: Tensor  # [D, E]
-    b_out: Tensor
-
-
-class GaussianEmitterWeights(NamedTuple):
-    """Weights ``[out, in]`` and biases of the Gaussian emitter: two heads on the same hidden layers."""
-
-    w_in: Tensor  # [E, Z]
-    b_in: Tensor
-    w_hidden: Tensor  # [E, E]
-    b_hidden: Tensor
-    w_loc: Tensor  # [D, E]
-    b_loc: Tensor
-    w_scale: Tensor  # [D, E]
-    b_scale: Tensor
+FLOW_LOG_SCALES = (-5.0, 3.0)
+"""What the logarithm of a flow's scale is clamped to, as in Pyro."""
 
 
 # --- pieces ---------------------------------------------------------------------------------------
@@ -138,6 +96,34 @@ def gated_transition(z_prev: Tensor, weights: TransitionWeights) -> tuple[Tensor
     """``loc, scale`` of p(z_t | z_{t-1}), each ``[..., Z]``."""
     loc, pre_scale = _gated_transition(z_prev, weights)
     return loc, F.softplus(pre_scale)
+
+
+def clamp_log_scale(log_scale: Tensor) -> Tensor:
+    """The logarithm of a flow's scale within :data:`FLOW_LOG_SCALES`; its gradient passes as it is."""
+    return log_scale + (log_scale.clamp(*FLOW_LOG_SCALES) - log_scale).detach()
+
+
+def affine_flows(x: Tensor, weights: FlowWeights) -> tuple[Tensor, Tensor]:
+    """``y [..., Z]`` and the log-determinant ``[...]`` of all flows, one after another, at ``x [..., Z]``.
+
+    A flow is ``y_j = exp(s_j) x_j + m_j``, with ``m_j`` and ``s_j`` from the ``x_i`` that come before ``x_j``
+    in its order: ``m, s = W (relu(W_in x + b_in)) + b``.
+
+    Source: arXiv 1606.04934, eq. 10; ``AffineAutoregressive`` of Pyro.
+    """
+    log_det = x.new_zeros(x.shape[:-1])
+    for w_in, b_in, w_mean, b_mean, w_log_scale, b_log_scale in zip(*weights, strict=True):
+        hidden = F.relu(F.linear(x, w_in, b_in))
+        log_scale = clamp_log_scale(F.linear(hidden, w_log_scale, b_log_scale))
+        x = log_scale.exp() * x + F.linear(hidden, w_mean, b_mean)
+        log_det = log_det + log_scale.sum(-1)
+    return x, log_det
+
+
+def mean_field(h: Tensor, weights: MeanFieldWeights) -> tuple[Tensor, Tensor]:
+    """``loc, scale`` of q(z_t | x), each ``[..., Z]``, for ``h [..., H]``."""
+    loc = F.linear(h, weights.w_loc, weights.b_loc)
+    return loc, F.softplus(F.linear(h, weights.w_scale, weights.b_scale))
 
 
 def _combiner(z_prev: Tensor, h: Tensor, w: CombinerWeights) -> tuple[Tensor, Tensor]:
@@ -255,21 +241,27 @@ def input_projection(x: Tensor, w: Tensor, b: Tensor, lengths: Tensor) -> Tensor
 
 
 def rnn_scan(
-    x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str = "relu"
+    x_proj: Tensor,
+    w_hh: Tensor,
+    h_0: Tensor,
+    lengths: Tensor,
+    nonlinearity: str = "relu",
+    direction: str = "backward",
 ) -> Tensor:
-    """``h [..., B, T, H]``, backward in time: ``h_t = f(x_proj_t + W_hh h_{t+1})`` on valid steps.
+    """``h [..., B, T, H]``, ``h_t = f(x_proj_t + W_hh h_{t+1})`` on valid steps, or from ``h_{t-1}`` forward.
 
-    Row ``b`` starts at ``t = lengths[b] - 1`` from ``h_0``; past the end ``h = 0``.
+    Row ``b`` starts from ``h_0``, backward at ``t = lengths[b] - 1``, forward at 0; past the end ``h = 0``.
     """
     activation = torch.relu if nonlinearity == "relu" else torch.tanh
+    order = -1 if direction == "backward" else 1
     valid = valid_steps(lengths, x_proj.shape[-2])
     inputs = torch.where(valid.unsqueeze(-1), x_proj, 0.0).unbind(-2)
     h = h_0.expand_as(inputs[0])
     steps: list[Tensor] = []
-    for x_t, active in zip(reversed(inputs), reversed(valid.unbind(-1)), strict=True):
+    for x_t, active in zip(inputs[::order], valid.unbind(-1)[::order], strict=True):
         h = torch.where(active.unsqueeze(-1), activation(x_t + F.linear(h, w_hh)), h)
         steps.append(h)
-    return torch.stack(steps[::-1], dim=-2).masked_fill(~valid.unsqueeze(-1), 0.0)
+    return torch.stack(steps[::order], dim=-2).masked_fill(~valid.unsqueeze(-1), 0.0)
 
 
 def combiner_scan(
@@ -279,6 +271,34 @@ def combiner_scan(
 
     ``loc_t, pre_scale_t = combiner(z_{t-1}, h_t)`` and ``z_t = loc_t + softplus(pre_scale_t) eps_t``.
     """
+    z, loc, pre_scale, _ = _combiner_scan(h, eps, z_q_0, weights, None, lengths)
+    return z, loc, pre_scale
+
+
+def flow_scan(
+    h: Tensor,
+    eps: Tensor,
+    z_q_0: Tensor,
+    weights: CombinerWeights,
+    flow_weights: FlowWeights,
+    lengths: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``z, loc, pre_scale``, each ``[..., B, T, Z]``, and ``log_det [..., B]``: a scan through flows.
+
+    ``loc_t, pre_scale_t = combiner(z_{t-1}, h_t)`` and ``z_t = flows(loc_t + softplus(pre_scale_t) eps_t)``;
+    past the end all are 0. ``log_det`` is the flows' log-determinant, summed over valid steps.
+    """
+    return _combiner_scan(h, eps, z_q_0, weights, flow_weights, lengths)
+
+
+def _combiner_scan(
+    h: Tensor,
+    eps: Tensor,
+    z_q_0: Tensor,
+    weights: CombinerWeights,
+    flow_weights: FlowWeights | None,
+    lengths: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     valid = valid_steps(lengths, eps.shape[-2]).unsqueeze(-1)
     h_steps = torch.where(valid, h, 0.0).unbind(-2)
     eps_steps = torch.where(valid, eps, 0.0).unbind(-2)
@@ -286,14 +306,20 @@ def combiner_scan(
     b_out = torch.cat([weights.b_loc, weights.b_scale])
     lead = torch.broadcast_shapes(eps.shape[:-2], h.shape[:-2])
     z_t = z_q_0.expand(*lead, eps.shape[-1])
+    log_det = z_t.new_zeros(lead)
     steps: list[tuple[Tensor, Tensor, Tensor]] = []
-    for h_t, eps_t in zip(h_steps, eps_steps, strict=True):
+    for t, (h_t, eps_t) in enumerate(zip(h_steps, eps_steps, strict=True)):
         combined = 0.5 * (torch.tanh(F.linear(z_t, weights.w_z, weights.b_z)) + h_t)
         loc, pre_scale = F.linear(combined, w_out, b_out).chunk(2, dim=-1)
         z_t = loc + F.softplus(pre_scale) * eps_t
+        if flow_weights is not None:
+            z_t, log_det_t = affine_flows(z_t, flow_weights)
+            # A chain that went on past the end of its row could grow without bound.
+            z_t = torch.where(valid[:, t], z_t, 0.0)
+            log_det = log_det + torch.where(valid[:, t, 0], log_det_t, 0.0)
         steps.append((z_t, loc, pre_scale))
     z, loc, pre_scale = (torch.stack(s, dim=-2).masked_fill(~valid, 0.0) for s in zip(*steps, strict=True))
-    return z, loc, pre_scale
+    return z, loc, pre_scale, log_det
 
 
 # --- multi-tensor ----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from dmm_fast import check
 from dmm_fast.infer import GraphedSVI
@@ -36,9 +36,15 @@ class _Recorder(TorchDispatchMode):
         if func in READS:
             raise RuntimeError(f"{func} within a capture")
         kwargs = kwargs or {}
+        before = _aliases((args, kwargs))
         result = func(*args, **kwargs)
-        self.calls.append((func, args, kwargs, result))
+        self.calls.append((func, *before, _aliases(result)))
         return result
+
+
+def _aliases(tree: Any) -> Any:
+    """The same tensors in the shapes that they have now, without their gradients."""
+    return tree_map_only(Tensor, lambda tensor: tensor.detach(), tree)
 
 
 class RecordedGraphs:
@@ -70,10 +76,9 @@ class RecordedGraphs:
         return replay
 
 
-@torch.no_grad()
 def _again(func: Any, args: Any, kwargs: Any, result: Any) -> None:
     """The same call on the same memory; a view of it is there already."""
-    if func.is_view:
+    if func.is_view or torch.Tag.inplace_view in func.tags:
         return
     new = func(*args, **kwargs)
     if func._schema.is_mutable:

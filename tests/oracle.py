@@ -14,6 +14,7 @@ from torch.distributions import Bernoulli, Distribution, Normal, kl_divergence
 from dmm_fast.reference import (
     CombinerWeights,
     EmitterWeights,
+    FlowWeights,
     GaussianEmitterWeights,
     TransitionWeights,
 )
@@ -90,6 +91,13 @@ def transition_step(z: Tensor, w: TransitionWeights) -> tuple[Tensor, Tensor]:
 def combiner_step(z: Tensor, h: Tensor, w: CombinerWeights) -> tuple[Tensor, Tensor]:
     combined = (torch.tanh(w.w_z @ z + w.b_z) + h) / 2
     return w.w_loc @ combined + w.b_loc, w.w_scale @ combined + w.b_scale
+
+
+def flow_step(x: Tensor, w: FlowWeights) -> tuple[Tensor, Tensor]:
+    hidden = relu(w.w_in @ x + w.b_in)
+    log_scale = w.w_log_scale @ hidden + w.b_log_scale
+    clamped = log_scale.detach().clamp(-5.0, 3.0) + (log_scale - log_scale.detach())
+    return torch.exp(clamped) * x + w.w_mean @ hidden + w.b_mean, clamped
 
 
 def emitter_hidden(z: Tensor, w: EmitterWeights | GaussianEmitterWeights) -> Tensor:
@@ -265,17 +273,21 @@ def input_projection(x: Tensor, w: Tensor, b: Tensor, lengths: Tensor) -> Tensor
 
 
 def rnn_scan(
-    x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str = "relu"
+    x_proj: Tensor,
+    w_hh: Tensor,
+    h_0: Tensor,
+    lengths: Tensor,
+    nonlinearity: str = "relu",
+    direction: str = "backward",
 ) -> Tensor:
     activation = {"relu": relu, "tanh": torch.tanh}[nonlinearity]
     filled = []
     for index, length in rows(x_proj.shape[:-3], lengths):
         x_row, h = at(x_proj, index, 2), at(h_0, index, 1)
-        steps = []
-        for t in reversed(range(length)):
-            h = activation(x_row[t] + w_hh @ h)
-            steps.append(h)
-        filled.append(steps[::-1])
+        steps: dict[int, Tensor] = {}
+        for t in range(length) if direction == "forward" else reversed(range(length)):
+            h = steps[t] = activation(x_row[t] + w_hh @ h)
+        filled.append([steps[t] for t in range(length)])
     return stack_rows(x_proj.shape[:-3], *x_proj.shape[-3:], filled)
 
 
@@ -295,3 +307,33 @@ def combiner_scan(
         stack_rows(eps.shape[:-3], *eps.shape[-3:], [[step[k] for step in row] for row in filled])
         for k in range(3)
     )
+
+
+def flow_scan(
+    h: Tensor,
+    eps: Tensor,
+    z_q_0: Tensor,
+    weights: CombinerWeights,
+    flow_weights: FlowWeights,
+    lengths: Tensor,
+) -> tuple[Tensor, ...]:
+    filled: list[list[tuple[Tensor, ...]]] = []
+    log_dets = []
+    for index, length in rows(eps.shape[:-3], lengths):
+        h_row, eps_row, z = at(h, index, 2), at(eps, index, 2), at(z_q_0, index, 1)
+        steps = []
+        log_det = torch.zeros((), dtype=torch.float64)
+        for t in range(length):
+            loc, pre_scale = combiner_step(z, h_row[t], weights)
+            z = loc + softplus(pre_scale) * eps_row[t]
+            for k in range(len(flow_weights.w_in)):
+                z, log_scale = flow_step(z, FlowWeights(*(each[k] for each in flow_weights)))
+                log_det = log_det + log_scale.sum()
+            steps.append((z, loc, pre_scale))
+        filled.append(steps)
+        log_dets.append(log_det)
+    sequences = (
+        stack_rows(eps.shape[:-3], *eps.shape[-3:], [[step[k] for step in row] for row in filled])
+        for k in range(3)
+    )
+    return *sequences, torch.stack(log_dets).reshape(*eps.shape[:-3], len(lengths))

@@ -1,20 +1,23 @@
 """The command line around a run: what help and tables say, what is refused in time, a closed terminal."""
 
+import argparse
 import json
 import os
 import pty
 import re
 import signal
 import sys
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 import torch
 
 from dmm_fast import training
-from dmm_fast.cli import main
+from dmm_fast._arguments import INFERENCE, NETWORKS
+from dmm_fast.cli import build_parser, main
 from dmm_fast.data import Dataset, SequenceSet, chorales, load, save_npz
-from dmm_fast.training import read_metrics
+from dmm_fast.training import TrainConfig, read_metrics
 from dmm_fast.training._folder import BEST, LAST
 from dmm_fast.training._runlog import METRICS
 from tests.helpers_train import stop_at
@@ -180,6 +183,57 @@ def test_a_closed_terminal_saves_the_state(tmp_path: Path, data_file: str) -> No
     assert os.waitstatus_to_exitcode(status) == 130
     assert training.load_checkpoint(out / LAST).epoch >= 2
     assert not (out / ".lock").exists()
+
+
+def test_the_flags_of_the_guide_name_all_there_are() -> None:
+    (commands,) = (a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    actions = {action.dest: action for action in commands.choices["train"]._actions}
+    for name, known in (("inference", INFERENCE), ("rnn", NETWORKS)):
+        assert actions[name].choices == known
+        assert actions[name].default == getattr(TrainConfig(), name) == known[0]
+
+
+@pytest.mark.parametrize(("inference", "rnn"), list(zip(INFERENCE, cycle(NETWORKS))))
+def test_every_guide_is_of_use_to_every_command(
+    tmp_path: Path, data_file: str, capsys: pytest.CaptureFixture[str], inference: str, rnn: str
+) -> None:
+    out, flags = tmp_path / "run", ["--inference", inference, "--rnn", rnn, "-l", ""]
+    assert main([*TINY, *flags, "--data", data_file, "--out", str(out), "-n", "1"]) == 0
+    # The guide of the run is that of its continuation.
+    resume = ["train", "--resume", "--out", str(out), "-n", "2", "-l", "", "--no-tensorboard"]
+    assert main(resume) == 0
+    assert [line["epoch"] for line in read_metrics(out / METRICS)] == [0, 1]
+    assert training.load_checkpoint(out / LAST).config["inference"] == inference
+    capsys.readouterr()
+    other = INFERENCE[INFERENCE.index(inference) - 1]
+    assert main([*resume, "--inference", other]) == 2
+    assert f"inference: expected '{inference}', as in" in capsys.readouterr().err
+    assert main(["evaluate", str(out), "--split", "test", "--num-particles", "5", "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)["splits"]["test"]
+    assert 55 < measured["importance_nll"]["total_over_total"] < 75
+    if inference not in ("st-lr", "mf-l"):
+        return  # pictures take a second
+    drawn = ["generate", str(out), "--out", str(tmp_path / "g"), "-n", "1", "--prefix-steps", "5"]
+    assert main([*drawn, "--num-steps", "4"]) == 0
+    assert (tmp_path / "g" / "forecast_1.mid").exists()
+
+
+def test_info_names_the_guides(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["inference"], facts["rnn"]) == (", ".join(INFERENCE), ", ".join(NETWORKS))
+
+
+def test_a_model_of_another_guide_is_refused(
+    tmp_path: Path, data_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = [*TINY, "--data", data_file, "-n", "1", "-l", ""]
+    model = str(tmp_path / "m")
+    assert main([*start, "--inference", "mf-l", "-smod", model]) == 0
+    for flags in (["--inference", "st-l"], ["--inference", "mf-lr"], ["--inference", "mf-l", "--rnn", "gru"]):
+        capsys.readouterr()
+        assert main([*start, *flags, "-lmod", model]) == 2
+        assert f"{model}: expected" in capsys.readouterr().err
 
 
 def test_real_values_are_trained_on_in_their_own_units(

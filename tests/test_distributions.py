@@ -10,9 +10,11 @@ from torch.distributions import Bernoulli, Normal
 from dmm_fast import DMM
 from dmm_fast.distributions import (
     BernoulliEmission,
+    FlowedNormal,
     GaussianEmission,
     MarkovPosterior,
     MarkovPrior,
+    MeanFieldPosterior,
 )
 from dmm_fast.distributions._sequence import standard_noise
 from tests.helpers_model import (
@@ -30,14 +32,17 @@ from tests.helpers_model import (
 
 B, T, Z, D = len(LENGTHS), max(LENGTHS), 3, 5
 NAN = float("nan")
+LENGTH = torch.tensor(LENGTHS)
 
 
 def distribution(kind: str, dtype: torch.dtype = torch.float32, **kwargs: Any) -> Any:
     """One of each kind, on the ragged lengths."""
     emission = "gaussian" if kind == "gaussian" else "bernoulli"
-    dmm = small_dmm(dtype=dtype, emission=emission, **(FLOWS if kind == "flows" else {}))
+    inference = "mf-r" if kind.startswith("mean field") else "st-r"
+    flows = FLOWS if kind.endswith("flows") else {}
+    dmm = small_dmm(dtype=dtype, emission=emission, inference=inference, **flows)
     lengths = torch.tensor(LENGTHS)
-    if kind in ("posterior", "flows"):
+    if kind in GUIDES:
         return posterior_of(dmm, dtype)
     if kind == "prior":
         return dmm.prior(lengths, T)
@@ -45,15 +50,20 @@ def distribution(kind: str, dtype: torch.dtype = torch.float32, **kwargs: Any) -
     return dmm.emission(z, lengths, **kwargs)
 
 
-KINDS = ["prior", "posterior", "flows", "bernoulli", "gaussian"]
-CLASSES = {
-    "prior": MarkovPrior,
+GUIDES = {
     "posterior": MarkovPosterior,
     "flows": MarkovPosterior,
+    "mean field": MeanFieldPosterior,
+    "mean field with flows": MeanFieldPosterior,
+}
+CLASSES = {
+    "prior": MarkovPrior,
+    **GUIDES,
     "bernoulli": BernoulliEmission,
     "gaussian": GaussianEmission,
 }
-EVENT = {kind: (T, Z if kind in ("prior", "posterior", "flows") else D) for kind in KINDS}
+KINDS = list(CLASSES)
+EVENT = {kind: (T, D if kind in ("bernoulli", "gaussian") else Z) for kind in KINDS}
 
 
 # --- shapes ---------------------------------------------------------------------------------------
@@ -316,16 +326,69 @@ def test_chains_under_autocast_take_half_parameters() -> None:
         assert bool(p.log_prob(z).isfinite().all())
 
 
-@pytest.mark.parametrize("kind", ["prior", "posterior", "bernoulli", "gaussian"])
+@pytest.mark.parametrize("kind", ["prior", "posterior", "mean field", "bernoulli", "gaussian"])
 def test_a_value_of_another_kind_is_named(kind: str) -> None:
     p = distribution(kind)
     value = torch.zeros(B, T, p.event_shape[-1])
     for wrong in (value.to_sparse(), value.double(), value.to("meta"), value.long()):
         with pytest.raises((ValueError, TypeError), match=r"^value: expected"):
             p.log_prob(wrong)
-        if kind != "posterior" and wrong.dtype != torch.int64:
+        if kind not in GUIDES and wrong.dtype != torch.int64:
             with (
                 torch.autocast("cpu", dtype=torch.bfloat16),
                 pytest.raises((ValueError, TypeError), match=r"^[\w.]+: expected"),
             ):
                 p.log_prob(wrong)
+
+
+# --- networks in place of weights, and the Gaussian of single steps ------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda n, h: MarkovPrior(torch.zeros(Z), n, LENGTH, T), "transition: expected a network of z_{t-1}"),
+        (lambda n, h: MarkovPosterior(h, torch.zeros(Z), n, LENGTH), "combiner: expected .* z_{t-1} and h_t"),
+        (lambda n, h: MeanFieldPosterior(h, n, Z, LENGTH), "combiner: expected a network of h_t"),
+        (lambda n, h: BernoulliEmission(h, n, LENGTH, output_dim=D), "emitter: expected a network of z_t"),
+        (lambda n, h: GaussianEmission(h, n, LENGTH, output_dim=D), "emitter: expected a network of z_t"),
+    ],
+)
+def test_a_network_of_other_arguments_is_named(make: Any, message: str) -> None:
+    for network in (lambda: None, lambda a, b, c: None):
+        with pytest.raises(TypeError, match=f"^{message}, got function"):
+            make(network, torch.zeros(B, T, 7))
+
+
+def flowed(batch: tuple[int, ...] = (B,)) -> FlowedNormal:
+    scale = torch.linspace(0.5, 1.5, Z).expand(*batch, Z)
+    return FlowedNormal(torch.ones(*batch, Z), scale, small_dmm(**FLOWS).iafs)
+
+
+def test_a_flowed_normal_expands_as_a_normal_does() -> None:
+    one = flowed((1, B))
+    wide = one.expand((5, 2, B))
+    z = wide.sample((3,))
+    assert (z.shape, wide.log_prob(z).shape) == ((3, 5, 2, B, Z), (3, 5, 2, B))
+    torch.testing.assert_close(wide.log_prob(z), one.log_prob(z))
+    for shape in ((B,), (2, 1), (5, B + 1), ()):
+        with pytest.raises(ValueError, match=r"^batch_shape: expected one that \(1, 4\) broadcasts to, got"):
+            one.expand(shape)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: flowed().log_prob(torch.zeros(B, Z + 1)), r"value: expected shape \(\.\.\., 3\)"),
+        (lambda: flowed().log_prob(torch.zeros(B + 1, Z)), r"value: expected leading dimensions that"),
+        (lambda: flowed().log_prob(torch.zeros(B, Z).double()), r"value: expected float32"),
+        (
+            lambda: FlowedNormal(torch.zeros(2), torch.ones(2), small_dmm(**FLOWS).iafs),
+            r"flows\[0\]: expected",
+        ),
+        (lambda: FlowedNormal(torch.zeros(Z), -torch.ones(Z), ()), r"scale: expected numbers from 0, got -1"),
+    ],
+)
+def test_bad_arguments_of_a_flowed_normal_are_named(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make()

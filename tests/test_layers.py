@@ -11,12 +11,14 @@ import dmm_fast
 PACKAGE = Path(dmm_fast.__file__).parent
 LAYERS = (
     ("check", "_io", "_lazy", "_one_step"),
-    ("reference",),
+    ("reference", "_weights"),
     ("ops", "triton", "cuda", "_extension"),
     ("data", "optim"),
-    ("nn", "_recurrent", "distributions"),
+    ("nn", "_recurrent"),
+    ("_flows",),
+    ("distributions",),
     ("_minibatch", "_units"),
-    ("model", "_arguments", "_handlers", "_parameters"),
+    ("model", "_arguments", "_handlers", "_parameters", "_step_sites"),
     ("infer",),
     ("_figures",),
     ("training",),

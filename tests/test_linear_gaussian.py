@@ -1,7 +1,7 @@
 """A DMM that is exactly linear and Gaussian: importance sampling against the exact likelihood."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import pytest
@@ -16,20 +16,20 @@ from tests.helpers_model import assert_close, set_linear
 
 Z, D, N, T = 2, 3, 3, 6
 PARTICLES = 6000
-GUIDE = ("combiner.", "rnn.", "z_q_0", "h_0")
+GUIDE = ("combiner.", "rnn.", "iafs_modules.", "z_q_0", "h_0")
 
 
 def inverse_softplus(scale: Tensor) -> Tensor:
     return scale.expm1().log()
 
 
-def linear_gaussian_dmm(exact: LinearGaussianSet) -> DMM:
+def linear_gaussian_dmm(exact: LinearGaussianSet, **guide: Any) -> DMM:
     """A DMM whose p(x, z) is that of ``exact``: no gate, constant scales, an emitter without kinks.
 
     ``v = relu(v) - relu(-v)``: with hidden units z and -z the emitter is linear.
     """
     z_dim, x_dim = len(exact.z_0), len(exact.emission_bias)
-    dmm = DMM(x_dim, z_dim, 2 * z_dim, 4, 24, emission="gaussian").double()
+    dmm = DMM(x_dim, z_dim, 2 * z_dim, 4, 24, emission="gaussian", **guide).double()
     set_linear(dmm.trans.lin_gate_hidden_to_z, 0.0, -1e4)
     set_linear(dmm.trans.lin_z_to_loc, exact.transition_matrix, exact.transition_bias)
     set_linear(dmm.trans.lin_sig, 0.0, inverse_softplus(exact.transition_scale))
@@ -66,9 +66,13 @@ class Trained(NamedTuple):
 
 @pytest.fixture(scope="module", params=[False, True], ids=["full", "ragged"])
 def trained(request: pytest.FixtureRequest) -> Trained:
+    return train(request.param)
+
+
+def train(ragged: bool, **guide: Any) -> Trained:
     torch.manual_seed(0)
-    exact = linear_gaussian(N, T, Z, D, seed=3, ragged=request.param, dtype=torch.float64)
-    dmm = linear_gaussian_dmm(exact)
+    exact = linear_gaussian(N, T, Z, D, seed=3, ragged=ragged, dtype=torch.float64)
+    dmm = linear_gaussian_dmm(exact, **guide)
     batch = exact.data.batch(torch.arange(N))
     train_guide(dmm, batch)
     return Trained(exact, dmm, batch)
@@ -126,6 +130,23 @@ def test_importance_sampling_finds_the_exact_likelihood(trained: Trained) -> Non
     assert bool((got.error < 0.03).all()), got.error
     for exact in (trained.exact.log_prob(), hmm_log_prob(trained.exact)):
         assert bool(((got.log_prob - exact).abs() < 4 * got.error).all()), (got, exact)
+
+
+@pytest.mark.parametrize(
+    ("guide", "effective"),
+    [
+        ({"inference": "st-lr"}, 0.2),
+        ({"inference": "st-lr", "rnn": "gru", "num_iafs": 1, "iaf_dim": 8}, 0.1),
+        # A mean-field posterior lacks the correlations of the exact one.
+        ({"inference": "mf-lr", "num_iafs": 2, "iaf_dim": 8}, 0.004),
+    ],
+    ids=["st-lr", "st-lr of gru, a flow", "mf-lr, two flows"],
+)
+def test_other_guides_find_the_exact_likelihood(guide: dict[str, Any], effective: float) -> None:
+    trained = train(ragged=True, **guide)
+    got = estimate(trained.dmm, trained.batch)
+    assert bool((got.effective > effective * PARTICLES).all()), got.effective
+    assert bool(((got.log_prob - trained.exact.log_prob()).abs() < 4 * got.error).all()), got
 
 
 @pytest.mark.parametrize("layer", ["trans.lin_z_to_loc", "trans.lin_sig", "emitter.lin_hidden_to_loc", "z_0"])

@@ -1,10 +1,13 @@
 """The posterior's draws: their density and gradient, those of anything else, and the KL."""
 
+import copy
+
 import pytest
 import torch
-from pyro.infer import TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch.distributions import Normal, kl_divergence
 
+from dmm_fast.distributions import MeanFieldPosterior
 from tests.helpers_model import (
     FLOWS,
     LENGTHS,
@@ -190,3 +193,39 @@ def test_flows_have_no_analytic_kl_and_the_mean_field_elbo_samples_it() -> None:
     likelihood = dmm.emission(z, batch.mini_batch_seq_lengths).log_prob(batch.mini_batch)
     expected = q.log_prob(z) - p.log_prob(z) - likelihood
     assert loss == pytest.approx(expected.sum().item(), rel=1e-10)
+
+
+# --- mean field -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"min_scale": 0.3}], ids=str)
+@pytest.mark.parametrize("by", ["weights", "network"])
+def test_moments_of_a_mean_field_posterior_are_those_of_its_draws(options: dict[str, float], by: str) -> None:
+    q = posterior_of(small_dmm(inference="mf-r", **options))
+    assert isinstance(q, MeanFieldPosterior)
+    if by == "network":
+        q = MeanFieldPosterior(q.h, small_dmm(inference="mf-r").combiner, Z, q.lengths, (), q.min_scale)
+    torch.manual_seed(0)
+    draws = q.sample((4000,))
+    inside = valid_steps()
+    assert_means_agree(draws[:, inside], q.mean[inside])
+    assert_means_agree((draws - q.mean)[:, inside].square(), q.variance[inside])
+    for moment in (q.mean, q.variance, q.expand((3, B)).mean[1]):
+        assert moment.shape == (B, T, Z)
+        assert bool((moment[~inside] == 0).all())
+
+
+def test_moments_of_flows_and_of_chains_have_no_closed_form() -> None:
+    for q in (posterior_of(small_dmm(inference="mf-r", **FLOWS)), posterior_of(small_dmm())):
+        for moment in ("mean", "variance"):
+            with pytest.raises(
+                NotImplementedError, match=f"^{moment}: {type(q).__name__} has no closed form"
+            ):
+                getattr(q, moment)
+
+
+@pytest.mark.parametrize("inference", ["st-r", "mf-r"])
+def test_a_model_with_flows_can_be_copied_after_a_step(inference: str) -> None:
+    dmm, batch = small_dmm(inference=inference, **FLOWS), make_batch()
+    before = loss_and_grads(dmm, batch, Trace_ELBO())[0]
+    assert loss_and_grads(copy.deepcopy(dmm), batch, Trace_ELBO())[0] == before

@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from dmm_fast import InferenceNetwork
-from dmm_fast._recurrent import read_backward
-from dmm_fast.nn import NotFusedWarning
-from tests.helpers_model import LENGTHS, SIZES, assert_close, make_batch, small_dmm
+from dmm_fast._recurrent import read
+from dmm_fast.nn import NotFusedWarning, TwoWayNetwork
+from tests.helpers_model import LENGTHS, SIZES, assert_close, loss_and_grads, make_batch, small_dmm
 
 D, H = SIZES["input_dim"], SIZES["rnn_dim"]
 H_0 = torch.linspace(-1, 1, H)
@@ -46,7 +47,7 @@ def test_torchs_networks_read_each_row_backward(name: str) -> None:
     rnn = NETWORKS[name]()
     batch = make_batch(T=8)
     x, lengths = batch.mini_batch, batch.mini_batch_seq_lengths
-    h = read_backward(rnn, x, H_0, lengths)
+    h = read(rnn, x, H_0, lengths)
     directions = 2 if rnn.bidirectional else 1
     assert h.shape == (len(LENGTHS), 8, directions * H)
     start = H_0.expand(rnn.num_layers * directions, 1, -1).contiguous()
@@ -89,10 +90,76 @@ def test_the_guide_reads_with_any_network_and_says_so() -> None:
     assert_close(h, dmm.rnn(batch.mini_batch, dmm.h_0.flatten(), batch.mini_batch_seq_lengths), 1e-6)
 
 
+@pytest.mark.parametrize("inference", ["st-l", "st-lr", "mf-lr"])
+def test_torchs_networks_read_in_the_direction_of_the_guide(inference: str) -> None:
+    """As the package's own do, which a network of torch's with the same weights is compared to."""
+    dmm, batch = small_dmm(inference=inference), make_batch()
+    expected = dmm.encode(dmm.mini_batch(*batch))
+    own = [dmm.rnn.left, dmm.rnn.right] if inference.endswith("lr") else [dmm.rnn]
+    others = [nn.RNN(D, H, nonlinearity="relu", batch_first=True) for _ in own]
+    for mine, other in zip(own, others, strict=True):
+        other.load_state_dict(mine.state_dict())
+    dmm.rnn = TwoWayNetwork(*others) if len(others) == 2 else others[0]
+    with pytest.warns(NotFusedWarning, match="^rnn is computed by its own forward, .*: it is a RNN"):
+        h = dmm.encode(dmm.mini_batch(*batch))
+    assert_close(h, expected, 1e-5)
+
+
+def test_a_module_of_both_directions_is_given_both_states() -> None:
+    dmm, batch = small_dmm(inference="st-lr"), make_batch()
+    dmm.rnn = network = Lookahead()
+    network.forward = lambda x, h_0, lengths: x.new_zeros(*x.shape[:2], 1) + h_0[0] - h_0[1]
+    with pytest.warns(NotFusedWarning):
+        h = dmm.encode(dmm.mini_batch(*batch))
+    assert torch.equal(h[2, 3], dmm.h_0[0, 0] - dmm.h_0[1, 0])
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, (3, 4)])
+@pytest.mark.parametrize(
+    ("inference", "rnn", "message"),
+    [
+        ("st-lr", nn.GRU(D, H), r"a TwoWayNetwork or a module that takes h_0 \[2, H\], got GRU"),
+        ("mf-lr", InferenceNetwork(D, H), r"a TwoWayNetwork or a module that .*, got InferenceNetwork"),
+        ("st-l", InferenceNetwork(D, H), "an InferenceNetwork of direction 'forward', got 'backward'"),
+        (
+            "st-lr",
+            TwoWayNetwork(InferenceNetwork(D, H), InferenceNetwork(D, H)),
+            "an InferenceNetwork of direction 'forward', got 'backward'",
+        ),
+        (
+            "st-l",
+            TwoWayNetwork(nn.GRU(D, H), nn.GRU(D, H)),
+            "a network that reads forward in time, got one of both",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::dmm_fast.nn.NotFusedWarning")
+def test_a_network_of_other_directions_is_named(
+    inference: str, rnn: nn.Module, message: str, lengths: tuple[int, ...]
+) -> None:
+    """Of two rows too, whose states two directions' could be."""
+    dmm = small_dmm(inference=inference)
+    dmm.rnn = rnn
+    with pytest.raises(ValueError, match=f"^rnn: expected {message}"):
+        dmm.encode(dmm.mini_batch(*make_batch(lengths)))
+
+
+@pytest.mark.parametrize("rnn", ["relu", "lstm", "gru"])
+@pytest.mark.parametrize("inference", ["st-lr", "mf-r"])
+def test_guides_under_autocast(inference: str, rnn: str) -> None:
+    dmm, batch = small_dmm(inference=inference, rnn=rnn), make_batch()
+    expected, _ = loss_and_grads(dmm, batch, Trace_ELBO())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, grads = loss_and_grads(dmm, batch, Trace_ELBO())
+    assert loss == pytest.approx(expected, rel=0.02)
+    assert all(grad is not None and grad.dtype == torch.float32 for grad in grads.values())
+
+
 @pytest.mark.parametrize(
     ("rnn", "message"),
     [
         (nn.GRU(D, H + 1), r"^rnn: expected hidden_size 7, which h_0 has, got 8"),
+        (nn.GRU(D + 1, H), r"^rnn: expected input_size 5, which x has, got 6"),
         (nn.Linear(D, H), r"^rnn: expected a module with forward\(x, h_0, lengths\), or torch's RNN, GRU"),
         (nn.Bilinear(D, H, 2), r"^rnn: expected a module with forward\(x, h_0, lengths\)"),
     ],
@@ -100,7 +167,7 @@ def test_the_guide_reads_with_any_network_and_says_so() -> None:
 def test_a_network_of_another_form_is_named(rnn: nn.Module, message: str) -> None:
     batch = make_batch()
     with pytest.raises((TypeError, ValueError), match=message):
-        read_backward(rnn, batch.mini_batch, H_0, batch.mini_batch_seq_lengths)
+        read(rnn, batch.mini_batch, H_0, batch.mini_batch_seq_lengths)
 
 
 def test_a_result_of_another_shape_is_named() -> None:
@@ -110,4 +177,4 @@ def test_a_result_of_another_shape_is_named() -> None:
 
     batch = make_batch()
     with pytest.raises(ValueError, match=r"^rnn: expected a result of shape \(4, 6, H\), got float32"):
-        read_backward(Last(), batch.mini_batch, H_0, batch.mini_batch_seq_lengths)
+        read(Last(), batch.mini_batch, H_0, batch.mini_batch_seq_lengths)

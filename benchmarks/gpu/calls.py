@@ -12,7 +12,7 @@ from benchmarks.gpu.record import Record
 from dmm_fast import ops, reference
 from dmm_fast.ops import _backends
 
-SCANS = ("rnn_scan", "combiner_scan")
+SCANS = ("rnn_scan", "combiner_scan", "flow_scan")
 Function = Callable[..., Any]
 
 
@@ -103,9 +103,9 @@ class Call:
         """
         if self.steps_in_place:
             return 0
-        given = [tensor for _, tensor in tensors(self.inputs)]
-        rows = max(t.shape[0] * t.shape[1] for t in given if t.dim() == 3)
-        return 2 * rows * sum(t.numel() for t in given if t.dim() == 2)
+        given = [(name.rpartition("."), tensor) for name, tensor in tensors(self.inputs)]
+        rows = max(t.shape[0] * t.shape[1] for (group, _, _), t in given if not group and t.dim() == 3)
+        return 2 * rows * sum(t.numel() for (_, _, name), t in given if name.startswith("w"))
 
     def bytes_forward(self) -> int:
         """Every argument read once, every result written once. The optimizer writes all it reads."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import ROOT
-from benchmarks.report import gpu, quality, steps
+from benchmarks.report import gpu, guides, quality, steps
 from benchmarks.report.parts import Part, Picture
 from benchmarks.report.plots import plot_source, save
 from benchmarks.report.results import ReportError, Results, newest_per_suite
@@ -19,7 +19,7 @@ from benchmarks.report.results import ReportError, Results, newest_per_suite
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 NOTHING_YET = "No results have been measured yet."
 # Suites that are not tables of SVI steps.
-OTHERS = {"gpu": gpu, "gpu-first": gpu, "gpu-second": gpu, "cpu-quality": quality}
+OTHERS = {"gpu": gpu, "gpu-first": gpu, "gpu-second": gpu, "cpu-quality": quality, "cpu-guides": guides}
 
 Newest = dict[str, tuple[Path, Results]]
 

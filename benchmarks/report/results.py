@@ -10,7 +10,7 @@ Row = dict[str, Any]
 
 # Suites whose rows are SVI steps: in the GPU's file by a row's own suite, else by the file's.
 QUALITY = "train_to_quality"
-STEPS = ("svi_step", "epoch", QUALITY, "cpu", "cpu-long", "cpu-scaling")
+STEPS = ("svi_step", "epoch", QUALITY, "cpu", "cpu-flows", "cpu-long", "cpu-scaling")
 IEEE = "ieee"
 # What a contestant must have been checked for before its times are printed.
 CHECKS = ("SVI loss", "SVI gradients")

@@ -20,6 +20,10 @@ template <class S>
 inline S at_least_(S x, S bound) {
   return select_(x < bound, bound, x);
 }
+template <class S>
+inline S at_most_(S x, S bound) {
+  return select_(x > bound, bound, x);
+}
 
 inline float round_to_float_int(float x) {
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer

@@ -42,8 +42,9 @@ inline double steps_of(const Ragged& ragged) {
   return steps;
 }
 
-// The number of parts of a scan whose step takes so much work a row: each owns some vectors of the units.
+// The number of parts of a scan whose step takes so much work a row, and so many barriers: each owns some vectors
+// of the units.
 template <class S>
-inline int64_t scan_parts_for(const Ragged& ragged, double row_work, int64_t units) {
-  return parts_for(steps_of(ragged) * row_work, panels_of(units, kLanes<S>), ragged.steps);
+inline int64_t scan_parts_for(const Ragged& ragged, double row_work, int64_t units, int64_t barriers = 1) {
+  return parts_for(steps_of(ragged) * row_work, panels_of(units, kLanes<S>), barriers * ragged.steps);
 }

@@ -3,11 +3,24 @@
 //
 // Included once for each instruction set, inside its namespace.
 
-// The h that row r reads at step t: the next step's, or h_0 at its own end.
-template <class S, class H>
-inline const S* next_h(const Ragged& ragged, const H& h, const Rows<const S>& h_0, int64_t row, int64_t t) {
-  return t + 1 == ragged.length(row) ? h_0.at(row, 0) : h.at(row, t + 1);
-}
+// The rows of a scan, which takes steps from each row's end back to 0. Forward in time they are reversed: a step lies
+// elsewhere in memory, and nothing else is different.
+struct RnnRows : Ragged {
+  const bool reversed;
+
+  template <class Params>
+  explicit RnnRows(const Params& a) : Ragged(a), reversed(a.direction == Direction::forward) {}
+  // A row's own step in a tensor.
+  template <class Steps>
+  auto at(const Steps& tensor, int64_t row, int64_t step) const {
+    return tensor.at(row, reversed ? length(row) - 1 - step : step);
+  }
+  // The h that a row reads at a step: the next step's, or h_0 at its own end.
+  template <class S, class Steps>
+  const S* next_h(const Steps& h, const Rows<const S>& h_0, int64_t row, int64_t step) const {
+    return step + 1 == length(row) ? h_0.at(row, 0) : at(h, row, step + 1);
+  }
+};
 
 template <class S>
 inline int64_t rnn_parts(const Ragged& ragged, int64_t units) {
@@ -16,7 +29,7 @@ inline int64_t rnn_parts(const Ragged& ragged, int64_t units) {
 
 template <class S>
 void rnn_scan(const RnnScan<S>& a) {
-  const Ragged ragged(a);
+  const RnnRows ragged(a);
   const Dense<S> out{a.h, a.T, a.H};
   const int64_t H = a.H, parts = rnn_parts<S>(ragged, H);
   Barrier barrier(parts);
@@ -28,11 +41,11 @@ void rnn_scan(const RnnScan<S>& a) {
     for (int64_t t = ragged.steps - 1; t >= 0; --t) {
       const int64_t active = ragged.active[t];
       for (int64_t i = 0; i < active; ++i)
-        from[i] = next_h(ragged, out, a.h_0, ragged.order[i], t);
+        from[i] = ragged.next_h(out, a.h_0, ragged.order[i], t);
       multiply(from.data(), active, w, [&](int64_t i, int64_t column, int64_t width, const S* sum) {
         const int64_t row = ragged.order[i], unit = mine.begin + column;
-        const S* x = a.x_proj.at(row, t) + unit;
-        S* h = out.at(row, t) + unit;
+        const S* x = ragged.at(a.x_proj, row, t) + unit;
+        S* h = ragged.at(out, row, t) + unit;
         if (a.nonlinearity == Nonlinearity::relu)
 #pragma GCC ivdep
           for (int64_t j = 0; j < width; ++j) h[j] = relu_(sum[j] + x[j]);
@@ -53,14 +66,14 @@ struct RowPairs {
 
 template <class S>
 void rnn_scan_backward(const RnnScanBackward<S>& a) {
-  const Ragged ragged(a);
+  const RnnRows ragged(a);
   const Dense<S> dx_proj{a.dx_proj, a.T, a.H};
   const int64_t H = a.H, parts = rnn_parts<S>(ragged, H);
   RowPairs<S> pairs;
   for (int64_t row = 0; row < ragged.rows; ++row)
     for (int64_t t = 0; t < ragged.length(row); ++t) {
-      pairs.a.push_back(dx_proj.at(row, t));
-      pairs.b.push_back(next_h(ragged, a.h, a.h_0, row, t));
+      pairs.a.push_back(ragged.at(dx_proj, row, t));
+      pairs.b.push_back(ragged.next_h(a.h, a.h_0, row, t));
     }
   const std::vector<S> nothing(H, S(0));
   Barrier barrier(parts);
@@ -74,8 +87,8 @@ void rnn_scan_backward(const RnnScanBackward<S>& a) {
       const int64_t active = ragged.active[t];
       const auto delta = [&](int64_t i, int64_t column, int64_t width, const S* carry) {
         const int64_t row = ragged.order[i], unit = mine.begin + column;
-        const S *dh = a.dh.at(row, t) + unit, *h = a.h.at(row, t) + unit;
-        S* out = dx_proj.at(row, t) + unit;
+        const S *dh = ragged.at(a.dh, row, t) + unit, *h = ragged.at(a.h, row, t) + unit;
+        S* out = ragged.at(dx_proj, row, t) + unit;
         if (a.nonlinearity == Nonlinearity::relu)
 #pragma GCC ivdep
           for (int64_t j = 0; j < width; ++j) out[j] = h[j] > S(0) ? dh[j] + carry[j] : S(0);
@@ -86,7 +99,7 @@ void rnn_scan_backward(const RnnScanBackward<S>& a) {
       if (t == 0) {
         for (int64_t i = 0; i < active; ++i) delta(i, 0, mine.count(), nothing.data());
       } else {
-        for (int64_t i = 0; i < active; ++i) from[i] = dx_proj.at(ragged.order[i], t - 1);
+        for (int64_t i = 0; i < active; ++i) from[i] = ragged.at(dx_proj, ragged.order[i], t - 1);
         multiply(from.data(), active, w, delta);
       }
       barrier.arrive(end - begin);
@@ -95,7 +108,7 @@ void rnn_scan_backward(const RnnScanBackward<S>& a) {
     for (; started < ragged.rows; ++started) {
       const int64_t row = ragged.order[started], length = ragged.length(row);
       if (length == 0) break;
-      from[started] = dx_proj.at(row, length - 1);
+      from[started] = ragged.at(dx_proj, row, length - 1);
     }
     const auto dh_0 = [&](int64_t i) { return a.dh_0 + ragged.order[i] * H + mine.begin; };
     multiply(from.data(), started, w, [&](int64_t i, int64_t column, int64_t width, const S* carry) {

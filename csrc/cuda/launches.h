@@ -27,6 +27,14 @@ Sequences<const float> sequences_of(const Tensor& t) {
   return {floats_of(t), stride_of(t, 0), stride_of(t, 1), dims == 4 ? stride_of(t, 2) : 0, stride_of(t, dims - 1)};
 }
 
+// Those of a scan, whose steps may be reversed.
+template <class Scan, class Tensor>
+Sequences<const float> sequences_of(const Scan& a, const Tensor& t) {
+  Sequences<const float> all = sequences_of(t);
+  if (a.reversed) all.step = -all.step;
+  return all;
+}
+
 template <class Tensor>
 Matrix matrix_of(const Tensor& t) {
   return {floats_of(t), stride_of(t, 0), stride_of(t, 1)};
@@ -46,7 +54,7 @@ Ragged ragged_of(const Tensor& like, const Tensor& lengths, const Plan& plan) {
   return ragged;
 }
 
-// What both directions of rnn_scan have in common.
+// What rnn_scan and its gradient have in common.
 template <class Scan, class Launch>
 Scan rnn_scan_of(const Launch& t) {
   Scan a{};
@@ -56,6 +64,8 @@ Scan rnn_scan_of(const Launch& t) {
   a.warp_tile = warp_tile_of(t.plan);
   a.units = static_cast<int>(size_of(t.h, 3));
   a.tanh = t.nonlinearity == "tanh";
+  a.reversed = t.direction == "forward";
+  a.out_step = a.reversed ? -a.units : a.units;
   a.w_hh = matrix_of(t.w_hh);
   return a;
 }
@@ -63,7 +73,7 @@ Scan rnn_scan_of(const Launch& t) {
 template <class Tensor>
 RnnScan scan_of(const LaunchRnnScan<Tensor>& t) {
   RnnScan a = rnn_scan_of<RnnScan>(t);
-  a.x_proj = sequences_of(t.x_proj);
+  a.x_proj = sequences_of(a, t.x_proj);
   a.h_0 = sequences_of(t.h_0);
   a.h = result_of(t.h);
   return a;
@@ -72,8 +82,8 @@ RnnScan scan_of(const LaunchRnnScan<Tensor>& t) {
 template <class Tensor>
 RnnScanBackward scan_of(const LaunchRnnScanBackward<Tensor>& t) {
   RnnScanBackward a = rnn_scan_of<RnnScanBackward>(t);
-  a.dh = sequences_of(t.dh);
-  a.h = sequences_of(t.h);
+  a.dh = sequences_of(a, t.dh);
+  a.h = sequences_of(a, t.h);
   a.dx_proj = result_of(t.dx_proj);
   a.dh_0 = result_of(t.dh_0);
   return a;

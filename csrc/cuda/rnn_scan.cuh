@@ -9,7 +9,7 @@
 
 namespace dmm::cuda {
 
-// What the two directions do differently. In both a step multiplies a state by a weight, and `finish` makes of the
+// What a scan and its gradient do differently. In both a step multiplies a state by a weight, and `finish` makes of the
 // product the next state, or tells that the row's ends here. A group takes its steps for itself: it begins with the
 // end, or the start, of its longest row.
 struct RnnForward {  // from the end back to 0
@@ -25,7 +25,7 @@ struct RnnForward {  // from the end back to 0
   __device__ float* out() const { return a.h; }
 
   __device__ void fetch(const Row& row, int t, int unit, float* const (&to)[kOperands]) const {
-    copy_async(to[0], a.x_proj.at(row.particle, row.sequence, t, unit));
+    copy_async(to[0], a.x_proj.at(row.particle, row.sequence, strides_to(a, t, row.length), unit));
   }
   __device__ bool finish(const Row&, int, int, float product, float* const (&given)[kOperands], float& state) const {
     const float sum = product + *given[0];
@@ -46,8 +46,9 @@ struct RnnBackward {  // from 0 to the end, and there once more for dh_0
   __device__ float* out() const { return a.dx_proj; }
 
   __device__ void fetch(const Row& row, int t, int unit, float* const (&to)[kOperands]) const {
-    copy_async(to[0], a.dh.at(row.particle, row.sequence, t, unit));
-    copy_async(to[1], a.h.at(row.particle, row.sequence, t, unit));
+    const int strides = strides_to(a, t, row.length);
+    copy_async(to[0], a.dh.at(row.particle, row.sequence, strides, unit));
+    copy_async(to[1], a.h.at(row.particle, row.sequence, strides, unit));
   }
   __device__ bool finish(const Row& row, int t, int unit, float product, float* const (&given)[kOperands],
                          float& state) const {
@@ -171,9 +172,11 @@ class RnnScanBlock {
       float *from[Direction::kOperands], value;
       given(step, row, unit, from);
       const float product = add_up(w_, partials, rows, row - first, unit);
-      if (!direction_.finish(rows_[row], t, first_ + unit, product, from, value)) return;
+      const Row& own = rows_[row];
+      if (!direction_.finish(own, t, first_ + unit, product, from, value)) return;
       if (gives) exchange.give(group, step, state(step, row, first_ + unit), value);
-      direction_.out()[(int64_t{rows_[row].index} * a_.ragged.steps + t) * a_.units + first_ + unit] = value;
+      float* const out = direction_.out() + int64_t{own.index} * a_.ragged.steps * a_.units + first_;
+      out[int64_t{strides_to(a_, t, own.length)} * a_.out_step + unit] = value;
     });
   }
 

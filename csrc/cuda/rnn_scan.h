@@ -1,5 +1,8 @@
 // rnn_scan, forward and backward. Nothing of CUDA here.
 //
+// A scan takes the steps of a row from its end back to 0, its gradient from 0 to the end. Forward in time rows are reversed:
+// the strides from step to step are negative, and step 0 is the last in memory. Nothing else is different.
+//
 // Every block of a cluster owns `tiling.outputs` of the H units of the cluster's rows. A step takes one exchange:
 // each block gives its units to all, and so has the whole vector that the next step multiplies.
 //
@@ -19,10 +22,12 @@ struct RnnScan {
   int cluster_size;
   Tiling tiling;
   int units;  // H
-  bool tanh;  // else relu
+  bool tanh;      // else relu
+  bool reversed;  // forward in time
   Matrix w_hh;
   Sequences<const float> x_proj, h_0;
-  float* h;  // [P, B, T, H], dense; written everywhere
+  float* h;      // [P, B, T, H], dense; written everywhere
+  int out_step;  // its stride from step to step
   HangReport hang{};
   WarpTile warp_tile{};
 };
@@ -32,13 +37,20 @@ struct RnnScanBackward {
   int cluster_size;
   Tiling tiling;
   int units;
-  bool tanh;
+  bool tanh, reversed;
   Matrix w_hh;
   Sequences<const float> dh, h;
   float *dx_proj, *dh_0;  // [P, B, T, H] and [P, B, H], dense; written everywhere
+  int out_step;           // of dx_proj
   HangReport hang{};
   WarpTile warp_tile{};
 };
+
+// How many strides a row's step t lies from where the row begins in memory. The row has so many steps.
+template <class Args>
+__host__ __device__ int strides_to(const Args& a, int t, int length) {
+  return t - int{a.reversed} * (length - 1);
+}
 
 inline int threads(const RnnScan& a) { return a.warp_tile.chunks ? kWarpThreads : a.tiling.threads(); }
 inline int threads(const RnnScanBackward& a) { return a.warp_tile.chunks ? kWarpThreads : a.tiling.threads(); }

@@ -17,7 +17,7 @@
 
 namespace dmm::cuda {
 
-// What the two directions do differently; a group's time begins with the end, or the start, of its longest row.
+// What a scan and its gradient do differently; a group's time begins with the end, or the start, of its longest row.
 struct WarpForward {  // from the end back to 0
   static constexpr int kOperands = 1, kTowards = -1;
   const RnnScan& a;
@@ -170,14 +170,14 @@ class WarpScan {
       Turn next = turn;
       ++next.step;
       next.time += Direction::kTowards;
-      next.to += Direction::kTowards * a_.units;
+      next.to += Direction::kTowards * a_.out_step;
 #pragma unroll
       for (int i = 0; i < kOperands; ++i) next.from[i] += Direction::kTowards * direction_.operand(i).step;
       return next;
     }
   }
 
-  // All threads fill both states of a group, and each writes down what it reads and writes there at time 0.
+  // All threads fill both states of a group, and each writes down where it reads and writes at time 0.
   __device__ void begin(int group) {
     float* const mine = states() + 2 * group * kState;
     for (int i = static_cast<int>(threadIdx.x); i < kState; i += kWarpThreads) {
@@ -188,9 +188,11 @@ class WarpScan {
     if (!owns_ || row >= rows_.count()) return;
     const Row& own = rows_[row];
     const float** const places = from_ + group * (kOperands + 1) * kWarpThreads;
+    const int strides = strides_to(a_, 0, own.length);
     for (int i = 0; i < kOperands; ++i)
-      places[i * kWarpThreads] = direction_.operand(i).at(own.particle, own.sequence, 0, unit_);
-    places[kOperands * kWarpThreads] = direction_.out() + int64_t{own.index} * a_.ragged.steps * a_.units + unit_;
+      places[i * kWarpThreads] = direction_.operand(i).at(own.particle, own.sequence, strides, unit_);
+    float* const out = direction_.out() + int64_t{own.index} * a_.ragged.steps * a_.units + unit_;
+    places[kOperands * kWarpThreads] = out + int64_t{strides} * a_.out_step;
   }
 
   __device__ Turn turn_of(int group, int step) const {
@@ -204,7 +206,7 @@ class WarpScan {
     const float* const* const places = from_ + group * (kOperands + 1) * kWarpThreads;
 #pragma unroll
     for (int i = 0; i < kOperands; ++i) turn.from[i] = places[i * kWarpThreads] + turn.time * direction_.operand(i).step;
-    turn.to = const_cast<float*>(places[kOperands * kWarpThreads]) + int64_t{turn.time} * a_.units;
+    turn.to = const_cast<float*>(places[kOperands * kWarpThreads]) + int64_t{turn.time} * a_.out_step;
     return turn;
   }
   __device__ void fetch(const Turn& turn, float (&fetched)[kOperands]) const {

@@ -11,14 +11,14 @@ from dmm_fast.ops import _scan_gemms
 
 
 def rnn_gradients(
-    dx_proj: Tensor, dh_0: Tensor, h: Tensor, h_0: Tensor, lengths: Tensor
+    dx_proj: Tensor, dh_0: Tensor, h: Tensor, h_0: Tensor, lengths: Tensor, direction: str
 ) -> tuple[Tensor, Tensor]:
     """``dw_hh [H, H]``, from deltas that are zero past the ends, and ``dh_0`` in the shape of ``h_0``."""
     if by_triton(h):
         from dmm_fast.triton import step_gradients
 
-        return step_gradients.rnn_gradients(dx_proj, dh_0, h, h_0, lengths)
-    dw_hh = _scan_gemms.rnn_weight_gradient(dx_proj, h, h_0.expand(dh_0.shape), lengths)
+        return step_gradients.rnn_gradients(dx_proj, dh_0, h, h_0, lengths, direction)
+    dw_hh = _scan_gemms.rnn_weight_gradient(dx_proj, h, h_0.expand(dh_0.shape), lengths, direction)
     return dw_hh, dh_0.sum_to_size(h_0.shape)
 
 

@@ -1,4 +1,4 @@
-"""The inference network's recurrence, backward in time, and its gradient."""
+"""The inference network's recurrence, backward or forward in time, and its gradient."""
 
 import torch
 from torch import Tensor
@@ -8,21 +8,25 @@ from dmm_fast.cuda.plan import device_of, rnn_plan
 from dmm_fast.ops._scan_gemms import allows_tf32
 
 
-def rnn_scan(x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str) -> Tensor:
+def rnn_scan(
+    x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str, direction: str
+) -> Tensor:
     """``h [P, B, T, H]``, zero past the end of each row."""
     P, B, _, H = x_proj.shape
     plan = rnn_plan(P * B, H, device_of(x_proj), tf32=allows_tf32())
     start = h_0.expand(P, B, H)
-    return torch.ops.dmm_fast._launch_rnn_scan(x_proj, w_hh, start, lengths, nonlinearity, plan.numbers)
+    return torch.ops.dmm_fast._launch_rnn_scan(
+        x_proj, w_hh, start, lengths, nonlinearity, direction, plan.numbers
+    )
 
 
 def rnn_scan_backward(
-    dh: Tensor, h: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str
+    dh: Tensor, h: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str, direction: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``dx_proj [P, B, T, H], dw_hh [H, H]``, and dh_0 in the shape of h_0."""
     P, B, _, H = h.shape
     plan = rnn_plan(P * B, H, device_of(h), backward=True, tf32=allows_tf32())
     dx_proj, dh_0 = torch.ops.dmm_fast._launch_rnn_scan_backward(
-        dh, h, w_hh, lengths, nonlinearity, plan.numbers
+        dh, h, w_hh, lengths, nonlinearity, direction, plan.numbers
     )
-    return dx_proj, *rnn_gradients(dx_proj, dh_0, h, h_0, lengths)
+    return dx_proj, *rnn_gradients(dx_proj, dh_0, h, h_0, lengths, direction)

@@ -10,15 +10,18 @@ a draw of one step is what the next one reads.
 """
 
 from dmm_fast.distributions._emission import BernoulliEmission, GaussianEmission, Units
-from dmm_fast.distributions._posterior import MarkovPosterior
+from dmm_fast.distributions._flowed_normal import FlowedNormal
+from dmm_fast.distributions._posterior import MarkovPosterior, MeanFieldPosterior
 from dmm_fast.distributions._prior import MarkovPrior
 from dmm_fast.distributions._sequence import SequenceDistribution
 
 __all__ = [
     "BernoulliEmission",
+    "FlowedNormal",
     "GaussianEmission",
     "MarkovPosterior",
     "MarkovPrior",
+    "MeanFieldPosterior",
     "SequenceDistribution",
     "Units",
 ]

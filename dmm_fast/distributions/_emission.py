@@ -13,6 +13,7 @@ from dmm_fast import check, ops
 from dmm_fast.distributions._sequence import (
     Network,
     SequenceDistribution,
+    check_network,
     checked_min_scale,
     checked_output,
     loc_and_scale,
@@ -115,6 +116,7 @@ class BernoulliEmission(_Emission):
         return self._spread(log_prob)
 
     def _compute_probs(self, emitter: Network) -> Tensor:
+        check_network("emitter", emitter, "z_t")
         probs = checked_output("emitter", emitter(self.z), self._output_shape, self.z.dtype)
         if check.values_are_readable(probs):
             outside = probs[~((probs >= 0) & (probs <= 1))]
@@ -163,6 +165,7 @@ class GaussianEmission(_Emission):
             check.shape(f"units.{name}", unit, self.event_shape[-1:])
         self._output: tuple[Tensor, Tensor] | None = None
         if not isinstance(emitter, GaussianEmitterWeights):
+            check_network("emitter", emitter, "z_t")
             self._output = loc_and_scale("emitter", emitter(z), self._output_shape, z.dtype)
 
     @property

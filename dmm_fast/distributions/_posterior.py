@@ -1,4 +1,4 @@
-"""The posterior chain of the latents, which the guide draws from."""
+"""The posterior of the latents, which the guide draws from: a chain, or each step by itself."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -6,28 +6,30 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import Transform, constraints
+from torch.distributions import constraints
 from torch.distributions.kl import register_kl
 from typing_extensions import Self
 
-from dmm_fast import check, ops
+from dmm_fast import _flows, check, ops
 from dmm_fast.distributions._prior import MarkovPrior
 from dmm_fast.distributions._sequence import (
     Network,
     SequenceDistribution,
+    check_network,
     checked_min_scale,
     loc_and_scale,
     standard_noise,
     valid,
 )
-from dmm_fast.ops import CombinerWeights
-from dmm_fast.reference import previous
+from dmm_fast.ops import CombinerWeights, FlowWeights
+from dmm_fast.ops._autocast import is_on as autocast_is_on
+from dmm_fast.reference import MeanFieldWeights, mean_field, previous
 
 
 class Draw(NamedTuple):
     """A draw of the posterior ``[..., B, T, Z]`` and what its log-density is made of.
 
-    ``loc`` and ``softplus(pre_scale)`` are those of q(z_t | z_{t-1}, x_{t:T}) before any flow, ``eps`` the
+    ``loc`` and ``softplus(pre_scale)`` are those of q(z_t | z_{t-1}, x) before any flow, ``eps`` the
     noise, ``log_det [..., B]`` the flows' log-determinants summed over valid steps (None without flows).
     """
 
@@ -38,56 +40,21 @@ class Draw(NamedTuple):
     log_det: Tensor | None
 
 
-class MarkovPosterior(SequenceDistribution):
-    """q(z_{1:T} | x_{1:T}) = prod_t q(z_t | z_{t-1}, h_t) over ``[T, Z]``.
+class DrawnPosterior(SequenceDistribution):
+    """A posterior that remembers its last draw: from its noise the log-density needs no inverse of a flow.
 
-    The log-density of the last draw is taken from its own noise (its gradient is that of the
-    reparameterised draw, and it stays finite where a scale underflows); any other value is
-    evaluated as it stands, all steps at once. The draw is known by identity: do not change it in
-    place. With flows, evaluating another value inverts them, which Pyro does in torch's default
-    dtype only.
-
-    Args:
-        h: ``[B, T, H]``, what the inference network gives.
-        z_q_0: ``[Z]``, what stands for z_0 in the guide.
-        combiner: the weights of a combiner; or a network that gives ``loc, scale`` of
-            q(z_t | z_{t-1}, x_{t:T}), each ``[..., Z]``, for ``z_{t-1} [..., Z]`` and ``h_t [..., H]``.
-        lengths: int64 ``[B]``.
-        flows: Pyro transforms, each applied to z_t at every step (normalizing flows).
-        min_scale: added to every scale.
-
-    Source: arXiv 1609.09869, section 4 (structured inference, DKS).
+    Subclasses draw (:meth:`_draw_from`) and evaluate any other value (:meth:`_conditional`).
     """
 
     has_rsample = True
     support = constraints.independent(constraints.real, 2)
 
     def __init__(
-        self,
-        h: Tensor,
-        z_q_0: Tensor,
-        combiner: CombinerWeights | Network,
-        lengths: Tensor,
-        flows: Sequence[Any] = (),
-        min_scale: float = 0.0,
+        self, h: Tensor, Z: int, lengths: Tensor, flows: Sequence[Any] = (), min_scale: float = 0.0
     ) -> None:
-        B, T, _ = check.sequences("h", h)
-        check.lengths(lengths, B, T, h.device)
-        check.like("z_q_0", z_q_0, h, "h")
-        check.trailing("z_q_0", z_q_0, (-1,), "[Z]")
-        check.broadcastable("z_q_0", z_q_0, (*h.shape[:-2], z_q_0.shape[-1]), "[..., B, Z]")
-        if isinstance(combiner, CombinerWeights):
-            sizes = {"H": h.shape[-1], "Z": z_q_0.shape[-1]}
-            self._check_weights("combiner", "combiner", combiner, h, "h", **sizes)
-        else:
-            check.function("combiner", combiner)
-        check.kind("flows", flows, list, tuple)
-        for i, flow in enumerate(flows):
-            check.kind(f"flows[{i}]", flow, Transform)
-        self.h, self.z_q_0, self.combiner = h, z_q_0, combiner
-        self.flows, self.min_scale = tuple(flows), checked_min_scale(min_scale)
+        self.h, self.flows, self.min_scale = h, _flows.checked(flows, Z), checked_min_scale(min_scale)
         self._draw: Draw | None = None
-        super().__init__(h.shape[:-2], torch.Size((T, z_q_0.shape[-1])), lengths)
+        super().__init__(h.shape[:-2], torch.Size((h.shape[-2], Z)), lengths)
 
     @property
     def last_draw(self) -> Draw:
@@ -116,12 +83,16 @@ class MarkovPosterior(SequenceDistribution):
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """A draw ``[*sample_shape, ..., B, T, Z]``."""
-        eps = standard_noise(self._shape_of(sample_shape), self.h)
-        if isinstance(self.combiner, CombinerWeights) and not self.flows:
-            self._draw = self._scan(eps, self.combiner)
-        else:
-            self._draw = self._scan_step_by_step(eps)
+        self._draw = self._draw_from(standard_noise(self._shape_of(sample_shape), self.h))
         return self._draw.z
+
+    def _draw_from(self, eps: Tensor) -> Draw:
+        """The draw that noise ``[..., B, T, Z]`` makes."""
+        raise NotImplementedError
+
+    def _conditional_of(self, value: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """``loc, scale`` of each step before any flow, at a value whose earlier steps they depend on."""
+        raise NotImplementedError
 
     def _log_prob(self, value: Tensor, gradient: Tensor | None = None) -> Tensor:
         draw = self._draw
@@ -131,6 +102,16 @@ class MarkovPosterior(SequenceDistribution):
         given = (draw.eps, draw.pre_scale, self.lengths)
         log_prob: Tensor = self._compute("drawn_log_prob", *given, gradient=gradient)
         return log_prob if draw.log_det is None else log_prob - draw.log_det
+
+    def _log_prob_of_any(self, value: Tensor) -> Tensor:
+        keep = valid(self.lengths, value.shape[-2])
+        value = torch.where(keep, value, 0.0)
+        loc, scale = self._conditional_of(value, torch.where(keep, self.h, 0.0))
+        if not self.flows:
+            return ops.normal_log_prob(value, loc, scale, self.lengths)
+        base, log_det = _flows.invert(self.flows, value)
+        log_det = torch.where(keep.squeeze(-1), log_det, 0.0).sum(-1)
+        return ops.normal_log_prob(base, loc, scale, self.lengths) - log_det
 
     def kl_to(self, prior: MarkovPrior) -> Tensor:
         """``[..., B]``: the analytic KL of each step at the last draw, summed; see :func:`register_kl`."""
@@ -144,10 +125,67 @@ class MarkovPosterior(SequenceDistribution):
         draw = self.last_draw
         return prior._kl_from(draw.z, draw.loc, draw.pre_scale, gradient)
 
-    def _scan(self, eps: Tensor, weights: CombinerWeights) -> Draw:
+    def _raised(self, pre_scale: Tensor) -> Tensor:
+        """``pre_scale`` for a scale that is larger by ``min_scale``."""
+        return _inverse_softplus(F.softplus(pre_scale) + self.min_scale) if self.min_scale else pre_scale
+
+
+class MarkovPosterior(DrawnPosterior):
+    """q(z_{1:T} | x_{1:T}) = prod_t q(z_t | z_{t-1}, h_t) over ``[T, Z]``.
+
+    The log-density of the last draw is taken from its own noise (its gradient is that of the
+    reparameterised draw, and it stays finite where a scale underflows); any other value is
+    evaluated as it stands, all steps at once. The draw is known by identity: do not change it in
+    place. With flows, evaluating another value inverts them, one latent after another.
+
+    Args:
+        h: ``[B, T, H]``, what the inference network gives.
+        z_q_0: ``[Z]``, what stands for z_0 in the guide.
+        combiner: the weights of a combiner; or a network that gives ``loc, scale`` of
+            q(z_t | z_{t-1}, x_{t:T}), each ``[..., Z]``, for ``z_{t-1} [..., Z]`` and ``h_t [..., H]``.
+        lengths: int64 ``[B]``.
+        flows: Pyro transforms, each applied to z_t at every step (normalizing flows). One op draws through
+            those that ``affine_autoregressive(Z, hidden_dims=[F])`` makes; others are applied step by step.
+        min_scale: added to every scale, before any flow.
+
+    Source: arXiv 1609.09869, section 4 (structured inference: ST-L, DKS and ST-LR of its table 1).
+    """
+
+    def __init__(
+        self,
+        h: Tensor,
+        z_q_0: Tensor,
+        combiner: CombinerWeights | Network,
+        lengths: Tensor,
+        flows: Sequence[Any] = (),
+        min_scale: float = 0.0,
+    ) -> None:
+        B, T, _ = check.sequences("h", h)
+        check.lengths(lengths, B, T, h.device)
+        check.like("z_q_0", z_q_0, h, "h")
+        check.trailing("z_q_0", z_q_0, (-1,), "[Z]")
+        check.broadcastable("z_q_0", z_q_0, (*h.shape[:-2], z_q_0.shape[-1]), "[..., B, Z]")
+        if isinstance(combiner, CombinerWeights):
+            sizes = {"H": h.shape[-1], "Z": z_q_0.shape[-1]}
+            self._check_weights("combiner", "combiner", combiner, h, "h", **sizes)
+        else:
+            check_network("combiner", combiner, "z_{t-1}", "h_t")
+        self.z_q_0, self.combiner = z_q_0, combiner
+        super().__init__(h, z_q_0.shape[-1], lengths, flows, min_scale)
+
+    def _draw_from(self, eps: Tensor) -> Draw:
+        weights = self.combiner
+        if not isinstance(weights, CombinerWeights) or _flows.why_no_weights(self.flows) is not None:
+            return self._scan_step_by_step(eps)
+        flows = None
+        if self.flows:
+            flows = _flows.weights_of(self.flows)
+            self._check_weights("flows", "flows", flows, self.h, "h", Z=eps.shape[-1])
+        return self._scan(eps, weights, flows)
+
+    def _scan(self, eps: Tensor, weights: CombinerWeights, flows: FlowWeights | None) -> Draw:
         if self.min_scale == 0:
-            z, loc, pre_scale = self._compute("combiner_scan", self.h, eps, self.z_q_0, weights, self.lengths)
-            return Draw(z, eps, loc, pre_scale, None)
+            return self._scan_of(self.h, eps, weights, flows)
         # z_t = (loc + m eps_t) + softplus(pre_scale) eps_t: as far as the scan knows m eps_t is a part of the
         # location. It gets there through Z more hidden units, whose halves the loc head adds as they are.
         Z = eps.shape[-1]
@@ -161,9 +199,17 @@ class MarkovPosterior(SequenceDistribution):
             w_scale=F.pad(weights.w_scale, (0, Z)),
             b_scale=weights.b_scale,
         )
-        z, loc, pre_scale = self._compute("combiner_scan", h, eps, self.z_q_0, wider, self.lengths)
+        draw = self._scan_of(h, eps, wider, flows)
         shift = torch.where(valid(self.lengths, eps.shape[-2]), shift, 0.0)
-        return Draw(z, eps, loc - shift, self._raised(pre_scale), None)
+        return draw._replace(loc=draw.loc - shift, pre_scale=self._raised(draw.pre_scale))
+
+    def _scan_of(self, h: Tensor, eps: Tensor, weights: CombinerWeights, flows: FlowWeights | None) -> Draw:
+        if flows is None:
+            z, loc, pre_scale = self._compute("combiner_scan", h, eps, self.z_q_0, weights, self.lengths)
+            return Draw(z, eps, loc, pre_scale, None)
+        given = (h, eps, self.z_q_0, weights, flows, self.lengths)
+        z, loc, pre_scale, log_det = self._compute("flow_scan", *given)
+        return Draw(z, eps, loc, pre_scale, log_det)
 
     def _scan_step_by_step(self, eps: Tensor) -> Draw:
         """The draw with every z_t sent through the flows before the next step reads it."""
@@ -174,10 +220,7 @@ class MarkovPosterior(SequenceDistribution):
         for t in range(eps.shape[-2]):
             now = slice(t, t + 1)
             base, loc, pre_scale = self._draw_step(z_t, h[..., now, :], eps[..., now, :])
-            flowed, log_det = base, torch.zeros_like(base[..., 0])
-            for flow in self.flows:
-                before, flowed = flowed, flow(flowed)
-                log_det = log_det + flow.log_abs_det_jacobian(before, flowed)
+            flowed, log_det = _flows.apply(self.flows, base)
             # A chain that went on past the end of its row could grow without bound.
             z_t = torch.where(keep[:, t], flowed.squeeze(-2), 0.0)
             steps.append((flowed, loc, pre_scale, log_det.unsqueeze(-1)))
@@ -196,7 +239,7 @@ class MarkovPosterior(SequenceDistribution):
         return loc + scale * eps, loc, _inverse_softplus(scale)
 
     def _conditional(self, z_prev: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """``loc, scale`` of q(z_t | z_{t-1}, x_{t:T}) for any number of steps, before any flow."""
+        """``loc, scale`` of q(z_t | z_{t-1}, x) for any number of steps, before any flow."""
         h = h.expand(*z_prev.shape[:-1], -1)
         if isinstance(self.combiner, CombinerWeights):
             loc, scale = ops.combiner(z_prev, h, self.combiner)
@@ -204,29 +247,101 @@ class MarkovPosterior(SequenceDistribution):
             loc, scale = loc_and_scale("combiner", self.combiner(z_prev, h), z_prev.shape, z_prev.dtype)
         return loc, scale + self.min_scale if self.min_scale else scale
 
-    def _raised(self, pre_scale: Tensor) -> Tensor:
-        """``pre_scale`` for a scale that is larger by ``min_scale``."""
-        return _inverse_softplus(F.softplus(pre_scale) + self.min_scale) if self.min_scale else pre_scale
+    def _conditional_of(self, value: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        return self._conditional(previous(value, self.z_q_0), h)
 
     def _log_prob_of_any(self, value: Tensor) -> Tensor:
         if isinstance(self.combiner, CombinerWeights) and not self.flows and not self.min_scale:
             return ops.combiner_log_prob(value, self.h, self.z_q_0, self.combiner, self.lengths)
-        keep = valid(self.lengths, value.shape[-2])
-        value = torch.where(keep, value, 0.0)
-        loc, scale = self._conditional(previous(value, self.z_q_0), torch.where(keep, self.h, 0.0))
-        base, log_det = value, torch.zeros_like(value[..., 0])
-        for flow in reversed(self.flows):
-            after, base = base, flow.inv(base)
-            log_det = log_det + flow.log_abs_det_jacobian(base, after)
-        log_det = torch.where(keep.squeeze(-1), log_det, 0.0).sum(-1)
-        return ops.normal_log_prob(base, loc, scale, self.lengths) - log_det
+        return super()._log_prob_of_any(value)
+
+
+class MeanFieldPosterior(DrawnPosterior):
+    """q(z_{1:T} | x_{1:T}) = prod_t q(z_t | h_t) over ``[T, Z]``: no step depends on another.
+
+    Args:
+        h: ``[B, T, H]``, what the inference network gives.
+        combiner: the weights of the two heads; or a network that gives ``loc, scale`` of q(z_t | x), each
+            ``[..., Z]``, for ``h_t [..., H]``.
+        Z: latents of a step.
+        lengths: int64 ``[B]``.
+        flows: as for :class:`MarkovPosterior`.
+        min_scale: added to every scale, before any flow.
+
+    Source: arXiv 1609.09869, section 4 (MF-L and MF-LR of its table 1).
+    """
+
+    def __init__(
+        self,
+        h: Tensor,
+        combiner: MeanFieldWeights | Network,
+        Z: int,
+        lengths: Tensor,
+        flows: Sequence[Any] = (),
+        min_scale: float = 0.0,
+    ) -> None:
+        B, T, H = check.sequences("h", h)
+        check.lengths(lengths, B, T, h.device)
+        check.size("Z", Z)
+        if isinstance(combiner, MeanFieldWeights):
+            words = ("ZH", "Z", "ZH", "Z")
+            check.weights("combiner", combiner, MeanFieldWeights, words, h, "h", {"H": H, "Z": Z})
+        else:
+            check_network("combiner", combiner, "h_t")
+        self.combiner, self._is_checked = combiner, not autocast_is_on()
+        super().__init__(h, Z, lengths, flows, min_scale)
+
+    @property
+    def mean(self) -> Tensor:
+        """The means ``[..., B, T, Z]``, zero past the end of each row; of flows there is no closed form."""
+        return super().mean if self.flows else self._heads()[0].expand(self._shape_of(()))
+
+    @property
+    def variance(self) -> Tensor:
+        """The variances ``[..., B, T, Z]``, zero past the end of each row; none of flows."""
+        if self.flows:
+            return super().variance
+        variance = torch.where(self._keep, F.softplus(self._heads()[1]).square(), 0.0)
+        return variance.expand(self._shape_of(()))
+
+    @property
+    def _keep(self) -> Tensor:
+        return valid(self.lengths, self.event_shape[0])
+
+    def _heads(self) -> tuple[Tensor, Tensor]:
+        """``loc, pre_scale`` of all steps before any flow, zero past the end of each row."""
+        if isinstance(self.combiner, MeanFieldWeights):
+            w = self.combiner
+            weight, bias = torch.cat([w.w_loc, w.w_scale]), torch.cat([w.b_loc, w.b_scale])
+            heads = ops.input_projection(self.h, weight, bias, self.lengths)
+            loc, pre_scale = heads.chunk(2, dim=-1)
+            return loc, torch.where(self._keep, self._raised(pre_scale), 0.0) if self.min_scale else pre_scale
+        loc, scale = self._conditional_of(self.h, torch.where(self._keep, self.h, 0.0))
+        return torch.where(self._keep, loc, 0.0), torch.where(self._keep, _inverse_softplus(scale), 0.0)
+
+    def _draw_from(self, eps: Tensor) -> Draw:
+        keep = self._keep
+        loc, pre_scale = (each.expand_as(eps) for each in self._heads())
+        z, log_det = torch.where(keep, loc + F.softplus(pre_scale) * eps, 0.0), None
+        if self.flows:
+            z, log_det = _flows.apply(self.flows, z)
+            z, log_det = torch.where(keep, z, 0.0), torch.where(keep.squeeze(-1), log_det, 0.0).sum(-1)
+        return Draw(z, eps, loc, pre_scale, log_det)
+
+    def _conditional_of(self, value: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(self.combiner, MeanFieldWeights):
+            loc, scale = mean_field(h, self.combiner)
+        else:
+            shape = (*h.shape[:-1], self.event_shape[-1])
+            loc, scale = loc_and_scale("combiner", self.combiner(h), shape, h.dtype)
+        return loc, scale + self.min_scale if self.min_scale else scale
 
 
 def _inverse_softplus(scale: Tensor) -> Tensor:
     return scale + torch.log(-torch.expm1(-scale))
 
 
-@register_kl(MarkovPosterior, MarkovPrior)
-def _kl_posterior_prior(q: MarkovPosterior, p: MarkovPrior) -> Tensor:
+@register_kl(DrawnPosterior, MarkovPrior)
+def _kl_posterior_prior(q: DrawnPosterior, p: MarkovPrior) -> Tensor:
     """Sum of the steps' analytic KL at the last draw: unbiased for KL(q || p), and less noisy."""
     return q._spread(q.kl_to(p))

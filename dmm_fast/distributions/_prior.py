@@ -12,6 +12,7 @@ from dmm_fast import check, ops
 from dmm_fast.distributions._sequence import (
     Network,
     SequenceDistribution,
+    check_network,
     loc_and_scale,
     standard_noise,
     valid,
@@ -47,7 +48,7 @@ class MarkovPrior(SequenceDistribution):
         if isinstance(transition, TransitionWeights):
             self._check_weights("transition", "transition", transition, z_0, "z_0", Z=z_0.shape[-1])
         else:
-            check.function("transition", transition)
+            check_network("transition", transition, "z_{t-1}")
         super().__init__(lengths.shape, torch.Size((T, z_0.shape[-1])), lengths)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:

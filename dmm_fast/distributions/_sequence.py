@@ -126,6 +126,16 @@ class SequenceDistribution(TorchDistribution):
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
 
+def check_network(name: str, network: Any, *given: str) -> None:
+    """Check a network in place of weights: that it can be called with what ``given`` names.
+
+    Raises:
+        TypeError: it cannot.
+    """
+    check.function(name, network)
+    check.takes(name, network, given, {}, f"a network of {' and '.join(given)}")
+
+
 def checked_min_scale(value: float) -> float:
     """A least scale, a finite number from 0.
 

@@ -20,11 +20,13 @@ class Latents(NamedTuple):
     """A draw of z_{1:T} from the posterior, and what each z_t was drawn from; zero past the end of a row.
 
     Each is ``[B, T, Z]``, or ``[S, B, T, Z]`` for S draws. ``loc`` and ``scale`` (a standard deviation) are
-    those of q(z_t | z_{t-1}, x_{t:T}), a Gaussian, given the drawn z_{t-1}. Where the guide has normalizing
-    flows they are of the Gaussian before the flows, while ``z`` has gone through them.
+    those of q(z_t | z_{t-1}, x), a Gaussian, given the drawn z_{t-1}; a mean-field guide's do not depend on
+    that. Where the guide has normalizing flows they are of the Gaussian before the flows, while ``z`` has
+    gone through them.
 
-    The posterior of z_t alone has no closed form. Without flows its mean is estimated by the mean of ``loc``
-    over draws, its variance by the mean of ``scale ** 2`` plus the variance of ``loc`` over draws.
+    In a structured guide the posterior of z_t alone has no closed form. Without flows its mean is estimated
+    by the mean of ``loc`` over draws, its variance by the mean of ``scale ** 2`` plus the variance of ``loc``
+    over draws; in a mean-field guide they are ``loc`` and ``scale ** 2``.
     """
 
     loc: Tensor

@@ -21,13 +21,20 @@ from torch import Tensor
 
 from dmm_fast import check, triton
 from dmm_fast._one_step import one_step
-from dmm_fast.distributions import BernoulliEmission, GaussianEmission, MarkovPosterior, MarkovPrior
+from dmm_fast.distributions import (
+    BernoulliEmission,
+    GaussianEmission,
+    MarkovPosterior,
+    MarkovPrior,
+    MeanFieldPosterior,
+)
 from dmm_fast.ops._backends import may_use
 
 # A single program does all of it.
 MOST_NUMBERS = 1 << 14
 
-_OURS = (BernoulliEmission, GaussianEmission, MarkovPosterior, MarkovPrior)
+_POSTERIORS = (MarkovPosterior, MeanFieldPosterior)
+_OURS = (BernoulliEmission, GaussianEmission, MarkovPrior, *_POSTERIORS)
 
 
 class Term(NamedTuple):
@@ -166,7 +173,7 @@ class _SequenceMeanFieldELBO(SequenceELBO, TraceMeanField_ELBO):
                 _is_plain(site, 1)
                 and not site["is_observed"]
                 and _is_plain(posterior, -1)
-                and type(posterior["fn"]) is MarkovPosterior
+                and type(posterior["fn"]) in _POSTERIORS
                 and type(site["fn"]) is MarkovPrior
                 and not posterior["fn"].flows
             ):

@@ -16,19 +16,27 @@ from dmm_fast.ops.combiner import combiner, combiner_log_prob
 from dmm_fast.ops.combiner_scan import combiner_scan
 from dmm_fast.ops.emission_log_prob import emission_log_prob, gaussian_emission_log_prob
 from dmm_fast.ops.emitter import emitter, gaussian_emitter
+from dmm_fast.ops.flow_scan import flow_scan
 from dmm_fast.ops.gated_transition import gated_transition
 from dmm_fast.ops.input_projection import input_projection
 from dmm_fast.ops.normal_log_prob import drawn_log_prob, normal_log_prob
 from dmm_fast.ops.rnn_scan import rnn_scan
 from dmm_fast.ops.transition_kl import transition_kl
 from dmm_fast.ops.transition_log_prob import transition_log_prob
-from dmm_fast.reference import CombinerWeights, EmitterWeights, GaussianEmitterWeights, TransitionWeights
+from dmm_fast.reference import (
+    CombinerWeights,
+    EmitterWeights,
+    FlowWeights,
+    GaussianEmitterWeights,
+    TransitionWeights,
+)
 
 __all__ = [
     "BACKENDS",
     "BackendError",
     "CombinerWeights",
     "EmitterWeights",
+    "FlowWeights",
     "GaussianEmitterWeights",
     "TransitionWeights",
     "bernoulli_log_prob",
@@ -39,6 +47,7 @@ __all__ = [
     "drawn_log_prob",
     "emission_log_prob",
     "emitter",
+    "flow_scan",
     "gated_transition",
     "gaussian_emission_log_prob",
     "gaussian_emitter",

@@ -23,13 +23,19 @@ def heads_of_hidden(h: Tensor, weights: CombinerWeights) -> Tensor:
     return torch.addmm(b, h.flatten(0, 2), w.mT, alpha=0.5).view(*h.shape[:3], len(w))
 
 
-def rnn_weight_gradient(dx_proj: Tensor, h: Tensor, h_0: Tensor, lengths: Tensor) -> Tensor:
-    """``dw_hh [H, H]``: at each step the deltas by what it read: ``h_{t+1}``, at a row's end ``h_0``."""
+def rnn_weight_gradient(dx_proj: Tensor, h: Tensor, h_0: Tensor, lengths: Tensor, direction: str) -> Tensor:
+    """``dw_hh [H, H]``: at each step the deltas by what it read.
+
+    That is ``h_{t+1}``, at a row's end ``h_0``; forward in time ``h_{t-1}``, at a row's first step ``h_0``.
+    """
     T = h.shape[2]
-    is_last = torch.arange(1, T + 1, device=h.device) == lengths[:, None]
-    later = F.pad(h[:, :, 1:], (0, 0, 0, 1))
-    following = torch.where(is_last[..., None], h_0[:, :, None], later)
-    return dx_proj.flatten(0, 2).mT @ following.flatten(0, 2)
+    if direction == "forward":
+        read = torch.where(valid_steps(lengths, T)[..., None], previous(h, h_0), 0.0)
+    else:
+        is_last = torch.arange(1, T + 1, device=h.device) == lengths[:, None]
+        later = F.pad(h[:, :, 1:], (0, 0, 0, 1))
+        read = torch.where(is_last[..., None], h_0[:, :, None], later)
+    return dx_proj.flatten(0, 2).mT @ read.flatten(0, 2)
 
 
 def combiner_weight_gradients(

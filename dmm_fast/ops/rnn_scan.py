@@ -1,4 +1,4 @@
-"""The inference network's recurrence, backward in time."""
+"""The inference network's recurrence, backward or forward in time."""
 
 from torch import Tensor
 
@@ -6,17 +6,25 @@ from dmm_fast.ops._registry import call
 
 
 def rnn_scan(
-    x_proj: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str = "relu"
+    x_proj: Tensor,
+    w_hh: Tensor,
+    h_0: Tensor,
+    lengths: Tensor,
+    nonlinearity: str = "relu",
+    direction: str = "backward",
 ) -> Tensor:
     r"""Run ``h_t = f(x_proj_t + W_hh h_{t+1})`` from each row's own end back to ``t = 1``.
+
+    Forward it is ``h_t = f(x_proj_t + W_hh h_{t-1})`` from ``t = 1`` to each row's own end.
 
     Args:
         x_proj: ``[..., B, T, H]``, the projected inputs ``x W_ih^T + b_ih + b_hh``.
         w_hh: ``[H, H]``.
-        h_0: what row ``b`` starts from at ``t = lengths[b]``; of any shape that broadcasts to
-            ``[..., B, H]``.
+        h_0: what row ``b`` starts from, backward at ``t = lengths[b]`` and forward at ``t = 1``; of any shape
+            that broadcasts to ``[..., B, H]``.
         lengths: int64 ``[B]``, values in ``[0, T]``.
         nonlinearity: ``"relu"`` or ``"tanh"``.
+        direction: of time, ``"backward"`` or ``"forward"``.
 
     Returns:
         ``h [..., B, T, H]``, zero past the end of each row.
@@ -27,5 +35,5 @@ def rnn_scan(
 
     Source: arXiv 1609.09869, section 4; ``nn.RNN`` on the reversed batch in Pyro's ``examples/dmm.py``.
     """
-    result: Tensor = call("rnn_scan", x_proj, w_hh, h_0, lengths, nonlinearity)
+    result: Tensor = call("rnn_scan", x_proj, w_hh, h_0, lengths, nonlinearity, direction)
     return result

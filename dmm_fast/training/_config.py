@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from dmm_fast._arguments import INFERENCE, NETWORKS
 from dmm_fast.check import describe, fail
 
 ELBOS = ("trace", "mean_field", "tmc", "tmcelbo")
@@ -36,6 +37,8 @@ class TrainConfig:
             iaf_dim: sizes of the :class:`~dmm_fast.model.DMM`.
         elbo: ``trace`` (KL by sampling), ``mean_field`` (analytic KL), ``tmc``, ``tmcelbo``.
         tmc_num_samples: samples a site for the last two.
+        inference: the guide, one of :data:`~dmm_fast._arguments.INFERENCE`.
+        rnn: its recurrent network, one of :data:`~dmm_fast._arguments.NETWORKS`.
         emission: ``bernoulli`` for zeros and ones, ``gaussian`` for real values.
         min_scale: added to the scales of the guide's z and of a Gaussian emission.
         standardize: a new model takes the mean and the scale of its training data for its units (Gaussian
@@ -82,6 +85,8 @@ class TrainConfig:
     iaf_dim: int = 100
     elbo: str = "trace"
     tmc_num_samples: int = 10
+    inference: str = "st-r"
+    rnn: str = "relu"
     emission: str = "bernoulli"
     min_scale: float = 0.0
     standardize: bool | None = None
@@ -130,14 +135,14 @@ class TrainConfig:
     def sizes(self, input_dim: int) -> dict[str, Any]:
         """The constructor arguments of the DMM for data with ``input_dim`` features."""
         # Left out where it is the default, of which models of before there was a choice know nothing.
-        chosen = {"emission": self.emission, "min_scale": self.min_scale}
-        defaults = {"emission": "bernoulli", "min_scale": 0.0}
+        names = ("emission", "inference", "rnn", "min_scale")
+        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in names}
         return {
             "input_dim": input_dim,
             **{name: getattr(self, name) for name in (*_WIDTHS, "rnn_dropout_rate", "num_iafs", "iaf_dim")},
             # Tensor Monte Carlo enumerates over single time steps.
             "per_step_sites": self.elbo in ("tmc", "tmcelbo"),
-            **{name: value for name, value in chosen.items() if value != defaults[name]},
+            **{name: getattr(self, name) for name in names if getattr(self, name) != defaults[name]},
         }
 
     @property
@@ -227,7 +232,13 @@ _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),  # what NumPy takes, which Pyro seeds too
 }
 
-_CHOICES = {"elbo": ELBOS, "lr_schedule": SCHEDULES, "emission": EMISSIONS}
+_CHOICES = {
+    "elbo": ELBOS,
+    "lr_schedule": SCHEDULES,
+    "emission": EMISSIONS,
+    "inference": INFERENCE,
+    "rnn": NETWORKS,
+}
 
 
 def _check_types(config: TrainConfig) -> None:

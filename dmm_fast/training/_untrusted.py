@@ -84,23 +84,27 @@ def check_sizes(sizes: Mapping[str, Any], model: Mapping[str, Tensor]) -> None:
     strange = [name for name in sizes if name not in known or name == "use_cuda"]
     if strange:
         check.fail("sizes", "constructor arguments of a DMM", str(strange[0])[:80])
-    layers = sum(name.startswith("rnn.weight_hh_l") for name in model)
-    flows = sizes.get("num_iafs", known["num_iafs"].default)
     # Loops over more layers or flows than there are tensors could go on for ever.
-    for name, most in (("num_layers", layers), ("num_iafs", len(model))):
-        check.int_between(f"sizes.{name}", sizes.get(name, known[name].default), 0, most)
+    layers, flows = (
+        check.int_between(f"sizes.{name}", sizes.get(name, known[name].default), 0, len(model))
+        for name in ("num_layers", "num_iafs")
+    )
     try:
         with torch.device("meta"):
-            expected = DMM(**{**sizes, "num_iafs": 0}).state_dict()
+            expected = DMM(**{**sizes, "num_layers": min(layers, 2), "num_iafs": 0}).state_dict()
     except (TypeError, ValueError, RuntimeError) as error:
         check.fail("sizes", "the sizes of a DMM", " ".join(str(error).split())[:200])
     shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    # A recurrent network with many layers takes long to make. From the second on all are alike.
+    second = {name.removesuffix("1"): shape for name, shape in shapes.items() if name.endswith("_l1")}
+    for layer in range(2, layers):
+        shapes |= {f"{name}{layer}": shape for name, shape in second.items()}
     z_dim = shapes["z_0"][0]
     for flow in range(flows):
         # Flows cannot be made on the meta device. All their tensors have one of these shapes or less.
         iaf_dim = check.int_between("sizes.iaf_dim", sizes.get("iaf_dim", known["iaf_dim"].default), z_dim)
-        layer = f"iafs_modules.{flow}.arn.layers"
-        shapes |= {f"{layer}.0.weight": (iaf_dim, z_dim), f"{layer}.1.weight": (2 * z_dim, iaf_dim)}
+        prefix = f"iafs_modules.{flow}.arn.layers"
+        shapes |= {f"{prefix}.0.weight": (iaf_dim, z_dim), f"{prefix}.1.weight": (2 * z_dim, iaf_dim)}
     for name, shape in shapes.items():
         if name not in model or tuple(model[name].shape) != shape:
             got = tuple(model[name].shape) if name in model else "none"

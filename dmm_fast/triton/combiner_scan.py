@@ -14,9 +14,21 @@ from torch import Tensor
 from dmm_fast.reference import CombinerWeights
 from dmm_fast.triton import scan
 from dmm_fast.triton.combiner import Sizes
-from dmm_fast.triton.common import exact_tanh, sigmoid, softplus
-from dmm_fast.triton.layers import copy_rows, linear, linear_backward
-from dmm_fast.triton.rows import Rows, at, constants, decoded, load_row, rows_of, steps_of, store_row
+from dmm_fast.triton.combiner_steps import (
+    Incoming,
+    backward_weights,
+    by_latents,
+    combine,
+    combine_backward,
+    draw,
+    draw_backward,
+    gradients_for,
+    layer_constants,
+    starts_backward,
+    store_padded,
+)
+from dmm_fast.triton.layers import copy_rows
+from dmm_fast.triton.rows import at, constants, decoded, load_row, rows_of, steps_of, store_row
 from dmm_fast.triton.step_gradients import combiner_gradients
 
 
@@ -34,35 +46,6 @@ class State(NamedTuple):
 
     z: Any
     c: Any
-
-
-class BackwardWeights(NamedTuple):
-    """Weights that gradients pass: ``w_z [H, Z]``, and ``w_out [2 Z, H]``, which is w_loc over w_scale."""
-
-    w_z: Any
-    w_out: Any
-
-
-class Incoming(NamedTuple):
-    """The gradients by z, loc and pre_scale, ``[P, B, T, Z]``."""
-
-    dz: Rows
-    dloc: Rows
-    dpre_scale: Rows
-
-
-class Gradients(NamedTuple):
-    """The results of the backward pass, and what the gradients of the weights are made of, in float32.
-
-    ``da [P, B, T, H]`` is the gradient by what goes into the tanh, ``dout [P, B, T, 2 Z]`` the one by loc and
-    by pre_scale with all paths included. Both are written at valid steps only.
-    """
-
-    dh: Any  # [P, B, T, H]
-    deps: Any  # [P, B, T, Z]
-    dz_q_0: Any  # [P, B, Z]
-    da: Any
-    dout: Any
 
 
 def combiner_scan(
@@ -98,28 +81,18 @@ def combiner_scan_backward(
     lengths: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """``dh, deps, dz_q_0`` and the gradients of the weights."""
-    w_z, _, w_loc, _, w_scale, _ = weights
-    P, B, T, Z = eps.shape
-    H = h.shape[-1]
-    w = BackwardWeights(w_z.contiguous(), torch.cat([w_loc, w_scale]))
-    dh, deps, dz_q_0 = h.new_empty((P, B, T, H)), eps.new_empty((P, B, T, Z)), eps.new_empty((P, B, Z))
-    g = g.contiguous()
-    da, dout = g.new_empty(g.shape), g.new_empty((P, B, T, 2 * Z))
+    P, B, _, Z = eps.shape
+    g, out = g.contiguous(), gradients_for(h, eps)
     incoming = Incoming(rows_of(dz), rows_of(dloc), rows_of(dpre_scale))
     given = (incoming, rows_of(eps), rows_of(pre_scale), g, steps_of(eps, lengths))
-    out = Gradients(dh, deps, dz_q_0, da, dout)
-    scan.launch(combiner_scan_bwd_kernel, P * B, eps, w, *given, out, **_constants(H, Z))
-    dz_q_0, *dweights = combiner_gradients(da, dout, dz_q_0, g, h, z, z_q_0, lengths)
-    return dh, deps, dz_q_0, dweights
+    w = backward_weights(weights)
+    scan.launch(combiner_scan_bwd_kernel, P * B, eps, w, *given, out, **_constants(h.shape[-1], Z))
+    dz_q_0, *dweights = combiner_gradients(out.da, out.dout, out.dz_q_0, g, h, z, z_q_0, lengths)
+    return out.dh, out.deps, dz_q_0, dweights
 
 
 def _constants(H: int, Z: int) -> dict[str, tuple[Any, ...]]:
-    """The sizes, and the blocks of layers from latents to hidden units and from those to latents."""
-    return {
-        "size": constants(Sizes(Z, H)),
-        "to_hidden": scan.layer_blocks(H, Z, 128),
-        "to_latents": scan.layer_blocks(Z, H, 32),
-    }
+    return {"size": constants(Sizes(Z, H)), **layer_constants(H, Z)}
 
 
 @triton.jit
@@ -148,25 +121,17 @@ def combiner_scan_fwd_kernel(  # type: ignore[no-untyped-def]
         active = t < length
         place = row * decoded(steps.steps) + t
         tl.debug_barrier()
-        for n in range(0, H, to_hidden.N):
-            units = n + tl.arange(0, to_hidden.N)
-            g = exact_tanh(linear(z_row, active, Z, w.w_z, w.b_z, units, H, to_hidden))
-            if out.g is not None:
-                store_row(out.g + place * H, units, H, exists, tl.where(active[:, None], g, 0.0))
-            h_here = load_row(scan.at_step(h_row, h, t), units, H, active)
-            store_row(c_row, units, H, active, 0.5 * (g + h_here))
+        h_here = scan.at_step(h_row, h, t)
+        combine(w, z_row, h_here, c_row, out.g, place, exists, active, size, to_hidden)
         tl.debug_barrier()
         for n in range(0, Z, to_latents.N):
             columns = n + tl.arange(0, to_latents.N)
-            loc = linear(c_row, active, H, w.w_loc, w.b_loc, columns, Z, to_latents)
-            pre_scale = linear(c_row, active, H, w.w_scale, w.b_scale, columns, Z, to_latents)
-            noise = load_row(scan.at_step(eps_row, eps, t), columns, Z, active)
-            z = loc + softplus(pre_scale) * noise
+            noise = scan.at_step(eps_row, eps, t)
+            z, loc, pre_scale = draw(w, c_row, noise, columns, active, size, to_latents)
             store_row(z_row, columns, Z, active, z)
-            on = active[:, None]
-            store_row(out.z + place * Z, columns, Z, exists, tl.where(on, z, 0.0))
-            store_row(out.loc + place * Z, columns, Z, exists, tl.where(on, loc, 0.0))
-            store_row(out.pre_scale + place * Z, columns, Z, exists, tl.where(on, pre_scale, 0.0))
+            store_padded(out.z, place, columns, Z, exists, active, z)
+            store_padded(out.loc, place, columns, Z, exists, active, loc)
+            store_padded(out.pre_scale, place, columns, Z, exists, active, pre_scale)
         t += 1
 
 
@@ -193,31 +158,20 @@ def combiner_scan_bwd_kernel(  # type: ignore[no-untyped-def]
         tl.debug_barrier()
         active, carried = t < length, t + 1 < length  # nothing comes back into a row's last step
         place = row * decoded(steps.steps) + t
-        dout_row = out.dout + place * 2 * Z
         for n in range(0, Z, to_latents.N):
             columns = n + tl.arange(0, to_latents.N)
-            dz = linear_backward(out.da + (place + 1) * H, carried, H, w.w_z, columns, Z, to_latents)
+            dz = by_latents(w, out.da + (place + 1) * H, carried, columns, size, to_latents)
             dz += load_row(scan.at_step(dz_row, incoming.dz, t), columns, Z, active)
-            dloc = load_row(scan.at_step(dloc_row, incoming.dloc, t), columns, Z, active)
-            dpre_scale = load_row(scan.at_step(dpre_scale_row, incoming.dpre_scale, t), columns, Z, active)
-            s = load_row(scan.at_step(pre_scale_row, pre_scale, t), columns, Z, active)
-            noise = load_row(scan.at_step(eps_row, eps, t), columns, Z, active)
-            store_row(dout_row, columns, Z, active, dloc + dz)
-            store_row(dout_row + Z, columns, Z, active, dpre_scale + dz * noise * sigmoid(s))
-            deps = tl.where(active[:, None], dz * softplus(s), 0.0)
-            store_row(out.deps + place * Z, columns, Z, exists, deps)
+            draw_backward(
+                dz,
+                scan.at_step(dloc_row, incoming.dloc, t),
+                scan.at_step(dpre_scale_row, incoming.dpre_scale, t),
+                scan.at_step(pre_scale_row, pre_scale, t),
+                scan.at_step(eps_row, eps, t),
+                *(out, place, columns, exists, active, size),
+            )
         tl.debug_barrier()
-        for n in range(0, H, to_hidden.N):
-            units = n + tl.arange(0, to_hidden.N)
-            dc = linear_backward(dout_row, active, 2 * Z, w.w_out, units, H, to_hidden)
-            store_row(out.dh + place * H, units, H, exists, tl.where(active[:, None], 0.5 * dc, 0.0))
-            g_here = load_row(g + place * H, units, H, active)
-            store_row(out.da + place * H, units, H, active, 0.5 * dc * (1.0 - g_here * g_here))
+        combine_backward(w, g, out, place, exists, active, size, to_hidden)
         t -= 1
 
-    tl.debug_barrier()
-    da_row = out.da + row * decoded(steps.steps) * H
-    for n in range(0, Z, to_latents.N):
-        columns = n + tl.arange(0, to_latents.N)
-        dz_q_0 = linear_backward(da_row, length > 0, H, w.w_z, columns, Z, to_latents)
-        store_row(out.dz_q_0 + row * Z, columns, Z, exists, dz_q_0)
+    starts_backward(w, steps, row, exists, length, out, size, to_latents)

@@ -27,9 +27,12 @@ class Blocks(NamedTuple):
     precision: Any
 
 
-def layer_blocks(outputs: int, inputs: int, most: int) -> Blocks:
-    """The blocks of a layer of these widths, ``most`` outputs or fewer at a time."""
-    return constants(Blocks(width_block(outputs, most), width_block(inputs, 64), input_precision("ieee")))
+def layer_blocks(outputs: int, inputs: int, most: int, exact: str = "ieee") -> Blocks:
+    """The blocks of a layer of these widths, ``most`` outputs or fewer at a time.
+
+    ``exact`` is the way it multiplies where tf32 is not allowed.
+    """
+    return constants(Blocks(width_block(outputs, most), width_block(inputs, 64), input_precision(exact)))
 
 
 def rows_of_program(rows: int) -> int:

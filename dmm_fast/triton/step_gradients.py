@@ -1,5 +1,6 @@
 """Weight gradients of ops over sequences: of the two scans, and of what the first of them reads."""
 
+import torch
 from torch import Tensor
 
 from dmm_fast.triton.rows import steps_of
@@ -8,18 +9,19 @@ from dmm_fast.triton.weight_gradients import Layer, weight_gradients
 
 
 def rnn_gradients(
-    dx_proj: Tensor, dh_0: Tensor, h: Tensor, h_0: Tensor, lengths: Tensor
+    dx_proj: Tensor, dh_0: Tensor, h: Tensor, h_0: Tensor, lengths: Tensor, direction: str
 ) -> tuple[Tensor, Tensor]:
     """``dw_hh [H, H]``, and ``dh_0 [P, B, H]`` summed to the shape of ``h_0``.
 
-    The first is at each step the deltas by the h of the step after, or by the start at a row's own end.
+    The first is at each step the deltas by the h that it read: of the step after, or by the start at a row's
+    own end; forward in time of the step before, or by the start at a row's first step.
     """
     start = _start_rows(h_0.expand(dh_0.shape))
     layer = Layer(_rows(dx_proj), _rows(h), start=_dense_start(start), with_bias=False)
-    after, starts = neighbours_of(1, start), _summed_rows(dh_0, h_0)
+    read, starts = neighbours_of(1 if direction == "backward" else -1, start), _summed_rows(dh_0, h_0)
     # Never aside: where one h_0 starts several layers, autograd adds their gradients up at once.
     dw, *total = weight_gradients(
-        [layer], steps_of(h, lengths), h.dtype, neighbours=after, starts=starts, aside=False
+        [layer], steps_of(h, lengths), h.dtype, neighbours=read, starts=starts, aside=False
     )
     return dw, total[0].view(h_0.shape) if total else dh_0.sum_to_size(h_0.shape)
 
@@ -43,6 +45,28 @@ def combiner_gradients(
     gradients = weight_gradients(layers, steps_of(z, lengths), z.dtype, neighbours=before, starts=starts)
     total = gradients.pop().view(z_q_0.shape) if starts is not None else dz_q_0.sum_to_size(z_q_0.shape)
     return total, *gradients
+
+
+def flow_gradients(
+    da: Tensor, dout: Tensor, x: Tensor, a: Tensor, lengths: Tensor, dtype: torch.dtype
+) -> list[Tensor]:
+    """The gradients of ``w_in, b_in, w_mean, b_mean, w_log_scale, b_log_scale`` of K flows, stacked.
+
+    ``da [P, B, T, K, F]`` is of what ``a`` is the relu of, ``dout [P, B, T, K, 2 Z]`` is of mean and of
+    log_scale; ``x [P, B, T, K, Z]`` is what each flow was given. Nothing is read of what is not valid.
+    """
+    (*_, K, Z), F = x.shape, a.shape[-1]
+    shapes = (K, F, Z), (K, F), (K, Z, F), (K, Z), (K, Z, F), (K, Z)
+    stacked = [x.new_empty(shape, dtype=dtype) for shape in shapes]
+    steps, here = steps_of(x, lengths), neighbours_of(0)
+    # All flows share a kernel: one with the layers of four takes many times longer to compile.
+    for k in range(K):
+        da_k, dout_k, x_k, a_k = (each.flatten(0, 2)[:, k] for each in (da, dout, x, a))
+        layers = [Layer(da_k, x_k), Layer(dout_k[:, :Z], a_k), Layer(dout_k[:, Z:], a_k)]
+        into = [(w[k], b[k]) for w, b in zip(stacked[::2], stacked[1::2], strict=True)]
+        # Never aside: a flow's weights are made of parameters and masks, whose gradients are read at once.
+        weight_gradients(layers, steps, dtype, neighbours=here, aside=False, into=into)
+    return stacked
 
 
 def projection_weight_gradients(dout: Tensor, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ it is dealt to several programs, each with a share of the rows; a second launch 
 order. A bias is one more column, of inputs that are all one.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import chain
 from typing import Any, NamedTuple
@@ -111,6 +112,7 @@ def weight_gradients(
     starts: Tensor | None = None,
     *,
     aside: bool = True,
+    into: Sequence[tuple[Tensor, Tensor | None]] | None = None,
 ) -> list[Tensor]:
     """The gradients of each layer's weight ``[M, N]`` and, with a bias, of that ``[M]``, in order.
 
@@ -121,9 +123,11 @@ def weight_gradients(
 
     Where the current stream has a side stream, that computes them if ``aside``: then nothing may read or
     change them before the streams join.
+
+    They are written to each layer's weight and bias in ``into`` where that is given.
     """
     count = layers[0].delta.shape[0]
-    made = [_made(layer, dtype) for layer in layers]
+    made = [_made(layer, dtype) for layer in layers] if into is None else into
     out = [gradient for pair in made for gradient in pair if gradient is not None]
     if starts is not None:
         out.append(starts.new_empty(starts.shape[1]))
@@ -182,7 +186,7 @@ def _products(layers: list[Layer], cut: Tiles) -> tuple[tuple[_Product, ...], in
     return tuple(products), tiles, sums
 
 
-def _targets(made: list[tuple[Tensor, Tensor | None]]) -> tuple[tuple[_Sum, ...], int]:
+def _targets(made: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[tuple[_Sum, ...], int]:
     """The gradients for the second kernel, and how many programs they need."""
     targets, programs, sums = [], 0, 0
     for weight, bias in made:

@@ -53,6 +53,22 @@ def posterior() -> distributions.MarkovPosterior:
     return made
 
 
+def mean_field() -> distributions.MeanFieldPosterior:
+    dmm = small_dmm(inference="mf-r")
+    combiner = dmm.combiner.weights
+    made = distributions.MeanFieldPosterior(rows(SIZES["rnn_dim"]), combiner, SIZES["z_dim"], lengths())
+    made.rsample()
+    return made
+
+
+def flowed() -> distributions.FlowedNormal:
+    return distributions.FlowedNormal(rows(3)[:, 0], rows(3)[:, 1].exp(), with_flows().iafs)
+
+
+def two_way() -> nn.TwoWayNetwork:
+    return nn.TwoWayNetwork(torch.nn.GRU(5, 7, batch_first=True), nn.InferenceNetwork(5, 7))
+
+
 def small_config(**settings: Any) -> training.TrainConfig:
     sizes = {name: size for name, size in SIZES.items() if name != "input_dim"}
     quiet = {"num_epochs": 1, "progress": False, "tensorboard": False, "eval_frequency": 0}
@@ -128,7 +144,9 @@ INSTANCES: dict[str, Callable[[], Any]] = {
     "data.SequenceSet": some_set,
     "distributions.BernoulliEmission": lambda: small_dmm().emission(rows(3), lengths()),
     "distributions.GaussianEmission": lambda: small_dmm(emission="gaussian").emission(rows(3), lengths()),
+    "distributions.FlowedNormal": flowed,
     "distributions.MarkovPosterior": posterior,
+    "distributions.MeanFieldPosterior": mean_field,
     "distributions.MarkovPrior": prior,
     "distributions.SequenceDistribution": prior,
     "model.DMM.standardize": lambda: small_dmm(emission="gaussian"),
@@ -139,6 +157,8 @@ INSTANCES: dict[str, Callable[[], Any]] = {
     "nn.GatedTransition": lambda: nn.GatedTransition(3, 6),
     "nn.GaussianEmitter": lambda: nn.GaussianEmitter(5, 3, 4),
     "nn.InferenceNetwork": lambda: nn.InferenceNetwork(5, 7),
+    "nn.MeanFieldCombiner": lambda: nn.MeanFieldCombiner(3, 7),
+    "nn.TwoWayNetwork": two_way,
     "optim.ClippedAdam": optimizer,
     "optim.PyroClippedAdam": lambda: optim.PyroClippedAdam({"lr": 1e-3}),
 }
@@ -212,11 +232,26 @@ ARGUMENTS: dict[str, Callable[[], Any]] = {
     "distributions.BernoulliEmission.emitter": lambda: small_dmm().emitter.weights,
     "distributions.GaussianEmission.log_prob.value": lambda: batch().mini_batch,
     "distributions.GaussianEmission.emitter": lambda: small_dmm(emission="gaussian").emitter.weights,
+    "distributions.FlowedNormal.expand.batch_shape": lambda: (2, 4),
+    "distributions.FlowedNormal.flows": lambda: with_flows().iafs,
+    "distributions.FlowedNormal.loc": lambda: rows(3)[:, 0],
+    "distributions.FlowedNormal.log_prob.value": lambda: rows(3)[:, 0],
+    "distributions.FlowedNormal.scale": lambda: rows(3)[:, 1].exp(),
     "distributions.MarkovPosterior.expand.batch_shape": lambda: (2, 4),
     "distributions.MarkovPosterior.flows": lambda: with_flows().iafs,
     "distributions.MarkovPosterior.kl_to.prior": prior,
     "distributions.MarkovPosterior.log_prob.value": lambda: rows(3),
     "distributions.MarkovPosterior.combiner": lambda: small_dmm().combiner.weights,
+    "distributions.MarkovPosterior.rsample.sample_shape": lambda: (2,),
+    "distributions.MarkovPosterior.sample.sample_shape": lambda: (2,),
+    "distributions.MeanFieldPosterior.Z": lambda: 3,
+    "distributions.MeanFieldPosterior.combiner": lambda: small_dmm(inference="mf-r").combiner.weights,
+    "distributions.MeanFieldPosterior.expand.batch_shape": lambda: (2, 4),
+    "distributions.MeanFieldPosterior.flows": lambda: with_flows().iafs,
+    "distributions.MeanFieldPosterior.kl_to.prior": prior,
+    "distributions.MeanFieldPosterior.log_prob.value": lambda: rows(3),
+    "distributions.MeanFieldPosterior.rsample.sample_shape": lambda: (2,),
+    "distributions.MeanFieldPosterior.sample.sample_shape": lambda: (2,),
     "distributions.MarkovPrior.kl_from.loc": lambda: rows(3),
     "distributions.MarkovPrior.kl_from.pre_scale": lambda: rows(3),
     "distributions.MarkovPrior.log_prob.value": lambda: rows(3),
@@ -240,6 +275,10 @@ ARGUMENTS: dict[str, Callable[[], Any]] = {
     "nn.InferenceNetwork.forward.h_0": lambda: torch.zeros(7),
     "nn.InferenceNetwork.hidden_size": lambda: 7,
     "nn.InferenceNetwork.input_size": lambda: 5,
+    "nn.MeanFieldCombiner.forward.h_rnn": lambda: rows(7),
+    "nn.TwoWayNetwork.forward.h_0": lambda: torch.zeros(2, 7),
+    "nn.TwoWayNetwork.left": lambda: torch.nn.GRU(5, 7, batch_first=True),
+    "nn.TwoWayNetwork.right": lambda: nn.InferenceNetwork(5, 7),
     "optim.ClippedAdam.add_param_group.param_group": lambda: {"params": [parameter()], "lr": 0.1},
     "optim.ClippedAdam.load_state_dict.state_dict": lambda: optimizer().state_dict(),
     "optim.ClippedAdam.params": lambda: [parameter()],

@@ -13,7 +13,7 @@ from benchmarks import commands, errors, exchange_floor
 from benchmarks.cases import full_batch
 from benchmarks.draws import Sizes, differentiable
 from benchmarks.gpu import exercise, measure, smoke
-from benchmarks.gpu.calls import Call, backends_of, by, every_op, reference_of
+from benchmarks.gpu.calls import SCANS, Call, backends_of, by, every_op, reference_of
 from benchmarks.gpu.clocked import verdicts
 from benchmarks.gpu.stage import Stage, Unit, run_units
 from benchmarks.gpu.stages import kernels, rowwise, scans, tests
@@ -21,7 +21,7 @@ from benchmarks.racer import NoiseOfTheCpu, tutorial_noise
 from dmm_fast import reference
 from dmm_fast.cuda.plan import H100, scan_plans
 
-SIZES = Sizes(B=2, T=3, D=5, Z=4, H=6, R=7, G=7, E=8)
+SIZES = Sizes(B=2, T=3, D=5, Z=4, H=6, R=7, G=7, E=8, K=2, F=3)
 ROWS = 6
 
 
@@ -58,6 +58,13 @@ def test_without_time_only_what_all_depends_on_is_run(tmp_path):
         ("rnn_scan", 2 * 6 * 36, 36 + 36 + 6, 36),
         # 2 rows (Z H + 2 H Z); h, eps, z_q_0, the weights; z, loc, pre_scale
         ("combiner_scan", 2 * 6 * 72, 36 + 24 + 4 + 24 + 6 + 2 * (24 + 4), 72),
+        # and of each of 2 flows (Z F + 2 F Z); its weights too; log_det too
+        (
+            "flow_scan",
+            2 * 6 * (72 + 2 * 36),
+            36 + 24 + 4 + 24 + 6 + 2 * (24 + 4) + 2 * (12 + 3 + 2 * (12 + 4)),
+            72 + 2,
+        ),
         ("input_projection", 2 * 6 * 30, 30 + 30 + 6, 36),
         ("normal_log_prob", 0, 3 * 30, 2),
     ],
@@ -185,11 +192,11 @@ def test_a_rowwise_op_is_checked_and_then_timed(stage, monkeypatch):
 
 def test_rowwise_ops_are_all_but_the_scans(stage):
     names = [unit.name for unit in rowwise.units(stage)]
-    assert {name.split(",")[0] for name in names} == set(every_op()) - {"rnn_scan", "combiner_scan"}
+    assert {name.split(",")[0] for name in names} == set(every_op()) - set(SCANS)
     # Compilation comes last.
     compiled = [rowwise.COMPILED in name for name in names]
     assert compiled == sorted(compiled)
-    assert sum(compiled) == len(every_op()) - 2
+    assert sum(compiled) == len(every_op()) - len(SCANS)
 
 
 def test_time_calls_by_the_clock():

@@ -66,9 +66,13 @@ def test_every_cut_gives_the_truth(
 
 
 @each_cut
-def test_every_cut_gives_the_truth_of_tanh(shape: tuple[int, ...], cut: Callable[..., None]) -> None:
+@pytest.mark.parametrize("direction", ["backward", "forward"])
+def test_every_cut_gives_the_truth_of_tanh(
+    direction: str, shape: tuple[int, ...], cut: Callable[..., None]
+) -> None:
     cut(of(*shape))
-    compare("rnn_scan", replace(RAGGED, H=shape[-1], nonlinearity="tanh", lengths="ragged"), "cuda")
+    case = replace(RAGGED, H=shape[-1], nonlinearity="tanh", lengths="ragged", direction=direction)
+    compare("rnn_scan", case, "cuda")
 
 
 def test_a_warp_may_give_to_two_blocks_and_twice(

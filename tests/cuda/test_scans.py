@@ -43,6 +43,15 @@ def test_every_cut_gives_the_truth(
     compare(op, RAGGED, "cuda")
 
 
+@pytest.mark.parametrize("registers", [False, True], ids=["", "registers"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_gives_the_truth_forward_in_time(
+    shape: tuple[int, ...], registers: bool, cut: Callable[..., None]
+) -> None:
+    cut(of_shape(registers, *shape), in_shared(1))
+    compare("rnn_scan", replace(RAGGED, direction="forward"), "cuda")
+
+
 @pytest.mark.parametrize("op", SCANS)
 @pytest.mark.parametrize("size", [1, 4])
 def test_more_outputs_than_threads(op: str, size: int, cut: Callable[..., None]) -> None:
@@ -60,14 +69,21 @@ def tf32() -> Iterator[None]:
     torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
+@pytest.mark.parametrize(("nonlinearity", "direction"), [("relu", "backward"), ("tanh", "forward")])
 @pytest.mark.parametrize(("tiles", "size", "rows", "at_once"), [(1, 2, 8, 8), (2, 1, 12, 8), (1, 4, 16, 16)])
 def test_tensor_cores_are_as_near_as_tf32_is(
-    tiles: int, size: int, rows: int, at_once: int, nonlinearity: str, tf32: None, cut: Callable[..., None]
+    tiles: int,
+    size: int,
+    rows: int,
+    at_once: int,
+    nonlinearity: str,
+    direction: str,
+    tf32: None,
+    cut: Callable[..., None],
 ) -> None:
     """Rounding to ten bits is off by 2^-11 at most, and errors do not grow along these few steps."""
     cut(shaped(size, rows, at_once, tiles))
-    case = replace(RAGGED, H=61, B=9, nonlinearity=nonlinearity, name="tensor cores")
+    case = replace(RAGGED, H=61, B=9, nonlinearity=nonlinearity, direction=direction, name="tensor cores")
     got = run_backend("rnn_scan", build("rnn_scan", case), case, "cuda")
     for name, truth in eager("rnn_scan", case, torch.float64).items():
         off = error(got[name], truth)
@@ -123,15 +139,16 @@ def test_a_missing_barrier_shows(
     assert any(value.isnan().any() for value in got.values())
 
 
-def test_lengths_out_of_range_touch_no_other_memory() -> None:
+@pytest.mark.parametrize("direction", ["backward", "forward"])
+def test_lengths_out_of_range_touch_no_other_memory(direction: str) -> None:
     """They are checked where that needs no wait for the device; elsewhere the kernel keeps them in range."""
     case = CASES["small"]
     inputs = build("rnn_scan", case)
     x_proj, h_0 = inputs["x_proj"][None], inputs["h_0"].expand(1, case.B, case.H)
     whole, beyond = (torch.tensor(values) for values in ([4, 4, 0], [4, 400, -3]))
     args = x_proj, inputs["w_hh"], h_0
-    h = rnn_scan.rnn_scan(*args, beyond, "relu")
-    torch.testing.assert_close(h, rnn_scan.rnn_scan(*args, whole, "relu"), rtol=0, atol=0)
+    h = rnn_scan.rnn_scan(*args, beyond, "relu", direction)
+    torch.testing.assert_close(h, rnn_scan.rnn_scan(*args, whole, "relu", direction), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["", "backward"])

@@ -23,6 +23,7 @@ RNN, BY_WARPS, COMBINER = (() if _extension.missing else kernels(kind) for kind 
 
 RAGGED = Case("hardware", B=23, T=9, Z=50, H=300, particles=(2,), lengths="zeros", poison="nan", start="rows")
 SHAPES = [(1, 1, 1), (2, 3, 1), (4, 8, 4), (8, 4, 2), (16, 3, 1), (16, 8, 4)]
+each_direction = pytest.mark.parametrize("direction", ["backward", "forward"])
 each_shape = pytest.mark.parametrize("shape", SHAPES)
 
 
@@ -31,17 +32,23 @@ def takes_clusters(size: int) -> None:
         pytest.skip("clusters take compute capability 9.0")
 
 
+@each_direction
 @each_shape
 @pytest.mark.parametrize("registers", RNN)
-def test_rnn_scan(shape: tuple[int, int, int], registers: tuple[int], cut: Callable[..., None]) -> None:
+def test_rnn_scan(
+    shape: tuple[int, int, int], registers: tuple[int], direction: str, cut: Callable[..., None]
+) -> None:
     takes_clusters(shape[0])
     cut(keeping(registers, shaped(*shape)), in_shared(2))
-    compare("rnn_scan", RAGGED, "cuda", device="cuda")
+    compare("rnn_scan", replace(RAGGED, direction=direction), "cuda", device="cuda")
 
 
+@each_direction
 @pytest.mark.parametrize("fewer", [1, CHUNK - 3])
 @pytest.mark.parametrize("kernel", BY_WARPS, ids=str)
-def test_rnn_scan_by_warps(kernel: tuple[int, ...], fewer: int, cut: Callable[..., None]) -> None:
+def test_rnn_scan_by_warps(
+    kernel: tuple[int, ...], fewer: int, direction: str, cut: Callable[..., None]
+) -> None:
     chunks, outputs, kept, at_once, several = kernel
     units = CHUNK * chunks - fewer
     takes_clusters(-(-units // (8 * outputs)))
@@ -51,7 +58,8 @@ def test_rnn_scan_by_warps(kernel: tuple[int, ...], fewer: int, cut: Callable[..
         return plan[:2] == (rows, at_once) and plan.tilings == (WarpTiling(chunks, outputs, kept),)
 
     cut(is_it)
-    compare("rnn_scan", replace(RAGGED, H=units, name=f"by warps {units}"), "cuda", device="cuda")
+    case = replace(RAGGED, H=units, direction=direction, name=f"by warps {units}")
+    compare("rnn_scan", case, "cuda", device="cuda")
 
 
 @each_shape

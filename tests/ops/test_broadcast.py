@@ -95,8 +95,9 @@ def test_a_start_of_any_shape_that_broadcasts(
     assert_as_if_expanded(op_name, backend, inputs, torch.Size(particles))
 
 
-@pytest.mark.parametrize("backend", backends_for("combiner_log_prob"))
-@pytest.mark.parametrize("op_name", ["combiner_log_prob", "combiner_scan"])
+@pytest.mark.parametrize(
+    ("op_name", "backend"), each_backend(["combiner_log_prob", "combiner_scan", "flow_scan"])
+)
 def test_a_start_may_have_the_particles_that_only_h_has(op_name: str, backend: str) -> None:
     inputs = build(op_name, CASE)
     inputs["h"] = draw(inputs["h"], op_name, "h", (P, *inputs["h"].shape))

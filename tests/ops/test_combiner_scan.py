@@ -1,4 +1,4 @@
-"""The hidden units g of the combiner's scan: kept for the backward pass, and only where there may be one."""
+"""The hidden units g of the posterior chain's scans: kept for a backward pass, where there may be one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,18 +16,17 @@ from tests.compiled import OP_BACKENDS, calls_of
 from tests.device import DEVICE
 from tests.inputs import build, differentiable
 
-OP = "combiner_scan"
-BACKENDS = [backend for op, backend in OP_BACKENDS if op == OP]
+OPS = ("combiner_scan", "flow_scan")
 CASE = Case("kept", B=5, T=9, Z=3, H=70, particles=(2,), lengths="zeros", poison="nan", start="rows")
 # Of what is allocated for it only g is as large as the given h.
 LARGE = Case("large", B=3, T=4, Z=1, H=64, lengths="ragged")
 
-each_backend = pytest.mark.parametrize("backend", BACKENDS)
+each_backend = pytest.mark.parametrize(("op", "backend"), [pair for pair in OP_BACKENDS if pair[0] in OPS])
 
 
 @each_backend
-def test_g_is_right_at_every_step_and_zero_past_the_ends(backend: str) -> None:
-    forward, backward = calls_of(OP, CASE, backend)
+def test_g_is_right_at_every_step_and_zero_past_the_ends(op: str, backend: str) -> None:
+    forward, backward = calls_of(op, CASE, backend)
     given = dict(zip(forward.names, forward.args, strict=True))
     assert given["keep_g"] is True
     z, *_, g = forward.run()
@@ -55,13 +54,13 @@ def largest_allocation(run: Callable[[], Any]) -> int:
 
 
 @each_backend
-def test_without_a_gradient_nothing_of_its_size_is_allocated(backend: str) -> None:
-    inputs = build(OP, LARGE)
+def test_without_a_gradient_nothing_of_its_size_is_allocated(op: str, backend: str) -> None:
+    inputs = build(op, LARGE)
     size = inputs["h"].numel() * inputs["h"].element_size()
 
     def run() -> None:
         with ops.use_backend(backend):
-            ops.combiner_scan(**inputs)
+            getattr(ops, op)(**inputs)
 
     assert largest_allocation(run) < size
     inputs["h"].requires_grad_()
@@ -72,12 +71,13 @@ def test_without_a_gradient_nothing_of_its_size_is_allocated(backend: str) -> No
 
 
 @each_backend
-def test_tensors_of_vmap_do_not_tell_whether_they_require_a_gradient(backend: str) -> None:
-    inputs = build(OP, Case("vmap", B=3, T=4, Z=3, H=5, lengths="ragged"))
+def test_tensors_of_vmap_do_not_tell_whether_they_require_a_gradient(op: str, backend: str) -> None:
+    inputs = build(op, Case("vmap", B=3, T=4, Z=3, H=5, lengths="ragged"))
     h = torch.stack([inputs["h"], inputs["h"].flip(0)]).requires_grad_()
 
     def loss(h: Tensor) -> Tensor:
-        return sum((o.square().sum() for o in ops.combiner_scan(**{**inputs, "h": h})), h.new_zeros(()))
+        outputs = getattr(ops, op)(**{**inputs, "h": h})
+        return sum((output.square().sum() for output in outputs), h.new_zeros(()))
 
     with ops.use_backend(backend):
         (one_by_one,) = torch.autograd.grad(sum(loss(own) for own in h), h)
@@ -85,22 +85,23 @@ def test_tensors_of_vmap_do_not_tell_whether_they_require_a_gradient(backend: st
     assert torch.equal(mapped, one_by_one)
 
 
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("mode", ["train", "no_grad", "nothing requires a gradient"])
-def test_a_compiled_function_keeps_it_for_its_backward_alone(mode: str) -> None:
-    inputs = build(OP, CASE)
+def test_a_compiled_function_keeps_it_for_its_backward_alone(op: str, mode: str) -> None:
+    inputs = build(op, CASE)
     for tensor in differentiable(inputs).values():
         tensor.requires_grad_(mode != "nothing requires a gradient")
     kept = []
 
     def look(graph: torch.fx.GraphModule, _: Any) -> Any:
-        kept.extend(node.args[-2] for node in graph.graph.nodes if OP in str(node.target))
+        kept.extend(node.args[-2] for node in graph.graph.nodes if op in str(node.target))
         return graph
 
     torch._dynamo.reset()
-    compiled = torch.compile(ops.combiner_scan, fullgraph=True, backend=look)
+    compiled = torch.compile(getattr(ops, op), fullgraph=True, backend=look)
     with torch.set_grad_enabled(mode != "no_grad"):
         outputs = compiled(**inputs)
-        expected = ops.combiner_scan(**inputs)
+        expected = getattr(ops, op)(**inputs)
     assert kept == [mode == "train"]
     for output, right in zip(outputs, expected, strict=True):
         assert torch.equal(output, right)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from dmm_fast import ops, reference
-from dmm_fast.ops import CombinerWeights, GaussianEmitterWeights, TransitionWeights
+from dmm_fast.ops import CombinerWeights, FlowWeights, GaussianEmitterWeights, TransitionWeights
 from tests.cases import CASES, Case
 from tests.compare import each_backend, each_backend_and_dtype
 from tests.device import DEVICE
@@ -38,7 +38,7 @@ def exact_slope(x: float) -> float:
 
 def zero_weights(cls: type, spec: str, dtype: torch.dtype, **biases: float) -> Any:
     """Weights of zero for sizes of 3 and Z, but for the biases named."""
-    sizes = {"Z": Z}
+    sizes = {"1": 1, "Z": Z}
     shapes = [[sizes.get(letter, 3) for letter in word] for word in spec.split()]
     fields = zip(cls._fields, shapes, strict=True)
     tensors = (torch.full(s, biases.get(name, 0.0), dtype=dtype, device=DEVICE) for name, s in fields)
@@ -332,6 +332,24 @@ def test_combiner_scan(backend: str, dtype: torch.dtype, pre_scale: float) -> No
     assert (loc == 0).all()
     assert (pre[0] == pre_scale).all()
     assert_finite_gradients(z + loc + pre, h, eps, z_q_0, weights)
+
+
+@pytest.mark.parametrize("log_scale", [-1e4, -5.0, 3.0, 1e4])
+@pytest.mark.parametrize("pre_scale", FAR)
+@each_backend_and_dtype("flow_scan")
+def test_flow_scan(backend: str, dtype: torch.dtype, pre_scale: float, log_scale: float) -> None:
+    h, eps, z_q_0 = leaf(1, dtype, B, T, 3), leaf(2, dtype, B, T, Z), leaf(0, dtype, Z)
+    weights = zero_combiner(dtype, pre_scale)
+    flows = zero_weights(FlowWeights, "13Z 13 1Z3 1Z 1Z3 1Z", dtype, b_log_scale=log_scale)
+    with ops.use_backend(backend):
+        z, loc, pre, log_det = ops.flow_scan(h, eps, z_q_0, weights, flows, LENGTHS)
+    clamped = min(max(log_scale, -5.0), 3.0)
+    scale = math.exp(exact_log_softplus(pre_scale) + clamped)
+    torch.testing.assert_close(z[0, 1, 0].item(), 2 * scale, rtol=2e-6, atol=1e-30)
+    assert (loc == 0).all()
+    assert_each_row(log_det, Z * clamped)
+    outputs = torch.cat([(z + loc + pre).flatten(), log_det])
+    assert_finite_gradients(outputs, h, eps, z_q_0, weights, flows)
 
 
 @pytest.mark.parametrize("size", [-1e4, 1e4])

@@ -42,6 +42,7 @@ cases = st.builds(
     mask_dtype=st.sampled_from(["bool", "float"]),
     poison=st.sampled_from(["", "nan", "inf"]),
     nonlinearity=st.sampled_from(["relu", "tanh"]),
+    direction=st.sampled_from(["backward", "forward"]),
     seed=st.integers(0, 1000),
 )
 
@@ -213,3 +214,24 @@ def test_what_is_invalid_or_masked_leaves_no_trace(op_name: str, backend: str, c
         assert torch.equal(value, expected)
     for name, expected in clean_gradients.items():
         assert torch.equal(gradients[name], expected), name
+
+
+@pytest.mark.parametrize("backend", backends_for("rnn_scan"))
+@given(case=cases)
+@settings(max_examples=EXAMPLES)
+def test_a_scan_forward_in_time_is_one_backward_over_reversed_rows(backend: str, case: Case) -> None:
+    case = replace(case, direction="forward")
+    (h,), gradients, (incoming,) = run_whole("rnn_scan", backend, case)
+    inputs = build("rnn_scan", case, precision("rnn_scan", backend))
+    ends, steps = inputs["lengths"][:, None], torch.arange(case.T, device=DEVICE)
+    order = torch.where(steps < ends, ends - 1 - steps, steps)[..., None]
+
+    def reversed_rows(tensor: Tensor) -> Tensor:
+        return tensor.gather(-2, order.expand_as(tensor))
+
+    inputs |= {"x_proj": reversed_rows(inputs["x_proj"]), "direction": "backward"}
+    (h_backward,), expected = run("rnn_scan", backend, inputs, [reversed_rows(incoming)])
+    assert torch.equal(h, reversed_rows(h_backward))
+    assert torch.equal(gradients["x_proj"], reversed_rows(expected["x_proj"]))
+    assert near(gradients["h_0"], expected["h_0"])
+    assert near(gradients["w_hh"], expected["w_hh"])

@@ -46,7 +46,10 @@ def parts_of(call: Call) -> int:
 
 
 def same(op_name: str, value: Tensor, alone: Tensor) -> bool:
-    if op_name == "combiner_scan":  # it adds up what each thread's hidden units contribute to a latent
+    if op_name in (
+        "combiner_scan",
+        "flow_scan",
+    ):  # they add up what each thread's hidden units contribute to a latent
         return torch.allclose(value, alone, rtol=1e-12, atol=1e-13)
     return torch.equal(value, alone)
 
@@ -90,7 +93,7 @@ def test_a_scan_has_work_for_each_thread_in_each_time_step() -> None:
     torch.set_num_threads(4)
     few_long_steps = Case("few long steps", B=64, T=30, H=128, Z=2, nonlinearity="tanh")
     many_short_steps = Case("many short steps", B=2, T=1280, H=128, Z=2, nonlinearity="tanh")
-    for op_name in ("rnn_scan", "combiner_scan"):
+    for op_name in ("rnn_scan", "combiner_scan", "flow_scan"):
         assert all(parts_of(call) > 1 for call in calls_of(op_name, few_long_steps)), op_name
         assert all(parts_of(call) == 1 for call in calls_of(op_name, many_short_steps)), op_name
 

@@ -30,6 +30,8 @@ def test_annealing_factor_is_the_example_s() -> None:
         ({"elbo": "renyi"}, "elbo: expected one of trace, mean_field, tmc, tmcelbo, got renyi"),
         ({"lr_schedule": "step"}, "lr_schedule"),
         ({"emission": "poisson"}, "emission: expected one of bernoulli, gaussian, got poisson"),
+        ({"inference": "st"}, "inference: expected one of st-r, st-l, st-lr, mf-r, mf-l, mf-lr, got st"),
+        ({"rnn": "LSTM"}, "rnn: expected one of relu, tanh, lstm, gru, got LSTM"),
         ({"minimum_annealing_factor": 1.5}, "minimum_annealing_factor: expected 0 to 1, got 1.5"),
         ({"resume": True}, "resume: expected a folder"),
         ({"load_opt": Path("o")}, "load_opt: expected load_model with it"),
@@ -107,7 +109,9 @@ def test_standardize_follows_the_emission() -> None:
 
 
 def test_sizes_of_a_bernoulli_model_are_those_of_before_there_were_others() -> None:
-    assert not {"emission", "min_scale"} & TrainConfig().sizes(88).keys()
+    assert not {"emission", "min_scale", "inference", "rnn"} & TrainConfig().sizes(88).keys()
     sizes = TrainConfig(emission="gaussian", min_scale=0.1).sizes(88)
     assert (sizes["emission"], sizes["min_scale"]) == ("gaussian", 0.1)
     assert TrainConfig(min_scale=0.1).sizes(88)["min_scale"] == 0.1
+    sizes = TrainConfig(inference="mf-lr", rnn="gru").sizes(88)
+    assert (sizes["inference"], sizes["rnn"]) == ("mf-lr", "gru")

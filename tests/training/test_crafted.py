@@ -1,6 +1,8 @@
 """Crafted checkpoints, whose checksum is right, are refused with reasons, and cost no memory."""
 
 import dataclasses
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dmm_fast import DMM, training
+from dmm_fast._arguments import INFERENCE, NETWORKS
 from dmm_fast.training import Checkpoint, CheckpointError, _checkpoint
 from tests.bad_input.tries import little_memory
 from tests.helpers_crafted import mutants, read, write, write_raw
@@ -32,6 +35,11 @@ def run_of(dmm: DMM, **fields: Any) -> Checkpoint:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "crafted.safetensors"
+
+
+def tensors_differ(guide: str, other: str) -> bool:
+    """Whether two guides have other tensors; a direction of time alone changes none."""
+    return (guide[:2], "lr" in guide) != (other[:2], "lr" in other)
 
 
 def refused(read_it: Callable[[], object]) -> str:
@@ -147,6 +155,14 @@ def test_fields_with_wrong_values_are_refused(path: Path, field: str, value: Any
         {**SIZES, "z_dim": 3.0},
         {**SIZES, "emission": "poisson"},
         {**SIZES, "emission": "gaussian"},
+        {**SIZES, "inference": "st"},
+        {**SIZES, "inference": None},
+        {**SIZES, "inference": "st-lr"},
+        {**SIZES, "inference": "mf-l"},
+        {**SIZES, "rnn": "RELU"},
+        {**SIZES, "rnn": 3},
+        {**SIZES, "rnn": "gru"},
+        {**SIZES, "rnn": "lstm", "rnn_dim": 10**7},
         {**SIZES, "use_cuda": True},
         {**SIZES, "strange": 1},
         {"z_dim": 0},
@@ -173,12 +189,47 @@ def test_products_of_sizes_that_are_each_there_are_refused(path: Path) -> None:
     assert "as the sizes say" in refused(lambda: training.load_dmm(path))
 
 
-@pytest.mark.parametrize("kind", [{}, FLOWS, {"num_layers": 2}, {"emission": "gaussian"}])
+@pytest.mark.parametrize(
+    ("guide", "other"),
+    [(one, other) for one in INFERENCE for other in INFERENCE if tensors_differ(one, other)],
+)
+def test_tensors_of_another_guide_are_refused(path: Path, guide: str, other: str) -> None:
+    run = run_of(small_dmm(inference=guide), sizes={**SIZES, "inference": other})
+    training.save_checkpoint(path, run)
+    message = refused(lambda: training.load_dmm(path))
+    assert re.search("model.(h_0|z_q_0): expected shape|Unexpected key.*z_q_0", message)
+
+
+def test_many_layers_that_are_not_there_take_no_time(path: Path) -> None:
+    dmm, many = small_dmm(rnn="lstm"), 8_000
+    model = dmm.state_dict() | {f"rnn.weight_hh_l{n}": torch.zeros(1) for n in range(2, many)}
+    run = run_of(dmm, sizes={**SIZES, "rnn": "lstm", "num_layers": many}, model=model)
+    training.save_checkpoint(path, run)
+    begun = time.process_time()
+    assert "model.rnn.weight_ih_l1: expected shape" in refused(lambda: training.load_dmm(path))
+    assert time.process_time() - begun < 4  # torch takes 10 seconds to make so many, and grows by the square
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        FLOWS,
+        {"num_layers": 2},
+        {"emission": "gaussian"},
+        *({"inference": guide} for guide in INFERENCE[1:]),
+        *({"rnn": rnn, "num_layers": 3} for rnn in NETWORKS),
+        {"inference": "st-lr", "rnn": "lstm", "num_layers": 2},
+        {"inference": "mf-l", "rnn": "gru", **FLOWS},
+    ],
+    ids=str,
+)
 def test_what_was_saved_is_still_loaded(path: Path, kind: dict[str, Any]) -> None:
     dmm = small_dmm(**kind)
     training.save_checkpoint(path, run_of(dmm, sizes={**SIZES, **kind}))
-    loaded = training.load_dmm(path).state_dict()
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in dmm.state_dict().items())
+    loaded = training.load_dmm(path)
+    assert (loaded.inference, type(loaded.rnn)) == (dmm.inference, type(dmm.rnn))
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in dmm.state_dict().items())
     assert _checkpoint.train_config(path, training.load_checkpoint(path).config).z_dim == 3
 
 
@@ -256,6 +307,9 @@ def test_units_are_loaded(path: Path) -> None:
         ({"num_sequences": 1.5}, "config.num_sequences: expected int | None"),
         ({"out": "runs"}, "config.out: expected"),
         ({"elbo": "strange"}, "elbo: expected one of"),
+        ({"inference": "strange"}, "inference: expected one of st-r, st-l"),
+        ({"inference": None}, "config.inference: expected str, got NoneType"),
+        ({"rnn": "LSTM"}, "rnn: expected one of relu, tanh, lstm, gru, got LSTM"),
         ({"mini_batch_size": 0}, "mini_batch_size: expected"),
     ],
 )

@@ -101,6 +101,12 @@ def test_evaluation_is_without_dropout(tmp_path: Path, data: Dataset) -> None:
         (signal.SIGINT, {"num_iafs": 1, "iaf_dim": 6}),
         (signal.SIGINT, {"num_layers": 2, "rnn_dropout_rate": 0.5}),
         (signal.SIGINT, {"lr_schedule": "cosine", "warmup_steps": 7, "num_epochs": 3}),
+        (signal.SIGINT, {"inference": "st-r", "rnn": "lstm", "num_layers": 2, "rnn_dropout_rate": 0.5}),
+        (signal.SIGINT, {"inference": "st-l", "rnn": "gru", "num_iafs": 1, "iaf_dim": 6}),
+        (signal.SIGINT, {"inference": "st-lr", "rnn": "tanh", "num_layers": 2, "rnn_dropout_rate": 0.5}),
+        (signal.SIGINT, {"inference": "mf-r", "num_iafs": 1, "iaf_dim": 6, "recover": True}),
+        (signal.SIGINT, {"inference": "mf-l", "rnn": "lstm", "elbo": "mean_field"}),
+        (signal.SIGINT, {"inference": "mf-lr", "rnn": "gru", "elbo": "tmc", "tmc_num_samples": 2}),
     ],
     ids=str,
 )
@@ -127,6 +133,23 @@ def test_interrupted_in_mid_epoch_and_resumed_has_the_same_bits(
     Trainer(resumed, data)._save(LAST)
     train(resumed, data)
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+    loaded, saved = (f(tmp_path / "broken" / LAST) for f in (training.load_dmm, training.load_checkpoint))
+    assert loaded.inference == unbroken.inference
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in saved.model.items())
+
+
+def test_a_checkpoint_of_before_there_were_guides_is_resumed(tmp_path: Path, data: Dataset) -> None:
+    train(tiny(tmp_path / "unbroken", num_epochs=3), data)
+    config = tiny(tmp_path / "old", num_epochs=2)
+    train(config, data)
+    saved = training.load_checkpoint(tmp_path / "old" / LAST)
+    of_before = {name: value for name, value in saved.config.items() if name not in ("inference", "rnn")}
+    assert len(of_before) == len(saved.config) - 2
+    assert not {"inference", "rnn"} & saved.sizes.keys()
+    training.save_checkpoint(tmp_path / "old" / LAST, dataclasses.replace(saved, config=of_before))
+    assert training.load_dmm(tmp_path / "old" / LAST).inference == "st-r"
+    train(dataclasses.replace(config, num_epochs=3, resume=True), data)
+    assert_same_run(tmp_path / "unbroken", tmp_path / "old")
 
 
 DRIVER = """
@@ -225,6 +248,8 @@ def test_divergence_is_said_in_a_line_whatever_the_objective(data: Dataset, elbo
         ({"learning_rate": 0.02}, r"learning_rate: expected 0\.01, as in .*, got 0\.02"),
         ({"rnn_dim": 9}, r"rnn_dim: expected 7, as in .*, got 9"),
         ({"seed": 1}, "seed: expected 0"),
+        ({"inference": "mf-r"}, r"inference: expected 'st-r', as in .*, got 'mf-r'"),
+        ({"rnn": "lstm"}, r"rnn: expected 'relu', as in .*, got 'lstm'"),
     ],
 )
 def test_resuming_another_run_is_refused(

@@ -13,7 +13,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -147,6 +147,7 @@ def compile_all(arch: int, variants: Sequence[str]) -> list[Compiled]:
         torch.set_float32_matmul_precision(precision)
         for op in by_triton:
             run_every_pass(op, case)
+        run_every_pass("rnn_scan", replace(case, direction="forward"))
     rule = {"lr": 0.1, "beta1": 0.9, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0.0, "clip_norm": 1.0}
     with ops.use_backend("triton"):
         for step in (1, torch.tensor(1)):

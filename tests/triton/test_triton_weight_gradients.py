@@ -47,8 +47,9 @@ def of_rnn(value: float, double: bool) -> Grads:
     dx_proj, dh_0, h, h_0 = (t.double() if double else t.to(DEVICE) for t in given)
     if double:
         start = h_0.expand(P, B, H)
-        return _scan_gemms.rnn_weight_gradient(dx_proj, h, start, LENGTHS), dh_0.sum((0, 1), keepdim=True)
-    return step_gradients.rnn_gradients(dx_proj, dh_0, h, h_0, LENGTHS.to(DEVICE))
+        dw = _scan_gemms.rnn_weight_gradient(dx_proj, h, start, LENGTHS, "backward")
+        return dw, dh_0.sum((0, 1), keepdim=True)
+    return step_gradients.rnn_gradients(dx_proj, dh_0, h, h_0, LENGTHS.to(DEVICE), "backward")
 
 
 def of_combiner(value: float, double: bool) -> Grads:
@@ -97,16 +98,29 @@ def test_gradients_over_steps_do_not_read_past_the_ends(
         assert error(mine, right) < 1e-6
 
 
+def test_each_flow_has_the_gradients_of_its_own_rows() -> None:
+    K, F, lengths = 2, 9, torch.tensor([4, 0, 3])
+    ends = (torch.arange(4) >= lengths[:, None])[..., None, None]
+    given = [randn(2, 3, 4, K, width).masked_fill(ends, float("nan")) for width in (F, 2 * Z, Z, F)]
+    da, dout, x, a = (t.to(DEVICE) for t in given)
+    got = step_gradients.flow_gradients(da, dout, x, a, lengths.to(DEVICE), torch.float32)
+    da, dout, x, a = (t.double().nan_to_num(0.0).flatten(0, 2).transpose(0, 1) for t in given)
+    pairs = (da, x), (dout[..., :Z], a), (dout[..., Z:], a)
+    truth = [gradient for delta, inputs in pairs for gradient in (delta.mT @ inputs, delta.sum(1))]
+    assert max(error(mine, right) for mine, right in zip(got, truth, strict=True)) < 1e-6
+
+
+@pytest.mark.parametrize("direction", ["backward", "forward"])
 @pytest.mark.parametrize("empty", [slice(0, 70), slice(60, 131), slice(0, 131)])
-def test_many_sequences_of_which_many_are_empty(empty: slice) -> None:
+def test_many_sequences_of_which_many_are_empty(empty: slice, direction: str) -> None:
     """More of them than a search reads at a time, each with a start of its own."""
     lengths = torch.arange(131) % 4
     lengths[empty] = 0
     dx_proj, h = randn(2, 131, 3, 6), randn(2, 131, 3, 6)
     dx_proj[:, torch.arange(3) >= lengths[:, None]] = 0.0
     dh_0, h_0 = randn(2, 131, 6), randn(131, 2, 6).transpose(0, 1)
-    truth = _scan_gemms.rnn_weight_gradient(*(t.double() for t in (dx_proj, h, h_0)), lengths)
-    dw, _ = step_gradients.rnn_gradients(*(t.to(DEVICE) for t in (dx_proj, dh_0, h, h_0, lengths)))
+    truth = _scan_gemms.rnn_weight_gradient(*(t.double() for t in (dx_proj, h, h_0)), lengths, direction)
+    dw, _ = step_gradients.rnn_gradients(*(t.to(DEVICE) for t in (dx_proj, dh_0, h, h_0, lengths)), direction)
     assert (dw - truth.to(DEVICE)).abs().max() <= 1e-6 * truth.abs().max()
 
 

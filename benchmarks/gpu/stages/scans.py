@@ -1,4 +1,4 @@
-"""Microseconds a time step of the two scans, beside cuDNN's recurrence and the floor of the exchanges."""
+"""Microseconds a time step of the scans, beside cuDNN's recurrence and the floor of the exchanges."""
 
 import copy
 import itertools

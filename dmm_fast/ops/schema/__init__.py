@@ -7,7 +7,7 @@ draws and bad input of the tests and benchmarks. ``CONTRIBUTING.md`` tells how t
 
 A tensor's dimensions are a word of size letters. ``B`` rows, ``T`` steps, ``D`` features, ``Z`` latents,
 ``H`` hidden units, ``G`` and ``R`` units of a transition's gate and proposed mean, ``E`` units of an
-emitter. At the front of a word:
+emitter, ``K`` flows with ``F`` units each. At the front of a word:
 
     P   the particle dimensions, any number of them, in a compiled op exactly one
     p   the same, broadcast with those of the other arguments
@@ -27,7 +27,11 @@ from dmm_fast.ops.schema._weights import WEIGHTS as WEIGHTS
 
 _OBSERVED = {"lengths": "lengths", "mask": "mask"}
 _POSTERIOR = {"z": "PBTZ", "loc": "PBTZ", "pre_scale": "PBTZ"}
-_RECURRENCE = {"lengths": "lengths", "nonlinearity": "choice:relu|tanh"}
+_RECURRENCE = {
+    "lengths": "lengths",
+    "nonlinearity": "choice:relu|tanh",
+    "direction": "choice:backward|forward",
+}
 _COMBINED = {"weights": "combiner", "lengths": "lengths", "plan": "plan"}
 _SUM = {"out": "PB"}
 
@@ -132,10 +136,10 @@ OPS = {
         ),
         Op(
             "rnn_scan",
-            "h_t = f(x_proj_t + W_hh h_{t+1}) from each row's own end, 0 past it",
+            "h_t = f(x_proj_t + W_hh h_{t+1}) from each row's own end, or forward from h_{t-1}; 0 past it",
             inputs={"x_proj": "PBTH", "w_hh": "HH:weight", "h_0": "sH", **_RECURRENCE},
             outputs={"h": "PBTH"},
-            saved="h w_hh h_0 lengths nonlinearity",
+            saved="h w_hh h_0 lengths nonlinearity direction",
         ),
         Op(
             "combiner_scan",
@@ -145,6 +149,22 @@ OPS = {
             outputs=_POSTERIOR,
             saved="h eps z_q_0 z pre_scale g weights lengths",
             kept={"g": "PBTH"},  # tanh(W_z z_{t-1} + b_z), in float32 at least
+        ),
+        Op(
+            "flow_scan",
+            "z_t = flows(loc_t + softplus(pre_scale_t) eps_t) and their log-determinants; 0 past the end",
+            leading="eps",
+            inputs={
+                "h": "pBTH",
+                "eps": "PBTZ",
+                "z_q_0": "sZ",
+                "weights": "combiner",
+                "flow_weights": "flows",
+                "lengths": "lengths",
+            },
+            outputs={**_POSTERIOR, "log_det": "PB"},
+            saved="h eps z_q_0 z loc pre_scale g weights flow_weights lengths",
+            kept={"g": "PBTH"},
         ),
     )
 }

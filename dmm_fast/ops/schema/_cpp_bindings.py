@@ -49,7 +49,7 @@ def _registrations(key: str, names: Iterable[str]) -> str:
 
 
 def _take_weights(kind: str) -> str:
-    weights = WEIGHTS[kind]
+    weights, prefix = WEIGHTS[kind], cpp.prefix(kind)
     return "\n".join(
         (
             "template <class S>",
@@ -59,7 +59,10 @@ def _take_weights(kind: str) -> str:
             "template <class S>",
             _weights_head(f"cpu::{cpp.camel(kind)}Tensors<const S>", kind),
             f"  cpu::{cpp.camel(kind)}Tensors<const S> a;",
-            *(f'  a.{name} = checks.dense<S>("{name}", {name}, "{word}");' for name, word in weights.entries),
+            *(
+                f'  a.{name} = checks.dense<S>("{prefix}{name}", {name}, "{word}");'
+                for name, word in weights.entries
+            ),
             "  set_sizes(checks, a);",
             "  return a;",
             "}\n",
@@ -111,7 +114,7 @@ def _taken(argument: Argument) -> str | None:
     """The line that checks an argument and puts what the kernel takes of it into the struct ``a``."""
     name = argument.name
     if argument.kind == "weights":
-        fields = ("checks", *WEIGHTS[argument.dims].fields)
+        fields = ("checks", *(argument.prefix + field for field in WEIGHTS[argument.dims].fields))
         return cpp.packed(f"    a.{name} = {argument.dims}_weights<S>(", fields, ");", " " * 8)
     if argument.kind == "tensor":
         how = "rows" if cpp.is_rows(argument) else "dense"
@@ -143,7 +146,7 @@ def _cpu_function(op: Op, signature: Signature) -> str:
         if result.kind == "weights":
             lines.append(f"    set_sizes(checks, a.{name});")
             lines += (
-                f'    Tensor d{field} = checks.make("{word}", a.{name}.{field});'
+                f'    Tensor {result.prefix}{field} = checks.make("{word}", a.{name}.{field});'
                 for field, word in WEIGHTS[result.dims].entries
             )
             continue

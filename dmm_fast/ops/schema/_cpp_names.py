@@ -22,6 +22,14 @@ def shape(word: str) -> str:
     return f"[{', '.join(size.strip('()').replace('2', '2 ') for size in sizes_in(word))}]"
 
 
+def prefix(kind: str) -> str:
+    """The prefix of weights of a kind as single tensors, the same in all ops."""
+    (prefix,) = {
+        a.prefix for op in OPS.values() for a in op.arguments if (a.kind, a.dims) == ("weights", kind)
+    }
+    return prefix
+
+
 def is_rows(argument: Argument) -> bool:
     """Whether rows of a tensor may lie anywhere; the others are contiguous."""
     word = compiled_word(argument.dims)

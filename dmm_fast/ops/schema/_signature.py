@@ -46,6 +46,11 @@ class Argument:
         return cls(name, word, "", fact) if word in _TYPES else cls(name, "tensor", word, fact)
 
     @property
+    def prefix(self) -> str:
+        """The prefix that weights of this name have as single tensors."""
+        return self.name.removesuffix("weights")
+
+    @property
     def has_gradient(self) -> bool:
         """Whether an op can have a gradient by it."""
         return self.kind in ("tensor", "weights")
@@ -114,9 +119,9 @@ def _flat(arguments: Iterable[Argument]) -> tuple[Argument, ...]:
     flat: list[Argument] = []
     for argument in arguments:
         if argument.kind == "weights":
-            prefix = argument.name.removesuffix("weights")
             flat += (
-                Argument(prefix + field, "tensor", word) for field, word in WEIGHTS[argument.dims].entries
+                Argument(argument.prefix + field, "tensor", word)
+                for field, word in WEIGHTS[argument.dims].entries
             )
         else:
             flat.append(argument)

@@ -3,7 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from dmm_fast.reference import CombinerWeights, EmitterWeights, GaussianEmitterWeights, TransitionWeights
+from dmm_fast.reference import (
+    CombinerWeights,
+    EmitterWeights,
+    FlowWeights,
+    GaussianEmitterWeights,
+    TransitionWeights,
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class Weights:
 WEIGHTS = {
     "transition": Weights.of(TransitionWeights, "GZ G ZG Z RZ R ZR Z ZZ Z ZZ Z"),
     "combiner": Weights.of(CombinerWeights, "HZ H ZH Z ZH Z"),
+    "flows": Weights.of(FlowWeights, "KFZ KF KZF KZ KZF KZ"),
     "emitter": Weights.of(EmitterWeights, "EZ E EE E DE D"),
     "gaussian_emitter": Weights.of(GaussianEmitterWeights, "EZ E EE E DE D DE D"),
 }

@@ -1,0 +1,35 @@
+"""Training with each guide and with flows: bounds and importance-sampled likelihoods."""
+
+from benchmarks.report.markdown import table, three_digits
+from benchmarks.report.parts import Part
+from benchmarks.report.results import Results, distinct, where_and_with_what
+
+
+def readme_parts(results: Results) -> list[Part]:
+    """One table, with a row for each guide."""
+    return [where_and_with_what(results, "against the reference in float64"), _table(results)]
+
+
+def page_parts(results: Results) -> list[Part]:
+    """The same."""
+    return readme_parts(results)
+
+
+def _table(results: Results) -> str:
+    rows = results["cases"]
+    titles = ["guide", "parameters", "valid bound", "test bound", "test NLL"]
+    titles += ["test bound, mean of averages", "test NLL, mean of averages", "seconds"]
+    lines = []
+    for row in rows:
+        (bound, bound_mean), (nll, nll_mean) = row["test"]["bound"], row["test"]["nll"]
+        numbers = (row["valid"]["bound"][0], bound, nll, bound_mean, nll_mean)
+        written = [f"{number:.3f}" for number in numbers]
+        lines.append([row["impl"], str(row["parameters"]), *written, three_digits(row["seconds"])])
+    trained = ", ".join(distinct(row["case"] for row in rows))
+    legend = (
+        f"{trained}, each from the same seed with the same schedule in one thread; the parameters of the "
+        "lowest bound on the validation set, every 20 epochs. Nats a time step, over all steps unless said "
+        f"otherwise; NLL by importance sampling with {rows[0]['particles']} draws. What follows the dash is "
+        "what the guide reads: r the future, l the past, lr both; st is structured, mf mean-field."
+    )
+    return "\n\n".join([table(titles, lines, texts=1), legend])

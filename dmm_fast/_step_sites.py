@@ -1,0 +1,77 @@
+"""The program of a DMM with one site a time step, as Pyro's example has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import pyro.distributions as dist
+from pyro import poutine
+from torch import Tensor
+
+from dmm_fast import _flows, check
+from dmm_fast._minibatch import MiniBatch
+from dmm_fast.distributions import FlowedNormal
+
+if TYPE_CHECKING:
+    from dmm_fast.model import DMM
+
+
+def refuse_overridden(dmm: DMM, original: type[DMM], *names: str) -> None:
+    """Refuse methods of whole sequences that a subclass has, which single steps would pass over.
+
+    Raises:
+        ValueError: ``dmm`` has one of another class than ``original``.
+    """
+    for name in names:
+        if getattr(getattr(dmm, name), "__func__", None) is not getattr(original, name):
+            got = f"{type(dmm).__name__}.{name}(), which is of whole sequences"
+            check.fail("per_step_sites", f"False where {name}() is overridden", got)
+
+
+def model_steps(dmm: DMM, batch: MiniBatch, annealing_factor: float | Tensor) -> Iterator[Tensor]:
+    """Sites ``z_t`` and ``obs_x_t`` for t = 1 .. T; yields each x_t."""
+    z_prev = dmm.z_0.expand(batch.lengths.shape[0], -1)
+    valid = batch.valid.unsqueeze(-1).unbind(1)
+    observed = batch.observed.unbind(1)
+    x = [None] * batch.T if batch.x is None else batch.x.unbind(1)
+    for t in pyro.markov(range(1, batch.T + 1)):
+        prior = dist.Normal(*dmm.trans(z_prev)).mask(valid[t - 1]).to_event(1)
+        with poutine.scale(scale=annealing_factor):
+            z_prev = pyro.sample(f"z_{t}", prior)
+        emission = _emission(dmm, z_prev).mask(observed[t - 1]).to_event(1)
+        yield pyro.sample(f"obs_x_{t}", emission, obs=x[t - 1])
+
+
+def _emission(dmm: DMM, z_t: Tensor) -> Any:
+    """p(x_t | z_t) for ``z_t [..., B, Z]``: batch shape ``[..., B, D]``."""
+    if not dmm._is_gaussian:
+        return dist.Bernoulli(dmm.emitter(z_t))
+    loc, scale = dmm.emitter(z_t)
+    scale = scale + dmm.min_scale
+    if (units := dmm._units()) is not None:
+        loc, scale = units.loc + units.scale * loc, units.scale * scale
+    return dist.Normal(loc, scale)
+
+
+def guide_steps(dmm: DMM, batch: MiniBatch, h: Tensor, annealing_factor: float | Tensor) -> Iterator[Tensor]:
+    """Sites ``z_t`` for t = 1 .. T; yields each z_t."""
+    z_prev = None if dmm.z_q_0 is None else dmm.z_q_0.expand(batch.lengths.shape[0], -1)
+    valid = batch.valid.unbind(1)
+    h_steps = h.unbind(1)
+    # Once for all steps.
+    can_weigh = dmm.iafs and _flows.why_no_weights(dmm.iafs) is None
+    weights = _flows.weights_of(dmm.iafs) if can_weigh else None
+    for t in pyro.markov(range(1, batch.T + 1)):
+        given: tuple[Any, ...] = (h_steps[t - 1],) if z_prev is None else (z_prev, h_steps[t - 1])
+        loc, scale = dmm.combiner(*given)
+        scale = scale + dmm.min_scale
+        if dmm.iafs:
+            site = FlowedNormal(loc, scale, dmm.iafs, weights).mask(valid[t - 1])
+        else:
+            site = dist.Normal(loc, scale).mask(valid[t - 1].unsqueeze(-1)).to_event(1)
+        with poutine.scale(scale=annealing_factor):
+            z_t = pyro.sample(f"z_{t}", site)
+        z_prev = None if z_prev is None else z_t
+        yield z_t
