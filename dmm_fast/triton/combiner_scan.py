@@ -12,21 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.reference import CombinerWeights
-from dmm_fast.triton import scan
+from dmm_fast.triton import combiner_steps, scan
 from dmm_fast.triton.combiner import Sizes
-from dmm_fast.triton.combiner_steps import (
-    Incoming,
-    backward_weights,
-    by_latents,
-    combine,
-    combine_backward,
-    draw,
-    draw_backward,
-    gradients_for,
-    layer_constants,
-    starts_backward,
-    store_padded,
-)
 from dmm_fast.triton.layers import copy_rows
 from dmm_fast.triton.rows import at, constants, decoded, load_row, rows_of, steps_of, store_row
 from dmm_fast.triton.step_gradients import combiner_gradients
@@ -82,17 +69,17 @@ def combiner_scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """``dh, deps, dz_q_0`` and the gradients of the weights."""
     P, B, _, Z = eps.shape
-    g, out = g.contiguous(), gradients_for(h, eps)
-    incoming = Incoming(rows_of(dz), rows_of(dloc), rows_of(dpre_scale))
+    g, out = g.contiguous(), combiner_steps.gradients_for(h, eps)
+    incoming = combiner_steps.Incoming(rows_of(dz), rows_of(dloc), rows_of(dpre_scale))
     given = (incoming, rows_of(eps), rows_of(pre_scale), g, steps_of(eps, lengths))
-    w = backward_weights(weights)
+    w = combiner_steps.backward_weights(weights)
     scan.launch(combiner_scan_bwd_kernel, P * B, eps, w, *given, out, **_constants(h.shape[-1], Z))
     dz_q_0, *dweights = combiner_gradients(out.da, out.dout, out.dz_q_0, g, h, z, z_q_0, lengths)
     return out.dh, out.deps, dz_q_0, dweights
 
 
 def _constants(H: int, Z: int) -> dict[str, tuple[Any, ...]]:
-    return {"size": constants(Sizes(Z, H)), **layer_constants(H, Z)}
+    return {"size": constants(Sizes(Z, H)), **combiner_steps.layer_constants(H, Z)}
 
 
 @triton.jit
@@ -122,16 +109,16 @@ def combiner_scan_fwd_kernel(  # type: ignore[no-untyped-def]
         place = row * decoded(steps.steps) + t
         tl.debug_barrier()
         h_here = scan.at_step(h_row, h, t)
-        combine(w, z_row, h_here, c_row, out.g, place, exists, active, size, to_hidden)
+        combiner_steps.combine(w, z_row, h_here, c_row, out.g, place, exists, active, size, to_hidden)
         tl.debug_barrier()
         for n in range(0, Z, to_latents.N):
             columns = n + tl.arange(0, to_latents.N)
             noise = scan.at_step(eps_row, eps, t)
-            z, loc, pre_scale = draw(w, c_row, noise, columns, active, size, to_latents)
+            z, loc, pre_scale = combiner_steps.draw(w, c_row, noise, columns, active, size, to_latents)
             store_row(z_row, columns, Z, active, z)
-            store_padded(out.z, place, columns, Z, exists, active, z)
-            store_padded(out.loc, place, columns, Z, exists, active, loc)
-            store_padded(out.pre_scale, place, columns, Z, exists, active, pre_scale)
+            combiner_steps.store_padded(out.z, place, columns, Z, exists, active, z)
+            combiner_steps.store_padded(out.loc, place, columns, Z, exists, active, loc)
+            combiner_steps.store_padded(out.pre_scale, place, columns, Z, exists, active, pre_scale)
         t += 1
 
 
@@ -141,9 +128,10 @@ def combiner_scan_bwd_kernel(  # type: ignore[no-untyped-def]
 ):
     """A block of rows from the end of its longest back to what its chains started from.
 
-    Reads the :class:`Incoming` gradients, eps and pre_scale [P, B, T, Z], g [P, B, T, H] at valid steps, and
-    the :class:`BackwardWeights` ``w``. Writes the :class:`Gradients` ``out``: through ``da`` and ``dout`` a
-    half of a step has what the one before it left. The blocks are those of the forward kernel.
+    Reads the gradients ``incoming``, eps and pre_scale [P, B, T, Z], g [P, B, T, H] at valid steps, and the
+    weights ``w``. Writes the gradients ``out``: through ``da`` and ``dout`` a half of a step has what the one
+    before it left. These are the tuples of :mod:`dmm_fast.triton.combiner_steps`; the blocks are those of the
+    forward kernel.
     """
     Z, H = size.Z, size.H
     row, exists, length, longest = scan.block_of_rows(steps, BLOCK_M)
@@ -160,9 +148,9 @@ def combiner_scan_bwd_kernel(  # type: ignore[no-untyped-def]
         place = row * decoded(steps.steps) + t
         for n in range(0, Z, to_latents.N):
             columns = n + tl.arange(0, to_latents.N)
-            dz = by_latents(w, out.da + (place + 1) * H, carried, columns, size, to_latents)
+            dz = combiner_steps.by_latents(w, out.da + (place + 1) * H, carried, columns, size, to_latents)
             dz += load_row(scan.at_step(dz_row, incoming.dz, t), columns, Z, active)
-            draw_backward(
+            combiner_steps.draw_backward(
                 dz,
                 scan.at_step(dloc_row, incoming.dloc, t),
                 scan.at_step(dpre_scale_row, incoming.dpre_scale, t),
@@ -171,7 +159,7 @@ def combiner_scan_bwd_kernel(  # type: ignore[no-untyped-def]
                 *(out, place, columns, exists, active, size),
             )
         tl.debug_barrier()
-        combine_backward(w, g, out, place, exists, active, size, to_hidden)
+        combiner_steps.combine_backward(w, g, out, place, exists, active, size, to_hidden)
         t -= 1
 
-    starts_backward(w, steps, row, exists, length, out, size, to_latents)
+    combiner_steps.starts_backward(w, steps, row, exists, length, out, size, to_latents)

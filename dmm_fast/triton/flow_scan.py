@@ -13,50 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmm_fast.reference import FLOW_LOG_SCALES, CombinerWeights, FlowWeights
-from dmm_fast.triton import scan
-from dmm_fast.triton.combiner_steps import (
-    Incoming,
-    backward_weights,
-    by_latents,
-    combine,
-    combine_backward,
-    draw,
-    draw_backward,
-    gradients_for,
-    layer_constants,
-    starts_backward,
-    store_padded,
-)
-from dmm_fast.triton.common import exp, softplus
-from dmm_fast.triton.layers import copy_rows, linear, linear_backward, relu
-from dmm_fast.triton.rows import (
-    at,
-    block_of_places,
-    constants,
-    decoded,
-    entry_at,
-    launch,
-    load_row,
-    places,
-    rows_of,
-    rowwise_kernel,
-    steps_of,
-    store_row,
-)
+from dmm_fast.reference import CombinerWeights, FlowWeights
+from dmm_fast.triton import combiner_steps, flow_steps, scan
+from dmm_fast.triton.flow_steps import Sizes
+from dmm_fast.triton.layers import copy_rows, linear_backward
+from dmm_fast.triton.rows import at, constants, decoded, entry_at, load_row, rows_of, steps_of, store_row
 from dmm_fast.triton.step_gradients import combiner_gradients, flow_gradients
 from dmm_fast.triton.sums import incoming as entries_of_sum
-
-LEAST, MOST = tl.constexpr(FLOW_LOG_SCALES[0]), tl.constexpr(FLOW_LOG_SCALES[1])
-
-
-class Sizes(NamedTuple):
-    """Latents, hidden units of the combiner, flows, and hidden units of a flow."""
-
-    Z: Any
-    H: Any
-    K: Any
-    F: Any
 
 
 class Drawn(NamedTuple):
@@ -67,32 +30,6 @@ class Drawn(NamedTuple):
     pre_scale: Any
     log_det: Any
     g: Any
-
-
-class Passed(NamedTuple):
-    """What the flows of all steps were given, and what they made of it, in float32, at valid steps only."""
-
-    x: Any  # [P, B, T, K, Z]
-    a: Any  # [P, B, T, K, F]
-    scale: Any  # [P, B, T, K, Z]
-
-
-class FlowBackwardWeights(NamedTuple):
-    """Weights that gradients pass: ``w_in [K, F, Z]``, and ``w_out [K, 2 Z, F]``, w_mean over w_log_scale."""
-
-    w_in: Any
-    w_out: Any
-
-
-class FlowGradients(NamedTuple):
-    """The gradients that those of the flows' weights are made of, in float32, at valid steps only.
-
-    ``da [P, B, T, K, F]`` is the one by what goes into the relu, ``dout [P, B, T, K, 2 Z]`` the one by mean
-    and by log_scale.
-    """
-
-    da: Any
-    dout: Any
 
 
 def flow_scan(
@@ -142,102 +79,29 @@ def flow_scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
     """``dh, deps, dz_q_0`` and the gradients of the combiner's weights and of the flows'."""
     P, B, _, Z = eps.shape
-    g, out = g.contiguous(), gradients_for(h, eps)
-    passed = passed_flows(loc, pre_scale, eps, flow_weights, lengths)
-    w_in, _, w_mean, _, w_log_scale, _ = flow_weights
-    flows = FlowBackwardWeights(w_in.contiguous(), torch.cat([w_mean, w_log_scale], dim=1))
-    of_flows = FlowGradients(torch.empty_like(passed.a), passed.x.new_empty((*passed.x.shape[:-1], 2 * Z)))
-    incoming = Incoming(rows_of(dz), rows_of(dloc), rows_of(dpre_scale))
+    g, out = g.contiguous(), combiner_steps.gradients_for(h, eps)
+    passed = flow_steps.passed_flows(loc, pre_scale, eps, flow_weights, lengths)
+    flows = flow_steps.backward_weights(flow_weights)
+    of_flows = flow_steps.gradients_for(passed)
+    incoming = combiner_steps.Incoming(rows_of(dz), rows_of(dloc), rows_of(dpre_scale))
     saved = (rows_of(eps), rows_of(pre_scale), g, passed, steps_of(eps, lengths))
-    given = (backward_weights(weights), flows, incoming, entries_of_sum(dlog_det), *saved, out, of_flows)
-    sizes = _constants(Sizes(Z, h.shape[-1], *w_in.shape[:2]))
+    w = combiner_steps.backward_weights(weights)
+    given = (w, flows, incoming, entries_of_sum(dlog_det), *saved, out, of_flows)
+    sizes = _constants(Sizes(Z, h.shape[-1], *flow_weights[0].shape[:2]))
     scan.launch(flow_scan_bwd_kernel, P * B, eps, *given, **sizes)
     dz_q_0, *dweights = combiner_gradients(out.da, out.dout, out.dz_q_0, g, h, z, z_q_0, lengths)
     dflows = flow_gradients(of_flows.da, of_flows.dout, passed.x, passed.a, lengths, eps.dtype)
     return out.dh, out.deps, dz_q_0, dweights, dflows
 
 
-def passed_flows(
-    loc: Tensor, pre_scale: Tensor, eps: Tensor, flow_weights: list[Tensor], lengths: Tensor
-) -> Passed:
-    """The flows of all steps, which need no scan where ``loc`` and ``pre_scale`` are known."""
-    P, B, T, Z = eps.shape
-    K, F, _ = flow_weights[0].shape
-    shapes = ((P, B, T, K, width) for width in (Z, F, Z))
-    passed = Passed(*(eps.new_empty(shape, dtype=torch.float32) for shape in shapes))
-    flows = FlowWeights(*(weight.contiguous() for weight in flow_weights))
-    given = (flows, rows_of(loc), rows_of(pre_scale), rows_of(eps), steps_of(eps, lengths), passed)
-    to_units, from_units = scan.layer_blocks(F, Z, 64, "tf32x3"), scan.layer_blocks(Z, F, 64, "tf32x3")
-    size = constants(Sizes(Z, 0, K, F))
-    launch(passed_flows_kernel, P * B * T, eps, *given, size=size, to_units=to_units, from_units=from_units)
-    return passed
-
-
 def _constants(size: Sizes) -> dict[str, tuple[Any, ...]]:
     """The sizes, and the blocks of the combiner's layers and of those to a flow's units and from them."""
     return {
         "size": constants(size),
-        **layer_constants(size.H, size.Z),
+        **combiner_steps.layer_constants(size.H, size.Z),
         "to_units": scan.layer_blocks(size.F, size.Z, 128),
         "from_units": scan.layer_blocks(size.Z, size.F, 32),
     }
-
-
-@triton.jit
-def flow_at(w, k, size):  # type: ignore[no-untyped-def]
-    """The weights of flow k."""
-    Z, F = size.Z, size.F
-    return FlowWeights(
-        w.w_in + k * F * Z,
-        w.b_in + k * F,
-        w.w_mean + k * Z * F,
-        w.b_mean + k * Z,
-        w.w_log_scale + k * Z * F,
-        w.b_log_scale + k * Z,
-    )
-
-
-@triton.jit
-def hide(w, x, a, valid, size, blocks):  # type: ignore[no-untyped-def]
-    """The first half of a flow: from the rows ``x`` to all its units, which go to the rows ``a``."""
-    for n in range(0, size.F, blocks.N):
-        units = n + tl.arange(0, blocks.N)
-        unit = relu(linear(x, valid, size.Z, w.w_in, w.b_in, units, size.F, blocks))
-        store_row(a, units, size.F, valid, unit)
-
-
-@triton.jit
-def transform(w, x, a, columns, valid, size, blocks):  # type: ignore[no-untyped-def]
-    """The second half: the given columns of what the flow makes of x, of log_scale and of its exponential."""
-    Z, F = size.Z, size.F
-    log_scale = linear(a, valid, F, w.w_log_scale, w.b_log_scale, columns, Z, blocks)
-    log_scale = tl.where(log_scale < LEAST, LEAST, tl.where(log_scale > MOST, MOST, log_scale))  # NaN stays
-    scale = exp(log_scale)
-    mean = linear(a, valid, F, w.w_mean, w.b_mean, columns, Z, blocks)
-    return scale * load_row(x, columns, Z, valid) + mean, log_scale, scale
-
-
-@triton.jit
-def transform_backward(dy, dlog_det, passed, out, place, columns, valid, Z):  # type: ignore[no-untyped-def]
-    """The first half of a flow back: the given columns of ``dout``, from those of ``dy``, by its result.
-
-    ``place`` are the steps of that flow among all flows' steps, ``dlog_det`` [rows].
-    """
-    x = load_row(passed.x + place * Z, columns, Z, valid)
-    scale = load_row(passed.scale + place * Z, columns, Z, valid)
-    store_row(out.dout + place * 2 * Z, columns, Z, valid, dy)
-    store_row(out.dout + place * 2 * Z + Z, columns, Z, valid, dy * x * scale + dlog_det[:, None])
-
-
-@triton.jit
-def hide_backward(w_out, passed, out, place, valid, size, blocks):  # type: ignore[no-untyped-def]
-    """The second half back: from ``dout`` to all units of ``da``."""
-    Z, F = size.Z, size.F
-    for n in range(0, F, blocks.N):
-        units = n + tl.arange(0, blocks.N)
-        da = linear_backward(out.dout + place * 2 * Z, valid, 2 * Z, w_out, units, F, blocks)
-        a = load_row(passed.a + place * F, units, F, valid)
-        store_row(out.da + place * F, units, F, valid, tl.where(a > 0.0, da, 0.0))
 
 
 @triton.jit
@@ -286,62 +150,31 @@ def flow_scan_fwd_kernel(  # type: ignore[no-untyped-def]
         place = row * decoded(steps.steps) + t
         tl.debug_barrier()
         h_here = scan.at_step(h_row, h, t)
-        combine(w, z_row, h_here, c_row, out.g, place, exists, active, size, to_hidden)
+        combiner_steps.combine(w, z_row, h_here, c_row, out.g, place, exists, active, size, to_hidden)
         tl.debug_barrier()
         for n in range(0, Z, to_latents.N):
             columns = n + tl.arange(0, to_latents.N)
             noise = scan.at_step(eps_row, eps, t)
-            x, loc, pre_scale = draw(w, c_row, noise, columns, active, size, to_latents)
+            x, loc, pre_scale = combiner_steps.draw(w, c_row, noise, columns, active, size, to_latents)
             store_row(x_row, columns, Z, active, x)
-            store_padded(out.loc, place, columns, Z, exists, active, loc)
-            store_padded(out.pre_scale, place, columns, Z, exists, active, pre_scale)
+            combiner_steps.store_padded(out.loc, place, columns, Z, exists, active, loc)
+            combiner_steps.store_padded(out.pre_scale, place, columns, Z, exists, active, pre_scale)
         k = longest * 0
         while k < size.K:
-            flow, x_here = flow_at(flows, k, size), x_row + k * Z
+            flow, x_here = flow_steps.flow_at(flows, k, size), x_row + k * Z
             tl.debug_barrier()
-            hide(flow, x_here, a_row, active, size, to_units)
+            flow_steps.hide(flow, x_here, a_row, active, size, to_units)
             tl.debug_barrier()
             for n in range(0, Z, from_units.N):
                 columns = n + tl.arange(0, from_units.N)
-                y, log_scale, _ = transform(flow, x_here, a_row, columns, active, size, from_units)
+                y, log_scale, _ = flow_steps.transform(flow, x_here, a_row, columns, active, size, from_units)
                 store_row(x_here + Z, columns, Z, active, y)
                 if k == size.K - 1:
-                    store_padded(out.z, place, columns, Z, exists, active, y)
+                    combiner_steps.store_padded(out.z, place, columns, Z, exists, active, y)
                 total += tl.where(active[:, None] & (columns < Z)[None, :], log_scale, 0.0)
             k += 1
         t += 1
     tl.store(out.log_det + row, tl.sum(total, 1).to(out.log_det.dtype.element_ty), mask=exists)
-
-
-@rowwise_kernel
-def passed_flows_kernel(  # type: ignore[no-untyped-def]
-    w, loc, pre_scale, eps, steps, passed, first, size, to_units, from_units, BLOCK_M: tl.constexpr
-):
-    """A block of valid steps: what :class:`Passed` has, from loc, pre_scale and eps [P, B, T, Z]."""
-    Z, F = size.Z, size.F
-    row, step, valid = places(steps, block_of_places(first, BLOCK_M))
-    first_flow = (row * decoded(steps.steps) + step) * size.K
-    for n in range(0, Z, from_units.N):
-        columns = n + tl.arange(0, from_units.N)
-        noise = load_row(at(eps, steps, row, step), columns, Z, valid)
-        s = load_row(at(pre_scale, steps, row, step), columns, Z, valid)
-        x = load_row(at(loc, steps, row, step), columns, Z, valid) + softplus(s) * noise
-        store_row(passed.x + first_flow * Z, columns, Z, valid, x)
-
-    k = tl.full((), 0, tl.int64)
-    while k < size.K:
-        place = first_flow + k
-        flow, x, a = flow_at(w, k, size), passed.x + place * Z, passed.a + place * F
-        tl.debug_barrier()
-        hide(flow, x, a, valid, size, to_units)
-        tl.debug_barrier()
-        for n in range(0, Z, from_units.N):
-            columns = n + tl.arange(0, from_units.N)
-            y, _, scale = transform(flow, x, a, columns, valid, size, from_units)
-            store_row(passed.scale + place * Z, columns, Z, valid, scale)
-            if k < size.K - 1:
-                store_row(x + Z, columns, Z, valid, y)
-        k += 1
 
 
 @triton.jit
@@ -367,8 +200,8 @@ def flow_scan_bwd_kernel(  # type: ignore[no-untyped-def]
     """A block of rows from the end of its longest back to what its chains started from.
 
     Reads the gradients ``incoming`` and ``dlog_det`` [P, B], eps and pre_scale [P, B, T, Z], g [P, B, T, H]
-    and what :class:`Passed` has at valid steps, and the weights of the combiner and of the flows. Writes the
-    combiner's gradients ``out`` and the :class:`FlowGradients` ``of_flows``: through them a half of a step
+    and what ``passed`` has at valid steps, and the weights of the combiner and of the flows. Writes the
+    combiner's gradients ``out`` and the flows' ``of_flows``: through them a half of a step
     has what the one before it left. The blocks are those of the forward kernel.
     """
     Z, H, F = size.Z, size.H, size.F
@@ -389,15 +222,15 @@ def flow_scan_bwd_kernel(  # type: ignore[no-untyped-def]
         last_flow = place * size.K + size.K - 1
         for n in range(0, Z, to_latents.N):
             columns = n + tl.arange(0, to_latents.N)
-            dz = by_latents(w, out.da + (place + 1) * H, carried, columns, size, to_latents)
+            dz = combiner_steps.by_latents(w, out.da + (place + 1) * H, carried, columns, size, to_latents)
             dz += load_row(scan.at_step(dz_row, incoming.dz, t), columns, Z, active)
-            transform_backward(dz, dsum, passed, of_flows, last_flow, columns, active, Z)
+            flow_steps.transform_backward(dz, dsum, passed, of_flows, last_flow, columns, active, Z)
         k = longest * 0 + size.K - 1
         while k >= 0:
             tl.debug_barrier()
             at_flow = place * size.K + k
             w_in, w_out = flows.w_in + k * F * Z, flows.w_out + k * 2 * Z * F
-            hide_backward(w_out, passed, of_flows, at_flow, active, size, to_units)
+            flow_steps.hide_backward(w_out, passed, of_flows, at_flow, active, size, to_units)
             tl.debug_barrier()
             for n in range(0, Z, from_units.N):
                 columns = n + tl.arange(0, from_units.N)
@@ -405,9 +238,9 @@ def flow_scan_bwd_kernel(  # type: ignore[no-untyped-def]
                 dmean = load_row(of_flows.dout + at_flow * 2 * Z, columns, Z, active)
                 dx += dmean * load_row(passed.scale + at_flow * Z, columns, Z, active)
                 if k > 0:
-                    transform_backward(dx, dsum, passed, of_flows, at_flow - 1, columns, active, Z)
+                    flow_steps.transform_backward(dx, dsum, passed, of_flows, at_flow - 1, columns, active, Z)
                 else:
-                    draw_backward(
+                    combiner_steps.draw_backward(
                         dx,
                         scan.at_step(dloc_row, incoming.dloc, t),
                         scan.at_step(dpre_scale_row, incoming.dpre_scale, t),
@@ -417,7 +250,7 @@ def flow_scan_bwd_kernel(  # type: ignore[no-untyped-def]
                     )
             k -= 1
         tl.debug_barrier()
-        combine_backward(w, g, out, place, exists, active, size, to_hidden)
+        combiner_steps.combine_backward(w, g, out, place, exists, active, size, to_hidden)
         t -= 1
 
-    starts_backward(w, steps, row, exists, length, out, size, to_latents)
+    combiner_steps.starts_backward(w, steps, row, exists, length, out, size, to_latents)

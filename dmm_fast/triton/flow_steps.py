@@ -1,0 +1,182 @@
+"""Halves of a flow, forward and backward, for scans through flows; and the flows of all steps at once.
+
+A half has all columns of its result for a block of rows; between halves the caller puts a barrier.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dmm_fast.reference import FLOW_LOG_SCALES, FlowWeights
+from dmm_fast.triton import scan
+from dmm_fast.triton.common import exp, softplus
+from dmm_fast.triton.layers import linear, linear_backward, relu
+from dmm_fast.triton.rows import (
+    at,
+    block_of_places,
+    constants,
+    decoded,
+    launch,
+    load_row,
+    places,
+    rows_of,
+    rowwise_kernel,
+    steps_of,
+    store_row,
+)
+
+LEAST, MOST = tl.constexpr(FLOW_LOG_SCALES[0]), tl.constexpr(FLOW_LOG_SCALES[1])
+
+
+class Sizes(NamedTuple):
+    """Latents, hidden units of the combiner, flows, and hidden units of a flow."""
+
+    Z: Any
+    H: Any
+    K: Any
+    F: Any
+
+
+class Passed(NamedTuple):
+    """What the flows of all steps were given, and what they made of it, in float32, at valid steps only."""
+
+    x: Any  # [P, B, T, K, Z]
+    a: Any  # [P, B, T, K, F]
+    scale: Any  # [P, B, T, K, Z]
+
+
+class BackwardWeights(NamedTuple):
+    """Weights that gradients pass: ``w_in [K, F, Z]``, and ``w_out [K, 2 Z, F]``, w_mean over w_log_scale."""
+
+    w_in: Any
+    w_out: Any
+
+
+class Gradients(NamedTuple):
+    """The gradients that those of the flows' weights are made of, in float32, at valid steps only.
+
+    ``da [P, B, T, K, F]`` is the one by what goes into the relu, ``dout [P, B, T, K, 2 Z]`` the one by mean
+    and by log_scale.
+    """
+
+    da: Any
+    dout: Any
+
+
+def backward_weights(flow_weights: list[Tensor]) -> BackwardWeights:
+    """The flows' weights for a backward kernel."""
+    w_in, _, w_mean, _, w_log_scale, _ = flow_weights
+    return BackwardWeights(w_in.contiguous(), torch.cat([w_mean, w_log_scale], dim=1))
+
+
+def gradients_for(passed: Passed) -> Gradients:
+    """Room for the gradients."""
+    *steps, Z = passed.x.shape
+    return Gradients(passed.a.new_empty(passed.a.shape), passed.x.new_empty((*steps, 2 * Z)))
+
+
+@triton.jit
+def flow_at(w, k, size):  # type: ignore[no-untyped-def]
+    """The weights of flow k."""
+    Z, F = size.Z, size.F
+    return FlowWeights(
+        w.w_in + k * F * Z,
+        w.b_in + k * F,
+        w.w_mean + k * Z * F,
+        w.b_mean + k * Z,
+        w.w_log_scale + k * Z * F,
+        w.b_log_scale + k * Z,
+    )
+
+
+@triton.jit
+def hide(w, x, a, valid, size, blocks):  # type: ignore[no-untyped-def]
+    """The first half of a flow: from the rows ``x`` to all its units, which go to the rows ``a``."""
+    for n in range(0, size.F, blocks.N):
+        units = n + tl.arange(0, blocks.N)
+        unit = relu(linear(x, valid, size.Z, w.w_in, w.b_in, units, size.F, blocks))
+        store_row(a, units, size.F, valid, unit)
+
+
+@triton.jit
+def transform(w, x, a, columns, valid, size, blocks):  # type: ignore[no-untyped-def]
+    """The second half: the given columns of what the flow makes of x, of log_scale and of its exponential."""
+    Z, F = size.Z, size.F
+    log_scale = linear(a, valid, F, w.w_log_scale, w.b_log_scale, columns, Z, blocks)
+    log_scale = tl.where(log_scale < LEAST, LEAST, tl.where(log_scale > MOST, MOST, log_scale))  # NaN stays
+    scale = exp(log_scale)
+    mean = linear(a, valid, F, w.w_mean, w.b_mean, columns, Z, blocks)
+    return scale * load_row(x, columns, Z, valid) + mean, log_scale, scale
+
+
+@triton.jit
+def transform_backward(dy, dlog_det, passed, out, place, columns, valid, Z):  # type: ignore[no-untyped-def]
+    """The first half of a flow back: the given columns of ``dout``, from those of ``dy``, by its result.
+
+    ``place`` are the steps of that flow among all flows' steps, ``dlog_det`` [rows].
+    """
+    x = load_row(passed.x + place * Z, columns, Z, valid)
+    scale = load_row(passed.scale + place * Z, columns, Z, valid)
+    store_row(out.dout + place * 2 * Z, columns, Z, valid, dy)
+    store_row(out.dout + place * 2 * Z + Z, columns, Z, valid, dy * x * scale + dlog_det[:, None])
+
+
+@triton.jit
+def hide_backward(w_out, passed, out, place, valid, size, blocks):  # type: ignore[no-untyped-def]
+    """The second half back: from ``dout`` to all units of ``da``."""
+    Z, F = size.Z, size.F
+    for n in range(0, F, blocks.N):
+        units = n + tl.arange(0, blocks.N)
+        da = linear_backward(out.dout + place * 2 * Z, valid, 2 * Z, w_out, units, F, blocks)
+        a = load_row(passed.a + place * F, units, F, valid)
+        store_row(out.da + place * F, units, F, valid, tl.where(a > 0.0, da, 0.0))
+
+
+@rowwise_kernel
+def passed_flows_kernel(  # type: ignore[no-untyped-def]
+    w, loc, pre_scale, eps, steps, passed, first, size, to_units, from_units, BLOCK_M: tl.constexpr
+):
+    """A block of valid steps: what :class:`Passed` has, from loc, pre_scale and eps [P, B, T, Z]."""
+    Z, F = size.Z, size.F
+    row, step, valid = places(steps, block_of_places(first, BLOCK_M))
+    first_flow = (row * decoded(steps.steps) + step) * size.K
+    for n in range(0, Z, from_units.N):
+        columns = n + tl.arange(0, from_units.N)
+        noise = load_row(at(eps, steps, row, step), columns, Z, valid)
+        s = load_row(at(pre_scale, steps, row, step), columns, Z, valid)
+        x = load_row(at(loc, steps, row, step), columns, Z, valid) + softplus(s) * noise
+        store_row(passed.x + first_flow * Z, columns, Z, valid, x)
+
+    k = tl.full((), 0, tl.int64)
+    while k < size.K:
+        place = first_flow + k
+        flow, x, a = flow_at(w, k, size), passed.x + place * Z, passed.a + place * F
+        tl.debug_barrier()
+        hide(flow, x, a, valid, size, to_units)
+        tl.debug_barrier()
+        for n in range(0, Z, from_units.N):
+            columns = n + tl.arange(0, from_units.N)
+            y, _, scale = transform(flow, x, a, columns, valid, size, from_units)
+            store_row(passed.scale + place * Z, columns, Z, valid, scale)
+            if k < size.K - 1:
+                store_row(x + Z, columns, Z, valid, y)
+        k += 1
+
+
+def passed_flows(
+    loc: Tensor, pre_scale: Tensor, eps: Tensor, flow_weights: list[Tensor], lengths: Tensor
+) -> Passed:
+    """The flows of all steps, which need no scan where ``loc`` and ``pre_scale`` are known."""
+    P, B, T, Z = eps.shape
+    K, F, _ = flow_weights[0].shape
+    shapes = ((P, B, T, K, width) for width in (Z, F, Z))
+    passed = Passed(*(eps.new_empty(shape, dtype=torch.float32) for shape in shapes))
+    flows = FlowWeights(*(weight.contiguous() for weight in flow_weights))
+    given = (flows, rows_of(loc), rows_of(pre_scale), rows_of(eps), steps_of(eps, lengths), passed)
+    to_units, from_units = scan.layer_blocks(F, Z, 64, "tf32x3"), scan.layer_blocks(Z, F, 64, "tf32x3")
+    size = constants(Sizes(Z, 0, K, F))
+    launch(passed_flows_kernel, P * B * T, eps, *given, size=size, to_units=to_units, from_units=from_units)
+    return passed
