@@ -105,7 +105,7 @@ def trained(run: Run, data_path: Path | None, epochs: int, folder: Path) -> dict
         "seconds": seconds,
         "particles": PARTICLES,
         "parameters": sum(p.numel() for p in best.parameters()),
-        "curve": read_metrics(out / METRICS),
+        "curve": [point for point in read_metrics(out / METRICS) if "valid" in point],
         **{name: _evaluated(best, getattr(data, name)) for name in ("valid", "test")},
     }
     kept.write_text(json.dumps(row), encoding="utf-8")

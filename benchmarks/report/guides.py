@@ -1,6 +1,6 @@
 """Training with each guide and with flows: bounds and importance-sampled likelihoods."""
 
-from benchmarks.report.markdown import table, three_digits
+from benchmarks.report.markdown import table
 from benchmarks.report.parts import Part
 from benchmarks.report.results import Results, distinct, where_and_with_what
 
@@ -18,13 +18,13 @@ def page_parts(results: Results) -> list[Part]:
 def _table(results: Results) -> str:
     rows = results["cases"]
     titles = ["guide", "parameters", "valid bound", "test bound", "test NLL"]
-    titles += ["test bound, mean of averages", "test NLL, mean of averages", "seconds"]
+    titles += ["test bound, mean of averages", "test NLL, mean of averages"]
     lines = []
     for row in rows:
         (bound, bound_mean), (nll, nll_mean) = row["test"]["bound"], row["test"]["nll"]
         numbers = (row["valid"]["bound"][0], bound, nll, bound_mean, nll_mean)
         written = [f"{number:.3f}" for number in numbers]
-        lines.append([row["impl"], str(row["parameters"]), *written, three_digits(row["seconds"])])
+        lines.append([row["impl"], str(row["parameters"]), *written])
     trained = ", ".join(distinct(row["case"] for row in rows))
     legend = (
         f"{trained}, each from the same seed with the same schedule in one thread; the parameters of the "
