@@ -79,10 +79,18 @@ def _stacked(tensors: list[Tensor], dim: int = 0) -> Tensor:
     return torch.stack(tensors, dim) if len(tensors) > 1 else tensors[0].unsqueeze(dim)
 
 
-def apply(flows: Sequence[Transform], x: Tensor) -> tuple[Tensor, Tensor]:
-    """``y [..., Z]`` and the log-determinant ``[...]`` of any flows, one after another, at ``x [..., Z]``."""
-    if flows and why_no_weights(flows) is None:
-        return affine_flows(x, weights_of(flows))
+def weights_if_any(flows: Sequence[Any]) -> FlowWeights | None:
+    """The weights for :func:`apply`, to be made once for several calls; None where no op has the flows."""
+    return weights_of(flows) if flows and why_no_weights(flows) is None else None
+
+
+def apply(flows: Sequence[Transform], x: Tensor, weights: FlowWeights | None) -> tuple[Tensor, Tensor]:
+    """``y [..., Z]`` and the log-determinant ``[...]`` of any flows, one after another, at ``x [..., Z]``.
+
+    ``weights`` are those of :func:`weights_if_any`.
+    """
+    if weights is not None:
+        return affine_flows(x, weights)
     log_det = x.new_zeros(x.shape[:-1])
     for flow in flows:
         before, x = x, flow(x)

@@ -60,9 +60,7 @@ def guide_steps(dmm: DMM, batch: MiniBatch, h: Tensor, annealing_factor: float |
     z_prev = None if dmm.z_q_0 is None else dmm.z_q_0.expand(batch.lengths.shape[0], -1)
     valid = batch.valid.unbind(1)
     h_steps = h.unbind(1)
-    # Once for all steps.
-    can_weigh = dmm.iafs and _flows.why_no_weights(dmm.iafs) is None
-    weights = _flows.weights_of(dmm.iafs) if can_weigh else None
+    weights = _flows.weights_if_any(dmm.iafs)  # once for all steps
     for t in pyro.markov(range(1, batch.T + 1)):
         given: tuple[Any, ...] = (h_steps[t - 1],) if z_prev is None else (z_prev, h_steps[t - 1])
         loc, scale = dmm.combiner(*given)

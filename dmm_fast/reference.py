@@ -27,7 +27,7 @@ from dmm_fast._weights import TransitionWeights as TransitionWeights
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 FLOW_LOG_SCALES = (-5.0, 3.0)
-"""What the logarithm of a flow's scale is clamped to, as in Pyro."""
+"""Bounds of the logarithm of a flow's scale, as in Pyro."""
 
 
 # --- pieces ---------------------------------------------------------------------------------------

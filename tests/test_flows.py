@@ -44,7 +44,7 @@ def test_weights_compute_what_pyro_does(K: int, Z: int, F: int) -> None:
     made, x = flows(K, Z, F), torch.randn(5, 3, Z, dtype=DOUBLE)
     assert _flows.why_no_weights(made) is None
     y, log_det = affine_flows(x, _flows.weights_of(made))
-    expected, expected_log_det = _flows.apply(made, x)
+    expected, expected_log_det = _flows.apply(made, x, None)
     assert_close(y, expected, 1e-14)
     assert_close(log_det, expected_log_det, 1e-14)
     assert_close(y, dist.transforms.ComposeTransformModule(made)(x), 1e-14)
@@ -54,7 +54,7 @@ def test_weights_compute_what_pyro_does(K: int, Z: int, F: int) -> None:
 def test_inverse_is_exact_in_any_dtype(dtype: torch.dtype) -> None:
     """Pyro inverts from zeros of the default dtype, here float32."""
     made, x = flows(dtype=dtype), torch.randn(5, 3, 4, dtype=dtype)
-    y, log_det = _flows.apply(made, x)
+    y, log_det = _flows.apply(made, x, None)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     back, log_det_back = _flows.invert(made, y)
     assert_close(back, x, tolerance)

@@ -6,7 +6,7 @@ from benchmarks.report.results import Results, distinct, where_and_with_what
 
 
 def readme_parts(results: Results) -> list[Part]:
-    """One table, with a row for each guide."""
+    """A table with a row for each guide."""
     return [where_and_with_what(results, "against the reference in float64"), _table(results)]
 
 

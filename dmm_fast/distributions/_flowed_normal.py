@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from dmm_fast import _flows, check
 from dmm_fast.ops._autocast import is_on as autocast_is_on
-from dmm_fast.reference import FlowWeights, affine_flows
+from dmm_fast.reference import FlowWeights
 
 
 class FlowedNormal(TorchDistribution):
@@ -79,10 +79,8 @@ class FlowedNormal(TorchDistribution):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """A draw ``[*sample_shape, ..., Z]``."""
         base = self._normal.rsample(check.sizes("sample_shape", sample_shape))
-        if self.weights is not None:
-            z, log_det = affine_flows(base, self.weights)
-        else:
-            z, log_det = _flows.apply(self.flows, base)
+        weights = _flows.weights_if_any(self.flows) if self.weights is None else self.weights
+        z, log_det = _flows.apply(self.flows, base, weights)
         self._draw = z, base, log_det
         return z
 

@@ -43,7 +43,7 @@ class Draw(NamedTuple):
 class DrawnPosterior(SequenceDistribution):
     """A posterior that remembers its last draw: from its noise the log-density needs no inverse of a flow.
 
-    Subclasses draw (:meth:`_draw_from`) and evaluate any other value (:meth:`_conditional`).
+    Subclasses draw (:meth:`_draw_from`) and evaluate any other value (:meth:`_conditional_of`).
     """
 
     has_rsample = True
@@ -216,11 +216,11 @@ class MarkovPosterior(DrawnPosterior):
         keep = valid(self.lengths, eps.shape[-2])
         h = torch.where(keep, self.h, 0.0)
         z_t = self.z_q_0.expand_as(eps[..., 0, :])
-        steps = []
+        flow_weights, steps = _flows.weights_if_any(self.flows), []
         for t in range(eps.shape[-2]):
             now = slice(t, t + 1)
             base, loc, pre_scale = self._draw_step(z_t, h[..., now, :], eps[..., now, :])
-            flowed, log_det = _flows.apply(self.flows, base)
+            flowed, log_det = _flows.apply(self.flows, base, flow_weights)
             # A chain that went on past the end of its row could grow without bound.
             z_t = torch.where(keep[:, t], flowed.squeeze(-2), 0.0)
             steps.append((flowed, loc, pre_scale, log_det.unsqueeze(-1)))
@@ -324,7 +324,7 @@ class MeanFieldPosterior(DrawnPosterior):
         loc, pre_scale = (each.expand_as(eps) for each in self._heads())
         z, log_det = torch.where(keep, loc + F.softplus(pre_scale) * eps, 0.0), None
         if self.flows:
-            z, log_det = _flows.apply(self.flows, z)
+            z, log_det = _flows.apply(self.flows, z, _flows.weights_if_any(self.flows))
             z, log_det = torch.where(keep, z, 0.0), torch.where(keep.squeeze(-1), log_det, 0.0).sum(-1)
         return Draw(z, eps, loc, pre_scale, log_det)
 

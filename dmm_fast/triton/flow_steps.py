@@ -41,7 +41,7 @@ class Sizes(NamedTuple):
 
 
 class Passed(NamedTuple):
-    """What the flows of all steps were given, and what they made of it, in float32, at valid steps only."""
+    """Inputs, activations and scales of the flows of all steps, in float32, at valid steps only."""
 
     x: Any  # [P, B, T, K, Z]
     a: Any  # [P, B, T, K, F]

@@ -54,7 +54,7 @@ def _two_states(h: Tensor) -> Tensor:
 
 @triton.jit
 def place(t, length, REVERSED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Where rows have their step ``t`` in memory; steps past the end of a row are where they are."""
+    """The place in memory of step ``t`` of rows; steps past the end of a row are where they are."""
     return tl.where(t < length, length - 1 - t, t) if REVERSED else t
 
 
