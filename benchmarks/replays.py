@@ -4,8 +4,11 @@ The gate sees the gradients of a contestant, and a replayed step shows none: lat
 show that it stepped.
 """
 
+from collections.abc import Mapping
+
 import pyro
 import torch
+from torch import Tensor
 
 from benchmarks.cases import Case
 from benchmarks.contestants import starting_parameters
@@ -16,9 +19,14 @@ from benchmarks.racer import Contestant
 COMPARED, LOSS_BOUND = 5, 1e-4
 
 
-def compare_replays(case: Case, plain: Contestant, replayed: Contestant) -> Verdict:
-    """The losses of runs of ``replayed`` against those of ``plain``, each run from a seed of its own."""
-    parameters = starting_parameters(case.sizes)
+def compare_replays(
+    case: Case, plain: Contestant, replayed: Contestant, parameters: Mapping[str, Tensor] | None = None
+) -> Verdict:
+    """The losses of runs of ``replayed`` against those of ``plain``, each run from a seed of its own.
+
+    Both start from ``parameters``, by default the tutorial's.
+    """
+    parameters = starting_parameters(case.sizes) if parameters is None else parameters
     losses = []
     for contestant in (plain, replayed):
         racer = contestant.setup(case, parameters)

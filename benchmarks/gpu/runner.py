@@ -30,7 +30,10 @@ STAGES: dict[str, tuple[str, float]] = {
     "scans": ("scans.units", 55),
     "scan_sizes": ("scans.size_units", 60),
     "epoch": ("steps.epoch_units", 30),
+    "guides": ("guides.units", 40),
     "quality": ("quality.units", 60),
+    "tiles": ("tiles.units", 60),
+    "training": ("training.units", 150),
     "sizes": ("steps.size_units", 240),
     "peers": ("steps.peer_units", 300),
     "ceilings": ("ceilings.units", 20),
@@ -40,8 +43,8 @@ STAGES: dict[str, tuple[str, float]] = {
 # Whole runs of at most BUDGET seconds: the first says what is right and where the time goes, the second
 # measures what has been mended since. None of their stages runs nvcc, JAX, inductor or a sanitizer.
 BUDGET = 300.0
-FIRST = "machine=15 smoke=20 kernels=35 errors=30 replays=25 race=80 scans=55 quality=40"
-SECOND = "machine=5 smoke=25 kernels=40 replays=20 race=80 scans=30 quality=40 tests=60"
+FIRST = "machine=5 smoke=20 kernels=35 errors=30 replays=20 race=50 guides=25 scans=25 tiles=40 tests=50"
+SECOND = "machine=5 smoke=20 kernels=30 replays=20 race=50 guides=15 scans=20 training=140"
 PRESETS = {
     preset: {name: float(seconds) for name, _, seconds in (word.partition("=") for word in words.split())}
     for preset, words in (("first", FIRST), ("second", SECOND))
