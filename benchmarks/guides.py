@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -124,17 +124,19 @@ def _evaluated(dmm: DMM, split: Any) -> dict[str, list[float]]:
     }
 
 
-def checked(run: Run, data: Dataset, device: torch.device | None = None) -> list[Verdict]:
+def checked(
+    run: Run, data: Dataset, device: torch.device | None = None, sizes: Mapping[str, Any] | None = None
+) -> list[Verdict]:
     """Loss and gradients in float32 on the first sequences, with given noise, against float64.
 
-    On ``device``, by default the CPU.
+    On ``device``, by default the CPU. ``sizes`` are arguments of the model in place of the run's own.
     """
     first = torch.arange(min(4, len(data.train)))
     where = f"{data.name}, the first {len(first)} sequences"
     batch = tutorial_mini_batch(first, data.train.sequences, data.train.lengths)
     batch = cases.Case(where, (batch,), data.name, rounds=1).to(device or torch.device("cpu")).batches[0]
     torch.manual_seed(0)
-    dmm = DMM(**run.config(1).sizes(data.train.sequences.shape[-1]))
+    dmm = DMM(**{**run.config(1).sizes(data.train.sequences.shape[-1]), **(sizes or {})})
     eps = torch.randn(*batch.mini_batch.shape[:2], dmm.z_0.shape[0]).to(batch.mini_batch.device)
     dmm.to(batch.mini_batch.device)
     got = _loss_and_grads(dmm, batch, eps)

@@ -59,20 +59,24 @@ def time_in_turn(
     clock: Callable[[], float] = time.perf_counter,
     synchronize: Callable[[], object] | None = None,
     at_least: float = 0.0,
+    warm_after: float = math.inf,
 ) -> dict[str, Samples]:
     """Run every contestant once a round, in the same order, and time each run.
 
     ``clock`` tells seconds. ``synchronize`` waits for a device: it is called before the clock is
     read, at the start and at the end of each run. The first ``warmup`` rounds are thrown away. Who
-    takes less than ``at_least`` seconds in the last of them runs several times a round; the mean counts.
+    takes less than ``at_least`` seconds in the last of them runs several times a round; the mean counts. Who
+    takes more than ``warm_after`` in one of them sits out those that are left.
     """
     if rounds < 1:
         raise ValueError(f"rounds: expected at least 1, got {rounds}")
     wait = synchronize or (lambda: None)
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    runs = dict.fromkeys(contestants, 1)
+    runs, warm = dict.fromkeys(contestants, 1), set[str]()
     for round_number in range(warmup + rounds):
         for name, contestant in contestants.items():
+            if round_number < warmup and name in warm:
+                continue
             with contestant.context():
                 wait()
                 start = clock()
@@ -82,6 +86,8 @@ def time_in_turn(
                 elapsed = (clock() - start) / runs[name]
             if round_number >= warmup:
                 seconds[name].append(elapsed)
+            elif elapsed > warm_after:
+                warm.add(name)
             elif round_number == warmup - 1 and 0 < elapsed < at_least:
                 runs[name] = math.ceil(at_least / elapsed)
     return {name: Samples(tuple(1e3 * s for s in values)) for name, values in seconds.items()}

@@ -220,6 +220,29 @@ def the_training():
     ]
 
 
+def a_command(epochs=5000, seconds=71.25):
+    """A run of ``dmm-fast train``."""
+    bound, nll = ({"total_over_total": n, "mean_of_averages": n + 0.125} for n in (7.0625, 6.8125))
+    test = {"splits": {"test": {"negative_elbo": bound, "importance_nll": nll}}}
+    told = {"seconds": seconds, "epochs": epochs, "particles": 500, "target": 6.87, "test": test, "curve": []}
+    return timed("training", "JSB", "dmm-fast train", 1e3 * seconds / epochs, **told)
+
+
+def the_guides():
+    return [
+        timed("guides", f"{STEP}, {guide}", "dmm_fast, graphed", ms, guide=guide)
+        for guide, ms in (("st-r", 1.25), ("st-r, 2 flows", 3.5))
+    ]
+
+
+def the_tiles():
+    """Two launches: the chosen tiles are the fastest of the second alone."""
+    rows = [("0, a_kernel", 4.0, True), ("0, a_kernel", 2.5, False), ("1, products", 9.0, True)]
+    return [
+        timed("tiles", launch, f"{us:g} x 64 x 32", 1e-3 * us, chosen=chosen) for launch, us, chosen in rows
+    ]
+
+
 def a_stage(name, **changes):
     return {"name": name, "ok": True, "seconds": 2.0, "error": None, "failures": [], "detail": {}, **changes}
 
@@ -246,7 +269,7 @@ def a_gpu_run(**changes):
     results |= {
         "suite": "gpu",
         "correctness": correctness,
-        "cases": [*steps, *the_scans(), *the_ops(), *training],
+        "cases": [*steps, *the_scans(), *the_ops(), *training, *the_guides(), a_command(), *the_tiles()],
         "not_run": [],
         "smoke": [a_smoke_row()],
         "stages": [a_stage(name) for name in STAGES],

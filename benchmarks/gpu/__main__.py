@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.gpu.runner import BUDGET, PRESETS, STAGES, TRITON_CACHE, Options, run_stages
+from benchmarks.gpu.runner import BUDGET, PRESETS, STAGES, Options, run_stages
+from benchmarks.gpu.triton_cache import ARCHIVE
 from benchmarks.report.smoke import summary
 
 
@@ -70,7 +71,7 @@ def _fault(args: argparse.Namespace) -> str | None:
     if data is not None and not (data.is_file() or (data / "JSB_Chorales.mat").is_file()):
         return f"--data: expected a file, or a folder holding JSB_Chorales.mat, got {args.data}"
     if cache is not None and not (cache.is_file() and tarfile.is_tarfile(cache)):
-        return f"--triton-cache: expected the {TRITON_CACHE} of an earlier run, got {args.triton_cache}"
+        return f"--triton-cache: expected the {ARCHIVE} of an earlier run, got {args.triton_cache}"
     if not 0 < args.budget < 1e6:
         return f"--budget: expected a number of seconds, got {args.budget}"
     if find_spec("pyro") is None:
@@ -98,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, for a dry run")
     parser.add_argument("--data", help="a file of chorales, or a folder holding JSB_Chorales.mat")
     parser.add_argument("--commit", help="the commit of this tree, where git cannot tell")
-    parser.add_argument("--triton-cache", help=f"{TRITON_CACHE} of an earlier run, to compile nothing twice")
+    parser.add_argument("--triton-cache", help=f"{ARCHIVE} of an earlier run, to compile nothing twice")
     parser.add_argument("--plugin", help="a module whose install() runs first in each worker, for tests")
     return parser
 

@@ -7,37 +7,35 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-
-import torch
+from functools import partial
 
 from benchmarks.draws import Sizes
-from benchmarks.gpu.calls import SCANS, Call, backends_of, by, every_op
-from benchmarks.gpu.record import whole_traceback
+from benchmarks.gpu.calls import Call, backends_of, by, every_op
+from benchmarks.gpu.pool import Job, attempt
+from dmm_fast.ops.schema import OPS
 
 SMALL = Sizes(B=3, T=5, D=7, Z=17, H=37, R=33, G=29, E=19)
 
-Job = tuple[str, str, Sizes]
+
+def op_jobs(device: str, sizes: Sizes) -> Iterator[Job]:
+    """A job for each op of each backend, those of many arguments first: they have the most kernels.
+
+    A job is named ``op, backend``.
+    """
+    for op in sorted(every_op(), key=_arguments, reverse=True):
+        for name in backends_of(op, device):
+            if name != "reference":
+                yield Job(f"{op}, {name}", partial(call_op, device, op, name, sizes))
 
 
-def jobs(device: str, tutorial: bool) -> Iterator[Job]:
-    """Each op of each backend with its sizes; the number of steps is no constant of a scan's kernel."""
-    for op in every_op():
-        at = (replace(Sizes(), T=3) if op in SCANS else Sizes()) if tutorial else SMALL
-        yield from ((op, name, at) for name in backends_of(op, device) if name != "reference")
+def _arguments(op: str) -> int:
+    return len(OPS[op].forward.flat_arguments) if op in OPS else 0
 
 
-def exercise(device: str, job: Job) -> str | None:
-    """Call the op, with its gradients where it has any. Returns None, or the traceback."""
-    op, name, sizes = job
-    try:
-        call = Call(op, replace(sizes, lengths="ragged"), device)
-        (call.forward if call.steps_in_place else call.both)(by(name, op))()
-        if device == "cuda":
-            torch.cuda.synchronize()
-    except Exception as error:
-        return f"{op}, {name}: {whole_traceback(error)}"
-    print(f"exercised {op}, {name}", flush=True)
-    return None
+def call_op(device: str, op: str, name: str, sizes: Sizes) -> None:
+    """Call an op by a backend on a ragged batch, with its gradients where it has any."""
+    call = Call(op, replace(sizes, lengths="ragged"), device)
+    (call.forward if call.steps_in_place else call.both)(by(name, op))()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.exercise", description=__doc__)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     args = parser.parse_args(argv)
-    failed = [error for job in jobs(args.device, False) if (error := exercise(args.device, job))]
+    ended = [attempt(args.device, job) for job in op_jobs(args.device, SMALL)]
+    failed = [each.error for each in ended if each.error]
     print("\n".join(f"FAILED {error}" for error in failed))
     return 1 if failed else 0
 

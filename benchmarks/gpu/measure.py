@@ -13,6 +13,8 @@ Step = Callable[[], Any]
 
 MOST_ROUNDS, LEAST_ROUNDS = 30, 3
 WARM_UP = 3
+# Steps before a capture: what they set up, the graph may not.
+BEFORE_CAPTURE = 1
 # A replay of less takes turns with others between the same two events, whose own gap would count.
 SHORT_MS = 1.0
 TOGETHER = 20
@@ -21,12 +23,13 @@ TOGETHER = 20
 def time_calls(step: Step, device: str, *, seconds: float = 0.5) -> Samples:
     """The durations of ``step``, called as it comes: as many rounds as fit into about ``seconds``.
 
-    On a GPU calls are queued and each is between two events, so one that takes the host longer to start than
-    the device to do counts what it takes to start.
+    A step of which few fit is called :data:`LEAST_ROUNDS` times, without a further warm-up. On a GPU calls
+    are queued and each is between two events, so one that takes the host longer to start than the device to
+    do counts what it takes to start.
     """
     step()
     first = sum(_rounds(step, device, 1))
-    if 1e-3 * first < seconds:
+    if 1e-3 * first * (WARM_UP + LEAST_ROUNDS) < seconds:
         _rounds(step, device, WARM_UP)
     rounds = int(min(MOST_ROUNDS, max(LEAST_ROUNDS, seconds * 1e3 / max(first, 1e-6))))
     return Samples(tuple(_rounds(step, device, rounds)))
@@ -50,10 +53,26 @@ def time_graph(step: Step, *, seconds: float = 0.3) -> Samples:
     return Samples(tuple(ms / together for ms in samples.ms))
 
 
+def time_launches(launch: Step, *, together: int = TOGETHER, rounds: int = 5) -> Samples:
+    """The durations of ``launch``, of which a CUDA graph holds several in a row, in a few replays.
+
+    Raises:
+        RuntimeError: it cannot be captured.
+    """
+
+    def several() -> None:
+        for _ in range(together):
+            launch()
+
+    replay = capture(several)
+    replay()
+    return Samples(tuple(ms / together for ms in _rounds(replay, "cuda", rounds)))
+
+
 def capture(step: Step) -> Step:
     """A function that replays ``step`` from a CUDA graph, on the memory it was captured with."""
     graphs = CudaGraphs(torch.device("cuda", torch.cuda.current_device()))
-    for _ in range(WARM_UP):
+    for _ in range(BEFORE_CAPTURE):
         graphs.run(step)
     return graphs.capture(step)
 

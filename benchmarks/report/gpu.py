@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.report.accuracy import errors_sentence, errors_table
+from benchmarks.report.guides import guide_steps_sentence, guide_steps_table
 from benchmarks.report.markdown import cell, table
 from benchmarks.report.parts import Part, Picture
 from benchmarks.report.plots import first_baseline, places_on, scaling_plot, speed_up_plot
@@ -21,6 +22,8 @@ from benchmarks.report.steps import (
     headline_table,
     peers_table,
 )
+from benchmarks.report.tiles import tiles_table
+from benchmarks.report.training import training_sentence, training_table
 
 # Without these, numbers are worth less: a reader is told first where one of them did not end well. A run may
 # leave out all but the smoke test.
@@ -44,6 +47,8 @@ def readme_parts(results: Results) -> list[Part]:
         scans_picture(results),
         _quality_picture(results),
         quality_table(results),
+        guide_steps_sentence(results),
+        training_sentence(results),
         errors_sentence(results),
     ]
 
@@ -58,10 +63,13 @@ def page_parts(results: Results) -> list[Part]:
         *_under("How the stages ended", stages_table(results)),
         *_under("Smoke test of the kernels", smoke_table(results["smoke"])),
         *_under("SVI steps", *steps, speed_up_picture(results), scaling_picture(results)),
+        *_under("Steps of each guide", guide_steps_table(results)),
+        *_under("Training", training_table(results)),
         *_under("Training to a quality", quality_table(results), _quality_picture(results)),
         *_under("Scans", *scans, scans_picture(results)),
         *_under("Rowwise ops", rowwise_table(results), ceilings_table(results)),
         *_under("Kernels of a step", *profile_tables(results)),
+        *_under("Tiles of the launches of a step", tiles_table(results)),
         *_under("Errors", errors_table(results)),
         *_under("What was not run", not_run_table(results)),
     ]

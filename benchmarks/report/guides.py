@@ -1,8 +1,11 @@
-"""Training with each guide and with flows: bounds and importance-sampled likelihoods."""
+"""Training with each guide and with flows: bounds and likelihoods; and times of their steps on a GPU."""
 
-from benchmarks.report.markdown import table
+from benchmarks.report.markdown import cell, milliseconds, table
 from benchmarks.report.parts import Part
-from benchmarks.report.results import Results, distinct, where_and_with_what
+from benchmarks.report.results import Results, distinct, rows_of, where_and_with_what
+
+# Of steps on a GPU.
+SUITE = "guides"
 
 
 def readme_parts(results: Results) -> list[Part]:
@@ -33,3 +36,27 @@ def _table(results: Results) -> str:
         "what the guide reads: r the future, l the past, lr both; st is structured, mf mean-field."
     )
     return "\n\n".join([table(titles, lines, texts=1), legend])
+
+
+# --- steps on a GPU -----------------------------------------------------------------------------------------
+
+
+def guide_steps_table(results: Results) -> str:
+    """A row for each guide whose steps were timed; empty for none."""
+    rows = rows_of(results, SUITE)
+    if not rows:
+        return ""
+    lines = [
+        [cell(row["case"]), row["impl"], milliseconds(row["median_ms"]), milliseconds(row["min_ms"])]
+        for row in rows
+    ]
+    return table(["step", "implementation", "median, ms", "fastest, ms"], lines, texts=2)
+
+
+def guide_steps_sentence(results: Results) -> str:
+    """The median step of each guide; empty for none."""
+    rows = rows_of(results, SUITE)
+    if not rows:
+        return ""
+    told = [f"{row['extra']['guide']} {milliseconds(row['median_ms'])}" for row in rows]
+    return f"Milliseconds of a step with each guide, {rows[0]['impl']}: {'; '.join(told)}."

@@ -1,19 +1,24 @@
-"""Halves of a step of the combiner, forward and backward, for the scans that draw its chain.
-
-A half has all columns of its result for a block of rows; between halves the caller puts a barrier.
-"""
+"""Halves of a step of the combiner, forward and backward, for the scans that draw its chain."""
 
 from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from dmm_fast.triton import scan
 from dmm_fast.triton.common import exact_tanh, sigmoid, softplus
-from dmm_fast.triton.layers import linear, linear_backward
-from dmm_fast.triton.rows import Rows, decoded, load_row, store_row
+from dmm_fast.triton.layers import linear, linear_backward, linear_pair
+from dmm_fast.triton.rows import Rows, at, load_row, store_row
+from dmm_fast.triton.scan import store_padded
+
+
+class Drawn(NamedTuple):
+    """The results of a draw, ``[P, B, T, Z]``; ``z`` is None where flows follow."""
+
+    z: Any
+    loc: Any
+    pre_scale: Any
 
 
 class BackwardWeights(NamedTuple):
@@ -64,82 +69,81 @@ def gradients_for(h: Tensor, eps: Tensor) -> Gradients:
     )
 
 
-def layer_constants(H: int, Z: int) -> dict[str, scan.Blocks]:
-    """The blocks of the layers from latents to hidden units and from those to latents."""
-    return {"to_hidden": scan.layer_blocks(H, Z, 128), "to_latents": scan.layer_blocks(Z, H, 32)}
+@scan.step_kernel
+def combine_kernel(w, z, h, c, g, steps, t, blocks, size):  # type: ignore[no-untyped-def]
+    """The first half of step ``t``: from the latents of rows to a tile of all their hidden units.
 
-
-@triton.jit
-def store_padded(to, place, columns, WIDTH, exists, active, value):  # type: ignore[no-untyped-def]
-    """Write the columns of the steps ``place`` of a tensor [P, B, T, WIDTH], zeros past the ends of rows."""
-    store_row(to + place * WIDTH, columns, WIDTH, exists, tl.where(active[:, None], value, 0.0))
-
-
-@triton.jit
-def combine(w, z, h, c, g, place, exists, active, size, blocks):  # type: ignore[no-untyped-def]
-    """The first half of a step: from the rows ``z`` of latents and of ``h`` to all units of ``c``.
-
-    The tanh is kept at the steps ``place`` of ``g`` [P, B, T, H], unless that is None.
+    Reads ``z [P B, Z]`` and h [P, B, T, H], writes ``c [P B, H]``. The tanh is kept in ``g [P, B, T, H]``,
+    unless that is None.
     """
-    for n in range(0, size.H, blocks.N):
-        units = n + tl.arange(0, blocks.N)
-        tanh = exact_tanh(linear(z, active, size.Z, w.w_z, w.b_z, units, size.H, blocks))
-        if g is not None:
-            store_padded(g, place, units, size.H, exists, active, tanh)
-        store_row(c, units, size.H, active, 0.5 * (tanh + load_row(h, units, size.H, active)))
+    row, exists, length, units = scan.tile_of_step(steps, blocks)
+    active, H = t < length, size.H
+    tanh = exact_tanh(linear(z + row * size.Z, active, size.Z, w.w_z, w.b_z, units, H, blocks))
+    if g is not None:
+        store_padded(g, scan.place_of(steps, row, t), units, H, exists, active, tanh)
+    h_here = load_row(at(h, steps, row, t), units, H, active)
+    store_row(c + row * H, units, H, active, 0.5 * (tanh + h_here))
+
+
+@scan.step_kernel
+def draw_kernel(w, c, eps, to, out, steps, t, blocks, size):  # type: ignore[no-untyped-def]
+    """The second half: from the hidden units ``c [P B, H]`` to a tile of ``loc + softplus(pre_scale) eps``.
+
+    That goes to ``to [P B, Z]`` and, like loc and pre_scale, to the :class:`Drawn` tensors ``out``.
+    """
+    row, exists, length, columns = scan.tile_of_step(steps, blocks)
+    active, place, Z = t < length, scan.place_of(steps, row, t), size.Z
+    loc, pre_scale = linear_pair(
+        c + row * size.H, active, size.H, w.w_loc, w.b_loc, w.w_scale, w.b_scale, columns, Z, blocks
+    )
+    drawn = loc + softplus(pre_scale) * load_row(at(eps, steps, row, t), columns, Z, active)
+    store_row(to + row * Z, columns, Z, active, drawn)
+    store_padded(out.loc, place, columns, Z, exists, active, loc)
+    store_padded(out.pre_scale, place, columns, Z, exists, active, pre_scale)
+    if out.z is not None:
+        store_padded(out.z, place, columns, Z, exists, active, drawn)
 
 
 @triton.jit
-def draw(w, c, eps, columns, active, size, blocks):  # type: ignore[no-untyped-def]
-    """The second half: the given columns of ``loc + softplus(pre_scale) eps``, of loc and of pre_scale."""
-    loc = linear(c, active, size.H, w.w_loc, w.b_loc, columns, size.Z, blocks)
-    pre_scale = linear(c, active, size.H, w.w_scale, w.b_scale, columns, size.Z, blocks)
-    noise = load_row(eps, columns, size.Z, active)
-    return loc + softplus(pre_scale) * noise, loc, pre_scale
-
-
-@triton.jit
-def by_latents(w, da, valid, columns, size, blocks):  # type: ignore[no-untyped-def]
-    """The given columns of the gradient by the latents that a step began with, from its rows of ``da``."""
-    return linear_backward(da, valid, size.H, w.w_z, columns, size.Z, blocks)
+def by_latents(w, incoming, out, steps, row, t, length, columns, size, blocks):  # type: ignore[no-untyped-def]
+    """The given columns of the gradient by the latents of step ``t``: its own, and that of the step after."""
+    carried = t + 1 < length  # nothing comes back into a row's last step
+    da = out.da + scan.place_of(steps, row, t + 1) * size.H
+    dz = linear_backward(da, carried, size.H, w.w_z, columns, size.Z, blocks)
+    return dz + load_row(at(incoming.dz, steps, row, t), columns, size.Z, t < length)
 
 
 @triton.jit
 def draw_backward(  # type: ignore[no-untyped-def]
-    dx, dloc, dpre_scale, pre_scale, eps, out, place, columns, exists, active, size
+    dx, incoming, eps, pre_scale, out, steps, row, t, columns, exists, active, size
 ):
-    """The first half back: from ``dx``, the gradient by what was drawn, to ``deps`` and ``dout``.
-
-    ``dloc, dpre_scale`` are rows of the incoming gradients.
-    """
-    Z, dout = size.Z, out.dout + place * 2 * size.Z
-    dloc = load_row(dloc, columns, Z, active)
-    dpre_scale = load_row(dpre_scale, columns, Z, active)
-    s = load_row(pre_scale, columns, Z, active)
-    noise = load_row(eps, columns, Z, active)
+    """From ``dx``, the gradient by the given columns of what step ``t`` drew, to ``deps`` and ``dout``."""
+    Z, place = size.Z, scan.place_of(steps, row, t)
+    dloc = load_row(at(incoming.dloc, steps, row, t), columns, Z, active)
+    dpre_scale = load_row(at(incoming.dpre_scale, steps, row, t), columns, Z, active)
+    s = load_row(at(pre_scale, steps, row, t), columns, Z, active)
+    noise = load_row(at(eps, steps, row, t), columns, Z, active)
+    dout = out.dout + place * 2 * Z
     store_row(dout, columns, Z, active, dloc + dx)
     store_row(dout + Z, columns, Z, active, dpre_scale + dx * noise * sigmoid(s))
     store_padded(out.deps, place, columns, Z, exists, active, dx * softplus(s))
 
 
-@triton.jit
-def combine_backward(w, g, out, place, exists, active, size, blocks):  # type: ignore[no-untyped-def]
-    """The second half back: from ``dout`` to ``dh`` and ``da``."""
-    H = size.H
-    for n in range(0, H, blocks.N):
-        units = n + tl.arange(0, blocks.N)
-        dc = linear_backward(out.dout + place * 2 * size.Z, active, 2 * size.Z, w.w_out, units, H, blocks)
-        store_padded(out.dh, place, units, H, exists, active, 0.5 * dc)
-        g_here = load_row(g + place * H, units, H, active)
-        store_row(out.da + place * H, units, H, active, 0.5 * dc * (1.0 - g_here * g_here))
+@scan.step_kernel
+def combine_bwd_kernel(w, g, out, steps, t, blocks, size):  # type: ignore[no-untyped-def]
+    """From ``dout`` of step ``t`` to a tile of ``dh`` and of ``da``, which has all hidden units."""
+    row, exists, length, units = scan.tile_of_step(steps, blocks)
+    active, place, H = t < length, scan.place_of(steps, row, t), size.H
+    dc = linear_backward(out.dout + place * 2 * size.Z, active, 2 * size.Z, w.w_out, units, H, blocks)
+    store_padded(out.dh, place, units, H, exists, active, 0.5 * dc)
+    g_here = load_row(g + place * H, units, H, active)
+    store_row(out.da + place * H, units, H, active, 0.5 * dc * (1.0 - g_here * g_here))
 
 
-@triton.jit
-def starts_backward(w, steps, row, exists, length, out, size, blocks):  # type: ignore[no-untyped-def]
-    """The gradients by what the chains started from, zero for rows without a step."""
-    tl.debug_barrier()
-    da = out.da + row * decoded(steps.steps) * size.H
-    for n in range(0, size.Z, blocks.N):
-        columns = n + tl.arange(0, blocks.N)
-        dz_q_0 = by_latents(w, da, length > 0, columns, size, blocks)
-        store_row(out.dz_q_0 + row * size.Z, columns, size.Z, exists, dz_q_0)
+@scan.step_kernel
+def starts_bwd_kernel(w, out, steps, blocks, size):  # type: ignore[no-untyped-def]
+    """A tile of ``dz_q_0``, the gradient by what the chains started from; zero for rows without a step."""
+    row, exists, length, columns = scan.tile_of_step(steps, blocks)
+    da = out.da + scan.place_of(steps, row, 0) * size.H
+    dz_q_0 = linear_backward(da, length > 0, size.H, w.w_z, columns, size.Z, blocks)
+    store_row(out.dz_q_0 + row * size.Z, columns, size.Z, exists, dz_q_0)

@@ -1,7 +1,4 @@
-"""Halves of a flow, forward and backward, for scans through flows; and the flows of all steps at once.
-
-A half has all columns of its result for a block of rows; between halves the caller puts a barrier.
-"""
+"""Halves of a flow, forward and backward, for scans through flows; and the flows of all steps at once."""
 
 from typing import Any, NamedTuple
 
@@ -12,8 +9,8 @@ from torch import Tensor
 
 from dmm_fast.reference import FLOW_LOG_SCALES, FlowWeights
 from dmm_fast.triton import scan
-from dmm_fast.triton.common import exp, softplus
-from dmm_fast.triton.layers import linear, linear_backward, relu
+from dmm_fast.triton.common import exp, input_precision, softplus
+from dmm_fast.triton.layers import linear, linear_backward, linear_pair, relu
 from dmm_fast.triton.rows import (
     at,
     block_of_places,
@@ -26,6 +23,7 @@ from dmm_fast.triton.rows import (
     rowwise_kernel,
     steps_of,
     store_row,
+    width_block,
 )
 
 LEAST, MOST = tl.constexpr(FLOW_LOG_SCALES[0]), tl.constexpr(FLOW_LOG_SCALES[1])
@@ -66,6 +64,11 @@ class Gradients(NamedTuple):
     dout: Any
 
 
+def layer_blocks(outputs: int, inputs: int) -> scan.Blocks:
+    """The blocks of a layer for all steps at once, whose rows are those of the launch."""
+    return constants(scan.Blocks(0, width_block(outputs, 64), width_block(inputs, 64), input_precision()))
+
+
 def backward_weights(flow_weights: list[Tensor]) -> BackwardWeights:
     """The flows' weights for a backward kernel."""
     w_in, _, w_mean, _, w_log_scale, _ = flow_weights
@@ -93,22 +96,20 @@ def flow_at(w, k, size):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def hide(w, x, a, valid, size, blocks):  # type: ignore[no-untyped-def]
-    """The first half of a flow: from the rows ``x`` to all its units, which go to the rows ``a``."""
-    for n in range(0, size.F, blocks.N):
-        units = n + tl.arange(0, blocks.N)
-        unit = relu(linear(x, valid, size.Z, w.w_in, w.b_in, units, size.F, blocks))
-        store_row(a, units, size.F, valid, unit)
+def hidden(w, x, units, valid, size, blocks):  # type: ignore[no-untyped-def]
+    """The first half of a flow: from the rows ``x`` to the given units."""
+    return relu(linear(x, valid, size.Z, w.w_in, w.b_in, units, size.F, blocks))
 
 
 @triton.jit
-def transform(w, x, a, columns, valid, size, blocks):  # type: ignore[no-untyped-def]
+def transformed(w, x, a, columns, valid, size, blocks):  # type: ignore[no-untyped-def]
     """The second half: the given columns of what the flow makes of x, of log_scale and of its exponential."""
     Z, F = size.Z, size.F
-    log_scale = linear(a, valid, F, w.w_log_scale, w.b_log_scale, columns, Z, blocks)
+    log_scale, mean = linear_pair(
+        a, valid, F, w.w_log_scale, w.b_log_scale, w.w_mean, w.b_mean, columns, Z, blocks
+    )
     log_scale = tl.where(log_scale < LEAST, LEAST, tl.where(log_scale > MOST, MOST, log_scale))  # NaN stays
     scale = exp(log_scale)
-    mean = linear(a, valid, F, w.w_mean, w.b_mean, columns, Z, blocks)
     return scale * load_row(x, columns, Z, valid) + mean, log_scale, scale
 
 
@@ -124,15 +125,53 @@ def transform_backward(dy, dlog_det, passed, out, place, columns, valid, Z):  # 
     store_row(out.dout + place * 2 * Z + Z, columns, Z, valid, dy * x * scale + dlog_det[:, None])
 
 
+@scan.step_kernel
+def hide_kernel(flows, x, a, steps, t, k, blocks, size):  # type: ignore[no-untyped-def]
+    """Step ``t``, flow ``k``: from ``x [K + 1, P B, Z]`` to a tile of the flow's units, which go to ``a``."""
+    row, _, length, units = scan.tile_of_step(steps, blocks)
+    active, x_row = t < length, x + (k * scan.row_count(steps) + row) * size.Z
+    unit = hidden(flow_at(flows, k, size), x_row, units, active, size, blocks)
+    store_row(a + row * size.F, units, size.F, active, unit)
+
+
+@scan.step_kernel
+def transform_kernel(flows, x, a, z, log_scales, steps, t, k, blocks, size):  # type: ignore[no-untyped-def]
+    """From the units ``a [P B, F]`` to a tile of what the next flow is given, or of z [P, B, T, Z].
+
+    The latents' log_scale is added to ``log_scales [P B, Z]``.
+    """
+    row, exists, length, columns = scan.tile_of_step(steps, blocks)
+    active, Z, next_flow = t < length, size.Z, scan.row_count(steps) * size.Z
+    x_row = x + k * next_flow + row * Z
+    flow, a_row = flow_at(flows, k, size), a + row * size.F
+    y, log_scale, _ = transformed(flow, x_row, a_row, columns, active, size, blocks)
+    store_row(x_row + next_flow, columns, Z, active, y)
+    if k == size.K - 1:
+        scan.store_padded(z, scan.place_of(steps, row, t), columns, Z, exists, active, y)
+    inside = active[:, None] & (columns < Z)[None, :]
+    total = log_scales + row[:, None] * Z + columns[None, :]
+    # In float64: there are as many sums, one after another, as steps and flows.
+    tl.store(total, tl.load(total, mask=inside, other=0.0) + log_scale.to(tl.float64), mask=inside)
+
+
+@scan.step_kernel
+def hide_bwd_kernel(w_out, passed, out, steps, t, k, blocks, size):  # type: ignore[no-untyped-def]
+    """From ``dout`` of step ``t`` and flow ``k`` to a tile of ``da``, which has all the flow's units."""
+    row, _, length, units = scan.tile_of_step(steps, blocks)
+    Z, F, active = size.Z, size.F, t < length
+    place = scan.place_of(steps, row, t) * size.K + k
+    da = linear_backward(out.dout + place * 2 * Z, active, 2 * Z, w_out + k * 2 * Z * F, units, F, blocks)
+    a = load_row(passed.a + place * F, units, F, active)
+    store_row(out.da + place * F, units, F, active, tl.where(a > 0.0, da, 0.0))
+
+
 @triton.jit
-def hide_backward(w_out, passed, out, place, valid, size, blocks):  # type: ignore[no-untyped-def]
-    """The second half back: from ``dout`` to all units of ``da``."""
+def by_inputs(w_in, passed, out, place, k, columns, active, size, blocks):  # type: ignore[no-untyped-def]
+    """The given columns of the gradient by what flow ``k`` was given at the steps ``place`` of all flows."""
     Z, F = size.Z, size.F
-    for n in range(0, F, blocks.N):
-        units = n + tl.arange(0, blocks.N)
-        da = linear_backward(out.dout + place * 2 * Z, valid, 2 * Z, w_out, units, F, blocks)
-        a = load_row(passed.a + place * F, units, F, valid)
-        store_row(out.da + place * F, units, F, valid, tl.where(a > 0.0, da, 0.0))
+    dx = linear_backward(out.da + place * F, active, F, w_in + k * F * Z, columns, Z, blocks)
+    dmean = load_row(out.dout + place * 2 * Z, columns, Z, active)
+    return dx + dmean * load_row(passed.scale + place * Z, columns, Z, active)
 
 
 @rowwise_kernel
@@ -155,11 +194,13 @@ def passed_flows_kernel(  # type: ignore[no-untyped-def]
         place = first_flow + k
         flow, x, a = flow_at(w, k, size), passed.x + place * Z, passed.a + place * F
         tl.debug_barrier()
-        hide(flow, x, a, valid, size, to_units)
+        for n in range(0, F, to_units.N):
+            units = n + tl.arange(0, to_units.N)
+            store_row(a, units, F, valid, hidden(flow, x, units, valid, size, to_units))
         tl.debug_barrier()
         for n in range(0, Z, from_units.N):
             columns = n + tl.arange(0, from_units.N)
-            y, _, scale = transform(flow, x, a, columns, valid, size, from_units)
+            y, _, scale = transformed(flow, x, a, columns, valid, size, from_units)
             store_row(passed.scale + place * Z, columns, Z, valid, scale)
             if k < size.K - 1:
                 store_row(x + Z, columns, Z, valid, y)
@@ -176,7 +217,6 @@ def passed_flows(
     passed = Passed(*(eps.new_empty(shape, dtype=torch.float32) for shape in shapes))
     flows = FlowWeights(*(weight.contiguous() for weight in flow_weights))
     given = (flows, rows_of(loc), rows_of(pre_scale), rows_of(eps), steps_of(eps, lengths), passed)
-    to_units, from_units = scan.layer_blocks(F, Z, 64, "tf32x3"), scan.layer_blocks(Z, F, 64, "tf32x3")
-    size = constants(Sizes(Z, 0, K, F))
-    launch(passed_flows_kernel, P * B * T, eps, *given, size=size, to_units=to_units, from_units=from_units)
+    blocks: dict[str, Any] = {"to_units": layer_blocks(F, Z), "from_units": layer_blocks(Z, F)}
+    launch(passed_flows_kernel, P * B * T, eps, *given, size=constants(Sizes(Z, 0, K, F)), **blocks)
     return passed

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmm_fast.triton.common import input_precision
+from dmm_fast.triton.common import dot, input_precision
 from dmm_fast.triton.rows import Steps, constants, launch, load_row, store_row, width_block
 from dmm_fast.triton.weight_gradients import Layer
 from dmm_fast.triton.weight_gradients import weight_gradients as products_of_rows
@@ -70,8 +70,21 @@ def product(rows, valid, K, w, columns, N, stride_n, stride_k, blocks):  # type:
     for k in range(0, K, blocks.K):
         ks = k + tl.arange(0, blocks.K)
         weight = tile(w, columns, N, stride_n, ks, K, stride_k)
-        acc = tl.dot(load_row(rows, ks, K, valid), weight, acc=acc, input_precision=blocks.precision)
+        acc = dot(load_row(rows, ks, K, valid), weight, acc, blocks.precision)
     return acc
+
+
+@triton.jit
+def linear_pair(rows, valid, K, w, b, other_w, other_b, columns, N, blocks):  # type: ignore[no-untyped-def]
+    """The given columns of two layers of the same rows of K features, whose products take turns."""
+    acc = tl.zeros((valid.shape[0], columns.shape[0]), tl.float32)
+    other = tl.zeros((valid.shape[0], columns.shape[0]), tl.float32)
+    for k in range(0, K, blocks.K):
+        ks = k + tl.arange(0, blocks.K)
+        features = load_row(rows, ks, K, valid)
+        acc = dot(features, tile(w, columns, N, K, ks, K, 1), acc, blocks.precision)
+        other = dot(features, tile(other_w, columns, N, K, ks, K, 1), other, blocks.precision)
+    return acc + bias(b, columns, N), other + bias(other_b, columns, N)
 
 
 @triton.jit

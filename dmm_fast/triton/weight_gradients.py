@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmm_fast.triton.common import cdiv, input_precision, on_device_of
+from dmm_fast.triton.common import cdiv, dot, input_precision, on_device_of
 from dmm_fast.triton.rows import Blocks, Steps, constants, decoded, encoded
 from dmm_fast.triton.runs import Neighbours, find_places, lengths_of, next_places, place_count, rows_of_places
 from dmm_fast.triton.side_stream import side_stream_of
@@ -253,7 +253,7 @@ def add_rows(acc, product, own, neighbour, inside, m, n, precision):  # type: ig
     """``acc`` [inputs, outputs] and the products of these rows."""
     delta = rows_at(product.delta, own, product.size.delta, m, product.size.M, inside)
     inputs = inputs_at(product, own, neighbour, n, inside)
-    return tl.dot(tl.trans(inputs), delta, acc=acc, input_precision=precision)
+    return dot(tl.trans(inputs), delta, acc, precision)
 
 
 @triton.jit

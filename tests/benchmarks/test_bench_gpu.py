@@ -10,8 +10,8 @@ from benchmarks.gpu.smoke import EVERY
 from benchmarks.report import __main__ as report
 from benchmarks.report import scans
 
-# Stages that the first preset leaves out; the tests of a GPU are no test of this machinery.
-MORE = ["machine", "epoch", "scan_sizes", "ceilings"]
+# Stages that the first preset leaves out.
+MORE = ["machine", "scan_sizes", "epoch", "quality", "ceilings"]
 TIMES = {"median_ms", "min_ms", "max_ms", "n"}
 
 
@@ -79,8 +79,8 @@ def test_rows_have_the_form_that_is_promised(results, more):
     for row in [*results["cases"], *more["cases"]]:
         assert {"suite", "case", "impl", "extra"} | TIMES == set(row)
         assert 0 < row["min_ms"] <= row["median_ms"] <= row["max_ms"]
-    assert {row["suite"] for row in results["cases"]} == {"scans", "svi_step", "train_to_quality"}
-    assert {row["suite"] for row in more["cases"]} == {"scans", "epoch", "ceilings"}
+    assert {row["suite"] for row in results["cases"]} == {"scans", "svi_step", "guides"}
+    assert {row["suite"] for row in more["cases"]} == {"scans", "epoch", "ceilings", "train_to_quality"}
 
 
 def test_scans_have_their_steps_their_peer_and_their_work(results):
@@ -124,8 +124,18 @@ def test_a_step_is_taken_apart(results):
         assert row["kernels"][0]["us"] > 0
 
 
-def test_both_are_trained(results):
-    rows = [row for row in results["cases"] if row["suite"] == "train_to_quality"]
+def test_guides_are_checked_and_timed(results):
+    rows = [row for row in results["cases"] if row["suite"] == "guides"]
+    assert [row["extra"]["guide"] for row in rows] == ["st-l", "st-r, 2 flows"]
+    for row in rows:
+        of_replays = [check["op"] for check in results["correctness"] if check["case"] == row["case"]]
+        assert of_replays == ["SVI step: worst loss"]
+        of_guide = [check for check in results["correctness"] if check["backend"] == row["extra"]["guide"]]
+        assert [check["op"] for check in of_guide] == ["SVI loss", "SVI gradients"]
+
+
+def test_both_are_trained(more):
+    rows = [row for row in more["cases"] if row["suite"] == "train_to_quality"]
     assert [row["impl"] for row in rows] == ["tutorial", "dmm_fast"]
     assert rows[1]["extra"]["epochs"] == 2
     assert all(row["extra"]["curve"] for row in rows)

@@ -3,20 +3,19 @@
 import signal
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pyro
 import pytest
 import torch
 
-from benchmarks import commands, errors, exchange_floor
+from benchmarks import ROOT, commands, errors, exchange_floor
 from benchmarks.cases import full_batch
 from benchmarks.draws import Sizes, differentiable
 from benchmarks.gpu import exercise, measure, smoke
 from benchmarks.gpu.calls import SCANS, Call, backends_of, by, every_op, reference_of
 from benchmarks.gpu.clocked import verdicts
 from benchmarks.gpu.stage import Stage, Unit, run_units
-from benchmarks.gpu.stages import kernels, rowwise, scans, tests
+from benchmarks.gpu.stages import rowwise, scans, tests
 from benchmarks.racer import NoiseOfTheCpu, tutorial_noise
 from dmm_fast import reference
 from dmm_fast.cuda.plan import H100, scan_plans
@@ -142,13 +141,7 @@ def test_everything_is_exercised_for_the_sanitizer(capsys):
     assert exercise.main(["--device", "cpu"]) == 0
     told = capsys.readouterr().out.split("\n")[:-2]
     able = [f"exercised {op}, {b}" for op in every_op() for b in backends_of(op, "cpu") if b != "reference"]
-    assert told == able
-
-
-def test_the_tutorial_s_sizes_are_compiled_for():
-    sizes = {(op, name): at for op, name, at in exercise.jobs("cpu", tutorial=True)}
-    assert {op for op, _ in sizes} == set(every_op())
-    assert all((at.B, at.H, at.Z) == (20, 600, 100) for at in sizes.values())
+    assert sorted(told) == sorted(able)
 
 
 def test_what_cannot_be_exercised_is_told_and_the_rest_goes_on(capsys, monkeypatch):
@@ -158,24 +151,10 @@ def test_what_cannot_be_exercised_is_told_and_the_rest_goes_on(capsys, monkeypat
     assert exercise.main(["--device", "cpu"]) == 1
     told = [line for line in capsys.readouterr().out.splitlines() if line[:1] in "eF"]
     assert [line.split(",")[0] for line in told] == [
-        "exercised emitter",
         "exercised combiner",
+        "exercised emitter",
         "FAILED nonsense",
     ]
-
-
-def test_kernels_are_compiled_in_processes_but_for_those_that_failed(stage, monkeypatch):
-    asked = []
-    monkeypatch.setattr(kernels, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(2))
-    monkeypatch.setattr(kernels, "exercise", lambda device, job: asked.append(job[:2]) or None)
-    stage.record.add("smoke", {"op": "emitter", "backend": "cpp", "ok": False})
-    stage.record.add("smoke", {"op": "combiner", "backend": "cpp", "ok": None})
-    kernels.compile_all(stage)
-    assert ("combiner", "cpp") in asked
-    assert ("emitter", "cpp") not in asked
-    monkeypatch.setattr(kernels, "exercise", lambda device, job: f"{job[0]}: off")
-    with pytest.raises(RuntimeError, match="combiner: off"):
-        kernels.compile_all(stage)
 
 
 def test_a_rowwise_op_is_checked_and_then_timed(stage, monkeypatch):
@@ -205,6 +184,30 @@ def test_time_calls_by_the_clock():
     assert measure.LEAST_ROUNDS <= len(samples.ms) <= 10
     assert min(samples.ms) >= 2.0
     assert len(calls) > len(samples.ms)
+
+
+def test_a_call_of_which_few_fit_is_not_repeated_further():
+    calls = []
+    samples = measure.time_calls(lambda: calls.append(time.sleep(0.02)), "cpu", seconds=0.1)
+    assert measure.LEAST_ROUNDS <= len(samples.ms) <= 4
+    assert len(calls) == 2 + len(samples.ms)
+
+
+def test_launches_are_timed_together_from_a_graph(monkeypatch):
+    ran = []
+    monkeypatch.setattr(measure, "capture", lambda step: step)
+    monkeypatch.setattr(measure, "_rounds", lambda step, device, n: [step() or 40.0 for _ in range(n)])
+    samples = measure.time_launches(lambda: ran.append(1), together=4, rounds=2)
+    assert samples.ms == (10.0, 10.0)
+    assert len(ran) == 4 * (1 + 2)
+
+
+def test_scans_begin_with_what_takes_the_least(stage, monkeypatch):
+    monkeypatch.setattr(scans, "runnable", lambda op, *given: ["cuda", "triton", "reference"])
+    names = [unit.name for unit in scans.units(stage)]
+    kinds = ["cuda" if name.endswith(", cuda") else name.split(",")[0].split(" of ")[0] for name in names]
+    slow = [*["rnn_scan"] * 2, *["combiner_scan"] * 2, *["flow_scan"] * 2]
+    assert kinds == [*["cuda"] * 3, "nn.RNN", *["floor"] * 6, *slow, *["plan sweep"] * 4]
 
 
 # --- the floor of the exchanges, which a CPU does not have ------------------------------------------------
@@ -310,14 +313,25 @@ def test_noise_does_not_depend_on_how_it_is_drawn():
 def test_failing_tests_fail_the_stage_and_leave_their_names(stage, monkeypatch, tmp_path):
     path = tmp_path / "test_it.py"
     path.write_text("def test_good(): pass\ndef test_bad(): assert 1 == 2\n")
-    words = [sys.executable, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", "-n", "0", str(path)]
-    monkeypatch.setattr(tests, "command", lambda stage, chosen: words)
+    words = [sys.executable, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", "-n", "0"]
+    monkeypatch.setattr(tests, "command", lambda stage, paths: [*words, *paths])
     with pytest.raises(RuntimeError, match="1 failed, 1 passed"):
-        tests.run_tests(stage, "it")
+        tests.run_tests(stage, "it", [str(path)])
     (detail,) = stage.record.found("detail")
     failed, counts = detail["tests: it"]
     assert "::test_bad" in failed
     assert "1 failed, 1 passed in" in counts
+
+
+def test_every_test_of_a_gpu_is_run_once_those_of_kernels_and_graphs_first(stage):
+    full = Stage(stage.out, device="cpu", end=stage.end)
+    assert [unit.name for unit in tests.units(full)] == [f"pytest, {name}" for name in tests.RUNS]
+    assert list(tests.units(stage)) == []  # the time of a dry run is for the stages
+    first, *_ = paths = [path for run in tests.RUNS.values() for path in run]
+    assert first == "tests/gpu/test_graphed.py"
+    of_gpu = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests" / "gpu").glob("test_*.py")}
+    assert sorted(paths) == sorted({*of_gpu, "tests/ops/test_table.py"} - {"tests/gpu/test_compiled.py"})
+    assert tests.command(full, ["a", "b"])[-2:] == ["a", "b"]
 
 
 @pytest.mark.parametrize("in_the_background", [False, True])

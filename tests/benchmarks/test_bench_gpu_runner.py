@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import ROOT
-from benchmarks.gpu import runner
+from benchmarks.gpu import runner, triton_cache
 from benchmarks.gpu import stage as stage_module
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.record import Record
@@ -203,6 +203,9 @@ def test_presets_are_whole_within_their_budget(preset):
     assert set(stages) <= set(runner.STAGES)
     # Nothing in them compiles for minutes or watches every access.
     assert not {"peers", "sizes", "rowwise", "ceilings"} & set(stages)
+    # What compiles comes before what it is compiled for, and the last stage takes the time that is left.
+    assert list(stages)[:3] == ["machine", "smoke", "kernels"]
+    assert list(stages)[-1] == "tests"
 
 
 def test_no_time_left_is_said(run):
@@ -233,12 +236,12 @@ def test_results_say_who_computes_in_place_of_kernels_that_failed(tmp_path):
 def test_what_triton_has_compiled_goes_from_run_to_run(run, tmp_path):
     first = run("compiles")
     assert of(first, "compiles")["detail"]["cached"] == []
-    packed = tmp_path / "out" / runner.TRITON_CACHE
+    packed = tmp_path / "out" / triton_cache.ARCHIVE
     with tarfile.open(packed) as file:
-        assert "./kernel" in file.getnames()
+        assert file.getnames() == ["key/kernel.cubin"]
     stages = {"compiles": 25.0}
     options = Options(tmp_path / "more", stages, device="cpu", triton_cache=str(packed))
-    assert of(runner.run_stages(60.0, options), "compiles")["detail"]["cached"] == ["kernel"]
+    assert of(runner.run_stages(60.0, options), "compiles")["detail"]["cached"] == ["key"]
 
 
 NO_FOLDER = "--out: expected a folder without earlier results, got"
@@ -252,7 +255,7 @@ BAD_ARGUMENTS = {
     f"{NO_FOLDER} 'old'": ["--smoke", "--out", "old"],
     f"{NO_DATA} nowhere": ["--smoke", "--data", "nowhere"],
     f"{NO_DATA} old": ["--smoke", "--data", "old"],
-    "--triton-cache: expected the triton-cache.tar.gz": ["--smoke", "--triton-cache", "a.file"],
+    "--triton-cache: expected the triton-cache.tar.xz": ["--smoke", "--triton-cache", "a.file"],
     "--budget: expected a number of seconds, got nan": ["--smoke", "--budget", "nan"],
     "--device: expected a GPU that torch sees, got torch": ["--smoke"],
 }

@@ -98,3 +98,13 @@ def test_short_runs_are_timed_several_together():
     assert diary == ["short", "long"] * 2 + (["short"] * 3 + ["long"]) * 2
     assert samples["short"].ms == (500.0, 500.0)
     assert samples["long"].ms == (1000.0, 1000.0)
+
+
+def test_who_takes_long_is_warmed_up_once():
+    clock, diary = Clock(), []
+    slow = Worker("slow", clock, [3.0, 2.0, 2.0], diary)
+    quick = Worker("quick", clock, [1.0] * 4, diary)
+    timed = {"slow": Timed(slow), "quick": Timed(quick)}
+    samples = time_in_turn(timed, warmup=2, rounds=2, clock=clock, warm_after=2.5)
+    assert diary == ["slow", "quick", "quick", "slow", "quick", "slow", "quick"]
+    assert [sample.ms for sample in samples.values()] == [(2000.0, 2000.0), (1000.0, 1000.0)]

@@ -15,7 +15,7 @@ SHARED = {80: 99 << 10, 90: 227 << 10, 100: 227 << 10}
 
 # Stores that spill. Where the assembler gives up a few words, it does so outside of the loops: of addresses,
 # at 128 registers of 255, to fit one more block on a multiprocessor.
-SPILLS = {80: 6, 90: 2, 100: 10}
+SPILLS = {80: 6, 90: 6, 100: 10}
 SPILLS_OF_MANY = 26  # the blocks of 32 rows are as they come
 
 # What is compiled for each: all variants would take minutes.
@@ -52,7 +52,7 @@ def test_every_kernel_fits_the_gpu_and_its_registers(
     kernels = tables[arch]
     names = {kernel["name"] for kernel in kernels}
     assert {"gated_transition_fwd_kernel", "gated_transition_bwd_kernel", "sum_steps_kernel"} <= names
-    assert {"flow_scan_fwd_kernel", "passed_flows_kernel", "flow_scan_bwd_kernel"} <= names
+    assert {"rnn_step_fwd_kernel", "combine_kernel", "transform_kernel", "inputs_bwd_kernel"} <= names
     faults = [
         k
         for k in kernels

@@ -1,6 +1,6 @@
 """Ways through the kernels that only large batches, torch's settings or measuring open, interpreted."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ if not triton.INTERPRETED:
 
 from triton.runtime.interpreter import InterpreterBuilder
 
-from dmm_fast.triton import layers, scan, tuning
+from dmm_fast.triton import common, layers, scan, tuning
 
 BY_TRITON = [op for op in OPS if "triton" in backends_for(op)]
 each_op = pytest.mark.parametrize("op_name", BY_TRITON)
@@ -40,7 +40,7 @@ def test_a_large_batch_takes_larger_blocks_and_several_parts(
 
 def test_larger_blocks_begin_where_each_multiprocessor_has_a_program() -> None:
     assert [tuning.by_rule(count).BLOCK_M for count in (1, 8192, 8193)] == [16, 16, 32]
-    assert [scan.rows_of_program(rows) for rows in (1, 512, 513)] == [4, 4, 16]
+    assert [scan.blocks_for(rows, 600, 100).M.value for rows in (1, 512, 513)] == [32, 32, 64]
 
 
 def test_a_part_of_scratch_is_whole_blocks() -> None:
@@ -56,17 +56,27 @@ def rounded(x: Any) -> Any:
     return ((x.view(np.int32) + (1 << 12)) & ~((1 << 13) - 1)).view(np.float32)
 
 
+def cut_off(x: Any) -> Any:
+    """To the same ten bits, as tensor cores read a float32."""
+    return (x.view(np.int32) & ~((1 << 13) - 1)).view(np.float32)
+
+
+def multiplying(monkeypatch: pytest.MonkeyPatch, what_is_read: Callable[[Any], Any]) -> None:
+    """An interpreter whose tf32 products read no more of a factor than that."""
+    dot = InterpreterBuilder.create_dot
+
+    def reading_dot(self: Any, a: Any, b: Any, d: Any, precision: Any, most: Any) -> Any:
+        if precision.name == "TF32":
+            a, b = (type(x)(what_is_read(x.data), x.dtype) for x in (a, b))
+        return dot(self, a, b, d, precision, most)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", reading_dot)
+
+
 @pytest.fixture
 def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Products allowed to be tf32, and an interpreter that rounds what goes into such a product."""
-    dot = InterpreterBuilder.create_dot
-
-    def rounding_dot(self: Any, a: Any, b: Any, d: Any, precision: Any, most: Any) -> Any:
-        if precision.name == "TF32":
-            a, b = (type(x)(rounded(x.data), x.dtype) for x in (a, b))
-        return dot(self, a, b, d, precision, most)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", rounding_dot)
+    multiplying(monkeypatch, rounded)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     yield
@@ -82,6 +92,17 @@ def test_products_have_ten_bits_where_torch_allows_it(op_name: str) -> None:
     assert max(off.values()) <= 2e-3, off
     exact = ("drawn_log_prob", "normal_log_prob", "bernoulli_log_prob")  # they have no products
     assert (off["output 0"] > 1e-6) == (op_name not in exact), off
+
+
+@each_op
+@pytest.mark.parametrize("what_is_read", [rounded, cut_off])
+def test_three_products_of_tf32_are_as_near_the_truth_as_float32(
+    op_name: str, what_is_read: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    multiplying(monkeypatch, what_is_read)
+    monkeypatch.setattr(common, "INTERPRETED", False)
+    monkeypatch.setattr(common, "capability", lambda: 90)
+    compare(op_name, CASES["particles"], "triton")
 
 
 # --- measuring ------------------------------------------------------------------------------------------

@@ -5,9 +5,11 @@ from dataclasses import replace
 from functools import partial
 
 import pyro
+from torch import Tensor
 
-from benchmarks.cases import QUICK_SIZES, data_file
+from benchmarks.cases import QUICK_SIZES, Case, beginnings, data_file
 from benchmarks.contestants import CAPTURABLE, GRAPHED
+from benchmarks.correctness import Verdict
 from benchmarks.gpu.measure import time_calls
 from benchmarks.gpu.stage import Stage, Unit
 from benchmarks.gpu.stages.steps import tutorial_case
@@ -15,6 +17,7 @@ from benchmarks.guides import GUIDES, Run, checked
 from benchmarks.precision import multiplied_in
 from benchmarks.quality import chosen_data
 from benchmarks.replays import compare_replays
+from dmm_fast.data import Dataset
 from dmm_fast.model import DMM
 
 SUITE = "guides"
@@ -23,24 +26,42 @@ SECONDS = 40.0
 
 
 def units(stage: Stage) -> Iterator[Unit]:
-    """A guide is a unit."""
-    for run in RUNS:
+    """A guide is a unit; in a quick run there are two, one with flows."""
+    for run in RUNS[1::6] if stage.quick else RUNS:
         yield Unit(f"guide {run.name}", partial(measure, stage, run), SECONDS)
 
 
 def measure(stage: Stage, run: Run) -> None:
     """Hold losses and gradients to float64, replays to steps as they come, and time the replays."""
-    case = tutorial_case(stage)
+    case = case_of(stage, run)
     with multiplied_in(case.precision):
-        for verdict in checked(run, chosen_data(data_file(stage.data)), case.device):
+        for verdict in verdicts(stage, run, case):
             stage.record.correctness(verdict.as_dict())
-        case = replace(case, sizes={**run.config(1).sizes(88), **(QUICK_SIZES if stage.quick else {})})
-        pyro.set_rng_seed(0)
-        parameters = DMM(**case.sizes).state_dict()
-        verdict = compare_replays(case, CAPTURABLE, GRAPHED, parameters)
-        stage.record.correctness(verdict.as_dict() | {"case": f"{case.name}, {run.name}"})
+        parameters = parameters_of(case)
+        stage.record.correctness(compare_replays(case, CAPTURABLE, GRAPHED, parameters).as_dict())
         racer = GRAPHED.setup(case, parameters)
         timed = racer.timed()
         with racer.active():
             samples = time_calls(timed.step, stage.device, seconds=0.1)
-    stage.record.case(SUITE, f"{case.name}, {run.name}", GRAPHED.name, samples.as_dict())
+    stage.record.case(SUITE, case.name, GRAPHED.name, samples.as_dict(), guide=run.name)
+
+
+def case_of(stage: Stage, run: Run) -> Case:
+    """A step at the tutorial's size of a model with this guide."""
+    case, quick = tutorial_case(stage), QUICK_SIZES if stage.quick else {}
+    return replace(case, name=f"{case.name}, {run.name}", sizes={**run.config(1).sizes(88), **quick})
+
+
+def parameters_of(case: Case) -> dict[str, Tensor]:
+    """The parameters that all begin with."""
+    pyro.set_rng_seed(0)
+    parameters: dict[str, Tensor] = DMM(**case.sizes).state_dict()
+    return parameters
+
+
+def verdicts(stage: Stage, run: Run, case: Case) -> list[Verdict]:
+    """Loss and gradients on chorales, held to float64."""
+    data = chosen_data(data_file(stage.data))
+    if stage.quick:
+        data = Dataset(data.name, *map(beginnings, (data.train, data.valid, data.test)))
+    return checked(run, data, case.device, QUICK_SIZES if stage.quick else {})

@@ -25,6 +25,7 @@ from benchmarks.precision import IEEE, multiplied_in
 from dmm_fast.cuda.plan import cuda_device, scan_plans
 
 SUITE = "scans"
+FASTEST = "cuda"
 # The variants of the exchange floor: blocks of a cluster, how numbers are stored, warps that store them.
 CLUSTERS, WARPS = (8, 16), (1, 2, 4)
 # The slope between two numbers of steps is free of the launch.
@@ -38,14 +39,17 @@ ALONG = (
 
 
 def units(stage: Stage) -> Iterator[Unit]:
-    """The tutorial's size, PyTorch's own recurrence, the floors, and other plans than the chosen ones."""
+    """The tutorial's size, PyTorch's own recurrence and the floors; then the slow ones, and other plans."""
     sizes = QUICK if stage.quick else Sizes()
-    yield from _of_each_backend(stage, sizes)
+    scans = list(_of_each_backend(stage, sizes))
+    fast = [unit for unit in scans if unit.name.endswith(f", {FASTEST}")]
+    yield from fast
     yield Unit(f"nn.RNN, {_case(sizes)}", partial(time_rnn, stage, sizes))
     for scan in scan_plans(1, 1, 1):
         yield Unit(f"floor of {scan}", partial(time_floor_of_plan, stage, scan, sizes))
     for cluster_size in CLUSTERS:
         yield Unit(f"floor, clusters of {cluster_size}", partial(time_floors, stage, cluster_size, sizes))
+    yield from (unit for unit in scans if unit not in fast)
     for scan in scan_plans(1, 1, 1):
         yield Unit(f"plan sweep of {scan}", partial(time_cuts, stage, SUITE, scan, sizes), UNIT_SECONDS)
 

@@ -5,76 +5,80 @@ the same numbers, so that its operands are in the L2 cache as they mostly are in
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from multiprocessing import get_context
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-import torch
-
 from benchmarks.cases import Case
 from benchmarks.contestants import OURS, starting_parameters
-from benchmarks.gpu.measure import time_graph
+from benchmarks.gpu.measure import time_launches
+from benchmarks.gpu.pool import Job, run_all
 from benchmarks.gpu.record import whole_traceback
-from benchmarks.gpu.stage import Stage, Unit
-from benchmarks.gpu.stages.kernels import MOST_PROCESSES
+from benchmarks.gpu.stage import ProcessSpentError, Stage, Unit
 from benchmarks.gpu.stages.steps import tutorial_case
-from benchmarks.machine import cpu_count
 from benchmarks.precision import multiplied_in
 from dmm_fast.triton import tuning
 from dmm_fast.triton.tuning import Tiles
 
 SUITE = "tiles"
+# The kind of row in the record that names a candidate whose kernels are compiled and fit the GPU.
+FITS = "fits"
+# The part of the stage's time for the compiler; seconds that a candidate takes at the most.
+COMPILING, A_CANDIDATE = 0.7, 1.0
+# Other tiles than the chosen ones. Kernels of whole rows have all columns in blocks of 128.
 WHOLE_ROWS = (
-    *(Tiles(16, 128, inputs, warps, 3) for inputs in (16, 32) for warps in (4, 8)),
+    Tiles(16, 128, 16, 4, 3),
+    Tiles(16, 128, 32, 8, 3),
     Tiles(16, 128, 64, 4, 2),
     Tiles(16, 64, 32, 4, 3),
-    Tiles(16, 64, 32, 8, 3),
     Tiles(32, 128, 32, 8, 3),
 )
+PRODUCTS = (Tiles(), Tiles(BLOCK_N=32), Tiles(BLOCK_M=32), Tiles(num_warps=8))
+PROGRAMS = (396, 792)
+PRECISIONS = ("bf16x6", "tf32x3")
 COLUMNS = (
-    *(Tiles(rows, columns, inputs) for rows in (32, 64) for columns in (32, 64) for inputs in (32, 64)),
-    Tiles(64, 64, 32, 8),
-)
-PRODUCTS = (
-    Tiles(),
-    Tiles(BLOCK_N=32),
-    Tiles(BLOCK_M=32),
-    Tiles(num_warps=8),
-    Tiles(BLOCK_M=128, num_warps=8),
+    *(Tiles(rows, columns) for rows, columns in ((32, 32), (32, 64), (64, 32), (64, 64))),
     Tiles(BLOCK_K=64),
 )
-PROGRAMS = (396, 528, 792)
-PARTS = 3  # of the candidates of a launch, each compiled in a process
 
 
 class Launch(NamedTuple):
-    """A launch of a step: what it is called, what runs it with a candidate, the candidates and the choice."""
+    """A launch of a step: what it is called, what runs it with a candidate, the choice and the others."""
 
     name: str
     run: Callable[[Any], object]
-    candidates: tuple[Any, ...]
     chosen: Any
+    others: tuple[Any, ...]
 
 
 def units(stage: Stage) -> Iterator[Unit]:
     """Compile all in many processes, then time one launch after another."""
+    if stage.device != "cuda":
+        stage.record.not_run("tiles", "triton", "it takes a GPU")
+        return
     yield Unit("compile the tiles", lambda: compile_all(stage), seconds=float("inf"))
     yield Unit("time the tiles", lambda: time_all(stage), seconds=float("inf"))
 
 
 def launches_of(case: Case) -> list[Launch]:
-    """Take an SVI step and note its launches over tiles, and its products of weights."""
+    """Take an SVI step and note its launches over tiles, and its products of weights.
+
+    Those that matter the most come first: of whole rows, then products, then those of columns.
+    """
     from dmm_fast.triton import layers, step_gradients, weight_gradients
 
-    found: list[Launch] = []
+    rows, products, columns = list[Launch](), list[Launch](), list[Launch]()
+
+    def note(kind: list[Launch], what: str, run: Any, chosen: Any, candidates: Any) -> None:
+        number = len(rows) + len(products) + len(columns)
+        others = tuple(one for one in dict.fromkeys(candidates) if one != chosen)
+        kind.append(Launch(f"{number}, {what}", run, chosen, others))
 
     def choose(run: Any, candidates: Any, rule: Any, key: Any, on: Any) -> Any:
         if isinstance(rule, Tiles):
-            given = WHOLE_ROWS if rule.BLOCK_N == 128 else COLUMNS
-            found.append(Launch(f"{len(found)}, {key[0].__name__}", run, given, rule))
+            whole = rule.BLOCK_N == 128
+            note(rows if whole else columns, key[0].__name__, run, rule, WHOLE_ROWS if whole else COLUMNS)
         return rule
 
     original = weight_gradients.weight_gradients
@@ -84,14 +88,14 @@ def launches_of(case: Case) -> list[Launch]:
         chosen = weight_gradients.cut_for(sum(gradient.numel() for gradient in out))
         cuts = [chosen._replace(tiles=tiles) for tiles in PRODUCTS]
         cuts += [chosen._replace(programs=programs) for programs in PROGRAMS]
-        cuts += [chosen._replace(precision=name) for name in ("bf16x6", "tf32x3")]
+        cuts += [chosen._replace(precision=name) for name in PRECISIONS]
 
         def run(cut: Any) -> None:
             with patch.object(weight_gradients, "cut_for", lambda sums: cut):
                 original(given_layers, *args, **options)
 
-        name = f"{len(found)}, products of {len(given_layers)} layers, {out[0].numel()} first sums"
-        found.append(Launch(name, run, tuple(dict.fromkeys(cuts)), chosen))
+        what = f"products of {len(given_layers)} layers, {out[0].numel()} first sums"
+        note(products, what, run, chosen, cuts)
         return out
 
     (contestant,) = (one for one in OURS if one.name == "dmm_fast, SequenceELBO")
@@ -102,68 +106,94 @@ def launches_of(case: Case) -> list[Launch]:
         for module, name in ((step_gradients, "weight_gradients"), (layers, "products_of_rows")):
             stack.enter_context(patch.object(module, name, noted))
         racer.run()
-    return found
+    return [*rows, *products, *columns]
 
 
-def compile_part(case: Case, job: tuple[int, int]) -> str | None:
-    """Run a part of a launch's candidates once. Returns None, or what went wrong."""
-    number, part = job
+# --- compiling ----------------------------------------------------------------------------------------------
+
+_noted: dict[str, Launch] = {}
+
+
+def take_step(stage: Stage) -> None:
+    """Note the launches of a step, for all candidates that this process compiles."""
+    _noted.update((launch.name, launch) for launch in launches_of(tutorial_case(stage)))
+
+
+def compile_one(stage: Stage, name: str, candidate: Any) -> bool:
+    """Run a launch with a candidate; whether the GPU has the memory for it."""
+    from triton.runtime.errors import OutOfResources
+
     try:
-        launch = launches_of(case)[number]
-        with multiplied_in(case.precision):
-            for candidate in launch.candidates[part::PARTS]:
-                if (why := failure_of(launch, candidate)) is not None:
-                    print(f"  {launch.name}, {candidate}: {why}", flush=True)
-    except Exception as error:
-        return whole_traceback(error)
-    return None
+        with multiplied_in(tutorial_case(stage).precision):
+            _noted[name].run(candidate)
+    except OutOfResources:
+        return False
+    return True
 
 
-def failure_of(launch: Launch, candidate: Any) -> str | None:
-    """Run a candidate. Returns why it cannot be launched, if so: too much shared memory, for one."""
-    try:
-        launch.run(candidate)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return None
+def candidate_jobs(stage: Stage, launches: list[Launch]) -> Iterator[Job]:
+    """A job for each candidate; the chosen ones are compiled already."""
+    for launch in launches:
+        for candidate in launch.others:
+            run = partial(compile_one, stage, launch.name, candidate)
+            yield Job(_row_name(launch, candidate), run)
 
 
 def compile_all(stage: Stage) -> None:
-    """Fill Triton's cache."""
-    if stage.device != "cuda":
-        return
-    case = tutorial_case(stage)
-    jobs = [(number, part) for number in range(len(launches_of(case))) for part in range(PARTS)]
-    with ProcessPoolExecutor(min(MOST_PROCESSES, cpu_count()), get_context("spawn")) as pool:
-        errors = list(filter(None, pool.map(partial(compile_part, case), jobs)))
-    if errors:
+    """Fill Triton's cache, and record which candidates fit the GPU."""
+    launches = launches_of(tutorial_case(stage))
+    jobs = list(candidate_jobs(stage, launches))
+    ended = list(run_all(stage, jobs, take_step, seconds=COMPILING * stage.left()))
+    for each in ended:
+        if each.value:
+            stage.record.add(FITS, {"name": each.name})
+        elif each.error is None:
+            stage.record.not_run(each.name, "triton", "the GPU has not the memory for it")
+    if errors := [each.error for each in ended if each.error]:
         raise RuntimeError("\n".join(errors))
 
 
+# --- timing -------------------------------------------------------------------------------------------------
+
+
 def time_all(stage: Stage) -> None:
-    """Record the time of each candidate; the chosen one is timed first and last."""
-    if stage.device != "cuda":
-        stage.record.not_run("tiles", "triton", "it takes a GPU")
-        return
+    """Record the time of each candidate that fits; those of a launch follow its chosen one."""
     case = tutorial_case(stage)
+    fitting = {row["name"] for row in stage.record.found(FITS)}
     with multiplied_in(case.precision):
         for launch in launches_of(case):
-            others = [candidate for candidate in launch.candidates if candidate != launch.chosen]
-            for candidate in (launch.chosen, *others, launch.chosen):
-                if failure_of(launch, candidate) is None:
-                    samples = time_graph(partial(launch.run, candidate), seconds=0.02)
-                    chosen = ", chosen" if candidate == launch.chosen else ""
-                    name = f"{told(candidate)}{chosen}"
-                    stage.record.case(SUITE, launch.name, name, samples.as_dict())
+            able = [one for one in launch.others if _row_name(launch, one) in fitting]
+            for candidate in (launch.chosen, *able):
+                if stage.left() > A_CANDIDATE:
+                    time_one(stage, launch, candidate)
+                else:
+                    why = "the time of the stage was spent"
+                    stage.record.not_run(_row_name(launch, candidate), "triton", why)
+
+
+def time_one(stage: Stage, launch: Launch, candidate: Any) -> None:
+    """Record the time of a launch with a candidate.
+
+    Raises:
+        ProcessSpentError: it could not be captured, which is recorded.
+    """
+    try:
+        samples = time_launches(partial(launch.run, candidate))
+    except RuntimeError as error:
+        why = f"not captured:\n{whole_traceback(error)}"
+        stage.record.not_run(_row_name(launch, candidate), "triton", why)
+        raise ProcessSpentError from error
+    is_chosen = candidate == launch.chosen
+    stage.record.case(SUITE, launch.name, told(candidate), samples.as_dict(), chosen=is_chosen)
+
+
+def _row_name(launch: Launch, candidate: Any) -> str:
+    return f"{launch.name}, {told(candidate)}"
 
 
 def told(candidate: Any) -> str:
     """A candidate's numbers."""
     if isinstance(candidate, Tiles):
-        return (
-            " x ".join(map(str, candidate[:3]))
-            + f", {candidate.num_warps} warps, {candidate.num_stages} stages"
-        )
+        sizes = " x ".join(map(str, candidate[:3]))
+        return f"{sizes}, {candidate.num_warps} warps, {candidate.num_stages} stages"
     return f"{told(candidate.tiles)}, {candidate.programs} programs, {candidate.precision}"
