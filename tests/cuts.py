@@ -57,13 +57,20 @@ def in_shared(most: int) -> Change:
 
 @pytest.fixture
 def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[Choose, Change], None]:
-    """Makes both scans take the first plan that is chosen, forward and backward, and changed."""
+    """Makes both scans take the plan that is chosen, forward and backward, and changed.
 
-    def force(choose: Choose, change: Change = lambda plan: plan) -> None:
-        def first(plans: Callable[..., Iterator[Plan]], *sizes: Any, **how: bool) -> Plan:
-            return change(next(plan for plan in plans(*sizes, **how) if choose(plan)))
+    Of several the first, or with ``room`` the one of most rows whose blocks need no more shared memory.
+    """
 
-        monkeypatch.setattr(rnn_scan, "rnn_plan", partial(first, rnn_plans))
-        monkeypatch.setattr(combiner_scan, "combiner_plan", partial(first, combiner_plans))
+    def force(choose: Choose, change: Change = lambda plan: plan, room: int | None = None) -> None:
+        def chosen(plans: Callable[..., Iterator[Plan]], *sizes: Any, **how: bool) -> Plan:
+            found = (plan for plan in plans(*sizes, **how) if choose(plan))
+            if room is None:
+                return change(next(found))
+            fitting = (plan for plan in found if plan.shared_bytes <= room)
+            return change(max(fitting, key=lambda plan: plan.rows_per_cluster))
+
+        monkeypatch.setattr(rnn_scan, "rnn_plan", partial(chosen, rnn_plans))
+        monkeypatch.setattr(combiner_scan, "combiner_plan", partial(chosen, combiner_plans))
 
     return force

@@ -10,7 +10,6 @@ import torch
 
 from benchmarks.gpu.record import whole_traceback
 from benchmarks.gpu.stage import Stage
-from benchmarks.gpu.triton_cache import same_names
 from benchmarks.machine import cpu_count
 from dmm_fast import ops
 
@@ -75,7 +74,6 @@ def run_all(
 
 def _begin(stage: Stage, prepare: Callable[[Stage], object] | None) -> None:
     """What every process of a pool begins with."""
-    same_names()
     for op, backend in stage.record.replaced.items():
         ops.use_backend(backend, ops=(op,))
     if prepare is not None:

@@ -24,7 +24,6 @@ from benchmarks.draws import Inputs, Sizes, map_tensors, to_double
 from benchmarks.errors import QUICK, Results
 from benchmarks.gpu.calls import backends_of, by, reference_of
 from benchmarks.gpu.record import Record, Row, whole_traceback
-from benchmarks.gpu.triton_cache import same_names
 from benchmarks.precision import IEEE, TF32, multiplied_in
 from dmm_fast import _extension, ops
 
@@ -217,7 +216,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.plugin:
         importlib.import_module(args.plugin).install()
     torch.zeros(1, device=args.device)  # makes the context, which is not the kernel's time
-    same_names()
     start, kernel = time.monotonic(), KERNELS.get(args.kernel)
     row = row_of(args.kernel, args.device)
     try:

@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 from benchmarks.gpu.record import of_kind, whole_traceback
 from benchmarks.gpu.runner import GRACE, STAGES, START_AGAIN, Options, share
-from benchmarks.gpu.triton_cache import same_names
 
 
 class ProcessSpentError(RuntimeError):
@@ -141,7 +140,6 @@ def run_stage(name: str, options: Options) -> None:
         # The first import of torch takes seconds; the clock of the stage begins after it.
         units: Callable[[Stage], Iterable[Unit]]
         units = getattr(importlib.import_module(f"benchmarks.gpu.stages.{module}"), function)
-        same_names()
         limit = share(name, budgets, options.left())
         same = {each.name: getattr(options, each.name) for each in fields(options)}
         stage = Stage(**{**same, "end": time.monotonic() + limit})

@@ -1,11 +1,6 @@
-"""Triton's cache of compiled kernels: the same names for them in every process, and an archive of it.
+"""An archive of Triton's cache of compiled kernels."""
 
-Nothing here imports torch until it is asked for names.
-"""
-
-import importlib
 import json
-import pkgutil
 import shutil
 import tarfile
 from pathlib import Path
@@ -14,25 +9,6 @@ ARCHIVE = "triton-cache.tar.xz"
 # Stages of the compiler, which no launch needs. Metadata stay, and launchers, which triton 3.6 compiles.
 UNUSED = {".source", ".ttir", ".ttgir", ".llir", ".ptx"}
 GROUP = "__grp__*.json"
-
-
-def same_names() -> None:
-    """Have Triton name the kernels of :mod:`dmm_fast` alike in every process that begins with this call.
-
-    A name is made of the source of a kernel and of the functions that it calls, and of their constants.
-    Triton 3.6 leaves out the constants of a function that it has not named before: what a process launches
-    first would decide whether it finds the kernels of another one or compiles them again.
-    """
-    from dmm_fast import triton
-
-    if triton.missing is not None or triton.INTERPRETED:
-        return
-    from triton.runtime.jit import JITFunction
-
-    for found in pkgutil.iter_modules(triton.__path__, f"{triton.__name__}."):
-        for function in vars(importlib.import_module(found.name)).values():
-            if isinstance(function, JITFunction):
-                _ = function.cache_key  # it is made by the first look at it
 
 
 def pack(cache: Path, archive: Path) -> None:

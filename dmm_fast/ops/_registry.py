@@ -355,3 +355,5 @@ if _extension.of_other_version is None:
     route_on("cuda")
     if triton.missing is None and triton.INTERPRETED:
         route_on("cpu")
+    elif triton.missing is None:
+        importlib.import_module("dmm_fast.triton.names").name_kernels()

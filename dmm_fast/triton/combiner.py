@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dmm_fast.reference import CombinerWeights
 from dmm_fast.triton import layers, rows, sums
-from dmm_fast.triton.common import dot, sigmoid, softplus, tanh
+from dmm_fast.triton.common import sigmoid, softplus, tanh
 from dmm_fast.triton.densities import normal_log_density, normal_slopes
 
 
@@ -68,9 +68,9 @@ def combiner_head(z, h, valid, w, columns, size, blocks):  # type: ignore[no-unt
         g = tanh(layers.linear(z, valid, Z, w.w_z, w.b_z, units, H, blocks))
         c = 0.5 * (g + rows.load_row(h, units, H, valid))
         to_loc = layers.tile(w.w_loc, columns, Z, H, units, H, 1)
-        loc = dot(c, to_loc, loc, blocks.precision)
+        loc = tl.dot(c, to_loc, acc=loc, input_precision=blocks.precision)
         to_scale = layers.tile(w.w_scale, columns, Z, H, units, H, 1)
-        pre_scale = dot(c, to_scale, pre_scale, blocks.precision)
+        pre_scale = tl.dot(c, to_scale, acc=pre_scale, input_precision=blocks.precision)
     return loc + layers.bias(w.b_loc, columns, Z), pre_scale + layers.bias(w.b_scale, columns, Z)
 
 

@@ -30,27 +30,6 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 @triton.jit
-def dot(a, b, acc, precision: tl.constexpr):  # type: ignore[no-untyped-def]
-    """``acc + a b``; for "split" each factor is the sum of two tf32 numbers, three of whose products count.
-
-    Triton's own "tf32x3" takes twice as many instructions for the parts. Here an infinite factor gives NaN.
-    """
-    if precision == "split":
-        a_head, b_head = head(a), head(b)
-        acc = tl.dot(a - a_head, b_head, acc=acc, input_precision="tf32")
-        acc = tl.dot(a_head, b - b_head, acc=acc, input_precision="tf32")
-        return tl.dot(a_head, b_head, acc=acc, input_precision="tf32")
-    else:
-        return tl.dot(a, b, acc=acc, input_precision=precision)
-
-
-@triton.jit
-def head(x):  # type: ignore[no-untyped-def]
-    """The tf32 next to each number: what it leaves has either sign, and of it too a tf32 has eleven bits."""
-    return ((x.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def row_start(row, batch, stride_p, stride_b):  # type: ignore[no-untyped-def]
     """The place where row ``p * batch + b`` of a ``[P, B, ...]`` tensor begins, in elements.
 
@@ -142,18 +121,11 @@ def input_precision(exact: str = "tf32x3") -> str:
     Each factor is split into two tf32 numbers, whose sum has 22 of its 24 bits; sums are in float32. On an
     H100, over 2,580 products a sum, the result errs half of what cuBLAS's float32 does. For a layer of 64
     rows by 32 outputs the tensor cores need half of the instructions that "ieee" does, and read shared
-    memory without conflicts, of which "ieee" has eight a read where weights are stored by outputs. It is
-    :func:`dot` that splits them where it can. The interpreter, whose products are exact, does not know every
-    name.
+    memory without conflicts, of which "ieee" has eight a read where weights are stored by outputs. Sums of a
+    block of inputs are added outside of the tensor cores, which cut off what does not fit: a sum of 600
+    products made inside is off by twenty times as much. The interpreter, whose products are exact, does not
+    know every name.
     """
     if allows_tf32():
         return "tf32"
-    if INTERPRETED:
-        return "ieee"
-    # Before Hopper the parts of whole rows' factors do not fit the registers.
-    return "split" if exact == "tf32x3" and capability() >= 90 else exact
-
-
-def capability() -> int:
-    """The compute capability, without its dot, that kernels are compiled for now."""
-    return int(triton.runtime.driver.active.get_current_target().arch)
+    return "ieee" if INTERPRETED else exact

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmm_fast.triton.common import dot, input_precision
+from dmm_fast.triton.common import input_precision
 from dmm_fast.triton.rows import Steps, constants, launch, load_row, store_row, width_block
 from dmm_fast.triton.weight_gradients import Layer
 from dmm_fast.triton.weight_gradients import weight_gradients as products_of_rows
@@ -70,7 +70,7 @@ def product(rows, valid, K, w, columns, N, stride_n, stride_k, blocks):  # type:
     for k in range(0, K, blocks.K):
         ks = k + tl.arange(0, blocks.K)
         weight = tile(w, columns, N, stride_n, ks, K, stride_k)
-        acc = dot(load_row(rows, ks, K, valid), weight, acc, blocks.precision)
+        acc = tl.dot(load_row(rows, ks, K, valid), weight, acc=acc, input_precision=blocks.precision)
     return acc
 
 
@@ -82,8 +82,9 @@ def linear_pair(rows, valid, K, w, b, other_w, other_b, columns, N, blocks):  # 
     for k in range(0, K, blocks.K):
         ks = k + tl.arange(0, blocks.K)
         features = load_row(rows, ks, K, valid)
-        acc = dot(features, tile(w, columns, N, K, ks, K, 1), acc, blocks.precision)
-        other = dot(features, tile(other_w, columns, N, K, ks, K, 1), other, blocks.precision)
+        acc = tl.dot(features, tile(w, columns, N, K, ks, K, 1), acc=acc, input_precision=blocks.precision)
+        other_tile = tile(other_w, columns, N, K, ks, K, 1)
+        other = tl.dot(features, other_tile, acc=other, input_precision=blocks.precision)
     return acc + bias(b, columns, N), other + bias(other_b, columns, N)
 
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmm_fast.triton.common import cdiv, dot, input_precision, on_device_of
+from dmm_fast.triton.common import cdiv, input_precision, on_device_of
 from dmm_fast.triton.rows import Blocks, Steps, constants, decoded, encoded
 from dmm_fast.triton.runs import Neighbours, find_places, lengths_of, next_places, place_count, rows_of_places
 from dmm_fast.triton.side_stream import side_stream_of
@@ -29,14 +29,16 @@ class Cut(NamedTuple):
     """
 
     tiles: Tiles = Tiles()
-    programs: int = 528  # four for each of an H100's 132 multiprocessors, which hold as many
+    programs: int = 528
     precision: str = "bf16x6"
 
 
 # The fastest on an H100 at the tutorial's sizes: a launch with many sums is short of loads, one with few of
-# programs.
+# programs. Of the kernel for a single layer each of its 132 multiprocessors holds four, of those for several
+# three.
 MANY_SUMS, FEW_SUMS = Cut(), Cut(Tiles(BLOCK_N=32), programs=768, precision="tf32x3")
 MANY = 150_000
+OF_SEVERAL = 396
 
 ADDED = 1024  # elements that a program of the second launch adds up
 
@@ -133,7 +135,7 @@ def weight_gradients(
         out.append(starts.new_empty(starts.shape[1]))
     if count == 0:  # then no row has a start either
         return [gradient.zero_() for gradient in out]
-    cut = cut_for(sum(gradient.numel() for gradient in out))
+    cut = cut_for(sum(gradient.numel() for gradient in out), len(layers))
     products, tiles, sums = _products(layers, cut.tiles)
     splits = _splits(tiles, count, cut)
     partial = layers[0].delta.new_empty((splits, sums), dtype=torch.float32)
@@ -166,9 +168,10 @@ def _made(layer: Layer, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     return weight, weight.new_empty(M) if layer.with_bias else None
 
 
-def cut_for(sums: int) -> Cut:
-    """The cut of a launch with so many sums."""
-    return FEW_SUMS if sums < MANY else MANY_SUMS
+def cut_for(sums: int, layers: int) -> Cut:
+    """The cut of a launch with so many sums, of so many layers."""
+    cut = FEW_SUMS if sums < MANY else MANY_SUMS
+    return cut if layers == 1 else cut._replace(programs=OF_SEVERAL)
 
 
 def _products(layers: list[Layer], cut: Tiles) -> tuple[tuple[_Product, ...], int, int]:
@@ -253,7 +256,7 @@ def add_rows(acc, product, own, neighbour, inside, m, n, precision):  # type: ig
     """``acc`` [inputs, outputs] and the products of these rows."""
     delta = rows_at(product.delta, own, product.size.delta, m, product.size.M, inside)
     inputs = inputs_at(product, own, neighbour, n, inside)
-    return dot(tl.trans(inputs), delta, acc, precision)
+    return tl.dot(tl.trans(inputs), delta, acc=acc, input_precision=precision)
 
 
 @triton.jit

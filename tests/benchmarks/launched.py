@@ -28,7 +28,6 @@ from benchmarks.gpu.exercise import call_op  # noqa: E402
 from benchmarks.gpu.stage import Stage  # noqa: E402
 from benchmarks.gpu.stages import tiles  # noqa: E402
 from benchmarks.gpu.stages.steps import tutorial_case  # noqa: E402
-from benchmarks.gpu.triton_cache import same_names  # noqa: E402
 from dmm_fast import ops  # noqa: E402
 from tests.triton.compile_table import NoGpu, take_cpu_tensors  # noqa: E402
 
@@ -45,7 +44,6 @@ def compiled(folder: str) -> dict[str, Any]:
     JITFunction.run = lambda self, *args, grid, warmup, **options: run(
         self, *args, grid=grid, warmup=True, **options
     )
-    same_names()
     modules = [module for name, module in sys.modules.items() if name.startswith("dmm_fast.triton.")]
     functions = [value for m in modules for value in vars(m).values() if isinstance(value, JITFunction)]
     nameless = [function.__name__ for function in functions if function.hash is None]

@@ -25,7 +25,7 @@ def here(monkeypatch, capsys):
     asked = []
 
     def run(command, seconds):
-        assert command[:3] == [sys.executable, "-c", training.PROGRAM]
+        assert command[:3] == [sys.executable, "-m", "dmm_fast"]
         asked.append(command[3:])
         monkeypatch.setattr(sys, "argv", ["dmm-fast", *command[3:]])
         with pytest.raises(SystemExit) as ended:

@@ -138,9 +138,16 @@ def test_gradients_on_a_second_stream_have_the_bits_of_those_on_one(monkeypatch:
 def test_a_gradient_that_is_read_within_the_backward_pass_is_seen_there() -> None:
     """Autograd computes on a GPU in a thread of its own, whose operators are watched too."""
     read: list[torch.Tensor] = []
-    dmm, svi = make(GraphedSVI, overlap=True)
-    weight = torch.autograd.graph.get_gradient_edge(dmm.emitter.lin_z_to_hidden.weight)
-    weight.node.register_prehook(lambda grads: read.append(grads[0].norm()))
+    edges: list[Any] = []
+    dmm = small_dmm().cuda()
+
+    def guide(*args: Any) -> Any:
+        # Within the step: a node that is made elsewhere adds gradients up on the default stream.
+        edges.append(torch.autograd.graph.get_gradient_edge(dmm.emitter.lin_z_to_hidden.weight))
+        edges[-1].node.register_prehook(lambda grads: read.append(grads[0].norm()))
+        return dmm.guide(*args)
+
+    svi = GraphedSVI(dmm.model, guide, PyroClippedAdam(ADAM), Trace_ELBO(), overlap=True)
     batch = [t if t is None else t.cuda() for t in make_batch()]
     svi.step(*batch)
     with pytest.warns(

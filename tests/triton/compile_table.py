@@ -86,8 +86,8 @@ def resources(kernel: Any, variant: str, arch: int) -> Compiled:
         registers=int(registers[0]),
         spills=len(re.findall(r"\bSTL\b", code)),
         shared=kernel.metadata.shared,
-        # Where three such products make up for one, what goes into them is the head of a number, or the rest.
-        tf32="tf32" in ptx and "-8192" not in ptx,
+        # Where three such products make up for one, what goes into them is rounded first.
+        tf32="tf32" in ptx and "cvt.rna.tf32" not in ptx,
         approximate=sorted(set(re.findall(r"\b\w+\.(?:approx|full)[.\w]*", ptx))),
     )
 

@@ -1,6 +1,6 @@
 """Ways through the kernels that only large batches, torch's settings or measuring open, interpreted."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ if not triton.INTERPRETED:
 
 from triton.runtime.interpreter import InterpreterBuilder
 
-from dmm_fast.triton import common, layers, scan, tuning
+from dmm_fast.triton import layers, scan, tuning
 
 BY_TRITON = [op for op in OPS if "triton" in backends_for(op)]
 each_op = pytest.mark.parametrize("op_name", BY_TRITON)
@@ -56,27 +56,17 @@ def rounded(x: Any) -> Any:
     return ((x.view(np.int32) + (1 << 12)) & ~((1 << 13) - 1)).view(np.float32)
 
 
-def cut_off(x: Any) -> Any:
-    """To the same ten bits, as tensor cores read a float32."""
-    return (x.view(np.int32) & ~((1 << 13) - 1)).view(np.float32)
-
-
-def multiplying(monkeypatch: pytest.MonkeyPatch, what_is_read: Callable[[Any], Any]) -> None:
-    """An interpreter whose tf32 products read no more of a factor than that."""
-    dot = InterpreterBuilder.create_dot
-
-    def reading_dot(self: Any, a: Any, b: Any, d: Any, precision: Any, most: Any) -> Any:
-        if precision.name == "TF32":
-            a, b = (type(x)(what_is_read(x.data), x.dtype) for x in (a, b))
-        return dot(self, a, b, d, precision, most)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", reading_dot)
-
-
 @pytest.fixture
 def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Products allowed to be tf32, and an interpreter that rounds what goes into such a product."""
-    multiplying(monkeypatch, rounded)
+    dot = InterpreterBuilder.create_dot
+
+    def rounding_dot(self: Any, a: Any, b: Any, d: Any, precision: Any, most: Any) -> Any:
+        if precision.name == "TF32":
+            a, b = (type(x)(rounded(x.data), x.dtype) for x in (a, b))
+        return dot(self, a, b, d, precision, most)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", rounding_dot)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     yield
@@ -92,17 +82,6 @@ def test_products_have_ten_bits_where_torch_allows_it(op_name: str) -> None:
     assert max(off.values()) <= 2e-3, off
     exact = ("drawn_log_prob", "normal_log_prob", "bernoulli_log_prob")  # they have no products
     assert (off["output 0"] > 1e-6) == (op_name not in exact), off
-
-
-@each_op
-@pytest.mark.parametrize("what_is_read", [rounded, cut_off])
-def test_three_products_of_tf32_are_as_near_the_truth_as_float32(
-    op_name: str, what_is_read: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    multiplying(monkeypatch, what_is_read)
-    monkeypatch.setattr(common, "INTERPRETED", False)
-    monkeypatch.setattr(common, "capability", lambda: 90)
-    compare(op_name, CASES["particles"], "triton")
 
 
 # --- measuring ------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def of_projection(value: float, double: bool) -> Grads:
 def test_gradients_over_steps_do_not_read_past_the_ends(
     gradients: Callable[[float, bool], Grads], programs: int, cut: Cut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weight_gradients, "cut_for", lambda sums: cut._replace(programs=programs))
+    monkeypatch.setattr(weight_gradients, "cut_for", lambda sums, layers: cut._replace(programs=programs))
     truth = gradients(0.0, True)
     got = gradients(float("nan"), False)
     again = gradients(0.0, False)
@@ -126,7 +126,7 @@ def test_many_sequences_of_which_many_are_empty(empty: slice, direction: str) ->
 
 @pytest.mark.parametrize("tiles", [Tiles(), Tiles(16, 32, 16), Tiles(128, 16, 64)])
 def test_any_tiles_give_the_sums(tiles: Tiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight_gradients, "cut_for", lambda sums: Cut(tiles))
+    monkeypatch.setattr(weight_gradients, "cut_for", lambda sums, layers: Cut(tiles))
     rows = randn(300, 90)
     pieces = [slice(0, 1), slice(1, 66), slice(66, 90)]
     layers = [

@@ -85,13 +85,13 @@ def launches_of(case: Case) -> list[Launch]:
 
     def noted(given_layers: Any, *args: Any, **options: Any) -> Any:
         out = original(given_layers, *args, **options)
-        chosen = weight_gradients.cut_for(sum(gradient.numel() for gradient in out))
+        chosen = weight_gradients.cut_for(sum(gradient.numel() for gradient in out), len(given_layers))
         cuts = [chosen._replace(tiles=tiles) for tiles in PRODUCTS]
         cuts += [chosen._replace(programs=programs) for programs in PROGRAMS]
         cuts += [chosen._replace(precision=name) for name in PRECISIONS]
 
         def run(cut: Any) -> None:
-            with patch.object(weight_gradients, "cut_for", lambda sums: cut):
+            with patch.object(weight_gradients, "cut_for", lambda sums, layers: cut):
                 original(given_layers, *args, **options)
 
         what = f"products of {len(given_layers)} layers, {out[0].numel()} first sums"

@@ -21,14 +21,6 @@ EPOCHS, PARTICLES = 5000, 500
 EVERY = 100
 # Seconds that evaluation takes at the end, imports included.
 RESERVE = 20.0
-# The command line, which finds the kernels that earlier stages have compiled.
-PROGRAM = """
-import sys
-from benchmarks.gpu.triton_cache import same_names
-from dmm_fast.cli import main
-same_names()
-sys.exit(main())
-"""
 TINY = ("--z-dim", "8", "--emission-dim", "8", "--transition-dim", "12", "--rnn-dim", "16")
 
 
@@ -77,7 +69,7 @@ def train(stage: Stage) -> None:
 
 def dmm_fast(arguments: Sequence[str], seconds: float) -> Ended:
     """The command line in a process of its own."""
-    return run([sys.executable, "-c", PROGRAM, *arguments], seconds)
+    return run([sys.executable, "-m", "dmm_fast", *arguments], seconds)
 
 
 def json_of(output: str) -> Any:
