@@ -9,6 +9,7 @@ from benchmarks.commands import Ended
 from benchmarks.gpu.stage import Stage
 from benchmarks.gpu.stages import training
 from benchmarks.report.training import training_table
+from dmm_fast.cli import main
 from dmm_fast.data import chorales, save_npz
 
 
@@ -21,16 +22,13 @@ def stage(tmp_path):
 
 @pytest.fixture
 def here(monkeypatch, capsys):
-    """Programs are run in this process; returns the arguments of each."""
+    """Commands are run in this process; returns the arguments of each."""
     asked = []
 
     def run(command, seconds):
         assert command[:3] == [sys.executable, "-m", "dmm_fast"]
         asked.append(command[3:])
-        monkeypatch.setattr(sys, "argv", ["dmm-fast", *command[3:]])
-        with pytest.raises(SystemExit) as ended:
-            exec(training.PROGRAM, {})
-        return Ended(ended.value.code, capsys.readouterr().out)
+        return Ended(main(command[3:]), capsys.readouterr().out)
 
     monkeypatch.setattr(training, "run", run)
     return asked
