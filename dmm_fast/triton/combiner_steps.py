@@ -1,4 +1,7 @@
-"""Halves of a step of the combiner, forward and backward, for the scans that draw its chain."""
+"""Halves of a step of the combiner, forward and backward, for the scans that draw its chain.
+
+Forward the weights are stored by inputs, see :func:`dmm_fast.triton.scan.by_inputs`.
+"""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +11,7 @@ from torch import Tensor
 
 from dmm_fast.triton import scan
 from dmm_fast.triton.common import exact_tanh, sigmoid, softplus
-from dmm_fast.triton.layers import linear, linear_backward, linear_pair
+from dmm_fast.triton.layers import linear_backward
 from dmm_fast.triton.rows import Rows, at, load_row, store_row
 from dmm_fast.triton.scan import store_padded
 
@@ -78,7 +81,7 @@ def combine_kernel(w, z, h, c, g, steps, t, blocks, size):  # type: ignore[no-un
     """
     row, exists, length, units = scan.tile_of_step(steps, blocks)
     active, H = t < length, size.H
-    tanh = exact_tanh(linear(z + row * size.Z, active, size.Z, w.w_z, w.b_z, units, H, blocks))
+    tanh = exact_tanh(scan.linear(z + row * size.Z, active, size.Z, w.w_z, w.b_z, units, H, blocks))
     if g is not None:
         store_padded(g, scan.place_of(steps, row, t), units, H, exists, active, tanh)
     h_here = load_row(at(h, steps, row, t), units, H, active)
@@ -93,7 +96,7 @@ def draw_kernel(w, c, eps, to, out, steps, t, blocks, size):  # type: ignore[no-
     """
     row, exists, length, columns = scan.tile_of_step(steps, blocks)
     active, place, Z = t < length, scan.place_of(steps, row, t), size.Z
-    loc, pre_scale = linear_pair(
+    loc, pre_scale = scan.linear_pair(
         c + row * size.H, active, size.H, w.w_loc, w.b_loc, w.w_scale, w.b_scale, columns, Z, blocks
     )
     drawn = loc + softplus(pre_scale) * load_row(at(eps, steps, row, t), columns, Z, active)

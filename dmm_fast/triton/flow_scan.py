@@ -36,8 +36,8 @@ def flow_scan(
     P, B, T, Z = eps.shape
     K, F, _ = flow_weights[0].shape
     H, rows = h.shape[-1], P * B
-    w = CombinerWeights(*(weight.contiguous() for weight in weights))
-    flows = FlowWeights(*(weight.contiguous() for weight in flow_weights))
+    w = CombinerWeights(*scan.by_inputs(weights))
+    flows = FlowWeights(*scan.by_inputs(flow_weights))
     z, loc, pre_scale = (eps.new_empty((P, B, T, Z)) for _ in range(3))
     g = eps.new_empty((P, B, T, H) if keep_g else (0,), dtype=torch.float32)
     log_scales = eps.new_zeros((P, B, Z), dtype=torch.float64)

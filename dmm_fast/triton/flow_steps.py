@@ -1,4 +1,7 @@
-"""Halves of a flow, forward and backward, for scans through flows; and the flows of all steps at once."""
+"""Halves of a flow, forward and backward, for scans through flows; and the flows of all steps at once.
+
+Forward the weights are stored by inputs, see :func:`dmm_fast.triton.scan.by_inputs`.
+"""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +13,7 @@ from torch import Tensor
 from dmm_fast.reference import FLOW_LOG_SCALES, FlowWeights
 from dmm_fast.triton import scan
 from dmm_fast.triton.common import exp, input_precision, softplus
-from dmm_fast.triton.layers import linear, linear_backward, linear_pair, relu
+from dmm_fast.triton.layers import linear_backward, relu
 from dmm_fast.triton.rows import (
     at,
     block_of_places,
@@ -98,14 +101,14 @@ def flow_at(w, k, size):  # type: ignore[no-untyped-def]
 @triton.jit
 def hidden(w, x, units, valid, size, blocks):  # type: ignore[no-untyped-def]
     """The first half of a flow: from the rows ``x`` to the given units."""
-    return relu(linear(x, valid, size.Z, w.w_in, w.b_in, units, size.F, blocks))
+    return relu(scan.linear(x, valid, size.Z, w.w_in, w.b_in, units, size.F, blocks))
 
 
 @triton.jit
 def transformed(w, x, a, columns, valid, size, blocks):  # type: ignore[no-untyped-def]
     """The second half: the given columns of what the flow makes of x, of log_scale and of its exponential."""
     Z, F = size.Z, size.F
-    log_scale, mean = linear_pair(
+    log_scale, mean = scan.linear_pair(
         a, valid, F, w.w_log_scale, w.b_log_scale, w.w_mean, w.b_mean, columns, Z, blocks
     )
     log_scale = tl.where(log_scale < LEAST, LEAST, tl.where(log_scale > MOST, MOST, log_scale))  # NaN stays
@@ -215,7 +218,7 @@ def passed_flows(
     K, F, _ = flow_weights[0].shape
     shapes = ((P, B, T, K, width) for width in (Z, F, Z))
     passed = Passed(*(eps.new_empty(shape, dtype=torch.float32) for shape in shapes))
-    flows = FlowWeights(*(weight.contiguous() for weight in flow_weights))
+    flows = FlowWeights(*scan.by_inputs(flow_weights))
     given = (flows, rows_of(loc), rows_of(pre_scale), rows_of(eps), steps_of(eps, lengths), passed)
     blocks: dict[str, Any] = {"to_units": layer_blocks(F, Z), "from_units": layer_blocks(Z, F)}
     launch(passed_flows_kernel, P * B * T, eps, *given, size=constants(Sizes(Z, 0, K, F)), **blocks)

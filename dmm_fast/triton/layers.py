@@ -75,20 +75,6 @@ def product(rows, valid, K, w, columns, N, stride_n, stride_k, blocks):  # type:
 
 
 @triton.jit
-def linear_pair(rows, valid, K, w, b, other_w, other_b, columns, N, blocks):  # type: ignore[no-untyped-def]
-    """The given columns of two layers of the same rows of K features, whose products take turns."""
-    acc = tl.zeros((valid.shape[0], columns.shape[0]), tl.float32)
-    other = tl.zeros((valid.shape[0], columns.shape[0]), tl.float32)
-    for k in range(0, K, blocks.K):
-        ks = k + tl.arange(0, blocks.K)
-        features = load_row(rows, ks, K, valid)
-        acc = tl.dot(features, tile(w, columns, N, K, ks, K, 1), acc=acc, input_precision=blocks.precision)
-        other_tile = tile(other_w, columns, N, K, ks, K, 1)
-        other = tl.dot(features, other_tile, acc=other, input_precision=blocks.precision)
-    return acc + bias(b, columns, N), other + bias(other_b, columns, N)
-
-
-@triton.jit
 def linear(rows, valid, K, w, b, columns, N, blocks):  # type: ignore[no-untyped-def]
     """The given columns of ``W x + b`` for rows x of K features, ``w`` being ``[N, K]``."""
     return product(rows, valid, K, w, columns, N, K, 1, blocks) + bias(b, columns, N)

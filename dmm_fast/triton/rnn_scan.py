@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dmm_fast.triton import scan
 from dmm_fast.triton.common import on_device_of, tanh
-from dmm_fast.triton.layers import linear_backward, product, relu
+from dmm_fast.triton.layers import linear_backward, relu
 from dmm_fast.triton.rows import at, decoded, load_row, rows_of, steps_of, store_row
 from dmm_fast.triton.step_gradients import rnn_gradients
 
@@ -23,7 +23,7 @@ def rnn_scan(
     if h.numel():
         # A row starts at its own step, so either state may be what it reads first.
         state, options = scan.started(h_0, h, copies=2), _constants(H, nonlinearity, direction)
-        given = (w_hh.contiguous(), rows_of(x_proj), steps_of(x_proj, lengths), h, state)
+        given = (w_hh.mT.contiguous(), rows_of(x_proj), steps_of(x_proj, lengths), h, state)
         with on_device_of(h):
             step = scan.launcher(rnn_step_fwd_kernel, P * B, H, H, *given, **options)
             for t in reversed(range(T)):
@@ -77,14 +77,15 @@ def rnn_step_fwd_kernel(  # type: ignore[no-untyped-def]
 
     Forward in time the rows are ``REVERSED``: a step of theirs is at another place.
 
-    Reads x_proj [P, B, T, H] at valid steps and w_hh [H, H]; writes step t of h [P, B, T, H].
+    Reads x_proj [P, B, T, H] at valid steps and w_hh [H, H], stored by inputs; writes step t of h
+    [P, B, T, H].
     The nonlinearity is a tanh where ``TANH``, else a relu. ``state [2, P B, H]`` holds the rows' h in
     float32, of an even step and of an odd one: a step reads one and writes the other.
     """
     row, exists, length, columns = scan.tile_of_step(steps, blocks)
     active, here = t < length, place(t, length, REVERSED)
     state_row, size = state + row * H, scan.row_count(steps) * H
-    value = product(state_row + (t + 1) % 2 * size, active, H, w_hh, columns, H, H, 1, blocks)
+    value = linear_backward(state_row + (t + 1) % 2 * size, active, H, w_hh, columns, H, blocks)
     value += load_row(at(x_proj, steps, row, here), columns, H, active)
     value = tanh(value) if TANH else relu(value)
     store_row(state_row + t % 2 * size, columns, H, active, value)

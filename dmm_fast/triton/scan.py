@@ -6,7 +6,7 @@ an H100 that took 240 us a step of ``rnn_scan`` at 20 rows of 600 units. Scratch
 to launch; it is small and stays in the L2 cache.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from dmm_fast.triton import INTERPRETED
 from dmm_fast.triton.common import cdiv, input_precision
-from dmm_fast.triton.rows import constants, decoded, store_row, width_block
+from dmm_fast.triton.layers import bias, linear_backward, tile
+from dmm_fast.triton.rows import constants, decoded, load_row, store_row, width_block
 
-FEW_ROWS = 512
+FEW_ROWS = 128
 
 # Step, and flow: no kernel is compiled anew for them.
 step_kernel = triton.jit(do_not_specialize=["t", "k"])
@@ -34,14 +35,17 @@ class Blocks(NamedTuple):
 
 
 def blocks_for(rows: int, outputs: int, inputs: int) -> Blocks:
-    """The blocks of a layer: few outputs a program where there are few rows.
+    """The blocks of a layer: small where there are few rows.
 
-    Then its inputs, one block after another, are what a launch takes. Interpreted programs run in turn, so
-    there are fewer of them.
+    Then its inputs, one after another, are what a launch takes: of tiles that tensor cores take a program has
+    a chain of 225 products for 600 inputs, each waiting for the one before; of small ones every thread
+    has an output, and there is a program for each multiprocessor. Interpreted programs run in turn, so there
+    are fewer of them.
     """
     few = rows <= FEW_ROWS
     width = width_block(outputs, 16 if few and not INTERPRETED else 32)
-    return constants(Blocks(32 if few else 64, width, width_block(inputs, 64), input_precision()))
+    precision = input_precision("ieee" if few else "tf32x3")
+    return constants(Blocks(8 if few else 64, width, width_block(inputs, 64), precision))
 
 
 def launcher(
@@ -60,10 +64,39 @@ def launcher(
     return run
 
 
+def by_inputs(weights: Iterable[Tensor]) -> list[Tensor]:
+    """Weights ``[..., outputs, inputs]`` stored by inputs, biases as they are; all contiguous.
+
+    Then neighbouring threads, which have neighbouring outputs, read neighbouring numbers: without bank
+    conflicts in shared memory, which eight of them had otherwise.
+    """
+    return [(each.mT if number % 2 == 0 else each).contiguous() for number, each in enumerate(weights)]
+
+
 def started(start: Tensor, like: Tensor, copies: int = 1) -> Tensor:
     """``[copies, P, B, width]`` in float32: ``start``, expanded to the rows of ``like [P, B, ...]``."""
     shape = (copies, *like.shape[:2], start.shape[-1])
     return like.new_empty(shape, dtype=torch.float32).copy_(start)
+
+
+@triton.jit
+def linear(rows, valid, K, w, b, columns, N, blocks):  # type: ignore[no-untyped-def]
+    """The given columns of a layer of rows of K features, its weight stored by inputs, ``[K, N]``."""
+    return linear_backward(rows, valid, K, w, columns, N, blocks) + bias(b, columns, N)
+
+
+@triton.jit
+def linear_pair(rows, valid, K, w, b, other_w, other_b, columns, N, blocks):  # type: ignore[no-untyped-def]
+    """The given columns of two layers of the same rows, whose products take turns."""
+    acc = tl.zeros((valid.shape[0], columns.shape[0]), tl.float32)
+    other = tl.zeros((valid.shape[0], columns.shape[0]), tl.float32)
+    for k in range(0, K, blocks.K):
+        ks = k + tl.arange(0, blocks.K)
+        features = load_row(rows, ks, K, valid)
+        acc = tl.dot(features, tile(w, columns, N, 1, ks, K, N), acc=acc, input_precision=blocks.precision)
+        other_tile = tile(other_w, columns, N, 1, ks, K, N)
+        other = tl.dot(features, other_tile, acc=other, input_precision=blocks.precision)
+    return acc + bias(b, columns, N), other + bias(other_b, columns, N)
 
 
 @triton.jit

@@ -40,7 +40,7 @@ def test_a_large_batch_takes_larger_blocks_and_several_parts(
 
 def test_larger_blocks_begin_where_each_multiprocessor_has_a_program() -> None:
     assert [tuning.by_rule(count).BLOCK_M for count in (1, 8192, 8193)] == [16, 16, 32]
-    assert [scan.blocks_for(rows, 600, 100).M.value for rows in (1, 512, 513)] == [32, 32, 64]
+    assert [scan.blocks_for(rows, 600, 100).M.value for rows in (1, 128, 129)] == [8, 8, 64]
 
 
 def test_a_part_of_scratch_is_whole_blocks() -> None:
