@@ -44,8 +44,8 @@ STAGES: dict[str, tuple[str, float]] = {
 # Whole runs of at most BUDGET seconds: the first says what is right and where the time goes, the second
 # measures what has been mended since. None of their stages runs nvcc, JAX, inductor or a sanitizer.
 BUDGET = 300.0
-FIRST = "machine=5 smoke=20 kernels=50 errors=30 replays=20 race=50 guides=30 scans=20 tiles=30 tests=45"
-SECOND = "machine=5 smoke=20 kernels=40 replays=20 race=50 guides=25 training=95 tiles=30 tests=10"
+FIRST = "machine=5 smoke=20 kernels=50 errors=25 replays=15 race=45 guides=15 scans=20 tests=100"
+SECOND = "machine=5 smoke=20 kernels=50 replays=15 race=45 guides=15 training=100 tiles=30 tests=15"
 PRESETS = {
     preset: {name: float(seconds) for name, _, seconds in (word.partition("=") for word in words.split())}
     for preset, words in (("first", FIRST), ("second", SECOND))

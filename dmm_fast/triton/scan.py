@@ -43,9 +43,11 @@ def blocks_for(rows: int, outputs: int, inputs: int) -> Blocks:
     are fewer of them.
     """
     few = rows <= FEW_ROWS
-    width = width_block(outputs, 16 if few and not INTERPRETED else 32)
+    height, width, depth = (8, 16, 64) if few else (64, 32, 64)
+    if INTERPRETED:
+        height, width, depth = 16 if few else 32, 128, 128
     precision = input_precision("ieee" if few else "tf32x3")
-    return constants(Blocks(8 if few else 64, width, width_block(inputs, 64), precision))
+    return constants(Blocks(height, width_block(outputs, width), width_block(inputs, depth), precision))
 
 
 def launcher(
@@ -105,6 +107,8 @@ def tile_of_step(steps, blocks):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64) * blocks.M + tl.arange(0, blocks.M)
     exists = row < row_count(steps)
     length = tl.load(steps.lengths + row % decoded(steps.batch), mask=exists, other=0)
+    # A length that is no length must not lead outside of a tensor.
+    length = tl.minimum(tl.maximum(length, 0), decoded(steps.steps))
     return row, exists, length, tl.program_id(1) * blocks.N + tl.arange(0, blocks.N)
 
 

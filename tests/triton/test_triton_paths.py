@@ -38,7 +38,8 @@ def test_a_large_batch_takes_larger_blocks_and_several_parts(
     compare(op_name, CASE, "triton")
 
 
-def test_larger_blocks_begin_where_each_multiprocessor_has_a_program() -> None:
+def test_larger_blocks_begin_where_each_multiprocessor_has_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "INTERPRETED", False)
     assert [tuning.by_rule(count).BLOCK_M for count in (1, 8192, 8193)] == [16, 16, 32]
     assert [scan.blocks_for(rows, 600, 100).M.value for rows in (1, 128, 129)] == [8, 8, 64]
 
