@@ -29,6 +29,7 @@ COMPILING, A_CANDIDATE = 0.7, 1.0
 # Other tiles than the chosen ones. Kernels of whole rows have all columns in blocks of 128.
 WHOLE_ROWS = (
     Tiles(16, 128, 16, 4, 3),
+    Tiles(16, 128, 32, 4, 3),
     Tiles(16, 128, 32, 8, 3),
     Tiles(16, 128, 64, 4, 2),
     Tiles(16, 64, 32, 4, 3),
