@@ -73,7 +73,7 @@ def run_all(
 
 
 def _begin(stage: Stage, prepare: Callable[[Stage], object] | None) -> None:
-    """What every process of a pool begins with."""
+    """Begin a process of a pool."""
     for op, backend in stage.record.replaced.items():
         ops.use_backend(backend, ops=(op,))
     if prepare is not None:

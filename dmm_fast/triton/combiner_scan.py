@@ -24,7 +24,7 @@ def combiner_scan(
     """
     P, B, T, Z = eps.shape
     H, rows = h.shape[-1], P * B
-    w = CombinerWeights(*scan.by_inputs(weights))
+    w = CombinerWeights(*scan.stored_by_inputs(weights))
     out = Drawn(*(eps.new_empty((P, B, T, Z)) for _ in range(3)))
     g = eps.new_empty((P, B, T, H) if keep_g else (0,), dtype=torch.float32)
     if out.z.numel():

@@ -1,6 +1,6 @@
 """Halves of a step of the combiner, forward and backward, for the scans that draw its chain.
 
-Forward the weights are stored by inputs, see :func:`dmm_fast.triton.scan.by_inputs`.
+Forward the weights are stored by inputs, see :func:`dmm_fast.triton.scan.stored_by_inputs`.
 """
 
 from typing import Any, NamedTuple

@@ -36,8 +36,8 @@ def flow_scan(
     P, B, T, Z = eps.shape
     K, F, _ = flow_weights[0].shape
     H, rows = h.shape[-1], P * B
-    w = CombinerWeights(*scan.by_inputs(weights))
-    flows = FlowWeights(*scan.by_inputs(flow_weights))
+    w = CombinerWeights(*scan.stored_by_inputs(weights))
+    flows = FlowWeights(*scan.stored_by_inputs(flow_weights))
     z, loc, pre_scale = (eps.new_empty((P, B, T, Z)) for _ in range(3))
     g = eps.new_empty((P, B, T, H) if keep_g else (0,), dtype=torch.float32)
     log_scales = eps.new_zeros((P, B, Z), dtype=torch.float64)
@@ -92,17 +92,8 @@ def flow_scan_backward(
         steps, options = steps_of(eps, lengths), {"size": constants(Sizes(Z, H, K, F))}
         dsum = entries_of_sum(dlog_det)
         of_latents = (w, incoming, dsum, passed, out, of_flows, steps)
-        of_inputs = (
-            flows.w_in,
-            incoming,
-            dsum,
-            rows_of(eps),
-            rows_of(pre_scale),
-            passed,
-            out,
-            of_flows,
-            steps,
-        )
+        drawn = rows_of(eps), rows_of(pre_scale)
+        of_inputs = (flows.w_in, incoming, dsum, *drawn, passed, out, of_flows, steps)
         of_hide = (flows.w_out, passed, of_flows, steps)
         with on_device_of(eps):
             latents = scan.launcher(latents_bwd_kernel, rows, Z, H, *of_latents, **options)
@@ -153,7 +144,7 @@ def inputs_bwd_kernel(  # type: ignore[no-untyped-def]
     """From ``da`` of flow ``k`` to ``dout`` of the flow before, or of the combiner where it was the first."""
     row, exists, length, columns = scan.tile_of_step(steps, blocks)
     active, at_flow = t < length, scan.place_of(steps, row, t) * size.K + k
-    dx = flow_steps.by_inputs(w_in, passed, of_flows, at_flow, k, columns, active, size, blocks)
+    dx = flow_steps.gradient_by_inputs(w_in, passed, of_flows, at_flow, k, columns, active, size, blocks)
     if k > 0:
         dlog_det = gradient_of_sum(dsum, steps, row, exists)
         flow_steps.transform_backward(dx, dlog_det, passed, of_flows, at_flow - 1, columns, active, size.Z)

@@ -1,6 +1,6 @@
 """Halves of a flow, forward and backward, for scans through flows; and the flows of all steps at once.
 
-Forward the weights are stored by inputs, see :func:`dmm_fast.triton.scan.by_inputs`.
+Forward the weights are stored by inputs, see :func:`dmm_fast.triton.scan.stored_by_inputs`.
 """
 
 from typing import Any, NamedTuple
@@ -169,7 +169,7 @@ def hide_bwd_kernel(w_out, passed, out, steps, t, k, blocks, size):  # type: ign
 
 
 @triton.jit
-def by_inputs(w_in, passed, out, place, k, columns, active, size, blocks):  # type: ignore[no-untyped-def]
+def gradient_by_inputs(w_in, passed, out, place, k, columns, active, size, blocks):  # type: ignore[no-untyped-def]
     """The given columns of the gradient by what flow ``k`` was given at the steps ``place`` of all flows."""
     Z, F = size.Z, size.F
     dx = linear_backward(out.da + place * F, active, F, w_in + k * F * Z, columns, Z, blocks)
@@ -218,7 +218,7 @@ def passed_flows(
     K, F, _ = flow_weights[0].shape
     shapes = ((P, B, T, K, width) for width in (Z, F, Z))
     passed = Passed(*(eps.new_empty(shape, dtype=torch.float32) for shape in shapes))
-    flows = FlowWeights(*scan.by_inputs(flow_weights))
+    flows = FlowWeights(*scan.stored_by_inputs(flow_weights))
     given = (flows, rows_of(loc), rows_of(pre_scale), rows_of(eps), steps_of(eps, lengths), passed)
     blocks: dict[str, Any] = {"to_units": layer_blocks(F, Z), "from_units": layer_blocks(Z, F)}
     launch(passed_flows_kernel, P * B * T, eps, *given, size=constants(Sizes(Z, 0, K, F)), **blocks)

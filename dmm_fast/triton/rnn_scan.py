@@ -38,10 +38,8 @@ def rnn_scan_backward(
     P, B, T, H = h.shape
     dx_proj, dh_0 = h.new_empty((P, B, T, H)), h.new_empty((P, B, H))
     if dh_0.numel():
-        state, options = (
-            h.new_empty((2, P * B, H), dtype=torch.float32),
-            _constants(H, nonlinearity, direction),
-        )
+        options = _constants(H, nonlinearity, direction)
+        state = h.new_empty((2, P * B, H), dtype=torch.float32)
         given = (w_hh.contiguous(), rows_of(dh), rows_of(h), steps_of(h, lengths), dx_proj, dh_0, state)
         with on_device_of(h):
             step = scan.launcher(rnn_step_bwd_kernel, P * B, H, H, *given, **options)

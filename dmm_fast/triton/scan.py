@@ -19,6 +19,7 @@ from dmm_fast.triton.common import cdiv, input_precision
 from dmm_fast.triton.layers import bias, linear_backward, tile
 from dmm_fast.triton.rows import constants, decoded, load_row, store_row, width_block
 
+# So many rows are at most 16 small tiles, each of which reads all weights.
 FEW_ROWS = 128
 
 # Step, and flow: no kernel is compiled anew for them.
@@ -66,7 +67,7 @@ def launcher(
     return run
 
 
-def by_inputs(weights: Iterable[Tensor]) -> list[Tensor]:
+def stored_by_inputs(weights: Iterable[Tensor]) -> list[Tensor]:
     """Weights ``[..., outputs, inputs]`` stored by inputs, biases as they are; all contiguous.
 
     Then neighbouring threads, which have neighbouring outputs, read neighbouring numbers: without bank

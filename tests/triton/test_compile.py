@@ -21,6 +21,13 @@ SPILLS_OF_MANY = 26  # the blocks of 32 rows are as they come
 # What is compiled for each: all variants would take minutes.
 VARIANTS = {80: ["few"], 90: ["few", "many, tf32"], 100: ["few"]}
 
+# Kernels of the scans that multiply.
+OF_SCANS = {
+    *("rnn_step_fwd_kernel", "rnn_step_bwd_kernel", "combine_kernel", "combine_bwd_kernel", "draw_kernel"),
+    *("draw_bwd_kernel", "starts_bwd_kernel", "hide_kernel", "hide_bwd_kernel", "transform_kernel"),
+    *("latents_bwd_kernel", "inputs_bwd_kernel"),
+}
+
 # Exact to two units in the last place, which the elementary functions are made for.
 APPROXIMATE = {"div.full.f32", "ex2.approx.ftz.f32"}
 
@@ -52,7 +59,7 @@ def test_every_kernel_fits_the_gpu_and_its_registers(
     kernels = tables[arch]
     names = {kernel["name"] for kernel in kernels}
     assert {"gated_transition_fwd_kernel", "gated_transition_bwd_kernel", "sum_steps_kernel"} <= names
-    assert {"rnn_step_fwd_kernel", "combine_kernel", "transform_kernel", "inputs_bwd_kernel"} <= names
+    assert {*OF_SCANS, "passed_flows_kernel"} <= names
     faults = [
         k
         for k in kernels
@@ -72,7 +79,8 @@ def test_elementary_functions_are_no_coarser_than_they_are_made_for(
 def test_a_network_multiplies_in_tf32_only_where_torch_allows_it(
     tables: dict[int, list[dict[str, Any]]],
 ) -> None:
-    networks = [k for k in tables[90] if "_scan_" in k["name"] or "transition" in k["name"]]
+    networks = [k for k in tables[90] if k["name"] in OF_SCANS or "transition" in k["name"]]
+    assert {k["name"] for k in networks} >= OF_SCANS
     assert {(k["variant"], k["tf32"]) for k in networks} == {("few", False), ("many, tf32", True)}
 
 

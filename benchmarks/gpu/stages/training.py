@@ -25,7 +25,7 @@ TINY = ("--z-dim", "8", "--emission-dim", "8", "--transition-dim", "12", "--rnn-
 
 
 def units(stage: Stage) -> Iterator[Unit]:
-    """One run."""
+    """A single unit, of one training run."""
     yield Unit("training", lambda: train(stage), seconds=float("inf"))
 
 
