@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from benchmarks.cases import TUTORIAL_BATCH, TUTORIAL_STEPS
 from dmm_fast import check, reference
 from dmm_fast.ops.schema import WEIGHTS
-from dmm_fast.ops.schema._signature import Argument, sizes_in
+from dmm_fast.ops.schema._signature import Argument, size_of, sizes_in
 
 MAX_DRAWS = 1000
 
@@ -36,8 +36,10 @@ class Sizes:
     R: int = 200
     G: int = 200
     E: int = 100
+    U: int = 100
     K: int = 2
     F: int = 100
+    X: int = 0
     particles: tuple[int, ...] = ()
     shared: bool = False  # x, h and value have no particle dimensions
     start: str = "one"  # h_0, z_0, z_q_0 for "one" [Z], "rows" [B, Z] or "particles" [..., B, Z]
@@ -50,11 +52,12 @@ class Sizes:
     @property
     def letters(self) -> dict[str, int]:
         """The sizes by letter."""
-        return {name: size for name, size in vars(self).items() if name.isupper()}
+        given = {name: size for name, size in vars(self).items() if name.isupper()}
+        return {**given, "I": self.Z + self.X}
 
     def shape(self, word: str) -> tuple[list[int], list[int]]:
         """The shape that is drawn and the one it is expanded to; they differ in layout "expanded"."""
-        expand = self.layout == "expanded"
+        expand, letters = self.layout == "expanded", self.letters
         starts = {"one": (), "rows": (self.B,), "particles": (*self.particles, self.B)}
         drawn: list[int] = []
         full: list[int] = []
@@ -67,8 +70,7 @@ class Sizes:
             elif size == "s":
                 sizes = starts["particles" if expand else self.start]
             else:
-                factor, letter = size.strip("()")[:-1], size.strip("()")[-1]
-                sizes = (int(factor or 1) * getattr(self, letter),)
+                sizes = (size_of(size, letters),)
             once = expand and (size in "pns" or (size == "B" and word[0] in "PN"))
             full += sizes
             drawn += [1] * len(sizes) if once else sizes
@@ -114,9 +116,15 @@ def numbers(fact: str, shape: Sequence[int], generator: torch.Generator) -> Tens
     """
     if fact == "weight":
         return _uniform(shape, generator)
+    if fact == "uniform":
+        return torch.rand(shape, generator=generator)
     number = torch.randn(shape, generator=generator)
     if fact == "binary":
         return (number > 0.5).float()
+    if fact == "count":
+        return (4.0 * number).exp().clamp_max(40.0).floor()
+    if fact == "one_hot":
+        return torch.nn.functional.one_hot(number.argmax(-1), shape[-1]).float()
     if fact == "positive":
         return 0.1 + torch.nn.functional.softplus(number)
     if fact == "sparse":
@@ -125,7 +133,7 @@ def numbers(fact: str, shape: Sequence[int], generator: torch.Generator) -> Tens
     if fact == "wide":
         return 3.0 * number
     if fact:
-        check.fail("fact", "binary, positive, sparse, weight or wide", repr(fact))
+        check.fail("fact", "binary, count, one_hot, positive, sparse, uniform, weight or wide", repr(fact))
     return number
 
 

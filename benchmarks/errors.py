@@ -7,7 +7,7 @@ medians over seeds. Inputs are drawn in float32; eager, backend and reference al
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import count
 from math import inf, isfinite
 from typing import Any
@@ -173,7 +173,7 @@ def _adam_lists(sizes: Sizes, generator: torch.Generator) -> Inputs:
 
 def results_of(op: str) -> Callable[..., Results]:
     """What calls a function with the arguments of ``op`` and names what comes of it."""
-    return _adam_results if op == "clipped_adam" else _op_results
+    return _adam_results if op == "clipped_adam" else partial(_op_results, gradients=OPS[op].has_backward)
 
 
 def _op_results(function: Callable[..., Any], inputs: Inputs, gradients: bool = True) -> Results:
@@ -199,12 +199,14 @@ def evaluate(
 ) -> tuple[tuple[Tensor, ...], Results]:
     """The outputs of ``function(**inputs)`` and the gradient of each differentiable input.
 
-    ``only`` names the one input to differentiate by, None takes them all.
+    ``only`` names the one input to differentiate by, None takes them all; "" none.
     """
     wanted = {n: t for n, t in differentiable(inputs).items() if only in (None, n)}
     for tensor in wanted.values():
         tensor.requires_grad_()
     outputs = as_tuple(function(**inputs))
+    if not wanted:
+        return outputs, {}
     pairs = zip(outputs, gradients_for(outputs), strict=True)
     used = [(o, gradient) for o, gradient in pairs if gradient is not None and o.requires_grad]
     gradients = torch.autograd.grad(

@@ -94,7 +94,7 @@ class Recorder(TorchDispatchMode):
         self._streams = count(1)
         self._stream = 0
         self._shows_meta = False
-        rows = [(op.name, op.stem, s) for op in OPS.values() for s in (op.forward, op.backward)]
+        rows = [(op.name, op.stem, s) for op in OPS.values() for s in op.signatures]
         rows.append((CLIPPED_ADAM.name, CLIPPED_ADAM.name, CLIPPED_ADAM))
         self._routes = {s.name: _registry._router(op, stem, s, GPU.type) for op, stem, s in rows}
 

@@ -76,7 +76,8 @@ cpu::Rows<const S> rows_of(const Tensor& t) {
 enum class Device { cpu, cuda };
 
 // The checks of one call. The leading tensor decides on dtype and device. The dimensions of a tensor are a word of the
-// table of ops, as "PBTZ" or "PBT(2Z)"; the first tensor with a letter in its word binds that size for the others.
+// table of ops, as "PBTZ" or "PBT(2Z)"; the first tensor with a letter in its word binds that size for the others. A
+// difference, "(I-Z)", is of sizes that are bound.
 class TensorChecks {
  public:
   TensorChecks(Device device, const char* name, const Tensor& leading)
@@ -154,6 +155,7 @@ class TensorChecks {
   struct Dim {
     char letter;
     int64_t factor;
+    char minus;  // the letter that is taken away, or 0
   };
   struct Dims {
     std::array<Dim, 4> all;
@@ -164,13 +166,17 @@ class TensorChecks {
   static Dims dims_of(const char* word) {
     Dims dims{{}, 0};
     for (; *word; ++dims.count) {
-      const bool has_factor = *word == '(';
-      dims.all[dims.count] = {word[has_factor ? 2 : 0], has_factor ? word[1] - '0' : 1};
-      word += has_factor ? 4 : 1;
+      const bool is_made = *word == '(', is_difference = is_made && word[2] == '-';
+      if (is_difference) dims.all[dims.count] = {word[1], 1, word[3]};
+      else if (is_made) dims.all[dims.count] = {word[2], word[1] - '0', 0};
+      else dims.all[dims.count] = {*word, 1, 0};
+      word += is_difference ? 5 : is_made ? 4 : 1;
     }
     return dims;
   }
-  int64_t value(const Dim& dim) const { return dim.factor * size(dim.letter); }
+  int64_t value(const Dim& dim) const {
+    return dim.factor * size(dim.letter) - (dim.minus ? size(dim.minus) : 0);
+  }
 
   bool is_here(const Tensor& t) const {
     return device_ == Device::cpu ? t.is_cpu() : t.is_cuda() && (index_ < 0 || t.get_device_index() == index_);
@@ -185,8 +191,8 @@ class TensorChecks {
       const Dim& dim = dims.all[d];
       int64_t& known = sizes_[dim.letter - 'A'];
       const int64_t given = t.size(d);
-      if (known == kUnknown) known = given / dim.factor;
-      if (given != dim.factor * known) return false;
+      if (known == kUnknown && !dim.minus) known = given / dim.factor;
+      if (given != value(dim)) return false;
     }
     return true;
   }

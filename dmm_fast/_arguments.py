@@ -5,6 +5,8 @@ from torch import Tensor
 
 from dmm_fast import check
 
+# Networks that x_{t-1} may be an input of.
+AUGMENT = ("transition", "emission", "both")
 # The guides, as table 1 of arXiv 1609.09869 has them, and their recurrent networks.
 INFERENCE = ("st-r", "st-l", "st-lr", "mf-r", "mf-l", "mf-lr")
 NETWORKS = ("relu", "tanh", "lstm", "gru")
@@ -19,7 +21,12 @@ def check_constructor(
     num_iafs: object,
     iaf_dim: object,
     use_cuda: object,
-    emission: object,
+    nade_dim: object,
+    nade_order: object,
+    augment: object,
+    control_dim: object,
+    static_dim: object,
+    mask_input: object,
     inference: object,
     rnn: object,
     per_step_sites: object,
@@ -46,8 +53,14 @@ def check_constructor(
     check.probability("rnn_dropout_rate", rnn_dropout_rate)
     if check.int_between("num_iafs", num_iafs, 0) > 0 and hidden < latents:
         check.fail("iaf_dim", f"at least z_dim = {latents} for autoregressive flows", str(hidden))
-    if not isinstance(emission, str) or emission not in ("bernoulli", "gaussian"):
-        check.fail("emission", "'bernoulli' or 'gaussian'", check.describe(emission))
+    check.size("nade_dim", nade_dim)
+    if nade_order is not None:
+        _check_order(nade_order, check.size("input_dim", input_dim))
+    if augment is not None and (not isinstance(augment, str) or augment not in AUGMENT):
+        check.fail("augment", f"None or one of {', '.join(AUGMENT)}", check.describe(augment))
+    check.int_between("control_dim", control_dim, 0)
+    check.int_between("static_dim", static_dim, 0)
+    check.kind("mask_input", mask_input, bool)
     for name, value, choices in (("inference", inference, INFERENCE), ("rnn", rnn, NETWORKS)):
         if not isinstance(value, str) or value not in choices:
             check.fail(name, f"one of {', '.join(choices)}", check.describe(value))
@@ -58,6 +71,13 @@ def check_constructor(
     check.kind("use_cuda", use_cuda, bool)
     if use_cuda and not torch.cuda.is_available():
         check.fail("use_cuda", "a CUDA device", "torch.cuda.is_available() is False")
+
+
+def _check_order(order: object, D: int) -> None:
+    expected = f"a permutation of 0 to {D - 1}"
+    given = [check.integer("nade_order", i, expected) for i in check.elements("nade_order", order, expected)]
+    if sorted(given) != list(range(D)):
+        check.fail("nade_order", expected, check.describe(order))
 
 
 def check_annealing_factor(factor: float | Tensor, B: int) -> float | Tensor:

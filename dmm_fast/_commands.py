@@ -27,12 +27,13 @@ from dmm_fast.check import fail
 from dmm_fast.cuda import measured as measured_plans
 from dmm_fast.cuda import plan
 from dmm_fast.data import Dataset
+from dmm_fast.data._frames import TABLES
 from dmm_fast.infer import evaluate_elbo, evaluate_importance_nll
 from dmm_fast.model import DMM
-from dmm_fast.nn import Emitter
+from dmm_fast.nn import Emitter, NadeEmitter
 from dmm_fast.training import TrainConfig, TrainingInterrupted
-from dmm_fast.training._config import FILE_FIELDS
-from dmm_fast.training._data import check_data, load_data
+from dmm_fast.training._config import FILE_FIELDS, TABLE_FIELDS
+from dmm_fast.training._data import WIDTHS, check_data, load_data, widths
 from dmm_fast.training._runlog import METRICS, logger
 
 _JIT = (
@@ -126,8 +127,11 @@ def run_generate(args: argparse.Namespace) -> int:
     from dmm_fast.music._gallery import TRAINING_CURVE, draw_gallery
 
     path, dmm, data = _trained(args)
-    if not isinstance(dmm.emitter, Emitter):
-        fail("checkpoint", "a model of piano rolls, with Bernoulli emissions", f"{path} with others")
+    if not isinstance(dmm.emitter, Emitter | NadeEmitter):
+        expected = "a model of piano rolls, with Bernoulli or NADE emissions"
+        fail("checkpoint", expected, f"{path} with others")
+    if dmm.control_dim or dmm.static_dim:
+        fail("checkpoint", "a model without controls and covariates", f"{path} with some")
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     metrics = path.parent / METRICS
@@ -239,16 +243,24 @@ def _trained(args: argparse.Namespace) -> tuple[Path, DMM, Dataset]:
     config = settings_of(path, saved)
     dmm = ckpt.load_dmm(path, cuda=args.cuda)
     if args.data is not None:
-        config = dataclasses.replace(config, data=args.data, num_sequences=None)
+        config = _with_data(config, args.data)
     try:
         data = load_data(config)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; --data names the file where it is now") from error
     check_data(data, config.emission)
-    D = data.test.sequences.shape[-1]
-    if dmm.input_dim != D:
-        fail("--data", f"{dmm.input_dim} features a time step, as {path} has", str(D))
+    wanted = (dmm.input_dim, dmm.control_dim, dmm.static_dim)
+    for what, width, got in zip(WIDTHS, wanted, widths(data.test), strict=True):
+        if width != got:
+            fail("--data", f"{width} {what}, as {path} has", str(got))
     return path, dmm, data.to("cuda" if args.cuda else "cpu")
+
+
+def _with_data(config: TrainConfig, data: str) -> TrainConfig:
+    """The settings with other data; columns are those of the run where these are a table too."""
+    is_table = Path(data).suffix.lower() in TABLES
+    columns: dict[str, Any] = {} if is_table else dict.fromkeys(TABLE_FIELDS)
+    return dataclasses.replace(config, data=data, num_sequences=None, **columns)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from dmm_fast import check
-from dmm_fast.nn import has_hooks
+from dmm_fast._network import has_hooks
 from dmm_fast.reference import FLOW_LOG_SCALES, FlowWeights, affine_flows, clamp_log_scale
 
 

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from dmm_fast import check, triton
 from dmm_fast._one_step import results
+from dmm_fast._values import check_values
 from dmm_fast.ops._backends import may_use
 from dmm_fast.reference import observed, valid_steps
 
@@ -23,13 +24,15 @@ class MiniBatch(NamedTuple):
 
     ``x`` is ``[B, T, D]`` with 0 wherever nothing is observed, or None where there is no data to
     condition on; ``lengths`` is int64 ``[B]`` on the device of the model; ``mask`` (``[B, T]`` or
-    ``[B, T, D]``, None: all) says what is observed.
+    ``[B, T, D]``, None: all) says what is observed. ``controls`` is ``[B, T, U + S]``, those of each step and
+    after them what is static, 0 past the end of a row; None for a model without.
     """
 
     x: Tensor | None
     lengths: Tensor
     mask: Tensor | None
     T: int
+    controls: Tensor | None = None
 
     @property
     def valid(self) -> Tensor:
@@ -72,12 +75,16 @@ def validate_mini_batch(
     mini_batch_reversed: Tensor | PackedSequence | None,
     mini_batch_mask: Tensor | None,
     mini_batch_seq_lengths: Tensor | None,
+    controls: Tensor | None = None,
+    static: Tensor | None = None,
     *,
     input_dim: int,
     like: Tensor,
-    boolean: bool,
+    kind: str,
     rows: Tensor | None = None,
     validate: bool | None,
+    control_dim: int = 0,
+    static_dim: int = 0,
 ) -> MiniBatch:
     """Check a mini-batch as :meth:`dmm_fast.DMM.model` and ``guide`` take it.
 
@@ -88,13 +95,17 @@ def validate_mini_batch(
         mini_batch_mask: ``[B, T]`` or ``[B, T, D]`` of 0 and 1, or None.
         mini_batch_seq_lengths: int64 ``[B]``, or None: read off the mask, which must then be a prefix
             of ones in each row, or all T.
+        controls: ``[B, T, U]``, what is known of each step, or None without controls.
+        static: ``[B, S]``, what is known of each row, or None.
         input_dim: ``D``.
         like: a parameter of the model, for dtype and device.
-        boolean: whether observed data must be 0 or 1.
+        kind: of the values that observed data must have, one of :data:`dmm_fast._values.KINDS`.
         rows: bool ``[B]``; in a row with False 0 takes the place of NaN and infinities. A mask that takes
             the row out of the loss is not enough for its gradients, since 0 times NaN is NaN.
         validate: whether to check values and not just shapes. None: where that costs no wait for
             a device.
+        control_dim: ``U``.
+        static_dim: ``S``.
 
     Raises:
         ValueError: an argument that does not fit; the message names it.
@@ -115,15 +126,48 @@ def validate_mini_batch(
         check.mask_like("mini_batch_mask", mini_batch_mask, (B, T, input_dim), like.device)
     batch = MiniBatch(mini_batch, lengths, mini_batch_mask, T)
     if _reads(like, validate):
-        _check_values(batch, boolean)
+        _check_values(batch, kind)
     if isinstance(mini_batch_reversed, PackedSequence):
         if _reads(like, validate):
             _check_packed(mini_batch_reversed, batch)
     elif mini_batch_reversed is not None:
         check.shape("mini_batch_reversed", mini_batch_reversed, (B, T, input_dim))
+    sizes = {"controls": control_dim, "static": static_dim}
+    batch = batch._replace(controls=_controls(controls, static, batch, like, sizes, validate))
     if mini_batch is None:
         return batch
     return _where_observed(batch, mini_batch)
+
+
+def _controls(
+    controls: Tensor | None,
+    static: Tensor | None,
+    batch: MiniBatch,
+    like: Tensor,
+    sizes: dict[str, int],
+    validate: bool | None,
+) -> Tensor | None:
+    """``[B, T, U + S]``: controls and static covariates, 0 past the end of each row; None without any."""
+    B, T = len(batch.lengths), batch.T
+    parts = []
+    for name, given, shape in (
+        ("controls", controls, (B, T, sizes["controls"])),
+        ("static", static, (B, sizes["static"])),
+    ):
+        if shape[-1] == 0:
+            if given is not None:
+                check.fail(name, f"None for a model of {name.removesuffix('s')}_dim=0", check.describe(given))
+            continue
+        tensor = check.floating(name, given)
+        check.shape(name, tensor, shape)
+        check.like(name, tensor, like, "the model")
+        steps = tensor if tensor.dim() == 3 else tensor[:, None].expand(B, T, -1)
+        if _reads(like, validate) and not bool((steps.isfinite() | ~batch.valid[..., None]).all()):
+            check.fail(name, "finite numbers within each row", "NaN or infinity")
+        parts.append(steps)
+    if not parts:
+        return None
+    return torch.where(batch.valid[..., None], torch.cat(parts, dim=-1), 0.0)
 
 
 def _where_observed(batch: MiniBatch, x: Tensor) -> MiniBatch:
@@ -228,7 +272,7 @@ def _check_packed(packed: PackedSequence, batch: MiniBatch) -> None:
         )
 
 
-def _check_values(batch: MiniBatch, boolean: bool) -> None:
+def _check_values(batch: MiniBatch, kind: str) -> None:
     valid = _array(batch.valid)[:, :, None]
     mask = None if batch.mask is None else _array(batch.mask)
     if mask is not None:
@@ -243,14 +287,7 @@ def _check_values(batch: MiniBatch, boolean: bool) -> None:
             check.fail("mini_batch_mask", f"0 past the length {length} of row {row}", "1")
     if batch.x is None:
         return
-    x = _array(batch.x)
-    bad = (x != 0) & (x != 1) if boolean else ~np.isfinite(x)
-    if bad.any():
-        bad &= valid if mask is None else mask
-        for b, t, d in np.argwhere(bad)[:1]:
-            wanted = "0 or 1" if boolean else "a finite number"
-            where = (int(b), int(t), int(d))
-            check.fail("mini_batch", f"{wanted} wherever it is not masked", f"{x[b, t, d].item()} at {where}")
+    check_values(_array(batch.x), valid if mask is None else mask, kind)
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from dmm_fast import check, ops
-from dmm_fast.data._sequences import reverse_sequences
+from dmm_fast.data._batches import reverse_sequences
 from dmm_fast.reference import valid_steps
 
 

@@ -52,7 +52,7 @@ def make_room(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) ->
     """
     like = next(module.parameters())  # the first parameter is where the others are
     if any(prefix + name in state for name in NAMES):
-        if module._is_gaussian:
+        if module._has_units:
             for name in NAMES:
                 module._buffers[name] = like.new_ones(module.input_dim)  # type: ignore[call-overload]
     elif f"{prefix}z_0" in state:

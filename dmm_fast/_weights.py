@@ -6,19 +6,22 @@ from torch import Tensor
 
 
 class TransitionWeights(NamedTuple):
-    """Weights ``[out, in]`` and biases of the gated transition; ``R`` hidden units, ``Z`` latents."""
+    """Weights ``[out, in]`` and biases of the gated transition; ``R`` hidden units, ``Z`` latents.
 
-    w_gate_in: Tensor  # [R, Z]
+    ``I`` inputs: z_{t-1} and, where a transition depends on more than that, what follows it.
+    """
+
+    w_gate_in: Tensor  # [R, I]
     b_gate_in: Tensor
     w_gate_out: Tensor  # [Z, R]
     b_gate_out: Tensor
-    w_mean_in: Tensor  # [R, Z]
+    w_mean_in: Tensor  # [R, I]
     b_mean_in: Tensor
     w_mean_out: Tensor  # [Z, R]
     b_mean_out: Tensor
     w_scale: Tensor  # [Z, Z]
     b_scale: Tensor
-    w_loc: Tensor  # [Z, Z]
+    w_loc: Tensor  # [Z, I]
     b_loc: Tensor
 
 
@@ -78,3 +81,22 @@ class GaussianEmitterWeights(NamedTuple):
     b_loc: Tensor
     w_scale: Tensor  # [D, E]
     b_scale: Tensor
+
+
+class NadeEmitterWeights(NamedTuple):
+    """Weights ``[out, in]`` and biases of the NADE emitter: the emitter's hidden layers under two heads.
+
+    One gives the logits of all features, the other the state of ``U`` units that the features are read off
+    in turn; ``w_read`` reads it, and ``w_write`` enters each feature into it.
+    """
+
+    w_in: Tensor  # [E, Z]
+    b_in: Tensor
+    w_hidden: Tensor  # [E, E]
+    b_hidden: Tensor
+    w_out: Tensor  # [D, E]
+    b_out: Tensor
+    w_state: Tensor  # [U, E]
+    b_state: Tensor
+    w_read: Tensor  # [D, U]
+    w_write: Tensor  # [D, U]

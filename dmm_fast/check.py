@@ -369,6 +369,16 @@ def device(name: str, value: Any) -> torch.device:
     return found
 
 
+def permutation(name: str, value: object, size: int, device: torch.device) -> Tensor:
+    """Check an order of ``size`` things, int64 of shape ``(size,)``; its values where that costs no wait."""
+    order = ints_between(name, value, size, 0, size - 1)
+    if order.device != device:
+        fail(name, f"a tensor on {device}", describe(order))
+    if values_are_readable(order) and len(set(order.tolist())) < size:
+        fail(name, "each number once", str(order.tolist()))
+    return order
+
+
 def ints_between(name: str, value: object, size: int | None, least: int, most: int) -> Tensor:
     """Check an int64 tensor of ``size`` numbers (None: at least one); its values where that costs no wait."""
     if not isinstance(value, Tensor):

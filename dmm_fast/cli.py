@@ -14,6 +14,9 @@ from dmm_fast._console import FIGURES, complain, discard
 EXTRAS = ("matplotlib", "mido", "safetensors", "scipy", "tensorboard", "tqdm")
 """Packages that ``pip install 'dmm-fast[cli]'`` adds."""
 
+EMISSIONS = ("bernoulli", "gaussian", "poisson", "negative_binomial", "categorical", "nade")
+"""Choices of ``--emission``, here because what makes them takes time to import."""
+
 _BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
 _INTERRUPTED = 130  # and for one that Ctrl-C ended
 
@@ -38,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain("interrupted", _INTERRUPTED)
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
+        if module in str(error) and "dmm-fast[data]" in str(error):
+            return complain(str(error))
         if module not in EXTRAS:
             raise
         return complain(f"{module} is not installed: pip install 'dmm-fast[cli]'")
@@ -143,7 +148,8 @@ def _add_example_flags(train: argparse.ArgumentParser) -> None:
 
 def _add_train_flags(train: argparse.ArgumentParser) -> None:
     add = train.add_argument_group("the run").add_argument
-    add("--data", default="chorales", help="a .mat, .pickle or .npz file, or the built-in chorales")
+    add("--data", default="chorales", help="a .csv, .parquet, .npz, .npy, .mat or .pickle file, a folder of "
+        "MIDI files, or the built-in chorales")  # fmt: skip
     add("--num-sequences", type=int, help="of the built-in chorales, how many to train on")
     add("--seed", type=_seed, default=0, help="of the random generators")
     add("--out", type=Path, help="folder for checkpoints, metrics and TensorBoard")
@@ -153,6 +159,15 @@ def _add_train_flags(train: argparse.ArgumentParser) -> None:
     add("--no-tensorboard", dest="tensorboard", action="store_false", help="no TensorBoard scalars")
     add("--no-progress", dest="progress", action="store_false", help="no progress bar")
     add("--threads", type=int, help="CPU threads; a resumed run needs as many for the same bits")
+    add = train.add_argument_group("data of one's own").add_argument
+    add("--id-column", metavar="NAME", help="of a table: which sequence a row belongs to")
+    add("--time-column", metavar="NAME", help="of a table: its time step, a whole number or a date")
+    add("--freq", help="of a table with dates: the length of a time step, as D, h or 15min")
+    add("--columns", metavar="NAMES", help="of a table: values, with commas between; by default all others")
+    add("--control-columns", metavar="NAMES", help="of a table: controls of each step")
+    add("--static-columns", metavar="NAMES", help="of a table: covariates of each sequence")
+    add("--split-seed", type=_seed, default=0, help="of the division into training, validation and test, "
+        "where the data have none")  # fmt: skip
     add = train.add_argument_group("the objective and the optimizer").add_argument
     add("--elbo", choices=("trace", "mean_field"), default="trace", help="KL sampled or analytic")
     add("--lr-schedule", choices=("constant", "cosine"), default="constant", help="on top of -lrd")
@@ -164,8 +179,14 @@ def _add_train_flags(train: argparse.ArgumentParser) -> None:
     add("--inference", choices=guides, default="st-r", help="structured or mean-field, from what follows "
         "(r), what precedes (l), or both")  # fmt: skip
     add("--rnn", choices=("relu", "tanh", "lstm", "gru"), default="relu", help="its recurrent network")
-    add = train.add_argument_group("real-valued series").add_argument
-    add("--emission", choices=("bernoulli", "gaussian"), default="bernoulli", help="gaussian for real values")
+    add("--mask-input", action="store_true", help="it also reads which values are observed")
+    add = train.add_argument_group("the model").add_argument
+    add("--emission", choices=EMISSIONS, default="bernoulli", help="bernoulli or nade for zeros and ones, "
+        "gaussian for real values, poisson or negative_binomial for counts, categorical for one 1 a "
+        "step")  # fmt: skip
+    add("--nade-dim", type=int, default=100, help="hidden units of a NADE emission")
+    add("--augment", choices=("transition", "emission", "both"), help="where the data of the step before are "
+        "an input")  # fmt: skip
     add("--min-scale", type=float, default=0.0, help="added to the scales of the latents in the guide and "
         "of a Gaussian emission")  # fmt: skip
     add("--standardize", action=argparse.BooleanOptionalAction, help="take mean and scale of the training "

@@ -1,41 +1,18 @@
 """The Deep Markov Model as Pyro users know it: a model and a guide with the example's signatures."""
 
-import warnings
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.transforms import affine_autoregressive
 from pyro.distributions.util import is_identically_one
 from pyro.poutine.scale_messenger import ScaleMessenger
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from dmm_fast import _arguments, _flows, _handlers, _step_sites, check
-from dmm_fast._minibatch import MiniBatch, checked_once
+from dmm_fast import _arguments, _handlers, _step_sites, check
 from dmm_fast._parameters import register
-from dmm_fast._recurrent import make_network, read
-from dmm_fast._units import make_room, units_of
-from dmm_fast.distributions import (
-    BernoulliEmission,
-    GaussianEmission,
-    MarkovPosterior,
-    MarkovPrior,
-    MeanFieldPosterior,
-    Units,
-)
-from dmm_fast.nn import (
-    Combiner,
-    Emitter,
-    GatedTransition,
-    GaussianEmitter,
-    InferenceNetwork,
-    MeanFieldCombiner,
-    NotFusedWarning,
-    TwoWayNetwork,
-    why_not_fused,
-)
+from dmm_fast._parts import Parts
 
 
 class _Annealing(ScaleMessenger):
@@ -51,7 +28,7 @@ class _Annealing(ScaleMessenger):
             super()._process_message(msg)
 
 
-class DMM(nn.Module):
+class DMM(Parts):
     r"""A Deep Markov Model and its structured guide, drop-in for ``DMM`` of Pyro's ``examples/dmm.py``.
 
     The model is ``z_t ~ N(gated_transition(z_{t-1}))``, ``x_t ~ p(x_t | emitter(z_t))``; the guide
@@ -97,7 +74,16 @@ class DMM(nn.Module):
         num_iafs: normalizing flows applied to each z_t of the guide.
         iaf_dim: hidden units of each flow.
         use_cuda: move the module to the current CUDA device.
-        emission: ``"bernoulli"`` or ``"gaussian"``.
+        emission: p(x_t | z_t). ``"bernoulli"`` or ``"nade"`` for zeros and ones (independent given z_t, or
+            each given those before it in the same step), ``"gaussian"`` for real numbers, ``"poisson"`` or
+            ``"negative_binomial"`` for counts, ``"categorical"`` for a one of D; or a module with
+            ``log_prob(x, z)`` and ``sample(z)``, see :class:`~dmm_fast.distributions.ModuleEmission`.
+        nade_dim: hidden units of a ``"nade"`` emission.
+        nade_order: the order of its features, a permutation of ``range(input_dim)``; None: as they are.
+        augment: where x_{t-1} is an input beside the latents: ``"transition"``, ``"emission"``, ``"both"``.
+        control_dim: controls ``U`` of each step, inputs of transition and guide.
+        static_dim: covariates ``S`` of each sequence, inputs of the same.
+        mask_input: the guide also reads which values are observed, so that missing is not 0 to it.
         inference: ``"st-r"``, ``"st-l"``, ``"st-lr"``, ``"mf-r"``, ``"mf-l"`` or ``"mf-lr"``.
         rnn: ``"relu"`` or ``"tanh"`` for an RNN of the package; ``"lstm"`` or ``"gru"`` for torch's own.
         per_step_sites: one site a time step in place of one a sequence.
@@ -112,77 +98,6 @@ class DMM(nn.Module):
     Source: arXiv 1609.09869; Pyro's ``examples/dmm.py``.
     """
 
-    x_loc: Tensor | None
-    x_scale: Tensor | None
-
-    def __init__(
-        self,
-        input_dim: int = 88,
-        z_dim: int = 100,
-        emission_dim: int = 100,
-        transition_dim: int = 200,
-        rnn_dim: int = 600,
-        num_layers: int = 1,
-        rnn_dropout_rate: float = 0.0,
-        num_iafs: int = 0,
-        iaf_dim: int = 50,
-        use_cuda: bool = False,
-        *,
-        emission: str = "bernoulli",
-        inference: str = "st-r",
-        rnn: str = "relu",
-        per_step_sites: bool = False,
-        min_scale: float = 0.0,
-        validate_args: bool | None = None,
-    ) -> None:
-        super().__init__()
-        _arguments.check_constructor(
-            input_dim=input_dim,
-            z_dim=z_dim,
-            num_layers=num_layers,
-            rnn_dropout_rate=rnn_dropout_rate,
-            num_iafs=num_iafs,
-            iaf_dim=iaf_dim,
-            use_cuda=use_cuda,
-            emission=emission,
-            inference=inference,
-            rnn=rnn,
-            per_step_sites=per_step_sites,
-            min_scale=min_scale,
-            validate_args=validate_args,
-        )
-        self.input_dim, self.use_cuda, self.min_scale = input_dim, use_cuda, min_scale
-        self.per_step_sites, self.validate_args = per_step_sites, validate_args
-        self.inference, self._emission, self._said_not_fused = inference, emission, set[str]()
-        self._model_has_step_sites: bool | None = None
-        # Built in the example's order, so that a seed gives the example's parameters.
-        self.emitter: nn.Module = (
-            Emitter(input_dim, z_dim, emission_dim)
-            if emission == "bernoulli"
-            else GaussianEmitter(input_dim, z_dim, emission_dim)
-        )
-        self.trans: nn.Module = GatedTransition(z_dim, transition_dim)
-        guide, _, side = inference.partition("-")
-        directions = len(side)
-        self.combiner: nn.Module = (
-            Combiner(z_dim, rnn_dim, directions)
-            if guide == "st"
-            else MeanFieldCombiner(z_dim, rnn_dim, directions)
-        )
-        self._rnn_kind = {"lstm": nn.LSTM, "gru": nn.GRU}.get(rnn, InferenceNetwork)
-        direction = {"r": "backward", "l": "forward", "lr": "both"}[side]
-        self.rnn = make_network(rnn, input_dim, rnn_dim, num_layers, rnn_dropout_rate, direction)
-        self.iafs = [affine_autoregressive(z_dim, hidden_dims=[iaf_dim]) for _ in range(num_iafs)]
-        self.iafs_modules = nn.ModuleList(self.iafs)
-        self.z_0 = nn.Parameter(torch.zeros(z_dim))
-        self.z_q_0 = nn.Parameter(torch.zeros(z_dim)) if guide == "st" else None
-        self.h_0 = nn.Parameter(torch.zeros(directions, 1, rnn_dim))  # of lr the left one is first
-        self.register_buffer("x_loc", None)
-        self.register_buffer("x_scale", None)
-        self.register_load_state_dict_pre_hook(make_room)
-        if use_cuda:
-            self.cuda()
-
     def model(
         self,
         mini_batch: Tensor | None,
@@ -190,6 +105,8 @@ class DMM(nn.Module):
         mini_batch_mask: Tensor | None = None,
         mini_batch_seq_lengths: Tensor | None = None,
         annealing_factor: float | Tensor = 1.0,
+        controls: Tensor | None = None,
+        static: Tensor | None = None,
     ) -> Tensor | list[Tensor]:
         """p(x_{1:T} | z_{1:T}) p(z_{1:T}), with the log-density of z scaled by ``annealing_factor``.
 
@@ -200,6 +117,8 @@ class DMM(nn.Module):
                 observation, whose value (NaN, say) leaves no trace.
             mini_batch_seq_lengths: int64 ``[B]``; None: read off the mask.
             annealing_factor: positive, weight of the KL term.
+            controls: ``[B, T, U]``, of a model with ``control_dim`` U.
+            static: ``[B, S]``, of a model with ``static_dim`` S.
 
         Returns:
             The observed or drawn x, ``[..., B, T, D]``; with ``per_step_sites`` the list of x_t.
@@ -208,7 +127,8 @@ class DMM(nn.Module):
             ValueError: an argument that does not fit; the message names it.
         """
         register("dmm", self)
-        batch = self.mini_batch(mini_batch, mini_batch_reversed, mini_batch_mask, mini_batch_seq_lengths)
+        tensors = (mini_batch, mini_batch_reversed, mini_batch_mask, mini_batch_seq_lengths)
+        batch = self.mini_batch(*tensors, annealing_factor, controls, static)
         annealing_factor = _arguments.check_annealing_factor(annealing_factor, batch.lengths.shape[0])
         plate = _handlers.rows_plate(batch.lengths.shape[0])
         drawn = _handlers.replayed_sites()
@@ -217,10 +137,15 @@ class DMM(nn.Module):
             with plate:
                 return list(_step_sites.model_steps(self, batch, annealing_factor))
         _handlers.refuse_enumeration()
+        if batch.x is None and self.augment is not None:
+            expected = "data, or per_step_sites=True: each x_t that is drawn is an input of the next step"
+            check.fail("mini_batch", expected, "None")
+        inputs = self.transition_inputs(batch)
         with _Annealing(annealing_factor), plate:
-            z = pyro.sample("z", self.prior(batch.lengths, batch.T))
+            z = pyro.sample("z", self.prior(batch.lengths, batch.T, *([] if inputs is None else [inputs])))
         with plate:
-            x: Tensor = pyro.sample("obs_x", self.emission(z, batch.lengths, batch.mask), obs=batch.x)
+            emission = self.emission(self.emission_inputs(z, batch), batch.lengths, batch.mask)
+            x: Tensor = pyro.sample("obs_x", emission, obs=batch.x)
         return x
 
     def guide(
@@ -230,6 +155,8 @@ class DMM(nn.Module):
         mini_batch_mask: Tensor | None = None,
         mini_batch_seq_lengths: Tensor | None = None,
         annealing_factor: float | Tensor = 1.0,
+        controls: Tensor | None = None,
+        static: Tensor | None = None,
     ) -> Tensor | list[Tensor]:
         """q(z_{1:T} | x_{1:T}); arguments and errors as for :meth:`model`.
 
@@ -238,11 +165,13 @@ class DMM(nn.Module):
         """
         register("dmm", self)
         tensors = (mini_batch, mini_batch_reversed, mini_batch_mask, mini_batch_seq_lengths)
-        batch = self.mini_batch(*tensors)
+        batch = self.mini_batch(*tensors, annealing_factor, controls, static)
         annealing_factor = _arguments.check_annealing_factor(annealing_factor, batch.lengths.shape[0])
         h = self.encode(batch)
         plate = _handlers.rows_plate(batch.lengths.shape[0])
-        if self.per_step_sites or self._own_model_has_step_sites(*tensors, annealing_factor):
+        # A model() of a subclass may be the example's own, which has no others.
+        more: tuple[Any, ...] = () if controls is None and static is None else (controls, static)
+        if self.per_step_sites or self._own_model_has_step_sites(*tensors, annealing_factor, *more):
             _step_sites.refuse_overridden(self, DMM, "posterior")
             with plate:
                 return list(_step_sites.guide_steps(self, batch, h, annealing_factor))
@@ -250,123 +179,6 @@ class DMM(nn.Module):
         with _Annealing(annealing_factor), plate:
             z: Tensor = pyro.sample("z", self.posterior(h, batch.lengths))
         return z
-
-    def encode(self, batch: MiniBatch) -> Tensor:
-        """The inference network's ``h [B, T, H]`` for what :meth:`mini_batch` returns."""
-        check.kind("batch", batch, MiniBatch)
-        if batch.x is None:
-            check.fail("mini_batch", "data for the guide to condition on", "None")
-        x = batch.x
-        if (units := self._units()) is not None:
-            x = torch.where(batch.observed, (x - units.loc) / units.scale, 0.0)
-        self._say_unknown_network(self.rnn)
-        h_0 = self.h_0.squeeze(1) if self.inference.endswith("-lr") else self.h_0.flatten()
-        direction = "forward" if self.inference.endswith("-l") else "backward"
-        return read(self.rnn, x, h_0, batch.lengths, direction)
-
-    def prior(self, lengths: Tensor, T: int) -> MarkovPrior:
-        """p(z_{1:T}) for rows of the given lengths in a batch of ``T`` steps."""
-        return MarkovPrior(self.z_0, self._weights_or_module("trans", GatedTransition), lengths, T)
-
-    def posterior(self, h: Tensor, lengths: Tensor) -> MarkovPosterior | MeanFieldPosterior:
-        """q(z_{1:T} | x_{1:T}) from the inference network's ``h [B, T, H]``."""
-        if self.z_q_0 is None:
-            combiner = self._weights_or_module("combiner", MeanFieldCombiner)
-            Z = self.z_0.shape[0]
-            return MeanFieldPosterior(h, combiner, Z, lengths, self.iafs, self.min_scale)
-        combiner = self._weights_or_module("combiner", Combiner)
-        if (why := _flows.why_no_weights(self.iafs)) is not None:
-            self._say_not_fused("iafs", why)
-        return MarkovPosterior(h, self.z_q_0, combiner, lengths, self.iafs, self.min_scale)
-
-    def emission(
-        self, z: Tensor, lengths: Tensor, mask: Tensor | None = None
-    ) -> BernoulliEmission | GaussianEmission:
-        """p(x_{1:T} | z_{1:T}) for ``z [..., B, T, Z]``; may be overridden, see the class."""
-        if not self._is_gaussian:
-            emitter = self._weights_or_module("emitter", Emitter)
-            return BernoulliEmission(z, emitter, lengths, mask, self.input_dim)
-        emitter = self._weights_or_module("emitter", GaussianEmitter)
-        units = self._units()
-        return GaussianEmission(z, emitter, lengths, mask, self.input_dim, self.min_scale, units)
-
-    @torch.no_grad()
-    def standardize(
-        self, sequences: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None
-    ) -> None:
-        """Take the mean and the standard deviation of each feature of a data set for the model's units.
-
-        The networks then read and emit values around 0 of size 1. Everything else stays in the units of the
-        data: what :meth:`model` is given, draws, forecasts and reconstructions, and log-densities, which are
-        those of the data as they are. The units are buffers, ``x_loc`` and ``x_scale [D]``, and part of the
-        ``state_dict()``.
-
-        Args:
-            sequences: ``[N, T, D]``; NaN is a missing value.
-            lengths: int64 ``[N]``; None: all T.
-            mask: ``[N, T]`` or ``[N, T, D]`` of 0 and 1: what is observed. None: all of it.
-
-        Raises:
-            ValueError: the emission is not Gaussian or overridden, a shape does not fit, or a feature has no
-                mean or standard deviation that the model's dtype holds.
-        """
-        if not self._is_gaussian:
-            check.fail("emission", "'gaussian' for units", repr(self._emission))
-        if getattr(self.emission, "__func__", None) is not DMM.emission:
-            check.fail("emission", "DMM's own for units", f"{type(self).__name__}.emission()")
-        units = units_of(sequences, lengths, mask, self.input_dim, self.z_0.dtype)
-        self.x_loc, self.x_scale = (each.to(self.z_0.device) for each in units)
-
-    def mini_batch(
-        self,
-        mini_batch: Tensor | None,
-        mini_batch_reversed: Tensor | PackedSequence | None = None,
-        mini_batch_mask: Tensor | None = None,
-        mini_batch_seq_lengths: Tensor | None = None,
-    ) -> MiniBatch:
-        """Check a mini-batch against this model; arguments and errors as for :meth:`model`."""
-        return checked_once(
-            mini_batch,
-            mini_batch_reversed,
-            mini_batch_mask,
-            mini_batch_seq_lengths,
-            input_dim=self.input_dim,
-            like=self.z_0,
-            boolean=not self._is_gaussian,
-            rows=_handlers.rows_in(mini_batch),
-            validate=self.validate_args,
-        )
-
-    @property
-    def _is_gaussian(self) -> bool:
-        """Whether the emitter gives ``loc, scale``; a user's own is for the emission that was asked for."""
-        if isinstance(self.emitter, Emitter | GaussianEmitter):
-            return isinstance(self.emitter, GaussianEmitter)
-        return self._emission == "gaussian"
-
-    def _units(self) -> Units | None:
-        return None if self.x_loc is None or self.x_scale is None else Units(self.x_loc, self.x_scale)
-
-    def _weights_or_module(self, name: str, kind: type[Any]) -> Any:
-        """The weights of a network that an op computes, or the network itself, which is said once."""
-        network = getattr(self, name)
-        why = why_not_fused(network, kind)
-        if why is None:
-            return network.weights
-        self._say_not_fused(name, why)
-        return network
-
-    def _say_not_fused(self, name: str, why: str) -> None:
-        message = f"{name} is computed by its own forward, slower than by an op of dmm_fast: {why}"
-        if message not in self._said_not_fused:
-            self._said_not_fused.add(message)
-            warnings.warn(message, NotFusedWarning, stacklevel=3)
-
-    def _say_unknown_network(self, rnn: nn.Module) -> None:
-        """Say that a recurrent network is neither the package's nor one of torch's that was asked for."""
-        for each in (rnn.left, rnn.right) if isinstance(rnn, TwoWayNetwork) else (rnn,):
-            if not isinstance(each, InferenceNetwork) and type(each) is not self._rnn_kind:
-                self._say_not_fused("rnn", f"it is a {type(each).__name__}")
 
     def _own_model_has_step_sites(self, *args: Any) -> bool:
         """Whether a ``model()`` of a subclass draws z_1, z_2 and so on, which the guide has to draw then."""

@@ -17,67 +17,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmm_fast._reference_emissions import bernoulli_log_prob as bernoulli_log_prob
+from dmm_fast._reference_emissions import categorical_emission_log_prob as categorical_emission_log_prob
+from dmm_fast._reference_emissions import categorical_log_prob as categorical_log_prob
+from dmm_fast._reference_emissions import emission_log_prob as emission_log_prob
+from dmm_fast._reference_emissions import emitter as emitter
+from dmm_fast._reference_emissions import gaussian_emission_log_prob as gaussian_emission_log_prob
+from dmm_fast._reference_emissions import gaussian_emitter as gaussian_emitter
+from dmm_fast._reference_emissions import (
+    negative_binomial_emission_log_prob as negative_binomial_emission_log_prob,
+)
+from dmm_fast._reference_emissions import negative_binomial_log_density as negative_binomial_log_density
+from dmm_fast._reference_emissions import normal_log_prob as normal_log_prob
+from dmm_fast._reference_emissions import poisson_emission_log_prob as poisson_emission_log_prob
+from dmm_fast._reference_emissions import poisson_log_density as poisson_log_density
+from dmm_fast._reference_nade import nade_draw as nade_draw
+from dmm_fast._reference_nade import nade_emission_log_prob as nade_emission_log_prob
+from dmm_fast._reference_nade import nade_emitter as nade_emitter
+from dmm_fast._reference_nade import nade_logits as nade_logits
+from dmm_fast._reference_pieces import HALF_LOG_2PI, positive_softplus, sum_normal
+from dmm_fast._reference_pieces import log_softplus as log_softplus
+from dmm_fast._reference_pieces import observed as observed
+from dmm_fast._reference_pieces import previous as previous
+from dmm_fast._reference_pieces import sum_steps as sum_steps
+from dmm_fast._reference_pieces import valid_steps as valid_steps
 from dmm_fast._weights import CombinerWeights as CombinerWeights
 from dmm_fast._weights import EmitterWeights as EmitterWeights
 from dmm_fast._weights import FlowWeights as FlowWeights
 from dmm_fast._weights import GaussianEmitterWeights as GaussianEmitterWeights
 from dmm_fast._weights import MeanFieldWeights as MeanFieldWeights
+from dmm_fast._weights import NadeEmitterWeights as NadeEmitterWeights
 from dmm_fast._weights import TransitionWeights as TransitionWeights
-
-_HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 FLOW_LOG_SCALES = (-5.0, 3.0)
 """Bounds of the logarithm of a flow's scale, as in Pyro."""
-
-
-# --- pieces ---------------------------------------------------------------------------------------
-
-
-def valid_steps(lengths: Tensor, T: int) -> Tensor:
-    """``[B, T]`` bool: whether step ``t`` of row ``b`` lies within ``lengths[b]``."""
-    return torch.arange(T, device=lengths.device) < lengths.unsqueeze(-1)
-
-
-def previous(z: Tensor, z_0: Tensor) -> Tensor:
-    """``z`` one step later, ``[..., B, T, Z]``: ``z_0`` (broadcast) and then ``z[..., :-1, :]``."""
-    first = z_0.unsqueeze(-2) if z_0.dim() > 1 else z_0
-    return torch.cat([first.expand_as(z[..., :1, :]), z[..., :-1, :]], dim=-2)
-
-
-def log_softplus(x: Tensor) -> Tensor:
-    """``log(log(1 + exp(x)))``, finite for any finite ``x``: for very negative ``x`` it is ``x``."""
-    # Below the cut, log(1 + e^x) = e^x (1 - e^x / 2) to within rounding, and e^x may underflow.
-    cut = math.log(torch.finfo(x.dtype).eps)
-    small = x < cut
-    return torch.where(small, x, F.softplus(x.masked_fill(small, 0.0)).log())
-
-
-def _positive_softplus(x: Tensor) -> Tensor:
-    """Softplus kept off zero, so that a residual of zero over a vanished scale is zero and not NaN."""
-    return F.softplus(x).clamp_min(torch.finfo(x.dtype).tiny)
-
-
-def _normal_log_density(value: Tensor, loc: Tensor, pre_scale: Tensor) -> Tensor:
-    residual = (value - loc) / _positive_softplus(pre_scale)
-    return -0.5 * residual.square() - log_softplus(pre_scale) - _HALF_LOG_2PI
-
-
-def _sum_normal(value: Tensor, loc: Tensor, pre_scale: Tensor, keep: Tensor) -> Tensor:
-    # The scale too: over one that vanishes, what is dropped would still send NaN backward.
-    pre_scale = torch.where(keep, pre_scale, 0.0)
-    return _sum_steps(_normal_log_density(value, loc, pre_scale), keep)
-
-
-def _sum_steps(terms: Tensor, keep: Tensor) -> Tensor:
-    return terms.masked_fill(~keep, 0.0).sum((-2, -1))
-
-
-def observed(lengths: Tensor, T: int, mask: Tensor | None) -> Tensor:
-    """``[B, T, 1]`` or ``[B, T, D]`` bool: what is both valid and not masked out."""
-    valid = valid_steps(lengths, T).unsqueeze(-1)
-    if mask is None:
-        return valid
-    return valid & (mask if mask.dim() == 3 else mask.unsqueeze(-1)).bool()
 
 
 # --- rowwise --------------------------------------------------------------------------------------
@@ -93,7 +66,7 @@ def _gated_transition(z_prev: Tensor, w: TransitionWeights) -> tuple[Tensor, Ten
 
 
 def gated_transition(z_prev: Tensor, weights: TransitionWeights) -> tuple[Tensor, Tensor]:
-    """``loc, scale`` of p(z_t | z_{t-1}), each ``[..., Z]``."""
+    """``loc, scale`` of p(z_t | z_{t-1}, inputs_t), each ``[..., Z]``, from ``[z_{t-1}, inputs_t]``."""
     loc, pre_scale = _gated_transition(z_prev, weights)
     return loc, F.softplus(pre_scale)
 
@@ -137,20 +110,6 @@ def combiner(z_prev: Tensor, h: Tensor, weights: CombinerWeights) -> tuple[Tenso
     return loc, F.softplus(pre_scale)
 
 
-def emitter(z: Tensor, weights: EmitterWeights) -> Tensor:
-    """``logits [..., D]`` of p(x_t | z_t)."""
-    w = weights
-    hidden = F.relu(F.linear(F.relu(F.linear(z, w.w_in, w.b_in)), w.w_hidden, w.b_hidden))
-    return F.linear(hidden, w.w_out, w.b_out)
-
-
-def gaussian_emitter(z: Tensor, weights: GaussianEmitterWeights) -> tuple[Tensor, Tensor]:
-    """``loc, pre_scale`` of a Gaussian p(x_t | z_t), each ``[..., D]``."""
-    w = weights
-    hidden = F.relu(F.linear(F.relu(F.linear(z, w.w_in, w.b_in)), w.w_hidden, w.b_hidden))
-    return F.linear(hidden, w.w_loc, w.b_loc), F.linear(hidden, w.w_scale, w.b_scale)
-
-
 # --- rowwise, reduced over time ---------------------------------------------------------------------
 
 
@@ -159,7 +118,7 @@ def transition_log_prob(z: Tensor, z_0: Tensor, weights: TransitionWeights, leng
     valid = valid_steps(lengths, z.shape[-2]).unsqueeze(-1)
     z = torch.where(valid, z, 0.0)
     loc, pre_scale = _gated_transition(previous(z, z_0), weights)
-    return _sum_normal(z, loc, pre_scale, valid)
+    return sum_normal(z, loc, pre_scale, valid)
 
 
 def transition_kl(
@@ -171,9 +130,9 @@ def transition_kl(
     loc_p, pre_scale_p = _gated_transition(previous(z, z_0), weights)
     pre_scale_p = torch.where(valid, pre_scale_p, 0.0)
     log_ratio = log_softplus(pre_scale) - log_softplus(pre_scale_p)
-    residual = (loc - loc_p) / _positive_softplus(pre_scale_p)
+    residual = (loc - loc_p) / positive_softplus(pre_scale_p)
     terms = 0.5 * ((2.0 * log_ratio).expm1() + residual.square()) - log_ratio
-    return _sum_steps(terms, valid)
+    return sum_steps(terms, valid)
 
 
 def combiner_log_prob(
@@ -185,50 +144,14 @@ def combiner_log_prob(
     # Starts may differ between particles that only h has.
     z = z.expand(*torch.broadcast_shapes(z.shape[:-2], h.shape[:-2]), *z.shape[-2:])
     loc, pre_scale = _combiner(previous(z, z_q_0), h, weights)
-    return _sum_normal(z, loc, pre_scale, valid)
+    return sum_normal(z, loc, pre_scale, valid)
 
 
 def drawn_log_prob(eps: Tensor, pre_scale: Tensor, lengths: Tensor) -> Tensor:
     """``[..., B]``: log-density of ``z = loc + scale * eps`` from its own noise, without a division."""
     valid = valid_steps(lengths, eps.shape[-2]).unsqueeze(-1)
     eps, pre_scale = torch.where(valid, eps, 0.0), torch.where(valid, pre_scale, 0.0)
-    return _sum_steps(-0.5 * eps.square() - log_softplus(pre_scale) - _HALF_LOG_2PI, valid)
-
-
-def emission_log_prob(
-    x: Tensor, z: Tensor, weights: EmitterWeights, lengths: Tensor, mask: Tensor | None = None
-) -> Tensor:
-    """``[..., B]``: sum over what is observed of log Bernoulli(x_t; logits = emitter(z_t))."""
-    valid = valid_steps(lengths, z.shape[-2]).unsqueeze(-1)
-    return bernoulli_log_prob(x, emitter(torch.where(valid, z, 0.0), weights), lengths, mask)
-
-
-def gaussian_emission_log_prob(
-    x: Tensor, z: Tensor, weights: GaussianEmitterWeights, lengths: Tensor, mask: Tensor | None = None
-) -> Tensor:
-    """``[..., B]``: sum over what is observed of log N(x_t; gaussian_emitter(z_t))."""
-    keep = observed(lengths, z.shape[-2], mask)
-    valid = valid_steps(lengths, z.shape[-2]).unsqueeze(-1)
-    loc, pre_scale = gaussian_emitter(torch.where(valid, z, 0.0), weights)
-    return _sum_normal(torch.where(keep, x, 0.0), loc, pre_scale, keep)
-
-
-def normal_log_prob(
-    value: Tensor, loc: Tensor, scale: Tensor, lengths: Tensor, mask: Tensor | None = None
-) -> Tensor:
-    """``[..., B]``: sum over what is observed of log N(value; loc, scale)."""
-    keep = observed(lengths, value.shape[-2], mask)
-    value, loc = torch.where(keep, value, 0.0), torch.where(keep, loc, 0.0)
-    scale = torch.where(keep, scale, 1.0)
-    terms = -0.5 * ((value - loc) / scale).square() - scale.log() - _HALF_LOG_2PI
-    return _sum_steps(terms, keep)
-
-
-def bernoulli_log_prob(x: Tensor, logits: Tensor, lengths: Tensor, mask: Tensor | None = None) -> Tensor:
-    """``[..., B]``: sum over what is observed of log Bernoulli(x; sigmoid(logits))."""
-    keep = observed(lengths, x.shape[-2], mask)
-    x, logits = torch.broadcast_tensors(torch.where(keep, x, 0.0), torch.where(keep, logits, 0.0))
-    return _sum_steps(-F.binary_cross_entropy_with_logits(logits, x, reduction="none"), keep)
+    return sum_steps(-0.5 * eps.square() - log_softplus(pre_scale) - HALF_LOG_2PI, valid)
 
 
 # --- scans ------------------------------------------------------------------------------------------
@@ -262,6 +185,27 @@ def rnn_scan(
         h = torch.where(active.unsqueeze(-1), activation(x_t + F.linear(h, w_hh)), h)
         steps.append(h)
     return torch.stack(steps[::order], dim=-2).masked_fill(~valid.unsqueeze(-1), 0.0)
+
+
+def transition_scan(
+    eps: Tensor, z_0: Tensor, inputs: Tensor, weights: TransitionWeights, lengths: Tensor
+) -> Tensor:
+    """``z [..., B, T, Z]`` of the prior chain, forward in time and 0 past the end.
+
+    ``z_t = loc + scale eps_t`` with ``loc, scale = gated_transition([z_{t-1}, inputs_t])``; ``inputs`` is
+    ``[..., B, T, X]``.
+    """
+    valid = valid_steps(lengths, eps.shape[-2]).unsqueeze(-1)
+    eps, inputs = torch.where(valid, eps, 0.0), torch.where(valid, inputs, 0.0)
+    lead = torch.broadcast_shapes(eps.shape[:-2], inputs.shape[:-2])
+    z_t = z_0.expand(*lead, eps.shape[-1])
+    steps: list[Tensor] = []
+    for eps_t, inputs_t, active in zip(eps.unbind(-2), inputs.unbind(-2), valid.unbind(-2), strict=True):
+        loc, scale = gated_transition(torch.cat([z_t, inputs_t.expand(*lead, -1)], dim=-1), weights)
+        # A chain that went on past the end of its row could grow without bound.
+        z_t = torch.where(active, loc + scale * eps_t, 0.0)
+        steps.append(z_t)
+    return torch.stack(steps, dim=-2)
 
 
 def combiner_scan(

@@ -1,6 +1,7 @@
 """The table of shapes that every op and backend is run through; that of ops is the package's own."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from benchmarks.draws import Sizes
 from dmm_fast.ops.schema import OPS
@@ -19,8 +20,10 @@ class Case(Sizes):
     R: int = 4
     G: int = 5
     E: int = 7
+    U: int = 6
     K: int = 2
     F: int = 8
+    X: int = 2
     mask_dtype: str = "bool"  # or "float": the dtype of the call
     poison: str = ""  # what stands at invalid steps and under the mask: "nan" or "inf"
     layout: str = "contiguous"  # or "time_major", "feature_major", "sliced", "expanded"
@@ -28,11 +31,16 @@ class Case(Sizes):
     seed: int = 0
 
 
-_PRIMES = {"B": 5, "T": 7, "D": 23, "Z": 11, "H": 13, "R": 17, "G": 19, "E": 7, "K": 3, "F": 29}
-_WIDE = {"B": 2, "T": 3, "D": 33, "Z": 33, "H": 65, "R": 33, "G": 65, "E": 65, "K": 1, "F": 65}
-_TALL = {"B": 65, "T": 2, "D": 3, "Z": 2, "H": 5, "R": 3, "G": 4, "E": 3, "F": 4}
-_TUTORIAL = {"B": 4, "T": 5, "D": 88, "Z": 100, "H": 600, "R": 200, "G": 200, "E": 100, "F": 100}
-_TINY = {"B": 3, "T": 3, "D": 2, "Z": 2, "H": 3, "R": 2, "G": 3, "E": 2, "F": 4}
+def _sizes(text: str) -> dict[str, Any]:
+    """The sizes by letter in a list such as ``"B5 T7"``."""
+    return {size[0]: int(size[1:]) for size in text.split()}
+
+
+_PRIMES = _sizes("B5 T7 D23 Z11 H13 R17 G19 E7 U37 K3 F29 X31")
+_WIDE = _sizes("B2 T3 D33 Z33 H65 R33 G65 E65 U65 K1 F65 X33")
+_TALL = _sizes("B65 T2 D3 Z2 H5 R3 G4 E3 U4 F4 X1")
+_TUTORIAL = _sizes("B4 T5 D88 Z100 H600 R200 G200 E100 U100 F100 X0")
+_TINY = _sizes("B3 T3 D2 Z2 H3 R2 G3 E2 U3 F4 X1")
 _RAGGED = {"lengths": "ragged", "mask": "dims", "poison": "nan"}
 _ZEROS = {"lengths": "zeros", "mask": "steps", "poison": "nan"}
 
@@ -40,11 +48,11 @@ CASES = {
     case.name: case
     for case in (
         Case("small"),
-        Case("ones", B=1, T=1, D=1, Z=1, H=1, R=1, G=1, E=1, K=1, F=1, start="rows", nonlinearity="tanh"),
+        Case("ones", **dict.fromkeys("BTDZHRGEUKF", 1), X=0, start="rows", nonlinearity="tanh"),
         Case("one_row", B=1, T=7, lengths="ragged", start="rows", incoming="expanded", direction="forward"),
         Case("one_step", B=5, T=1, mask="dims", layout="sliced", incoming="partial"),
         Case("primes", **_PRIMES, **_ZEROS, start="rows", incoming="strided", nonlinearity="tanh"),
-        Case("empty_rows", B=4, T=5, **_ZEROS, mask_dtype="float"),
+        Case("empty_rows", X=0, B=4, T=5, **_ZEROS, mask_dtype="float"),
         Case("particles", particles=(3,), shared=True, **_RAGGED),
         Case(
             "particles_2d",

@@ -57,16 +57,22 @@ def results(function: Callable[..., Any], case: Case, inputs: Inputs, only: str 
     return named | {f"gradient of {name}": gradient for name, gradient in gradients.items()}
 
 
+def differentiated(op_name: str) -> str | None:
+    """What an op is differentiated by: all inputs, or "" for none where it has no gradients."""
+    return None if OPS[op_name].has_backward else ""
+
+
 @lru_cache(maxsize=512)
 def eager(op_name: str, case: Case, dtype: torch.dtype) -> Results:
     """What eager PyTorch makes of the case on a CPU; in float64 this is the truth."""
     inputs = build(op_name, case, dtype, "cpu")
-    return results(getattr(reference, op_name), case, inputs)
+    return results(getattr(reference, op_name), case, inputs, differentiated(op_name))
 
 
 def run_backend(op_name: str, inputs: Inputs, case: Case, name: str, only: str | None = None) -> Results:
     """The results of the public op, computed by the backend of that name."""
     with ops.use_backend(name):
+        only = differentiated(op_name) if only is None else only
         return results(getattr(ops, op_name), case, inputs, only)
 
 
@@ -118,7 +124,7 @@ def _traces(op_name: str, inputs: Inputs, got: Results) -> list[str]:
     """Results that are not exactly zero where nothing is valid or observed."""
     op = OPS[op_name]
     faults = []
-    for name in differentiable(inputs):
+    for name in differentiable(inputs) if op.has_backward else ():
         gradient = got[f"gradient of {name}"]
         entries = hidden(op, inputs, name, gradient)
         if entries is not None and gradient[entries].count_nonzero():

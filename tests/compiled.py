@@ -14,6 +14,8 @@ from tests.compare import backends_for, dtypes_for, run_backend
 from tests.inputs import build
 
 COMPILED = [op for op in OPS if "cpp" in backends_for(op)]
+# With a backward pass.
+DIFFERENTIABLE = [name for name, op in OPS.items() if op.has_backward]
 OP_BACKENDS = [(op, backend) for op in OPS for backend in backends_for(op) if backend != "reference"]
 
 

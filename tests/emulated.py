@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dmm_fast.ops.schema import OTHERS
-from dmm_fast.ops.schema._signature import Signature, sizes_in
+from dmm_fast.ops.schema._signature import Signature, size_of, sizes_in
 
 emulator: Any  # the module that build.ninja makes, which is on the path
 options: Any
@@ -90,4 +90,4 @@ def _launch(signature: Signature) -> Callable[..., Any]:
 
 
 def _shape(dims: str, sizes: dict[str, int]) -> list[int]:
-    return [sizes[size.strip("()")[-1]] * int(size.strip("()")[:-1] or 1) for size in sizes_in(dims)]
+    return [size_of(size, sizes) for size in sizes_in(dims)]

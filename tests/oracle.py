@@ -9,13 +9,14 @@ from itertools import product
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Normal, kl_divergence
+from torch.distributions import Bernoulli, Distribution, NegativeBinomial, Normal, Poisson, kl_divergence
 
 from dmm_fast.reference import (
     CombinerWeights,
     EmitterWeights,
     FlowWeights,
     GaussianEmitterWeights,
+    NadeEmitterWeights,
     TransitionWeights,
 )
 
@@ -100,7 +101,7 @@ def flow_step(x: Tensor, w: FlowWeights) -> tuple[Tensor, Tensor]:
     return torch.exp(clamped) * x + w.w_mean @ hidden + w.b_mean, clamped
 
 
-def emitter_hidden(z: Tensor, w: EmitterWeights | GaussianEmitterWeights) -> Tensor:
+def emitter_hidden(z: Tensor, w: EmitterWeights | GaussianEmitterWeights | NadeEmitterWeights) -> Tensor:
     return relu(w.w_hidden @ relu(w.w_in @ z + w.b_in) + w.b_hidden)
 
 
@@ -196,6 +197,13 @@ def drawn_log_prob(eps: Tensor, pre_scale: Tensor, lengths: Tensor) -> Tensor:
     return sums(particles_of(eps), lengths, row)
 
 
+def entries_of(mask: Tensor | None, b: int, t: int, width: int) -> list[int]:
+    """Which of the entries of a step are observed."""
+    if mask is None:
+        return list(range(width))
+    return [d for d in range(width) if mask[b, t].expand(width)[d] != 0]
+
+
 def observed(
     x: Tensor,
     index: Index,
@@ -206,10 +214,7 @@ def observed(
     """Log-probabilities of a row under ``distribution(t, entries)``, of its observed entries alone."""
     x_row, terms = at(x, index, 2), []
     for t in range(length):
-        entries = list(range(x_row.shape[-1]))
-        if mask is not None:
-            of_step = mask[index[-1], t].expand(len(entries))
-            entries = [d for d in entries if of_step[d] != 0]
+        entries = entries_of(mask, index[-1], t, x_row.shape[-1])
         terms.append(distribution(t, entries).log_prob(x_row[t][entries]).sum())
     return terms
 
@@ -239,6 +244,90 @@ def gaussian_emission_log_prob(
             return Normal(loc[entries], softplus(pre_scale[entries]))
 
         return observed(x, index, length, mask, emission)
+
+    return sums(particles_of(x, z), lengths, row)
+
+
+def nade_emission_log_prob(
+    x: Tensor,
+    z: Tensor,
+    weights: NadeEmitterWeights,
+    lengths: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
+    w = weights
+
+    def row(index: Index, length: int) -> list[Tensor]:
+        x_row, z_row, terms = at(x, index, 2), at(z, index, 2), []
+        for t in range(length):
+            hidden = emitter_hidden(z_row[t], w)
+            state = w.w_state @ hidden + w.b_state
+            for d in range(x.shape[-1]):
+                if mask is not None and mask[index[-1], t].expand(x.shape[-1])[d] == 0:
+                    continue
+                logit = w.w_out[d] @ hidden + w.b_out[d] + w.w_read[d] @ sigmoid(state)
+                terms.append(Bernoulli(logits=logit).log_prob(x_row[t, d]))
+                state = state + x_row[t, d] * w.w_write[d]
+        return terms
+
+    return sums(particles_of(x, z), lengths, row)
+
+
+def nade_draw(u: Tensor, logits: Tensor, state: Tensor, w_read: Tensor, w_write: Tensor) -> Tensor:
+    def draw(u: Tensor, logits: Tensor, state: Tensor) -> tuple[Tensor]:
+        drawn = []
+        for d in range(len(logits)):
+            drawn.append(u[d] < sigmoid(logits[d] + w_read[d] @ sigmoid(state)))
+            state = state + w_write[d] if drawn[d] else state
+        return (torch.stack(drawn).to(logits.dtype),)
+
+    return each_vector(draw, u, logits, state)[0]
+
+
+def poisson_emission_log_prob(
+    x: Tensor, z: Tensor, weights: EmitterWeights, lengths: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    def row(index: Index, length: int) -> list[Tensor]:
+        def emission(t: int, entries: list[int]) -> Poisson:
+            return Poisson(softplus(emitter_step(at(z, index, 2)[t], weights)[entries]))
+
+        return observed(x, index, length, mask, emission)
+
+    return sums(particles_of(x, z), lengths, row)
+
+
+def negative_binomial_emission_log_prob(
+    x: Tensor,
+    z: Tensor,
+    weights: GaussianEmitterWeights,
+    lengths: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
+    def row(index: Index, length: int) -> list[Tensor]:
+        def emission(t: int, entries: list[int]) -> NegativeBinomial:
+            heads = gaussian_emitter_step(at(z, index, 2)[t], weights)
+            mean, total_count = (softplus(head[entries]) for head in heads)
+            return NegativeBinomial(total_count, logits=torch.log(mean) - torch.log(total_count))
+
+        return observed(x, index, length, mask, emission)
+
+    return sums(particles_of(x, z), lengths, row)
+
+
+def categorical_emission_log_prob(
+    x: Tensor, z: Tensor, weights: EmitterWeights, lengths: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    def row(index: Index, length: int) -> list[Tensor]:
+        x_row, z_row, terms = at(x, index, 2), at(z, index, 2), []
+        for t in range(length):
+            weight = torch.exp(emitter_step(z_row[t], weights))
+            probs = weight / weight.sum()
+            seen = entries_of(mask, index[-1], t, len(probs))
+            missing = [d for d in range(len(probs)) if d not in seen]
+            terms += [x_row[t][d] * torch.log(probs[d]) for d in seen]
+            if seen and missing:
+                terms.append((1 - x_row[t][seen].sum()) * torch.log(probs[missing].sum()))
+        return terms
 
     return sums(particles_of(x, z), lengths, row)
 
@@ -289,6 +378,22 @@ def rnn_scan(
             h = steps[t] = activation(x_row[t] + w_hh @ h)
         filled.append([steps[t] for t in range(length)])
     return stack_rows(x_proj.shape[:-3], *x_proj.shape[-3:], filled)
+
+
+def transition_scan(
+    eps: Tensor, z_0: Tensor, inputs: Tensor, weights: TransitionWeights, lengths: Tensor
+) -> Tensor:
+    particles = particles_of(eps, inputs)
+    filled = []
+    for index, length in rows(particles, lengths):
+        eps_row, inputs_row, z = at(eps, index, 2), at(inputs, index, 2), at(z_0, index, 1)
+        steps = []
+        for t in range(length):
+            loc, scale = transition_step(torch.cat([z, inputs_row[t]]), weights)
+            z = loc + scale * eps_row[t]
+            steps.append(z)
+        filled.append(steps)
+    return stack_rows(particles, *eps.shape[-3:], filled)
 
 
 def combiner_scan(

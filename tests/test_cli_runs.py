@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from dmm_fast import training
-from dmm_fast._arguments import INFERENCE, NETWORKS
+from dmm_fast._arguments import AUGMENT, INFERENCE, NETWORKS
+from dmm_fast._heads import HEADS
 from dmm_fast.cli import build_parser, main
 from dmm_fast.data import Dataset, SequenceSet, chorales, load, save_npz
 from dmm_fast.training import TrainConfig, read_metrics
@@ -147,7 +148,7 @@ def test_real_values_are_refused_with_the_way_out(
         assert main([*TINY, "--data", real_file, "-n", "1", "--out", str(tmp_path / "run")]) == 2
         error = capsys.readouterr().err
         assert len(error) < 200
-        assert re.search(r"data, train: expected zeros and ones \(.*--emission gaussian\), got \S+ at", error)
+        assert re.search(r"data, train: expected 0 or 1 .*, got \S+ at .*\(emission='gaussian' is", error)
         assert list(tmp_path.iterdir()) == []
 
 
@@ -185,12 +186,13 @@ def test_a_closed_terminal_saves_the_state(tmp_path: Path, data_file: str) -> No
     assert not (out / ".lock").exists()
 
 
-def test_the_flags_of_the_guide_name_all_there_are() -> None:
+def test_the_flags_of_the_model_name_all_there_are() -> None:
     (commands,) = (a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
     actions = {action.dest: action for action in commands.choices["train"]._actions}
-    for name, known in (("inference", INFERENCE), ("rnn", NETWORKS)):
-        assert actions[name].choices == known
+    for name, known in (("inference", INFERENCE), ("rnn", NETWORKS), ("emission", tuple(HEADS))):
+        assert sorted(actions[name].choices) == sorted(known)
         assert actions[name].default == getattr(TrainConfig(), name) == known[0]
+    assert actions["augment"].choices == AUGMENT
 
 
 @pytest.mark.parametrize(("inference", "rnn"), list(zip(INFERENCE, cycle(NETWORKS))))

@@ -211,7 +211,7 @@ def test_the_call_of_2017_is_told_what_came_between() -> None:
         ({"per_step_sites": 1}, "^per_step_sites: expected bool, got int 1"),
         ({"validate_args": "no"}, "^validate_args: expected bool or NoneType, got str"),
         ({"use_cuda": "cuda:0"}, "^use_cuda: expected bool, got str"),
-        ({"emission": "poisson"}, "^emission: expected 'bernoulli' or 'gaussian'"),
+        ({"emission": "poison"}, "^emission: expected one of bernoulli, gaussian"),
     ],
 )
 def test_an_argument_of_another_kind_is_named(kwargs: dict[str, Any], message: str) -> None:

@@ -11,14 +11,14 @@ import dmm_fast
 PACKAGE = Path(dmm_fast.__file__).parent
 LAYERS = (
     ("check", "_io", "_lazy", "_one_step"),
-    ("reference", "_weights"),
+    ("reference", "_reference_emissions", "_reference_nade", "_reference_pieces", "_weights"),
     ("ops", "triton", "cuda", "_extension"),
     ("data", "optim"),
-    ("nn", "_recurrent"),
+    ("nn", "_emitters", "_network", "_recurrent"),
     ("_flows",),
     ("distributions",),
-    ("_minibatch", "_units"),
-    ("model", "_arguments", "_handlers", "_parameters", "_step_sites"),
+    ("_minibatch", "_units", "_values"),
+    ("model", "_arguments", "_handlers", "_heads", "_inputs", "_parameters", "_parts", "_step_sites"),
     ("infer",),
     ("_figures",),
     ("training",),

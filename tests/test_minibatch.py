@@ -347,7 +347,7 @@ def test_validation_when_asked_for_reads_lengths_that_cost_a_wait(
 
 def test_validation_alone_names_what_it_refuses() -> None:
     with pytest.raises(ValueError, match=DATA + r"shape \(B, T, 2\), got float32 of shape \(4, 6"):
-        validate_mini_batch(*arguments(), input_dim=2, like=torch.zeros(()), boolean=True, validate=None)
+        validate_mini_batch(*arguments(), input_dim=2, like=torch.zeros(()), kind="binary", validate=None)
 
 
 # --- the model's own arguments --------------------------------------------------------------------
@@ -356,7 +356,7 @@ def test_validation_alone_names_what_it_refuses() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"emission": "poisson"}, "^emission: expected 'bernoulli' or 'gaussian', got str 'poisson'"),
+        ({"emission": "poison"}, "^emission: expected one of bernoulli, .+, or a module, got str 'poison'"),
         ({"num_iafs": 1, "iaf_dim": 2, "z_dim": 3}, "^iaf_dim: expected at least z_dim = 3.*got 2"),
         ({"z_dim": 0}, "^z_dim: expected a positive int, got 0"),
         ({"input_dim": 0}, "^input_dim: expected a positive int"),

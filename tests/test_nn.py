@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from dmm_fast import DMM, Combiner, Emitter, GatedTransition, GaussianEmitter, InferenceNetwork
 from dmm_fast.data import reverse_sequences
+from dmm_fast.nn import CategoricalEmitter, NegativeBinomialEmitter, PoissonEmitter
 from tests.helpers_model import LENGTHS, SIZES, TOLERANCE, assert_close, make_batch, stir
 
 D, Z, E, R, H = 5, 3, 4, 6, 7
@@ -201,6 +202,20 @@ def by_hand_gaussian_emitter(w: dict[str, Tensor], z: Tensor) -> tuple[Tensor, .
     return linear(w, "hidden_to_loc", hidden), softplus(linear(w, "hidden_to_scale", hidden))
 
 
+def by_hand_poisson_emitter(w: dict[str, Tensor], z: Tensor) -> tuple[Tensor, ...]:
+    return (softplus(linear(w, "hidden_to_input", emitter_hidden(w, z))),)
+
+
+def by_hand_negative_binomial_emitter(w: dict[str, Tensor], z: Tensor) -> tuple[Tensor, ...]:
+    hidden = emitter_hidden(w, z)
+    return softplus(linear(w, "hidden_to_mean", hidden)), softplus(linear(w, "hidden_to_total_count", hidden))
+
+
+def by_hand_categorical_emitter(w: dict[str, Tensor], z: Tensor) -> tuple[Tensor, ...]:
+    weight = linear(w, "hidden_to_input", emitter_hidden(w, z)).exp()
+    return (weight / weight.sum(-1, keepdim=True),)
+
+
 def by_hand_transition(w: dict[str, Tensor], z: Tensor) -> tuple[Tensor, ...]:
     gate = linear(w, "gate_hidden_to_z", linear(w, "gate_z_to_hidden", z).clamp(min=0))
     gate = 1 / (1 + (-gate).exp())
@@ -218,6 +233,9 @@ def by_hand_combiner(w: dict[str, Tensor], z: Tensor, h: Tensor) -> tuple[Tensor
 FORMULAS = [
     (lambda: Emitter(D, Z, E), by_hand_emitter, (Z,)),
     (lambda: GaussianEmitter(D, Z, E), by_hand_gaussian_emitter, (Z,)),
+    (lambda: PoissonEmitter(D, Z, E), by_hand_poisson_emitter, (Z,)),
+    (lambda: NegativeBinomialEmitter(D, Z, E), by_hand_negative_binomial_emitter, (Z,)),
+    (lambda: CategoricalEmitter(D, Z, E), by_hand_categorical_emitter, (Z,)),
     (lambda: GatedTransition(Z, R), by_hand_transition, (Z,)),
     (lambda: Combiner(Z, H), by_hand_combiner, (Z, H)),
 ]

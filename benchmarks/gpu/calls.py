@@ -11,6 +11,7 @@ from benchmarks.errors import ADAM_OPTIONS, arguments, as_tuple
 from benchmarks.gpu.record import Record
 from dmm_fast import ops, reference
 from dmm_fast.ops import _backends
+from dmm_fast.ops.schema import OPS
 
 SCANS = ("rnn_scan", "combiner_scan", "flow_scan")
 Function = Callable[..., Any]
@@ -52,7 +53,8 @@ def reference_of(op: str) -> Function:
 class Call:
     """An op's arguments on a device, drawn as they come, and what is timed with them.
 
-    Every floating argument wants a gradient, so ``forward`` saves what a training step would.
+    Every floating argument of an op that has gradients wants one, so ``forward`` saves what a training step
+    would.
     """
 
     def __init__(self, op: str, sizes: Sizes, device: str) -> None:
@@ -66,6 +68,8 @@ class Call:
             with torch.no_grad():
                 outputs = as_tuple(by("reference", op)(**self.inputs))
             self.incoming = [torch.randn_like(output) for output in outputs]
+            if not OPS[op].has_backward:
+                self.wanted = []
             for tensor in self.wanted:
                 tensor.requires_grad_()
 

@@ -35,7 +35,7 @@ def _arguments(op: str) -> int:
 def call_op(device: str, op: str, name: str, sizes: Sizes) -> None:
     """Call an op by a backend on a ragged batch, with its gradients where it has any."""
     call = Call(op, replace(sizes, lengths="ragged"), device)
-    (call.forward if call.steps_in_place else call.both)(by(name, op))()
+    (call.both if call.wanted else call.forward)(by(name, op))()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

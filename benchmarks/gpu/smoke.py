@@ -143,7 +143,7 @@ class Expected:
 
     def _results(self, function: Any, inputs: Inputs) -> Results:
         backward = self._kernel.backward
-        every = errors.results_of(self._kernel.op)(function, inputs, backward)
+        every = errors.results_of(self._kernel.op)(function, inputs, gradients=backward)
         return {name: value for name, value in every.items() if name.startswith("gradient") == backward}
 
     def compare(self, backend: str) -> Iterator[Row]:

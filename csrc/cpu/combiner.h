@@ -134,7 +134,7 @@ void combiner_log_prob(const CombinerLogProb<S>& a) {
   const auto before = [&](const Place& p) { return chain.before(p); };
   const auto head = [&](int64_t i, S* loc) {
     const S* z = a.z.at(places[i].row, places[i].step);
-    terms[i] = normal_forward<S>(z, nullptr, a.Z, loc, loc);
+    terms[i] = density_forward<Normal, S>(z, nullptr, a.Z, loc, loc);
   };
   combiner_core_forward<S>(places, a.h, a.weights, before, head);
   sum_steps(places, terms, chain.steps.rows, a.out);
@@ -152,7 +152,7 @@ void combiner_log_prob_backward(const CombinerLogProbBackward<S>& a) {
   const auto before = [&](const Place& p) { return chain.before(p); };
   const auto head = [&](int64_t i, S* loc) {
     const auto [row, step] = places[i];
-    normal_backward<S>(a.z.at(row, step), nullptr, a.dout[row], Z, loc, out.dz + (row * a.T + step) * Z);
+    density_backward<Normal, S>(a.z.at(row, step), nullptr, a.dout[row], Z, loc, out.dz + (row * a.T + step) * Z);
   };
   const auto after = [&](int64_t i, const S* from) { add_before(places[i], a.T, Z, from, out); };
   combiner_core_backward<S>(chain.steps, places, a.h, a.weights, a.dh, a.dweights, clear, before, head, after);

@@ -30,10 +30,14 @@ class Partials {
 
 // [W_loc; W_scale] as one weight [2 latents, units]; W_loc alone where there is no other.
 template <class S>
-inline std::vector<S> stacked(const S* loc, const S* scale, int64_t size) {
+inline std::vector<S> stacked(const S* loc, int64_t size, const S* scale, int64_t scale_size) {
   std::vector<S> both(loc, loc + size);
-  if (scale) both.insert(both.end(), scale, scale + size);
+  if (scale) both.insert(both.end(), scale, scale + scale_size);
   return both;
+}
+template <class S>
+inline std::vector<S> stacked(const S* loc, const S* scale, int64_t size) {
+  return stacked(loc, size, scale, size);
 }
 
 // The work of one row's step.

@@ -1,17 +1,21 @@
 // The emitter p(x_t | z_t): one core, forward and backward, and its heads.
 //
 //   h_1 = relu(W_in z + b)   h_2 = relu(W_hidden h_1 + b)   out = W_out h_2 + b
-// A Bernoulli's out is the logits; a Gaussian's is loc and, after it, pre_scale, as one product.
+// A Bernoulli's out is the logits; a Gaussian's is loc and, after it, pre_scale, as one product. Those of
+// counts are pre-activations: of a Poisson's rate; of a negative binomial's mean and, after it, total count. A
+// NADE's is the logits and its first state.
 //
 // Included once for each instruction set, inside its namespace.
 
-// The weights of either emitter, or their gradients.
+// The weights of an emitter, or their gradients.
 template <class S>
 struct EmitterLayers {
   int64_t E, Z, D;
   S *w_in, *b_in, *w_hidden, *b_hidden;
-  S *w_out, *b_out;      // of the logits, or of a Gaussian's loc
-  S *w_scale, *b_scale;  // of a Gaussian's pre_scale; null for a Bernoulli
+  S *w_out, *b_out;          // of the only head, or of the first
+  S *w_second, *b_second;    // of the second: a Gaussian's pre_scale, say, or a NADE's state; null where there is one
+  int64_t second_width = D;  // of a NADE U, the units of its state
+  int64_t width() const { return w_second ? D + second_width : D; }
 };
 template <class S>
 inline EmitterLayers<S> layers_of(const EmitterTensors<S>& t) {
@@ -24,8 +28,7 @@ inline EmitterLayers<S> layers_of(const GaussianEmitterTensors<S>& t) {
 
 template <class S>
 inline double emitter_work(const EmitterLayers<const S>& t, double pass) {
-  const int64_t width = t.w_scale ? 2 * t.D : t.D;
-  return pass * product_work(t.E, t.Z + t.E + width) + density_work(t.D);
+  return pass * product_work(t.E, t.Z + t.E + t.width()) + density_work(t.D);
 }
 
 // The weights of the forward pass, packed once a call.
@@ -38,9 +41,9 @@ struct EmitterNet {
 
   explicit EmitterNet(const EmitterLayers<const S>& tensors)
       : t(tensors),
-        width(t.w_scale ? 2 * t.D : t.D),
-        w_stack(stacked(t.w_out, t.w_scale, t.D * t.E)),
-        b_stack(stacked(t.b_out, t.b_scale, t.D)),
+        width(t.width()),
+        w_stack(stacked(t.w_out, t.D * t.E, t.w_second, t.second_width * t.E)),
+        b_stack(stacked(t.b_out, t.D, t.b_second, t.second_width)),
         w_in(t.w_in, t.E, t.Z, t.Z, 1),
         w_hidden(t.w_hidden, t.E, t.E, t.E, 1),
         w_out(w_stack.data(), width, t.E, t.E, 1) {}
@@ -64,13 +67,13 @@ void emitter_block(const EmitterNet<S>& net, const S* const* z, int64_t at, int6
   layer(planes.h_2.rows() + at, count, net.w_out, net.b_stack.data(), planes.out, at, [](S x) { return x; });
 }
 
-// head(i, out) gets step i of the list.
+// head(i, out) gets step i of the list. Each thread has a copy of it, with what scratch it holds.
 template <class S, class Head>
 void emitter_core_forward(const std::vector<Place>& places, const Rows<const S>& z,
                           const EmitterLayers<const S>& tensors, Head head) {
   const EmitterNet<S> net(tensors);
   for_blocks(static_cast<int64_t>(places.size()), emitter_work(tensors, kForward), [&] {
-    return [&, planes = EmitterPlanes<S>(net, kBlockRows), inputs = std::vector<const S*>(kBlockRows)](
+    return [&, head, planes = EmitterPlanes<S>(net, kBlockRows), inputs = std::vector<const S*>(kBlockRows)](
                int64_t first, int64_t count) mutable {
       for (int64_t i = 0; i < count; ++i) inputs[i] = z.at(places[first + i].row, places[first + i].step);
       emitter_block(net, inputs.data(), 0, count, planes);
@@ -79,12 +82,20 @@ void emitter_core_forward(const std::vector<Place>& places, const Rows<const S>&
   });
 }
 
-// head(i, out, scratch) puts the gradient by out in its place, with a row of scratch of the given width; dz
-// [rows, steps, Z] is zero where a step does not count.
-template <class S, class Clear, class Head>
+// The head of an emitter whose weights are all in its layers.
+template <class S>
+struct NoFurtherSums {
+  void operator()(Plane<S>&, Plane<S>&, int64_t, int64_t, int64_t, int64_t) const {}
+};
+
+// head(i, out, scratch) puts the gradient by out in its place, with a row of scratch of the given width, which
+// `sums` may read; each block of steps has a copy of it. dz [rows, steps, Z] is zero where a step does not count.
+// After a chunk of `count` steps sums(out, scratch, count, begin, end, parts) adds to the gradients of weights of
+// the head's own.
+template <class S, class Clear, class Head, class Sums = NoFurtherSums<S>>
 void emitter_core_backward(const Steps& steps, const std::vector<Place>& places, const Rows<const S>& z,
                            const EmitterLayers<const S>& tensors, S* dz, const EmitterLayers<S>& dw,
-                           int64_t scratch_width, Clear clear, Head head) {
+                           int64_t scratch_width, Clear clear, Head head, Sums sums = {}) {
   const EmitterNet<S> net(tensors);
   const int64_t Z = tensors.Z, E = tensors.E, D = tensors.D;
   const Packed<S> w_out(net.w_stack.data(), E, net.width, 1, E), w_hidden(tensors.w_hidden, E, E, 1, E),
@@ -93,12 +104,16 @@ void emitter_core_backward(const Steps& steps, const std::vector<Place>& places,
   EmitterPlanes<S> planes(net, chunks.rows);
   Plane<S> dh_1(chunks.rows, E), dh_2(chunks.rows, E), scratch(scratch_width ? chunks.rows : 0, scratch_width);
   std::vector<const S*> inputs(chunks.rows);
-  const std::vector<const S*> dscale = planes.out.rows_from(D);
+  const std::vector<const S*> dsecond = planes.out.rows_from(D);
   WeightGradients<S> gradients;
   gradients.add(dh_1.rows(), E, inputs.data(), Z, dw.w_in, dw.b_in);
   gradients.add(dh_2.rows(), E, planes.h_1.rows(), E, dw.w_hidden, dw.b_hidden);
   gradients.add(planes.out.rows(), D, planes.h_2.rows(), E, dw.w_out, dw.b_out);
-  if (dw.w_scale) gradients.add(dscale.data(), D, planes.h_2.rows(), E, dw.w_scale, dw.b_scale);
+  if (dw.w_second)
+    gradients.add(dsecond.data(), dw.second_width, planes.h_2.rows(), E, dw.w_second, dw.b_second);
+  gradients.also([&](int64_t count, int64_t begin, int64_t end, int64_t parts) {
+    sums(planes.out, scratch, count, begin, end, parts);
+  });
   const auto clear_all = [&](int64_t begin, int64_t end, int64_t parts) {
     clear_unlisted(steps, dz, Z, begin, end, parts);
     clear(begin, end, parts);
@@ -106,7 +121,8 @@ void emitter_core_backward(const Steps& steps, const std::vector<Place>& places,
   const auto run = [&](int64_t at, int64_t first, int64_t count) {
     for (int64_t i = 0; i < count; ++i) inputs[at + i] = z.at(places[first + i].row, places[first + i].step);
     emitter_block(net, inputs.data() + at, at, count, planes);
-    for (int64_t i = 0; i < count; ++i) head(first + i, planes.out[at + i], scratch[at + i]);
+    auto own = head;
+    for (int64_t i = 0; i < count; ++i) own(first + i, planes.out[at + i], scratch[at + i]);
     layer_backward(planes.out.rows() + at, count, w_out, planes.h_2, dh_2, at, 0);
     layer_backward(dh_2.rows() + at, count, w_hidden, planes.h_1, dh_1, at, 0);
     const auto keep = [&](int64_t i, int64_t column, int64_t width, const S* sum) {
@@ -118,14 +134,21 @@ void emitter_core_backward(const Steps& steps, const std::vector<Place>& places,
   backward_blocks(chunks, gradients, clear_all, run, [](int64_t, int64_t, int64_t) {});
 }
 
-// A step's log-density, a Gaussian's where there is a scale, else a Bernoulli's; `terms` is scratch.
-template <class S>
-inline double emission_term(const EmitterLayers<const S>& t, const S* x, const uint8_t* keep, const S* out,
-                            S* terms) {
-  return t.w_scale ? normal_forward(x, keep, t.D, out, terms) : bernoulli_forward(x, keep, t.D, out, terms);
-}
+// A head that takes each entry of a step by itself.
+template <class Density>
+struct Elementwise {
+  template <class S>
+  static double forward(const S* x, const uint8_t* keep, int64_t width, const S* out, S* terms) {
+    return density_forward<Density, S>(x, keep, width, out, terms);
+  }
+  template <class S>
+  static void backward(const S* x, const uint8_t* keep, S d, int64_t width, S* out, S* dx) {
+    density_backward<Density, S>(x, keep, d, width, out, dx);
+  }
+};
 
-template <class S, class Params>
+// Head::forward gives a step's log-density; Head::backward puts its gradients in the place of out.
+template <class Head, class S, class Params>
 void emission_log_prob_of(const Params& a) {
   const EmitterLayers<const S> layers = layers_of(a.weights);
   const Sequences sequences{Steps::of(a, a.mask.steps), a.D, a.mask.entries};
@@ -134,13 +157,13 @@ void emission_log_prob_of(const Params& a) {
   std::vector<double> terms(places.size());
   const auto head = [&](int64_t i, S* out) {
     const S* x = a.x.at(places[i].row, places[i].step);
-    terms[i] = emission_term(layers, x, mask.at(places[i]), out, out);
+    terms[i] = Head::template forward<S>(x, mask.at(places[i]), layers.D, out, out);
   };
   emitter_core_forward<S>(places, a.z, layers, head);
   sum_steps(places, terms, sequences.steps.rows, a.out);
 }
 
-template <class S, class Params>
+template <class Head, class S, class Params>
 void emission_log_prob_backward_of(const Params& a) {
   const EmitterLayers<const S> layers = layers_of(a.weights);
   const Sequences sequences{Steps::of(a, a.mask.steps), a.D, a.mask.entries};
@@ -157,9 +180,8 @@ void emission_log_prob_backward_of(const Params& a) {
     const S* x = a.x.at(place.row, place.step);
     const uint8_t* keep = mask.at(place);
     S* to = a.dx ? a.dx + (place.row * a.T + place.step) * D : nullptr;
-    if (a.out) terms[i] = emission_term(layers, x, keep, out, scratch);
-    if (layers.w_scale) normal_backward(x, keep, a.dout[place.row], D, out, to);
-    else bernoulli_backward(x, keep, a.dout[place.row], D, out, to);
+    if (a.out) terms[i] = Head::template forward<S>(x, keep, D, out, scratch);
+    Head::template backward<S>(x, keep, a.dout[place.row], D, out, to);
   };
   emitter_core_backward<S>(steps, places, a.z, layers, a.dz, layers_of(a.dweights), a.out ? D : 0, clear, head);
   if (a.out) sum_steps(places, terms, steps.rows, a.out);
@@ -167,19 +189,43 @@ void emission_log_prob_backward_of(const Params& a) {
 
 template <class S>
 void emission_log_prob(const EmissionLogProb<S>& a) {
-  emission_log_prob_of<S>(a);
+  emission_log_prob_of<Elementwise<Bernoulli>, S>(a);
 }
 template <class S>
 void emission_log_prob_backward(const EmissionLogProbBackward<S>& a) {
-  emission_log_prob_backward_of<S>(a);
+  emission_log_prob_backward_of<Elementwise<Bernoulli>, S>(a);
 }
 template <class S>
 void gaussian_emission_log_prob(const GaussianEmissionLogProb<S>& a) {
-  emission_log_prob_of<S>(a);
+  emission_log_prob_of<Elementwise<Normal>, S>(a);
 }
 template <class S>
 void gaussian_emission_log_prob_backward(const GaussianEmissionLogProbBackward<S>& a) {
-  emission_log_prob_backward_of<S>(a);
+  emission_log_prob_backward_of<Elementwise<Normal>, S>(a);
+}
+template <class S>
+void poisson_emission_log_prob(const PoissonEmissionLogProb<S>& a) {
+  emission_log_prob_of<Elementwise<Poisson>, S>(a);
+}
+template <class S>
+void poisson_emission_log_prob_backward(const PoissonEmissionLogProbBackward<S>& a) {
+  emission_log_prob_backward_of<Elementwise<Poisson>, S>(a);
+}
+template <class S>
+void negative_binomial_emission_log_prob(const NegativeBinomialEmissionLogProb<S>& a) {
+  emission_log_prob_of<Elementwise<NegativeBinomial>, S>(a);
+}
+template <class S>
+void negative_binomial_emission_log_prob_backward(const NegativeBinomialEmissionLogProbBackward<S>& a) {
+  emission_log_prob_backward_of<Elementwise<NegativeBinomial>, S>(a);
+}
+template <class S>
+void categorical_emission_log_prob(const CategoricalEmissionLogProb<S>& a) {
+  emission_log_prob_of<Categorical, S>(a);
+}
+template <class S>
+void categorical_emission_log_prob_backward(const CategoricalEmissionLogProbBackward<S>& a) {
+  emission_log_prob_backward_of<Categorical, S>(a);
 }
 
 // Single steps: `out` is the logits or loc; pre_scale is null for a Bernoulli.

@@ -25,9 +25,13 @@ inline S relu_(S x) {
 #include "rowwise.h"
 #include "flow_scan.h"
 #include "log_prob.h"
+#include "count_log_prob.h"
+#include "categorical_log_prob.h"
 #include "transition.h"
+#include "transition_scan.h"
 #include "combiner.h"
 #include "emitter.h"
+#include "nade.h"
 
 template <class S>
 const Kernels<S>& all_kernels() {

@@ -103,15 +103,55 @@ inline Lanes<S> kept(const uint8_t* keep, int64_t j, N n) {
   return all;
 }
 
-// A step's log-density; pre_scale follows loc at `width`. `terms` is scratch, which may be where loc is.
+// What a network gives for an entry of a step, one or two numbers, with a density's slopes by them.
 template <class S>
-inline double normal_forward(const S* value, const uint8_t* keep, int64_t width, const S* loc, S* terms) {
+struct Pair {
+  S first, second;
+};
+
+struct Normal {  // of loc and pre_scale
+  static constexpr bool kTwo = true;
+  template <class S>
+  static S log_density(S value, Pair<S> given) {
+    return normal_log_density_(value, given.first, given.second);
+  }
+  template <class S>
+  static Pair<S> slopes(S value, Pair<S> given) {
+    const Slopes<S> by = normal_slopes_(value, given.first, given.second);
+    return {by.loc, by.pre_scale};
+  }
+  template <class S>
+  static S slope_by_value(S value, Pair<S> given) {
+    return -normal_slopes_(value, given.first, given.second).loc;
+  }
+};
+
+struct Bernoulli {  // of the logit
+  static constexpr bool kTwo = false;
+  template <class S>
+  static S log_density(S x, Pair<S> given) {
+    return bernoulli_log_density_(x, given.first);
+  }
+  template <class S>
+  static Pair<S> slopes(S x, Pair<S> given) {
+    return {bernoulli_slope_(x, given.first), S(0)};
+  }
+  template <class S>
+  static S slope_by_value(S, Pair<S> given) {
+    return given.first;
+  }
+};
+
+// A step's log-density of what a network gives: the first number of each entry and, at `width`, the second.
+// `terms` is scratch, which may be where the first are.
+template <class Density, class S>
+inline double density_forward(const S* value, const uint8_t* keep, int64_t width, const S* given, S* terms) {
   for_lanes<S>(width, [&](int64_t j, auto n) {
-    const Lanes<S> v(value + j, n), k = kept<S>(keep, j, n), pre_scale(loc + width + j, n);
-    Lanes<S> to(loc + j, n);
+    const Lanes<S> v(value + j, n), k = kept<S>(keep, j, n), second(given + (Density::kTwo ? width : 0) + j, n);
+    Lanes<S> to(given + j, n);
 #pragma GCC ivdep
     for (int64_t l = 0; l < kLanes<S>; ++l) {
-      const S term = normal_log_density_(v[l], to[l], pre_scale[l]);
+      const S term = Density::log_density(v[l], Pair<S>{to[l], second[l]});
       to[l] = select_(k[l] != S(0), term, S(0));
     }
     to.store(terms + j, n);
@@ -119,54 +159,29 @@ inline double normal_forward(const S* value, const uint8_t* keep, int64_t width,
   return sum_of(terms, width);
 }
 
-// d times the slopes take the place of loc and pre_scale; that by the value goes to dvalue unless null.
-template <class S>
-inline void normal_backward(const S* value, const uint8_t* keep, S d, int64_t width, S* loc, S* dvalue) {
+// d times the slopes take the place of what was given; that by the value goes to dvalue unless null.
+template <class Density, class S>
+inline void density_backward(const S* value, const uint8_t* keep, S d, int64_t width, S* given, S* dvalue) {
   for_lanes<S>(width, [&](int64_t j, auto n) {
+    S* const second = given + (Density::kTwo ? width : 0);
     const Lanes<S> v(value + j, n), k = kept<S>(keep, j, n);
-    Lanes<S> to_loc(loc + j, n), to_pre_scale(loc + width + j, n), to_value;
+    Lanes<S> to_first(given + j, n), to_second(second + j, n), to_value;
+    if (dvalue) {
+#pragma GCC ivdep
+      for (int64_t l = 0; l < kLanes<S>; ++l) {
+        const S slope = Density::slope_by_value(v[l], Pair<S>{to_first[l], to_second[l]});
+        to_value[l] = select_(k[l] != S(0), d * slope, S(0));
+      }
+      to_value.store(dvalue + j, n);
+    }
 #pragma GCC ivdep
     for (int64_t l = 0; l < kLanes<S>; ++l) {
-      const Slopes<S> slope = normal_slopes_(v[l], to_loc[l], to_pre_scale[l]);
-      to_loc[l] = select_(k[l] != S(0), d * slope.loc, S(0));
-      to_pre_scale[l] = select_(k[l] != S(0), d * slope.pre_scale, S(0));
-      to_value[l] = -to_loc[l];
+      const Pair<S> slopes = Density::slopes(v[l], Pair<S>{to_first[l], to_second[l]});
+      to_first[l] = select_(k[l] != S(0), d * slopes.first, S(0));
+      to_second[l] = select_(k[l] != S(0), d * slopes.second, S(0));
     }
-    to_loc.store(loc + j, n);
-    to_pre_scale.store(loc + width + j, n);
-    if (dvalue) to_value.store(dvalue + j, n);
-  });
-}
-
-// The same for a Bernoulli's logits.
-template <class S>
-inline double bernoulli_forward(const S* x, const uint8_t* keep, int64_t width, const S* logits, S* terms) {
-  for_lanes<S>(width, [&](int64_t j, auto n) {
-    const Lanes<S> from(x + j, n), k = kept<S>(keep, j, n);
-    Lanes<S> to(logits + j, n);
-#pragma GCC ivdep
-    for (int64_t l = 0; l < kLanes<S>; ++l) {
-      const S term = bernoulli_log_density_(from[l], to[l]);
-      to[l] = select_(k[l] != S(0), term, S(0));
-    }
-    to.store(terms + j, n);
-  });
-  return sum_of(terms, width);
-}
-
-template <class S>
-inline void bernoulli_backward(const S* x, const uint8_t* keep, S d, int64_t width, S* logits, S* dx) {
-  for_lanes<S>(width, [&](int64_t j, auto n) {
-    const Lanes<S> from(x + j, n), k = kept<S>(keep, j, n);
-    Lanes<S> to(logits + j, n), to_x;
-#pragma GCC ivdep
-    for (int64_t l = 0; l < kLanes<S>; ++l) {
-      const S slope = d * bernoulli_slope_(from[l], to[l]);
-      to_x[l] = select_(k[l] != S(0), d * to[l], S(0));
-      to[l] = select_(k[l] != S(0), slope, S(0));
-    }
-    to.store(logits + j, n);
-    if (dx) to_x.store(dx + j, n);
+    if (Density::kTwo) to_second.store(second + j, n);
+    to_first.store(given + j, n);
   });
 }
 
@@ -270,7 +285,7 @@ template <class S>
 void bernoulli_log_prob(const BernoulliLogProb<S>& a) {
   const Sequences sequences{Steps::of(a, a.mask.steps), a.D, a.mask.entries};
   reduce(sequences, a.out, [&](const Place& p, const uint8_t* keep, S* scratch) {
-    return bernoulli_forward(a.x.at(p.row, p.step), keep, a.D, a.logits.at(p.row, p.step), scratch);
+    return density_forward<Bernoulli>(a.x.at(p.row, p.step), keep, a.D, a.logits.at(p.row, p.step), scratch);
   });
 }
 
@@ -279,7 +294,7 @@ void bernoulli_log_prob_backward(const BernoulliLogProbBackward<S>& a) {
   const Sequences sequences{Steps::of(a, a.mask.steps), a.D, a.mask.entries};
   reduce_backward<S>(sequences, {a.dx, a.dlogits}, [&](const Place& p, const uint8_t* keep, int64_t at) {
     std::copy_n(a.logits.at(p.row, p.step), a.D, a.dlogits + at);
-    bernoulli_backward(a.x.at(p.row, p.step), keep, a.dout[p.row], a.D, a.dlogits + at, a.dx + at);
+    density_backward<Bernoulli>(a.x.at(p.row, p.step), keep, a.dout[p.row], a.D, a.dlogits + at, a.dx + at);
   });
 }
 

@@ -68,6 +68,7 @@ class Plane {
   }
   S* operator[](int64_t row) { return base_ + row * stride_; }
   const S* const* rows() const { return pointers_.data(); }
+  int64_t stride() const { return stride_; }
   std::vector<const S*> rows_from(int64_t column) const {
     std::vector<const S*> rows = pointers_;
     for (const S*& row : rows) row += column;
@@ -201,6 +202,9 @@ class WeightGradients {
     units_ += blocks * panels_of(n, kPanel<S>);
   }
 
+  // Of weights that are in no such layer: `sum` is called with what the function of that name is given.
+  void also(std::function<void(int64_t, int64_t, int64_t, int64_t)> sum) { also_ = std::move(sum); }
+
   void clear(int64_t begin, int64_t end, int64_t parts) const {
     for (const Layer& layer : layers_) {
       const int64_t size = layer.m * layer.n, from = size * begin / parts, to = size * end / parts;
@@ -230,6 +234,7 @@ class WeightGradients {
         }
       }
     }
+    if (also_) also_(count, begin, end, parts);
   }
 
  private:
@@ -241,6 +246,7 @@ class WeightGradients {
   };
 
   std::vector<Layer> layers_;
+  std::function<void(int64_t, int64_t, int64_t, int64_t)> also_;
   int64_t units_ = 0;
 };
 

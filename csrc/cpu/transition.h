@@ -1,24 +1,32 @@
-// The gated transition p(z_t | z_{t-1}): one core, forward and backward, and its three heads.
+// The gated transition p(z_t | z_{t-1}, inputs_t): one core, forward and backward, and its heads.
 //
 //   hidden_g = relu(W_gi z + b)   gate = sigmoid(W_go hidden_g + b)
 //   hidden_m = relu(W_mi z + b)   mean = W_mo hidden_m + b           z being z_{t-1}
 //   linear   = W_l z + b          loc  = (1 - gate) linear + gate mean
 //                                 pre_scale = W_s relu(mean) + b
-// The three layers on z are one product.
+// The three layers on z are one product. Where there are further inputs, they follow z_{t-1} in it.
 //
 // Included once for each instruction set, inside its namespace.
 
+// The weights of a transition without further inputs as those of one that may have some.
 template <class S>
-inline double transition_work(const TransitionTensors<const S>& t, double pass) {
+inline DrivenTransitionTensors<S> driven(const TransitionTensors<S>& t) {
+  return {t.G,         t.Z,         t.Z,          t.R,          t.w_gate_in, t.b_gate_in, t.w_gate_out, t.b_gate_out,
+          t.w_mean_in, t.b_mean_in, t.w_mean_out, t.b_mean_out, t.w_scale,   t.b_scale,   t.w_loc,      t.b_loc};
+}
+
+template <class S>
+inline double transition_work(const DrivenTransitionTensors<const S>& t, double pass) {
   const int64_t Z = t.Z, hidden = t.G + t.R;
-  return pass * product_work(Z, 2 * hidden + 2 * Z) + kFunction * static_cast<double>(Z) + density_work(Z);
+  const double products = product_work(t.I, hidden + Z) + product_work(Z, hidden + Z);
+  return pass * products + kFunction * static_cast<double>(Z) + density_work(Z);
 }
 
 // The weights of the forward pass, packed once a call.
 template <class S>
 struct TransitionNet {
-  using Tensors = TransitionTensors<const S>;
-  const Tensors& t;
+  using Tensors = DrivenTransitionTensors<const S>;
+  const Tensors t;
   int64_t hidden, width;  // of both ReLU layers, and with the linear one
   std::vector<S> w_stack, b_stack;
   Packed<S> w_in, w_gate, w_mean, w_scale;
@@ -27,9 +35,9 @@ struct TransitionNet {
       : t(tensors),
         hidden(t.G + t.R),
         width(hidden + t.Z),
-        w_stack(stack(t.w_gate_in, t.w_mean_in, t.w_loc, t.Z)),
+        w_stack(stack(t.w_gate_in, t.w_mean_in, t.w_loc, t.I)),
         b_stack(stack(t.b_gate_in, t.b_mean_in, t.b_loc, 1)),
-        w_in(w_stack.data(), width, t.Z, t.Z, 1),
+        w_in(w_stack.data(), width, t.I, t.I, 1),
         w_gate(t.w_gate_out, t.Z, t.G, t.G, 1),
         w_mean(t.w_mean_out, t.Z, t.R, t.R, 1),
         w_scale(t.w_scale, t.Z, t.Z, t.Z, 1) {}
@@ -70,7 +78,7 @@ inline TransitionRow<S> row_at(const TransitionNet<S>& net, TransitionPlanes<S>&
   return {planes.gate[i], planes.first[i] + net.hidden, planes.mean[i], planes.pre_scale[i]};
 }
 
-// Rows [at, at + count) of the planes from as many z_{t-1}.
+// Rows [at, at + count) of the planes from as many inputs, z_{t-1} first.
 template <class S>
 void transition_block(const TransitionNet<S>& net, const S* const* before, int64_t at, int64_t count,
                       TransitionPlanes<S>& planes) {
@@ -100,7 +108,7 @@ void transition_block(const TransitionNet<S>& net, const S* const* before, int64
 
 // before(place) is z_{t-1}; head(i, row) gets step i of the list.
 template <class S, class Before, class Head>
-void transition_forward(const std::vector<Place>& places, const TransitionTensors<const S>& tensors,
+void transition_forward(const std::vector<Place>& places, const DrivenTransitionTensors<const S>& tensors,
                         Before before, Head head) {
   const TransitionNet<S> net(tensors);
   for_blocks(static_cast<int64_t>(places.size()), transition_work(tensors, kForward), [&] {
@@ -117,23 +125,25 @@ void transition_forward(const std::vector<Place>& places, const TransitionTensor
 template <class S>
 class TransitionBackward {
  public:
-  TransitionBackward(const TransitionTensors<const S>& tensors, const TransitionTensors<S>& dw, int64_t rows)
+  TransitionBackward(const DrivenTransitionTensors<const S>& tensors, const DrivenTransitionTensors<S>& dw,
+                     int64_t rows)
       : net_(tensors),
         Z_(tensors.Z),
+        I_(tensors.I),
         w_scale_(tensors.w_scale, Z_, Z_, 1, Z_),
         w_gate_(tensors.w_gate_out, tensors.G, Z_, 1, tensors.G),
         w_mean_(tensors.w_mean_out, tensors.R, Z_, 1, tensors.R),
-        w_in_(net_.w_stack.data(), Z_, net_.width, 1, Z_),
+        w_in_(net_.w_stack.data(), I_, net_.width, 1, I_),
         planes_(net_, rows),
         dfirst_(rows, net_.width),
-        dbefore_(rows, Z_),
+        dbefore_(rows, I_),
         dhidden_m_(dfirst_.rows_from(tensors.G)),
         dlinear_(dfirst_.rows_from(net_.hidden)),
         inputs_(rows) {
     const int64_t G = tensors.G, R = tensors.R;
-    gradients_.add(dfirst_.rows(), G, inputs_.data(), Z_, dw.w_gate_in, dw.b_gate_in);
-    gradients_.add(dhidden_m_.data(), R, inputs_.data(), Z_, dw.w_mean_in, dw.b_mean_in);
-    gradients_.add(dlinear_.data(), Z_, inputs_.data(), Z_, dw.w_loc, dw.b_loc);
+    gradients_.add(dfirst_.rows(), G, inputs_.data(), I_, dw.w_gate_in, dw.b_gate_in);
+    gradients_.add(dhidden_m_.data(), R, inputs_.data(), I_, dw.w_mean_in, dw.b_mean_in);
+    gradients_.add(dlinear_.data(), Z_, inputs_.data(), I_, dw.w_loc, dw.b_loc);
     // Where the block's results were, their gradients are by the time that these are summed.
     gradients_.add(planes_.gate.rows(), Z_, planes_.first.rows(), G, dw.w_gate_out, dw.b_gate_out);
     gradients_.add(planes_.mean.rows(), Z_, planes_.hidden_m.data(), R, dw.w_mean_out, dw.b_mean_out);
@@ -178,7 +188,7 @@ class TransitionBackward {
   }
 
   TransitionNet<S> net_;
-  int64_t Z_;
+  int64_t Z_, I_;
   Packed<S> w_scale_, w_gate_, w_mean_, w_in_;
   TransitionPlanes<S> planes_;
   Plane<S> dfirst_, dbefore_;
@@ -193,9 +203,10 @@ void transition_chain_backward(const Chain<S>& chain, const std::vector<Place>& 
                                const TransitionTensors<const S>& tensors, const ChainGradients<S>& out,
                                const TransitionTensors<S>& dw,
                                std::initializer_list<std::pair<S*, int64_t>> outputs, Head head) {
-  const Chunks chunks(static_cast<int64_t>(places.size()), transition_work(tensors, kBackward));
+  const DrivenTransitionTensors<const S> weights = driven(tensors);
+  const Chunks chunks(static_cast<int64_t>(places.size()), transition_work(weights, kBackward));
   const int64_t Z = tensors.Z, steps = chain.steps.steps;
-  TransitionBackward<S> core(tensors, dw, chunks.rows);
+  TransitionBackward<S> core(weights, driven(dw), chunks.rows);
   const auto clear = [&](int64_t begin, int64_t end, int64_t parts) {
     clear_chain(chain.steps, out.dz_0, Z, outputs, begin, end, parts);
   };
@@ -252,7 +263,7 @@ void transition_log_prob(const TransitionLogProb<S>& a) {
   const auto head = [&](int64_t i, const TransitionRow<S>& row) {
     terms[i] = transition_term(chain.z.at(places[i].row, places[i].step), row, Z, row.pre_scale);
   };
-  transition_forward<S>(places, a.weights, before, head);
+  transition_forward<S>(places, driven(a.weights), before, head);
   sum_steps(places, terms, chain.steps.rows, a.out);
 }
 
@@ -296,7 +307,7 @@ void transition_kl(const TransitionKl<S>& a) {
     const auto [p, t] = places[i];
     terms[i] = transition_kl_term(a.loc.at(p, t), a.pre_scale.at(p, t), row, Z, row.pre_scale);
   };
-  transition_forward<S>(places, a.weights, before, head);
+  transition_forward<S>(places, driven(a.weights), before, head);
   sum_steps(places, terms, chain.steps.rows, a.out);
 }
 
@@ -367,7 +378,7 @@ void gated_transition_backward(const GatedTransitionBackward<S>& a) {
   };
   const auto run = [&](int64_t at, int64_t first, int64_t rows) {
     core.run(places, at, first, rows, before, head);
-    for (int64_t i = 0; i < rows; ++i) std::copy_n(core.dbefore(at + i), Z, a.dz_prev + (first + i) * Z);
+    for (int64_t i = 0; i < rows; ++i) std::copy_n(core.dbefore(at + i), a.I, a.dz_prev + (first + i) * a.I);
   };
   const auto nothing = [](int64_t, int64_t, int64_t) {};
   backward_blocks(chunks, core.gradients(), nothing, run, nothing);

@@ -1,33 +1,16 @@
-"""Sets of sequences of different lengths, and mini-batches of them."""
+"""Sets of sequences of different lengths."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from dmm_fast import check
+from dmm_fast.data._batches import Batch, ControlledBatch
 from dmm_fast.reference import valid_steps
-
-
-class Batch(NamedTuple):
-    """The positional arguments of ``DMM.model`` and ``DMM.guide``: ``svi.step(*batch)``.
-
-    ``mini_batch`` is ``[B, T, D]``, ``mini_batch_mask`` ``[B, T]`` or, for a set with missing values,
-    ``[B, T, D]``, of the same floating dtype (1 where something is observed, 0 where a value is missing and
-    past the end of a sequence), ``mini_batch_seq_lengths`` ``[B]`` int64.
-    ``mini_batch_reversed`` is the packed, time-reversed batch that Pyro's example feeds to its RNN,
-    or ``None``.
-    """
-
-    mini_batch: Tensor
-    mini_batch_reversed: PackedSequence | None
-    mini_batch_mask: Tensor
-    mini_batch_seq_lengths: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,17 +28,23 @@ class SequenceSet:
         mask: ``[N, T_max, D]`` bool on the same device, True where a value is observed; None: everywhere but
             at a NaN. As an attribute it is False at each NaN and past the end too, and None where no mask was
             given and nothing is missing.
+        controls: ``[N, T_max, U]`` of the dtype and on the device of ``sequences``, the controls u_t of each
+            step: finite within a sequence, zero (or NaN) past its end, where the attribute is zero.
+        static: ``[N, S]`` likewise, finite covariates that a sequence has once.
 
     Raises:
-        TypeError: ``sequences`` is not a floating-point tensor, or ``mask`` no tensor.
+        TypeError: ``sequences``, ``controls`` or ``static`` is not a floating-point tensor, or ``mask`` no
+            tensor.
         ValueError: a shape, dtype, device or length is wrong, the set is empty, or (looked at only
             on a CPU, where reading costs no wait) something other than zero lies past the end of a
-            sequence.
+            sequence, or controls or covariates are not finite.
     """
 
     sequences: Tensor
     lengths: Tensor
     mask: Tensor | None = None
+    controls: Tensor | None = None
+    static: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check the arguments, and bring missing values into one form."""
@@ -72,7 +61,12 @@ class SequenceSet:
         valid = valid_steps(self.lengths, T)[:, :, None]
         readable = check.values_are_readable(x)
         if readable:
-            _check_padding(x, valid)
+            _check_padding("sequences", x, valid)
+        if self.controls is not None:
+            controls = _covariates("controls", self.controls, x, (N, T), "[N, T_max, U]", valid)
+            object.__setattr__(self, "controls", controls)
+        if self.static is not None:
+            _covariates("static", self.static, x, (N,), "[N, S]", valid.new_ones(N, 1))
         if self.mask is not None or (readable and bool(x.isnan().any())):
             self._unify(x, valid)
 
@@ -102,10 +96,11 @@ class SequenceSet:
     def to(self, device: torch.device | str) -> SequenceSet:
         """The same set on ``device``."""
         device = check.device("device", device)
-        mask = None if self.mask is None else self.mask.to(device)
-        return SequenceSet(self.sequences.to(device), self.lengths.to(device), mask)
+        given = (self.mask, self.controls, self.static)
+        moved = (None if tensor is None else tensor.to(device) for tensor in given)
+        return SequenceSet(self.sequences.to(device), self.lengths.to(device), *moved)
 
-    def batch(self, indices: Tensor, T: int | None = None) -> Batch:
+    def batch(self, indices: Tensor, T: int | None = None) -> Batch | ControlledBatch:
         """Gather the sequences ``indices``, in that order, on the device the set lives on.
 
         Args:
@@ -118,7 +113,8 @@ class SequenceSet:
         Returns:
             A :class:`Batch` without ``mini_batch_reversed``: our guide reads ``mini_batch``
             backwards. Where the set has a ``mask``, ``mini_batch_mask`` is ``[B, T, D]`` and
-            ``mini_batch`` zero at what is missing.
+            ``mini_batch`` zero at what is missing. A set with ``controls`` or ``static`` gives a
+            :class:`ControlledBatch`.
 
         Raises:
             TypeError: ``T`` is no int.
@@ -137,9 +133,16 @@ class SequenceSet:
         lengths = lengths.clamp(max=T)
         mini_batch = self.sequences[:, :T].index_select(0, indices)
         if self.mask is None:
-            return Batch(mini_batch, None, valid_steps(lengths, T).to(mini_batch.dtype), lengths)
-        mask = self.mask[:, :T].index_select(0, indices)
-        return Batch(mini_batch.masked_fill(~mask, 0.0), None, mask.to(mini_batch.dtype), lengths)
+            mask = valid_steps(lengths, T)
+        else:
+            mask = self.mask[:, :T].index_select(0, indices)
+            mini_batch = mini_batch.masked_fill(~mask, 0.0)
+        batch = Batch(mini_batch, None, mask.to(mini_batch.dtype), lengths)
+        if self.controls is None and self.static is None:
+            return batch
+        controls = None if self.controls is None else self.controls[:, :T].index_select(0, indices)
+        static = None if self.static is None else self.static.index_select(0, indices)
+        return ControlledBatch(*batch, controls=controls, static=static)
 
     def padded_steps(self, longest: int, buckets: int | Sequence[int] = 16) -> int:
         """A ``T`` for :meth:`batch` out of few: the steps to pad a batch to whose longest has ``longest``.
@@ -190,81 +193,6 @@ class Dataset:
         return Dataset(self.name, *splits)
 
 
-def reverse_sequences(mini_batch: Tensor, lengths: Tensor) -> Tensor:
-    """Reverse each sequence in time within its length: ``y[b, t] = x[b, lengths[b] - 1 - t]``.
-
-    Args:
-        mini_batch: ``[B, T, D]``, any dtype.
-        lengths: ``[B]`` int64, each in ``0 .. T``.
-
-    Returns:
-        ``[B, T, D]``, zero past the end of each sequence whatever ``mini_batch`` holds there.
-
-    Raises:
-        TypeError: ``mini_batch`` is no dense tensor.
-        ValueError: a shape does not fit, or ``lengths`` has another dtype or values.
-    """
-    check.dense("mini_batch", mini_batch)
-    if mini_batch.dim() != 3:
-        check.fail("mini_batch", "shape [B, T, D]", check.describe(mini_batch))
-    B, T, _ = mini_batch.shape
-    check.ints_between("lengths", check.dense("lengths", lengths), B, 0, T)
-    lengths = lengths.to(mini_batch.device)
-    t = torch.arange(T, device=mini_batch.device)
-    valid = valid_steps(lengths, T)
-    source = torch.where(valid, lengths[:, None] - 1 - t, t)
-    gathered = mini_batch.gather(1, source[:, :, None].expand_as(mini_batch))
-    return gathered.masked_fill(~valid[:, :, None], 0)
-
-
-def get_mini_batch(
-    mini_batch_indices: Tensor, sequences: Tensor, seq_lengths: Tensor, cuda: bool = False
-) -> Batch:
-    """Stand in for Pyro's ``get_mini_batch``, without its loops over rows.
-
-    That is ``pyro.contrib.examples.polyphonic_data_loader.get_mini_batch``. The sequences are
-    sorted by length, longest first, ties in the order Pyro gives them, and cut to the longest. It knows
-    of no missing values: :meth:`SequenceSet.batch` does.
-
-    Args:
-        mini_batch_indices: ``[B]`` int64.
-        sequences: ``[N, T_max, D]``.
-        seq_lengths: ``[N]`` int64.
-        cuda: move batch, mask and packed reverse to the current CUDA device; the lengths stay.
-
-    Returns:
-        A :class:`Batch` of ``[B, T, D]``, the packed reverse, ``[B, T]`` in torch's default dtype,
-        ``[B]``.
-
-    Raises:
-        TypeError: ``sequences`` is no dense tensor, or ``cuda`` no bool.
-        ValueError: a shape does not fit, an index or a length is out of range, or ``cuda`` is set and there
-            is no CUDA device.
-    """
-    check.dense("sequences", sequences)
-    if sequences.dim() != 3 or 0 in sequences.shape:
-        check.fail("sequences", "shape [N, T_max, D], none of them 0", check.describe(sequences))
-    N, T_max, _ = sequences.shape
-    check.ints_between("seq_lengths", check.dense("seq_lengths", seq_lengths), N, 1, T_max)
-    indices = check.dense("mini_batch_indices", mini_batch_indices)
-    check.ints_between("mini_batch_indices", indices, None, 0, N - 1)
-    check.kind("cuda", cuda, bool)
-    if cuda:
-        check.device("cuda", "cuda")
-    lengths = seq_lengths[mini_batch_indices]
-    # Pyro's order: an ascending sort flipped, which is not a descending sort where lengths tie.
-    order = torch.sort(lengths).indices.flip(0)
-    lengths = lengths[order]
-    T = int(lengths[0])
-    mini_batch = sequences[mini_batch_indices[order], :T]
-    mask = valid_steps(lengths, T).to(device=mini_batch.device, dtype=torch.get_default_dtype())
-    if cuda:
-        mini_batch, mask = mini_batch.cuda(), mask.cuda()
-    backwards = reverse_sequences(mini_batch, lengths)
-    packed = pack_padded_sequence(backwards, lengths.cpu(), batch_first=True)
-    return Batch(mini_batch, packed, mask, lengths)
-
-
 def _check_steps(name: str, steps: object, T_max: int) -> None:
     """Check a number of time steps against the longest."""
     expected = f"a number of time steps between 1 and {T_max}"
@@ -279,10 +207,32 @@ def _check_mask(mask: Tensor, x: Tensor) -> None:
         check.fail("mask", f"bool of shape {tuple(x.shape)} on {x.device}", check.describe(mask))
 
 
-def _check_padding(x: Tensor, valid: Tensor) -> None:
+def _check_padding(name: str, x: Tensor, valid: Tensor) -> None:
     """Check that nothing but zero and NaN lies past the end of a sequence."""
     dirty = ((x != 0) & ~x.isnan() & ~valid).any(dim=2).any(dim=1)
     if bool(dirty.any()):
         row = int(dirty.nonzero()[0])
         expected = "zeros past the end of each sequence"
-        check.fail("sequences", expected, f"something else in sequence {row}")
+        check.fail(name, expected, f"something else in sequence {row}")
+
+
+def _covariates(
+    name: str, value: object, x: Tensor, lead: tuple[int, ...], layout: str, valid: Tensor
+) -> Tensor:
+    """Check covariates of the sequences ``x``, and return them with zero where ``valid`` is False.
+
+    ``lead`` are their sizes but for the last, and ``valid`` has these and a last one of 1.
+    """
+    given = check.floating(name, value)
+    check.like(name, given, x, "sequences")
+    if given.dim() != len(lead) + 1 or tuple(given.shape[:-1]) != lead or given.shape[-1] == 0:
+        sizes = ", ".join(map(str, lead))
+        check.fail(name, f"shape ({sizes}, *) as {layout}, not empty", check.describe(given))
+    if check.values_are_readable(given):
+        if given.dim() == 3:
+            _check_padding(name, given, valid)
+        bad = ~given.isfinite() & valid
+        if bool(bad.any()):
+            place = tuple(bad.nonzero()[0].tolist())
+            check.fail(name, "finite numbers within each sequence", f"{given[place].item()} at {place}")
+    return torch.where(valid, given, 0.0)

@@ -9,19 +9,28 @@ where it is given as a module or a function, that is called: once for all time s
 a draw of one step is what the next one reads.
 """
 
+from dmm_fast.distributions._categorical import CategoricalEmission
+from dmm_fast.distributions._counts import NegativeBinomialEmission, PoissonEmission
 from dmm_fast.distributions._emission import BernoulliEmission, GaussianEmission, Units
 from dmm_fast.distributions._flowed_normal import FlowedNormal
+from dmm_fast.distributions._module_emission import ModuleEmission
+from dmm_fast.distributions._nade import NadeEmission
 from dmm_fast.distributions._posterior import MarkovPosterior, MeanFieldPosterior
 from dmm_fast.distributions._prior import MarkovPrior
 from dmm_fast.distributions._sequence import SequenceDistribution
 
 __all__ = [
     "BernoulliEmission",
+    "CategoricalEmission",
     "FlowedNormal",
     "GaussianEmission",
     "MarkovPosterior",
     "MarkovPrior",
     "MeanFieldPosterior",
+    "ModuleEmission",
+    "NadeEmission",
+    "NegativeBinomialEmission",
+    "PoissonEmission",
     "SequenceDistribution",
     "Units",
 ]

@@ -1,7 +1,7 @@
 """The emissions: what is observed, given the latents."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from dmm_fast.distributions._sequence import (
     valid,
 )
 from dmm_fast.ops import EmitterWeights, GaussianEmitterWeights
+from dmm_fast.ops._autocast import is_on as autocast_is_on
 from dmm_fast.reference import observed
 
 
@@ -40,7 +41,7 @@ class _Emission(SequenceDistribution):
         self.z, self.mask_ = z, mask
         super().__init__(z.shape[:-2], torch.Size((T, output_dim)), lengths)
 
-    def _features(self, kind: str, emitter: EmitterWeights | GaussianEmitterWeights, z: Tensor) -> int:
+    def _features(self, kind: str, emitter: tuple[Tensor, ...], z: Tensor) -> int:
         """Check the weights of an emitter, and return the number of features that they are for."""
         self._check_weights("emitter", kind, emitter, z, "z", Z=check.sequences("z", z)[-1])
         return emitter[5].shape[0]  # the bias of the first head
@@ -51,6 +52,75 @@ class _Emission(SequenceDistribution):
 
     def _finish(self, draw: Tensor) -> Tensor:
         return torch.where(valid(self.lengths, self.event_shape[0]), draw, 0.0)
+
+    @staticmethod
+    def _drawable(parameter: Tensor, name: str) -> Tensor:
+        """A parameter to draw with, which is refused where it is NaN."""
+        if check.values_are_readable(parameter) and bool(parameter.isnan().any()):
+            check.fail("z", f"latents that the emitter has a {name} for", f"NaN as a {name}")
+        return parameter
+
+
+class ParameterEmission(_Emission):
+    """An emission whose parameters come from an emitter's weights, by an op, or from a network.
+
+    A subclass says what the op and its weights are, and computes the same of a network's output.
+    """
+
+    _WEIGHTS: ClassVar[type[Any]]
+    _KIND: ClassVar[str]  # of the weights, in the table of ops
+    _OP: ClassVar[str]
+
+    def __init__(
+        self,
+        z: Tensor,
+        emitter: Any,
+        lengths: Tensor,
+        mask: Tensor | None = None,
+        output_dim: int | None = None,
+    ) -> None:
+        self.emitter: Any = emitter
+        is_weights = isinstance(emitter, self._WEIGHTS)
+        if is_weights:
+            output_dim = self._features(self._KIND, emitter, z)
+        super().__init__(z, check.size("output_dim", output_dim), lengths, mask)
+        self._output: tuple[Tensor, ...] | None = None
+        if not is_weights:
+            check_network("emitter", emitter, "z_t")
+            self._output = self._checked(emitter(z))
+
+    def _checked(self, output: object) -> tuple[Tensor, ...]:
+        """The parameters that a network gave, each of the shape of the output."""
+        raise NotImplementedError
+
+    def _log_prob_of_output(self, value: Tensor, keep: Tensor, *output: Tensor) -> Tensor:
+        """``[..., B]`` from the network's output; ``value`` is zero where nothing is observed."""
+        raise NotImplementedError
+
+    def _log_prob(self, value: Tensor, gradient: Tensor | None = None) -> Tensor:
+        self._check_value(value, self.z)
+        if self._output is None:
+            given = (value, self.z, self.emitter, self.lengths, self.mask_)
+            return self._spread(self._compute(self._OP, *given, gradient=gradient))
+        if not autocast_is_on():
+            check.like("value", value, self.z, "the distribution")
+        keep = observed(self.lengths, self.event_shape[0], self.mask_)
+        return self._spread(self._log_prob_of_output(torch.where(keep, value, 0.0), keep, *self._output))
+
+
+def probabilities(output: object, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The probabilities that a network gave, expanded to ``shape``.
+
+    Raises:
+        ValueError: they do not broadcast to ``shape``, or are not between 0 and 1.
+        TypeError: they are no floating-point tensor.
+    """
+    probs = checked_output("emitter", output, shape, dtype)
+    if check.values_are_readable(probs):
+        outside = probs[~((probs >= 0) & (probs <= 1))]
+        if outside.numel():
+            check.fail("emitter", "probabilities between 0 and 1", str(outside[0].item()))
+    return probs
 
 
 class BernoulliEmission(_Emission):
@@ -100,10 +170,10 @@ class BernoulliEmission(_Emission):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """A draw ``[*sample_shape, ..., B, T, D]``."""
         with torch.no_grad():
-            shape, mean = self._shape_of(sample_shape), self.mean
-            if check.values_are_readable(mean) and bool(mean.isnan().any()):
-                check.fail("z", "latents that the emitter has probabilities for", "NaN as a probability")
-            return torch.bernoulli(mean.expand(shape))
+            shape, mean = self._shape_of(sample_shape), self._drawable(self.mean, "probability")
+            # torch.bernoulli would take twice as long on a CPU.
+            wide = torch.promote_types(mean.dtype, torch.float32)
+            return (torch.rand(shape, dtype=wide, device=mean.device) < mean).to(mean.dtype)
 
     def _log_prob(self, value: Tensor, gradient: Tensor | None = None) -> Tensor:
         self._check_value(value, self.z)
@@ -117,12 +187,7 @@ class BernoulliEmission(_Emission):
 
     def _compute_probs(self, emitter: Network) -> Tensor:
         check_network("emitter", emitter, "z_t")
-        probs = checked_output("emitter", emitter(self.z), self._output_shape, self.z.dtype)
-        if check.values_are_readable(probs):
-            outside = probs[~((probs >= 0) & (probs <= 1))]
-            if outside.numel():
-                check.fail("emitter", "probabilities between 0 and 1", str(outside[0].item()))
-        return probs
+        return probabilities(emitter(self.z), self._output_shape, self.z.dtype)
 
 
 class GaussianEmission(_Emission):

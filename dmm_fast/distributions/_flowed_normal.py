@@ -11,8 +11,11 @@ from torch.distributions import constraints
 from typing_extensions import Self
 
 from dmm_fast import _flows, check
+from dmm_fast.distributions._sequence import refuse_moment
 from dmm_fast.ops._autocast import is_on as autocast_is_on
 from dmm_fast.reference import FlowWeights
+
+_INSTEAD = "average draws, as sample((1000,)).mean(0) does"
 
 
 class FlowedNormal(TorchDistribution):
@@ -49,6 +52,16 @@ class FlowedNormal(TorchDistribution):
         self._normal = Normal(loc, scale, validate_args=False).to_event(1)
         self._draw: tuple[Tensor, Tensor, Tensor] | None = None
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, which has no closed form."""
+        refuse_moment("mean", self, _INSTEAD)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance, which has no closed form."""
+        refuse_moment("variance", self, _INSTEAD)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
         """The same distribution with another ``batch_shape`` that its own broadcasts to.

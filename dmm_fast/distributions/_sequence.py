@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -17,8 +17,6 @@ from dmm_fast.reference import valid_steps
 
 Network = Callable[..., Any]
 """A module or a function in place of weights: tensors ``[..., B, T, *]`` or single steps ``[..., B, *]``."""
-
-_INSTEAD = "its steps have one given z_{t-1}, which dmm_fast.infer.latents computes"
 
 
 def valid(lengths: Tensor, T: int) -> Tensor:
@@ -45,6 +43,10 @@ class SequenceDistribution(TorchDistribution):
     """Shapes, expansion and the time mask by ``lengths`` of every distribution over whole sequences."""
 
     _is_checked = False  # whether ops may take the parameters as they are
+    _instead = (
+        "its steps have one given z_{t-1}: average draws, those of dmm_fast.infer.latents (given data) or "
+        "dmm_fast.infer.sample_prior (of the model)"
+    )
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - torch declares it so
 
     def __init__(self, batch_shape: torch.Size, event_shape: torch.Size, lengths: Tensor) -> None:
@@ -54,12 +56,12 @@ class SequenceDistribution(TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """The mean, where there is a closed form for it."""
-        raise NotImplementedError(f"mean: {type(self).__name__} has no closed form for it; {_INSTEAD}")
+        refuse_moment("mean", self, self._instead)
 
     @property
     def variance(self) -> Tensor:
         """The variance, where there is a closed form for it."""
-        raise NotImplementedError(f"variance: {type(self).__name__} has no closed form for it; {_INSTEAD}")
+        refuse_moment("variance", self, self._instead)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
         """The same distribution with more dimensions on the left of ``batch_shape``; nothing is copied.
@@ -126,6 +128,16 @@ class SequenceDistribution(TorchDistribution):
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
 
+def refuse_moment(moment: str, distribution: TorchDistribution, instead: str) -> NoReturn:
+    """Raise that a distribution has no closed form for its mean or variance, and say what there is instead.
+
+    Raises:
+        NotImplementedError: always.
+    """
+    name = type(distribution).__name__
+    raise NotImplementedError(f"{moment}: {name} has no closed form for it; {instead}")
+
+
 def check_network(name: str, network: Any, *given: str) -> None:
     """Check a network in place of weights: that it can be called with what ``given`` names.
 
@@ -160,20 +172,48 @@ def checked_output(name: str, tensor: object, shape: Sequence[int], dtype: torch
     return value.to(dtype).expand(*shape)
 
 
-def loc_and_scale(
-    name: str, output: object, shape: Sequence[int], dtype: torch.dtype
+def checked_pair(
+    name: str, output: object, parts: tuple[str, str], shape: Sequence[int], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The two tensors that a network gave for a Gaussian, each expanded to ``shape``.
+    """The two tensors that a network gave, which ``parts`` names, each expanded to ``shape``.
 
     Raises:
         ValueError: one does not broadcast to ``shape``.
         TypeError: they are not two floating-point tensors.
     """
     if not isinstance(output, tuple | list) or len(output) != 2:
-        check.fail(name, "a pair (loc, scale)", check.describe(output), TypeError)
-    loc = checked_output(f"loc of {name}", output[0], shape, dtype)
-    scale = checked_output(f"scale of {name}", output[1], shape, dtype)
-    # A NaN is left to the loss, which says that training has diverged.
-    if check.values_are_readable(scale) and bool((scale < 0).any()):
-        check.fail(f"scale of {name}", "numbers from 0", str(scale.min().item()))
-    return loc, scale
+        check.fail(name, f"a pair ({', '.join(parts)})", check.describe(output), TypeError)
+    first, second = (
+        checked_output(f"{part} of {name}", tensor, shape, dtype)
+        for part, tensor in zip(parts, output, strict=True)
+    )
+    return first, second
+
+
+def checked_between(name: str, tensor: Tensor, most: float = math.inf) -> Tensor:
+    """A network's output, whose numbers are to be from 0 up to ``most``.
+
+    A NaN is left to the loss, which says that training has diverged.
+
+    Raises:
+        ValueError: one is not.
+    """
+    if check.values_are_readable(tensor):
+        outside = tensor[(tensor < 0) | (tensor > most)]
+        if outside.numel():
+            expected = "numbers from 0" if most == math.inf else f"numbers from 0 to {most:g}"
+            check.fail(name, expected, str(outside[0].item()))
+    return tensor
+
+
+def loc_and_scale(
+    name: str, output: object, shape: Sequence[int], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The two tensors that a network gave for a Gaussian, each expanded to ``shape``.
+
+    Raises:
+        ValueError: one does not broadcast to ``shape``, or a scale is negative.
+        TypeError: they are not two floating-point tensors.
+    """
+    loc, scale = checked_pair(name, output, ("loc", "scale"), shape, dtype)
+    return loc, checked_between(f"scale of {name}", scale)

@@ -2,14 +2,16 @@
 
 :class:`GraphedSVI` trains one; :class:`SequenceELBO` makes the loss that it and ``pyro.infer.SVI`` can take
 in few operations. :func:`log_weights`, :func:`importance_nll`, :func:`evaluate_elbo` and
-:func:`evaluate_importance_nll` say how likely data are. :func:`latents`, :func:`reconstruct`,
-:func:`forecast` and :func:`generate` draw from the posterior and from the model.
+:func:`evaluate_importance_nll` say how likely data are. :func:`latents`, :func:`reconstruct` and
+:func:`impute` draw from the posterior, :func:`generate` and :func:`sample_prior` from the model itself,
+:func:`forecast` and :func:`counterfactual` from the model given data up to some step.
 
-Every log-likelihood is in nats. Randomness is torch's global generator; a function with ``seed`` leaves it
-untouched where one is given. Evaluation and sampling put every module of the model into evaluation mode,
-without dropout, and give each the mode it had back.
+Every log-likelihood is in nats. Randomness is torch's global generator; a function with ``seed`` and
+``generator`` leaves it untouched where one of them is given. Evaluation and sampling put every module of the
+model into evaluation mode, without dropout, and give each the mode it had back.
 """
 
+from dmm_fast.infer._chain import Trajectory
 from dmm_fast.infer._evaluation import (
     Batch,
     ElboEvaluation,
@@ -19,7 +21,8 @@ from dmm_fast.infer._evaluation import (
     log_weights,
 )
 from dmm_fast.infer._graphed_svi import CaptureError, GraphedSVI
-from dmm_fast.infer._sampling import Latents, forecast, generate, latents, reconstruct
+from dmm_fast.infer._posterior_draws import Latents, impute, latents, reconstruct
+from dmm_fast.infer._roll_out import counterfactual, forecast, generate, sample_prior
 from dmm_fast.infer._sequence_elbo import SequenceELBO
 
 __all__ = [
@@ -29,12 +32,16 @@ __all__ = [
     "GraphedSVI",
     "Latents",
     "SequenceELBO",
+    "Trajectory",
+    "counterfactual",
     "evaluate_elbo",
     "evaluate_importance_nll",
     "forecast",
     "generate",
     "importance_nll",
+    "impute",
     "latents",
     "log_weights",
     "reconstruct",
+    "sample_prior",
 ]

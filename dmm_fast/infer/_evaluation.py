@@ -3,20 +3,20 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from dmm_fast import check
 from dmm_fast.data import SequenceSet
 from dmm_fast.model import DMM
 
-Batch = tuple[Tensor, Tensor | PackedSequence | None, Tensor | None, Tensor | None]
-"""A mini-batch as ``DMM.model`` takes it; :class:`dmm_fast.data.Batch` is one."""
+Batch = tuple[Any, ...]
+"""A mini-batch, one to seven arguments of ``DMM.model``: a :class:`dmm_fast.data.Batch` or
+:class:`~dmm_fast.data.ControlledBatch`."""
 
 
 class ElboEvaluation(NamedTuple):
@@ -50,12 +50,12 @@ def check_batch(dmm: DMM, batch: object) -> None:
     """Check the kinds of a model and of a mini-batch; what is in the latter the model checks.
 
     Raises:
-        TypeError: ``dmm`` is no DMM, or ``batch`` not a tuple of one to four arguments.
+        TypeError: ``dmm`` is no DMM, or ``batch`` not a tuple of one to seven arguments.
     """
     check.kind("dmm", dmm, DMM)
-    if not isinstance(batch, tuple | list) or not 1 <= len(batch) <= 4:
+    if not isinstance(batch, tuple | list) or not 1 <= len(batch) <= 7:
         got = f"{len(batch)} of them" if isinstance(batch, tuple | list) else check.describe(batch)
-        check.fail("batch", "a tuple of 1 to 4 arguments of DMM.model", got, TypeError)
+        check.fail("batch", "a tuple of 1 to 7 arguments of DMM.model", got, TypeError)
 
 
 def log_weights(dmm: DMM, batch: Batch, num_particles: int) -> Tensor:

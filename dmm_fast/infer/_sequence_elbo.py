@@ -23,10 +23,15 @@ from dmm_fast import check, triton
 from dmm_fast._one_step import one_step
 from dmm_fast.distributions import (
     BernoulliEmission,
+    CategoricalEmission,
     GaussianEmission,
     MarkovPosterior,
     MarkovPrior,
     MeanFieldPosterior,
+    ModuleEmission,
+    NadeEmission,
+    NegativeBinomialEmission,
+    PoissonEmission,
 )
 from dmm_fast.ops._backends import may_use
 
@@ -34,7 +39,16 @@ from dmm_fast.ops._backends import may_use
 MOST_NUMBERS = 1 << 14
 
 _POSTERIORS = (MarkovPosterior, MeanFieldPosterior)
-_OURS = (BernoulliEmission, GaussianEmission, MarkovPrior, *_POSTERIORS)
+_EMISSIONS = (
+    BernoulliEmission,
+    CategoricalEmission,
+    GaussianEmission,
+    ModuleEmission,
+    NadeEmission,
+    NegativeBinomialEmission,
+    PoissonEmission,
+)
+_OURS = (*_EMISSIONS, MarkovPrior, *_POSTERIORS)
 
 
 class Term(NamedTuple):

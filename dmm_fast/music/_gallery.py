@@ -15,9 +15,11 @@ from dmm_fast.infer import forecast, generate, reconstruct
 from dmm_fast.model import DMM
 from dmm_fast.music._midi import to_midi, write_midi
 from dmm_fast.music._plots import Panel, compare
+from dmm_fast.nn import NadeEmitter
 from dmm_fast.training import read_metrics, training_curve
 
 TRAINING_CURVE = "training.png"
+_NUM_DRAWS = 100
 
 
 def draw_gallery(
@@ -35,7 +37,7 @@ def draw_gallery(
     """Write prior samples, reconstructions and forecasts as PNG and MIDI, and the training curve.
 
     Args:
-        dmm: a trained model of piano rolls (Bernoulli).
+        dmm: a trained model of piano rolls, with a Bernoulli or a NADE emission.
         sequences: what to reconstruct and to continue, the first that are longer than the prefix.
         out: an existing folder.
         num: pieces of each kind.
@@ -79,7 +81,10 @@ def draw_gallery(
 
 def _reconstructions(dmm: DMM, sequences: SequenceSet, chosen: Tensor, write: Callable[..., None]) -> None:
     batch = sequences.batch(chosen)
-    probabilities = reconstruct(dmm, batch)
+    if isinstance(dmm.emitter, NadeEmitter):  # whose probabilities have no closed form
+        probabilities = reconstruct(dmm, batch, _NUM_DRAWS, mean=False).mean(0)
+    else:
+        probabilities = reconstruct(dmm, batch)
     for row, index in enumerate(chosen.tolist()):
         steps = int(batch.mini_batch_seq_lengths[row])
         truth, probability = batch.mini_batch[row, :steps], probabilities[row, :steps]

@@ -14,20 +14,29 @@ from dmm_fast.ops.bernoulli_log_prob import bernoulli_log_prob
 from dmm_fast.ops.clipped_adam import clipped_adam
 from dmm_fast.ops.combiner import combiner, combiner_log_prob
 from dmm_fast.ops.combiner_scan import combiner_scan
-from dmm_fast.ops.emission_log_prob import emission_log_prob, gaussian_emission_log_prob
+from dmm_fast.ops.emission_log_prob import (
+    categorical_emission_log_prob,
+    emission_log_prob,
+    gaussian_emission_log_prob,
+    negative_binomial_emission_log_prob,
+    poisson_emission_log_prob,
+)
 from dmm_fast.ops.emitter import emitter, gaussian_emitter
 from dmm_fast.ops.flow_scan import flow_scan
 from dmm_fast.ops.gated_transition import gated_transition
 from dmm_fast.ops.input_projection import input_projection
+from dmm_fast.ops.nade import nade_draw, nade_emission_log_prob
 from dmm_fast.ops.normal_log_prob import drawn_log_prob, normal_log_prob
 from dmm_fast.ops.rnn_scan import rnn_scan
 from dmm_fast.ops.transition_kl import transition_kl
 from dmm_fast.ops.transition_log_prob import transition_log_prob
+from dmm_fast.ops.transition_scan import transition_scan
 from dmm_fast.reference import (
     CombinerWeights,
     EmitterWeights,
     FlowWeights,
     GaussianEmitterWeights,
+    NadeEmitterWeights,
     TransitionWeights,
 )
 
@@ -38,8 +47,10 @@ __all__ = [
     "EmitterWeights",
     "FlowWeights",
     "GaussianEmitterWeights",
+    "NadeEmitterWeights",
     "TransitionWeights",
     "bernoulli_log_prob",
+    "categorical_emission_log_prob",
     "clipped_adam",
     "combiner",
     "combiner_log_prob",
@@ -53,9 +64,14 @@ __all__ = [
     "gaussian_emitter",
     "info",
     "input_projection",
+    "nade_draw",
+    "nade_emission_log_prob",
+    "negative_binomial_emission_log_prob",
     "normal_log_prob",
+    "poisson_emission_log_prob",
     "rnn_scan",
     "transition_kl",
     "transition_log_prob",
+    "transition_scan",
     "use_backend",
 ]

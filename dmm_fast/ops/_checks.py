@@ -13,7 +13,7 @@ from torch import Tensor
 from dmm_fast import check
 from dmm_fast.ops._layout import joint
 from dmm_fast.ops.schema import OPS, WEIGHTS
-from dmm_fast.ops.schema._signature import Argument, Op, sizes_in
+from dmm_fast.ops.schema._signature import Argument, Op, size_of, sizes_in
 
 
 class _Known:
@@ -121,11 +121,12 @@ def _exact(argument: Argument, letters: Sequence[str], value: Any, known: _Known
 
 def _broadcast(argument: Argument, letters: Sequence[str], value: Any, known: _Known) -> None:
     """Check a tensor whose particles, or leading dimensions, broadcast with those of the others."""
-    sizes = [known.sizes[letter] for letter in letters]
+    sizes = [size_of(letter, known.sizes) for letter in letters]
     if _is_like(value, known.tensor) and value.shape == (*known.lead, *sizes):
         return
     check.like(argument.name, value, known.tensor, known.name)
-    check.trailing(argument.name, value, sizes, f"[..., {', '.join(letters)}]")
+    names = ", ".join(letter.strip("()") for letter in letters)
+    check.trailing(argument.name, value, sizes, f"[..., {names}]")
     check.leading(argument.name, value, known.lead, len(letters), known.names)
     known.lead = joint(known.lead, value.shape[: -len(letters)])
     known.names += f" and {argument.name}"
@@ -174,7 +175,7 @@ _STEPS: dict[str, _Step] = {
 def _checks_of(op: Op) -> tuple[int, Sequence[str], list[_Entry]]:
     """The place and the letters of the leading argument, and the checks of the others in their order."""
     # Weights tell sizes, and a start is of all particles.
-    ranks: dict[_Step, int] = {_weights: 0, _start: 2, _lengths: 3, _mask: 3, _choice: 3}
+    ranks: dict[_Step, int] = {_weights: 0, _plain: 0, _start: 2, _lengths: 3, _mask: 3, _choice: 3}
     leading = op.leading_argument
     entries: list[_Entry] = []
     for i, argument in enumerate(op.arguments):

@@ -17,6 +17,8 @@ from torch.utils._pytree import tree_flatten
 from dmm_fast.check import fail
 from dmm_fast.ops._backends import BackendError
 
+_FIRST = "first derivatives in reverse mode, all that a compiled backend computes"
+
 
 def may_be_recorded(given: Iterable[Tensor | Iterable[Tensor]]) -> bool:
     """Whether autograd may record what is computed of these tensors, or tuples of tensors.
@@ -40,13 +42,12 @@ def is_recorded_plainly() -> bool:
     )
 
 
-def refuse(op: str, wanted: str) -> NoReturn:
+def refuse(op: str, wanted: str, expected: str = _FIRST) -> NoReturn:
     """Raise that the compiled ``op`` does not have the derivative that is ``wanted``.
 
     Raises:
         BackendError: always.
     """
-    expected = "first derivatives in reverse mode, all that a compiled backend computes"
     fail(op, expected, f'{wanted}: use_backend("reference") computes it', BackendError)
 
 

@@ -248,9 +248,11 @@ def _backward(op: Op) -> Function:
     return call
 
 
-def _refuse_second_derivative(name: str) -> Function:
+def _refuse_derivative(name: str, wanted: str, *expected: str) -> Function:
+    """The backward pass of an op that has no gradients, or of one that computes gradients."""
+
     def refuse(ctx: Any, *incoming: Any) -> NoReturn:
-        _derivatives.refuse(name, "a second derivative")
+        _derivatives.refuse(name, wanted, *expected)
 
     return refuse
 
@@ -301,7 +303,7 @@ def route_on(device: str) -> None:
 
     That is where Triton's kernels are interpreted and CUDA's emulated.
     """
-    rows = [(op.name, op.stem, s) for op in OPS.values() for s in (op.forward, op.backward)]
+    rows = [(op.name, op.stem, s) for op in OPS.values() for s in op.signatures]
     rows.append((CLIPPED_ADAM.name, CLIPPED_ADAM.name, CLIPPED_ADAM))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
@@ -324,12 +326,19 @@ def _register(op: Op) -> None:
     """Register everything that torch and ``use_backend`` know of a row of the table."""
     name, backward = op.forward.name, op.backward.name
     torch.library.register_fake(f"dmm_fast::{name}", _fake(op), lib=_library)
+    register_compiled(name, op.stem, _compiled(op))
+    if not op.has_backward:
+        refuse = _refuse_derivative(
+            name, "a gradient", "no derivatives, of which a compiled backend has none"
+        )
+        torch.library.register_autograd(f"dmm_fast::{name}", refuse, lib=_library)
+        return
     torch.library.register_fake(f"dmm_fast::{backward}", _fake_backward(op), lib=_library)
     torch.library.register_autograd(
         f"dmm_fast::{name}", _backward(op), setup_context=_setup_context(op), lib=_library
     )
-    torch.library.register_autograd(f"dmm_fast::{backward}", _refuse_second_derivative(name), lib=_library)
-    register_compiled(name, op.stem, _compiled(op))
+    refuse = _refuse_derivative(name, "a second derivative")
+    torch.library.register_autograd(f"dmm_fast::{backward}", refuse, lib=_library)
 
 
 def register_compiled(op: str, stem: str, compute: Function) -> None:

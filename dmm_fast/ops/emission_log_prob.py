@@ -41,3 +41,44 @@ def gaussian_emission_log_prob(
     """
     result: Tensor = call("gaussian_emission_log_prob", x, z, weights, lengths, mask)
     return result
+
+
+def poisson_emission_log_prob(
+    x: Tensor, z: Tensor, weights: EmitterWeights, lengths: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """Sum over what is observed of log Poisson(x_t; rate = softplus(emitter(z_t))), in nats.
+
+    ``x`` holds counts. Arguments, return value and errors are those of :func:`emission_log_prob`.
+    """
+    result: Tensor = call("poisson_emission_log_prob", x, z, weights, lengths, mask)
+    return result
+
+
+def negative_binomial_emission_log_prob(
+    x: Tensor, z: Tensor, weights: GaussianEmitterWeights, lengths: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """Sum over what is observed of log NB(x_t; mean(z_t), total_count(z_t)), in nats.
+
+    ``log NB(x; m, r) = log(G(x + r) / (G(r) x!)) + r log(r / (r + m)) + x log(m / (r + m))``, where ``G`` is
+    the gamma function: counts of mean ``m`` and variance ``m + m^2 / r``. The mean is the softplus of the
+    emitter's first head, the total count that of its second.
+
+    ``x`` holds counts. Arguments, return value and errors are those of :func:`emission_log_prob`.
+    """
+    result: Tensor = call("negative_binomial_emission_log_prob", x, z, weights, lengths, mask)
+    return result
+
+
+def categorical_emission_log_prob(
+    x: Tensor, z: Tensor, weights: EmitterWeights, lengths: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """Sum over valid t of log Categorical(x_t; logits = emitter(z_t)), in nats.
+
+    ``x_t`` is one-hot. What is masked out is summed over: where the one is among the entries that are
+    observed, the term is the log-probability of its category, and where they are all zero, that of any
+    category which is masked out. A step of which nothing is observed has no term.
+
+    Arguments, return value and errors are those of :func:`emission_log_prob`.
+    """
+    result: Tensor = call("categorical_emission_log_prob", x, z, weights, lengths, mask)
+    return result

@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from dmm_fast._arguments import INFERENCE, NETWORKS
+from dmm_fast._arguments import AUGMENT, INFERENCE, NETWORKS
+from dmm_fast._heads import HEADS
 from dmm_fast.check import describe, fail
 
 ELBOS = ("trace", "mean_field", "tmc", "tmcelbo")
 SCHEDULES = ("constant", "cosine")
-EMISSIONS = ("bernoulli", "gaussian")
+EMISSIONS = tuple(HEADS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +25,13 @@ class TrainConfig:
     the numbers, are kept in the checkpoint, and cannot change when a run is resumed.
 
     Attributes:
-        data: a data file (``.mat``, ``.pickle``, ``.npz``), or ``chorales``, the built-in set.
+        data: a data file or a folder of MIDI files, as :func:`dmm_fast.data.load` reads them, or
+            ``chorales``, the built-in set.
         num_sequences: of the built-in set, how many to train on (a third of it to test).
+        split_seed: of the division of data that are not divided into training, validation and test.
+        id_column, time_column: of a table, which sequence a row belongs to, and its time step.
+        columns, control_columns, static_columns: of a table, names with commas between them.
+        freq: of a table with dates, the length of a time step.
         seed: of torch's global generators.
         learning_rate, beta1, beta2, clip_norm, lr_decay, weight_decay: of ``ClippedAdam``.
         lr_schedule: ``constant``, or ``cosine``: from 1 to 0 over all epochs.
@@ -39,7 +45,11 @@ class TrainConfig:
         tmc_num_samples: samples a site for the last two.
         inference: the guide, one of :data:`~dmm_fast._arguments.INFERENCE`.
         rnn: its recurrent network, one of :data:`~dmm_fast._arguments.NETWORKS`.
-        emission: ``bernoulli`` for zeros and ones, ``gaussian`` for real values.
+        emission: one of the names that :class:`~dmm_fast.model.DMM` explains, such as ``bernoulli`` for zeros
+            and ones or ``gaussian`` for real values.
+        nade_dim: hidden units of a NADE emission.
+        augment: where x_{t-1} is an input: ``transition``, ``emission``, ``both``; None: nowhere.
+        mask_input: the guide also reads which values are observed.
         min_scale: added to the scales of the guide's z and of a Gaussian emission.
         standardize: a new model takes the mean and the scale of its training data for its units (Gaussian
             only), a loaded one has its own; None: where the emission is Gaussian.
@@ -63,6 +73,13 @@ class TrainConfig:
 
     data: str = "chorales"
     num_sequences: int | None = None
+    split_seed: int = 0
+    id_column: str | None = None
+    time_column: str | None = None
+    columns: str | None = None
+    control_columns: str | None = None
+    static_columns: str | None = None
+    freq: str | None = None
     seed: int = 0
     learning_rate: float = 3e-4
     beta1: float = 0.96
@@ -88,6 +105,9 @@ class TrainConfig:
     inference: str = "st-r"
     rnn: str = "relu"
     emission: str = "bernoulli"
+    nade_dim: int = 100
+    augment: str | None = None
+    mask_input: bool = False
     min_scale: float = 0.0
     standardize: bool | None = None
     recover: bool = False
@@ -113,8 +133,9 @@ class TrainConfig:
             if value is not None and not lowest <= value <= highest:
                 fail(name, _range(lowest, highest), str(value))
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                fail(name, f"one of {', '.join(choices)}", str(getattr(self, name)))
+            value = getattr(self, name)
+            if value not in choices and (value is not None or name != "augment"):
+                fail(name, f"one of {', '.join(choices)}", str(value))
         for name in ("beta1", "beta2"):
             if getattr(self, name) == 1:
                 fail(name, "a number below 1", "1")
@@ -132,17 +153,37 @@ class TrainConfig:
         if self.load_opt and not self.load_model:
             fail("load_opt", "load_model with it", "none")
 
-    def sizes(self, input_dim: int) -> dict[str, Any]:
-        """The constructor arguments of the DMM for data with ``input_dim`` features."""
+    def sizes(self, input_dim: int, control_dim: int = 0, static_dim: int = 0) -> dict[str, Any]:
+        """The constructor arguments of the DMM for data with so many features, controls and covariates.
+
+        Raises:
+            TypeError: an argument is no int.
+            ValueError: an argument is out of its range.
+        """
         # Left out where it is the default, of which models of before there was a choice know nothing.
-        names = ("emission", "inference", "rnn", "min_scale")
+        names = ("emission", "nade_dim", "augment", "mask_input", "inference", "rnn", "min_scale")
         defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in names}
+        inputs = {"control_dim": control_dim, "static_dim": static_dim}
+        for name, width in {"input_dim": input_dim, **inputs}.items():
+            _count(name, width, int(name == "input_dim"))
         return {
             "input_dim": input_dim,
             **{name: getattr(self, name) for name in (*_WIDTHS, "rnn_dropout_rate", "num_iafs", "iaf_dim")},
             # Tensor Monte Carlo enumerates over single time steps.
             "per_step_sites": self.elbo in ("tmc", "tmcelbo"),
             **{name: getattr(self, name) for name in names if getattr(self, name) != defaults[name]},
+            **{name: width for name, width in inputs.items() if width > 0},
+        }
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """The arguments of :func:`dmm_fast.data.load` that say what the columns of a table are."""
+        lists = {"columns": self.columns, "controls": self.control_columns, "static": self.static_columns}
+        return {
+            "id": self.id_column,
+            "time": self.time_column,
+            **{name: None if text is None else _listed(text) for name, text in lists.items()},
+            "freq": self.freq,
         }
 
     @property
@@ -209,6 +250,9 @@ class TrainConfig:
 PACE_FIELDS = ("num_epochs", "eval_frequency", "checkpoint_freq")
 """Settings that say how long to go on and how often to look."""
 
+TABLE_FIELDS = ("id_column", "time_column", "columns", "control_columns", "static_columns", "freq")
+"""Settings that say what the columns of a table are."""
+
 FILE_FIELDS = ("load_model", "load_opt", "save_model", "save_opt")
 """Settings that name a file beside the folder of a run."""
 
@@ -228,7 +272,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("beta1", "beta2", "minimum_annealing_factor", "rnn_dropout_rate"), (0, 1)),
     "clip_norm": (0, _INF),
     "num_iafs": (0, _INF),
-    "iaf_dim": (1, _INF),
+    **dict.fromkeys(("iaf_dim", "nade_dim"), (1, _INF)),
+    "split_seed": (0, sys.maxsize),
     "seed": (0, 2**32 - 1),  # what NumPy takes, which Pyro seeds too
 }
 
@@ -236,6 +281,7 @@ _CHOICES = {
     "elbo": ELBOS,
     "lr_schedule": SCHEDULES,
     "emission": EMISSIONS,
+    "augment": AUGMENT,
     "inference": INFERENCE,
     "rnn": NETWORKS,
 }
@@ -249,6 +295,10 @@ def _check_types(config: TrainConfig) -> None:
         admitted = (*kinds, int) if float in kinds else kinds
         if not isinstance(value, admitted) or (isinstance(value, bool) and bool not in kinds):
             fail(name, _names(kinds), describe(value), TypeError)
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
 
 
 def _names(kinds: tuple[type, ...]) -> str:

@@ -8,9 +8,14 @@ import torch
 from torch import Tensor
 
 from dmm_fast import data as datasets
+from dmm_fast._heads import HEADS
+from dmm_fast._values import check_values
 from dmm_fast.check import fail, kind
 from dmm_fast.data import Dataset, SequenceSet
+from dmm_fast.reference import valid_steps
 from dmm_fast.training._config import TrainConfig
+
+WIDTHS = ("features", "controls", "covariates")
 
 
 def load_data(config: TrainConfig) -> Dataset:
@@ -25,7 +30,10 @@ def load_data(config: TrainConfig) -> Dataset:
     if config.data != "chorales":
         if config.num_sequences is not None:
             fail("num_sequences", "None with a data file", str(config.num_sequences))
-        return datasets.load(config.data)
+        return datasets.load(config.data, split_seed=config.split_seed, **config.table)
+    for name, value in config.table.items():
+        if value is not None:
+            fail(name, "None with the built-in chorales", str(value))
     if config.num_sequences is None:
         return datasets.chorales()
     held_out = max(1, config.num_sequences // 3)
@@ -37,28 +45,26 @@ def check_data(data: Dataset, emission: str) -> None:
 
     Raises:
         TypeError: ``data`` is no data set.
-        ValueError: splits differ in their features, are not of torch's default dtype as the model is, or
-            hold what ``emission`` never gives.
+        ValueError: splits differ in their features, controls or covariates, are not of torch's default dtype
+            as the model is, or hold what ``emission`` never gives.
     """
     kind("data", data, Dataset)
-    D, dtype = data.train.sequences.shape[-1], torch.get_default_dtype()
+    dtype = torch.get_default_dtype()
     for name, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
         x = split.sequences
-        if x.shape[-1] != D:
-            fail(f"data, {name}", f"{D} features, as train has", str(x.shape[-1]))
+        for what, wanted, width in zip(WIDTHS, widths(data.train), widths(split), strict=True):
+            if width != wanted:
+                fail(f"data, {name}", f"{wanted} {what}, as train has", str(width))
         if x.dtype != dtype:
             fail(f"data, {name}", f"sequences of {dtype}, as the model is", str(x.dtype))
-        if emission == "bernoulli":
-            expected = "zeros and ones (for real values: --emission gaussian)"
-            _refuse(f"data, {name}", expected, x, (x != 0) & (x != 1) & ~x.isnan())
-        else:
-            _refuse(f"data, {name}", "finite numbers", x, x.isinf())
+        observed = valid_steps(split.lengths, x.shape[1])[:, :, None] & ~x.isnan()
+        check_values(x.cpu().numpy(), observed.cpu().numpy(), HEADS[emission].values, name=f"data, {name}")
 
 
-def _refuse(name: str, expected: str, x: Tensor, bad: Tensor) -> None:
-    if bool(bad.any()):
-        place = tuple(bad.nonzero()[0].tolist())
-        fail(name, expected, f"{x[place].item():g} at (sequence, step, feature) {place}")
+def widths(split: SequenceSet) -> tuple[int, int, int]:
+    """The numbers of features, controls and covariates."""
+    controls, static = (0 if x is None else x.shape[-1] for x in (split.controls, split.static))
+    return split.sequences.shape[-1], controls, static
 
 
 def fingerprint(data: Dataset) -> str:
@@ -76,4 +82,5 @@ def fingerprint(data: Dataset) -> str:
 
 
 def _tensors(split: SequenceSet) -> list[Tensor]:
-    return [split.sequences, split.lengths]
+    given = (split.sequences, split.lengths, split.controls, split.static)
+    return [tensor for tensor in given if tensor is not None]

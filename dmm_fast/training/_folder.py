@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from contextlib import ExitStack
+import shutil
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from dmm_fast._io import check_folder, check_writable
@@ -20,6 +21,8 @@ BEST = "best.safetensors"
 
 class RunFolder:
     """The folder of a run. While ``with`` is entered it exists, and no other process trains in it.
+
+    A folder that was made for a run which then ends by an error before it has a checkpoint is removed again.
 
     Args:
         path: the folder, which may be missing still.
@@ -39,6 +42,7 @@ class RunFolder:
         return self.path / LAST
 
     def __enter__(self) -> RunFolder:
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         with ExitStack() as entered:
             self.path.mkdir(parents=True, exist_ok=True)
             entered.enter_context(FolderLock("out", self.path))
@@ -53,6 +57,11 @@ class RunFolder:
 
     def __exit__(self, *error: object) -> None:
         self._entered.close()
+        if self._made and error[0] is not None and not self.last.exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+            with suppress(OSError):  # another process may use one by now
+                for parent in self._made[1:]:
+                    parent.rmdir()
 
     def refuse_a_run(self) -> None:
         """Check that no run is there, whose files a new one would overwrite.

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from dmm_fast._network import rename_former
 from dmm_fast.check import describe, fail
 from dmm_fast.model import DMM
-from dmm_fast.nn import rename_former
 from dmm_fast.optim import ClippedAdam
 from dmm_fast.training._checkpoint import CheckpointError
 

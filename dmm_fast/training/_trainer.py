@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from dmm_fast.check import fail, kind
-from dmm_fast.data import Dataset, SequenceSet
+from dmm_fast.data import ControlledBatch, Dataset, SequenceSet
 from dmm_fast.infer import GraphedSVI, evaluate_elbo
 from dmm_fast.model import DMM
 from dmm_fast.optim import PyroClippedAdam
 from dmm_fast.optim._capturable import set_rate
 from dmm_fast.training import _checkpoint as ckpt
 from dmm_fast.training._config import TrainConfig
-from dmm_fast.training._data import check_data, fingerprint, load_data
+from dmm_fast.training._data import check_data, fingerprint, load_data, widths
 from dmm_fast.training._folder import BEST, LAST, RunFolder, check_outputs, settings_of
 from dmm_fast.training._interrupt import StopSignals, TrainingInterrupted
 from dmm_fast.training._objective import guide_and_elbo
@@ -92,7 +92,7 @@ class Trainer:
 
         pyro.clear_param_store()
         pyro.set_rng_seed(config.seed)
-        self._sizes = config.sizes(data.train.sequences.shape[-1])
+        self._sizes = config.sizes(*widths(data.train))
         self.dmm = DMM(**self._sizes, use_cuda=config.cuda)
         rate = config.scheduled_lr(0, self.num_mini_batches)
         self._recovery = Recovery(self.dmm, rate)
@@ -258,7 +258,10 @@ class Trainer:
 
     def _gather(self, indices: Tensor, T: int, factor: float | Tensor) -> tuple[Any, ...]:
         """The arguments of model and guide, gathered where the data are."""
-        return (*self.data.train.batch(indices, T), factor)
+        batch = self.data.train.batch(indices, T)
+        if isinstance(batch, ControlledBatch):
+            return batch._replace(annealing_factor=factor)
+        return (*batch, factor)
 
     def _read_losses(self, log: RunLog) -> None:
         """Wait for the steps done so far, and look at their losses."""

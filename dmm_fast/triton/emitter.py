@@ -2,8 +2,9 @@
 
     h_1 = relu(W_in z + b)   h_2 = relu(W_hidden h_1 + b)   out = W_out h_2 + b
 
-A Bernoulli's out is the logits; a Gaussian has a second head for pre_scale. The first line is a launch, the
-rest is the op's own, of which a program has whole rows; backward it goes on to z.
+A Bernoulli's out is the logits; a Gaussian has a second head for pre_scale, and a NADE one of another width
+for its first state (:mod:`dmm_fast.triton.nade`). The first line is a launch, the rest is the op's own, of
+which a program has whole rows; backward it goes on to z.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from dmm_fast.triton.tiles import Columns, Gradient, Layer, Term
 
 
 class Weights(NamedTuple):
-    """Weights of either emitter: ``w_out`` gives logits or loc; a Bernoulli's has no ``*_scale``."""
+    """Weights of an emitter: ``w_out`` gives its only head or the first, ``w_scale`` the second, if any."""
 
     w_in: Any
     b_in: Any
@@ -39,7 +40,7 @@ class Hidden(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """The gradients that an op's head leaves, and those by way of them. A Bernoulli's has no dpre_scale."""
+    """The gradients that an op's heads leave, and those by way of them. That of one has no dpre_scale."""
 
     dout: Columns
     dpre_scale: Columns | None
@@ -80,15 +81,16 @@ def gradients(
     dz: Tensor,
     *given: Any,
     cleared: tuple[Columns, ...] = (),
+    **options: Any,
 ) -> list[Tensor]:
     """The gradients of the weights; that by z goes to ``dz [..., Z]``.
 
-    The op's head is ``kernel(w, hidden, taken, *given, ...)``, and leaves alone what is past the ends of
-    ``cleared``, where zeros are written.
+    The op's head is ``kernel(w, hidden, taken, *given, ..., **options)``, and leaves alone what is past the
+    ends of ``cleared``, where zeros are written.
     """
     w = Weights(*(weight.contiguous() for weight in weights))
     (E, Z), D = w.w_in.shape, w.w_out.shape[0]
-    heads = [D] if w.w_scale is None else [D, D]
+    heads = [D] if w.w_scale is None else [D, w.w_scale.shape[0]]
     columns = stacked(Z, E, E, E, E, *heads)
 
     def fill(scratch: Tensor, first: int) -> None:
@@ -103,7 +105,7 @@ def gradients(
             Gradient((Term(dh_1, w.w_in),), tiles.features_of(dz)),
         )
         taken = Taken(dheads[0], dheads[1] if len(dheads) == 2 else None, beyond)
-        tiles.launch_tiles(kernel, found, (), w, Hidden(h_1, h_2), taken, *given)
+        tiles.launch_tiles(kernel, found, (), w, Hidden(h_1, h_2), taken, *given, **options)
 
     at_z, at_1, at_2, at_d1, at_d2, *at_heads = columns
     pairs = [(at_d1, at_z), (at_d2, at_1), *((at_head, at_2) for at_head in at_heads)]
@@ -126,15 +128,15 @@ def emitter_fwd_kernel(w, hidden, heads, found, count, blocks):  # type: ignore[
 
 @rowwise_kernel
 def emitter_bwd_kernel(w, hidden, taken, heads, found, count, blocks):  # type: ignore[no-untyped-def]
-    """Whole rows, from the gradients by each head [1, N, 1, D]: all others, into scratch."""
+    """Whole rows, from the gradients by each head [P, B, T, width]: all others, into scratch."""
     index, place, valid = tiles.rows_of_tile(found, count, blocks)
     spots = tiles.spots_of(found, count, index, valid)
     hidden_layers(w, hidden, index, valid, blocks)
     for i in tl.static_range(len(heads)):
         to = taken.dout if i == 0 else taken.dpre_scale
-        for n in range(0, taken.dout.width, blocks.N):
+        for n in range(0, to.width, blocks.N):
             columns = n + tl.arange(0, blocks.N)
-            given = load_row(tiles.row_at(heads[i], spots), columns, taken.dout.width, valid)
+            given = load_row(tiles.row_at(heads[i], spots), columns, to.width, valid)
             tiles.write(to, index, valid, columns, given)
     tiles.gradients_of_rows(taken.beyond, index, place, valid, blocks)
 

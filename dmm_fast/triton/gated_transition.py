@@ -1,4 +1,4 @@
-"""p(z_t | z_{t-1}) for single steps ``[N, Z]``."""
+"""p(z_t | z_{t-1}, inputs_t) for single steps ``[N, I]``."""
 
 import triton.language as tl
 from torch import Tensor
@@ -39,7 +39,7 @@ def gated_transition_bwd_kernel(  # type: ignore[no-untyped-def]
 
 def gated_transition(z_prev: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
     """``loc, scale``, each ``[N, Z]``."""
-    N, Z = z_prev.shape
+    N, Z = len(z_prev), len(weights[-1])  # the bias of loc
     z = z_prev[None, :, None]
     loc, scale = z_prev.new_empty(N, Z), z_prev.new_empty(N, Z)
     given = (rows_of(z), None, steps_of(z, None), tiles.features_of(loc), tiles.features_of(scale))
@@ -50,10 +50,9 @@ def gated_transition(z_prev: Tensor, weights: list[Tensor]) -> tuple[Tensor, Ten
 def gated_transition_backward(
     dloc: Tensor, dscale: Tensor, z_prev: Tensor, weights: list[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """``dz_prev [N, Z]`` and the gradients of the weights."""
-    N, Z = z_prev.shape
+    """``dz_prev [N, I]`` and the gradients of the weights."""
     loc, scale, z = (tensor[None, :, None] for tensor in (dloc, dscale, z_prev))
-    dz_prev = z_prev.new_empty(N, Z)
+    dz_prev = z_prev.new_empty(z_prev.shape)
     steps = steps_of(z, None)
     given = (rows_of(z), None, steps, dz_prev, rows_of(loc), rows_of(scale), steps)
-    return dz_prev, transition.backward(gated_transition_bwd_kernel, weights, N, *given)
+    return dz_prev, transition.backward(gated_transition_bwd_kernel, weights, len(z_prev), *given)

@@ -1,8 +1,9 @@
-"""The gated transition, forward and backward: what its three ops share.
+"""The gated transition, forward and backward: what its ops share.
 
     gate = sigmoid(W_go relu(W_gi z + b) + b)    mean = W_mo relu(W_mi z + b) + b    linear = W_l z + b
-    loc = (1 - gate) linear + gate mean          pre_scale = W_s relu(mean) + b      z being z_{t-1}
+    loc = (1 - gate) linear + gate mean          pre_scale = W_s relu(mean) + b
 
+z being z_{t-1} and, where a transition has further inputs, these behind it.
 Two launches: all layers of z; and what is made of them, of which each op makes something else. A program of
 the second has whole rows, since each pre_scale takes all of mean. Backward these once more, then the hidden
 layers, and z.
@@ -102,12 +103,12 @@ def mean_backward(w, mixed, taken, index, valid, blocks):  # type: ignore[no-unt
 def forward(
     kernel: Any, weights: list[Tensor], count: int, z: Rows, z_0: Rows | None, steps: Steps, *given: Any
 ) -> None:
-    """Run the network for z_{t-1}, or for ``z`` itself where there is no ``z_0``, and the op's head.
+    """Run the network for z_{t-1}, or for ``z`` itself where there is no ``z_0``, and the head.
 
     The latter is ``kernel(w, mixed, *given, ...)``, which mixes the layers first.
     """
     w = TransitionWeights(*(weight.contiguous() for weight in weights))
-    (G, Z), R = w.w_gate_in.shape, w.w_mean_in.shape[0]
+    G, R, Z = len(w.w_gate_in), len(w.w_mean_in), len(w.w_loc)
     for first, size in in_parts(count):
         work, found = tiles.room(w.w_loc, size, G + R + 3 * Z)
         mixed = Mixed(*(tiles.columns_of(work, at) for at in stacked(G, R, Z, Z, Z)))
@@ -142,8 +143,8 @@ def backward(
     ``cleared``, where zeros are written.
     """
     w = TransitionWeights(*(weight.contiguous() for weight in weights))
-    (G, Z), R = w.w_gate_in.shape, w.w_mean_in.shape[0]
-    columns = stacked(Z, G, R, Z, G, R, Z, Z, Z, Z)
+    (G, width), R, Z = w.w_gate_in.shape, len(w.w_mean_in), len(w.w_loc)
+    columns = stacked(width, G, R, Z, G, R, Z, Z, Z, Z)
     at_z, at_g, at_m, at_relu, at_dg, at_dm, at_linear, at_gate, at_mean, at_scale = columns
 
     def fill(scratch: Tensor, first: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyro
 import torch
 from matplotlib.figure import Figure
@@ -31,6 +32,18 @@ def dataset() -> Dataset:
     return Dataset("d", some_set(), some_set(3), some_set(4))
 
 
+def frame() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "who": [0, 0, 1],
+            "t": pd.to_datetime(["2024-02-28", "2024-02-29", "2024-02-28"]),
+            "x": [1.0, float("nan"), 3.0],
+            "u": [1, 2, 3],
+            "age": [30, 30, 40],
+        }
+    )
+
+
 def lengths() -> torch.Tensor:
     return batch().mini_batch_seq_lengths
 
@@ -41,6 +54,23 @@ def rows(last: int, *lead: int) -> torch.Tensor:
 
 def roll(T: int = 6) -> torch.Tensor:
     return (torch.arange(T * 88).reshape(T, 88) % 7 == 0).float()
+
+
+class Laplacian(torch.nn.Module):
+    """An emission of a user's own, with one location for all features."""
+
+    def log_prob(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return -(x - self.mean(z)).abs() - 0.6931471805599453
+
+    def mean(self, z: torch.Tensor) -> torch.Tensor:
+        return z.sum(-1, keepdim=True).expand(*z.shape[:-1], SIZES["input_dim"])
+
+    def sample(self, z: torch.Tensor) -> torch.Tensor:
+        return self.mean(z) + torch.rand_like(z[..., :1]).log() - torch.rand_like(z[..., :1]).log()
+
+
+def module_emission() -> distributions.ModuleEmission:
+    return distributions.ModuleEmission(rows(3), Laplacian(), lengths(), None, SIZES["input_dim"])
 
 
 def prior() -> distributions.MarkovPrior:
@@ -59,6 +89,14 @@ def mean_field() -> distributions.MeanFieldPosterior:
     made = distributions.MeanFieldPosterior(rows(SIZES["rnn_dim"]), combiner, SIZES["z_dim"], lengths())
     made.rsample()
     return made
+
+
+def nade_emission() -> distributions.NadeEmission:
+    return distributions.NadeEmission(rows(3), nn.NadeEmitter(5, 3, 4, 6).weights, lengths())
+
+
+def counts() -> torch.Tensor:
+    return torch.arange(4 * 6 * 5.0).reshape(4, 6, 5) % 4
 
 
 def flowed() -> distributions.FlowedNormal:
@@ -132,6 +170,9 @@ def files() -> None:
     """Write the files that the calls read into the current folder."""
     for name in ("set.npz", "chorales.npz"):
         data.save_npz(dataset(), name)
+    frame().to_csv("table.csv", index=False)
+    Path("music").mkdir()
+    music.write_midi("music/a.mid", music.to_midi(roll()))
     training.save_checkpoint("run.safetensors", saved_run())
     training.save_optimizer("optimizer.safetensors", stepped_optimizer(small_dmm()).get_state())
     Path("jsb_chorales.pickle").write_bytes(NEVER_READ)
@@ -144,6 +185,17 @@ INSTANCES: dict[str, Callable[[], Any]] = {
     "data.SequenceSet": some_set,
     "distributions.BernoulliEmission": lambda: small_dmm().emission(rows(3), lengths()),
     "distributions.GaussianEmission": lambda: small_dmm(emission="gaussian").emission(rows(3), lengths()),
+    "distributions.ModuleEmission": module_emission,
+    "distributions.NadeEmission": nade_emission,
+    "distributions.CategoricalEmission": lambda: distributions.CategoricalEmission(
+        rows(3), nn.CategoricalEmitter(5, 3, 4).weights, lengths()
+    ),
+    "distributions.NegativeBinomialEmission": lambda: distributions.NegativeBinomialEmission(
+        rows(3), nn.NegativeBinomialEmitter(5, 3, 4).weights, lengths()
+    ),
+    "distributions.PoissonEmission": lambda: distributions.PoissonEmission(
+        rows(3), nn.PoissonEmitter(5, 3, 4).weights, lengths()
+    ),
     "distributions.FlowedNormal": flowed,
     "distributions.MarkovPosterior": posterior,
     "distributions.MeanFieldPosterior": mean_field,
@@ -152,12 +204,16 @@ INSTANCES: dict[str, Callable[[], Any]] = {
     "model.DMM.standardize": lambda: small_dmm(emission="gaussian"),
     "infer.GraphedSVI": svi,
     "model.DMM": small_dmm,
+    "nn.CategoricalEmitter": lambda: nn.CategoricalEmitter(5, 3, 4),
     "nn.Combiner": lambda: nn.Combiner(3, 7),
     "nn.Emitter": lambda: nn.Emitter(5, 3, 4),
     "nn.GatedTransition": lambda: nn.GatedTransition(3, 6),
     "nn.GaussianEmitter": lambda: nn.GaussianEmitter(5, 3, 4),
     "nn.InferenceNetwork": lambda: nn.InferenceNetwork(5, 7),
     "nn.MeanFieldCombiner": lambda: nn.MeanFieldCombiner(3, 7),
+    "nn.NadeEmitter": lambda: nn.NadeEmitter(5, 3, 4, 6),
+    "nn.NegativeBinomialEmitter": lambda: nn.NegativeBinomialEmitter(5, 3, 4),
+    "nn.PoissonEmitter": lambda: nn.PoissonEmitter(5, 3, 4),
     "nn.TwoWayNetwork": two_way,
     "optim.ClippedAdam": optimizer,
     "optim.PyroClippedAdam": lambda: optim.PyroClippedAdam({"lr": 1e-3}),
@@ -219,6 +275,27 @@ ARGUMENTS: dict[str, Callable[[], Any]] = {
     "data.download.opener": lambda: lambda url: Response(b"something"),
     "data.download.progress": lambda: False,
     "data.download.sha256": lambda: hashlib.sha256(NEVER_READ).hexdigest(),
+    "data.from_arrays.arrays": lambda: [[[1.0, 2.0], [3.0, float("nan")]], [[5.0, 6.0]]],
+    "data.from_arrays.controls": lambda: [[1.0, 2.0], [3.0]],
+    "data.from_arrays.dtype": lambda: torch.float64,
+    "data.from_arrays.static": lambda: [0.5, 1.5],
+    "data.from_frame.columns": lambda: ["x"],
+    "data.from_frame.controls": lambda: ["u"],
+    "data.from_frame.frame": frame,
+    "data.from_frame.freq": lambda: "D",
+    "data.from_frame.id": lambda: "who",
+    "data.from_frame.static": lambda: "age",
+    "data.from_frame.time": lambda: "t",
+    "data.read_midi_folder.path": lambda: Path("music"),
+    "data.read_table.columns": lambda: "x",
+    "data.read_table.freq": lambda: "D",
+    "data.read_table.id": lambda: "who",
+    "data.read_table.path": lambda: Path("table.csv"),
+    "data.read_table.time": lambda: "t",
+    "data.split.data": some_set,
+    "data.split.fractions": lambda: (0.5, 0.25, 0.25),
+    "data.SequenceSet.controls": lambda: batch().mini_batch_mask[..., None] * rows(2),
+    "data.SequenceSet.static": lambda: rows(2)[:, 0].clone(),
     "data.load.path": lambda: Path("set.npz"),
     "data.save_npz.dataset": dataset,
     "data.save_npz.path": lambda: Path("new.npz"),
@@ -232,6 +309,18 @@ ARGUMENTS: dict[str, Callable[[], Any]] = {
     "distributions.BernoulliEmission.emitter": lambda: small_dmm().emitter.weights,
     "distributions.GaussianEmission.log_prob.value": lambda: batch().mini_batch,
     "distributions.GaussianEmission.emitter": lambda: small_dmm(emission="gaussian").emitter.weights,
+    "distributions.ModuleEmission.emitter": Laplacian,
+    "distributions.ModuleEmission.log_prob.value": lambda: batch().mini_batch,
+    "distributions.ModuleEmission.output_dim": lambda: 5,
+    "distributions.NadeEmission.log_prob.value": lambda: batch().mini_batch,
+    "distributions.NadeEmission.emitter": lambda: nn.NadeEmitter(5, 3, 4, 6).weights,
+    "distributions.NadeEmission.order": lambda: torch.tensor([3, 0, 4, 2, 1]),
+    "distributions.CategoricalEmission.log_prob.value": lambda: torch.eye(5)[counts()[..., 0].long()],
+    "distributions.CategoricalEmission.emitter": lambda: nn.CategoricalEmitter(5, 3, 4).weights,
+    "distributions.NegativeBinomialEmission.log_prob.value": counts,
+    "distributions.NegativeBinomialEmission.emitter": lambda: nn.NegativeBinomialEmitter(5, 3, 4).weights,
+    "distributions.PoissonEmission.log_prob.value": counts,
+    "distributions.PoissonEmission.emitter": lambda: nn.PoissonEmitter(5, 3, 4).weights,
     "distributions.FlowedNormal.expand.batch_shape": lambda: (2, 4),
     "distributions.FlowedNormal.flows": lambda: with_flows().iafs,
     "distributions.FlowedNormal.loc": lambda: rows(3)[:, 0],
@@ -261,6 +350,10 @@ ARGUMENTS: dict[str, Callable[[], Any]] = {
     "infer.GraphedSVI.guide": lambda: small_dmm().guide,
     "infer.GraphedSVI.loss": Trace_ELBO,
     "infer.SequenceELBO.elbo": Trace_ELBO,
+    "infer.counterfactual.batch": lambda: (*batch(), 1.0, rows(2)),
+    "infer.counterfactual.controls": lambda: rows(2)[:, 2:],
+    "infer.counterfactual.dmm": lambda: small_dmm(control_dim=2),
+    "infer.counterfactual.start": lambda: 2,
     "infer.GraphedSVI.model": lambda: small_dmm().model,
     "infer.GraphedSVI.optim": lambda: optim.PyroClippedAdam({"lr": 1e-3}),
     "infer.GraphedSVI.step.*": lambda: [*batch(), 0.5],
@@ -269,6 +362,13 @@ ARGUMENTS: dict[str, Callable[[], Any]] = {
     "music.write_midi.midi": lambda: music.to_midi(roll()),
     "music.write_midi.path": lambda: Path("new.mid"),
     "model.DMM.encode.batch": lambda: small_dmm().mini_batch(*batch()),
+    "model.DMM.emission.z": lambda: rows(3),
+    "model.DMM.emission_inputs.batch": lambda: small_dmm().mini_batch(*batch()),
+    "model.DMM.emission_inputs.z": lambda: rows(3),
+    "model.DMM.mini_batch.mini_batch_reversed": lambda: None,
+    "model.DMM.posterior.h": lambda: rows(7),
+    "model.DMM.prior.T": lambda: 6,
+    "model.DMM.transition_inputs.batch": lambda: small_dmm().mini_batch(*batch()),
     "model.DMM.standardize.sequences": lambda: rows(5),
     "model.DMM.model.mini_batch_reversed": lambda: None,
     "nn.Combiner.forward.h_rnn": lambda: rows(7),
@@ -277,6 +377,7 @@ ARGUMENTS: dict[str, Callable[[], Any]] = {
     "nn.InferenceNetwork.input_size": lambda: 5,
     "nn.MeanFieldCombiner.forward.h_rnn": lambda: rows(7),
     "nn.TwoWayNetwork.forward.h_0": lambda: torch.zeros(2, 7),
+    "nn.NadeEmitter.nade_dim": lambda: 6,
     "nn.TwoWayNetwork.left": lambda: torch.nn.GRU(5, 7, batch_first=True),
     "nn.TwoWayNetwork.right": lambda: nn.InferenceNetwork(5, 7),
     "optim.ClippedAdam.add_param_group.param_group": lambda: {"params": [parameter()], "lr": 0.1},

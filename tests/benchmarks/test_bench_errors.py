@@ -32,7 +32,8 @@ def test_eager_measured_against_itself(op):
     rows = list(errors.op_rows(op, "reference", "cpu", QUICK))
     assert all(row.ok for row in rows)
     assert all(row.max_rel_error == row.eager_rel_error for row in rows)
-    assert max(row.eager_rel_error for row in rows) > 1e-9  # float32 is not float64
+    # float32 is not float64; but a draw of zeros and ones is exact
+    assert op == "nade_draw" or max(row.eager_rel_error for row in rows) > 1e-9
     cases = {row.case for row in rows}
     ragged = "lengths" in getattr(OPS.get(op), "inputs", ())
     assert cases == {"B=3, T=5, full", "B=3, T=5, ragged"} if ragged else {"B=3, T=5, full"}

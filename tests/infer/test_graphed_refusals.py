@@ -58,8 +58,8 @@ class TestWhatIsRefused:
         plain = GraphedSVI(dmm.model, dmm.guide, adam(), Trace_ELBO())
         gathering = GraphedSVI(dmm.model, dmm.guide, adam(), Trace_ELBO(), gather=lambda batch: batch)
         for each, args, kwargs in (
-            (svi, [*make_batch(), 0.5, 1], {}),
-            (plain, [*make_batch(), 0.5, 1], {}),
+            (svi, [*make_batch(), 0.5, None, None, 1], {}),
+            (plain, [*make_batch(), 0.5, None, None, 1], {}),
             (plain, make_batch(), {"factor": 0.5}),
             (gathering, make_batch(), {}),
         ):

@@ -194,7 +194,7 @@ class TestWhatIsRefused:
     def test_arguments_that_the_model_does_not_have(self, run: Run) -> None:
         before = [p.clone() for p in run.dmm.parameters()]
         with pytest.raises(TypeError, match=r"^arguments: expected arguments that fit \("):
-            steps(run, [make_batch(), (*make_batch(), 0.5, 1)])
+            steps(run, [make_batch(), (*make_batch(), 0.5, None, None, 1)])
         assert all(map(torch.equal, run.dmm.parameters(), before))
 
     def test_what_no_graph_can_take(self) -> None:

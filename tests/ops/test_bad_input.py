@@ -78,7 +78,7 @@ def _tensor_spoils(op: Op, name: str, spec: str) -> Iterator[tuple[str, Spoil]]:
     yield "features", lambda t: t[..., :-1]
     if spec[0] in "Ppns":
         yield "batch", lambda t: t[:-1]
-    if spec[0] in "sH" or "Z" in spec:  # the others broadcast
+    if spec[0] in "sH" or spec.partition(":")[0].endswith("Z"):  # the others broadcast
         yield "dimensions", lambda t: t.expand(2, 1, *t.shape)
     if "T" in spec and op.is_sequence:
         yield "time", lambda t: t[:, :-1]
@@ -112,11 +112,15 @@ def _mask_spoils() -> Iterator[tuple[str, Spoil]]:
     yield "nan", lambda t: torch.full_like(t, torch.nan, dtype=torch.float32)
 
 
+def _one_input_more(t: Tensor) -> Tensor:
+    return torch.cat([t, t[..., :1]], -1)
+
+
 def _field_spoils() -> Iterator[tuple[str, Spoil]]:
     yield from _other_types()
     yield "dtype", lambda t: t.double()
     yield "device", lambda t: t.to("meta")
-    yield "inputs", lambda t: torch.cat([t, t[..., :1]], -1)
+    yield "inputs", _one_input_more
     yield "dimension more", lambda t: t.unsqueeze(0)
     yield "dimension less", lambda t: t[0]
 
@@ -129,8 +133,8 @@ def _weights_spoils(kind: str) -> Iterator[tuple[str, Spoil]]:
     yield "list of all", list
     yield "dict of tensors", lambda w: w._asdict()
     for other, weights in WEIGHTS.items():
-        if other != kind:
-            sizes = [[getattr(CASE, letter) for letter in word] for word in weights.words]
+        if weights.tuple_type is not WEIGHTS[kind].tuple_type:
+            sizes = [[CASE.letters[letter] for letter in word] for word in weights.words]
             yield other, lambda w, c=weights.tuple_type, s=sizes: c(*(torch.zeros(shape) for shape in s))
 
 
@@ -153,11 +157,14 @@ def _spoils(op: Op, name: str, spec: str) -> Iterator[tuple[str, Spoil]]:
         yield from _tensor_spoils(op, name, spec)
 
 
+# They tell a size that others are held to.
+TELLING = {("nade_draw", "w_read", "features")}
 SPOILT = [
     pytest.param(op.name, name, spoil, id=f"{op.name}-{name}-{label}")
     for op in OPS.values()
     for name, spec in op.inputs.items()
     for label, spoil in _spoils(op, name, spec)
+    if (op.name, name, label) not in TELLING
 ]
 FIELD_SPOILS = [pytest.param(spoil, id=label) for label, spoil in _field_spoils()]
 
@@ -192,6 +199,8 @@ def test_field_of_the_weights_that_does_not_fit_is_named(op_name: str, spoil: Sp
     inputs = build(op_name, CASE)
     weights = inputs["weights"]
     for field in weights._fields:
+        if (op_name, field, spoil) == ("transition_scan", "w_gate_in", _one_input_more):
+            continue  # this field tells the width that the others are held to
         inputs["weights"] = weights._replace(**{field: spoil(getattr(weights, field))})
         assert_named(f"weights.{field}", refusal(op_name, inputs))
 

@@ -13,7 +13,7 @@ from benchmarks.draws import numbers
 from dmm_fast import ops
 from dmm_fast.ops.schema import OPS
 from tests.cases import Case
-from tests.compare import backends_for, error, evaluate, incoming_gradients
+from tests.compare import backends_for, differentiated, error, evaluate, incoming_gradients
 from tests.inputs import Inputs, build, map_tensors
 
 CASE = Case("broadcast", B=2, T=3, D=4, Z=3, H=5, R=4, G=3, E=4, lengths="ragged", mask="dims")
@@ -63,9 +63,11 @@ def assert_as_if_expanded(op_name: str, backend: str, inputs: Inputs, lead: Size
 
     double = map_tensors(inputs, lambda _, t: (t.double() if t.is_floating_point() else t.clone()).detach())
     gradients_for = partial(incoming_gradients, case=CASE)
-    outputs, gradients = evaluate(expanded, double, gradients_for)
+    outputs, gradients = evaluate(expanded, double, gradients_for, differentiated(op_name))
     with ops.use_backend(backend):
-        got_outputs, got_gradients = evaluate(getattr(ops, op_name), inputs, gradients_for)
+        got_outputs, got_gradients = evaluate(
+            getattr(ops, op_name), inputs, gradients_for, differentiated(op_name)
+        )
     for got, expected in zip(got_outputs, outputs, strict=True):
         assert got.shape == expected.shape
         assert error(got, expected) <= 1e-5

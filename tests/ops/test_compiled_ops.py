@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_map_only
 from dmm_fast import _extension, ops
 from dmm_fast.ops.schema import OPS
 from tests.cases import CASES, SEQUENCE_OPS, Case
-from tests.compare import eager, error, results, run_backend
-from tests.compiled import COMPILED, OP_BACKENDS, calls_of
+from tests.compare import differentiated, eager, error, results, run_backend
+from tests.compiled import COMPILED, DIFFERENTIABLE, OP_BACKENDS, calls_of
 from tests.device import cpu_only
 from tests.inputs import build, differentiable, map_tensors, tensors
 
@@ -29,16 +29,18 @@ def test_a_build_with_a_library_has_compiled_ops() -> None:
 @pytest.mark.parametrize(("op_name", "backend"), OP_BACKENDS)
 def test_schema_fake_and_autograd_agree_with_the_kernels(op_name: str, backend: str) -> None:
     calls = calls_of(op_name, CASES["particles"], backend)
-    assert any(call.name.endswith("_backward") for call in calls), calls
+    has_backward = OPS[op_name].has_backward
+    assert any(call.name.endswith("_backward") for call in calls) == has_backward, calls
     for call in calls:
+        is_differentiated = has_backward and not call.name.endswith("_backward")
 
-        def fresh(tensor: Tensor, wanted: bool = not call.name.endswith("_backward")) -> Tensor:
+        def fresh(tensor: Tensor, wanted: bool = is_differentiated) -> Tensor:
             return tensor.clone().requires_grad_(wanted and tensor.is_floating_point())
 
         torch.library.opcheck(call.function, tree_map_only(Tensor, fresh, call.args))
 
 
-@pytest.mark.parametrize("op_name", COMPILED)
+@pytest.mark.parametrize("op_name", [op for op in COMPILED if op in DIFFERENTIABLE])
 def test_one_graph_holds_the_op_and_its_gradient(op_name: str) -> None:
     case = CASES["primes"]
     public = getattr(ops, op_name)
@@ -110,6 +112,6 @@ def test_half_precision_goes_to_the_reference_unless_the_library_is_asked_for(op
     case = CASES["small"]
     inputs = build(op_name, case, torch.bfloat16)
     assert all(t.dtype in (torch.bfloat16, torch.int64, torch.bool) for _, t in tensors(inputs))
-    results(getattr(ops, op_name), case, inputs)
+    results(getattr(ops, op_name), case, inputs, differentiated(op_name))
     with pytest.raises(ops.BackendError, match="cpp"), ops.use_backend("cpp"):
         getattr(ops, op_name)(**build(op_name, case, torch.bfloat16))

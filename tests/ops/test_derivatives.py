@@ -12,12 +12,14 @@ from dmm_fast import ops
 from dmm_fast.ops import BackendError
 from dmm_fast.ops.schema import OPS
 from tests.cases import CASES, TINY
-from tests.compiled import OP_BACKENDS
+from tests.compiled import DIFFERENTIABLE, OP_BACKENDS
 from tests.device import DEVICE
 from tests.inputs import Inputs, build, differentiable
 
-each_compiled = pytest.mark.parametrize(("op_name", "backend"), OP_BACKENDS)
-each_op = pytest.mark.parametrize("op_name", OPS)
+each_compiled = pytest.mark.parametrize(
+    ("op_name", "backend"), [pair for pair in OP_BACKENDS if pair[0] in DIFFERENTIABLE]
+)
+each_op = pytest.mark.parametrize("op_name", DIFFERENTIABLE)
 # For what is done around an op, one that takes a list of weights and one that does not.
 around = pytest.mark.parametrize(
     ("op_name", "backend"), [pair for pair in OP_BACKENDS if pair[0] in ("gated_transition", "rnn_scan")]
@@ -54,6 +56,20 @@ def refusal_of(op_name: str, derivative: str) -> Any:
     named = rf"(\w+ or )?{op_name}( or \w+)?"
     message = rf'^{named}: expected first derivatives .+, got {derivative}: use_backend\("reference"\)'
     return pytest.raises(BackendError, match=message)
+
+
+@pytest.mark.parametrize(
+    ("op_name", "backend"), [pair for pair in OP_BACKENDS if pair[0] not in DIFFERENTIABLE]
+)
+def test_what_has_no_gradient_refuses_a_backward_pass(op_name: str, backend: str) -> None:
+    inputs = build(op_name, TINY)
+    for tensor in differentiable(inputs).values():
+        tensor.requires_grad_()
+    message = rf"^{op_name}: expected no derivatives, .+, got a gradient: use_backend"
+    with ops.use_backend(backend):
+        loss = loss_of(op_name, inputs)
+        with pytest.raises(BackendError, match=message):
+            loss.backward()
 
 
 # --- second derivatives -----------------------------------------------------------------------------------

@@ -29,7 +29,10 @@ def test_annealing_factor_is_the_example_s() -> None:
         ({"num_sequences": 0}, "num_sequences: expected at least 1"),
         ({"elbo": "renyi"}, "elbo: expected one of trace, mean_field, tmc, tmcelbo, got renyi"),
         ({"lr_schedule": "step"}, "lr_schedule"),
-        ({"emission": "poisson"}, "emission: expected one of bernoulli, gaussian, got poisson"),
+        ({"emission": "cauchy"}, "emission: expected one of bernoulli, .*nade.*, got cauchy"),
+        ({"augment": "latents"}, "augment: expected one of transition, emission, both, got latents"),
+        ({"nade_dim": 0}, "nade_dim: expected at least 1, got 0"),
+        ({"split_seed": -1}, "split_seed: expected 0 to"),
         ({"inference": "st"}, "inference: expected one of st-r, st-l, st-lr, mf-r, mf-l, mf-lr, got st"),
         ({"rnn": "LSTM"}, "rnn: expected one of relu, tanh, lstm, gru, got LSTM"),
         ({"minimum_annealing_factor": 1.5}, "minimum_annealing_factor: expected 0 to 1, got 1.5"),
@@ -113,5 +116,11 @@ def test_sizes_of_a_bernoulli_model_are_those_of_before_there_were_others() -> N
     sizes = TrainConfig(emission="gaussian", min_scale=0.1).sizes(88)
     assert (sizes["emission"], sizes["min_scale"]) == ("gaussian", 0.1)
     assert TrainConfig(min_scale=0.1).sizes(88)["min_scale"] == 0.1
+    new = {"nade_dim": 7, "augment": "both", "mask_input": True}
+    assert not {*new, "control_dim", "static_dim"} & TrainConfig().sizes(88).keys()
+    sizes = TrainConfig(**new).sizes(88, 2, 3)
+    assert {name: sizes[name] for name in (*new, "control_dim", "static_dim")} == {
+        **new, "control_dim": 2, "static_dim": 3,
+    }  # fmt: skip
     sizes = TrainConfig(inference="mf-lr", rnn="gru").sizes(88)
     assert (sizes["inference"], sizes["rnn"]) == ("mf-lr", "gru")

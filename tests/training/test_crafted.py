@@ -153,7 +153,7 @@ def test_fields_with_wrong_values_are_refused(path: Path, field: str, value: Any
         {**SIZES, "z_dim": "3"},
         {**SIZES, "z_dim": True},
         {**SIZES, "z_dim": 3.0},
-        {**SIZES, "emission": "poisson"},
+        {**SIZES, "emission": "poison"},
         {**SIZES, "emission": "gaussian"},
         {**SIZES, "inference": "st"},
         {**SIZES, "inference": None},

@@ -199,8 +199,15 @@ def test_a_fault_in_the_first_step_leaves_no_run(
     with monkeypatch.context() as patch:
         stop_at(patch, 1, fault)
         with pytest.raises(ValueError, match="a fault"):
-            train(tiny(out, tensorboard=True), data)
-    assert list(out.iterdir()) == []
+            train(tiny(out / "a" / "b", tensorboard=True), data)
+        # What was there before stays.
+        assert not out.exists()
+        out.mkdir()
+        (out / "notes.txt").touch()
+        stop_at(patch, 1, fault)
+        with pytest.raises(ValueError, match="a fault"):
+            train(tiny(out), data)
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
     train(tiny(out, num_epochs=1), data)
 
 

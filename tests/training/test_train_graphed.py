@@ -10,7 +10,7 @@ import torch
 from pyro.infer import SVI
 
 from dmm_fast import training
-from dmm_fast.data import Dataset, SequenceSet, chorales
+from dmm_fast.data import Dataset, SequenceSet, chorales, from_arrays, split
 from dmm_fast.training import NonFiniteLossError, TrainConfig, Trainer, TrainingInterrupted, read_metrics
 from dmm_fast.training._folder import LAST
 from tests.helpers_model import assert_close
@@ -39,14 +39,31 @@ def data() -> Dataset:
     return chorales(12, 3, 3, num_steps=(8, 12))
 
 
+def controlled() -> Dataset:
+    """Real values, some of them missing, with controls and covariates."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    arrays, controls = ([draw(8 + i % 5, D) for i in range(18)] for D in (2, 1))
+    arrays[3][2] = math.nan
+    return split(from_arrays(arrays, controls=controls, static=draw(18, 1)), (2 / 3, 1 / 6, 1 / 6))
+
+
+@pytest.mark.parametrize("kind", ["notes", "controlled"])
 def test_the_run_is_that_of_plain_steps(
-    tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
+    settings = SETTINGS
+    if kind == "controlled":
+        data = controlled()
+        settings = {**SETTINGS, "emission": "gaussian", "augment": "both", "mask_input": True}
     # Noise for more steps than there are would be other noise from the second mini-batch on.
     monkeypatch.setattr(SequenceSet, "padded_steps", lambda self, longest: longest)
-    plain = Trainer(TrainConfig(out=tmp_path / "plain", **SETTINGS), data)
+    plain = Trainer(TrainConfig(out=tmp_path / "plain", **settings), data)
     plain.run()
-    graphed = GraphedTrainer(TrainConfig(out=tmp_path / "graphed", **SETTINGS), data)
+    graphed = GraphedTrainer(TrainConfig(out=tmp_path / "graphed", **settings), data)
     graphed.run()
     assert graphed.graphs.replays > 2
     ours, theirs = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("graphed", "plain"))

@@ -25,9 +25,11 @@ def splits(test: torch.Tensor) -> Dataset:
 @pytest.mark.parametrize(
     ("test", "emission", "message"),
     [
-        (torch.full((1, 3, 2), 0.5), "bernoulli", "zeros and ones (for real values: --emission gaussian), "
-         "got 0.5 at (sequence, step, feature) (0, 0, 0)"),
-        (torch.full((1, 3, 2), torch.inf), "gaussian", "finite numbers, got inf at"),
+        (torch.full((1, 3, 2), 0.5), "bernoulli", "0 or 1 wherever it is not masked, "
+         "got 0.5 at (0, 0, 0) (emission='gaussian' is for such data)"),
+        (torch.full((1, 3, 2), 3.0), "nade", "0 or 1 wherever it is not masked, "
+         "got 3.0 at (0, 0, 0) (emission='poisson' or 'negative_binomial' is for such data)"),
+        (torch.full((1, 3, 2), torch.inf), "gaussian", "a finite number wherever it is not masked, got inf"),
         (torch.ones(1, 3, 4), "bernoulli", "2 features, as train has, got 4"),
         (torch.ones(1, 3, 2, dtype=torch.float64), "gaussian", "sequences of torch.float32, as the model is"),
     ],
@@ -35,6 +37,20 @@ def splits(test: torch.Tensor) -> Dataset:
 def test_data_that_no_model_fits_are_refused(test: torch.Tensor, emission: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"data, test: expected {message}")):
         Trainer(TrainConfig(emission=emission, rnn_dim=2, z_dim=2), splits(test))
+
+
+def test_splits_have_the_same_controls() -> None:
+    plain = SequenceSet(torch.ones(1, 3, 2), torch.tensor([3]))
+    controlled = SequenceSet(plain.sequences, plain.lengths, None, torch.ones(1, 3, 4))
+    described = SequenceSet(plain.sequences, plain.lengths, None, controlled.controls, torch.ones(1, 2))
+    for splits, message in (
+        ((plain, plain, controlled), "data, test: expected 0 controls, as train has, got 4"),
+        ((controlled, described, controlled), "data, valid: expected 0 covariates, as train has, got 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_data(Dataset("own", *splits), "bernoulli")
+    prints = {fingerprint(Dataset("own", x, x, x)) for x in (plain, controlled, described)}
+    assert len(prints) == 3
 
 
 @pytest.mark.parametrize("emission", ["bernoulli", "gaussian"])

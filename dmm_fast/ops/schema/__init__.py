@@ -7,7 +7,8 @@ draws and bad input of the tests and benchmarks. ``CONTRIBUTING.md`` tells how t
 
 A tensor's dimensions are a word of size letters. ``B`` rows, ``T`` steps, ``D`` features, ``Z`` latents,
 ``H`` hidden units, ``G`` and ``R`` units of a transition's gate and proposed mean, ``E`` units of an
-emitter, ``K`` flows with ``F`` units each. At the front of a word:
+emitter, ``U`` units of a NADE's state, ``K`` flows with ``F`` units each, ``I`` inputs of a transition:
+z_{t-1} and what else it depends on. ``(2Z)`` is twice a size, ``(I-Z)`` a difference. At the front of a word:
 
     P   the particle dimensions, any number of them, in a compiled op exactly one
     p   the same, broadcast with those of the other arguments
@@ -16,8 +17,9 @@ emitter, ``K`` flows with ``F`` units each. At the front of a word:
     s   any dimensions that broadcast to the particles and rows, in a compiled op [P, B] or [1, 1]
 
 A colon and a fact may follow, which says what numbers tests and benchmarks draw (``benchmarks/draws.py``):
-``binary``, 0 or 1; ``positive``; ``sparse``, with rows from all zero to dense; ``wide``, three times as
-large; ``weight``, as a layer's are initialised. Other numbers are standard normal.
+``binary``, 0 or 1; ``count``, a whole number from 0; ``one_hot``, a single 1 among 0; ``positive``;
+``sparse``, with rows from all zero to dense; ``uniform``, in [0, 1); ``wide``, three times as large;
+``weight``, as a layer's are initialised. Other numbers are standard normal.
 """
 
 from collections.abc import Iterator
@@ -40,8 +42,8 @@ OPS = {
     for op in (
         Op(
             "gated_transition",
-            "loc, scale of p(z_t | z_{t-1})",
-            inputs={"z_prev": "NZ", "weights": "transition"},
+            "loc, scale of p(z_t | z_{t-1}, inputs_t)",
+            inputs={"z_prev": "NI", "weights": "driven_transition"},
             outputs={"loc": "NZ", "scale": "NZ"},
         ),
         Op(
@@ -113,6 +115,61 @@ OPS = {
             valued=True,
         ),
         Op(
+            "poisson_emission_log_prob",
+            "sum over what is observed of log Poisson(x_t; rate = softplus(emitter(z_t)))",
+            stem="emission_log_prob",
+            leading="z",
+            inputs={"x": "pBTD:count", "z": "PBTZ", "weights": "emitter", **_OBSERVED},
+            outputs=_SUM,
+            optional=("x",),
+            valued=True,
+        ),
+        Op(
+            "negative_binomial_emission_log_prob",
+            "sum over what is observed of log NB(x_t; mean, total_count = softplus(gaussian_emitter(z_t)))",
+            stem="emission_log_prob",
+            leading="z",
+            inputs={"x": "pBTD:count", "z": "PBTZ", "weights": "gaussian_emitter", **_OBSERVED},
+            outputs=_SUM,
+            optional=("x",),
+            valued=True,
+        ),
+        Op(
+            "categorical_emission_log_prob",
+            "sum over valid t of log Categorical(x_t; logits = emitter(z_t)), what is masked summed over",
+            stem="emission_log_prob",
+            leading="z",
+            inputs={"x": "pBTD:one_hot", "z": "PBTZ", "weights": "emitter", **_OBSERVED},
+            outputs=_SUM,
+            optional=("x",),
+            valued=True,
+        ),
+        Op(
+            "nade_emission_log_prob",
+            "sum over what is observed of log NADE(x_t; nade_emitter(z_t))",
+            stem="nade",
+            leading="z",
+            inputs={"x": "pBTD:binary", "z": "PBTZ", "weights": "nade_emitter", **_OBSERVED},
+            outputs=_SUM,
+            optional=("x",),
+            valued=True,
+        ),
+        Op(
+            "nade_draw",
+            "a draw of a NADE from its logits, its first state and uniform noise",
+            stem="nade",
+            leading="logits",
+            inputs={
+                "u": "nD:uniform",
+                "logits": "ND",
+                "state": "nU",
+                "w_read": "DU:weight",
+                "w_write": "DU:weight",
+            },
+            outputs={"x": "ND"},
+            has_backward=False,
+        ),
+        Op(
             "normal_log_prob",
             "sum over what is observed of log N(value; loc, scale)",
             leading="loc",
@@ -133,6 +190,19 @@ OPS = {
             outputs={"x_proj": "PBTH"},
             saved="x w lengths",
             optional=("x",),
+        ),
+        Op(
+            "transition_scan",
+            "z_t = loc + scale eps_t with loc, scale of p(z_t | z_{t-1}, inputs_t); 0 past the end",
+            inputs={
+                "eps": "PBTZ",
+                "z_0": "sZ",
+                "inputs": "pBT(I-Z)",
+                "weights": "driven_transition",
+                "lengths": "lengths",
+            },
+            outputs={"z": "PBTZ"},
+            has_backward=False,
         ),
         Op(
             "rnn_scan",
@@ -168,7 +238,7 @@ OPS = {
         ),
     )
 }
-"""The differentiable ops by name."""
+"""The ops of single steps and sequences by name."""
 
 
 # In place, and without a gradient. An empty list of steps or lrs stands for the number. With advance both
@@ -228,12 +298,11 @@ OTHERS = {
         ),
     )
 }
-"""The ops that are not differentiable, by name."""
+"""The others by name."""
 
 
 def signatures() -> Iterator[Signature]:
     """Every op that torch knows, forward, backward and the others."""
     for op in OPS.values():
-        yield op.forward
-        yield op.backward
+        yield from op.signatures
     yield from OTHERS.values()

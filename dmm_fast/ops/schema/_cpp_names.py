@@ -19,7 +19,8 @@ def compiled_word(dims: str) -> str:
 
 
 def shape(word: str) -> str:
-    return f"[{', '.join(size.strip('()').replace('2', '2 ') for size in sizes_in(word))}]"
+    sizes = (size.strip("()").replace("2", "2 ").replace("-", " - ") for size in sizes_in(word))
+    return f"[{', '.join(sizes)}]"
 
 
 def prefix(kind: str) -> str:
@@ -53,10 +54,11 @@ def packed(opening: str, parts: Iterable[str], closing: str, indent: str) -> str
 
 
 def in_order(op: Op | None, signature: Signature) -> list[Argument]:
-    """The arguments, first the one that decides on dtype and sizes."""
+    """The arguments, first the one that decides on dtype and sizes, last what has sizes made of others."""
     plain = [a for a in signature.arguments if a.kind == "tensor" and "(" not in a.dims]
     leading = next((a for a in plain if op and a.name == op.leading), plain[0])
-    return [leading, *(a for a in signature.arguments if a is not leading)]
+    others = (a for a in signature.arguments if a is not leading)
+    return [leading, *sorted(others, key=lambda a: "(" in a.dims)]
 
 
 def letters(arguments: Iterable[Argument]) -> list[str]:
@@ -73,8 +75,8 @@ def condition(result: Argument, signature: Signature) -> str | None:
 
 def cpu_signatures() -> Iterator[tuple[Op, Signature]]:
     for op in OPS.values():
-        yield op, op.forward
-        yield op, op.backward
+        for signature in op.signatures:
+            yield op, signature
 
 
 def launches() -> list[Signature]:

@@ -1,7 +1,7 @@
 """The form of the table of ops: arguments, signatures and rows."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -149,6 +149,7 @@ class Op:
         valued: whether the backward pass also makes the outputs again, behind the gradients, where they are
             wanted: where the incoming gradient is known beforehand, one pass then does for both. The op has
             one output, and its backward pass reads all inputs.
+        has_backward: whether there are gradients. Without, a backward pass through the op raises an error.
     """
 
     name: str
@@ -161,6 +162,7 @@ class Op:
     kept: dict[str, str] | None = None
     optional: tuple[str, ...] = ()
     valued: bool = False
+    has_backward: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stem", self.stem or self.name)
@@ -204,6 +206,11 @@ class Op:
         return next(argument for argument in self.arguments if argument.name == self.leading)
 
     @property
+    def signatures(self) -> "tuple[Signature, ...]":
+        """The compiled ops that torch knows of it."""
+        return (self.forward, self.backward) if self.has_backward else (self.forward,)
+
+    @property
     def is_sequence(self) -> bool:
         """Whether the op is one of sequences, which have lengths."""
         return "lengths" in self.inputs
@@ -232,5 +239,13 @@ class Op:
 
 
 def sizes_in(dims: str) -> list[str]:
-    """The sizes of a word: letters, and in parentheses a letter with a factor, ``"(2Z)"``."""
-    return re.findall(r"\(\w+\)|\w", dims)
+    """The sizes of a word: letters, or in parentheses ``(2Z)``, twice one, and ``(I-Z)``, a difference."""
+    return re.findall(r"\(\d\w\)|\(\w-\w\)|\w", dims)
+
+
+def size_of(size: str, letters: Mapping[str, int]) -> int:
+    """The number that a size of a word stands for."""
+    if not size.startswith("("):
+        return letters[size]
+    first, last = size[1], size[-2]
+    return int(first) * letters[last] if first.isdigit() else letters[first] - letters[last]

@@ -8,6 +8,7 @@ from dmm_fast.reference import (
     EmitterWeights,
     FlowWeights,
     GaussianEmitterWeights,
+    NadeEmitterWeights,
     TransitionWeights,
 )
 
@@ -38,9 +39,11 @@ class Weights:
 
 WEIGHTS = {
     "transition": Weights.of(TransitionWeights, "GZ G ZG Z RZ R ZR Z ZZ Z ZZ Z"),
+    "driven_transition": Weights.of(TransitionWeights, "GI G ZG Z RI R ZR Z ZZ Z ZI Z"),
     "combiner": Weights.of(CombinerWeights, "HZ H ZH Z ZH Z"),
     "flows": Weights.of(FlowWeights, "KFZ KF KZF KZ KZF KZ"),
     "emitter": Weights.of(EmitterWeights, "EZ E EE E DE D"),
     "gaussian_emitter": Weights.of(GaussianEmitterWeights, "EZ E EE E DE D DE D"),
+    "nade_emitter": Weights.of(NadeEmitterWeights, "EZ E EE E DE D UE U DU DU"),
 }
 """The kinds of weights by name, with size letters as in the table of ops."""
