@@ -75,6 +75,7 @@ def check_constructor(
 
 def _check_order(order: object, D: int) -> None:
     expected = f"a permutation of 0 to {D - 1}"
+    order = order.tolist() if isinstance(order, Tensor) else order
     given = [check.integer("nade_order", i, expected) for i in check.elements("nade_order", order, expected)]
     if sorted(given) != list(range(D)):
         check.fail("nade_order", expected, check.describe(order))

@@ -91,6 +91,8 @@ class Parts(nn.Module):
         self.input_dim, self.use_cuda, self.min_scale = input_dim, use_cuda, min_scale
         self.per_step_sites, self.validate_args = per_step_sites, validate_args
         self.inference, self._emission = inference, checked_emission(emission)
+        if nade_order is not None and self._emission != "nade":
+            check.fail("nade_order", "None unless emission='nade'", check.describe(nade_order))
         self.augment, self.control_dim, self.static_dim = augment, control_dim, static_dim
         self.inputs = Inputs(input_dim, augment, control_dim, static_dim, mask_input)
         self._said_not_fused = set[str]()
@@ -116,7 +118,7 @@ class Parts(nn.Module):
         self.z_0 = nn.Parameter(torch.zeros(z_dim))
         self.z_q_0 = nn.Parameter(torch.zeros(z_dim)) if guide == "st" else None
         self.h_0 = nn.Parameter(torch.zeros(directions, 1, rnn_dim))  # of lr the left one is first
-        order = None if nade_order is None else torch.tensor(list(nade_order))
+        order = None if nade_order is None else torch.as_tensor(nade_order, dtype=torch.int64)
         self.register_buffer("nade_order", order)
         self.register_buffer("x_loc", None)
         self.register_buffer("x_scale", None)

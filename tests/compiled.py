@@ -14,6 +14,8 @@ from tests.compare import backends_for, dtypes_for, run_backend
 from tests.inputs import build
 
 COMPILED = [op for op in OPS if "cpp" in backends_for(op)]
+# In Triton they are the kernels of emission_log_prob with another density, and interpreted they take long.
+OTHER_DENSITIES = {"poisson_emission_log_prob", "negative_binomial_emission_log_prob"}
 # With a backward pass.
 DIFFERENTIABLE = [name for name, op in OPS.items() if op.has_backward]
 OP_BACKENDS = [(op, backend) for op in OPS for backend in backends_for(op) if backend != "reference"]

@@ -290,10 +290,14 @@ def test_a_module_of_one_number_a_step() -> None:
     valid = (torch.arange(T) < lengths[:, None]).to(DOUBLE)
     expected = (-(x.sum(-1) - z.sum(-1)).abs() * valid).sum(-1)
     assert_close(dmm.emission(z, lengths).log_prob(x), expected, 1e-12)
-    with pytest.raises(
-        ValueError, match=r"^mask: expected \(B, T\) where emission.log_prob gives one number"
-    ):
-        dmm.emission(z, lengths, torch.ones(B, T, D)).log_prob(x)
+    # A mask of features may take out whole steps, and no less.
+    mask = torch.ones(B, T, D)
+    mask[0, 2] = 0
+    left = expected + ((x.sum(-1) - z.sum(-1)).abs() * (1 - mask[..., 0])).sum(-1)
+    assert_close(dmm.emission(z, lengths, mask).log_prob(x), left, 1e-12)
+    mask[0, 2, 1] = 1
+    with pytest.raises(ValueError, match=r"^mask: expected whole steps where emission.log_prob gives one"):
+        dmm.emission(z, lengths, mask).log_prob(x)
     with pytest.raises(NotImplementedError, match=r"^mean: Norm has no method mean"):
         _ = dmm.emission(z, lengths).mean
 
@@ -385,6 +389,8 @@ def test_controls_that_do_not_fit_are_refused(
         ({"mask_input": 1}, r"^mask_input: expected bool"),
         ({"nade_dim": 0}, r"^nade_dim: expected"),
         ({"nade_order": [0, 1, 2, 3, 3]}, r"^nade_order: expected a permutation of 0 to 4, got"),
+        ({"nade_order": torch.randperm(4)}, r"^nade_order: expected a permutation of 0 to 4, got"),
+        ({"nade_order": [4, 3, 2, 1, 0]}, r"^nade_order: expected None unless emission='nade', got"),
         ({"nade_order": [0, 1]}, r"^nade_order: expected a permutation of 0 to 4, got"),
         (
             {"emission": nn.Linear(3, 5)},
@@ -407,3 +413,10 @@ def test_missing_data_in_units_are_zero_to_the_next_step() -> None:
     ours = loss_and_grads(dmm, args, Trace_ELBO())
     dmm.per_step_sites = True
     assert_same_step(loss_and_grads(dmm, args, Trace_ELBO()), ours, 1e-9)
+
+
+def test_an_order_may_be_a_tensor() -> None:
+    order = torch.tensor([2, 0, 4, 3, 1])
+    for given in (order, order.numpy(), order.tolist()):
+        dmm = DMM(**SIZES, emission="nade", nade_order=given)
+        assert torch.equal(dmm.state_dict()["nade_order"], order)

@@ -24,7 +24,7 @@ def from_arrays(
 
     Args:
         arrays: one array ``[N, T, D]``, or N of ``[T_i, D]``, or of ``[T_i]`` where there is one feature. A
-            NaN is a missing value.
+            NaN is a missing value, and so is what a masked array of numpy masks.
         controls: the controls u_t in the same form, ``[N, T, U]`` or N of ``[T_i, U]`` or ``[T_i]``, with as
             many time steps and without NaN.
         static: ``[N, S]``, or ``[N]`` where there is one, covariates that a sequence has once.
@@ -139,6 +139,9 @@ def _numbers(name: str, value: Any) -> NDArray[Any]:
         # Numpy has no bfloat16, and a float16 would be infinite sooner.
         value = value.double().numpy() if value.is_floating_point() else value.resolve_conj().numpy()
     expected = "an array of real numbers"
+    if isinstance(value, np.ma.MaskedArray) and value.dtype.kind in "buif":
+        filled: NDArray[Any] = np.ma.filled(value.astype(np.float64), np.nan)
+        return filled
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, OverflowError):

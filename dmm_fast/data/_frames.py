@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from datetime import timedelta
 from importlib import import_module
@@ -121,7 +122,8 @@ def read_table(
         columns: the columns of values.
         controls: the columns of controls.
         static: the columns of covariates.
-        freq: the length of a time step, with which the times of a ``.csv`` are read as dates.
+        freq: the length of a time step, with which the times of a ``.csv`` are read as dates, best those of
+            ISO 8601: of others pandas guesses which number is the month.
         max_bytes: refuse a file that takes more memory than this.
 
     Raises:
@@ -155,7 +157,11 @@ def read_table(
 
 def _read_csv(path: Path, memory: Memory) -> Any:
     memory.take("file", path.stat().st_size)
-    return require("pandas", f"reading {path.name}").read_csv(path, compression=None)
+    pandas = require("pandas", f"reading {path.name}")
+    with warnings.catch_warnings():
+        # Else pandas takes the first of too many cells for an index, and so shifts all names by one.
+        warnings.simplefilter("error", pandas.errors.ParserWarning)
+        return pandas.read_csv(path, compression=None, index_col=False)
 
 
 def _read_parquet(path: Path, memory: Memory) -> Any:
@@ -293,7 +299,10 @@ def _periods(times: Any, freq: str | None) -> NDArray[np.int64]:
         if times.dt.tz is not None:
             first = times.dt.tz_localize(None).iloc[:1].dt.to_period(freq).iloc[0]
             is_long = (first + 1).start_time - first.start_time >= _DAY
-            times = (times if is_long else times.dt.tz_convert("UTC")).dt.tz_localize(None)
+            by_clock = times.dt.tz_localize(None)
+            elapsed = times.dt.tz_convert("UTC").dt.tz_localize(None)
+            # Hours begin when those of the first date's clock do, which may be off by half of one.
+            times = by_clock if is_long else elapsed + (by_clock.iloc[0] - elapsed.iloc[0])
         periods = times.dt.to_period(freq)
         length = int(periods.dt.freq.n)
         ordinals = periods.astype("int64").to_numpy()

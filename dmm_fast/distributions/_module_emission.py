@@ -17,7 +17,9 @@ class ModuleEmission(_Emission):
     """p(x_{1:T} | z_{1:T}) of a module with ``log_prob(x, z)`` and ``sample(z)``, over ``[T, D]``.
 
     For ``x [B, T, D]`` and ``z [..., B, T, Z]`` ``log_prob`` gives log p(x_t | z_t) in nats, ``[..., B, T]``,
-    or, where features are independent given z_t, ``[..., B, T, D]``: single entries can then be missing.
+    or, where features are independent given z_t, ``[..., B, T, D]``: single entries can then be missing. Of
+    one number a step a mask ``[B, T, D]`` has to take out whole steps; on a GPU, where that is not looked at,
+    a step of which anything is missing is left out.
     ``sample(z)`` gives ``[..., B, T, D]``, and ``mean(z)``, if there is one, likewise. The module is called
     once for all steps. It sees 0 where x is missing and z = 0 past the end of a row; what it makes of that is
     dropped, and has to be finite there, or a gradient would be NaN.
@@ -78,10 +80,11 @@ class ModuleEmission(_Emission):
         lead = torch.broadcast_shapes(value.shape[:-2], self._z.shape[:-2])
         terms = check.floating("emitter.log_prob", self.emitter.log_prob(value, self._z))
         if terms.shape == (*lead, T):
-            if keep.shape[-1] != 1:
-                expected = "(B, T) where emission.log_prob gives one number a step, not one a feature"
-                check.fail("mask", expected, check.describe(self.mask_))
-            terms = terms.unsqueeze(-1)
+            whole = keep.all(-1, keepdim=True)
+            if check.values_are_readable(keep) and not torch.equal(whole, keep.any(-1, keepdim=True)):
+                expected = "whole steps where emission.log_prob gives one number a step, not one a feature"
+                check.fail("mask", expected, "a step with some of its features")
+            keep, terms = whole, terms.unsqueeze(-1)
         else:
             terms = self._shaped("log_prob", terms, torch.Size((*lead, T, D)))
         return self._spread(torch.where(keep, terms, 0.0).sum((-2, -1)))

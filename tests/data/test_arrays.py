@@ -32,6 +32,14 @@ def test_sequences_of_one_feature_and_of_different_lengths() -> None:
     assert made.mask[:, :, 0].tolist() == [[True, True, False], [True, False, True], [True, False, False]]
 
 
+def test_what_numpy_masks_is_missing() -> None:
+    masked = np.ma.array([[1], [-999]], mask=[[0], [1]])
+    made = from_arrays([masked, [[5.0]]])
+    assert made.mask is not None
+    assert made.mask.flatten().tolist() == [True, False, True, False]
+    assert from_arrays(np.ma.array(np.ones((1, 2, 1)), mask=[[[1], [0]]])).mask is not None
+
+
 def test_controls_and_static() -> None:
     made = from_arrays([[1, 2], [3]], controls=[[[5, 6], [7, 8]], [[9, 10]]], static=[0.5, 1.5])
     assert made.controls is not None

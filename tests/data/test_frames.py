@@ -85,6 +85,22 @@ def test_clocks_that_are_set_forward_and_back_make_no_gaps(start: str, freq: str
     assert made.sequences[0, :, 0].tolist() == list(range(100))
 
 
+def test_hours_are_those_of_a_clock_that_is_off_by_half_of_one() -> None:
+    times = pd.to_datetime(["2024-01-01 00:50", "2024-01-01 01:10", "2024-01-01 02:10"])
+    for zone in (None, "Asia/Kolkata"):
+        frame = pd.DataFrame({"t": times.tz_localize(zone), "x": [1.0, 2.0, 3.0]})
+        assert from_frame(frame, time="t", freq="h").sequences.flatten().tolist() == [1, 2, 3]
+
+
+def test_cells_beyond_the_names_do_not_shift_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("id,x,y\n1,10,5,\n1,11,6,\n")
+    assert read_table(path, "id").sequences.tolist() == [[[10, 5], [11, 6]]]
+    path.write_text("x,y\n0,2,9\n1,4,9\n")
+    with pytest.raises(ValueError, match=r"t\.csv: expected a table as \.csv, got ParserWarning"):
+        read_table(path)
+
+
 def test_months_are_steps_of_different_lengths() -> None:
     months = pd.to_datetime(["2024-01-31", "2024-02-29", "2024-04-01"])
     made = from_frame(pd.DataFrame({"x": [1.0, 2, 3]}, index=months.rename("month")), time="month", freq="M")

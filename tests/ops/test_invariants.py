@@ -23,11 +23,10 @@ from tests.compare import (
     evaluate,
     incoming_gradients,
 )
+from tests.compiled import OTHER_DENSITIES
 from tests.device import DEVICE
 from tests.inputs import Inputs, build, map_tensors
 
-# In Triton they are the kernels of emission_log_prob with another density, and interpreted they take long.
-OTHER_DENSITIES = {"poisson_emission_log_prob", "negative_binomial_emission_log_prob"}
 OP_BACKENDS = [
     (op, backend)
     for op in SEQUENCE_OPS
