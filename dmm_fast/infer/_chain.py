@@ -19,7 +19,7 @@ class Trajectory(NamedTuple):
 
 
 class Start(NamedTuple):
-    """What precedes the first step: ``z [..., B, Z]``, and ``x [..., B, D]`` in the units of the networks.
+    """The state before the first step: ``z [..., B, Z]``, and ``x [..., B, D]`` in the units of the networks.
 
     The latter may be None where no network reads the past data.
     """

@@ -199,7 +199,7 @@ def _static(dmm: DMM, checked: MiniBatch) -> Tensor | None:
 
 
 def _after(dmm: DMM, checked: MiniBatch, z: Tensor, steps: Tensor) -> Start:
-    """What there is after so many ``steps [B]`` of each row; before the first, what the model starts from."""
+    """The state after so many ``steps [B]`` of each row; before the first, what the model starts from."""
     lead = z.shape[:-2]
 
     def last(values: Tensor, first: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def added(top, total, logit, inside):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def totals(w, h_2, index, valid, x_row, mask, spots, D: tl.constexpr, blocks):  # type: ignore[no-untyped-def]
-    """What the slopes of a row have in common, and its log-probability.
+    """Terms that the slopes of a row have in common, and its log-probability.
 
     These are the log-sum-exp of its logits, that of the missing ones, or of all where none is, how much of x
     is missing, the factor of the probabilities in the slopes, and the term.
