@@ -217,16 +217,21 @@ def test_analytic_kl_is_the_oracles(name: str) -> None:
 
 
 @each_model
-def test_particles_are_a_mean_of_single_draws(name: str) -> None:
-    """A vectorized estimate equals the mean over its particles, each of which is the oracle's kind."""
+def test_particles_share_data_and_controls(name: str) -> None:
+    """Densities of several draws at once are those of each by itself."""
     dmm, args = build(name)
-    dmm.per_step_sites = False
-    torch.manual_seed(1)
     with torch.no_grad():
-        nll = importance_nll(dmm, args, 7, 7)
-        torch.manual_seed(1)
-        assert_close(importance_nll(dmm, args, 7, 7), nll, 1e-12)
-    assert bool(nll.isfinite().all())
+        batch = dmm.mini_batch(*args)
+        inputs = dmm.transition_inputs(batch)
+        prior = dmm.prior(batch.lengths, batch.T, *([] if inputs is None else [inputs]))
+        z = dmm.posterior(dmm.encode(batch), batch.lengths).rsample((3,))
+
+        def density(z: Tensor) -> Tensor:
+            emission = dmm.emission(dmm.emission_inputs(z, batch), batch.lengths, batch.mask)
+            return prior.log_prob(z) + emission.log_prob(batch.x)
+
+        assert_close(density(z), torch.stack([density(each) for each in z]), 1e-12)
+        assert bool(importance_nll(dmm, args, 7, 4).isfinite().all())
 
 
 @each_model

@@ -10,7 +10,7 @@ from torch.distributions import constraints
 
 from dmm_fast import check
 from dmm_fast.distributions._emission import ParameterEmission, probabilities
-from dmm_fast.distributions._sequence import Network, valid
+from dmm_fast.distributions._sequence import valid
 from dmm_fast.ops import EmitterWeights
 from dmm_fast.reference import categorical_log_prob
 
@@ -37,16 +37,6 @@ class CategoricalEmission(ParameterEmission):
     _WEIGHTS: ClassVar = EmitterWeights
     _KIND: ClassVar = "emitter"
     _OP: ClassVar = "categorical_emission_log_prob"
-
-    def __init__(
-        self,
-        z: Tensor,
-        emitter: EmitterWeights | Network,
-        lengths: Tensor,
-        mask: Tensor | None = None,
-        output_dim: int | None = None,
-    ) -> None:
-        super().__init__(z, emitter, lengths, mask, output_dim)
 
     @property
     def mean(self) -> Tensor:

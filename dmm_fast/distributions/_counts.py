@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from dmm_fast.distributions._emission import ParameterEmission
-from dmm_fast.distributions._sequence import Network, checked_between, checked_output, checked_pair
+from dmm_fast.distributions._sequence import checked_between, checked_output, checked_pair
 from dmm_fast.ops import EmitterWeights, GaussianEmitterWeights
 from dmm_fast.reference import negative_binomial_log_density, poisson_log_density, sum_steps
 
@@ -30,16 +30,6 @@ class PoissonEmission(ParameterEmission):
     _WEIGHTS: ClassVar = EmitterWeights
     _KIND: ClassVar = "emitter"
     _OP: ClassVar = "poisson_emission_log_prob"
-
-    def __init__(
-        self,
-        z: Tensor,
-        emitter: EmitterWeights | Network,
-        lengths: Tensor,
-        mask: Tensor | None = None,
-        output_dim: int | None = None,
-    ) -> None:
-        super().__init__(z, emitter, lengths, mask, output_dim)
 
     @property
     def mean(self) -> Tensor:
@@ -89,16 +79,6 @@ class NegativeBinomialEmission(ParameterEmission):
     _WEIGHTS: ClassVar = GaussianEmitterWeights
     _KIND: ClassVar = "gaussian_emitter"
     _OP: ClassVar = "negative_binomial_emission_log_prob"
-
-    def __init__(
-        self,
-        z: Tensor,
-        emitter: GaussianEmitterWeights | Network,
-        lengths: Tensor,
-        mask: Tensor | None = None,
-        output_dim: int | None = None,
-    ) -> None:
-        super().__init__(z, emitter, lengths, mask, output_dim)
 
     @property
     def mean(self) -> Tensor:
