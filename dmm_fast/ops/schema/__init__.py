@@ -37,6 +37,21 @@ _RECURRENCE = {
 _COMBINED = {"weights": "combiner", "lengths": "lengths", "plan": "plan"}
 _SUM = {"out": "PB"}
 
+
+def _emission(name: str, doc: str, fact: str, weights: str, stem: str = "emission_log_prob") -> Op:
+    """The row of a log-density of data of which ``fact`` is true, given latents and an emitter's weights."""
+    return Op(
+        name,
+        doc,
+        stem=stem,
+        leading="z",
+        inputs={"x": f"pBTD:{fact}", "z": "PBTZ", "weights": weights, **_OBSERVED},
+        outputs=_SUM,
+        optional=("x",),
+        valued=True,
+    )
+
+
 OPS = {
     op.name: op
     for op in (
@@ -95,64 +110,42 @@ OPS = {
             optional=("eps",),
             valued=True,
         ),
-        Op(
+        _emission(
             "emission_log_prob",
             "sum over what is observed of log Bernoulli(x_t; logits = emitter(z_t))",
-            leading="z",
-            inputs={"x": "pBTD:binary", "z": "PBTZ", "weights": "emitter", **_OBSERVED},
-            outputs=_SUM,
-            optional=("x",),
-            valued=True,
+            "binary",
+            "emitter",
         ),
-        Op(
+        _emission(
             "gaussian_emission_log_prob",
             "sum over what is observed of log N(x_t; loc(z_t), scale(z_t))",
-            stem="emission_log_prob",
-            leading="z",
-            inputs={"x": "pBTD", "z": "PBTZ", "weights": "gaussian_emitter", **_OBSERVED},
-            outputs=_SUM,
-            optional=("x",),
-            valued=True,
+            "",
+            "gaussian_emitter",
         ),
-        Op(
+        _emission(
             "poisson_emission_log_prob",
             "sum over what is observed of log Poisson(x_t; rate = softplus(emitter(z_t)))",
-            stem="emission_log_prob",
-            leading="z",
-            inputs={"x": "pBTD:count", "z": "PBTZ", "weights": "emitter", **_OBSERVED},
-            outputs=_SUM,
-            optional=("x",),
-            valued=True,
+            "count",
+            "emitter",
         ),
-        Op(
+        _emission(
             "negative_binomial_emission_log_prob",
             "sum over what is observed of log NB(x_t; mean, total_count = softplus(gaussian_emitter(z_t)))",
-            stem="emission_log_prob",
-            leading="z",
-            inputs={"x": "pBTD:count", "z": "PBTZ", "weights": "gaussian_emitter", **_OBSERVED},
-            outputs=_SUM,
-            optional=("x",),
-            valued=True,
+            "count",
+            "gaussian_emitter",
         ),
-        Op(
+        _emission(
             "categorical_emission_log_prob",
             "sum over valid t of log Categorical(x_t; logits = emitter(z_t)), what is masked summed over",
-            stem="emission_log_prob",
-            leading="z",
-            inputs={"x": "pBTD:one_hot", "z": "PBTZ", "weights": "emitter", **_OBSERVED},
-            outputs=_SUM,
-            optional=("x",),
-            valued=True,
+            "one_hot",
+            "emitter",
         ),
-        Op(
+        _emission(
             "nade_emission_log_prob",
             "sum over what is observed of log NADE(x_t; nade_emitter(z_t))",
+            "binary",
+            "nade_emitter",
             stem="nade",
-            leading="z",
-            inputs={"x": "pBTD:binary", "z": "PBTZ", "weights": "nade_emitter", **_OBSERVED},
-            outputs=_SUM,
-            optional=("x",),
-            valued=True,
         ),
         Op(
             "nade_draw",
