@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dmm_fast import _extension, triton
-from dmm_fast.cuda import plan
+from dmm_fast.cuda import devices
 from dmm_fast.ops import _backends, _registry
 from dmm_fast.ops._layout import bound_sizes, shape_of
 from dmm_fast.ops.schema import CLIPPED_ADAM, OPS, OTHERS
@@ -278,7 +278,7 @@ def recorded(parts: Mapping[CodeType, str]) -> Iterator[Recorder]:
                 recorder.add("triton", kernel.__name__)
 
         replace(JITFunction, run=run)
-        replace(plan, cuda_device=lambda index: plan.H100)
+        replace(devices, cuda_device=lambda index: devices.H100)
         replace(
             torch.cuda,
             device=lambda device: nullcontext(),

@@ -7,16 +7,32 @@
 namespace dmm {
 namespace {
 
-// The plan's tiles are of [inputs, units] and [units, outputs].
+// The plan's tiles are of [inputs, units] and [units, outputs]. Of the latents, either has one number or two.
 const char* fault_of(const cuda::Plan& plan, int64_t inputs, int64_t units, int64_t outputs) {
-  const char* fault = cuda::has_lane_tiles(plan) ? cuda::fault_of_lane_tiles(plan) : cuda::fault(plan, 2);
-  if (fault) return fault;
+  if (const char* fault = cuda::combiner_fault(plan)) return fault;
   bool fits = false;
   cuda::with_combiner_tiles(plan, [&](const auto& to, const auto& from) {
     fits = cuda::shares_outputs(to, plan[2], inputs, units) && cuda::shares_inputs(from, plan[2], units, outputs) &&
            to.outputs == from.inputs;
   });
-  return fits ? nullptr : "other sizes";
+  if (!fits) return "other sizes";
+  const int64_t latents = inputs < outputs ? inputs : outputs;
+  const bool is_too_wide = cuda::has_tensor_tiles(plan) && latents > plan[2] * cuda::kMostSlice;
+  return is_too_wide ? "more latents than a cluster has threads" : nullptr;
+}
+
+// Zeroed words for the scan if its blocks are a team, which another launch may take over once this one has been queued.
+template <template <class> class ScanBy>
+std::optional<Tensor> words_for(ScanBy<cuda::LaneTile>& scan, const cuda::Plan& plan, const Tensor& like) {
+  if (!cuda::are_lanes_by_words(plan)) return {};
+  check_plan(plan, cuda::with_words_kernel(scan, [](auto) {}) ? nullptr : cuda::kNoScanKernel);
+  Tensor words = zero_words(like, cuda::combiner_mailbox(scan).team_bytes * scan.ragged.clusters());
+  scan.mailbox = cuda::combiner_mailbox(scan, words.mutable_data_ptr());
+  return words;
+}
+template <class Scan>
+std::optional<Tensor> words_for(Scan&, const cuda::Plan&, const Tensor&) {
+  return {};
 }
 
 template <class Launch, class Run>
@@ -24,7 +40,9 @@ void launch_combiner_scan(const char* name, const Launch& a, int64_t inputs, int
   check_sizes(a.eps);
   check_plan(a.plan, fault_of(a.plan, inputs, a.weights.w_z.size(0), outputs));
   cuda::with_combiner_tiles(a.plan, [&](const auto& to, const auto& from) {
-    launch_exchange(a.eps, name + (" with plan " + cuda::describe(a.plan)), cuda::scan_of(a, to, from), run);
+    auto scan = cuda::scan_of(a, to, from);
+    const auto words = words_for(scan, a.plan, a.eps);
+    launch_exchange(a.eps, name + (" with plan " + cuda::describe(a.plan)), scan, run);
   });
 }
 

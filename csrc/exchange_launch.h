@@ -1,10 +1,19 @@
 // Launches of kernels whose blocks wait for one another.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
+
+#include <optional>
+
 #include "cuda_stream.h"
 #include "hangs.h"
 
 namespace dmm {
+
+// Device memory for the words of a launch's teams, which have to be zero at first.
+inline Tensor zero_words(const Tensor& like, int64_t bytes) {
+  return torch::stable::new_zeros(like, {bytes / static_cast<int64_t>(sizeof(float))});
+}
 
 // Runs `launch(args, stream)` on the tensor's own device; an error of it becomes an exception that begins with `call`.
 template <class Args, class Launch>

@@ -31,6 +31,7 @@ std::string take(const Hangs& all, int32_t device, cuda::HangRecord& record) {
   if (__atomic_load_n(&record.state, __ATOMIC_ACQUIRE) != cuda::kHangComplete) return "";
   const std::string text =
       "CUDA device " + std::to_string(device) + ": " + hang_text(record, *all.calls[static_cast<size_t>(record.call)]);
+  record.exchange = cuda::kByCluster;
   __atomic_store_n(&record.state, static_cast<unsigned>(cuda::kNoHang), __ATOMIC_RELEASE);
   return text;
 }

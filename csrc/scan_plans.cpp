@@ -4,6 +4,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <string>
+#include <type_traits>
 
 #include "cuda/combiner_scan.h"
 #include "cuda/plan.h"
@@ -19,6 +20,7 @@ int64_t rnn_plan_bytes(const Plan& plan) {
   a.ragged.rows_per_group = static_cast<int>(plan[1]);
   a.tiling = rnn_tiling_of(plan);
   a.warp_tile = warp_tile_of(plan);
+  a.bf16_tile = bf16_tile_of(plan);
   return shared_bytes(a);
 }
 
@@ -31,21 +33,26 @@ int64_t combiner_plan_bytes(const Plan& plan, const Tile& to_units, const Tile& 
   a.to_units = to_units;
   a.from_units = from_units;
   a.latents = latents;
+  if constexpr (std::is_same_v<Tile, LaneTile>)
+    if (are_lanes_by_words(plan)) a.mailbox = combiner_mailbox(a);
   return shared_bytes(a);
 }
 template <template <class> class Args>
 int64_t combiner_plan_bytes(const Plan& plan, int latents) {
-  if (has_lane_tiles(plan))
-    return combiner_plan_bytes<Args<LaneTile>>(plan, lane_tile_of(plan, 0), lane_tile_of(plan, 1), latents);
-  return combiner_plan_bytes<Args<Tiling>>(plan, tiling_of(plan, 0), tiling_of(plan, 1), latents);
+  int64_t bytes = 0;
+  with_combiner_tiles(plan, [&](const auto& to, const auto& from) {
+    bytes = combiner_plan_bytes<Args<std::decay_t<decltype(to)>>>(plan, to, from, latents);
+  });
+  return bytes;
 }
 
 // The shared memory that a block takes; 0 where there is no such scan, or the plan is none of its.
 int64_t plan_bytes(const std::string& scan, const Plan& plan, int latents) {
-  const bool is_rnn = (is_by_warps(plan) ? warp_fault(plan) : fault(plan, 1)) == nullptr;
+  const char* const rnn_fault = is_bf16(plan) ? bf16_fault(plan) : is_by_warps(plan) ? warp_fault(plan) : fault(plan, 1);
+  const bool is_rnn = rnn_fault == nullptr;
   if (scan == "rnn_scan" && is_rnn) return rnn_plan_bytes<RnnScan>(plan);
   if (scan == "rnn_scan_backward" && is_rnn) return rnn_plan_bytes<RnnScanBackward>(plan);
-  if (!(has_lane_tiles(plan) ? fault_of_lane_tiles(plan) : fault(plan, 2))) {
+  if (combiner_fault(plan) == nullptr) {
     if (scan == "combiner_scan") return combiner_plan_bytes<CombinerScanBy>(plan, latents);
     if (scan == "combiner_scan_backward") return combiner_plan_bytes<CombinerScanBackwardBy>(plan, latents);
   }

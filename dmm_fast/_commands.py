@@ -24,8 +24,8 @@ from dmm_fast._arguments import INFERENCE, NETWORKS
 from dmm_fast._console import FIGURES, complain, quiet_after_hang_up
 from dmm_fast._io import check_writable, naming
 from dmm_fast.check import fail
+from dmm_fast.cuda import devices, paths, plan
 from dmm_fast.cuda import measured as measured_plans
-from dmm_fast.cuda import plan
 from dmm_fast.data import Dataset
 from dmm_fast.data._frames import TABLES
 from dmm_fast.infer import evaluate_elbo, evaluate_importance_nll
@@ -156,11 +156,12 @@ def run_generate(args: argparse.Namespace) -> int:
 def run_info(args: argparse.Namespace) -> int:
     """``dmm-fast info``."""
     if args.plan is not None:
-        facts = _plans(args.plan, args.measured)
-    elif args.measured is not None:
-        fail("--measured", "--plan B T H Z beside it", "none")
+        facts = _plans(args.plan, args.measured, args.gpu)
+    elif args.measured is not None or args.gpu is not None:
+        fail("--measured" if args.gpu is None else "--gpu", "--plan B T H Z beside it", "none")
     else:
         facts = dmm_fast.info() | {"inference": ", ".join(INFERENCE), "rnn": ", ".join(NETWORKS)}
+        facts |= {"scans": _scans()}
     if args.json:
         print(json.dumps(facts, indent=2))
         return 0
@@ -174,23 +175,52 @@ def run_info(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plans(sizes: Sequence[int], measured: Path | None) -> dict[str, Any]:
-    """The plans of the scans of a batch on the GPU that is there, or on an H100."""
+_SIZES = (20, 600, 100)  # B, H and Z of Pyro's tutorial
+
+
+def _scans() -> dict[str, str]:
+    """The ways that the scans of Pyro's tutorial take on the GPU that is there."""
+    if not torch.cuda.is_available():
+        return {"on a GPU": "none is here; --plan B T H Z --gpu NAME tells for one that is not"}
+    device = devices.cuda_device(torch.cuda.current_device())
+    last_resort = {"last resort": paths.LAST_RESORT}
+    if not _extension.cuda_architectures():
+        why = _extension.missing or "the library was built without CUDA kernels"
+        return dict.fromkeys(paths.SCANS, f"triton: because {why}") | last_resort
+    return {scan: paths.path(scan, *_SIZES, device) for scan in paths.SCANS} | last_resort
+
+
+def _plans(sizes: Sequence[int], measured: Path | None, gpu: str | None) -> dict[str, Any]:
+    """The plans of the scans of a batch on a GPU, by default on that which is there, or on an H100."""
     if _extension.missing is not None:
         fail("--plan", "the compiled library, which knows the kernels", _extension.missing)
     B, T, H, Z = sizes
     plan.use_measured(measured)
     measured_on = None if measured is None else measured_plans.read(measured).device
-    is_here = torch.cuda.is_available()
-    device = plan.cuda_device(torch.cuda.current_device()) if is_here else plan.H100
-    plans = plan.scan_plans(B, H, Z, device)
+    if gpu is None and torch.cuda.is_available():
+        device = devices.cuda_device(torch.cuda.current_device())
+    else:
+        device = devices.KNOWN[gpu or "h100"]
+    plans: dict[str, plan.Plan | None] = {}
+    for scan in paths.SCANS:
+        try:
+            plans[scan] = paths.plan_of(scan, B, H, Z, device)
+        except ValueError:
+            if measured is not None:
+                raise
+            plans[scan] = None
+    there = {scan: each for scan, each in plans.items() if each is not None}
     return {
-        "device": torch.cuda.get_device_name() if is_here else "H100 (none is here)",
+        "device": device.name if gpu or torch.cuda.is_available() else f"{device.name} (no GPU is here)",
         "limits": device._asdict(),
-        "plans": {name: str(each) for name, each in plans.items()},
-        "chosen_by": {name: _reason(each, device.name, measured_on) for name, each in plans.items()},
+        "plans": {scan: each and str(each) for scan, each in plans.items()},
+        "paths": {scan: paths.path(scan, B, H, Z, device) for scan in plans},
+        "chosen_by": {scan: _reason(each, device.name, measured_on) for scan, each in there.items()},
         "exchanges_one_after_another": 4 * T,
-        "estimated_cycles_per_step": {name: round(each.step_cycles) for name, each in plans.items()},
+        "estimated_cycles_per_step": {scan: round(each.step_cycles) for scan, each in there.items()},
+        "estimated_us_per_step": {
+            scan: round(device.us(each.step_cycles), 2) for scan, each in there.items()
+        },
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from dmm_fast import BackendError, __version__
 from dmm_fast._console import FIGURES, complain, discard
+from dmm_fast.cuda.devices import KNOWN
 
 EXTRAS = ("matplotlib", "mido", "safetensors", "scipy", "tensorboard", "tqdm")
 """Packages that ``pip install 'dmm-fast[cli]'`` adds."""
@@ -236,6 +237,13 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
         metavar=("B", "T", "H", "Z"),
         help="instead: how the scans of B sequences of T steps, with H units and Z latents, are cut up on "
         "the GPU (an H100, where there is none)",
+    )
+    parser.add_argument(
+        "--gpu",
+        type=str.lower,
+        choices=tuple(KNOWN),
+        metavar="NAME",
+        help=f"with --plan: on this GPU instead; one of {', '.join(KNOWN)}",
     )
     parser.add_argument(
         "--measured",

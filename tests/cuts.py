@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from dmm_fast.cuda import combiner_scan, rnn_scan
+from dmm_fast.cuda.combiner_tensor import TensorTiling
 from dmm_fast.cuda.lane_tiles import LaneTile
 from dmm_fast.cuda.plan import Plan, combiner_plans, rnn_plans
+from dmm_fast.cuda.rnn_plans import WarpTiling
 from dmm_fast.cuda.tilings import Tiling
 
 Choose = Callable[[Plan], bool]
@@ -26,12 +28,33 @@ def shaped(size: int, rows: int, at_once: int, tensor_tiles: int = 0) -> Choose:
     return is_it
 
 
+def by_words(rows: int, at_once: int, outputs: int) -> Choose:
+    """Plans of teams for so many rows, of which some go together, with so many outputs a warp."""
+
+    def is_it(plan: Plan) -> bool:
+        tiling = plan.tilings[0]
+        is_team = plan.exchange == "memory" and isinstance(tiling, WarpTiling)
+        return is_team and plan[:2] == (rows, at_once) and tiling.outputs == outputs
+
+    return is_it
+
+
 def by_lanes(size: int, rows: int, at_once: int = 1, kept: int = 0) -> Choose:
     """Plans of lane tiles; with at least so many weights of a thread in registers."""
 
     def is_it(plan: Plan) -> bool:
         by_lanes = isinstance(plan.tilings[0], LaneTile) and plan[:3] == (rows, at_once, size)
         return by_lanes and sum(tile.kept for tile in plan.tilings) >= kept
+
+    return is_it
+
+
+def on_tensor_cores(size: int, rows: int) -> Choose:
+    """Plans of combiner_scan on tensor cores for so many rows of a cluster of ``size`` blocks."""
+
+    def is_it(plan: Plan) -> bool:
+        shape = plan.rows_per_cluster, plan.cluster_size
+        return isinstance(plan.tilings[0], TensorTiling) and shape == (rows, size)
 
     return is_it
 

@@ -31,7 +31,7 @@ def install() -> None:
     global emulator, options
     import dmm_emulator
 
-    from dmm_fast.cuda import lane_tiles, plan, rnn_plans
+    from dmm_fast.cuda import combiner_tensor, lane_tiles, plan, rnn_bf16, rnn_plans
     from dmm_fast.ops import _backends, _registry
 
     emulator, options = dmm_emulator, dmm_emulator.Options()
@@ -42,7 +42,7 @@ def install() -> None:
             _library.impl(signature.name, _launch(signature))
     _backends.PREFERENCE["cpu"] = (*_backends.PREFERENCE["cpu"], "cuda")
     _registry.route_on("cpu")
-    for module in (plan, rnn_plans, lane_tiles):
+    for module in (plan, rnn_plans, rnn_bf16, lane_tiles, combiner_tensor):
         vars(module)["kernels"] = kernels  # those that the emulator was compiled with
 
 

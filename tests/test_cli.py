@@ -14,11 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 import dmm_fast
-from dmm_fast import DMM, _extension, training
+from dmm_fast import DMM, training
 from dmm_fast._commands import train_config
 from dmm_fast.cli import build_parser, main
-from dmm_fast.cuda.measured import Case, Measurement, add
-from dmm_fast.cuda.plan import H100, rnn_plans, scan_plans
 from dmm_fast.data import chorales, save_npz
 from dmm_fast.training import TrainConfig, read_metrics
 from dmm_fast.training._folder import BEST, LAST
@@ -216,58 +214,12 @@ def test_generate_says_when_the_prefix_is_too_long(
     assert "prefix_steps: expected steps that at least 2 sequences exceed, got 40" in message
 
 
-def test_info(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["info"]) == 0
-    assert torch.__version__ in capsys.readouterr().out
-    assert main(["info", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["torch"] == torch.__version__
-
-
-def test_info_shows_how_the_scans_are_cut_up(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["info", "--plan", "20", "129", "600", "100"]) == 0
-    said = capsys.readouterr().out
-    for scan, plan in scan_plans(20, 600, 100).items():
-        assert f"{scan:28}{plan}" in said
-    assert main(["info", "--plan", "20", "129", "600", "100", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["exchanges_one_after_another"] == 4 * 129
-
-
-def test_info_makes_no_plans_without_the_compiled_library(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(_extension, "missing", "left out on purpose")
-    message = complaint(capsys, "info", "--plan", "20", "129", "600", "100")
-    assert (
-        "--plan: expected the compiled library, which knows the kernels, got left out on purpose" in message
-    )
-
-
-def test_info_says_which_plans_were_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, sizes = tmp_path / "measured.json", ["20", "129", "600", "100"]
-    plan = next(plan for plan in rnn_plans(20, 600) if plan[:3] == (2, 1, 8))
-    timed = Measurement(Case("rnn_scan", 20, 600), tuple(plan.numbers), 1.234)
-    add(path, H100.name, [timed])
-    assert main(["info", "--plan", *sizes, "--measured", str(path), "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
-    reasons = facts["chosen_by"]
-    assert reasons.pop("rnn_scan") == f"measurement on {H100.name}, 1.23 us a step"
-    assert set(reasons.values()) == {"estimate: the measured plans are of other sizes"}
-    assert facts["plans"]["rnn_scan"] == str(plan)
-    assert main(["info", "--plan", *sizes, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["chosen_by"]["rnn_scan"] == "estimate"
-    path.write_text(path.read_text().replace(H100.name, "another GPU"))
-    assert main(["info", "--plan", *sizes, "--measured", str(path), "--json"]) == 0
-    reason = f"estimate: the measured plans are on another GPU, not on {H100.name}"
-    assert set(json.loads(capsys.readouterr().out)["chosen_by"].values()) == {reason}
-    path.write_text("{}")
-    message = complaint(capsys, "info", "--plan", *sizes, "--measured", str(path))
-    assert "measured.json: expected an object with device, plans, got dict {}" in message
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["info", "--measured", "plans.json"], "--measured: expected --plan B T H Z beside it, got none"),
+        (["info", "--gpu", "b200"], "--gpu: expected --plan B T H Z beside it, got none"),
+        (["info", "--plan", "1", "2", "3", "4", "--gpu", "voodoo"], "choose from 'h100', 'h200', 'b200'"),
         (["info", "--plan", "1", "2", "3", "4", "--measured", "nowhere.json"], "nowhere.json"),
         (["info", "--plan", "20", "129", "600", "0"], "--plan: expected a whole number from 1, got '0'"),
         (["info", "--plan", "20", "129"], "--plan: expected 4 arguments"),

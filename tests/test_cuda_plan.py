@@ -12,29 +12,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmm_fast.cuda import measured
+from dmm_fast.cuda.combiner_tensor import TensorTiling
+from dmm_fast.cuda.devices import CLUSTER_SIZES, H100, KNOWN, Device, cuda_device
 from dmm_fast.cuda.lane_tiles import LaneTile
 from dmm_fast.cuda.measured import Case, Measurement
 from dmm_fast.cuda.plan import (
-    H100,
     ROWS,
-    Device,
     Plan,
     combiner_plan,
     combiner_plans,
-    cuda_device,
     rnn_plan,
     rnn_plans,
     scan_plans,
     use_measured,
 )
+from dmm_fast.cuda.rnn_bf16 import Bf16Tiling
 from dmm_fast.cuda.rnn_plans import CHUNK as CHUNK_OF_WARPS
 from dmm_fast.cuda.rnn_plans import WarpTiling
 from dmm_fast.cuda.scan_kernels import kernels
 from dmm_fast.cuda.tilings import THREADS, Tiling
 
-A100 = Device(166_912, (108, 0, 0, 0, 0))
+A100 = KNOWN["a100"]
 sizes = st.integers(1, 1600)
-devices = st.sampled_from([H100, A100, H100._replace(clusters=(78, 38, 18, 9, 0))])
+devices = st.sampled_from([*KNOWN.values(), H100._replace(clusters=(78, 38, 18, 9, 0))])
 TUTORIAL = (20, 600, 100)
 
 
@@ -56,18 +56,39 @@ def check_tiling(tiling: Tiling | LaneTile) -> None:
 
 def check_warp_tiling(plan: Plan, tiling: WarpTiling) -> None:
     several = plan.rows_per_cluster > plan.rows_per_group
-    assert (*tiling, plan.rows_per_group, several) in kernels("rnn_scan_warps")
+    kind = "rnn_scan_words" if plan.exchange == "memory" else "rnn_scan_warps"
+    assert (*tiling, plan.rows_per_group, several) in kernels(kind)
     assert tiling.block_outputs * plan.cluster_size <= CHUNK_OF_WARPS * tiling.chunks
     assert tiling.kept < 255
 
 
+def check_bf16_tiling(plan: Plan, tiling: Bf16Tiling) -> None:
+    assert tuple(tiling) in kernels("rnn_scan_bf16")
+    assert plan.rows_per_group <= tiling.rows
+    assert plan.cluster_size > 1
+    assert tiling.threads == plan.threads
+
+
+def check_tensor_tiling(plan: Plan, tiling: TensorTiling) -> None:
+    assert plan.rows_per_group <= 8
+    assert tiling.fits
+    assert tiling.kept < 255
+    assert tiling.share(plan.cluster_size) <= 32
+
+
 def check_kernel(plan: Plan, backward: bool) -> None:
     """A plan of combiner_scan is one that there is a kernel for."""
+    if isinstance(plan.tilings[0], TensorTiling):
+        _, _, *tiles = plan.tilings[0]
+        sizes = plan.cluster_size, tiles[0], tiles[1], tiles[3], tiles[4]
+        assert sizes in kernels("combiner_tensor_backward" if backward else "combiner_tensor")
+        return
     to, back = plan.tilings
     if isinstance(to, LaneTile) and isinstance(back, LaneTile):
-        sizes = plan.cluster_size, to.group_outputs, to.lane_inputs, back.group_outputs, back.lane_inputs
-        kind = "combiner_rows_backward" if backward else "combiner_rows"
-        assert (*sizes, plan.rows_per_group) in kernels(kind)
+        blocks, kind = ([], "words") if plan.exchange == "memory" else ([plan.cluster_size], "rows")
+        sizes = to.group_outputs, to.lane_inputs, back.group_outputs, back.lane_inputs
+        listed = kernels(f"combiner_{kind}_backward" if backward else f"combiner_{kind}")
+        assert (*blocks, *sizes, plan.rows_per_group) in listed
     else:
         smaller, larger = (back, to) if backward else (to, back)
         assert (smaller.in_registers, larger.in_registers) in kernels("combiner_scan")
@@ -77,38 +98,68 @@ def check_plan(plan: Plan, rows: int, device: Device) -> None:
     assert plan.clusters * plan.rows_per_cluster >= rows > (plan.clusters - 1) * plan.rows_per_cluster
     assert plan.rows_per_group >= 1
     assert plan.rows_per_cluster <= max(ROWS)
-    assert device.at_once(plan.cluster_size)
+    if plan.exchange == "memory":
+        assert plan.cluster_size > 1
+        assert device.teams_at_once(plan.cluster_size)
+    else:
+        assert device.at_once(plan.cluster_size)
+        assert (plan.exchange == "none") == (plan.cluster_size == 1)
     assert plan.shared_bytes <= device.shared_bytes
     for tiling in plan.tilings:
-        if isinstance(tiling, WarpTiling):
+        if isinstance(tiling, TensorTiling):
+            check_tensor_tiling(plan, tiling)
+        elif isinstance(tiling, WarpTiling):
             check_warp_tiling(plan, tiling)
+        elif isinstance(tiling, Bf16Tiling):
+            check_bf16_tiling(plan, tiling)
         else:
             assert plan.rows_per_group <= tiling.chunk
             check_tiling(tiling)
 
 
-@given(rows=sizes, units=sizes, device=devices, backward=st.booleans(), tf32=st.booleans())
-def test_rnn_plans_cover_the_sizes(rows: int, units: int, device: Device, backward: bool, tf32: bool) -> None:
-    plan = rnn_plan(rows, units, device, backward, tf32)
+@given(
+    rows=sizes, units=sizes, device=devices, backward=st.booleans(), tf32=st.booleans(), bf16=st.booleans()
+)
+def test_rnn_plans_cover_the_sizes(
+    rows: int, units: int, device: Device, backward: bool, tf32: bool, bf16: bool
+) -> None:
+    plan = rnn_plan(rows, units, device, backward, tf32, bf16)
     check_plan(plan, rows, device)
     (tiling,) = plan.tilings
     if isinstance(tiling, WarpTiling):
         assert tiling.chunks * CHUNK_OF_WARPS >= units
         assert tiling.block_outputs * plan.cluster_size >= units
+    elif isinstance(tiling, Bf16Tiling):
+        assert bf16
+        assert tiling.inputs >= units
+        assert plan.cluster_size == -(-units // tiling.outputs)  # every block has units
     else:
         assert tiling.inputs == units
         assert tiling.outputs * plan.cluster_size >= units
 
 
-@given(rows=sizes, units=sizes, latents=st.integers(1, 300), device=devices, backward=st.booleans())
+@given(
+    rows=sizes,
+    units=sizes,
+    latents=st.integers(1, 300),
+    device=devices,
+    backward=st.booleans(),
+    tf32=st.booleans(),
+)
 def test_combiner_plans_cover_the_sizes(
-    rows: int, units: int, latents: int, device: Device, backward: bool
+    rows: int, units: int, latents: int, device: Device, backward: bool, tf32: bool
 ) -> None:
-    plan = combiner_plan(rows, units, latents, device, backward)
+    plan = combiner_plan(rows, units, latents, device, backward, tf32)
     check_plan(plan, rows, device)
     check_kernel(plan, backward)
-    to, back = plan.tilings
     inputs, outputs = (2 * latents, latents) if backward else (latents, 2 * latents)
+    if isinstance(plan.tilings[0], TensorTiling):
+        (tiling,) = plan.tilings
+        assert tf32
+        assert (tiling.inputs, tiling.outputs) == (inputs, outputs)
+        assert tiling.units * plan.cluster_size >= units
+        return
+    to, back = plan.tilings
     assert (to.inputs, back.outputs) == (inputs, outputs)
     assert to.outputs == back.inputs
     assert to.outputs * plan.cluster_size >= units
@@ -164,11 +215,6 @@ def test_every_group_more_costs_what_a_group_takes_at_least(backward: bool) -> N
         assert of_three == sorted(of_three)
 
 
-def test_a_gpu_without_clusters_gets_none() -> None:
-    assert rnn_plan(20, 600, A100).cluster_size == 1
-    assert combiner_plan(20, 600, 100, A100).cluster_size == 1
-
-
 def test_no_rows_have_a_plan_too() -> None:
     assert rnn_plan(0, 5).rows_per_cluster == 1
 
@@ -191,11 +237,16 @@ def test_a_plan_says_what_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("major", "clusters"),
-    [(8, (7, 0, 0, 0, 0)), (9, (7, 2, 4, 8, 16)), (10, (7, 2, 4, 8, 16)), (12, (7, 2, 4, 8, 0))],
+    ("capability", "clusters"),
+    [
+        ((8, 6), (7, 0, 0, 0, 0)),
+        ((9, 0), (7, 2, 4, 8, 16)),
+        ((10, 3), (7, 2, 4, 8, 16)),
+        ((12, 0), (7, 2, 4, 8, 0)),
+    ],
 )
 def test_a_device_is_asked_for_clusters_of_two_or_more(
-    major: int, clusters: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    capability: tuple[int, int], clusters: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CUDA answers with an error for a cluster of one, and for sizes that the device does not have."""
 
@@ -204,13 +255,26 @@ def test_a_device_is_asked_for_clusters_of_two_or_more(
         assert size >= 2
         return size
 
+    major, minor = capability
     found = SimpleNamespace(
-        major=major, multi_processor_count=7, shared_memory_per_block_optin=1000, name="a GPU"
+        name="a GPU",
+        major=major,
+        minor=minor,
+        multi_processor_count=7,
+        shared_memory_per_block_optin=1000,
+        clock_rate=1_500_000,
     )
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: found)
     monkeypatch.setattr(torch.ops.dmm_fast, "_clusters_at_once", clusters_at_once, raising=False)
     cuda_device.cache_clear()
-    assert cuda_device(3) == Device(1000, clusters, "a GPU")
+    sizes = [size for size in range(2, 16) if size not in CLUSTER_SIZES] if clusters[1] else []
+    between = tuple((size, size if size <= 8 or clusters[-1] else 0) for size in sizes)
+    expected = Device("a GPU", capability, 7, 1000, clusters, 1.5, between)
+    assert expected.at_once(5) == (5 if between else 0)
+    assert cuda_device(3) == expected
+    cuda_device.cache_clear()
+    del found.clock_rate  # as in some builds of torch
+    assert cuda_device(3) == expected._replace(clock=expected.architecture.clock)
     cuda_device.cache_clear()
 
 
@@ -273,6 +337,7 @@ def test_the_fastest_measured_plan_is_chosen_and_forgotten(path: Path) -> None:
         lambda: rnn_plan(19, 600),
         lambda: rnn_plan(20, 601),
         lambda: rnn_plan(20, 600, tf32=True),
+        lambda: rnn_plan(20, 600, tf32=True, bf16=True),
         lambda: rnn_plan(20, 600, H100._replace(name="another GPU")),
         lambda: rnn_plan(20, 600, A100),
         lambda: rnn_plan(20, 600, backward=True),
@@ -352,12 +417,15 @@ def a_file(**changes: Any) -> dict[str, Any]:
         (a_file(units=10**30), r"\.units: expected a whole number"),
         (a_file(latents=None), r"\.latents: expected a whole number from 1, got NoneType None"),
         (a_file(scan="rnn_scan", plan=[1] * 11), r"\.latents: expected null for rnn_scan, got int 100"),
-        (a_file(tf32=0), r"\.tf32: expected false for combiner_scan, got int 0"),
-        (a_file(tf32=True), r"\.tf32: expected false for combiner_scan, got bool True"),
+        (a_file(tf32=0), r"\.tf32: expected true or false, got int 0"),
         (a_file(scan="rnn_scan", latents=None, tf32="no"), r"\.tf32: expected true or false, got str 'no'"),
-        (a_file(plan=[1] * 12), r"\.plan: expected 11 or 19 whole numbers from 0, got list"),
-        (a_file(plan=[1] * 18 + [-1]), r"\.plan: expected 11 or 19 whole numbers"),
-        (a_file(plan=None), r"\.plan: expected 11 or 19 whole numbers"),
+        (a_file(bf16=True), r"\.bf16: expected false for combiner_scan and without tf32, got bool True"),
+        (a_file(tf32=True, bf16=True), r"\.bf16: expected false for combiner_scan and without tf32, got"),
+        (a_file(scan="rnn_scan", latents=None, tf32=True, bf16=1), r"\.bf16: expected true or false, got"),
+        (a_file(plan=[1] * 13), r"\.plan: expected 10, 11, 12 or 19 whole numbers from 0, got list"),
+        (a_file(scan="rnn_scan", latents=None, plan=[1] * 10), r"\.plan: expected 6, 7, 8 or 11 whole"),
+        (a_file(plan=[1] * 18 + [-1]), r"\.plan: expected 10, 11, 12 or 19 whole numbers"),
+        (a_file(plan=None), r"\.plan: expected 10, 11, 12 or 19 whole numbers"),
         (a_file(us_per_step=0), r"\.us_per_step: expected a number of microseconds above 0, got int 0"),
         (a_file(us_per_step=float("nan")), r"\.us_per_step: expected .*, got float nan"),
         (a_file(us_per_step=float("inf")), r"\.us_per_step: expected .*, got float inf"),

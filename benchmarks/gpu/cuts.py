@@ -12,8 +12,9 @@ from benchmarks.errors import as_tuple
 from benchmarks.gpu.calls import runnable
 from benchmarks.gpu.measure import time_calls
 from benchmarks.gpu.stage import Stage
+from dmm_fast.cuda.devices import Device, cuda_device
 from dmm_fast.cuda.measured import Case, Measurement, add
-from dmm_fast.cuda.plan import Device, Plan, combiner_plans, cuda_device, rnn_plans
+from dmm_fast.cuda.plan import Plan, combiner_plans, rnn_plans
 from dmm_fast.ops.schema import OTHERS
 
 MOST = 12
@@ -22,12 +23,19 @@ FILE = "measured_plans.json"
 
 
 def best_of_each_shape(plans: list[Plan], shared_bytes: int, most: int = MOST) -> list[Plan]:
-    """The best by estimate of each count of rows, rows at once and blocks; best first."""
+    """The best by estimate of each count of rows, rows at once, blocks and exchange; best first.
+
+    A few of each way to exchange are among them, so that the ways are timed side by side.
+    """
     fitting = [plan for plan in plans if plan.shared_bytes <= shared_bytes]
-    best: dict[tuple[int, ...], Plan] = {}
+    best: dict[tuple[object, ...], Plan] = {}
     for plan in sorted(fitting, key=lambda plan: plan.step_cycles):
-        best.setdefault(plan[:3], plan)
-    return list(best.values())[:most]
+        best.setdefault((*plan[:3], plan.exchange), plan)
+    ranked = list(best.values())
+    ways = dict.fromkeys(plan.exchange for plan in ranked)
+    few = [plan for way in ways for plan in [p for p in ranked if p.exchange == way][: most // 4]]
+    chosen = [*few, *(plan for plan in ranked if plan not in few)][:most]
+    return sorted(chosen, key=lambda plan: plan.step_cycles)
 
 
 def time_cuts(stage: Stage, suite: str, scan: str, sizes: Sizes) -> None:
@@ -55,6 +63,8 @@ def sweep(stage: Stage, suite: str, case: str, scan: str, sizes: Sizes, device: 
         expected = results if expected is None else expected
         off = max_error(results, expected)
         impl = f"{plan.rows_per_cluster} rows, {plan.rows_per_group} at once, {plan.cluster_size} blocks"
+        impl += ", by memory" * (plan.exchange == "memory")
+        impl += " by memory" if plan.exchange == "memory" else ""
         verdict = Verdict(scan, "cuda", f"{case}, {impl}", off, BOUND, off <= BOUND)
         stage.record.correctness(verdict.as_dict())
         samples = time_calls(run, stage.device, seconds=0.1)

@@ -23,28 +23,40 @@ from benchmarks import errors, exchange_floor
 from benchmarks.draws import Inputs, Sizes, map_tensors, to_double
 from benchmarks.errors import QUICK, Results
 from benchmarks.gpu.calls import backends_of, by, reference_of
+from benchmarks.gpu.plans import exchanging
 from benchmarks.gpu.record import Record, Row, whole_traceback
-from benchmarks.precision import IEEE, TF32, multiplied_in
+from benchmarks.precision import BF16, IEEE, TF32, multiplied_in
 from dmm_fast import _extension, ops
 
 SMALL = Sizes(B=5, T=7, D=7, Z=17, H=37, R=33, G=29, E=19)
 # So many rows that the planner takes tensor cores, where they are allowed.
 WIDE = Sizes(B=1024, T=6, H=600)
 # Wider than the bounds of accuracy, which are held elsewhere over several seeds: a kernel that fails here is
-# left out of the whole run. TF32's bound is what ten bits of a factor allow after a few dozen steps.
-EAGER_FACTOR, FLOOR, TF32_BOUND = 10.0, 1e-5, 5e-3
+# left out of the whole run. Where factors are rounded, the bound is what their ten bits, or seven, allow
+# after a few dozen steps.
+EAGER_FACTOR, FLOOR = 10.0, 1e-5
+ROUNDED_BOUND = {TF32: 5e-3, BF16: 4e-2}
 # A number is bad when it is off by this many times the bound of its tensor, in units of the root mean square.
 OUTLIER = 30.0
 READY, RESULT = "ready", "smoke: "
 
 
 class Kernel(NamedTuple):
-    """A CUDA kernel under test. Whether a scan is ``descending`` in time tells what it computed first."""
+    """A CUDA kernel under test. Whether a scan is ``descending`` in time tells what it computed first.
+
+    With ``by_memory`` its blocks exchange through device memory, which is not the plan of every GPU.
+    """
 
     op: str
     backward: bool = False
     descending: bool = False
     precision: str = IEEE
+    by_memory: bool = False
+
+    @property
+    def replaced(self) -> str:
+        """The op that another backend computes if this kernel fails, or a name of no op."""
+        return f"{self.op} through device memory" if self.by_memory else self.op
 
 
 KERNELS = {
@@ -52,12 +64,23 @@ KERNELS = {
     "rnn_scan backward": Kernel("rnn_scan", backward=True),
     "rnn_scan forward, tf32": Kernel("rnn_scan", descending=True, precision=TF32),
     "rnn_scan backward, tf32": Kernel("rnn_scan", backward=True, precision=TF32),
+    "rnn_scan forward, bf16": Kernel("rnn_scan", descending=True, precision=BF16),
+    "rnn_scan backward, bf16": Kernel("rnn_scan", backward=True, precision=BF16),
     "combiner_scan forward": Kernel("combiner_scan"),
     "combiner_scan backward": Kernel("combiner_scan", backward=True, descending=True),
+    "rnn_scan forward, by memory": Kernel("rnn_scan", descending=True, by_memory=True),
+    "rnn_scan backward, by memory": Kernel("rnn_scan", backward=True, by_memory=True),
+    "combiner_scan forward, by memory": Kernel("combiner_scan", by_memory=True),
+    "combiner_scan backward, by memory": Kernel(
+        "combiner_scan", backward=True, descending=True, by_memory=True
+    ),
+    "combiner_scan forward, tf32": Kernel("combiner_scan", precision=TF32),
+    "combiner_scan backward, tf32": Kernel("combiner_scan", backward=True, descending=True, precision=TF32),
     "clipped_adam": Kernel("clipped_adam"),
 }
 FLOOR_KERNEL = "exchange_floor"
 FLOOR_STORES = ("async_b32", "async_v2", "async_v4")
+WORDS = "words"  # of device memory
 EVERY = (*KERNELS, FLOOR_KERNEL)
 ROW = ("ok", "error", "bound", "worst", "nan", "first_bad", "by_step", "hang", "failed", "seconds")
 
@@ -69,8 +92,8 @@ def under_test(op: str, device: str) -> str:
 
 def row_of(name: str, device: str) -> Row:
     """The row of a kernel with no results yet."""
-    op = KERNELS[name].op if name in KERNELS else name
-    backend = under_test(op, device) if name in KERNELS else "cuda"
+    op = KERNELS[name].replaced if name in KERNELS else name
+    backend = under_test(KERNELS[name].op, device) if name in KERNELS else "cuda"
     return dict.fromkeys(ROW) | {"kernel": name, "op": op, "backend": backend}
 
 
@@ -83,7 +106,7 @@ def fall_back(record: Record, device: str) -> None:
         record.add("smoke", row_of(name, device) | {"ok": False, "failed": "its result was lost"})
     for row in record.failed_kernels():
         op = row["op"]
-        if op in record.replaced or op == FLOOR_KERNEL:
+        if op in record.replaced or op not in {kernel.op for kernel in KERNELS.values()}:
             continue
         record.replaced[op] = next(name for name in backends_of(op, device) if name != row["backend"])
         ops.use_backend(record.replaced[op], ops=(op,))
@@ -98,7 +121,8 @@ def check(kernel: Kernel, device: str, quick: bool) -> Row:
     with multiplied_in(kernel.precision):
         expected = [Expected(kernel, device, inputs) for inputs in cases(kernel, quick)]
         print(READY, flush=True)
-        rows = [row for each in expected for row in each.compare(under_test(kernel.op, device))]
+        with exchanging("memory" if kernel.by_memory else None):
+            rows = [row for each in expected for row in each.compare(under_test(kernel.op, device))]
     return max(rows, key=_rank)
 
 
@@ -108,11 +132,14 @@ def check_floor(device: str) -> Row:
         return {"worst": why}
     # Before compute capability 9.0 a block is a cluster of its own.
     size = 8 if torch.cuda.get_device_capability() >= (9, 0) else 1
-    rings, wrong = torch.randn(2, size * 40, device=device), []
+    sizes = {**dict.fromkeys(FLOOR_STORES, size), WORDS: 10}
+    rings = {store: torch.randn(2, size * 60, device=device) for store, size in sizes.items()}
+    wrong = []
     print(READY, flush=True)
-    for store, steps in itertools.product(FLOOR_STORES, (1, 2, 129)):
-        turned = torch.ops.dmm_fast_benchmarks.exchange_floor(rings, steps, size, 256, store, 1)
-        wrong += [] if torch.equal(turned, rings.roll(-steps, 1)) else [f"{store}, {steps} steps"]
+    for store, steps in itertools.product(sizes, (1, 2, 129)):
+        given = rings[store], steps, sizes[store], 256, store, 1
+        turned = torch.ops.dmm_fast_benchmarks.exchange_floor(*given)
+        wrong += [] if torch.equal(turned, rings[store].roll(-steps, 1)) else [f"{store}, {steps} steps"]
     hang = _hang(exchange_floor.raise_on_hang)
     return {"ok": not wrong and hang is None, "worst": ", ".join(wrong), "hang": hang}
 
@@ -122,10 +149,10 @@ def cases(kernel: Kernel, quick: bool) -> list[Inputs]:
 
     A recurrence of the tutorial's size is of tanh: of so many inputs of a ReLU some would change their sign.
     """
-    small, large = (QUICK, QUICK) if quick else (SMALL, WIDE if kernel.precision == TF32 else Sizes())
+    small, large = (QUICK, QUICK) if quick else (SMALL, Sizes() if kernel.precision == IEEE else WIDE)
     smooth = replace(large, lengths="ragged", nonlinearity="tanh")
     drawn = errors.arguments(kernel.op, smooth, torch.Generator().manual_seed(1))
-    if kernel.precision == TF32:  # its roundings are larger than any margin around zero
+    if kernel.precision != IEEE:  # its roundings are larger than any margin around zero
         return [drawn]
     return [errors.arguments_off_kinks(kernel.op, replace(small, lengths="ragged"), seed=0), drawn]
 
@@ -138,8 +165,8 @@ class Expected:
         self._inputs = map_tensors(inputs, lambda _, tensor: tensor.to(device))
         self._truth = self._results(reference_of(kernel.op), map_tensors(self._inputs, to_double))
         eager = errors.relative_errors(self._results(reference_of(kernel.op), self._inputs), self._truth)
-        tf32 = kernel.precision == TF32
-        self._bounds = {k: TF32_BOUND if tf32 else max(EAGER_FACTOR * e, FLOOR) for k, e in eager.items()}
+        rounded = ROUNDED_BOUND.get(kernel.precision)
+        self._bounds = {name: rounded or max(EAGER_FACTOR * off, FLOOR) for name, off in eager.items()}
 
     def _results(self, function: Any, inputs: Inputs) -> Results:
         backward = self._kernel.backward

@@ -33,16 +33,19 @@ struct Cluster {
 
   __device__ int rank() const { return static_cast<int>(group.block_rank()); }
   __device__ int blocks() const { return static_cast<int>(group.num_blocks()); }
+  __device__ int index() const { return static_cast<int>(blockIdx.x) / blocks(); }
   __device__ void sync() const { group.sync(); }
 #else
   __device__ int rank() const { return 0; }
   __device__ int blocks() const { return 1; }
+  __device__ int index() const { return static_cast<int>(blockIdx.x); }
   __device__ void sync() const { __syncthreads(); }
 #endif
 };
 
 // A barrier in shared memory, which is in phase 0 at first. A phase ends when a thread has said how many bytes it expects
-// and as many have come; bytes may come before they are expected.
+// and as many have come, and where threads of the block are to arrive, when all have; bytes and threads may come before
+// they are expected.
 //
 // A wait tells whether the phase has ended: it polls for about a tenth of a second and then gives up. How long the
 // hardware lets a poll take is not documented, so time ends it too; but only after some polls, for a process that shares
@@ -51,6 +54,14 @@ struct Cluster {
 constexpr int kMostPolls = 1 << 20, kLeastPolls = 1 << 10, kFirstPolls = 64;
 constexpr int kPollNanoseconds = 100;
 constexpr uint64_t kMostNanoseconds = 500'000'000;
+
+#ifndef DMM_EMULATOR
+__device__ inline uint64_t nanoseconds() {
+  uint64_t now;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+  return now;
+}
+#endif
 
 // A place in the shared memory of a block of the cluster: found once, it serves many stores.
 #ifdef DMM_EMULATOR
@@ -82,21 +93,42 @@ __device__ inline void settle(Remote& place) { asm volatile("" : "+r"(place.addr
 
 // A number in device memory, where the compiler cannot tell that its place is not in shared memory.
 #ifdef DMM_EMULATOR
-inline float load_global(const float* from) { return *from; }
-inline void store_global(float* to, float value) { *to = value; }
+template <class T>
+T load_global(const T* from) {
+  return *from;
+}
+template <class T>
+void store_global(T* to, T value) {
+  *to = value;
+}
+inline void prefetch_global(const float*) {}
 #else
-__device__ inline float load_global(const float* from) {
+template <class T>
+__device__ T load_global(const T* from) {
   __builtin_assume(__isGlobal(from));
   return *from;
 }
-__device__ inline void store_global(float* to, float value) {
+template <class T>
+__device__ void store_global(T* to, T value) {
   __builtin_assume(__isGlobal(to));
   *to = value;
+}
+// Has it in the second-level cache soon.
+__device__ inline void prefetch_global(const float* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
+#endif
+
+// A barrier of some warps of a block, so many threads in all; there are 15, from number 1 on.
+#ifdef DMM_EMULATOR
+inline void bundle_sync(int number, int threads) { emulator::bundle_sync(number, threads); }
+#else
+__device__ inline void bundle_sync(int number, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 #endif
 
 #ifdef DMM_EMULATOR
-inline void transaction_init(uint64_t* barrier) { emulator::transaction_init(barrier); }
+inline void transaction_init(uint64_t* barrier, int arrivals) { emulator::transaction_init(barrier, arrivals); }
+inline void transaction_arrive(uint64_t* barrier) { emulator::transaction_arrive(barrier); }
 inline void transaction_expect(uint64_t* barrier, int bytes) { emulator::transaction_expect(barrier, bytes); }
 template <int kCount>
 void transaction_store(bool is_wanted, Remote to, const float (&values)[kCount], Remote barrier) {
@@ -114,13 +146,17 @@ __device__ inline unsigned shared_address_in(int block, const void* mine) {
   return there;
 }
 __device__ inline Remote remote(int block, const void* mine) { return {shared_address_in(block, mine)}; }
-__device__ inline void transaction_init(uint64_t* barrier) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+__device__ inline void transaction_init(uint64_t* barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(1 + arrivals) : "memory");
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 __device__ inline void transaction_expect(uint64_t* barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                : "memory");
+}
+// What the thread has written is seen by who waits.
+__device__ inline void transaction_arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 // One, two or four numbers, if they are wanted; counted by the barrier, which is in the block that they go to. A branch
 // around the store would take more instructions.
@@ -148,11 +184,6 @@ __device__ inline void transaction_store(bool is_wanted, Remote to, const float 
       "r"(__float_as_uint(values[0])), "r"(__float_as_uint(values[1])), "r"(__float_as_uint(values[2])),
       "r"(__float_as_uint(values[3])), "r"(barrier.address), "r"(static_cast<unsigned>(is_wanted))
       : "memory");
-}
-__device__ inline uint64_t nanoseconds() {
-  uint64_t now;
-  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
-  return now;
 }
 // Polls by the clock for the end of a phase, and tells whether it came.
 __device__ inline bool has_ended_in_time(unsigned barrier, int parity) {
@@ -192,7 +223,8 @@ __device__ inline bool transaction_wait(uint64_t* barrier, int parity) {
 }
 #else  // never reached in a cluster of one
 __device__ inline Remote remote(int, const void*) { return {}; }
-__device__ inline void transaction_init(uint64_t*) {}
+__device__ inline void transaction_init(uint64_t*, int) {}
+__device__ inline void transaction_arrive(uint64_t*) {}
 __device__ inline void transaction_expect(uint64_t*, int) {}
 template <int kCount>
 __device__ void transaction_store(bool, Remote, const float (&)[kCount], Remote) {}

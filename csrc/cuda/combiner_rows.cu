@@ -12,7 +12,11 @@ const char* launch(const Args& a, void* stream) {
 
 }  // namespace
 
-const char* combiner_scan(const CombinerRows& a, void* stream) { return launch(a, stream); }
-const char* combiner_scan_backward(const CombinerRowsBackward& a, void* stream) { return launch(a, stream); }
+const char* combiner_scan(const CombinerRows& a, void* stream) {
+  return a.mailbox.bytes ? combiner_scan_words(a, stream) : launch(a, stream);
+}
+const char* combiner_scan_backward(const CombinerRowsBackward& a, void* stream) {
+  return a.mailbox.bytes ? combiner_scan_words_backward(a, stream) : launch(a, stream);
+}
 
 }  // namespace dmm::cuda

@@ -9,31 +9,31 @@
 namespace dmm::cuda {
 
 template <class Args>
-struct RowsKernel {
+struct SizedKernel {
   int blocks, units, to_inputs, outputs, from_inputs, rows;
   void (*run)(Args);
 };
 
 template <int... kSizes>
-constexpr RowsKernel<CombinerRows> rows_forward() {
+constexpr SizedKernel<CombinerRows> rows_forward() {
   return {kSizes..., combiner_rows_fwd_kernel<kSizes...>};
 }
 template <int... kSizes>
-constexpr RowsKernel<CombinerRowsBackward> rows_backward() {
+constexpr SizedKernel<CombinerRowsBackward> rows_backward() {
   return {kSizes..., combiner_rows_bwd_kernel<kSizes...>};
 }
 
 #define DMM_FORWARD(...) rows_forward<__VA_ARGS__>(),
 #define DMM_BACKWARD(...) rows_backward<__VA_ARGS__>(),
-constexpr RowsKernel<CombinerRows> kRowsForward[] = {DMM_ROWS_FORWARD_KERNELS(DMM_FORWARD)};
-constexpr RowsKernel<CombinerRowsBackward> kRowsBackward[] = {DMM_ROWS_BACKWARD_KERNELS(DMM_BACKWARD)};
+constexpr SizedKernel<CombinerRows> kRowsForward[] = {DMM_ROWS_FORWARD_KERNELS(DMM_FORWARD)};
+constexpr SizedKernel<CombinerRowsBackward> kRowsBackward[] = {DMM_ROWS_BACKWARD_KERNELS(DMM_BACKWARD)};
 #undef DMM_FORWARD
 #undef DMM_BACKWARD
 
 // Null where there is none for these arguments.
 template <class Args, size_t kCount>
-auto find_rows_kernel(const RowsKernel<Args> (&kernels)[kCount], const Args& a) -> void (*)(Args) {
-  for (const RowsKernel<Args>& k : kernels)
+auto find_rows_kernel(const SizedKernel<Args> (&kernels)[kCount], const Args& a) -> void (*)(Args) {
+  for (const SizedKernel<Args>& k : kernels)
     if (k.blocks == a.cluster_size && k.units == a.to_units.group_outputs && k.to_inputs == a.to_units.lane_inputs &&
         k.outputs == a.from_units.group_outputs && k.from_inputs == a.from_units.lane_inputs &&
         k.rows == a.ragged.rows_per_group)

@@ -31,9 +31,9 @@ __device__ inline void clear(const CombinerScanBackwardBy<Tile>& a, const Row& r
   for (int i = first; i < a.units; i += stride) a.da[at * a.units + i] = a.dh[at * a.units + i] = 0.0f;
 }
 
-// Past the ends of all rows of a cluster, whose blocks share the steps.
-template <class Args>
-__device__ inline void clear_past_ends(const Args& a, const ClusterRows& rows, const Cluster& cluster) {
+// Past the ends of all rows of a cluster, or a team, whose blocks share the steps.
+template <class Args, class Blocks>
+__device__ inline void clear_past_ends(const Args& a, const ClusterRows& rows, const Blocks& cluster) {
   for (int row = 0; row < rows.count(); ++row)
     for (int t = rows[row].length + cluster.rank(); t < a.ragged.steps; t += cluster.blocks())
       clear(a, rows[row], t, static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x));

@@ -6,12 +6,17 @@
 //
 // The tilings are, forward, of [Z, units of a block] and [units of a block, 2 Z], backward of [2 Z, units of a block]
 // and [units of a block, Z]. There are kernels for 0 and 0, 2 and 2 quads in registers, and for the smaller
-// matrix's 2 and the larger's 4; and with lane tiles, kernels that take one row at a time (combiner_rows.cuh).
+// matrix's 2 and the larger's 4; with lane tiles, kernels that take one row or two at a time (combiner_rows.cuh); and with
+// tensor tiles, kernels that take eight (combiner_tensor.cuh), where every block adds up its own part alone. With lane tiles
+// and a mailbox the cluster's blocks are a team, which exchanges through device memory.
 #pragma once
 
 #include "hang.h"
 #include "lane_tile.h"
+#include "mailbox.h"
 #include "ragged.h"
+#include "scan_kernels.h"
+#include "tensor_tile.h"
 
 namespace dmm::cuda {
 
@@ -28,6 +33,7 @@ struct CombinerScanBy {
   float *z, *loc, *pre_scale;  // [P, B, T, Z], dense; written everywhere
   float* g;                    // likewise [P, B, T, H]: tanh(W_z z_{t-1} + b_z); null where it is not wanted
   HangReport hang{};
+  Mailbox mailbox{};  // of the blocks of a team
 };
 
 template <class Tile>
@@ -43,12 +49,15 @@ struct CombinerScanBackwardBy {
   float *dout;     // [P, B, T, 2 Z], dense: of loc and of pre_scale, whole
   float *deps, *dz_q_0;  // [P, B, T, Z] and [P, B, Z], dense
   HangReport hang{};
+  Mailbox mailbox{};  // of the blocks of a team
 };
 
 using CombinerScan = CombinerScanBy<Tiling>;
 using CombinerScanBackward = CombinerScanBackwardBy<Tiling>;
 using CombinerRows = CombinerScanBy<LaneTile>;
 using CombinerRowsBackward = CombinerScanBackwardBy<LaneTile>;
+using CombinerTensor = CombinerScanBy<TensorTile>;
+using CombinerTensorBackward = CombinerScanBackwardBy<TensorTile>;
 
 template <class Args>
 inline int threads(const Args& a) {
@@ -72,25 +81,67 @@ inline int64_t shared_bytes(const CombinerScan& a) { return combiner_scan_shared
 inline int64_t shared_bytes(const CombinerScanBackward& a) { return combiner_scan_shared_bytes(a, 5, 1); }
 
 // Likewise with lane tiles. Up to the barriers and rows, of which there is room for the most, places are known when a
-// kernel is compiled. Then come for each row two inboxes, and of what is read from device memory, `operands` numbers of
-// each thread, the sources and what has come for two steps.
+// kernel is compiled. Then come for each row two inboxes, which a team does without, and of what is read from device
+// memory, `operands` numbers of each thread, the sources and what has come for two steps.
 constexpr int kSpareNumbers = 4;  // sink for the stores of threads without a result
 constexpr int kRowBytes = 16;     // of a row, and of its two barriers
 template <class Args>
 inline int64_t combiner_rows_shared_bytes(const Args& a, int operands) {
   const LaneTile &to = a.to_units, &from = a.from_units;
   const int64_t rows = a.ragged.rows_per_group;
-  const int64_t of_a_group = 2 * a.cluster_size * rows * from.width() + (2 + 2) * operands * kMostThreads;
+  const int64_t inboxes = a.mailbox.team_bytes ? 0 : 2 * a.cluster_size * rows * from.width();
+  const int64_t of_a_group = inboxes + (2 + 2) * operands * kMostThreads;
   return 2 * kRowBytes * kMostRows +
          4 * (rows * (to.vector() + from.vector()) + kSpareNumbers + a.ragged.groups() * of_a_group);
 }
 inline int64_t shared_bytes(const CombinerRows& a) { return combiner_rows_shared_bytes(a, 3); }
 inline int64_t shared_bytes(const CombinerRowsBackward& a) { return combiner_rows_shared_bytes(a, 6); }
 
-// Null, or what went wrong: static text.
+// Likewise with tensor tiles: `sums` of a latent come from each block. Of device memory a thread has its latent's
+// operands with their sources, of two numbers each, and its units'.
+template <class Args>
+inline int64_t combiner_tensor_shared_bytes(const Args& a, int sums, int latent_operands, int unit_operands) {
+  const int slice = latent_slice(a.latents, a.cluster_size);
+  const TensorLayout layout(a.to_units.steps, a.from_units.steps, a.cluster_size, slice, sums,
+                            (1 + 2) * latent_operands + unit_operands);
+  return layout.bytes(a.ragged.groups());
+}
+inline int64_t shared_bytes(const CombinerTensor& a) { return combiner_tensor_shared_bytes(a, 2, 3, 0); }
+inline int64_t shared_bytes(const CombinerTensorBackward& a) {
+  return combiner_tensor_shared_bytes(a, 1, 5, 4 * a.to_units.tiles);
+}
+
+// Of a latent, of which a word has all.
+inline int sums_of_latent(const CombinerRows&) { return 2; }
+inline int sums_of_latent(const CombinerRowsBackward&) { return 1; }
+// Where the teams' words lie from `words` on, and how many bytes they take in all.
+template <class Args>
+inline Mailbox combiner_mailbox(const Args& a, void* words = nullptr) {
+  const int sums = sums_of_latent(a);
+  const int64_t of_block = int64_t{a.ragged.rows_per_group} * a.from_units.width() / sums * word_bytes(sums);
+  const int64_t of_step = a.cluster_size * of_block;
+  return {static_cast<unsigned char*>(words), 2 * of_step * a.ragged.groups(), static_cast<int>(of_step)};
+}
+
+// `run` with the kernel that a team takes; false where there is none.
+template <class Run>
+bool with_words_kernel(const CombinerRows& a, Run run) {
+  return with_words_forward(a.to_units, a.from_units, a.ragged.rows_per_group, run);
+}
+template <class Run>
+bool with_words_kernel(const CombinerRowsBackward& a, Run run) {
+  return with_words_backward(a.to_units, a.from_units, a.ragged.rows_per_group, run);
+}
+
+// Null, or what went wrong, valid until the thread's next launch.
 const char* combiner_scan(const CombinerScan& args, void* stream);
 const char* combiner_scan_backward(const CombinerScanBackward& args, void* stream);
 const char* combiner_scan(const CombinerRows& args, void* stream);
 const char* combiner_scan_backward(const CombinerRowsBackward& args, void* stream);
+// Those of teams.
+const char* combiner_scan_words(const CombinerRows& args, void* stream);
+const char* combiner_scan_words_backward(const CombinerRowsBackward& args, void* stream);
+const char* combiner_scan(const CombinerTensor& args, void* stream);
+const char* combiner_scan_backward(const CombinerTensorBackward& args, void* stream);
 
 }  // namespace dmm::cuda

@@ -15,39 +15,22 @@
 #pragma once
 
 #include "cluster.cuh"
-#include "hang.h"
+#include "hang.cuh"
 
 namespace dmm::cuda {
 
-// Of all waits that time out the first is recorded.
-__device__ inline void record_hang(const HangReport& report, const Cluster& cluster, int group, int step, int parity,
-                                   int rows, const uint64_t* barrier) {
-  HangRecord* const record = report.record;
-  if (atomicCAS(&record->state, kNoHang, kHangClaimed) != kNoHang) return;
-  record->call = report.call;
-  record->block = static_cast<int>(blockIdx.x);
-  record->rank = cluster.rank();
-  record->group = group;
-  record->step = step;
-  record->parity = parity;
-  record->rows = rows;
-  record->thread = static_cast<int>(threadIdx.x);
-  record->barrier = *const_cast<const volatile uint64_t*>(barrier);
-  __threadfence_system();  // the host may look as soon as it is complete
-  *const_cast<volatile unsigned*>(&record->state) = kHangComplete;
-}
-
 class Exchange {
  public:
-  // Of the first `blocks` of a cluster. `barriers` of two for each group; where there is one block, none is used.
-  __device__ Exchange(const Cluster& cluster, int blocks, uint64_t* barriers, const HangReport& hang)
-      : cluster_(cluster), blocks_(blocks), barriers_(barriers), hang_(hang) {}
+  // Of the first `blocks` of a cluster. `barriers` of two for each group; where there is one block, none is used. So many
+  // threads of each block arrive at every step, where a block does not give to itself.
+  __device__ Exchange(const Cluster& cluster, int blocks, uint64_t* barriers, const HangReport& hang, int arrivals = 0)
+      : cluster_(cluster), blocks_(blocks), barriers_(barriers), hang_(hang), arrivals_(arrivals) {}
 
   // All blocks come here. `bytes_of(group, step)` come for a step from all blocks together; 0 where none is exchanged.
   template <class Bytes>
   __device__ void start(int groups, Bytes bytes_of) const {
     if (blocks_ > 1 && cluster_.rank() < blocks_ && threadIdx.x == 0) {
-      for (int i = 0; i < 2 * groups; ++i) transaction_init(barriers_ + i);
+      for (int i = 0; i < 2 * groups; ++i) transaction_init(barriers_ + i, arrivals_);
       for (int group = 0; group < groups; ++group)
         for (int step = 0; step < 2; ++step)
           if (const int bytes = bytes_of(group, step)) expect(group, step, bytes);
@@ -57,6 +40,9 @@ class Exchange {
   // How many bytes come for a step, from all blocks. One thread says it, once it has waited for the step two before.
   __device__ void expect(int group, int step, int bytes) const {
     if (blocks_ > 1) transaction_expect(barrier(group, step), bytes);
+  }
+  __device__ void arrive(int group, int step) const {
+    if (blocks_ > 1) transaction_arrive(barrier(group, step));
   }
   // Numbers go to where `mine` is, in every block that exchanges.
   template <int kCount>
@@ -82,14 +68,15 @@ class Exchange {
     }
     const int parity = step >> 1 & 1;
     if (__builtin_expect(transaction_wait(barrier(group, step), parity), true)) return;
-    record_hang(hang_, cluster_, group, step, parity, rows(), barrier(group, step));
+    record_hang<kByCluster>(hang_, cluster_, group, step, rows(),
+                [&] { return *const_cast<const volatile uint64_t*>(barrier(group, step)); });
     blocks_ = 0;
   }
   // Whether a wait of this thread has timed out: it is to give no more.
   __device__ bool is_lost() const { return blocks_ == 0; }
   // All threads of the block come here, after the last wait of each group. `steps_of(group)` were exchanged, and waited
   // for. Where more bytes came than were expected, phases have ended early and some are left: the next phases, of no
-  // bytes, do not end. One thread finds out.
+  // bytes, do not end. One thread finds out. Threads that arrive at every step do so in these phases too, before.
   template <class Steps>
   __device__ void finish(int groups, Steps steps_of) {
     __syncthreads();  // a thread that still waits would take the end of the phase after the next for none at all
@@ -112,6 +99,7 @@ class Exchange {
   int blocks_;  // 0 once a wait of this thread has timed out, so that no separate test is needed
   uint64_t* const barriers_;
   const HangReport& hang_;
+  const int arrivals_;
 };
 
 }  // namespace dmm::cuda

@@ -10,13 +10,16 @@ namespace dmm::cuda {
 
 enum HangState : unsigned { kNoHang = 0, kHangClaimed = 1, kHangComplete = 2 };
 
+enum HangExchange : int { kByCluster, kByMemory };
+
 struct HangRecord {
   unsigned state;  // a HangState; the other fields count where it is kHangComplete
   int call;        // what the host calls the launch
+  int exchange;  // a HangExchange; the host sets it to the first, for instructions of a kernel are dear
   int block, rank, group, step, parity;
   int rows;  // that take part in the step, in the cluster and group
   int thread;
-  uint64_t barrier;  // its eight bytes, of which the hardware alone knows the layout
+  uint64_t seen;  // a barrier's eight bytes, of which the hardware alone knows the layout, or the flag of a word
 };
 
 // Where a launch leaves its record, and the call that it writes there.

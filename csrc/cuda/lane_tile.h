@@ -9,6 +9,7 @@ namespace dmm::cuda {
 
 constexpr int kLaneParts = 8;  // lanes next to one another share all inputs of some outputs
 constexpr int kLaneGroups = kMostThreads / kLaneParts;
+constexpr int kGivenAtOnce = 2;  // sums next to one another that a lane gives to another block in one store
 
 // The inputs are dealt to eight lanes, which read their own one after another from shared memory, four at a time. An odd
 // number of fours from lane to lane keeps the eight apart on the banks.

@@ -5,6 +5,7 @@
 
 #include <mutex>
 #include <set>
+#include <string>
 #include <tuple>
 
 namespace dmm::cuda {
@@ -14,6 +15,14 @@ inline const char* text_of(cudaError_t error) {
   if (error == cudaSuccess) return nullptr;
   cudaGetLastError();
   return cudaGetErrorString(error);
+}
+
+inline const char* too_large_team(int blocks, int resident) {
+  static thread_local std::string text;
+  text = resident == 0 ? "expected a block that a multiprocessor has room for"
+                       : "expected a team whose blocks can all be resident, got " + std::to_string(blocks) +
+                             " blocks where " + std::to_string(resident) + " can be";
+  return text.c_str();
 }
 
 // Null, or what went wrong.
@@ -80,6 +89,52 @@ template <class Kernel, class Args>
 const char* launch_scan(Kernel kernel, const Args& a, int threads, void* stream) {
   return launch_clusters(kernel, a, a.ragged.clusters() * a.cluster_size, a.cluster_size, threads,
                          static_cast<size_t>(shared_bytes(a)), stream);
+}
+
+// Launches `blocks` blocks that wait for one another: all are resident, or none is launched.
+template <class Kernel, class Args>
+cudaError_t launch_resident(Kernel kernel, const Args& args, int blocks, int threads, size_t shared_bytes, void* stream) {
+  cudaLaunchAttribute cooperative{};
+  cooperative.id = cudaLaunchAttributeCooperative;
+  cooperative.val.cooperative = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &cooperative;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, args);
+}
+
+// The most blocks of a kernel that the current device can have at a time.
+template <class Kernel>
+cudaError_t most_resident(Kernel kernel, int threads, size_t shared_bytes, int* most) {
+  int device = 0, multiprocessors = 0, blocks = 0;
+  cudaError_t error = allow_largest(reinterpret_cast<const void*>(kernel), false);
+  if (error == cudaSuccess) error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess)
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes);
+  *most = blocks * multiprocessors;
+  return error;
+}
+
+// Runs a scan on as many teams as its rows take: in launches one after another, each of no more blocks than can be
+// resident. Null, or what went wrong.
+template <class Kernel, class Args>
+const char* launch_teams(Kernel kernel, Args a, int threads, void* stream) {
+  const auto bytes = static_cast<size_t>(shared_bytes(a));
+  const int teams = a.ragged.clusters();
+  int most = 0;
+  cudaError_t error = most_resident(kernel, threads, bytes, &most);
+  if (error == cudaSuccess && most < a.cluster_size) return too_large_team(a.cluster_size, most);
+  const int at_once = error == cudaSuccess ? most / a.cluster_size : 1;
+  for (int& first = a.ragged.first_cluster; first < teams && error == cudaSuccess; first += at_once) {
+    const int count = teams - first < at_once ? teams - first : at_once;
+    error = launch_resident(kernel, a, count * a.cluster_size, threads, bytes, stream);
+  }
+  return text_of(error);
 }
 
 }  // namespace dmm::cuda

@@ -62,6 +62,7 @@ Scan rnn_scan_of(const Launch& t) {
   a.cluster_size = static_cast<int>(t.plan[2]);
   a.tiling = rnn_tiling_of(t.plan);
   a.warp_tile = warp_tile_of(t.plan);
+  a.bf16_tile = bf16_tile_of(t.plan);
   a.units = static_cast<int>(size_of(t.h, 3));
   a.tanh = t.nonlinearity == "tanh";
   a.reversed = t.direction == "forward";
@@ -136,13 +137,6 @@ CombinerScanBackwardBy<Tile> scan_of(const LaunchCombinerScanBackward<Tensor>& t
   a.deps = result_of(t.deps);
   a.dz_q_0 = result_of(t.dz_q_0);
   return a;
-}
-
-// Calls `with(to_units, from_units)`: the two tiles of a combiner's plan, of either kind.
-template <class With>
-void with_combiner_tiles(const Plan& plan, With with) {
-  if (has_lane_tiles(plan)) with(lane_tile_of(plan, 0), lane_tile_of(plan, 1));
-  else with(tiling_of(plan, 0), tiling_of(plan, 1));
 }
 
 }  // namespace dmm::cuda

@@ -12,13 +12,14 @@ struct Row {
   int length;
 };
 
-// The rows of this block's cluster in shared memory, longest first.
+// The rows of this block's cluster, or team, in shared memory, longest first.
 class ClusterRows {
  public:
   // With room for a.rows_per_cluster of them. All threads have to be here.
-  __device__ ClusterRows(const Ragged& a, const Cluster& cluster, Row* rows)
+  template <class Blocks>  // Cluster or Team
+  __device__ ClusterRows(const Ragged& a, const Blocks& cluster, Row* rows)
       : rows_(rows), per_group_(a.rows_per_group) {
-    const int first = static_cast<int>(blockIdx.x) / cluster.blocks() * a.rows_per_cluster;
+    const int first = cluster.index() * a.rows_per_cluster;
     count_ = first + a.rows_per_cluster < a.rows() ? a.rows_per_cluster : a.rows() - first;
     const int mine = static_cast<int>(threadIdx.x);
     if (mine < kMostRows) {  // a warp, which reads all lengths at once

@@ -18,6 +18,12 @@ struct Sequences {
   }
 };
 
+// Whether any four columns from a multiple of four on lie next to one another, where they can be read at once.
+inline bool goes_by_fours(const Sequences<const float>& s) {
+  const int64_t all = reinterpret_cast<intptr_t>(s.data) / 4 | s.particle | s.sequence | s.step;
+  return s.column == 1 && all % 4 == 0;
+}
+
 // [rows, columns] with any strides.
 struct Matrix {
   const float* data;
@@ -34,6 +40,7 @@ struct Ragged {
   int particles, sequences, steps;  // P, B, T
   int rows_per_cluster;
   int rows_per_group;  // that take their steps together, at most kChunk
+  int first_cluster;   // of the launch: those before it were launched before
 
   __host__ __device__ int rows() const { return particles * sequences; }
   __host__ __device__ int groups() const { return (rows_per_cluster + rows_per_group - 1) / rows_per_group; }

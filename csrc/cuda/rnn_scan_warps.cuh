@@ -1,19 +1,16 @@
 // rnn_scan with outputs that belong to warps (warp_product.cuh). In a step of a group of rows the block waits for the state,
-// each warp multiplies it by its part of the weights, and puts its outputs' next state into the block's own; when all
-// warps have, each gives the whole block's to another block or two, in stores of 16 bytes a lane. A store whose lanes go to
-// several blocks takes several times as long, which is why the warps meet first.
-//
-// The argument of exchange.cuh for two barriers, and two states, that take turns: every block gives all rows of a group at
-// every step but the last, also rows that have not begun or have ended, and also where its outputs are no units. So a
-// phase ends when all blocks have given, each after all its warps had read the state before: that state may be
-// overwritten, and the barrier of the step before be told what to expect next.
+// each warp multiplies it by its part of the weights, puts its outputs' next state into the block's own, and gives it to the
+// other blocks: through the shared memory of a cluster (warps_by_cluster.cuh) or through device memory
+// (warps_by_words.cuh). A group has two states that take turns.
 #pragma once
 
-#include "exchange.cuh"
 #include "matrix.cuh"
 #include "ragged.cuh"
 #include "rnn_scan.h"
+#include "scan_kernels.h"
 #include "warp_product.cuh"
+#include "warps_by_cluster.cuh"
+#include "warps_by_words.cuh"
 
 namespace dmm::cuda {
 
@@ -63,24 +60,22 @@ struct WarpBackward {  // from 0 to the end, and there once more for dh_0
   }
 };
 
-template <class Direction, int kChunks, int kOutputs, int kKept, int kRows, bool kSeveral, class Args>
+template <class Direction, class Exchange, class K, class Args>
 class WarpScan {
-  __device__ static constexpr WarpTile tile() { return {kChunks, kOutputs, kKept, kRows}; }
-  static constexpr int kUnits = tile().units(), kState = tile().state(), kOwn = tile().block_outputs();
+  static constexpr int kRows = K::kRows, kOutputs = K::kOutputs;
+  static constexpr int kUnits = K::tile().units(), kState = K::tile().state(), kOwn = K::tile().block_outputs();
   static constexpr int kOperands = Direction::kOperands, kSums = kRows * kOutputs;
-  // What a block gives at once: a lane has four numbers, and a warp serves every kWarpsOfBlock-th of the other blocks.
-  static constexpr int kQuads = kOwn / 4, kGifts = (kRows * kQuads + 31) / 32;
-  static constexpr int kPeers = (15 + kWarpsOfBlock - 1) / kWarpsOfBlock;
 
  public:
   __device__ WarpScan(const Args& a, float* shared)
       : a_(a),
         direction_{a},
-        rows_(a.ragged, cluster_, reinterpret_cast<Row*>(shared)),
-        layout_(tile(), a.ragged.rows_per_cluster, kOperands + 1),
+        blocks_(Exchange::blocks_of(a)),
+        rows_(a.ragged, blocks_, reinterpret_cast<Row*>(shared)),
+        layout_(K::tile(), a.ragged.rows_per_cluster, kOperands + 1),
         shared_(reinterpret_cast<unsigned char*>(shared)),
         from_(reinterpret_cast<const float**>(shared_ + layout_.places) + threadIdx.x),
-        first_(cluster_.rank() * kOwn),
+        first_(blocks_.rank() * kOwn),
         sum_(summed<kSums>(lane())),
         row_(sum_.number / kOutputs),
         unit_(first_ + warp() * kOutputs + sum_.number % kOutputs),
@@ -90,16 +85,16 @@ class WarpScan {
 
   __device__ void run() {
     const int unit = first_ + warp() * kOutputs;
-    const WarpWeights<kChunks, kKept, kOutputs> weights(at<float>(layout_.weights), direction_.weights(unit),
-                                                        direction_.next_output(), direction_.next_input(),
-                                                        a_.units - unit, a_.units);
+    const WarpWeights<K::kChunks, K::kKept, kOutputs> weights(at<float>(layout_.weights), direction_.weights(unit),
+                                                              direction_.next_output(), direction_.next_input(),
+                                                              a_.units - unit, a_.units);
     for (int group = 0; group < rows_.groups(); ++group) begin(group);
-    Exchange exchange(cluster_, cluster_.blocks(), at<uint64_t>(layout_.barriers), a_.hang);
-    exchange.start(rows_.groups(), [this](int group, int step) { return step < exchanged(group) ? bytes(group) : 0; });
+    Exchange exchange(a_, blocks_, rows_, layout_, shared_);
+    exchange.start([this](int group) { return exchanged(group); });
     if (a_.tanh) take_steps<true>(weights, exchange);
     else take_steps<false>(weights, exchange);
     clear_past_end();  // last, for a cluster of short rows has the time
-    exchange.finish(rows_.groups(), [this](int group) { return exchanged(group); });
+    exchange.finish([this](int group) { return exchanged(group); });
   }
 
  private:
@@ -118,9 +113,7 @@ class WarpScan {
   __device__ void take_steps(const Weights& weights, Exchange& exchange) {
     int active = drop_ended(rows_.groups(), 0);
     if (active == 0) return;
-    Remote peers[kPeers];
-#pragma unroll
-    for (int i = 0; i < kPeers; ++i) peers[i] = remote(peer(i), shared_);
+    exchange.find_peers();
     Turn turn = turn_of(0, 0);
     float given[kOperands], fetched[kOperands];
     fetch(turn, fetched);
@@ -133,7 +126,7 @@ class WarpScan {
 #pragma unroll
       for (int i = 0; i < kOperands; ++i) given[i] = fetched[i];
       const Turn next = following(turn, active);
-      if (turn.step > 0 && cluster_.blocks() > 1)
+      if (turn.step > 0 && blocks_.blocks() > 1)
         exchange.wait(turn.group, turn.step - 1, [&] { return active_rows(turn.group, turn.step - 1); });
       // Not before: a wait ends when the thread's loads from device memory have come (its fence is a NOP for which all
       // scoreboards have to be clear).
@@ -144,10 +137,7 @@ class WarpScan {
       const float value = Direction::template next<kTanh>(sum, given, turn.is_active(), before);
       if (!turn.is_last()) {
         if (owns_) *own_state = value;
-        __syncthreads();
-        give(exchange, turn, own_state - (row_ * kUnits + unit_), peers);
-        if (threadIdx.x == 0 && turn.step > 0 && turn.step + 2 < turn.steps)
-          exchange.expect(turn.group, turn.step + 1, bytes(turn.group));
+        exchange.give(turn, own_state - (row_ * kUnits + unit_), value);
       }
       if (turn.is_active()) store_global(turn.to, value);
       else if (turn.length >= 0) direction_.finish(rows_[turn.group * kRows + row_], turn.time, unit_, sum);
@@ -161,7 +151,7 @@ class WarpScan {
   }
   // Groups take turns; `active` is how many have a step left, none after the last turn.
   __device__ Turn following(const Turn& turn, int& active) const {
-    if constexpr (kSeveral) {
+    if constexpr (K::kSeveral) {
       const bool is_round = turn.group + 1 == active;
       if (is_round && turn.is_last()) active = drop_ended(active, turn.step + 1);
       return active > 0 ? turn_of(is_round ? 0 : turn.group + 1, turn.step + is_round) : turn;
@@ -214,37 +204,11 @@ class WarpScan {
     for (int i = 0; i < kOperands; ++i) fetched[i] = turn.is_active() ? load_global(turn.from[i]) : 0.0f;
   }
 
-  // What the block has put into its own state goes to the others.
-  __device__ void give(const Exchange& exchange, const Turn& turn, const float* state, const Remote (&peers)[kPeers]) const {
-    const int numbers = rows_of(turn.group) * kQuads;
-    const int state_at = layout_.states + 4 * static_cast<int>(state - states());
-    const int barrier = layout_.barriers + 8 * (2 * turn.group + (turn.step & 1));
-#pragma unroll
-    for (int i = 0; i < kGifts; ++i) {
-      const int mine = lane() + 32 * i, place = mine / kQuads * kUnits + first_ + 4 * (mine % kQuads);
-      if (mine >= numbers || exchange.is_lost()) continue;
-      const float4 x = *reinterpret_cast<const float4*>(state + place);
-      const float values[4] = {x.x, x.y, x.z, x.w};
-#pragma unroll
-      for (int p = 0; p < kPeers; ++p)
-        transaction_store(warp() + 1 + p * kWarpsOfBlock < cluster_.blocks(), peers[p] + (state_at + 4 * place), values,
-                          peers[p] + barrier);
-    }
-  }
-  // Each block begins with another, so that none is the first of all.
-  __device__ int peer(int i) const {
-    return (cluster_.rank() + warp() + 1 + i * kWarpsOfBlock) % cluster_.blocks();
-  }
   // Steps of a group that are exchanged: all but the last, whose state no block reads.
   __device__ int exchanged(int group) const {
     const int steps = Direction::steps(rows_.longest(group));
     return steps > 0 ? steps - 1 : 0;
   }
-  __device__ int rows_of(int group) const {
-    const int left = rows_.count() - group * kRows;
-    return left < kRows ? left : kRows;
-  }
-  __device__ int bytes(int group) const { return 4 * rows_of(group) * kOwn * (cluster_.blocks() - 1); }
   // How many rows of a group take part in a step.
   __device__ int active_rows(int group, int step) const {
     return rows_.more_than(group, Direction::time(rows_.longest(group), step));
@@ -270,7 +234,7 @@ class WarpScan {
 
   const Args& a_;
   const Direction direction_;
-  const Cluster cluster_{};
+  const typename Exchange::Blocks blocks_;
   const ClusterRows rows_;
   const WarpLayout layout_;
   unsigned char* const shared_;
@@ -284,18 +248,34 @@ class WarpScan {
 
 template <int kChunks, int kOutputs, int kKept, int kRows, bool kSeveral>
 __global__ __launch_bounds__(kWarpThreads, 1) void rnn_scan_warps_fwd_kernel(const __grid_constant__ RnnScan a) {
+  using K = WarpKernel<kChunks, kOutputs, kKept, kRows, kSeveral>;
   if constexpr (kHasClusters || kChunks == 1) {  // a block alone may have all units
     DMM_SHARED(float, shared);
-    WarpScan<WarpForward, kChunks, kOutputs, kKept, kRows, kSeveral, RnnScan>(a, shared).run();
+    WarpScan<WarpForward, WarpsByCluster<K, RnnScan>, K, RnnScan>(a, shared).run();
   }
 }
 
 template <int kChunks, int kOutputs, int kKept, int kRows, bool kSeveral>
 __global__ __launch_bounds__(kWarpThreads, 1) void rnn_scan_warps_bwd_kernel(const __grid_constant__ RnnScanBackward a) {
+  using K = WarpKernel<kChunks, kOutputs, kKept, kRows, kSeveral>;
   if constexpr (kHasClusters || kChunks == 1) {
     DMM_SHARED(float, shared);
-    WarpScan<WarpBackward, kChunks, kOutputs, kKept, kRows, kSeveral, RnnScanBackward>(a, shared).run();
+    WarpScan<WarpBackward, WarpsByCluster<K, RnnScanBackward>, K, RnnScanBackward>(a, shared).run();
   }
+}
+
+template <int kChunks, int kOutputs, int kKept, int kRows, bool kSeveral>
+__global__ __launch_bounds__(kWarpThreads, 1) void rnn_scan_words_fwd_kernel(const __grid_constant__ RnnScan a) {
+  using K = WarpKernel<kChunks, kOutputs, kKept, kRows, kSeveral>;
+  DMM_SHARED(float, shared);
+  WarpScan<WarpForward, WarpsByWords<K, RnnScan>, K, RnnScan>(a, shared).run();
+}
+
+template <int kChunks, int kOutputs, int kKept, int kRows, bool kSeveral>
+__global__ __launch_bounds__(kWarpThreads, 1) void rnn_scan_words_bwd_kernel(const __grid_constant__ RnnScanBackward a) {
+  using K = WarpKernel<kChunks, kOutputs, kKept, kRows, kSeveral>;
+  DMM_SHARED(float, shared);
+  WarpScan<WarpBackward, WarpsByWords<K, RnnScanBackward>, K, RnnScanBackward>(a, shared).run();
 }
 
 }  // namespace dmm::cuda

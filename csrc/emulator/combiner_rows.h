@@ -1,4 +1,4 @@
-// Runs combiner_scan under the emulator, one row at a time.
+// Runs combiner_scan under the emulator, one row or two at a time, on clusters or on teams.
 #pragma once
 
 #include <string>
@@ -10,5 +10,7 @@ namespace dmm::emulator {
 
 template <class Args>  // cuda::CombinerRows or cuda::CombinerRowsBackward
 void combiner_rows(const std::string& call, const Args& a, const Options& options);
+template <class Args>
+void combiner_words(const std::string& call, const Args& a, const Options& options);
 
 }  // namespace dmm::emulator

@@ -22,7 +22,7 @@ Transactions read(const uint64_t* barrier) {
 }
 void write(uint64_t* barrier, Transactions t) {
   if (!t.pending && t.bytes == 0) {
-    t.pending = 1;
+    t.pending = t.arrivals;
     ++t.phase;
   }
   std::memcpy(barrier, &t, sizeof t);
@@ -92,7 +92,8 @@ bool has_ended(const uint64_t* barrier, int parity) { return (read(barrier).phas
 
 bool can_run(const Thread& t) {
   return !t.ended && (t.waits_at == nullptr || t.waits_at->passed(t.token)) &&
-         (t.waits_for == nullptr || t.timed_out || has_ended(t.waits_for, t.parity));
+         (t.waits_for == nullptr || t.timed_out || has_ended(t.waits_for, t.parity)) &&
+         (t.words_seen < 0 || t.timed_out || cluster->words_visible > t.words_seen);
 }
 
 // A block that has ended has no shared memory to be written to.
@@ -107,22 +108,45 @@ void deliver(const RemoteStore& store) {
   write(store.barrier, t);
 }
 
+void show(const WordStore& store) {
+  std::copy_n(store.word, store.bytes, store.to);
+  ++cluster->words_visible;
+}
+
+// Of the words on their way, one that no other for the same place has to come before.
+void show_any() {
+  auto& words = cluster->words;
+  cluster->random = cluster->random * 1664525u + 1013904223u;
+  const auto chosen = words.begin() + static_cast<std::ptrdiff_t>((cluster->random >> 8) % words.size());
+  const auto first = std::find_if(words.begin(), chosen, [&](const WordStore& w) { return w.to == chosen->to; });
+  show(*first);
+  words.erase(first);
+}
+
+void show_words() {
+  if (cluster->launch.options.shuffled && !cluster->words.empty()) return show_any();
+  for (const WordStore& word : cluster->words) show(word);
+  cluster->words.clear();
+}
+
 void deliver_all() {
+  show_words();
   for (const RemoteStore& store : cluster->stores) deliver(store);
   cluster->stores.clear();
   if (cluster->error) throw std::runtime_error(cluster->error);
 }
 
-// Of the waits for barriers in shared memory the one that has lasted longest gives up, and with it those for the same
-// end of a phase.
+// Of the waits for barriers in shared memory, and for words, the one that has lasted longest gives up, and with it those for
+// the same end of a phase.
 void time_out() {
   const Thread* first = nullptr;
   for (const Thread& thread : cluster->threads)
-    if (thread.waits_for && (first == nullptr || thread.waits_since < first->waits_since)) first = &thread;
+    if ((thread.waits_for || thread.words_seen >= 0) && (first == nullptr || thread.waits_since < first->waits_since))
+      first = &thread;
   if (first == nullptr) throw std::runtime_error("threads wait at a barrier that others do not reach");
   const uint64_t* const barrier = first->waits_for;
   for (Thread& thread : cluster->threads) {
-    if (thread.waits_for != barrier) continue;
+    if (barrier == nullptr ? &thread != first : thread.waits_for != barrier) continue;
     if (thread.has_given_up) throw std::runtime_error("a thread that has given up a wait waits for another");
     thread.timed_out = thread.has_given_up = true;
   }
@@ -140,6 +164,7 @@ void take_turns() {
       progress = true;
       thread.waits_at = nullptr;
       thread.waits_for = nullptr;
+      thread.words_seen = -1;
       cluster->running = &thread;
       switch_stack(&cluster->scheduler, &thread.context, thread.stack.get(), kStackBytes);
       left -= thread.ended;
@@ -148,7 +173,7 @@ void take_turns() {
     if (progress) continue;
     const bool times_out_early = options.fault.kind == Fault::kEarlyTimeout && !cluster->is_faulty;
     cluster->is_faulty |= times_out_early;
-    if (cluster->stores.empty() || times_out_early) time_out();
+    if ((cluster->stores.empty() && cluster->words.empty()) || times_out_early) time_out();
     else deliver_all();
   }
   deliver_all();
@@ -202,6 +227,15 @@ unsigned cluster_blocks() { return static_cast<unsigned>(cluster->blocks.size())
 unsigned char* shared_memory() { return cluster->running->block->shared.get(); }
 
 void block_sync() { sync(cluster->running->block->barrier); }
+void bundle_sync(int number, int threads) {
+  Barrier& barrier = cluster->running->block->bundles[number];
+  barrier.expect(threads);
+  sync(barrier);
+}
+void warp_sync() {
+  Thread& thread = *cluster->running;
+  wait_for_all(thread.block->warps[thread.index.x / 32].barrier);
+}
 void cluster_sync() { sync(cluster->barrier); }
 unsigned lane_index() { return cluster->running->index.x % 32; }
 // Two places take turns: a lane that shows the next but one has passed the next, to which all came that had looked here.
@@ -256,6 +290,37 @@ void send(const RemoteStore& store) {
 
 }  // namespace
 
+void word_store(void* to, const void* word, size_t bytes, int group, int step) {
+  const Options& options = cluster->launch.options;
+  const Fault& fault = options.fault;
+  if (fault.rank == static_cast<int>(cluster_rank())) {
+    if (fault.kind == Fault::kSilent) return;
+    if (fault.kind == Fault::kLost && !cluster->is_faulty && fault.group == group && fault.step == step) {
+      cluster->is_faulty = true;
+      return;
+    }
+  }
+  const auto send = [&](size_t from, size_t count) {
+    WordStore store{static_cast<unsigned char*>(to) + from, {}, count};
+    std::copy_n(static_cast<const unsigned char*>(word) + from, count, store.word);
+    if (options.reversed || options.late) show(store);
+    else cluster->words.push_back(store);
+  };
+  if (fault.kind != Fault::kTorn) return send(0, bytes);
+  send(bytes / 2, bytes - bytes / 2);
+  send(0, bytes / 2);
+}
+
+bool words_wait() {
+  Thread& thread = *cluster->running;
+  thread.words_seen = cluster->words_visible;
+  thread.waits_since = cluster->waits++;
+  yield();
+  const bool has_seen = !thread.timed_out;
+  thread.timed_out = false;
+  return has_seen;
+}
+
 float to_tf32(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof x);
@@ -277,8 +342,33 @@ void multiply_tiles(float (&sums)[4], const float (&left)[4], const float (&righ
   wait_for_all(warp.barrier);
 }
 
-void transaction_init(uint64_t* barrier) {
-  write(barrier, {0, 1, 0});
+uint32_t pack_bf16(float low, float high) {
+  const auto round = [](float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof x);
+    if (x != x) return uint32_t{0x7fff};
+    return (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;  // to nearest, ties to even
+  };
+  return round(low) | round(high) << 16;
+}
+
+void multiply_tiles_bf16(float (&sums)[4], const uint32_t (&left)[4], const uint32_t (&right)[2]) {
+  const unsigned thread = cluster->running->index.x, lane = thread % 32, at = lane / 4, place = 2 * (lane % 4);
+  Warp& warp = cluster->running->block->warps[thread / 32];
+  const auto half = [](uint32_t pair, unsigned h) { return __uint_as_float(h ? pair & 0xffff0000u : pair << 16); };
+  for (unsigned h = 0; h < 2; ++h) {
+    for (unsigned k = 0; k < 4; ++k) warp.left[at + 8 * (k % 2)][place + h + 8 * (k / 2)] = half(left[k], h);
+    for (unsigned k = 0; k < 2; ++k) warp.right[place + h + 8 * k][at] = half(right[k], h);
+  }
+  wait_for_all(warp.barrier);
+  for (unsigned k = 0; k < 4; ++k)
+    for (unsigned i = 0; i < 16; ++i) sums[k] += warp.left[at + 8 * (k / 2)][i] * warp.right[i][place + k % 2];
+  wait_for_all(warp.barrier);
+}
+
+void transaction_init(uint64_t* barrier, int arrivals) {
+  const uint32_t all = 1 + static_cast<uint32_t>(arrivals);
+  write(barrier, {0, all, all, 0});
   cluster->running->block->transaction_barriers.push_back(barrier);
 }
 void transaction_expect(uint64_t* barrier, int bytes) {
@@ -287,8 +377,17 @@ void transaction_expect(uint64_t* barrier, int bytes) {
     if (!ignores_barriers()) cluster->error = "bytes of a phase are expected a second time";
     return;
   }
-  t.pending = 0;
+  --t.pending;
   t.bytes += bytes;
+  write(barrier, t);
+}
+void transaction_arrive(uint64_t* barrier) {
+  Transactions t = read(barrier);
+  if (!t.pending) {
+    if (!ignores_barriers()) cluster->error = "more threads arrive than a phase waits for";
+    return;
+  }
+  --t.pending;
   write(barrier, t);
 }
 void transaction_store(int block, float* mine, const float* values, int count, uint64_t* barrier) {

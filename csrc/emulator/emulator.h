@@ -2,7 +2,8 @@
 //
 // A CUDA thread is a fiber; the fibers of one cluster take turns, each running until it waits at a barrier. Shared
 // memory is a heap block of exactly the size asked for, filled with NaN, so that the address sanitizer sees an access
-// out of bounds and a read before a write shows in the result. Fibers can run in reverse, and barriers can be ignored:
+// out of bounds and a read before a write shows in the result. Words for other blocks in device memory become visible
+// late, at once, or in any order. Fibers can run in reverse, and barriers can be ignored:
 // a test can show that it would see a missing one. A block can lose what it gives: a test can show that the kernel says
 // so.
 //
@@ -37,6 +38,9 @@ struct Fault {
     kDoubled,       // or delivered twice
     kSilent,        // all of the block's stores are dropped
     kEarlyTimeout,  // the first wait of any block times out, although what it waits for is on its way
+    kTorn,          // words in device memory become visible in two halves, that with the flag first
+    kOneBuffer,     // words of odd steps go where those of even steps are
+    kOldWords,      // there are words of an earlier launch in device memory
   };
   Kind kind = kNone;
   int rank = 0, group = 0, step = 0;
@@ -46,6 +50,7 @@ struct Options {
   bool reversed = false;         // threads run last to first
   int max_barriers = INT32_MAX;  // a thread waits at its first so many barriers, and at no other
   bool late = false;             // a warp runs when those before it cannot go on without it, and not earlier
+  bool shuffled = false;         // words in device memory become visible one by one, in no order
   Fault fault{};
 };
 
@@ -66,6 +71,8 @@ unsigned cluster_rank();
 unsigned cluster_blocks();
 unsigned char* shared_memory();
 void block_sync();
+void bundle_sync(int number, int threads);
+void warp_sync();
 void cluster_sync();
 // An asynchronous copy takes place when it is waited for, and not before.
 void copy_async(void* to, const void* from, size_t bytes);
@@ -74,13 +81,22 @@ void copies_done(int later_groups);
 // The tensor cores of a warp, all of whose threads have to come: mma.m16n8k8 of numbers in tf32.
 float to_tf32(float x);
 void multiply_tiles(float (&sums)[4], const float (&left)[4], const float (&right)[2]);
+// And mma.m16n8k16 of pairs of numbers in bf16, the first in the lower half.
+uint32_t pack_bf16(float low, float high);
+void multiply_tiles_bf16(float (&sums)[4], const uint32_t (&left)[4], const uint32_t (&right)[2]);
 // Barriers in shared memory that count bytes. What a block gives to another arrives when no thread can run any more, or
 // at once where threads run last to first, or warps late. A wait gives up, and is false, when no thread can run and
 // nothing is on its way: the wait that has lasted longest is the first to.
-void transaction_init(uint64_t* barrier);
+void transaction_init(uint64_t* barrier, int arrivals);
+void transaction_arrive(uint64_t* barrier);
 void transaction_expect(uint64_t* barrier, int bytes);
 void transaction_store(int block, float* mine, const float* values, int count, uint64_t* barrier);
 bool transaction_wait(const uint64_t* barrier, int parity);
+// A word in device memory, which becomes visible whole, and when a thread can run no longer, or at once where threads run
+// last to first, or warps late; words for one place do so in order. A thread that has not seen what it polls for waits until
+// another word can be seen; false, when no thread can run and none is on its way.
+void word_store(void* to, const void* word, size_t bytes, int group, int step);
+bool words_wait();
 // The eight bytes that another lane of the warp shows; all its lanes have to come.
 uint64_t shuffle(uint64_t shown, unsigned lane);
 unsigned lane_index();
@@ -91,6 +107,7 @@ unsigned lane_index();
 #define blockIdx (dmm::emulator::block_index())
 #define blockDim (dmm::emulator::block_size())
 #define __syncthreads() dmm::emulator::block_sync()
+#define __syncwarp() dmm::emulator::warp_sync()
 #define __threadfence()
 #define __threadfence_system()
 #define __pipeline_memcpy_async(to, from, bytes) dmm::emulator::copy_async(to, from, bytes)
@@ -111,6 +128,11 @@ T __shfl_xor_sync(unsigned lanes, T value, int mask) {
   return __shfl_sync(lanes, value, static_cast<int>(dmm::emulator::lane_index()) ^ mask);
 }
 
+inline float __uint_as_float(uint32_t bits) {
+  float value = 0;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
 inline unsigned atomicCAS(unsigned* at, unsigned expected, unsigned value) {
   const unsigned before = *at;
   if (before == expected) *at = value;
@@ -127,6 +149,13 @@ struct alignas(8) float2 {
 };
 struct alignas(16) float4 {
   float x, y, z, w;
+};
+
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
 };
 
 namespace cooperative_groups {

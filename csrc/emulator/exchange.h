@@ -3,7 +3,9 @@
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
+#include "../cuda/mailbox.h"
 #include "../hang_text.h"
 #include "emulator.h"
 
@@ -17,5 +19,41 @@ void run_exchange(const std::string& call, Args args, const Launch& launch, Kern
   run(launch, [&] { kernel(args); });
   if (record.state == cuda::kHangComplete) throw std::runtime_error(hang_text(record, call));
 }
+
+// Runs `kernel(args)` as every thread of the teams that the rows take. No more than two teams are resident: further ones are
+// launched later, as launch_teams does.
+template <class Args, class Kernel>
+void run_teams(const std::string& call, Args args, int threads, const Options& options, Kernel kernel) {
+  constexpr int kAtOnce = 2;
+  const int teams = args.ragged.clusters();
+  for (int& first = args.ragged.first_cluster; first < teams; first += kAtOnce) {
+    const int blocks = (teams - first < kAtOnce ? teams - first : kAtOnce) * args.cluster_size;
+    run_exchange(call, args, {blocks, args.cluster_size, threads, shared_bytes(args), options}, kernel);
+  }
+}
+
+// The words of all teams of a launch: zero, or those of an earlier launch, of any step.
+class Words {
+ public:
+  Words(cuda::Mailbox like, int teams, int word_bytes, const Options& options)
+      : memory_(static_cast<size_t>(like.team_bytes * teams / 16 + 1)), mailbox(like) {
+    mailbox.bytes = reinterpret_cast<unsigned char*>(memory_.data());
+    if (options.fault.kind == Fault::kOneBuffer) mailbox.odd_bytes = 0;
+    if (options.fault.kind != Fault::kOldWords) return;
+    for (int64_t at = 0; at < like.team_bytes * teams; at += word_bytes) {
+      const unsigned flag = at / like.odd_bytes % 2 ? 2 : 1;  // of the first step that has its word there
+      std::memcpy(mailbox.bytes + at + word_bytes - 4, &flag, sizeof flag);
+    }
+  }
+
+ private:
+  struct alignas(16) Room {
+    unsigned char bytes[16] = {};
+  };
+  std::vector<Room> memory_;
+
+ public:
+  cuda::Mailbox mailbox;
+};
 
 }  // namespace dmm::emulator

@@ -10,5 +10,7 @@ namespace dmm::emulator {
 
 template <class Args>  // cuda::RnnScan or cuda::RnnScanBackward
 void run_by_warps(const std::string& call, const Args& a, const Options& options);
+template <class Args>
+void run_by_words(const std::string& call, const Args& a, const Options& options);
 
 }  // namespace dmm::emulator

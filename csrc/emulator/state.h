@@ -41,14 +41,14 @@ class Barrier {
 // What the lanes of a warp lay open to one another.
 struct Warp {
   Barrier barrier;
-  float left[16][8], right[8][8];
+  float left[16][16], right[16][8];
   uint64_t shown[2][32];  // to a shuffle and to the next
 };
 
 struct Block {
   Dim3 index;
   unsigned rank;
-  Barrier barrier;
+  Barrier barrier, bundles[16];
   std::vector<Warp> warps;
   std::unique_ptr<unsigned char[]> shared;
   std::vector<uint64_t*> transaction_barriers;  // in the order in which they began
@@ -63,7 +63,8 @@ struct Copy {
 // What is in a barrier's eight bytes, as in those of an mbarrier.
 struct Transactions {
   int32_t bytes;  // still to come; below zero where they came before they were expected
-  uint32_t pending : 1, phase : 31;  // whether it is still to be said how many bytes the phase expects
+  // Who is still to arrive, of so many in each phase: one of them says how many bytes the phase expects.
+  uint32_t pending : 6, arrivals : 6, phase : 20;
 };
 static_assert(sizeof(Transactions) == sizeof(uint64_t));
 
@@ -76,6 +77,13 @@ struct RemoteStore {
   uint64_t* barrier;
 };
 
+// A word in device memory that no other thread sees yet.
+struct WordStore {
+  unsigned char* to;
+  unsigned char word[16];
+  size_t bytes;
+};
+
 struct Thread {
   Dim3 index;
   Block* block;
@@ -85,6 +93,7 @@ struct Thread {
   uint64_t token = 0;
   const uint64_t* waits_for = nullptr;  // a barrier in shared memory
   int64_t waits_since = 0;              // of the cluster's waits for such
+  int64_t words_seen = -1;              // that were visible when it began to wait for another; -1: it does not
   bool timed_out = false, has_given_up = false;
   int parity = 0, barriers = 0;
   unsigned shuffles = 0;
@@ -101,6 +110,9 @@ struct Cluster {
   std::vector<Block> blocks{};
   std::vector<Thread> threads{};
   std::vector<RemoteStore> stores{};  // on their way
+  std::vector<WordStore> words{};
+  int64_t words_visible = 0;
+  uint32_t random = 1;
   int64_t waits = 0;
   bool is_faulty = false;       // the fault that was asked for has happened
   const char* error = nullptr;  // of a thread: none can throw out of its own stack

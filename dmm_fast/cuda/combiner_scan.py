@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from dmm_fast.cuda.devices import device_of
 from dmm_fast.cuda.gradients import combiner_gradients
 from dmm_fast.cuda.layers import heads_of_hidden
-from dmm_fast.cuda.plan import combiner_plan, device_of
+from dmm_fast.cuda.plan import combiner_plan
+from dmm_fast.ops._scan_gemms import allows_tf32
 from dmm_fast.reference import CombinerWeights
 
 
@@ -17,7 +19,7 @@ def combiner_scan(
     All are zero past the end of each row. Without ``keep_g`` the last is empty.
     """
     P, B, _, Z = eps.shape
-    plan = combiner_plan(P * B, h.shape[-1], Z, device_of(eps))
+    plan = combiner_plan(P * B, h.shape[-1], Z, device_of(eps), tf32=allows_tf32())
     # Of c = (g + h) / 2 the part of h needs no scan.
     base = heads_of_hidden(h, CombinerWeights(*weights), lengths)
     start = z_q_0.expand(P, B, Z)
@@ -39,7 +41,7 @@ def combiner_scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """``dh, deps, dz_q_0`` and the gradients of the weights."""
     P, B, _, Z = eps.shape
-    plan = combiner_plan(P * B, h.shape[-1], Z, device_of(eps), backward=True)
+    plan = combiner_plan(P * B, h.shape[-1], Z, device_of(eps), backward=True, tf32=allows_tf32())
     dh, da, dout, deps, dz_q_0 = torch.ops.dmm_fast._launch_combiner_scan_backward(
         dz, dloc, dpre_scale, eps, pre_scale, g, *weights, lengths, plan.numbers
     )

@@ -1,14 +1,17 @@
 """Cuts of combiner_scan for the kernels that take one row or two at a time, all weights in registers.
 
 Eight lanes of a warp share the inputs of some outputs; a block has 32 such groups. The sizes of a tile are
-compiled into a kernel, so a plan takes one of those that there are.
+compiled into a kernel, so a plan takes one of those that there are. Each is compiled for clusters of some
+sizes, and for teams of any number of blocks that exchange through device memory.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from dmm_fast.cuda.devices import Device
 from dmm_fast.cuda.scan_kernels import kernels
-from dmm_fast.cuda.tilings import NETWORK, THREADS
+from dmm_fast.cuda.tilings import EXCHANGE, NETWORK, THREADS
+from dmm_fast.cuda.word_exchange import poll_cycles, read_cycles, travel_cycles
 
 PARTS = 8  # lanes next to one another, which share all inputs of some outputs
 GROUPS = THREADS // PARTS
@@ -20,6 +23,8 @@ _LATENCY = (540.0, 810.0)
 _ALONE = 300.0  # where a block has no other to exchange with
 # Instructions of a warp for a group's step besides its multiplications, and for a second row.
 _OTHERS, _ROW = (286, 331), 52
+_SUM_BYTES = 8  # of a sum in device memory, with its share of a flag
+_WORDS = 60  # more of them where a thread polls for the words of other blocks in device memory
 
 
 class LaneTile(NamedTuple):
@@ -77,36 +82,79 @@ class LaneTile(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """A kernel: blocks of a cluster, rows of a group, tiles of a block's units and of what comes of them."""
+    """A kernel: blocks of a cluster or team, rows of a group, tiles of a block's units and their sums."""
 
-    cluster_size: int
+    blocks: int
     rows: int
     to_units: LaneTile
     from_units: LaneTile
     backward: bool
 
     @property
-    def instructions(self) -> int:
-        """Instructions of a warp in a step of a group, within 5% of the machine code for 9.0."""
-        multiplications = self.rows * (self.to_units.kept + self.from_units.kept)
-        return multiplications + _OTHERS[self.backward] + _ROW * (self.rows - 1)
+    def multiplications(self) -> int:
+        """Instructions of a warp that multiply and add."""
+        return self.rows * (self.to_units.kept + self.from_units.kept)
 
     @property
-    def cycles(self) -> float:
-        """Estimated time of a step of a group."""
-        if self.cluster_size == 1:
-            return 2.0 * self.instructions + _ALONE
-        received = 4 * self.rows * self.from_units.outputs * self.cluster_size
-        return 2.0 * self.instructions + _LATENCY[self.backward] + received / NETWORK
+    def instructions(self) -> int:
+        """Instructions of a warp in a step of a group, within 5% of the machine code for 9.0."""
+        return self.multiplications + _OTHERS[self.backward] + _ROW * (self.rows - 1)
+
+    @property
+    def word_instructions(self) -> int:
+        """The same for a team."""
+        return self.instructions + _WORDS
+
+    def _issue(self, instructions: int, device: Device) -> float:
+        """Estimated time that the two warps of a scheduler take for a group's step."""
+        return 2.0 * (instructions + self.multiplications * (device.ffma_cycles - 1))
+
+    def cycles(self, device: Device) -> float:
+        """Estimated time of a step of a group of a cluster."""
+        if self.blocks == 1:
+            return self._issue(self.instructions, device) + _ALONE
+        received = 4 * self.rows * self.from_units.outputs * self.blocks
+        return self._issue(self.instructions, device) + _LATENCY[self.backward] + received / NETWORK
+
+    def word_cycles(self, device: Device, teams: int, groups: int) -> float:
+        """Estimated time of a step of a team that exchanges through device memory, of so many that run."""
+        received = self.blocks * self.from_units.outputs * _SUM_BYTES * self.rows
+        at_once = 8 if self.backward or self.rows == 1 else 6  # blocks whose words a thread polls for
+        polls = -(-self.blocks // at_once)
+        busy = self._issue(self.word_instructions, device) + _LATENCY[self.backward] - EXCHANGE
+        busy += polls * poll_cycles(device) + read_cycles(device, received, teams * self.blocks)
+        return max(groups * busy, busy + travel_cycles(device))
 
 
 def cuts(units: int, latents: int, backward: bool) -> Iterator[Cut]:
-    """The kernels for these sizes."""
-    inputs, outputs = (2 * latents, latents) if backward else (latents, 2 * latents)
-    kind = "combiner_rows_backward" if backward else "combiner_rows"
-    for size, unit_outputs, unit_inputs, sum_outputs, sum_inputs, rows in kernels(kind):
-        own = -(-units // size)
-        to = LaneTile(inputs, own, unit_inputs, unit_outputs)
-        back = LaneTile(own, outputs, sum_inputs, sum_outputs)
+    """The kernels of clusters for these sizes."""
+    for size, *sizes, rows in kernels("combiner_rows_backward" if backward else "combiner_rows"):
+        to, back = _tiles(units, latents, size, backward, *sizes)
         if to.fits and back.fits:
             yield Cut(size, rows, to, back, backward)
+
+
+def word_cuts(units: int, latents: int, backward: bool) -> Iterator[Cut]:
+    """The kernels of teams for these sizes, each with the fewest blocks: more only have more to exchange."""
+    for *sizes, rows in kernels("combiner_words_backward" if backward else "combiner_words"):
+        unit_outputs, _, _, sum_inputs = sizes
+        blocks = max(2, -(-units // min(GROUPS * unit_outputs, PARTS * sum_inputs)))
+        to, back = _tiles(units, latents, blocks, backward, *sizes)
+        if to.fits and back.fits:
+            yield Cut(blocks, rows, to, back, backward)
+
+
+def _tiles(
+    units: int,
+    latents: int,
+    blocks: int,
+    backward: bool,
+    unit_outputs: int,
+    unit_inputs: int,
+    sum_outputs: int,
+    sum_inputs: int,
+) -> tuple[LaneTile, LaneTile]:
+    """The tiles of a block's units and of the sums that come of them."""
+    inputs, outputs = (2 * latents, latents) if backward else (latents, 2 * latents)
+    own = -(-units // blocks)
+    return LaneTile(inputs, own, unit_inputs, unit_outputs), LaneTile(own, outputs, sum_inputs, sum_outputs)

@@ -2,7 +2,8 @@
 
 ``{"device": name, "plans": [{"scan", "rows", "units", "latents", "tf32", "plan", "us_per_step"}, ..]}``.
 ``rows`` are P B sequences, ``latents`` is null for rnn_scan, ``tf32`` says whether tensor cores were allowed,
-and ``plan`` is the list of numbers that the compiled op takes.
+``bf16``, which may be left out, whether in bf16, and ``plan`` is the list of numbers that the compiled op
+takes.
 """
 
 import json
@@ -15,7 +16,10 @@ from dmm_fast.check import describe, fail
 
 SCANS = ("rnn_scan", "rnn_scan_backward", "combiner_scan", "combiner_scan_backward")
 _MOST_BYTES = 1 << 20
-_KEYS = ("scan", "rows", "units", "latents", "tf32", "plan", "us_per_step")
+# How many numbers the plans of each kind have. rnn_scan: by warps, in clusters or through device memory; with
+# bfloat16 products; of any size. combiner_scan: on tensor cores; by lane tiles, likewise; of any size.
+_NUMBERS = {"rnn_scan": (6, 7, 8, 11), "combiner_scan": (10, 11, 12, 19)}
+_KEYS = ("scan", "rows", "units", "latents", "tf32", "bf16", "plan", "us_per_step")
 
 
 class Case(NamedTuple):
@@ -26,6 +30,7 @@ class Case(NamedTuple):
     units: int
     latents: int | None = None
     tf32: bool = False
+    bf16: bool = False
 
 
 class Measurement(NamedTuple):
@@ -93,7 +98,7 @@ def add(path: Path, device: str, timed: Iterable[Measurement]) -> None:
 
 
 def _measurement(name: str, value: object) -> Measurement:
-    row = _object(name, value, _KEYS)
+    row = _object(name, {"bf16": False, **value} if isinstance(value, dict) else value, _KEYS)
     scan, latents, tf32, plan, us = (row[key] for key in ("scan", "latents", "tf32", "plan", "us_per_step"))
     if scan not in SCANS:
         fail(f"{name}.scan", f"one of {', '.join(SCANS)}", describe(scan))
@@ -103,14 +108,21 @@ def _measurement(name: str, value: object) -> Measurement:
             fail(f"{name}.{key}", "a whole number from 1", describe(row[key]))
     if is_rnn and latents is not None:
         fail(f"{name}.latents", f"null for {scan}", describe(latents))
-    if not isinstance(tf32, bool) or (tf32 and not is_rnn):
-        fail(f"{name}.tf32", "true or false" if is_rnn else f"false for {scan}", describe(tf32))
-    numbers = (6, 11) if is_rnn else (11, 19)  # of the scans whose weights stay in registers, or of any size
+    if not isinstance(tf32, bool):
+        fail(f"{name}.tf32", "true or false", describe(tf32))
+    in_bf16 = is_rnn and tf32
+    if not isinstance(row["bf16"], bool) or (row["bf16"] and not in_bf16):
+        expected = "true or false" if in_bf16 else "false for combiner_scan and without tf32"
+        fail(f"{name}.bf16", expected, describe(row["bf16"]))
+    numbers = _NUMBERS["rnn_scan" if is_rnn else "combiner_scan"]
     if not isinstance(plan, list) or len(plan) not in numbers or not all(_is_count(n, 0) for n in plan):
-        fail(f"{name}.plan", f"{' or '.join(map(str, numbers))} whole numbers from 0", describe(plan))
+        expected = f"{', '.join(map(str, numbers[:-1]))} or {numbers[-1]} whole numbers from 0"
+        fail(f"{name}.plan", expected, describe(plan))
     if not isinstance(us, int | float) or isinstance(us, bool) or not 0 < us < 1e9:
         fail(f"{name}.us_per_step", "a number of microseconds above 0", describe(us))
-    return Measurement(Case(scan, row["rows"], row["units"], latents, tf32), tuple(plan), float(us))
+    return Measurement(
+        Case(scan, row["rows"], row["units"], latents, tf32, row["bf16"]), tuple(plan), float(us)
+    )
 
 
 def _object(name: str, value: object, keys: tuple[str, ...]) -> dict[str, Any]:

@@ -1,29 +1,32 @@
-"""Plans of the scans on thread-block clusters: pure functions of the sizes and the device.
+"""Plans of the scans: pure functions of the sizes and the device.
 
-A cluster of blocks has some rows of the batch; every block of it has a part of the weights, on the chip for
-the whole scan, and at every step all blocks exchange what they made. Larger clusters leave less
-arithmetic to a block and have more to exchange. The rows of a cluster go in groups that take turns. The
+A cluster of blocks has some rows of the batch; every block of it has a part of the weights, on the chip
+for the whole scan, and at every step all blocks exchange what they made. Larger clusters leave less
+arithmetic to a block and have more to exchange. The rows of a cluster go in groups that take turns. Where a
+GPU has no clusters, or none that are large enough, *teams* of blocks do the same through device memory. The
 plan is the fastest that was measured at these sizes on this device (:func:`use_measured`), or else the one
 of least estimated time.
 
 The estimate counts cycles. For the kernels that take a few rows at once (:mod:`.rnn_plans`,
-:mod:`.lane_tiles`) it is made of the instructions of their machine code and of an exchange as an H100 took
-it; for those that take any sizes (:mod:`.tilings`), of published throughputs and of what a group took there.
+:mod:`.lane_tiles`, :mod:`.combiner_tensor`) it is made of the instructions of their machine code and of an
+exchange as an H100 took it; for those that take any sizes (:mod:`.tilings`), of published throughputs and of
+what a group took there. An exchange through device memory is made of published latencies
+(:mod:`.word_exchange`).
 """
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
+from typing import Literal, NamedTuple
 
 from dmm_fast.check import fail
-from dmm_fast.cuda import lane_tiles, measured
+from dmm_fast.cuda import combiner_tensor, lane_tiles, measured
+from dmm_fast.cuda.combiner_tensor import TensorTiling
+from dmm_fast.cuda.devices import CLUSTER_SIZES, H100, Device
 from dmm_fast.cuda.lane_tiles import LaneTile
 from dmm_fast.cuda.measured import Case, Measurements
-from dmm_fast.cuda.rnn_plans import WarpTiling, warp_cuts
+from dmm_fast.cuda.rnn_bf16 import Bf16Tiling, bf16_cuts, has_bf16
+from dmm_fast.cuda.rnn_plans import Cut, WarpTiling, warp_cuts, word_cuts
 from dmm_fast.cuda.scan_kernels import kernels, shared_bytes
 from dmm_fast.cuda.tilings import (
     CHUNK,
@@ -39,26 +42,12 @@ from dmm_fast.cuda.tilings import (
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32)  # of a cluster, where there are many plans
 MOST_ROWS = ROWS[-1]
-CLUSTER_SIZES = (1, 2, 4, 8, 16)
 
-
-class Device(NamedTuple):
-    """The properties of a GPU that a plan depends on."""
-
-    shared_bytes: int  # that a block may have
-    clusters: tuple[int, ...]  # of each of CLUSTER_SIZES, that run at a time
-    name: str = ""  # as CUDA gives it; measurements are of a device of that name
-
-    def at_once(self, size: int) -> int:
-        """The number of clusters of so many blocks that run at a time; for sizes between, at least."""
-        each = zip(CLUSTER_SIZES[1:], self.clusters[1:], strict=True)
-        if size in CLUSTER_SIZES:
-            return self.clusters[CLUSTER_SIZES.index(size)]
-        return max(count * (larger // size) for larger, count in each if larger > size)
-
-
-# A cluster lies within a group of multiprocessors, and some groups lack a few; as CUDA counts them.
-H100 = Device(232_448, (132, 66, 30, 15, 7), "NVIDIA H100 80GB HBM3")
+Exchange = Literal["none", "cluster", "memory"]
+# Exchanges through device memory are estimated by what others measured; clusters were measured here. So where
+# there are both, the former have to be so many times as fast.
+_UNMEASURED = 1.25
+AnyTiling = Tiling | WarpTiling | LaneTile | Bf16Tiling | TensorTiling
 
 
 class Plan(NamedTuple):
@@ -67,11 +56,17 @@ class Plan(NamedTuple):
     rows_per_cluster: int
     rows_per_group: int  # that take their steps together
     cluster_size: int
-    tilings: tuple[Tiling | WarpTiling | LaneTile, ...]
+    tilings: tuple[AnyTiling, ...]
     clusters: int
     shared_bytes: int  # of a block
     step_cycles: float  # estimated, of all clusters
     us_per_step: float | None = None  # measured, if that is why the plan was chosen
+    exchange: Exchange = "cluster"  # how blocks exchange: through a cluster's shared memory, or device memory
+
+    @property
+    def streamed(self) -> int:
+        """Weights that a thread reads from device memory at every step."""
+        return sum(16 * (t.quads - t.in_registers - t.in_shared) for t in self.tilings)
 
     @property
     def threads(self) -> int:
@@ -82,15 +77,19 @@ class Plan(NamedTuple):
     def given(self) -> int:
         """Numbers of a row that a block gives to each other block at every step.
 
-        For ``rnn_scan`` they are its units, for ``combiner_scan`` its partial sums of what the latents need.
+        For ``rnn_scan`` they are its units, for ``combiner_scan`` its partial sums of what the latents need;
+        on tensor cores those of the other block's latents, and its own latents.
         """
         tiling = self.tilings[-1]
+        if isinstance(tiling, TensorTiling):
+            return 3 * tiling.share(self.cluster_size)
         return tiling.block_outputs if isinstance(tiling, WarpTiling) else tiling.outputs
 
     @property
     def numbers(self) -> list[int]:
         """The plan as the compiled ops take it."""
-        return [*self[:3], *(n for tiling in self.tilings for n in tiling)]
+        by_memory = [1] if self.exchange == "memory" else []
+        return [*self[:3], *(n for tiling in self.tilings for n in tiling), *by_memory]
 
     def __str__(self) -> str:
         on_tensor_cores = any(tiling.tensor_tiles for tiling in self.tilings)
@@ -98,12 +97,14 @@ class Plan(NamedTuple):
         tiling = self.tilings[0]
         of_warps = f"{tiling.outputs} outputs a warp; " if isinstance(tiling, WarpTiling) else ""
         shared = sum(tiling.shared_weights for tiling in self.tilings)
-        streamed = sum(16 * (t.quads - t.in_registers - t.in_shared) for t in self.tilings)
+        by_memory = self.exchange == "memory"
+        unit = "team" if by_memory else "cluster"
+        how = " that exchange through device memory" if by_memory else ""
         return (
-            f"{self.clusters} clusters of {self.cluster_size} blocks of {self.threads} threads; "
-            f"{self.rows_per_cluster} rows a cluster, {self.rows_per_group} at once; "
+            f"{self.clusters} {unit}s of {self.cluster_size} blocks of {self.threads} threads{how}; "
+            f"{self.rows_per_cluster} rows a {unit}, {self.rows_per_group} at once; "
             f"a thread's weights: {kept} in registers, {shared} in shared memory, "
-            f"{streamed} read at every step; {'on tensor cores; ' if on_tensor_cores else ''}{of_warps}"
+            f"{self.streamed} read at every step; {'on tensor cores; ' if on_tensor_cores else ''}{of_warps}"
             f"{self.shared_bytes} bytes of shared memory a block"
         )
 
@@ -132,9 +133,36 @@ def use_measured(path: Path | None) -> None:
 
 @lru_cache(maxsize=1024)
 def rnn_plan(
-    rows: int, units: int, device: Device = H100, backward: bool = False, tf32: bool = False
+    rows: int,
+    units: int,
+    device: Device = H100,
+    backward: bool = False,
+    tf32: bool = False,
+    bf16: bool = False,
 ) -> Plan:
     """The plan for ``rnn_scan`` of ``rows`` = P B sequences and H = ``units``.
+
+    ``tf32`` allows tensor cores, which round what they multiply to ten bits, and ``bf16`` to seven.
+
+    Raises:
+        ValueError: not even one row fits a block's shared memory, or there is no kernel for the fastest
+            measured plan.
+    """
+    bf16 = bf16 and has_bf16(rows, units)  # else a plan measured in tf32 counts
+    case = Case("rnn_scan_backward" if backward else "rnn_scan", rows, units, tf32=tf32, bf16=bf16)
+    return _best(rnn_plans(rows, units, device, backward, tf32, bf16), device, case)
+
+
+@lru_cache(maxsize=1024)
+def combiner_plan(
+    rows: int,
+    units: int,
+    latents: int,
+    device: Device = H100,
+    backward: bool = False,
+    tf32: bool = False,
+) -> Plan:
+    """The plan for ``combiner_scan`` of ``rows`` = P B sequences, H = ``units`` and Z = ``latents``.
 
     ``tf32`` allows tensor cores, which round what they multiply to ten bits.
 
@@ -142,20 +170,8 @@ def rnn_plan(
         ValueError: not even one row fits a block's shared memory, or there is no kernel for the fastest
             measured plan.
     """
-    case = Case("rnn_scan_backward" if backward else "rnn_scan", rows, units, tf32=tf32)
-    return _best(rnn_plans(rows, units, device, backward, tf32), device, case)
-
-
-@lru_cache(maxsize=1024)
-def combiner_plan(rows: int, units: int, latents: int, device: Device = H100, backward: bool = False) -> Plan:
-    """The plan for ``combiner_scan`` of ``rows`` = P B sequences, H = ``units`` and Z = ``latents``.
-
-    Raises:
-        ValueError: not even one row fits a block's shared memory, or there is no kernel for the fastest
-            measured plan.
-    """
-    case = Case("combiner_scan_backward" if backward else "combiner_scan", rows, units, latents)
-    return _best(combiner_plans(rows, units, latents, device, backward), device, case)
+    case = Case("combiner_scan_backward" if backward else "combiner_scan", rows, units, latents, tf32)
+    return _best(combiner_plans(rows, units, latents, device, backward, tf32), device, case)
 
 
 def scan_plans(rows: int, units: int, latents: int, device: Device = H100) -> dict[str, Plan]:
@@ -169,7 +185,12 @@ def scan_plans(rows: int, units: int, latents: int, device: Device = H100) -> di
 
 
 def rnn_plans(
-    rows: int, units: int, device: Device = H100, backward: bool = False, tf32: bool = False
+    rows: int,
+    units: int,
+    device: Device = H100,
+    backward: bool = False,
+    tf32: bool = False,
+    bf16: bool = False,
 ) -> Iterator[Plan]:
     """Every plan that :func:`rnn_plan` chooses from; not all of them fit the device."""
     scan = "rnn_scan_backward" if backward else "rnn_scan"
@@ -181,13 +202,26 @@ def rnn_plans(
             tilings = tensor_tilings(units, outputs) if tf32 else []
         for tiling in tilings:
             yield _plan(scan, rows, shape, (tiling,), 4 * units, RNN_GROUP, device)
-    for cut in warp_cuts(units, backward, min(MOST_ROWS, max(rows, 1))):
-        if device.at_once(cut.cluster_size):
-            yield _plan_of(rows, _Shape(*cut[:3]), (cut.tiling,), cut.shared_bytes, cut.cycles, device)
+    most = min(MOST_ROWS, max(rows, 1))
+
+    def plan(cut: Cut, by_memory: bool) -> Plan:
+        shape = _Shape(*cut[:3])
+        return _plan_of(rows, shape, (cut.tiling,), cut.shared_bytes, cut.cycles, device, by_memory)
+
+    yield from (plan(cut, False) for cut in warp_cuts(units, backward, most, device))
+    yield from (plan(cut, True) for cut in word_cuts(units, backward, most, device, rows))
+    for low in bf16_cuts(units, backward, rows, MOST_ROWS) if bf16 else ():
+        if device.at_once(low.cluster_size):
+            yield _plan_of(rows, _Shape(*low[:3]), (low.tiling,), low.shared_bytes, low.cycles, device)
 
 
 def combiner_plans(
-    rows: int, units: int, latents: int, device: Device = H100, backward: bool = False
+    rows: int,
+    units: int,
+    latents: int,
+    device: Device = H100,
+    backward: bool = False,
+    tf32: bool = False,
 ) -> Iterator[Plan]:
     """Every plan that :func:`combiner_plan` chooses from; not all of them fit the device."""
     scan = "combiner_scan_backward" if backward else "combiner_scan"
@@ -203,37 +237,32 @@ def combiner_plans(
                 continue  # one keeps no weights, of which there is a kernel where neither does
             received = 4 * outputs * shape.cluster_size
             yield _plan(scan, rows, shape, tilings, received, COMBINER_GROUP, device, latents)
-    for cut in lane_tiles.cuts(units, latents, backward):
+    yield from _lane_plans(rows, units, latents, device, backward, by_memory=False)
+    yield from _lane_plans(rows, units, latents, device, backward, by_memory=True)
+    most = min(MOST_ROWS, max(rows, 1)) if tf32 else 0
+    for cut in combiner_tensor.cuts(units, latents, backward, most):
         if device.at_once(cut.cluster_size):
+            yield _plan_of(rows, _Shape(*cut[:3]), (cut.tiling,), cut.shared_bytes, cut.cycles, device)
+
+
+def _lane_plans(
+    rows: int, units: int, latents: int, device: Device, backward: bool, by_memory: bool
+) -> Iterator[Plan]:
+    """The plans of combiner_scan by lane tiles."""
+    scan = "combiner_scan_backward" if backward else "combiner_scan"
+    at_once = device.teams_at_once if by_memory else device.at_once
+    for cut in (lane_tiles.word_cuts if by_memory else lane_tiles.cuts)(units, latents, backward):
+        if at_once(cut.blocks):
             for count in range(cut.rows, min(MOST_ROWS, max(rows, 1)) + 1):
-                shape, tiles = _Shape(count, cut.rows, cut.cluster_size), (cut.to_units, cut.from_units)
-                used = shared_bytes(scan, [*shape, *cut.to_units, *cut.from_units], latents)
-                cycles = -(-count // cut.rows) * cut.cycles  # no group hides what another's step takes
-                yield _plan_of(rows, shape, tiles, used, cycles, device)
-
-
-def device_of(tensor: Tensor) -> Device:
-    """The properties of the device that a tensor is on."""
-    # The CPU stands for a GPU where the kernels are emulated.
-    return cuda_device(tensor.get_device()) if tensor.is_cuda else H100
-
-
-@lru_cache
-def cuda_device(index: int) -> Device:
-    """The properties of the CUDA device of that index."""
-    found = torch.cuda.get_device_properties(index)
-    shared_bytes: int = found.shared_memory_per_block_optin  # type: ignore[attr-defined]  # not in the stubs
-
-    def at_once(size: int) -> int:
-        if size == 1:  # with all the shared memory that a block may have, it is alone
-            return found.multi_processor_count
-        # Clusters came with 9.0; more than 8 blocks are for data centres' chips.
-        if found.major < 9 or (size > 8 and found.major not in (9, 10)):
-            return 0
-        count: int = torch.ops.dmm_fast._clusters_at_once(index, size, shared_bytes)
-        return count
-
-    return Device(shared_bytes, tuple(at_once(size) for size in CLUSTER_SIZES), found.name)
+                shape, tiles = _Shape(count, cut.rows, cut.blocks), (cut.to_units, cut.from_units)
+                numbers = [*shape, *cut.to_units, *cut.from_units, *([1] if by_memory else [])]
+                used = shared_bytes(scan, numbers, latents)
+                groups = -(-count // cut.rows)
+                if by_memory:
+                    cycles = cut.word_cycles(device, min(-(-rows // count), at_once(cut.blocks)), groups)
+                else:
+                    cycles = groups * cut.cycles(device)  # no group hides what another's step takes
+                yield _plan_of(rows, shape, tiles, used, cycles, device, by_memory)
 
 
 class _Shape(NamedTuple):
@@ -284,22 +313,27 @@ def _plan(
 ) -> Plan:
     """A plan of general kernels; ``received`` and ``fixed`` as for :func:`.step_cycles`."""
     filled, used = _filled(scan, shape, tilings, latents, device)
-    step = step_cycles(filled, *shape, received, fixed)
+    step = step_cycles(filled, *shape, received, fixed, device, rows)
     return _plan_of(rows, shape, filled, used, step, device)
 
 
 def _plan_of(
     rows: int,
     shape: _Shape,
-    tilings: tuple[Tiling | WarpTiling | LaneTile, ...],
+    tilings: tuple[AnyTiling, ...],
     used: int,
     cycles: float,
     device: Device,
+    by_memory: bool = False,
 ) -> Plan:
-    """A plan of which a cluster takes so many cycles a step."""
-    clusters = -(-rows // shape.rows)
-    waves = -(-clusters // device.at_once(shape.cluster_size))
-    return Plan(*shape, tilings, clusters, used, cycles * waves)
+    """A plan of which a cluster or a team takes so many cycles a step.
+
+    Of more teams than run at a time each wave is a launch: a block may wait for those only that run too.
+    """
+    size, clusters = shape.cluster_size, -(-rows // shape.rows)
+    waves = -(-clusters // (device.teams_at_once(size) if by_memory else device.at_once(size)))
+    exchange: Exchange = "memory" if by_memory else "none" if size == 1 else "cluster"
+    return Plan(*shape, tilings, clusters, used, cycles * waves, exchange=exchange)
 
 
 def _best(plans: Iterator[Plan], device: Device, case: Case) -> Plan:
@@ -314,9 +348,14 @@ def _best(plans: Iterator[Plan], device: Device, case: Case) -> Plan:
     fastest = _measured.fastest(device.name, case) if _measured else None
     if fastest is None:
         # Of plans that take as long, the one of fewest clusters: each loads the weights.
-        return min(fitting, key=lambda plan: (plan.step_cycles, plan.clusters))
+        return min(fitting, key=lambda plan: (_weighed(plan, device), plan.clusters))
     for plan in fitting:
         if plan.numbers == list(fastest.plan):
             return plan._replace(us_per_step=fastest.us_per_step)
     name = f"measured plan of {case.scan}, {case.rows} rows, H = {case.units}"
     fail(name, "one that fits the device and that there is a kernel for", str(list(fastest.plan)))
+
+
+def _weighed(plan: Plan, device: Device) -> float:
+    """The estimate that plans are compared by."""
+    return plan.step_cycles * (_UNMEASURED if plan.exchange == "memory" and device.has_clusters else 1.0)

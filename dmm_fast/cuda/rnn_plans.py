@@ -1,14 +1,17 @@
 """Plans of ``rnn_scan`` with outputs that belong to warps, whose lanes share the inputs.
 
-``csrc/cuda/rnn_scan_warps.cuh`` has the kernels.
+``csrc/cuda/rnn_scan_warps.cuh`` has the kernels. Each exists for clusters of blocks, and for teams that
+exchange through device memory.
 """
 
 from collections.abc import Iterator
 from itertools import takewhile
 from typing import NamedTuple
 
+from dmm_fast.cuda.devices import Device
 from dmm_fast.cuda.scan_kernels import kernels, shared_bytes
-from dmm_fast.cuda.tilings import NETWORK
+from dmm_fast.cuda.tilings import EXCHANGE, NETWORK
+from dmm_fast.cuda.word_exchange import poll_cycles, read_cycles, travel_cycles, word_bytes
 
 CHUNK = 128  # inputs, of which a lane has four
 WARPS = 8  # of a block, two of them on each of the four schedulers
@@ -63,22 +66,31 @@ class WarpTiling(NamedTuple):
         """Weights of a thread in shared memory."""
         return 4 * self.outputs * self.in_shared
 
-    def instructions(self, rows: int, several: bool = False) -> int:
-        """Instructions of a warp in a step of a group, within 5% of the machine code for 9.0."""
-        sums = rows * self.outputs
+    def multiplications(self, rows: int) -> int:
+        """Instructions of a warp in a step of a group that multiply and add."""
+        return 4 * rows * self.outputs * self.chunks
+
+    def sums(self, rows: int) -> int:
+        """Instructions of a warp in a step of a group until it has its sums."""
         loads = self.chunks * rows
         loads += self.in_shared * (self.outputs + 13)  # of weights, in a loop
-        additions, left = 0, sums
+        additions, left = 0, rows * self.outputs
         for _ in range(5):  # a shuffle, an addition and, where lanes deal two sums, two selections
             half = (left + 1) // 2
             additions += 2 * half + 2 * (left - half)
             left = half
-        stores = 20 * -(-rows * self.block_outputs // 128)
-        return 4 * sums * self.chunks + loads + additions + stores + 100 + 67 * several
+        return self.multiplications(rows) + loads + additions
 
-    def cycles(self, rows: int, several: bool = False) -> float:
-        """Estimated time that the two warps of a scheduler take for a group's step."""
-        return 2.0 * self.instructions(rows, several)
+    def instructions(self, rows: int, several: bool = False) -> int:
+        """Instructions of a warp in a step of a group of a cluster, within 6% of the machine code for 9.0."""
+        stores = 20 * -(-rows * self.block_outputs // 128)
+        return self.sums(rows) + stores + 100 + 67 * several
+
+    def word_instructions(self, rows: int, several: bool = False) -> int:
+        """Instructions of a warp in a step of a group of a team, within 8% of the machine code for 9.0."""
+        words = -(-(CHUNK * self.chunks - self.block_outputs) // self.threads)  # of a thread
+        polls = min(words, 4) * (8 + 2 * rows) + 4 * max(words - 4, 0)  # at most four are polled for at once
+        return self.sums(rows) + 125 + 3 * rows + polls + 80 * several
 
 
 class Cut(NamedTuple):
@@ -86,28 +98,70 @@ class Cut(NamedTuple):
 
     rows: int
     at_once: int
-    cluster_size: int
+    blocks: int  # of a cluster or a team
     tiling: WarpTiling
     shared_bytes: int
     cycles: float
 
 
-def warp_cuts(units: int, backward: bool, most_rows: int) -> Iterator[Cut]:
+def warp_cuts(units: int, backward: bool, most_rows: int, device: Device) -> Iterator[Cut]:
     """All for so many units and at most so many rows of a cluster."""
-    scan = "rnn_scan_backward" if backward else "rnn_scan"
-    for chunks, outputs, in_registers, rows, several in kernels("rnn_scan_warps"):
-        tiling = WarpTiling(chunks, outputs, in_registers)
-        size = -(-units // tiling.block_outputs)
-        if size * tiling.block_outputs > CHUNK * chunks or size > 16:
+    scan = _scan(backward)
+    for tiling, size, rows, several in _tilings("rnn_scan_warps", units):
+        if size > 16 or not device.at_once(size):
             continue
-        if size == 1 and chunks > 1:  # one chunk would do; the kernel is empty where there are no clusters
+        if (
+            size == 1 and tiling.chunks > 1
+        ):  # one chunk would do; the kernel is empty where there are no clusters
             continue
-        of_cluster = range(rows + 1, MOST_GROUPS * rows + 1) if several else (rows,)
-        for count in takewhile(lambda count: count <= most_rows, of_cluster):
+        latency = _LATENCY if size > 1 else _ALONE
+        instructions = tiling.instructions(rows, several)
+        busy = _issue(instructions, tiling.multiplications(rows), device) + latency
+        received = 4 * rows * tiling.block_outputs * (size - 1)
+        for count in _counts(rows, several, most_rows):
             used = shared_bytes(scan, [count, rows, size, *tiling])
-            latency = _LATENCY if size > 1 else _ALONE
-            busy = tiling.cycles(rows, bool(several)) + latency
-            received = 4 * rows * tiling.block_outputs * (size - 1)
             # What one group gives travels while the others compute.
             cycles = max(-(-count // rows) * busy, busy + received / NETWORK)
             yield Cut(count, rows, size, tiling, used, cycles)
+
+
+def _issue(instructions: int, multiplications: int, device: Device) -> float:
+    """Estimated time that the two warps of a scheduler take for a group's step."""
+    return 2.0 * (instructions + multiplications * (device.ffma_cycles - 1))
+
+
+def word_cuts(units: int, backward: bool, most_rows: int, device: Device, all_rows: int) -> Iterator[Cut]:
+    """All of teams for so many units and at most so many rows of a team, and of ``all_rows`` in all."""
+    scan = _scan(backward)
+    for tiling, size, rows, several in _tilings("rnn_scan_words", units):
+        if size == 1 or not device.teams_at_once(size):
+            continue
+        received = word_bytes(rows) * tiling.block_outputs * (size - 1)
+        # A group may lack rows: not every kernel has a form for a single one.
+        for count in _counts(rows, several, most_rows) if several else (min(rows, most_rows),):
+            used = shared_bytes(scan, [count, rows, size, *tiling, 1])
+            teams = min(-(-all_rows // count), device.teams_at_once(size))
+            instructions = tiling.word_instructions(rows, several)
+            busy = _issue(instructions, tiling.multiplications(rows), device) + _LATENCY - EXCHANGE
+            busy += poll_cycles(device) + read_cycles(device, received, teams * size)
+            cycles = max(-(-count // rows) * busy, busy + travel_cycles(device))
+            yield Cut(count, rows, size, tiling, used, cycles)
+
+
+def _scan(backward: bool) -> str:
+    return "rnn_scan_backward" if backward else "rnn_scan"
+
+
+def _tilings(kind: str, units: int) -> Iterator[tuple[WarpTiling, int, int, bool]]:
+    """The kernels for so many units: tiling, blocks, rows of a group, whether there are several groups."""
+    for chunks, outputs, in_registers, rows, several in kernels(kind):
+        tiling = WarpTiling(chunks, outputs, in_registers)
+        size = -(-units // tiling.block_outputs)
+        if size * tiling.block_outputs <= CHUNK * chunks:
+            yield tiling, size, rows, bool(several)
+
+
+def _counts(rows: int, several: bool, most_rows: int) -> Iterator[int]:
+    """Rows of a cluster for a kernel with so many in a group."""
+    of_cluster = range(rows + 1, MOST_GROUPS * rows + 1) if several else (rows,)
+    return takewhile(lambda count: count <= most_rows, of_cluster)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from dmm_fast.cuda.devices import Device
 from dmm_fast.cuda.scan_kernels import kernels
 
 THREADS = 256  # of a block: each may have 255 registers
@@ -14,12 +15,12 @@ CHUNK = 4  # rows that are multiplied at once
 TENSOR_CHUNK = 16  # on tensor cores
 
 # Cycles, and bytes a cycle, of one multiprocessor.
-_EXCHANGE = 350  # from a store to another block's memory until it is seen there
+EXCHANGE = 350  # from a store to another block's memory until it is seen there
 _BARRIER = 60  # of a block, and a load from shared memory
 NETWORK = 14.0  # bytes from other blocks, as an H100 took them
-_L2 = 48.0  # bytes from the second-level cache
+_L2 = 48.0  # bytes from the second-level cache, where its bandwidth is not shared by too many
 _SHARED = 128.0  # bytes of shared memory
-_TENSOR = 7.0  # a product of 16 x 8 by 8 x 8 in tf32, on one of four tensor cores
+TENSOR = 7.0  # a product of 16 x 8 by 8 x 8 in tf32, on one of four tensor cores
 # A quad that is not in registers: 30 cycles until its load has come, and a taken branch. The loop over these
 # quads is not unrolled, so no load is under way while another quad is multiplied.
 _LOOP = 50
@@ -82,14 +83,18 @@ class Tiling(NamedTuple):
         """Numbers of a chunk's partial sums."""
         return self.chunk * self.parts * self.width
 
-    def cycles(self, rows: int) -> float:
-        """Estimated time of multiplying a group of ``rows`` and adding up the partial sums."""
+    def cycles(self, rows: int, ffma_cycles: int, l2_bytes: float) -> float:
+        """Estimated time of multiplying a group of ``rows`` and adding up the partial sums.
+
+        ``l2_bytes`` come from the second-level cache in a cycle, at most.
+        """
         if self.tensor_tiles:
-            multiply = -(-self.threads // 128) * self.quads * self.tensor_tiles * -(-rows // 8) * _TENSOR
+            multiply = -(-self.threads // 128) * self.quads * self.tensor_tiles * -(-rows // 8) * TENSOR
         else:
-            multiply = -(-self.threads // 128) * self.quads * 17.0 * rows  # 16 multiplications and a load
+            quad = 16.0 * ffma_cycles + 1.0  # 16 multiplications and a load
+            multiply = -(-self.threads // 128) * self.quads * quad * rows
         shared = self.in_shared * self.threads * 64 / _SHARED
-        streamed = (self.quads - self.in_registers - self.in_shared) * self.threads * 64 / _L2
+        streamed = (self.quads - self.in_registers - self.in_shared) * self.threads * 64 / min(_L2, l2_bytes)
         loop = (self.quads - self.in_registers) * _LOOP
         sums = 2 * 4 * self.partials / self.chunk * rows / _SHARED
         return max(multiply, shared) + streamed + loop + sums + 2 * _BARRIER
@@ -119,15 +124,24 @@ def tensor_tilings(inputs: int, outputs: int) -> list[Tiling]:
 
 
 def step_cycles(
-    tilings: Sequence[Tiling], rows: int, at_once: int, cluster_size: int, received: int, fixed: float
+    tilings: Sequence[Tiling],
+    rows: int,
+    at_once: int,
+    cluster_size: int,
+    received: int,
+    fixed: float,
+    device: Device,
+    all_rows: int,
 ) -> float:
-    """Estimated time of a step of a cluster.
+    """Estimated time of a step of a cluster, of those that have ``all_rows``.
 
     ``received`` bytes come to a block for each row and step; a group takes ``fixed`` cycles besides.
     """
-    busy = fixed + sum(tiling.cycles(at_once) for tiling in tilings)
+    clusters = min(-(-all_rows // rows), device.at_once(cluster_size))
+    l2_bytes = device.l2_bytes(clusters * cluster_size)
+    busy = fixed + sum(tiling.cycles(at_once, device.ffma_cycles, l2_bytes) for tiling in tilings)
     network = 0.0 if cluster_size == 1 else received * at_once / NETWORK
-    exchange = _BARRIER if cluster_size == 1 else _EXCHANGE + network
+    exchange = _BARRIER if cluster_size == 1 else EXCHANGE + network
     groups = -(-rows // at_once)
     # Only the time that a group's numbers travel is hidden by other groups' work, and all share the network.
     return max(groups * busy, busy + exchange, groups * network)

@@ -16,6 +16,18 @@ def allows_tf32() -> bool:
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
+def allows_bf16() -> bool:
+    """Whether that setting allows bf16 with sums in float32: ``set_float32_matmul_precision("medium")``."""
+    if not allows_tf32():
+        return False
+    try:
+        return torch.get_float32_matmul_precision() == "medium"
+    except (
+        RuntimeError
+    ):  # torch's newer settings, one for each kind of product, were used: none of them is bf16 on a GPU
+        return False
+
+
 def heads_of_hidden(h: Tensor, weights: CombinerWeights) -> Tensor:
     """``[P, B, T, 2 Z]``: of loc and pre_scale, which are layers of (g + h) / 2, the part that needs no g."""
     w = torch.cat([weights.w_loc, weights.w_scale])

@@ -15,6 +15,10 @@ def combiner_scan(
     ``pre_scale_t = W_scale c_t + b_scale``. The pre-activation is returned in place of the scale:
     from it the log-density stays finite where the scale underflows.
 
+    On a GPU, backend ``"cuda"`` multiplies large batches in tf32 where
+    ``torch.set_float32_matmul_precision`` is not ``"highest"``: latents, units and weights are rounded to 11
+    bits. Sums and all else are in float32. The gradient's scan rounds likewise.
+
     Where autograd may ask for a gradient, a compiled backend keeps the tanh of every step for the backward
     pass, ``[..., B, T, H]``; without one, as under ``torch.no_grad``, it does not.
 

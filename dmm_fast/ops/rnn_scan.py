@@ -17,6 +17,13 @@ def rnn_scan(
 
     Forward it is ``h_t = f(x_proj_t + W_hh h_{t-1})`` from ``t = 1`` to each row's own end.
 
+    On a GPU, backend ``"cuda"`` multiplies as precisely as ``torch.set_float32_matmul_precision`` says:
+    ``"highest"`` in float32, ``"high"`` for large batches in tf32, ``"medium"`` also in bf16, where both
+    ``W_hh`` and the state that it meets are rounded to 8 bits. Sums, ``x_proj``, ``f`` and results are in
+    float32 always. The gradient's scan rounds likewise. Torch's newer setting,
+    ``torch.backends.cuda.matmul.fp32_precision``, knows ``"ieee"`` and ``"tf32"`` only: bf16 is for the other
+    one's ``"medium"``.
+
     Args:
         x_proj: ``[..., B, T, H]``, the projected inputs ``x W_ih^T + b_ih + b_hh``.
         w_hh: ``[H, H]``.

@@ -18,7 +18,8 @@ from benchmarks.gpu.stage import Stage, Unit, run_units
 from benchmarks.gpu.stages import rowwise, scans, tests
 from benchmarks.racer import NoiseOfTheCpu, tutorial_noise
 from dmm_fast import reference
-from dmm_fast.cuda.plan import H100, scan_plans
+from dmm_fast.cuda.devices import H100
+from dmm_fast.cuda.plan import scan_plans
 
 SIZES = Sizes(B=2, T=3, D=5, Z=4, H=6, R=7, G=7, E=8, K=2, F=3)
 ROWS = 6
@@ -207,7 +208,7 @@ def test_scans_begin_with_what_takes_the_least(stage, monkeypatch):
     names = [unit.name for unit in scans.units(stage)]
     kinds = ["cuda" if name.endswith(", cuda") else name.split(",")[0].split(" of ")[0] for name in names]
     slow = [*["rnn_scan"] * 2, *["combiner_scan"] * 2, *["flow_scan"] * 2]
-    assert kinds == [*["cuda"] * 3, "nn.RNN", *["floor"] * 6, *slow, *["plan sweep"] * 4]
+    assert kinds == [*["cuda"] * 3, "nn.RNN", *["floor"] * 10, *slow, *["plan sweep"] * 4]
 
 
 # --- the floor of the exchanges, which a CPU does not have ------------------------------------------------
@@ -215,7 +216,7 @@ def test_scans_begin_with_what_takes_the_least(stage, monkeypatch):
 
 def floor_like_the_op(rings, steps, cluster_size, threads, store="async_b32", giving_warps=0):
     """The ring that the op turns, for arguments that it takes."""
-    vector = {"async_b32": 1, "async_v2": 2, "async_v4": 4}[store]
+    vector = {"async_b32": 1, "async_v2": 2, "async_v4": 4, "words": 3}[store]
     assert rings.shape[1] % (cluster_size * vector) == 0
     assert threads % 32 == 0
     assert 0 <= giving_warps <= threads // 32
@@ -241,13 +242,15 @@ def test_every_variant_of_the_floor_is_checked_and_timed(stage, with_floor):
     scans.time_floors(stage, 16, sizes)
     for scan in scan_plans(1, 1, 1):
         scans.time_floor_of_plan(stage, scan, sizes)
+        scans.time_floor_of_plan(stage, scan, sizes, by_memory=True)
     rows = stage.record.found("cases")
     variants = {row["impl"] for row in rows if "clusters of 16" in row["case"]}
     assert len(variants) == len(smoke.FLOOR_STORES) * len(scans.WARPS)
     # Seven clusters of 16 run at a time: three rows each, 38 units of 600 a block, made a multiple of four.
     told = rows[0]["extra"]
     assert (told["clusters"], told["rows_a_cluster"], told["width"]) == (7, 3, 116)
-    assert len(rows) == len(variants) + 4
+    assert len(rows) == len(variants) + 8
+    assert sum(row["impl"] == "words, 256 threads" for row in rows) == 4
     checks = stage.record.found("correctness")
     assert len(checks) == len(rows)
     assert all(row["ok"] for row in checks)

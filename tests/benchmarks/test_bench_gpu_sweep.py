@@ -10,7 +10,8 @@ from benchmarks.draws import Sizes
 from benchmarks.gpu import cuts, measure
 from benchmarks.gpu.stage import Stage
 from dmm_fast.cuda import measured
-from dmm_fast.cuda.plan import H100, combiner_plans, rnn_plan, rnn_plans
+from dmm_fast.cuda.devices import H100
+from dmm_fast.cuda.plan import combiner_plans, rnn_plan, rnn_plans
 from dmm_fast.ops.schema import OTHERS
 
 SIZES = Sizes(B=2, T=3, D=5, Z=4, H=6, R=7, G=7, E=8)
@@ -24,7 +25,8 @@ def stage(tmp_path):
 def test_plans_to_time_are_the_best_of_each_shape():
     plans = cuts.best_of_each_shape(list(rnn_plans(20, 600)), H100.shared_bytes, most=5)
     assert plans[0] == rnn_plan(20, 600)
-    assert len({plan[:3] for plan in plans}) == 5
+    assert len({(*plan[:3], plan.exchange) for plan in plans}) == 5
+    assert {plan.exchange for plan in plans} >= {"cluster", "memory"}
     assert [plan.step_cycles for plan in plans] == sorted(plan.step_cycles for plan in plans)
     assert all(plan.shared_bytes <= H100.shared_bytes for plan in plans)
 

@@ -58,12 +58,18 @@ def test_what_is_right_passes(name, capsys):
 
 
 def test_large_batches_take_tensor_cores_where_they_are_allowed():
-    from dmm_fast.cuda.plan import rnn_plan
+    from dmm_fast.cuda.plan import combiner_plan, rnn_plan
+    from dmm_fast.cuda.rnn_bf16 import Bf16Tiling
 
     (case,) = smoke.cases(KERNELS["rnn_scan forward, tf32"], quick=False)
     B, _, H = case["x_proj"].shape
+    (case,) = smoke.cases(KERNELS["combiner_scan forward, tf32"], quick=False)
+    Z = case["eps"].shape[-1]
     for backward in (False, True):
         assert rnn_plan(B, H, backward=backward, tf32=True).tilings[0].tensor_tiles
+        in_bf16 = rnn_plan(B, H, backward=backward, tf32=True, bf16=True)
+        assert isinstance(in_bf16.tilings[0], Bf16Tiling)
+        assert combiner_plan(B, H, Z, backward=backward, tf32=True).tilings[0].tensor_tiles
 
 
 @pytest.mark.parametrize(("descending", "first"), [(True, 3), (False, 1)])

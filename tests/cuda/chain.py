@@ -8,7 +8,7 @@ which are left out, only make it longer.
 from collections.abc import Iterable
 
 from tests.cuda.machine_code import SCOREBOARDS
-from tests.cuda.turns import Passed, is_remote_store, is_wait
+from tests.cuda.turns import Passed, is_remote_store, is_wait, is_word_poll
 
 # Cycles from the issue of an instruction until its scoreboard is clear.
 LATENCY = {"LDS": 30, "SHFL": 25, "MUFU": 20, "LDC": 40, "LDG": 600, "LD": 600, "ATOMG": 600}
@@ -21,14 +21,15 @@ TAKEN_BRANCH = 10
 def chain(path: Iterable[Passed]) -> int:
     """Cycles from the end of the first wait to the last store to another block.
 
-    What was under way before the wait has arrived when it ends, since that takes several hundred cycles.
+    What was under way before the wait has arrived when it ends, since that takes several hundred cycles. A
+    wait for words ends with the last poll for them.
     """
-    clock, last, has_waited = 0, 0, False
+    path = list(path)
+    polls = [place for place, passed in enumerate(path) if is_word_poll(passed.instruction)]
+    waits = polls[-1:] or [place for place, passed in enumerate(path) if is_wait(passed.instruction)]
+    clock, last = 0, 0
     clear_at = [0] * SCOREBOARDS
-    for instruction, jumps, _ in path:
-        if not has_waited:
-            has_waited = is_wait(instruction)
-            continue
+    for instruction, jumps, _ in path[waits[0] + 1 :]:
         clock = max(clock, *(clear_at[index] for index in instruction.waits), 0)
         if is_remote_store(instruction):
             last = clock

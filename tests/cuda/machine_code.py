@@ -1,4 +1,4 @@
-"""Machine code of the library's CUDA kernels for compute capability 9.0, instruction by instruction.
+"""Machine code of the CUDA kernels, instruction by instruction: of the library, or of a file for one GPU.
 
 An instruction has 128 bits. The upper 23 are the compiler's schedule, which the hardware obeys: how many
 cycles pass before the warp issues its next instruction, and the scoreboards. An instruction whose time is not
@@ -8,11 +8,12 @@ operands were read (a "read barrier"); what needs that has the scoreboard in its
 
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from tests.cuda.resource_table import cuobjdump, demangled, library, parse
 
-ARCH = "sm_90"
+ARCH = "sm_90"  # that of the committed table
 SCOREBOARDS = 6
 _STALL, _YIELD, _WRITE, _READ, _WAIT, _REUSE = 41, 45, 46, 49, 52, 58  # bits of the upper word
 _NO_SCOREBOARD = 7
@@ -95,17 +96,21 @@ def functions(text: str) -> Iterator[tuple[str, list[Instruction]]]:
         yield head[1], instructions(text, head.end(), end)
 
 
-def kernels(names: Sequence[str] | None = None) -> Iterator[tuple[str, list[Instruction]]]:
-    """The kernels of the library by their names in the source, one at a time.
+def kernels(
+    names: Sequence[str] | None = None, arch: str = ARCH, binary: Path | None = None
+) -> Iterator[tuple[str, list[Instruction]]]:
+    """The kernels of a file by their names in the source, one at a time.
 
     Args:
         names: those to read, which is faster for a few; None: all.
+        arch: the architecture whose code is read.
+        binary: the file; None: the library.
     """
-    short = demangled(sorted({kernel.name for kernel in parse(_said("-res-usage"))}))
+    short = demangled(sorted({kernel.name for kernel in parse(_said(arch, binary, "-res-usage"))}))
     wanted = [long for long, name in short.items() if names is None or name in names]
     if wanted:
         flags = [] if names is None else [f"-fun={','.join(wanted)}"]
-        for long, code in functions(_said("-sass", *flags)):
+        for long, code in functions(_said(arch, binary, "-sass", *flags)):
             yield short[long], code
 
 
@@ -117,8 +122,8 @@ def compiler() -> str:
     return found[1].decode()
 
 
-def _said(*flags: str) -> str:
-    said = cuobjdump("-arch", ARCH, *flags)
+def _said(arch: str, binary: Path | None, *flags: str) -> str:
+    said = cuobjdump("-arch", arch, *flags, binary=binary)
     if said is None:
         raise FileNotFoundError("cuobjdump: expected it on PATH or in the package triton, got none")
     return said

@@ -36,13 +36,15 @@ def library() -> Path:
     return found
 
 
-def cuobjdump(*flags: str) -> str | None:
-    """What the tool says of the library; None where there is no such tool."""
+def cuobjdump(*flags: str, binary: Path | None = None) -> str | None:
+    """What the tool says of a file, by default of the library; None where there is no such tool."""
     triton = find_spec("triton")
     beside = triton and triton.origin and Path(triton.origin).parent / "backends" / "nvidia" / "bin"
     tool = shutil.which("cuobjdump", path=beside or None)
     # It warns of each file of the library that does not hold a function it is asked for.
-    return tool and subprocess.check_output([tool, *flags, library()], text=True, stderr=subprocess.PIPE)
+    return tool and subprocess.check_output(
+        [tool, *flags, binary or library()], text=True, stderr=subprocess.PIPE
+    )
 
 
 _ARCH = re.compile(r"^arch = (\w+)$")
@@ -63,9 +65,9 @@ def parse(report: str) -> list[Resources]:
     return found
 
 
-def table() -> list[Resources] | None:
-    """Every kernel for each architecture; None without the tool."""
-    report = cuobjdump("-res-usage")
+def table(binary: Path | None = None) -> list[Resources] | None:
+    """Every kernel of a file, by default of the library, for each architecture; None without the tool."""
+    report = cuobjdump("-res-usage", binary=binary)
     if report is None:
         return None
     kernels = parse(report)

@@ -1,4 +1,4 @@
-"""The floor of a cluster scan: a ring that turns by one place a step."""
+"""The floor of a scan's exchanges: a ring that turns by one place a step."""
 
 from typing import Any
 
@@ -90,3 +90,44 @@ def test_a_store_that_comes_twice_is_reported_at_the_end(store: int, step: int) 
     expected = f"rank 5 .*: group 0, step {after}, parity {after >> 1 & 1}, rows 0,"
     with pytest.raises(RuntimeError, match=expected):
         turn(rings(1, 160), 7, 8, store=store, fault="doubled", rank=5, step=step)
+
+
+# --- through device memory, in words of three numbers -------------------------------------------------------
+
+WORDS = 3
+
+
+@pytest.mark.parametrize("order", [{}, {"reversed": True}, {"late": True}, {"shuffled": True}], ids=str)
+@pytest.mark.parametrize(
+    ("teams", "blocks", "words", "threads", "giving_warps", "steps"),
+    [(1, 2, 1, 64, 0, 0), (3, 2, 5, 64, 1, 4), (2, 20, 3, 32, 0, 5), (1, 3, 140, 64, 2, 6)],
+)
+def test_the_ring_of_a_team_turns_by_a_place_a_step(
+    teams: int, blocks: int, words: int, threads: int, giving_warps: int, steps: int, order: dict[str, bool]
+) -> None:
+    given = rings(teams, blocks * words * WORDS)
+    turned = turn(given, steps, blocks, threads, WORDS, giving_warps, **order)
+    np.testing.assert_array_equal(turned, np.roll(given, -steps, axis=1))
+
+
+@pytest.mark.parametrize("step", [0, 1, 6])
+def test_a_lost_word_is_reported(step: int) -> None:
+    """In its place there is nothing, or the word of the step two before."""
+    where = (
+        f"of its team, timed out waiting: group 0, step {step}, rows 1, thread .*, flag 0x{max(step - 1, 0)}"
+    )
+    with pytest.raises(RuntimeError, match=where):
+        turn(rings(1, 96), 7, 4, store=WORDS, fault="lost", rank=2, step=step)
+
+
+@pytest.mark.parametrize("fault", ["silent", "early_timeout"])
+def test_a_team_out_of_step_is_reported(fault: str) -> None:
+    with pytest.raises(RuntimeError, match="of its team, timed out waiting: group 0, step "):
+        turn(rings(1, 96), 7, 4, store=WORDS, fault=fault, rank=2)
+
+
+@pytest.mark.parametrize("fault", ["torn", "old_words"])
+def test_words_that_are_not_of_the_step_show(fault: str) -> None:
+    given = rings(1, 96)
+    turned = turn(given, 3, 4, store=WORDS, fault=fault, shuffled=True)
+    assert not np.array_equal(turned, np.roll(given, -3, axis=1))

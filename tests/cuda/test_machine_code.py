@@ -150,6 +150,65 @@ def test_a_failed_poll_may_lie_apart() -> None:
     assert turn.cold == 3
 
 
+POLL, WORD = "LDG.E.128.STRONG.GPU R4, [R2.64]", "STG.E.128.STRONG.GPU [R8.64], R4"
+
+
+def test_words_come_at_the_first_poll() -> None:
+    """Those that have not come lead to the clock, and then to another poll or to the record of a hang."""
+    code = program(
+        "ISETP a step",  # 1
+        "@P5 " + POLL,
+        "@P4 " + POLL,  # 3
+        "@!P0 BRA 0xa0",
+        "ISETP many polls",  # 5
+        "@!P5 BRA 0x80",
+        "CS2R R4, SR_GLOBALTIMERLO",
+        "ISETP patience",  # 8
+        "@!P5 BRA 0x100",
+        "@P0 BRA 0x20",  # 10
+        "STS what has come",
+        "BAR.SYNC",
+        "FFMA",
+        WORD,  # 14
+        "BRA 0x120",
+        "ATOMG.E.CAS.STRONG.GPU the record of a hang",  # 16
+        "NOP",
+        "@P2 BRA 0x10",  # 18
+        "EXIT",
+    )
+    turn = turn_of(code)
+    assert lines_of(turn.path) == [1, 2, 3, 4, 10, 11, 12, 13, 14, 15, 18]
+    assert turn.cold == 7
+    assert [passed.repeats for passed in turn.path] == [False] * 11  # more polls are none of its repeats
+
+
+def test_a_poll_may_lie_in_a_branch_before_the_one_that_decides() -> None:
+    code = program(
+        "@!P5 BRA 0x30",  # 1
+        POLL,
+        "ISETP is it missing",  # 3
+        "@!P0 BRA 0x70",
+        "CS2R R4, SR_GLOBALTIMERLO",
+        "@!P1 BRA 0xb0",  # 6
+        "@P0 BRA 0x10",
+        "FFMA",  # 8
+        WORD,
+        "@P2 BRA 0x10",  # 10
+        "EXIT",
+    )
+    assert lines_of(turn_of(code).path) == [1, 2, 3, 4, 7, 8, 9, 10]
+
+
+def test_ordinary_loads_and_stores_are_no_exchange() -> None:
+    assert find_turn(program("LDG.E R4, [R2.64]", "STG.E [R8.64], R4", "@P2 BRA 0x10", "EXIT")) is None
+    assert find_turn(program(POLL, "STG.E.STRONG.SYS [R8.64], R4", "@P2 BRA 0x10", "EXIT")) is None
+
+
+def test_the_chain_begins_with_the_last_poll_for_words() -> None:
+    poll, word = ("LDG.E.64.STRONG.GPU", control(2, write=0)), ("STG.E.64.STRONG.GPU", control())
+    assert walked(poll, ("FFMA", control(9)), poll, ("FFMA", control(4, waits=1)), word) == 4
+
+
 SIDES = program(
     WAIT,  # 1
     "@P3 BRA 0x70",

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dmm_fast.cuda import rnn_scan
+from dmm_fast.cuda.combiner_tensor import TensorTiling
 from dmm_fast.cuda.lane_tiles import LaneTile
 from dmm_fast.cuda.plan import combiner_plans, rnn_plan, rnn_plans
 from dmm_fast.cuda.tilings import Tiling
@@ -154,10 +155,14 @@ def test_lengths_out_of_range_touch_no_other_memory(direction: str) -> None:
 @pytest.mark.parametrize("backward", [False, True], ids=["", "backward"])
 @pytest.mark.parametrize("units", [13, 600])
 def test_a_barrier_can_count_the_bytes_of_a_step(units: int, backward: bool) -> None:
-    for plan in rnn_plans(64, units, backward=backward, tf32=True):
+    for plan in rnn_plans(64, units, backward=backward, tf32=True, bf16=True):
         assert fits_a_counter(4 * units * plan.rows_per_group)
-    for plan in combiner_plans(64, units, 100, backward=backward):
-        tile = plan.tilings[1]
+    for plan in combiner_plans(64, units, 100, backward=backward, tf32=True):
+        tile = plan.tilings[-1]
+        if isinstance(tile, TensorTiling):  # of each block's sums a part, or of each block's latents
+            share, most = tile.share(plan.cluster_size), max(plan.cluster_size, 2)
+            assert fits_a_counter(4 * 2 * share * (plan.rows_per_group + 1) * most)
+            continue
         assert isinstance(tile, Tiling | LaneTile)
         assert fits_a_counter(4 * tile.outputs * plan.rows_per_group * plan.cluster_size)
 

@@ -1,16 +1,20 @@
 """The library's scans take no more of anything than the committed table says, and how that is counted."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from dmm_fast import _extension
+from dmm_fast.cuda.devices import KNOWN
 from dmm_fast.cuda.plan import scan_plans
-from tests.cuda import step_budget
-from tests.cuda.machine_code import ARCH, compiler
-from tests.cuda.resource_table import cuobjdump
-from tests.cuda.step_budget import SIZES, TABLE, Budget, Table, excess, launch_of
+from tests.cuda import cubins, large_batches, step_budget
+from tests.cuda.machine_code import ARCH, Instruction, compiler
+from tests.cuda.resource_table import Resources, cuobjdump
+from tests.cuda.step_budget import TABLE, Table, excess
+from tests.cuda.step_estimates import SIZES, Budget, Launch, gpus_of, launch_of, launches
 
 LAUNCHES = {scan: launch_of(scan, plan) for scan, plan in scan_plans(*SIZES).items()}
 
@@ -103,8 +107,8 @@ def test_the_committed_table_is_as_it_is_written(tmp_path: Path) -> None:
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     """The command, with the table in place of the library."""
-    monkeypatch.setattr(step_budget, "resource_table", lambda: [])
-    monkeypatch.setattr(step_budget, "read_library", lambda names: step_budget.read_table().kernels)
+    monkeypatch.setattr(step_budget, "cuobjdump", lambda *flags: "")
+    monkeypatch.setattr(step_budget, "read_library", lambda names, arch: step_budget.read_table().kernels)
     monkeypatch.setattr(sys, "argv", ["step_budget", *arguments])
     step_budget.main()
 
@@ -113,15 +117,18 @@ def test_budgets_and_estimates_are_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(monkeypatch, "rnn_scan_fwd", "--check")
-    rows = capsys.readouterr().out.splitlines()
+    budgets, clusters, teams = capsys.readouterr().out.split("\n\n")
     kernels = [name for name in step_budget.read_table().kernels if name.startswith("rnn_scan_fwd")]
-    assert [row[:42].rstrip() for row in rows[1:-5]] == kernels
-    assert [row.split()[0] for row in rows[-4:]] == list(LAUNCHES)
-    for row in rows[-4:]:
-        _, _, _, chain_, issue, exchange, us = row.split()
+    assert [row[:42].rstrip() for row in budgets.splitlines()[1:]] == kernels
+    assert clusters.startswith("NVIDIA H100 80GB HBM3, exchange by cluster\n")
+    assert teams.startswith("NVIDIA H100 80GB HBM3, exchange by memory\n")
+    rows = clusters.splitlines()[2:]
+    assert [row.split()[0] for row in rows] == list(LAUNCHES)
+    for row in rows:
+        _, _, _, chain_, issue, latency, bytes_, us = row.split()
         # The clock is 1.98 GHz; the rows of a cluster are in one group.
         assert float(us) == pytest.approx(
-            (max(float(chain_), float(issue)) + float(exchange)) / 1980, abs=0.01
+            (max(float(chain_), float(issue)) + float(latency) + float(bytes_)) / 1980, abs=0.01
         )
 
 
@@ -133,7 +140,7 @@ def test_what_is_too_much_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_groups_that_take_turns_hide_the_exchange() -> None:
     budget = {"instructions": 100, "chain": 500, "waits": 1}
-    launch = step_budget.Launch("kernel", warps=10, groups=1, received=0)
+    launch = Launch("kernel", warps=10, groups=1, received=0)
     assert launch.issue(budget) == 300  # a scheduler has three of the warps
     assert launch.step(budget) == pytest.approx(500 + 613.8)
     assert launch._replace(warps=32).step(budget) == pytest.approx(800 + 613.8)
@@ -143,3 +150,128 @@ def test_groups_that_take_turns_hide_the_exchange() -> None:
 
 
 # ptxas 13.0, of rnn_scan and combiner_scan; shortened.
+
+
+def test_a_step_of_a_team_waits_for_a_poll_and_for_bytes() -> None:
+    budget = {"instructions": 400, "ffma": 100, "chain": 500, "waits": 1}
+    a100, rtx3090 = KNOWN["a100"], KNOWN["rtx3090"]
+    launch = Launch("kernel", warps=8, groups=1, received=6400, blocks=105, device=a100)
+    assert (launch.latency, launch.issue(budget)) == (600, 1000)  # a multiplication takes two cycles there
+    assert launch.bytes == pytest.approx(6400 / (35 * 108 / 105))
+    assert launch.step(budget) == pytest.approx(1000 + 600 + launch.bytes)
+    # Of the exchange another group hides the way out only.
+    assert launch._replace(groups=3).step(budget) == pytest.approx(3 * (1000 + 400 + launch.bytes))
+    other = launch._replace(device=rtx3090, blocks=20)
+    assert (other.latency, other.bytes, other.issue(budget)) == (375, 100, 800)
+    assert other.step(budget) == 800 + 375 + 100
+
+
+def test_a_gpu_with_clusters_is_estimated_both_ways() -> None:
+    assert [way for _, way in gpus_of("sm_90")] == ["cluster", "memory"]
+    assert gpus_of("sm_86") == [(KNOWN["rtx3090"], "memory")]
+    found = launches(KNOWN["a100"], "memory")
+    assert list(found) == list(LAUNCHES)
+    assert all("_words_" in launch.kernel and launch.blocks for launch, _ in found.values())
+    assert launches(KNOWN["a100"], "cluster") == {}
+
+
+def test_waves_follow_one_another() -> None:
+    (launch, waves) = launches(KNOWN["a100"], "memory")["rnn_scan"]
+    assert waves == 1
+    assert launch.received == 16 * 40 * 14  # a word of 16 bytes holds three rows
+    few = KNOWN["a100"]._replace(multiprocessors=8)  # one team of eight blocks, whose kernel takes one row
+    assert launches(few, "memory")["rnn_scan"][1] == 20
+
+
+def test_the_table_is_of_one_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--arch", "sm_86", "--check")
+
+
+def test_another_architecture_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch, _ = launches(KNOWN["rtx4090"], "memory")["rnn_scan"]
+    budget = {"instructions": 500, "ffma": 300, "chain": 800, "waits": 1}
+    monkeypatch.setattr(step_budget, "read_compiled", lambda arch: {launch.kernel: budget})
+    run(monkeypatch, "--arch", "sm_89")
+    rows = [row for row in capsys.readouterr().out.splitlines() if row.startswith("rnn_scan  ")]
+    us = KNOWN["rtx4090"].us(launch.step(budget))
+    assert rows[0].split()[-1] == f"{us:.2f}"
+
+
+def test_kernels_are_compiled_for_one_gpu_and_thrown_away(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text('#!/bin/sh\nfor last; do :; done; echo "$@" >"$last"\n')
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    with cubins.compiled("sm_86") as files:
+        for source, file in zip(cubins.SOURCES, files, strict=True):
+            assert (
+                f"-Icsrc -Xcompiler -fPIC,-fvisibility=hidden -arch=sm_86 -cubin {source}" in file.read_text()
+            )
+    assert not any(file.exists() for file in files)
+    assert "rnn_scan_words.cu" in {source.name for source in cubins.SOURCES}
+
+
+def test_a_file_for_one_gpu_does_not_say_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = Path("a.cubin")
+
+    @contextmanager
+    def compiled(arch: str) -> Iterator[list[Path]]:
+        yield [file]
+
+    def kernels(names: None, arch: str, binary: Path) -> Iterator[tuple[str, list[Instruction]]]:
+        assert (arch, binary) == ("sm_86", file)
+        yield "a<1>", []
+
+    monkeypatch.setattr(step_budget.cubins, "compiled", compiled)
+    monkeypatch.setattr(step_budget, "resource_table", lambda binary: [Resources("a<1>", "", 9, 8, 0)])
+    monkeypatch.setattr(step_budget, "kernels", kernels)
+    monkeypatch.setattr(step_budget, "find_turn", lambda code, without_mufu: None)
+    assert step_budget.read_compiled("sm_86") == {"a<1>": {"registers": 9, "stack": 8}}
+
+
+def test_large_batches_are_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "--large")
+    rows = capsys.readouterr().out.splitlines()
+    plans = [row for row in rows if row.startswith("the plan of ")]
+    assert len(rows) == 2 + 5 * len(large_batches.KINDS) + len(plans) + 1
+    assert len(plans) == 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "blocks", "rows", "mmas", "received"),
+    [
+        # 150 outputs are 10 tiles of 16, 600 inputs 75 tiles of 8, and 18 rows 3 of 8.
+        (0, 4, 18, 10 * 75 * 3, 18 * 4 * 450),
+        (1, 4, 18, 10 * 38 * 3, 18 * 4 * 450),
+        (2, 8, 35, 5 * 38 * 5, 35 * 2 * 525),
+        # 100 by 150, and 150 by 200; of three other blocks, or a part of each of the sums and the latents.
+        (3, 4, 18, (10 * 13 + 13 * 19) * 3, 18 * 4 * 200 * 3),
+        (4, 4, 18, (10 * 13 + 13 * 19) * 3, 18 * 4 * 300 * 3 / 4),
+    ],
+)
+def test_products_and_bytes_of_large_batches(
+    kind: int, blocks: int, rows: int, mmas: int, received: float
+) -> None:
+    (found,) = (
+        each
+        for each in large_batches.bounds()
+        if each.kind is large_batches.KINDS[kind] and each.blocks == blocks
+    )
+    assert (found.rows, found.mmas, found.received) == (rows, mmas, received)
+
+
+def test_a_share_is_that_of_the_longer_of_products_and_bytes() -> None:
+    for each in large_batches.bounds():
+        macs = 512 * (600 * 600 if "rnn" in each.kind.name else 600 * 300)
+        peak = 132 * (1024 if each.kind.number_bytes == 4 else 2048)
+        longer = max(each.mmas * each.kind.mma_cycles, each.received / 14)
+        assert each.share == pytest.approx(macs / peak / longer)
+        assert each.reachable < each.share <= 1

@@ -5,7 +5,8 @@ blocks: a step of all rows, or of one group where groups take turns in a loop of
 through it one is counted, chosen by these rules:
 
 1. A poll succeeds at the first attempt. What is only reached where it fails is left out: more polls, those
-   against the clock of the GPU (%globaltimer), and the record of a hang.
+   against the clock of the GPU (%globaltimer), and the record of a hang. Through device memory several words
+   are polled for at a time; that they have not come is what leads to the clock.
 2. The lanes of a warp come to a shuffle together, so the code for lanes that do not (BRA.DIV) is left out.
 3. An inner loop is passed once.
 4. Of the ways that are left those count that wait and store the most often, and of them, where that is asked
@@ -46,14 +47,19 @@ class Turn(NamedTuple):
     cold: int  # instructions of the loop that are only reached where polls fail
 
 
+def is_word_poll(instruction: Instruction) -> bool:
+    """Whether the instruction reads a word with a flag, past the first-level cache."""
+    return instruction.kind == "LDG" and ".STRONG.GPU" in instruction.opcode
+
+
 def is_wait(instruction: Instruction) -> bool:
-    """Whether the instruction asks a barrier if its phase has ended."""
-    return instruction.opcode.startswith("SYNCS.PHASECHK")
+    """Whether the instruction asks a barrier if its phase has ended, or reads a word with a flag."""
+    return instruction.opcode.startswith("SYNCS.PHASECHK") or is_word_poll(instruction)
 
 
 def is_remote_store(instruction: Instruction) -> bool:
-    """Whether the instruction stores to another block's shared memory."""
-    return instruction.kind == "STAS"
+    """Whether the instruction stores to another block's shared memory, or a word that others poll for."""
+    return instruction.kind == "STAS" or (instruction.kind == "STG" and ".STRONG.GPU" in instruction.opcode)
 
 
 def find_turn(code: Sequence[Instruction], without_mufu: bool = False) -> Turn | None:
@@ -84,12 +90,20 @@ def find_turn(code: Sequence[Instruction], without_mufu: bool = False) -> Turn |
     header, body = max(innermost, key=lambda loop: _count(blocks, loop[1]))
     back = {(index, head) for head, inside in found.items() for index in inside if head in blocks[index].next}
     timed = {index for index in body if any("SR_GLOBALTIMER" in i.operands for i in blocks[index].code)}
-    ways = {
-        index: [to for to in _after_success(blocks[index]) if to in body - timed and (index, to) not in back]
-        for index in body - timed
+    forth = {
+        index: [to for to in blocks[index].next if to in body and (index, to) not in back] for index in body
     }
+    to_clock = _leading_to(timed, forth, [b for b in found.values() if _has(blocks, b, is_word_poll)])
+    ways = {}
+    for index in body - timed:
+        after = set(_after_success(blocks[index])) - timed
+        if index in to_clock and not after <= to_clock:
+            after -= to_clock
+        ways[index] = [to for to in forth[index] if to in after]
     way = _longest(blocks, ways, header, without_mufu)
-    inner = set().union(*(inside for inside in found.values() if inside < body))
+    inner = set().union(
+        *(inside for inside in found.values() if inside < body and not _has(blocks, inside, is_word_poll))
+    )
     path = []
     for index, after in zip(way, [*way[1:], header], strict=True):
         code = blocks[index].code
@@ -170,6 +184,15 @@ def _next(last: Instruction, index: int, index_of: dict[int, int]) -> tuple[int,
     return follows if last.target is None else (*follows, index_of[last.target])
 
 
+def _leading_to(timed: set[int], forth: dict[int, list[int]], polling: Sequence[frozenset[int]]) -> set[int]:
+    """The blocks that lead to a clock within the innermost of the loops that poll for words."""
+    found = set()
+    for block in timed:
+        inside = min((loop for loop in polling if block in loop), key=len, default=frozenset())
+        found |= {index for index in inside & forth.keys() if block in _reached(forth, index, inside)}
+    return found
+
+
 def _after_success(block: Block) -> tuple[int, ...]:
     """Blocks that a block leads to if its last poll succeeds."""
     *_, last = block.code
@@ -192,12 +215,13 @@ def _count(blocks: Sequence[Block], body: Iterable[int]) -> int:
     return sum(len(blocks[index].code) for index in body)
 
 
-def _reached(ways: dict[int, list[int]], first: int) -> set[int]:
+def _reached(ways: dict[int, list[int]], first: int, inside: frozenset[int] | None = None) -> set[int]:
+    """The blocks that a block leads to, without leaving some."""
     found, ahead = {first}, [first]
     while ahead:
         index = ahead.pop()
         for after in ways[index]:
-            if after not in found:
+            if after not in found and (inside is None or after in inside):
                 found.add(after)
                 ahead.append(after)
     return found

@@ -7,19 +7,21 @@ import pytest
 import torch
 
 from dmm_fast import _extension
-from dmm_fast.cuda.plan import Plan, cuda_device
+from dmm_fast.cuda.devices import cuda_device
+from dmm_fast.cuda.plan import Plan, rnn_plans
+from dmm_fast.cuda.rnn_bf16 import Bf16Tiling
 from dmm_fast.cuda.rnn_plans import CHUNK, WarpTiling
 from dmm_fast.cuda.scan_kernels import kernels
 from tests.cases import Case
 from tests.compare import compare, eager, error, run_backend
-from tests.cuts import by_lanes, cut, in_shared, keeping, shaped
+from tests.cuts import Choose, by_lanes, cut, in_shared, keeping, on_tensor_cores, shaped
 from tests.inputs import build
 
 __all__ = ["cut"]
 
 pytestmark = pytest.mark.skipif(not _extension.cuda_architectures(), reason="built without CUDA kernels")
-KINDS = ("rnn_scan", "rnn_scan_warps", "combiner_scan")
-RNN, BY_WARPS, COMBINER = (() if _extension.missing else kernels(kind) for kind in KINDS)
+KINDS = ("rnn_scan", "rnn_scan_warps", "rnn_scan_words", "rnn_scan_bf16", "combiner_scan")
+RNN, BY_WARPS, BY_WORDS, IN_BF16, COMBINER = (() if _extension.missing else kernels(kind) for kind in KINDS)
 
 RAGGED = Case("hardware", B=23, T=9, Z=50, H=300, particles=(2,), lengths="zeros", poison="nan", start="rows")
 SHAPES = [(1, 1, 1), (2, 3, 1), (4, 8, 4), (8, 4, 2), (16, 3, 1), (16, 8, 4)]
@@ -49,19 +51,42 @@ def test_rnn_scan(
 def test_rnn_scan_by_warps(
     kernel: tuple[int, ...], fewer: int, direction: str, cut: Callable[..., None]
 ) -> None:
-    chunks, outputs, kept, at_once, several = kernel
+    chunks, outputs, *_ = kernel
     units = CHUNK * chunks - fewer
     takes_clusters(-(-units // (8 * outputs)))
-
-    def is_it(plan: Plan) -> bool:
-        # Of several groups of rows the largest number that a block has room for; backward it may be one.
-        rows = (2 * at_once + 1, at_once + 1, at_once) if several else (at_once,)
-        tilings = (WarpTiling(chunks, outputs, kept),)
-        return plan[0] in rows and plan[1] == at_once and plan.tilings == tilings
-
-    cut(is_it, room=cuda_device(torch.cuda.current_device()).shared_bytes)
+    cut(of_warps(kernel, by_memory=False), room=cuda_device(torch.cuda.current_device()).shared_bytes)
     case = replace(RAGGED, H=units, direction=direction, name=f"by warps {units}")
     compare("rnn_scan", case, "cuda", device="cuda")
+
+
+@each_direction
+@pytest.mark.parametrize("fewer", [1, CHUNK - 3])
+@pytest.mark.parametrize("kernel", BY_WORDS, ids=str)
+def test_rnn_scan_by_words(
+    kernel: tuple[int, ...], fewer: int, direction: str, cut: Callable[..., None]
+) -> None:
+    """Through device memory; where there are more teams than fit, in several launches."""
+    units, device = CHUNK * kernel[0] - fewer, cuda_device(torch.cuda.current_device())
+    is_it = of_warps(kernel, by_memory=True)
+    fitting = (plan for plan in rnn_plans(46, units, device, backward=True) if is_it(plan))
+    if not any(plan.shared_bytes <= device.shared_bytes for plan in fitting):
+        pytest.skip("fewer multiprocessors, or less shared memory, than a team takes")
+    cut(is_it, room=device.shared_bytes)
+    case = replace(RAGGED, H=units, direction=direction, name=f"by words {units}")
+    compare("rnn_scan", case, "cuda", device="cuda")
+
+
+def of_warps(kernel: tuple[int, ...], by_memory: bool) -> Choose:
+    """Plans of a kernel; of several groups of rows the largest number for which a block may have room."""
+    chunks, outputs, kept, at_once, several = kernel
+    rows = (2 * at_once + 1, at_once + 1, at_once) if several else (at_once,)
+    tilings = (WarpTiling(chunks, outputs, kept),)
+
+    def is_it(plan: Plan) -> bool:
+        is_way = (plan.exchange == "memory") == by_memory
+        return is_way and plan[0] in rows and plan[1] == at_once and plan.tilings == tilings
+
+    return is_it
 
 
 @each_shape
@@ -90,6 +115,18 @@ def test_combiner_scan_by_lanes(
     compare("combiner_scan", replace(RAGGED, H=units, name=f"by lanes {units}"), "cuda", device="cuda")
 
 
+@pytest.mark.parametrize(("rows", "at_once"), [(1, 1), (2, 1), (5, 1), (2, 2), (5, 2)])
+@pytest.mark.parametrize("units", [120, 300, 600])
+def test_combiner_scan_by_words(units: int, rows: int, at_once: int, cut: Callable[..., None]) -> None:
+    device = cuda_device(torch.cuda.current_device())
+
+    def is_it(plan: Plan) -> bool:
+        return plan.exchange == "memory" and plan[0] <= rows and plan[1] == at_once
+
+    cut(is_it, room=device.shared_bytes)
+    compare("combiner_scan", replace(RAGGED, H=units, name=f"by words {units}"), "cuda", device="cuda")
+
+
 @pytest.fixture
 def tf32() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
@@ -109,4 +146,43 @@ def test_tensor_cores(
     case = replace(RAGGED, H=units, nonlinearity="tanh", name=f"tensor cores {units}")
     got = run_backend("rnn_scan", build("rnn_scan", case, device="cuda"), case, "cuda")
     for name, truth in eager("rnn_scan", case, torch.float64).items():
+        assert error(got[name], truth) < 3e-3, name
+
+
+@pytest.fixture
+def bf16() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@each_direction
+@pytest.mark.parametrize("rows", [3, 16, 26])
+@pytest.mark.parametrize("kernel", IN_BF16, ids=str)
+def test_rnn_scan_in_bf16(
+    kernel: tuple[int, ...], rows: int, direction: str, bf16: None, cut: Callable[..., None]
+) -> None:
+    tiling = Bf16Tiling(*kernel)
+    units = tiling.inputs - 4
+    takes_clusters(-(-units // tiling.outputs))
+    room = cuda_device(torch.cuda.current_device()).shared_bytes
+    cut(lambda plan: plan.tilings == (tiling,) and plan[0] <= rows, room=room)
+    case = replace(RAGGED, B=40, H=units, nonlinearity="tanh", direction=direction, name=f"in bf16 {units}")
+    got = run_backend("rnn_scan", build("rnn_scan", case, device="cuda"), case, "cuda")
+    for name, truth in eager("rnn_scan", case, torch.float64).items():
+        assert error(got[name], truth) < 4e-2, name
+
+
+@pytest.mark.parametrize("rows", [1, 8, 15, 20, 32])
+@pytest.mark.parametrize(("units", "latents"), [(300, 50), (600, 100)])
+def test_combiner_scan_on_tensor_cores(
+    units: int, latents: int, rows: int, tf32: None, cut: Callable[..., None]
+) -> None:
+    """Up to four groups of a cluster, the last cluster with fewer rows."""
+    takes_clusters(5)
+    cut(on_tensor_cores(5, rows))
+    case = replace(RAGGED, H=units, Z=latents, name=f"combiner on tensor cores {units}")
+    got = run_backend("combiner_scan", build("combiner_scan", case, device="cuda"), case, "cuda")
+    for name, truth in eager("combiner_scan", case, torch.float64).items():
         assert error(got[name], truth) < 3e-3, name

@@ -9,7 +9,7 @@ import torch
 from benchmarks import machine
 from benchmarks.gpu.stage import Stage, Unit
 from dmm_fast import ops
-from dmm_fast.cuda.plan import CLUSTER_SIZES, cuda_device
+from dmm_fast.cuda.devices import CLUSTER_SIZES, cuda_device
 
 
 def units(stage: Stage) -> Iterator[Unit]:

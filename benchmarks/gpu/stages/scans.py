@@ -19,10 +19,12 @@ from benchmarks.gpu.calls import SCANS, Call, Function, by, runnable
 from benchmarks.gpu.clocked import Part, clock, clock_if_right, work_of
 from benchmarks.gpu.cuts import time_cuts
 from benchmarks.gpu.measure import time_calls
-from benchmarks.gpu.smoke import FLOOR_KERNEL, FLOOR_STORES
+from benchmarks.gpu.plans import fastest
+from benchmarks.gpu.smoke import FLOOR_KERNEL, FLOOR_STORES, WORDS
 from benchmarks.gpu.stage import Stage, Unit
 from benchmarks.precision import IEEE, multiplied_in
-from dmm_fast.cuda.plan import cuda_device, scan_plans
+from dmm_fast.cuda.devices import Device, cuda_device
+from dmm_fast.cuda.plan import Plan, combiner_plans, rnn_plans, scan_plans
 
 SUITE = "scans"
 FASTEST = "cuda"
@@ -47,6 +49,9 @@ def units(stage: Stage) -> Iterator[Unit]:
     yield Unit(f"nn.RNN, {_case(sizes)}", partial(time_rnn, stage, sizes))
     for scan in scan_plans(1, 1, 1):
         yield Unit(f"floor of {scan}", partial(time_floor_of_plan, stage, scan, sizes))
+        yield Unit(
+            f"floor of {scan}, by memory", partial(time_floor_of_plan, stage, scan, sizes, by_memory=True)
+        )
     for cluster_size in CLUSTERS:
         yield Unit(f"floor, clusters of {cluster_size}", partial(time_floors, stage, cluster_size, sizes))
     yield from (unit for unit in scans if unit not in fast)
@@ -144,19 +149,34 @@ def time_floors(stage: Stage, size: int, sizes: Sizes) -> None:
         _time_exchanges(stage, floor._replace(store=store, warps=warps), told)
 
 
-def time_floor_of_plan(stage: Stage, scan: str, sizes: Sizes) -> None:
-    """The exchanges of a scan in its plan for this GPU: the floor of its time a step."""
-    case = f"exchange floor of {scan}, {_case(sizes)}"
-    if _has_floor(stage, case):
-        plan = scan_plans(sizes.B, sizes.H, sizes.Z, cuda_device(torch.cuda.current_device()))[scan]
-        width = plan.rows_per_cluster * plan.given
-        told = {"rows_a_cluster": plan.rows_per_cluster, "plan": str(plan)}
-        _time_exchanges(stage, Floor(case, plan.clusters, plan.cluster_size, width, plan.threads), told)
+def time_floor_of_plan(stage: Stage, scan: str, sizes: Sizes, by_memory: bool = False) -> None:
+    """A floor of a scan's time: the exchanges of its plan here, or of the best through device memory."""
+    case = f"exchange floor of {scan}{', by memory' * by_memory}, {_case(sizes)}"
+    if not _has_floor(stage, case):
+        return
+    device = cuda_device(torch.cuda.current_device())
+    if by_memory:
+        plan = _by_memory(scan, sizes, device)
+    else:
+        plan = scan_plans(sizes.B, sizes.H, sizes.Z, device)[scan]
+    floor = Floor(case, plan.clusters, plan.cluster_size, plan.rows_per_cluster * plan.given, plan.threads)
+    if plan.exchange == "memory":
+        floor = floor._replace(store=WORDS)
+    told = {"rows_a_cluster": plan.rows_per_cluster, "plan": str(plan)}
+    _time_exchanges(stage, floor, told)
+
+
+def _by_memory(scan: str, sizes: Sizes, device: Device) -> Plan:
+    backward = scan.endswith("_backward")
+    if scan.startswith("rnn"):
+        return fastest(rnn_plans, 2, "memory", sizes.B, sizes.H, device, backward)
+    return fastest(combiner_plans, 3, "memory", sizes.B, sizes.H, sizes.Z, device, backward)
 
 
 def _time_exchanges(stage: Stage, floor: Floor, told: dict[str, Any]) -> None:
-    """Check and time them; the width is made a multiple of four, for stores of vectors."""
-    width = -(-floor.width // 4) * 4
+    """Check and time them; the width is made a multiple of what a thread may store at once."""
+    multiple = 3 if floor.store == WORDS else 4
+    width = -(-floor.width // multiple) * multiple
     rings = torch.randn(floor.clusters, floor.cluster_size * width, device=stage.device)
     arguments = floor.cluster_size, floor.threads, floor.store, floor.warps
 
