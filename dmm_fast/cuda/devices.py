@@ -13,7 +13,7 @@ _KIB = 1024
 
 
 class Architecture(NamedTuple):
-    """What all GPUs of a compute capability have in common."""
+    """Properties that all GPUs of a compute capability have in common."""
 
     fp32_lanes: int  # of a multiprocessor
     shared_bytes: int  # that a block may have

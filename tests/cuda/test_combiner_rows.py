@@ -19,7 +19,7 @@ from tests.inputs import build
 
 __all__ = ["cut"]
 
-emulator = pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
+pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
 emulated = pytest.importorskip("tests.emulated")
 
 OP = "combiner_scan"
@@ -44,14 +44,6 @@ def of_kernel(kernel: int, groups: int) -> Choose:
         return (size, *tiles, at_once) in (FORWARD[kernel], BACKWARD[kernel])
 
     return is_it
-
-
-@pytest.fixture
-def options(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    def choose(**given: Any) -> None:
-        monkeypatch.setattr(emulated, "options", emulator.Options(**given))
-
-    return choose
 
 
 def test_a_kernel_forward_has_one_backward() -> None:

@@ -19,8 +19,8 @@ from tests.inputs import build
 
 __all__ = ["cut"]
 
-emulator = pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
-emulated = pytest.importorskip("tests.emulated")
+pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
+pytest.importorskip("tests.emulated")
 
 OP = "combiner_scan"
 SMALL = 5  # blocks of the kernel for up to 80 units and 24 latents
@@ -36,14 +36,6 @@ def tf32() -> Iterator[None]:
     torch.set_float32_matmul_precision("high")
     yield
     torch.set_float32_matmul_precision(before)
-
-
-@pytest.fixture
-def options(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    def choose(**given: Any) -> None:
-        monkeypatch.setattr(emulated, "options", emulator.Options(**given))
-
-    return choose
 
 
 def check(case: Case) -> None:

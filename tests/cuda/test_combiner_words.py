@@ -18,7 +18,7 @@ from tests.compare import compare, evaluate, incoming_gradients, run_backend
 from tests.compiled import calls_of
 from tests.inputs import build
 
-emulator = pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
+pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
 emulated = pytest.importorskip("tests.emulated")
 
 OP = "combiner_scan"
@@ -63,14 +63,6 @@ def teams(monkeypatch: pytest.MonkeyPatch) -> Teams:
             return TeamPlan([of_team, at_once, blocks, *to, *back, 1])
 
         monkeypatch.setattr(combiner_scan, "combiner_plan", plan)
-
-    return choose
-
-
-@pytest.fixture
-def options(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    def choose(**given: Any) -> None:
-        monkeypatch.setattr(emulated, "options", emulator.Options(**given))
 
     return choose
 

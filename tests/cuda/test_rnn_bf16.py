@@ -21,8 +21,8 @@ from tests.inputs import build
 
 __all__ = ["cut"]
 
-emulator = pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
-emulated = pytest.importorskip("tests.emulated")
+pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
+pytest.importorskip("tests.emulated")
 
 RAGGED = Case("bf16", B=7, T=5, H=60, particles=(2,), lengths="zeros", poison="nan", start="rows")
 # Rows of a cluster, warps of a block, tiles of rows; units.
@@ -73,14 +73,6 @@ def medium(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_float32_matmul_precision("medium")
     yield
     torch.set_float32_matmul_precision(before)
-
-
-@pytest.fixture
-def options(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    def choose(**given: Any) -> None:
-        monkeypatch.setattr(emulated, "options", emulator.Options(**given))
-
-    return choose
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from tests.inputs import build
 
 __all__ = ["cut"]
 
-emulator = pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
-emulated = pytest.importorskip("tests.emulated")
+pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
+pytest.importorskip("tests.emulated")
 
 RAGGED = Case("warps", B=7, T=6, H=22, particles=(2,), lengths="zeros", poison="nan", start="rows")
 # Rows of a cluster, rows of a group, outputs of a warp; units.
@@ -45,14 +45,6 @@ def of(rows: int, at_once: int, outputs: int, units: int = 0) -> Choose:
         return plan[:2] == (rows, at_once) and isinstance(tiling, WarpTiling) and tiling.outputs == outputs
 
     return is_it
-
-
-@pytest.fixture
-def options(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    def choose(**given: Any) -> None:
-        monkeypatch.setattr(emulated, "options", emulator.Options(**given))
-
-    return choose
 
 
 @each_cut

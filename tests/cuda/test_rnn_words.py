@@ -17,8 +17,8 @@ from tests.inputs import build
 
 __all__ = ["cut"]
 
-emulator = pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
-emulated = pytest.importorskip("tests.emulated")
+pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
+pytest.importorskip("tests.emulated")
 
 RAGGED = Case("words", B=7, T=6, H=22, particles=(2,), lengths="zeros", poison="nan", start="rows")
 # Rows of a team, rows of a group, outputs of a warp; units.
@@ -33,14 +33,6 @@ each_order = pytest.mark.parametrize(
     "order", [{}, {"reversed": True}, {"late": True}, {"shuffled": True}], ids=str
 )
 each_way = pytest.mark.parametrize("backward", [False, True], ids=["", "backward"])
-
-
-@pytest.fixture
-def options(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    def choose(**given: Any) -> None:
-        monkeypatch.setattr(emulated, "options", emulator.Options(**given))
-
-    return choose
 
 
 @each_cut

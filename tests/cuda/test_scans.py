@@ -18,8 +18,8 @@ from tests.inputs import build
 
 __all__ = ["cut"]
 
-emulator = pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
-emulated = pytest.importorskip("tests.emulated")
+pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
+pytest.importorskip("tests.emulated")
 
 RAGGED = Case("cut", B=7, T=6, Z=9, H=22, particles=(3,), lengths="zeros", poison="nan", start="rows")
 SCANS = ("rnn_scan", "combiner_scan")
@@ -94,14 +94,6 @@ def test_tensor_cores_are_as_near_as_tf32_is(
 def test_tensor_cores_take_large_batches_where_they_are_allowed() -> None:
     assert rnn_plan(1024, 512, tf32=True).tilings[0].tensor_tiles
     assert not rnn_plan(1024, 512).tilings[0].tensor_tiles
-
-
-@pytest.fixture
-def options(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    def choose(**given: int) -> None:
-        monkeypatch.setattr(emulated, "options", emulator.Options(**given))
-
-    return choose
 
 
 @pytest.mark.parametrize("op", SCANS)
