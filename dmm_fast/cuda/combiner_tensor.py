@@ -129,9 +129,8 @@ class Cut(NamedTuple):
         latents = _LATENTS[self.backward]
         network = sum(self.received) / NETWORK
         chain = latents + units + 2 * _EXCHANGE + network
-        if (
-            groups == 2
-        ):  # both make latents and then both units, so that a half's exchange has the other's work
+        # Of two groups both make latents and then both units, so that a half's exchange has the other's work.
+        if groups == 2:
             chain += units - latents
         return max(chain, groups * (latents + units), groups * network)
 

@@ -110,9 +110,8 @@ def warp_cuts(units: int, backward: bool, most_rows: int, device: Device) -> Ite
     for tiling, size, rows, several in _tilings("rnn_scan_warps", units):
         if size > 16 or not device.at_once(size):
             continue
-        if (
-            size == 1 and tiling.chunks > 1
-        ):  # one chunk would do; the kernel is empty where there are no clusters
+        # One chunk would do; and where there are no clusters, a kernel of more is empty.
+        if size == 1 and tiling.chunks > 1:
             continue
         latency = _LATENCY if size > 1 else _ALONE
         instructions = tiling.instructions(rows, several)

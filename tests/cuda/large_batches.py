@@ -1,4 +1,4 @@
-"""What binds scans of large batches on tensor cores: products, or the bytes that blocks exchange.
+"""Bounds of scans of large batches on tensor cores: by their products, or by the bytes that blocks exchange.
 
     python -m tests.cuda.step_budget --large
 
@@ -128,7 +128,7 @@ class Bound(NamedTuple):
 
     @property
     def keeps(self) -> str:
-        """Where a block's weights are."""
+        """The place of a block's weights."""
         needed = self.kind.weight_bytes(self.blocks)
         if needed <= REGISTER_BYTES:
             return "registers"

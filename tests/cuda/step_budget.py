@@ -107,7 +107,7 @@ def _budget(turn: Turn) -> Budget:
 
 
 def _waits(turn: Turn) -> int:
-    """How often a turn waits; for words that come through device memory, once for all of them."""
+    """Count the waits of a turn: polls for words of device memory are one together."""
     instructions = [passed.instruction for passed in turn.path]
     at_barriers = sum(is_wait(each) and not is_word_poll(each) for each in instructions)
     return at_barriers + any(map(is_word_poll, instructions))

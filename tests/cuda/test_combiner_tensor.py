@@ -63,7 +63,7 @@ def check(case: Case) -> None:
 def test_groups_take_turns(
     rows: int, order: dict[str, bool], cut: Callable[..., None], options: Callable[..., None]
 ) -> None:
-    """One to three groups of a cluster, the last with fewer rows; of 20 rows the second cluster has one."""
+    """A cluster has one to three groups, the last with fewer rows; of 20 rows the second cluster has one."""
     cut(on_tensor_cores(SMALL, rows))
     options(**order)
     check(RAGGED if rows < 8 else replace(RAGGED, particles=(3,), T=3))
@@ -144,7 +144,7 @@ def run(options: Callable[..., None], cut: Callable[..., None]) -> Run:
 @each_order
 @pytest.mark.parametrize("half", [2, 5], ids=["latents", "sums"])
 def test_a_lost_store_is_told(backward: bool, half: int, order: dict[str, bool], run: Run) -> None:
-    """Of the latents of step 1, or of the sums of step 2.
+    """A store of the latents of step 1, or of the sums of step 2.
 
     Who lacks a sum gives no latents, for which others begin to wait at the same time.
     """

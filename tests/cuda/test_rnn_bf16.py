@@ -130,7 +130,7 @@ def test_other_networks_and_layouts(
     cut: Callable[..., None],
     truth: Callable[[Case], Results],
 ) -> None:
-    """Where a lane cannot read its four units of a row at once, there is a copy."""
+    """A lane that cannot read its four units of a row at once has a copy."""
     cut(of(*CUTS[2]))
     case = replace(RAGGED, nonlinearity=nonlinearity, direction=direction, **changed)
     check(case, truth(case))

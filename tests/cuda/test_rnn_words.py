@@ -136,7 +136,7 @@ def run(cut: Callable[..., None], options: Callable[..., None]) -> Run:
 def test_a_lost_word_is_told_and_no_other_is_taken_for_it(
     backward: bool, order: dict[str, bool], group: int, step: int, run: Run
 ) -> None:
-    """What is in its place is zero, or of the step two before."""
+    """In its place there is zero, or the word of the step two before."""
     said = run(backward, fault="lost", group=group, step=step, **order)
     found = int(said["step"])
     assert int(said["flag"], 16) == max(found - 1, 0)
@@ -150,7 +150,7 @@ def test_a_lost_word_is_told_and_no_other_is_taken_for_it(
 def test_without_the_second_buffer_words_are_overwritten_before_they_are_read(
     backward: bool, run: Run
 ) -> None:
-    """Where a block runs ahead of another, that one waits for a flag in whose place there is the next."""
+    """A block that is behind another waits for a flag in whose place there is the next."""
     run(backward, fault="one_buffer", late=True)
 
 
