@@ -42,7 +42,7 @@ __global__ void exchange_floor_kernel(const __grid_constant__ ExchangeFloor a) {
 constexpr int kFloorWords = 8;  // that a thread polls for at once
 
 // One block of a team, which exchanges through device memory. A word has three numbers, as in a scan of three rows.
-inline __global__ __launch_bounds__(1024) void word_floor_kernel(const __grid_constant__ ExchangeFloor a) {
+static __global__ __launch_bounds__(1024) void word_floor_kernel(const __grid_constant__ ExchangeFloor a) {
   DMM_SHARED(float, shared);
   const Team team(a.cluster_size, 0);
   const int ring = a.cluster_size * a.width, first = team.rank() * a.width, threads = static_cast<int>(blockDim.x);
