@@ -130,14 +130,15 @@ def _issue(instructions: int, multiplications: int, device: Device) -> float:
 
 
 def word_cuts(units: int, backward: bool, most_rows: int, device: Device, all_rows: int) -> Iterator[Cut]:
-    """All of teams for so many units and at most so many rows of a team, and of ``all_rows`` in all."""
+    """Ways for teams of at most so many rows each, of ``all_rows``, that exchange through device memory."""
     scan = _scan(backward)
     for tiling, size, rows, several in _tilings("rnn_scan_words", units):
         if size == 1 or not device.teams_at_once(size):
             continue
         received = word_bytes(rows) * tiling.block_outputs * (size - 1)
         # A group may lack rows: not every kernel has a form for a single one.
-        for count in _counts(rows, several, most_rows) if several else (min(rows, most_rows),):
+        counts = _counts(rows, several, most_rows) if several else (min(rows, most_rows),)
+        for count in counts:
             used = shared_bytes(scan, [count, rows, size, *tiling, 1])
             teams = min(-(-all_rows // count), device.teams_at_once(size))
             instructions = tiling.word_instructions(rows, several)
