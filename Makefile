@@ -6,13 +6,14 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-# The demo trains the tutorial's DMM on built-in chorales for a minute or two. KL is held low while the
-# latents learn what a chord is; with more of it at once the posterior collapses onto the prior.
+# The demo trains on 1,000 built-in chorales for two to three minutes. The notes of a chord depend on each other
+# (NADE) and on the chord before (augment), without which forecasts lose the key and their chords clash. KL is
+# held low while the latents learn what a chord is; with more of it at once the posterior collapses onto the prior.
 DEMO_OUT      ?= demo
-DEMO_TRAIN    ?= --data chorales --num-epochs 100 --annealing-epochs 400 --minimum-annealing-factor 0.1 \
-                 --learning-rate 0.0008 --lr-schedule cosine --warmup-steps 200 --elbo mean_field \
-                 --eval-frequency 10 --seed 0
-DEMO_GENERATE ?= --seed 0
+DEMO_TRAIN    ?= --data chorales --num-sequences 1000 --emission nade --augment both --rnn tanh --rnn-dim 200 \
+                 --num-epochs 80 --annealing-epochs 50 --minimum-annealing-factor 0.1 --learning-rate 0.008 \
+                 --lr-schedule cosine --warmup-steps 200 --elbo mean_field --eval-frequency 10 --seed 0
+DEMO_GENERATE ?= --num 3 --temperature 0.7 --program 19 --seed 0
 
 # The sanitizers. -O2 and no more: at -O3 the kernels take many minutes to compile, below -O2 they have no
 # fused multiply-add and miss bounds by a hair. Their run-time must be the first library of the process,
@@ -25,15 +26,16 @@ SANITIZED_RUN  = ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=prin
                  LD_PRELOAD="$(foreach lib,asan stdc++,$(shell $(CXX) -print-file-name=lib$(lib).so))"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit triton emulate sanitize other-torch report gpu-kit gpu-sanitize \
-        bench clean
+.PHONY: help install demo test lint types unit triton emulate sanitize wheel other-torch report docs linkcheck \
+        gpu-kit gpu-sanitize bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP)  ## the environment, the pinned tools and this package (editable)
 
-# Made again when the pins, the package's metadata or the C++ change; a failed install leaves no stamp.
+# Made again when the pins, the package's metadata or the C++ change; a failed install leaves no stamp. The pin of triton is
+# for the CPU build of torch and for PyPI's build for CUDA, which names another one and which pip would refuse beside it.
 $(STAMP): requirements-dev.txt pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo "make: $(PYTHON) not found; install Python 3.10 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
@@ -42,15 +44,22 @@ $(STAMP): requirements-dev.txt pyproject.toml setup.py $(wildcard csrc/*.* csrc/
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "make: $(PYTHON) has no venv; on Debian or Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+	grep -v '^triton==' requirements-dev.txt > $(VENV)/requirements.txt
+	grep '^triton==' requirements-dev.txt > $(VENV)/triton.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -r $(VENV)/requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r $(VENV)/triton.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 
 demo: $(STAMP)  ## train on built-in chorales, then draw and play what the model has learnt
 	$(BIN)/dmm-fast train $(DEMO_TRAIN) --out $(DEMO_OUT)
 	$(BIN)/dmm-fast generate $(DEMO_OUT) $(DEMO_GENERATE) --out $(DEMO_OUT)
+	@printf '%s\n' '' 'The files above are the pictures and the music. The model is $(DEMO_OUT)/best.safetensors.' \
+	  'Look at $(DEMO_OUT)/forecast_1.png first: the first 32 beats of a chorale from the test set, and how the' \
+	  'model continues it. To listen, open $(DEMO_OUT)/forecast_1.mid in any player or notation program,' \
+	  'or in a terminal, where TiMidity++ is installed: timidity $(DEMO_OUT)/forecast_1.mid'
 
-test: lint types unit triton emulate report  ## all that must pass: lint, types, unit, triton, emulate, report
+test: lint types unit triton emulate report docs  ## all that must pass: lint, types, unit, triton, emulate, report, docs
 
 lint: $(STAMP)  ## style and formatting
 	$(BIN)/ruff check
@@ -90,21 +99,46 @@ emulate: $(STAMP)  ## the CUDA kernels under the emulator, with the sanitizers
 	  tests/ops/test_compiled_ops.py tests/ops/test_combiner_scan.py tests/optim/test_capturable.py \
 	  --ignore tests/cuda/test_compile.py --ignore tests/cuda/test_step_budget.py --ignore tests/cuda/test_machine_code.py
 
-# Gigabytes are fetched for it, so `make test` leaves it out. Tests and benchmarks are copied: beside the sources they would
-# import those and not the wheel.
-OTHER_TORCH ?= 2.11.0
-OTHER       := build/other-torch
-other-torch: $(STAMP)  ## the wheel built here, installed beside another torch (OTHER_TORCH), passes the tests of the ops
-	$(BIN)/python -m pip wheel --disable-pip-version-check --no-build-isolation --no-deps -w $(OTHER)/wheel .
-	$(PYTHON) -m venv $(OTHER)/venv
-	grep -E '^(numpy|pyro-ppl|hypothesis|pytest|pytest-xdist)==' requirements-dev.txt > $(OTHER)/requirements.txt
-	$(OTHER)/venv/bin/python -m pip install --disable-pip-version-check torch==$(OTHER_TORCH) -r $(OTHER)/requirements.txt
-	$(OTHER)/venv/bin/python -m pip install --disable-pip-version-check --force-reinstall --no-deps $(OTHER)/wheel/*.whl
-	cp -r tests benchmarks pyproject.toml $(OTHER)
-	cd $(OTHER) && venv/bin/python -m pytest tests/ops
+# The wheel is built from the source distribution, and tagged with the oldest glibc that it runs on. torch brings its
+# own libraries; any other library outside the manylinux policy would be copied in, which the audit refuses.
+BUILT := build/wheel
+wheel: $(STAMP)  ## dist/: the source distribution and the wheel, tagged and audited
+	rm -rf $(BUILT) dist
+	$(BIN)/python -m build --no-isolation --outdir $(BUILT)
+	PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --exclude libc10.so --exclude 'libtorch*.so' -w dist $(BUILT)/*.whl
+	cp $(BUILT)/*.tar.gz dist
+	$(BIN)/python -m tests.wheel_audit dist/*.whl
 
-report: $(STAMP)  ## the README's tables are what the committed results say
+# The oldest torch and the newest one, which are builds for CUDA 12 and CUDA 13 on PyPI. Gigabytes are fetched for each, so
+# `make test` leaves them out, and an environment is removed when its tests have passed. Tests and benchmarks are copied:
+# beside the sources they would import those and not the wheel. `newest` is the newest torch that pip finds.
+OTHER_TORCH ?= 2.10.0 2.15.0
+OTHER       := build/other-torch
+OTHER_NEEDS := numpy|pyro-ppl|hypothesis|pytest|pytest-xdist|matplotlib|mido|safetensors|scipy|tqdm
+OTHER_TESTS := tests/ops tests/test_model.py tests/test_package.py tests/test_stable_abi.py tests/test_extension_load.py
+other-torch: $(OTHER_TORCH:%=other-torch-%)  ## the wheel beside each OTHER_TORCH passes its tests; WHEEL=FILE: one already built
+
+other-torch-%: $(if $(WHEEL),,wheel)
+	rm -rf $(OTHER)/$*
+	$(PYTHON) -m venv $(OTHER)/$*/venv
+	grep -E '^($(OTHER_NEEDS))==' requirements-dev.txt > $(OTHER)/$*/requirements.txt
+	$(OTHER)/$*/venv/bin/python -m pip install --disable-pip-version-check $(patsubst torch==newest,torch,torch==$*) \
+	  -r $(OTHER)/$*/requirements.txt
+	$(OTHER)/$*/venv/bin/python -m pip install --disable-pip-version-check --no-deps $(or $(WHEEL),dist/*.whl)
+	cp -r tests benchmarks pyproject.toml $(OTHER)/$*
+	cd $(OTHER)/$* && venv/bin/python -c 'import dmm_fast, sys; sys.exit(dmm_fast.info()["missing"].get("cpp"))'
+	cd $(OTHER)/$* && venv/bin/dmm-fast info && venv/bin/python -m pytest $(OTHER_TESTS)
+	rm -rf $(OTHER)/$*
+
+report: $(STAMP)  ## the tables of the README and the documentation are what the committed results say
 	$(BIN)/python -m benchmarks.report --check
+
+# -n: every reference has a target. -W: a warning fails the build. No network is needed.
+docs: $(STAMP)  ## the documentation, as HTML in build/docs
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs build/docs
+
+linkcheck: $(STAMP)  ## the addresses in the documentation answer (needs the network)
+	$(BIN)/python -m sphinx -q -b linkcheck docs build/linkcheck
 
 # DATA: a file of chorales; without one JSB_Chorales.mat is looked for, as by every benchmark.
 gpu-kit: $(STAMP)  ## build/gpu-kit: all that an offline machine with a GPU and torch needs for the GPU run
@@ -115,7 +149,7 @@ gpu-kit: $(STAMP)  ## build/gpu-kit: all that an offline machine with a GPU and 
 TOOL ?= memcheck
 gpu-sanitize: $(STAMP)  ## the kernels under compute-sanitizer, TOOL=memcheck, racecheck or synccheck
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $(TOOL) --error-exitcode 1 \
-	  --target-processes application-only $(BIN)/python -m benchmarks.gpu.exercise
+	  --target-processes application-only $(BIN)/python -m benchmarks.gpu.call_ops
 
 bench: $(STAMP)  ## time SVI steps and a JSB epoch against the baseline
 	$(BIN)/python -m benchmarks.run --suite cpu

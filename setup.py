@@ -1,16 +1,16 @@
 """Builds the compiled library, one file for every torch from 2.10 on; the rest is in pyproject.toml.
 
-Its ops go through LibTorch's stable ABI, so it needs torch's headers to build and no particular torch to
-run. The headers are those of the torch that is installed already, which an isolated build does not see:
-``pip install --no-build-isolation .``. pyproject.toml does not name torch as a requirement of the build,
-because pip would then fetch the newest CUDA build, gigabytes, for a few headers. Without torch or without a
-C++ compiler that works, the build stops and says so; it never leaves the library out by itself.
+The ops use LibTorch's stable ABI, so the build needs torch's headers, but the library runs with any torch
+from 2.10 on. The headers are those of the installed torch, which an isolated build does not see: use
+``pip install --no-build-isolation .``. pyproject.toml does not list torch as a build requirement, because pip
+would then download the newest CUDA build, several gigabytes, for a few headers. Without torch or a working
+C++ compiler the build stops with an error; it never leaves the library out by itself.
 
-CUDA kernels are built where there is an nvcc: no GPU is needed for it, and no CUDA build of torch.
+CUDA kernels are built if an nvcc is found; neither a GPU nor a CUDA build of torch is needed.
 
     DMM_FAST_PURE         1: install without the library; every op is computed in eager PyTorch or Triton
-    CUDA_HOME             the toolkit; else the one the nvcc on PATH belongs to
-    DMM_FAST_CUDA         0: no CUDA kernels; 1: fail without them
+    CUDA_HOME             the CUDA toolkit; by default that of the nvcc on PATH
+    DMM_FAST_CUDA         0: build no CUDA kernels; 1: fail if they cannot be built
     TORCH_CUDA_ARCH_LIST  architectures, "8.0 9.0+PTX" unless set
 """
 
@@ -39,17 +39,17 @@ CUDA_SOURCES = sorted(p.relative_to(HERE) for p in (HERE / "csrc" / "cuda").glob
 NVCC_FLAGS = ["-O3", "-std=c++17", "-Icsrc", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 TORCH_LIBRARIES = ["c10", "torch", "torch_cpu"]
 OLDEST_SETUPTOOLS = 77
-# The oldest torch whose stable ABI is enough, as the macro wants it: 2.10.
+# The oldest torch whose stable ABI suffices, 2.10, in the form of the macro.
 TARGET_TORCH = "0x020a000000000000"
-# The oldest Python whose limited API is enough, as the macro and the wheel's tag want it: 3.10.
+# The oldest Python whose limited API suffices, 3.10, in the forms of the macro and of the wheel's tag.
 TARGET_PYTHON = ("0x030a0000", "cp310")
-# Marks an installed package whose library was left out on purpose: dmm_fast/_extension.py looks for it.
+# Marks an installed package whose library was left out on purpose; dmm_fast/_extension.py looks for it.
 PURE_MARKER = "_pure"
-WITHOUT = "to do without these ops, many times slower, run `DMM_FAST_PURE=1 pip install .`"
+WITHOUT = "to install without these ops, many times slower, run `DMM_FAST_PURE=1 pip install .`"
 
 
 def is_pure() -> bool:
-    """Whether the package is to be installed without the library."""
+    """True if the package is to be installed without the library."""
     wanted = os.environ.get("DMM_FAST_PURE") or "0"
     if wanted not in ("0", "1"):
         sys.exit(f"DMM_FAST_PURE: expected 0 or 1, got {wanted!r}")
@@ -57,12 +57,15 @@ def is_pure() -> bool:
 
 
 def has_limited_api() -> bool:
-    """Whether one library serves every later Python: the free-threaded ones have no limited API."""
+    """True if Python has the limited API, so that one library serves all later versions.
+
+    Free-threaded builds of Python have none.
+    """
     return not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 
 def toolkit() -> Path | None:
-    """The CUDA toolkit to build with, or None where there is none or it is not wanted."""
+    """The CUDA toolkit to build with; None if there is none or CUDA kernels are disabled."""
     if os.environ.get("DMM_FAST_CUDA") == "0":
         return None
     home = os.environ.get("CUDA_HOME") or _home_of(shutil.which("nvcc"))
@@ -70,7 +73,7 @@ def toolkit() -> Path | None:
 
 
 def _home_of(nvcc: str | None) -> str | None:
-    """The toolkit an nvcc belongs to. It may be a script that calls another one, so it is asked."""
+    """The toolkit that an nvcc belongs to, by its own output, since it may be a script that calls another."""
     if nvcc is None:
         return None
     said = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
@@ -79,7 +82,7 @@ def _home_of(nvcc: str | None) -> str | None:
 
 
 def architectures() -> list[str]:
-    """What TORCH_CUDA_ARCH_LIST names, as nvcc wants it."""
+    """The flags of nvcc for the architectures in TORCH_CUDA_ARCH_LIST."""
     flags = []
     for name in re.split(r"[;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or "8.0 9.0+PTX"):
         known = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", name)
@@ -93,16 +96,16 @@ def architectures() -> list[str]:
 
 
 def nvcc(home: Path) -> list[str]:
-    """The command that compiles for every architecture, but for its files."""
+    """The command that compiles for all architectures, without its file arguments."""
     return [str(home / "bin" / "nvcc"), *NVCC_FLAGS, *architectures()]
 
 
 def settings() -> dict[str, Any]:
-    """Arguments for setuptools beside pyproject.toml.
+    """Arguments for setuptools in addition to pyproject.toml.
 
-    Nothing here needs torch: a source distribution is made without it.
+    They do not need torch, so that a source distribution can be made without it.
     """
-    # Without isolation pip does not look at what pyproject.toml requires, and older ones fail to read it.
+    # Without isolation pip ignores the build requirements, and older setuptools fail to read pyproject.toml.
     if int(setuptools.__version__.partition(".")[0]) < OLDEST_SETUPTOOLS:
         wanted = f"setuptools>={OLDEST_SETUPTOOLS}"
         sys.exit(
@@ -118,7 +121,7 @@ def settings() -> dict[str, Any]:
 
 
 def library() -> Extension:
-    """The compiled library, but for what torch and nvcc add when it is built."""
+    """The extension module of the library, to which torch and nvcc add paths and objects during the build."""
     limited = [("Py_LIMITED_API", TARGET_PYTHON[0])] if has_limited_api() else []
     return Extension(
         "dmm_fast._C",
@@ -126,7 +129,7 @@ def library() -> Extension:
         include_dirs=["csrc"],
         libraries=TORCH_LIBRARIES.copy(),
         define_macros=[*limited, ("TORCH_TARGET_VERSION", TARGET_TORCH)],
-        # What the environment asks for has the last word.
+        # The environment's flags come last and take precedence.
         extra_compile_args=[
             *("-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-Wall"),
             *shlex.split(os.environ.get("CXXFLAGS", "")),
@@ -137,19 +140,19 @@ def library() -> Extension:
 
 
 def torch_paths() -> tuple[list[str], list[str]]:
-    """The folders of torch's headers and libraries. The build stops where there is no torch."""
+    """The folders of torch's headers and libraries. The build stops if torch is not installed."""
     try:
         from torch.utils.cpp_extension import include_paths, library_paths
     except ImportError as error:
         sys.exit(
-            f"dmm_fast: the build of the C++ ops finds no torch ({error}): install torch first, then run "
+            f"dmm_fast: the C++ ops need torch to build ({error}): install torch first, then run "
             f"`pip install --no-build-isolation .`; {WITHOUT}"
         )
     return include_paths(), library_paths()
 
 
 class Metadata(dist_info):
-    """Stops already here, where a wheel is going to: next, pip downloads what the package requires."""
+    """Checks for torch before the metadata is written, since pip then starts to download the requirements."""
 
     def run(self) -> None:
         torch_paths()
@@ -157,13 +160,13 @@ class Metadata(dist_info):
 
 
 class Build(build):
-    """Compiles before it copies: where it stops, the reason is not below a long list of copied files."""
+    """Compiles before it copies files, so that an error is not buried in a long list of copied files."""
 
     sub_commands = sorted(build.sub_commands, key=lambda command: command[0] != "build_ext")
 
 
 class PurePython(build_py):
-    """Copies the package and marks the copy: the library is left out on purpose."""
+    """Copies the package and adds the marker of a library that was left out on purpose."""
 
     def run(self) -> None:
         super().run()
@@ -172,19 +175,21 @@ class PurePython(build_py):
 
 
 class BuildLibrary(build_ext):
-    """Compiles the files of the extension at the same time, those for the GPU with nvcc."""
+    """Compiles the files of the extension in parallel, the CUDA sources with nvcc."""
 
     def run(self) -> None:
         include_dirs, library_dirs = torch_paths()
         for extension in self.extensions:
             extension.include_dirs += include_dirs
             extension.library_dirs += library_dirs
+            # Errors of torch's headers quote __FILE__, here without the folder of the machine that builds.
+            extension.extra_compile_args += [f"-ffile-prefix-map={folder}/=" for folder in include_dirs]
         try:
             super().run()
         except (CCompilerError, BaseError) as error:
             sys.exit(
                 f"dmm_fast: the C++ ops do not compile ({error}): install a C++ compiler, such as g++, or "
-                f"mend what it reports above; {WITHOUT}"
+                f"fix the errors that it reports above; {WITHOUT}"
             )
         if self.inplace:
             (HERE / "dmm_fast" / PURE_MARKER).unlink(missing_ok=True)
@@ -202,7 +207,7 @@ class BuildLibrary(build_ext):
             super().build_extension(ext)
 
     def _add_cuda(self, ext: Extension, pool: ThreadPoolExecutor) -> None:
-        """Compile the kernels and have the extension linked with them; without them it is whole too."""
+        """Compile the CUDA kernels and link the extension with them; they are optional."""
         must = os.environ.get("DMM_FAST_CUDA") == "1"
         home = toolkit()
         if home is None:

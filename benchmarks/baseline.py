@@ -1,6 +1,6 @@
-"""The opponent: the Deep Markov Model in ordinary per-step Pyro, as the DMM tutorial runs it.
+"""The baseline: the Deep Markov Model in ordinary per-step Pyro, as in the DMM tutorial.
 
-Two sample statements a time step, some forty small kernels each. Parameter names and the order in
+It has two sample statements per time step, about forty small kernels each. Parameter names and the order in
 which parameters are initialised and noise is drawn are the tutorial's, so that one seed gives one
 loss in the tutorial, here and in ``dmm_fast.DMM``.
 
@@ -68,18 +68,18 @@ class BaselineCombiner(nn.Module):
         self.lin_hidden_to_scale = nn.Linear(rnn_dim, z_dim)
 
     def forward(self, z_prev: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Average the two sources of knowledge, then two linear heads."""
+        """Average the contributions of z and h, then apply two linear heads."""
         combined = 0.5 * (torch.tanh(self.lin_z_to_hidden(z_prev)) + h)
         return self.lin_hidden_to_loc(combined), softplus(self.lin_hidden_to_scale(combined))
 
 
 class BaselineDMM(nn.Module):
-    """Model and guide with one sample statement a time step.
+    """Model and guide with one sample statement per time step.
 
-    ``mended=False`` does what the tutorial does: it puts the RNN's outputs back in forward time row
-    by row into full-size zeros, and slices ``[:, t]`` of them in the loop; the backward of either
-    allocates full-size zeros for every row or step, O(B^2 T) and O(B T^2). ``mended=True`` computes
-    the same with one gather and one ``unbind``, both linear in B T.
+    ``mended=False`` is the tutorial's code: it reverses the outputs of the RNN row by row into full-size
+    zeros, and slices ``[:, t]`` of them in the loop. The backward passes allocate full-size zeros for every
+    row or step, O(B^2 T) and O(B T^2). ``mended=True`` computes the same with one gather and one
+    ``unbind``, both linear in B T.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class BaselineDMM(nn.Module):
         return dist.TransformedDistribution(normal, self.iafs).mask(valid[:, 0])
 
     def _hidden_states(self, mini_batch_reversed: PackedSequence, lengths: Tensor, B: int, T: int) -> Tensor:
-        """The RNN's outputs in forward time, ``[B, T, H]``, zero past each end."""
+        """The outputs of the RNN in forward time, ``[B, T, H]``, zero past the end of each sequence."""
         h_0 = self.h_0.expand(self.rnn.num_layers, B, -1).contiguous()
         packed, _ = self.rnn(mini_batch_reversed, h_0)
         padded, _ = pad_packed_sequence(packed, batch_first=True, total_length=T)
@@ -178,7 +178,7 @@ class BaselineDMM(nn.Module):
 
 
 def _reverse_rows(padded: Tensor, lengths: Tensor) -> Tensor:
-    """Reverse each row within its length, one row and one full-size gradient at a time."""
+    """Reverse each row within its length, row by row, with a full-size gradient for each."""
     forward = torch.zeros_like(padded)
     for b, length in enumerate(lengths.tolist()):
         backwards = torch.arange(length - 1, -1, -1, device=padded.device)
@@ -187,7 +187,7 @@ def _reverse_rows(padded: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _reverse_at_once(padded: Tensor, lengths: Tensor) -> Tensor:
-    """Reverse each row within its length in one gather; steps past the end stay where they are."""
+    """Reverse each row within its length in one gather; steps past the end keep their positions."""
     t = torch.arange(padded.size(1), device=padded.device).expand(padded.shape[:2])
     end = lengths.to(padded.device).unsqueeze(1)
     source = torch.where(t < end, end - 1 - t, t)

@@ -1,4 +1,4 @@
-"""What is timed: sizes and mini-batches."""
+"""Cases to time: model sizes and mini-batches."""
 
 import os
 from collections.abc import Mapping
@@ -24,14 +24,23 @@ DATA_BESIDE_THE_CHECKOUT = Path(__file__).resolve().parents[2] / "shared" / "dat
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the results: the mini-batches one timed run goes through, one SVI step each.
+    """Mini-batches for one timed run, which takes an SVI step on each of them.
 
-    ``checked`` are the indices of the batches on which every contestant must agree with the
-    baseline before anything is timed. Where that would be too dear, ``gate`` has cases that are checked
-    in place of this one. ``sizes`` are constructor arguments of the model. ``threads``: None is the
-    run's own number. ``precision`` is what products of float32 are computed in. ``contestants`` names
-    those that take part, None all; ``not_run`` says of some of them why they do not. ``along`` places the
-    case on the axes of a scaling plot.
+    Attributes:
+        name: of the case in the results.
+        batches: the mini-batches.
+        data: a description of their source.
+        rounds: timed rounds.
+        warmup: rounds before the timed ones.
+        checked: indices of the batches on which every implementation is compared with float64 before timing.
+        annealing_factor: weight of the KL terms.
+        sizes: constructor arguments of the model.
+        threads: number of threads; None is that of the run.
+        precision: of float32 products, see :mod:`benchmarks.precision`.
+        implementations: names of those to time; None: all.
+        not_run: reasons by the names of the implementations that are skipped.
+        check_cases: smaller cases that are checked in place of this one, if checking it is too expensive.
+        along: the position of the case on the axes of a scaling plot.
     """
 
     name: str
@@ -44,23 +53,25 @@ class Case:
     sizes: Mapping[str, Any] = field(default_factory=dict)
     threads: int | None = None
     precision: str = IEEE
-    contestants: tuple[str, ...] | None = None
+    implementations: tuple[str, ...] | None = None
     not_run: Mapping[str, str] = field(default_factory=dict)
-    gate: tuple["Case", ...] = ()
+    check_cases: tuple["Case", ...] = ()
     along: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
-        """Where the batches are."""
+        """The device of the batches."""
         return self.batches[0].mini_batch.device
 
     def to(self, device: torch.device) -> "Case":
-        """The same case with its batches on ``device``; Pyro's loader too leaves lengths on the CPU."""
-        gate = tuple(case.to(device) for case in self.gate)
-        return replace(self, batches=tuple(_moved(batch, device) for batch in self.batches), gate=gate)
+        """The same case with its batches on ``device``; lengths stay on the CPU, as with Pyro's loader."""
+        check_cases = tuple(case.to(device) for case in self.check_cases)
+        return replace(
+            self, batches=tuple(_moved(batch, device) for batch in self.batches), check_cases=check_cases
+        )
 
     def describe(self) -> dict[str, object]:
-        """What a reader needs in order to run the same case."""
+        """The fields of a results row that describe the case."""
         time_steps = sum(int(b.mini_batch_seq_lengths.sum()) for b in self.batches)
         padded = sum(b.mini_batch.shape[0] * b.mini_batch.shape[1] for b in self.batches)
         return {
@@ -73,12 +84,12 @@ class Case:
             "threads": self.threads or torch.get_num_threads(),
             "precision": self.precision,
             "along": dict(self.along),
-            "checked_on": [case.name for case in self.gate] or [self.name],
+            "checked_on": [case.name for case in self.check_cases] or [self.name],
         }
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
-    packed: Any = batch.mini_batch_reversed  # whose stub knows of dtypes alone
+    packed: Any = batch.mini_batch_reversed  # whose type stub accepts dtypes only
     return batch._replace(
         mini_batch=batch.mini_batch.to(device),
         mini_batch_reversed=None if packed is None else packed.to(device),
@@ -87,11 +98,13 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
 
 
 def data_file(asked: str | Path | None) -> Path | None:
-    """The chorales to read: ``asked`` (a file, or a folder holding JSB_Chorales.mat), else what
-    ``DMM_FAST_DATA`` names likewise, else ``../shared/data`` beside the checkout, else None.
+    """The file of chorales to read, or None for the built-in ones.
+
+    ``asked`` names a file, or a folder that holds JSB_Chorales.mat; if it is None, the environment variable
+    ``DMM_FAST_DATA`` does; if that is not set, a folder beside the checkout is searched.
 
     Raises:
-        FileNotFoundError: what was asked for, by argument or by variable, is not there.
+        FileNotFoundError: there is no file where the argument or the variable says.
     """
     asked = os.environ.get(DATA_VARIABLE) if asked is None else asked
     if asked is None:
@@ -103,14 +116,14 @@ def data_file(asked: str | Path | None) -> Path | None:
 
 
 def full_batch(B: int, T: int, D: int = 88, *, density: float = 0.05, seed: int = 0) -> Batch:
-    """Random 0/1 frames [B, T, D], float32, every row of full length."""
+    """A mini-batch of random binary frames [B, T, D], float32, every row of full length."""
     generator = torch.Generator().manual_seed(seed)
     sequences = (torch.rand(B, T, D, generator=generator) < density).float()
     return tutorial_mini_batch(torch.arange(B), sequences, torch.full((B,), T))
 
 
 def svi_step(B: int, T: int, *, rounds: int, quick: bool) -> Case:
-    """One SVI step on a full batch."""
+    """A case of one SVI step on a batch of full length."""
     if quick:
         B, T = 4, 6
     case = Case(
@@ -123,14 +136,14 @@ def svi_step(B: int, T: int, *, rounds: int, quick: bool) -> Case:
 
 
 def jsb_epoch(path: Path | None, *, rounds: int, quick: bool) -> Case:
-    """One epoch over a training split in the tutorial's mini-batches of 20, shuffled once.
+    """A case of one epoch over a training split in the tutorial's mini-batches of 20, shuffled once.
 
-    Mini-batches are prepared beforehand: the time is that of the SVI steps alone.
+    Mini-batches are prepared beforehand, so only the SVI steps are timed.
     """
     if path is not None:
         data, source, name = load(path).train, path.name, path.stem
     else:
-        # As many as in JSB, but nobody shall take them for JSB: the case is named after them.
+        # As many sequences as in JSB. The case is named after the built-in chorales, as they are other data.
         data = chorales(num_train=5 if quick else JSB_SEQUENCES, num_valid=1, num_test=1).train
         source = name = "built-in chorales"
     data, B = (beginnings(data), 3) if quick else (data, TUTORIAL_BATCH)
@@ -155,12 +168,12 @@ def beginnings(data: SequenceSet) -> SequenceSet:
 
 
 def quick_case(case: Case) -> Case:
-    """The same case in tiny: for trying the machinery, never for the README."""
+    """A tiny version of the case, to try a command; its times are never reported."""
     return replace(
         case,
         name=f"{case.name} (quick)",
         rounds=2,
         warmup=1,
         sizes=QUICK_SIZES,
-        gate=tuple(replace(smaller, sizes=QUICK_SIZES) for smaller in case.gate),
+        check_cases=tuple(replace(smaller, sizes=QUICK_SIZES) for smaller in case.check_cases),
     )

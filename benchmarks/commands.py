@@ -1,4 +1,4 @@
-"""Other programs: run with a limit, their output kept and, as a rule, shown."""
+"""Subprocesses with a time limit, whose output is kept and optionally shown."""
 
 import os
 import signal
@@ -12,19 +12,19 @@ from typing import NamedTuple
 
 from benchmarks import ROOT
 
-# After an interrupt a program has so many seconds to end by itself.
+# Seconds between an interrupt and a kill.
 INTERRUPT_SECONDS = 12.0
 
 
 class Ended(NamedTuple):
-    """The end of a program; ``status`` is None where its time was up."""
+    """The exit status of a program, None after a timeout, and its output."""
 
     status: int | None
     output: str
 
     def describe(self, lines: int = 8) -> str:
-        """The end of the output, and a line with the status and the last of it."""
-        how = "time was up" if self.status is None else f"exit status {self.status}"
+        """The last lines of the output, and a line with the status and the last of them."""
+        how = "timed out" if self.status is None else f"exit status {self.status}"
         if self.status is not None and self.status < 0:
             how = f"killed by {signal.Signals(-self.status).name}"
         last = self.output.strip().splitlines()[-lines:]
@@ -43,20 +43,28 @@ def run(
     own_group: bool = False,
     interrupt: float = INTERRUPT_SECONDS,
 ) -> Ended:
-    """Run ``command``. When the time is up it is interrupted, and killed if that does not end it.
+    """Run ``command``. After a timeout it is interrupted, and killed if the interrupt does not end it.
 
-    The time begins when the program prints the line ``ready``, if one is given, for which it has ``starting``
-    seconds. With ``own_group`` all that it has started is killed with it, else with the caller's group.
+    Args:
+        command: program and arguments, run in the root of the checkout.
+        seconds: time limit.
+        env: environment, by default that of this process.
+        log: file to append the output to.
+        show: print the output as it comes.
+        ready: a line of output that starts the time limit; by default it starts at once.
+        starting: seconds within which ``ready`` must be printed.
+        own_group: start a process group, which is killed as a whole.
+        interrupt: seconds between the interrupt and the kill; 0: kill at once.
     """
-    # A shell that runs this in its background has told it to ignore interrupts, and programs inherit that.
-    with suppress(ValueError):  # in another thread than the main one
+    # A process in the background of a shell ignores interrupts, and its subprocesses inherit that.
+    with suppress(ValueError):  # only the main thread may set handlers
         if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
     with log.open("a+b") if log else tempfile.TemporaryFile() as output:
         begin = output.seek(0, os.SEEK_END)
 
         def printed() -> str:
-            # The program shares the file's offset; a read at a place of its own leaves that alone.
+            # The program shares the file offset, which pread does not move.
             return os.pread(output.fileno(), 1 << 28, begin).decode(errors="replace")
 
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The gate before the clock: same parameters and noise must give the same loss and gradients."""
+"""Comparison with float64: the same parameters and noise must give the same loss and gradients."""
 
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,18 +12,18 @@ from torch import Tensor
 from torch.distributions import TransformedDistribution
 
 from benchmarks.cases import Case
-from benchmarks.contestants import BASELINE
+from benchmarks.implementations import BASELINE
 from benchmarks.precision import IEEE, TF32
-from benchmarks.pyro_racer import PyroContestant, PyroRacer
-from benchmarks.racer import Contestant, Racer
+from benchmarks.pyro_stepper import PyroImplementation, PyroStepper
+from benchmarks.stepper import Implementation, Stepper
 from dmm_fast.data import Batch
 
-# TF32 keeps ten bits of a factor, 5e-4 of it on average where a kernel cuts the others off.
+# TF32 keeps ten mantissa bits of a factor; a kernel that truncates errs by 5e-4 of it on average.
 LOSS_BOUND = {IEEE: 1e-5, TF32: 1e-3}
-# Gradients may err against float64 three times as much as the eager float32 baseline does.
+# Gradients may have three times the error of the eager float32 baseline against float64.
 GRADIENT_FACTOR = 3.0
-# A baseline that happens to be exact must not make the bound zero; nor, in TF32, one whose products the
-# library happens to compute in IEEE.
+# Lower limits of the bound, for a baseline that happens to be exact or, in TF32, whose products the library
+# happens to compute in IEEE.
 GRADIENT_FLOOR = {IEEE: 1e-6, TF32: 5e-3}
 SEEDS = (0, 1, 2)
 
@@ -31,8 +31,8 @@ LossAndGrads = tuple[float, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One line of the results' ``correctness`` list. Errors are relative."""
+class CheckResult:
+    """A row of the results' ``correctness`` list. Errors are relative."""
 
     op: str
     backend: str
@@ -47,9 +47,9 @@ class Verdict:
 
 
 class SinglePrecisionNoise(Messenger):
-    """Draws the per-step guide's noise in float32 whatever the precision of its parameters.
+    """Draws the noise of the per-step guide in float32 for parameters of any precision.
 
-    A float64 run then sees the very numbers that a float32 run with the same seed sees.
+    A float64 run then uses the same noise as a float32 run with the same seed.
     """
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
@@ -68,24 +68,24 @@ class SinglePrecisionNoise(Messenger):
         msg["value"] = value
 
 
-def double_reference(case: Case, parameters: Mapping[str, Tensor], elbo: Callable[[], Any]) -> PyroRacer:
-    """The baseline in float64 with the noise of a float32 run."""
-    racer = BASELINE.setup(case, parameters)
-    racer.module.double()
-    racer.elbo = elbo()
-    guide = racer.module.guide
+def double_reference(case: Case, parameters: Mapping[str, Tensor], elbo: Callable[[], Any]) -> PyroStepper:
+    """The stepper of the baseline in float64, with the noise of a float32 run."""
+    stepper = BASELINE.setup(case, parameters)
+    stepper.module.double()
+    stepper.elbo = elbo()
+    guide = stepper.module.guide
 
     def with_noise(*args: Any, **kwargs: Any) -> None:
         with SinglePrecisionNoise():
             guide(*args, **kwargs)
 
-    racer.module.guide = with_noise  # type: ignore[method-assign]
-    return racer
+    stepper.module.guide = with_noise  # type: ignore[method-assign]
+    return stepper
 
 
 @contextmanager
 def double_by_default() -> Iterator[None]:
-    """Float64 as torch's default dtype, in which Pyro inverts a flow."""
+    """Make float64 the default dtype of torch, which is the dtype Pyro inverts a flow in."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -105,9 +105,9 @@ def to_double(batch: Batch) -> Batch:
 
 
 def worst_gradient_error(got: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> float:
-    """The largest norm-wise relative error over the parameters.
+    """The largest norm-wise relative error over the parameters; NaN counts as infinite.
 
-    A gradient that is zero in ``want`` is measured against one: it must be zero to the same digits.
+    For a gradient that is zero in ``want``, the absolute error counts.
     """
     worst = 0.0
     for name, reference in want.items():
@@ -117,19 +117,21 @@ def worst_gradient_error(got: Mapping[str, Tensor], want: Mapping[str, Tensor]) 
     return worst
 
 
-def check(case: Case, parameters: Mapping[str, Tensor], contestants: Iterable[Contestant]) -> list[Verdict]:
-    """Loss and gradients of every contestant on the checked batches of ``case``.
+def check(
+    case: Case, parameters: Mapping[str, Tensor], implementations: Iterable[Implementation]
+) -> list[CheckResult]:
+    """Compare loss and gradients of every implementation with float64 on the checked batches of ``case``.
 
-    Gradient errors are medians over seeds: a ReLU input near zero that changes sign between
-    precisions is a property of the seed, not of the code.
+    Gradient errors are medians over seeds, because a ReLU input near zero may change its sign between
+    precisions, which depends on the seed and not on the code.
     """
-    verdicts: list[Verdict] = []
-    groups: dict[Callable[[], Any], list[Contestant]] = {}
-    for contestant in contestants:
-        groups.setdefault(contestant.elbo, []).append(contestant)
+    check_results: list[CheckResult] = []
+    groups: dict[Callable[[], Any], list[Implementation]] = {}
+    for implementation in implementations:
+        groups.setdefault(implementation.elbo, []).append(implementation)
     for elbo, members in groups.items():
         reference = double_reference(case, parameters, elbo)
-        eager = PyroContestant(BASELINE.name, BASELINE.module, BASELINE.optimizer, elbo)
+        eager = PyroImplementation(BASELINE.name, BASELINE.module, BASELINE.optimizer, elbo)
         for index in case.checked:
             batch = case.batches[index]
             where = f"{case.name}, batch {index}"
@@ -137,29 +139,33 @@ def check(case: Case, parameters: Mapping[str, Tensor], contestants: Iterable[Co
                 want = [reference.loss_and_grads(to_double(batch), seed) for seed in SEEDS]
             plain = _evaluate(eager.setup(case, parameters), batch)
             bound = max(GRADIENT_FACTOR * _gradient_error(plain, want), GRADIENT_FLOOR[case.precision])
-            for contestant in members:
-                same = contestant == eager
-                got = plain if same else _evaluate(contestant.setup(case, parameters), batch)
-                verdicts += _verdicts(contestant.name, where, got, want, (LOSS_BOUND[case.precision], bound))
-    return verdicts
+            for implementation in members:
+                same = implementation == eager
+                got = plain if same else _evaluate(implementation.setup(case, parameters), batch)
+                check_results += _check_results(
+                    implementation.name, where, got, want, (LOSS_BOUND[case.precision], bound)
+                )
+    return check_results
 
 
-def _evaluate(racer: Racer, batch: Batch) -> list[LossAndGrads]:
-    return [racer.loss_and_grads(batch, seed) for seed in SEEDS]
+def _evaluate(stepper: Stepper, batch: Batch) -> list[LossAndGrads]:
+    return [stepper.loss_and_grads(batch, seed) for seed in SEEDS]
 
 
 def _gradient_error(got: list[LossAndGrads], want: list[LossAndGrads]) -> float:
     return statistics.median(worst_gradient_error(g, w) for (_, g), (_, w) in zip(got, want, strict=True))
 
 
-def _verdicts(
+def _check_results(
     name: str, where: str, got: list[LossAndGrads], want: list[LossAndGrads], bounds: tuple[float, float]
-) -> list[Verdict]:
+) -> list[CheckResult]:
     losses = [abs(g - w) / abs(w) for (g, _), (w, _) in zip(got, want, strict=True)]
     loss_error = max(e if e == e else float("inf") for e in losses)
     gradient_error = _gradient_error(got, want)
     of_loss, of_gradients = bounds
     return [
-        Verdict("SVI loss", name, where, loss_error, of_loss, loss_error <= of_loss),
-        Verdict("SVI gradients", name, where, gradient_error, of_gradients, gradient_error <= of_gradients),
+        CheckResult("SVI loss", name, where, loss_error, of_loss, loss_error <= of_loss),
+        CheckResult(
+            "SVI gradients", name, where, gradient_error, of_gradients, gradient_error <= of_gradients
+        ),
     ]

@@ -1,7 +1,7 @@
-"""Arguments of an op at given sizes, drawn as the table of ops says.
+"""Random arguments of an op at given sizes, drawn as the table of ops describes them.
 
-Tests and benchmarks draw with it. It lies here because tests may import benchmarks, not the other way round,
-and because the package itself draws nothing.
+Tests and benchmarks share this module. It belongs to the benchmarks because tests may import benchmarks but
+not the other way round, and the package itself draws no arguments.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +26,7 @@ Inputs = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """The sizes of the table's letters, the tutorial's unless given, and the circumstances of a call."""
+    """Sizes by the letters of the table of ops, by default the tutorial's, and variants of a call."""
 
     B: int = TUTORIAL_BATCH
     T: int = TUTORIAL_STEPS
@@ -42,10 +42,10 @@ class Sizes:
     X: int = 0
     particles: tuple[int, ...] = ()
     shared: bool = False  # x, h and value have no particle dimensions
-    start: str = "one"  # h_0, z_0, z_q_0 for "one" [Z], "rows" [B, Z] or "particles" [..., B, Z]
-    lengths: str = "full"  # or "ragged", with a row of one step; "zeros": ragged, rows of no step
+    start: str = "one"  # shape of h_0, z_0, z_q_0: "one" [Z], "rows" [B, Z] or "particles" [..., B, Z]
+    lengths: str = "full"  # "ragged" includes a row of one step, "zeros" also rows of no step
     mask: str = "none"  # or "steps" [B, T] or "dims" [B, T, D]
-    layout: str = "contiguous"  # or "expanded": drawn once for particles and rows
+    layout: str = "contiguous"  # "expanded": drawn once and expanded over particles and rows
     nonlinearity: str = "relu"
     direction: str = "backward"
 
@@ -56,12 +56,14 @@ class Sizes:
         return {**given, "I": self.Z + self.X}
 
     def shape(self, word: str) -> tuple[list[int], list[int]]:
-        """The shape that is drawn and the one it is expanded to; they differ in layout "expanded"."""
+        """The shape to draw and the shape to expand it to; they differ for the layout "expanded"."""
         expand, letters = self.layout == "expanded", self.letters
         starts = {"one": (), "rows": (self.B,), "particles": (*self.particles, self.B)}
         drawn: list[int] = []
         full: list[int] = []
-        for size in sizes_in(word.replace("N", "NBT").replace("n", "nBT")):  # steps are those of sequences
+        for size in sizes_in(
+            word.replace("N", "NBT").replace("n", "nBT")
+        ):  # rows of a single step are drawn as those of sequences
             sizes: tuple[int, ...]
             if size in "PN":
                 sizes = self.particles
@@ -89,7 +91,7 @@ class Sizes:
 
 
 def draw(arguments: Iterable[Argument], sizes: Sizes, generator: torch.Generator) -> Inputs:
-    """The arguments by name, in float32 on the CPU; flags are set, a plan is not drawn."""
+    """Draw the arguments, float32 on the CPU, by name; flags are True, and plans are not drawn."""
     drawn: Inputs = {}
     for argument in arguments:
         if argument.kind == "tensor":
@@ -109,10 +111,10 @@ def draw(arguments: Iterable[Argument], sizes: Sizes, generator: torch.Generator
 
 
 def numbers(fact: str, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Numbers of which a fact of the table is true; standard normal ones without a fact.
+    """Draw a tensor with the property that the table of ops calls a fact; standard normal without one.
 
     Raises:
-        ValueError: there is no such fact.
+        ValueError: the fact is unknown.
     """
     if fact == "weight":
         return _uniform(shape, generator)
@@ -138,7 +140,7 @@ def numbers(fact: str, shape: Sequence[int], generator: torch.Generator) -> Tens
 
 
 def _weights(kind: str, sizes: Sizes, generator: torch.Generator) -> Any:
-    """Weights and biases as ``nn.Linear`` draws them: uniform within 1 / sqrt(inputs)."""
+    """Draw weights and biases as ``nn.Linear`` does: uniform within 1 / sqrt(inputs)."""
     tensors: list[Tensor] = []
     inputs = 1
     for name, word in WEIGHTS[kind].entries:
@@ -149,7 +151,7 @@ def _weights(kind: str, sizes: Sizes, generator: torch.Generator) -> Any:
 
 
 def _uniform(shape: Sequence[int], generator: torch.Generator, inputs: int | None = None) -> Tensor:
-    """Numbers within 1 / sqrt(inputs), those of the last dimension unless others are given."""
+    """Draw uniformly within 1 / sqrt(inputs), by default the size of the last dimension."""
     return (2.0 * torch.rand(shape, generator=generator) - 1.0) * (1.0 / sqrt(inputs or shape[-1]))
 
 
@@ -168,8 +170,8 @@ def _mask(sizes: Sizes, generator: torch.Generator) -> Tensor | None:
 def off_kinks(op: str, draws: Iterable[Inputs], margin: float) -> Inputs:
     """The first draw of the op's arguments in which no input of a ReLU is within ``margin`` of zero.
 
-    On which side of zero it is must not be a matter of rounding: single entries of a gradient would jump, in
-    float32 and float64, in eager and backend alike.
+    The sign of such an input would depend on rounding, and single entries of a gradient with it, in every
+    precision and implementation.
 
     Raises:
         RuntimeError: there is none among the first :data:`MAX_DRAWS`.
@@ -179,11 +181,11 @@ def off_kinks(op: str, draws: Iterable[Inputs], margin: float) -> Inputs:
             getattr(reference, op)(**map_tensors(inputs, to_double))
         if kinks.distance > margin:
             return inputs
-    raise RuntimeError(f"{op}: expected a draw off every kink in {MAX_DRAWS}, got none")
+    raise RuntimeError(f"{op}: expected a draw without a ReLU input near zero in {MAX_DRAWS}, got none")
 
 
 class _NearestToAKink(TorchFunctionMode):
-    """Keeps the smallest magnitude that goes into a ReLU."""
+    """Keeps the smallest magnitude of the inputs of all ReLUs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,7 +201,7 @@ class _NearestToAKink(TorchFunctionMode):
 
 
 def tensors(inputs: Inputs) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor with its name; within weights it is ``weights.<field>``, within a list ``<list>.<i>``."""
+    """All tensors with their names: ``weights.<field>`` within weights, ``<list>.<i>`` within a list."""
     for name, value in inputs.items():
         if isinstance(value, Tensor):
             yield name, value
@@ -226,10 +228,10 @@ def _parts(value: Any) -> Iterator[tuple[Any, Tensor]]:
 
 
 def differentiable(inputs: Inputs) -> dict[str, Tensor]:
-    """The tensors that an op has gradients by: every floating one but the mask."""
+    """The tensors that an op is differentiable by: all floating-point tensors except the mask."""
     return {n: t for n, t in tensors(inputs) if t.is_floating_point() and n != "mask"}
 
 
 def to_double(name: str, tensor: Tensor) -> Tensor:
-    """The same numbers in float64; for :func:`map_tensors`."""
+    """``tensor`` in float64 if it is floating-point; for :func:`map_tensors`."""
     return tensor.detach().double() if tensor.is_floating_point() else tensor

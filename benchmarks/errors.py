@@ -1,7 +1,7 @@
-"""How far each op of a backend is from float64, beside how far eager float32 is on the same inputs.
+"""Errors of each op of a backend against float64, and those of eager float32 on the same inputs.
 
-Sizes are the tutorial's. Errors are norm-wise and relative, one for each output and each gradient,
-medians over seeds. Inputs are drawn in float32; eager, backend and reference all see those numbers.
+Sizes are the tutorial's. Errors are norm-wise and relative, one for each output and each gradient, medians
+over seeds. Inputs are drawn in float32 and are the same for eager PyTorch, backend and float64.
 """
 
 import statistics
@@ -21,19 +21,19 @@ from dmm_fast.ops import _backends
 from dmm_fast.ops.schema import CLIPPED_ADAM, OPS, WEIGHTS
 
 SEEDS = (0, 1, 2)
-# A float32 backend may be this much further from the truth than eager PyTorch is ...
+# Bound of the error of a float32 backend, in units of the error of eager PyTorch ...
 EAGER_FACTOR = 3.0
-# ... and where eager PyTorch is lucky, as on a single number, this far in units of eps ...
+# ... but at least this many eps, as eager PyTorch may be exact by chance ...
 FLOOR_EPS = 8.0
-# ... and as far again on processors without a fused multiply-add, where every product is rounded too.
+# ... and twice as many on processors without a fused multiply-add, which also round every product.
 UNFUSED_FACTOR = 2.0
-# Of millions of inputs of a ReLU, as at the tutorial's sizes, some are nearer to zero than the tests allow.
+# Smaller than in the tests: among millions of ReLU inputs at the tutorial's sizes, some are close to zero.
 RELU_MARGIN = 1e-6
 
 QUICK = Sizes(B=3, T=5, D=7, Z=4, H=6, R=5, G=5, E=6)
 
 _ADAM_LISTS = tuple(a.name for a in CLIPPED_ADAM.arguments[:4])
-# In the middle of training, with the tutorial's settings.
+# A step in the middle of training, with the tutorial's settings.
 ADAM_OPTIONS = {
     "step": 10,
     "lr": 3e-4,
@@ -49,7 +49,7 @@ Results = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class ErrorRow:
-    """One line of the results' ``errors`` list: a correctness row, and what eager float32 errs."""
+    """A row of the results' ``errors`` list: a correctness row with the error of eager float32."""
 
     op: str
     backend: str
@@ -65,7 +65,7 @@ class ErrorRow:
 
 
 def about(sizes: Sizes) -> dict[str, Any]:
-    """What a reader needs in order to understand the rows."""
+    """The settings that the rows were measured with."""
     return {
         "seeds": len(SEEDS),
         "eager_factor": EAGER_FACTOR,
@@ -90,7 +90,7 @@ def computed_by(backend_name: str, device: str) -> list[str]:
 
 
 def op_rows(op: str, backend_name: str, device: str, sizes: Sizes) -> Iterator[ErrorRow]:
-    """A row for each result of one op, full and, where the op knows lengths, ragged."""
+    """A row for each result of one op, for full and, if the op takes lengths, ragged batches."""
     for lengths in ("full", "ragged") if op in OPS and OPS[op].is_sequence else ("full",):
         at = replace(sizes, lengths=lengths)
         pairs = [_errors(op, backend_name, device, at, seed) for seed in SEEDS]
@@ -104,16 +104,16 @@ def op_rows(op: str, backend_name: str, device: str, sizes: Sizes) -> Iterator[E
 def _errors(
     op: str, backend_name: str, device: str, sizes: Sizes, seed: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """The errors of eager float32, and of the backend, by result."""
-    inputs, truth, eager = _yardstick(op, device, sizes, seed)
+    """The errors of eager float32 and of the backend, by result."""
+    inputs, truth, eager = _eager_errors(op, device, sizes, seed)
     with ops.use_backend(backend_name):
         ours = results_of(op)(getattr(ops, op), inputs)
     return eager, relative_errors(ours, truth)
 
 
 @lru_cache(maxsize=2 * len(SEEDS))
-def _yardstick(op: str, device: str, sizes: Sizes, seed: int) -> tuple[Inputs, Results, dict[str, float]]:
-    """Arguments on the device, the truth, and the errors of eager float32; kept for the next backend."""
+def _eager_errors(op: str, device: str, sizes: Sizes, seed: int) -> tuple[Inputs, Results, dict[str, float]]:
+    """Arguments on the device, the float64 results, and the errors of eager float32; cached over backends."""
     inputs, results = arguments_off_kinks(op, sizes, seed, device), results_of(op)
     truth = results(getattr(reference, op), map_tensors(inputs, to_double))
     return inputs, truth, relative_errors(results(getattr(reference, op), inputs), truth)
@@ -125,7 +125,7 @@ def relative_errors(got: Results, truth: Results) -> dict[str, float]:
 
 
 def relative_error(value: Tensor, truth: Tensor) -> float:
-    """The norm of the difference relative to the norm of the truth; 0 for two zeros, NaN is inf."""
+    """The norm of the difference relative to the norm of the truth; 0 if both are zero, inf for NaN."""
     difference = (value.to(truth.device).double() - truth).norm().item()
     norm = truth.norm().item()
     error = difference / norm if norm > 0 else (0.0 if difference == 0 else inf)
@@ -133,7 +133,7 @@ def relative_error(value: Tensor, truth: Tensor) -> float:
 
 
 def bound(eager: float, dtype: torch.dtype = torch.float32) -> float:
-    """The error that a backend may have where eager PyTorch has the error ``eager``; inf allows no more."""
+    """The bound of a backend's error given that of eager PyTorch; if that is infinite, the floor."""
     unfused = _extension.instruction_set() == "baseline"
     floor = FLOOR_EPS * torch.finfo(dtype).eps * (UNFUSED_FACTOR if unfused else 1.0)
     return max(floor, EAGER_FACTOR * eager) if isfinite(eager) else floor
@@ -143,21 +143,21 @@ def bound(eager: float, dtype: torch.dtype = torch.float32) -> float:
 
 
 def arguments_off_kinks(op: str, sizes: Sizes, seed: int, device: str = "cpu") -> Inputs:
-    """The arguments of the op by name, float32, drawn on the CPU; the first draw that keeps off the kinks."""
+    """Draw the arguments of the op by name, float32, without a ReLU input near zero."""
     generator = torch.Generator().manual_seed(seed)
     draws = (arguments(op, sizes, generator, device) for _ in count())
     return next(draws) if op == "clipped_adam" else off_kinks(op, draws, RELU_MARGIN)
 
 
 def arguments(op: str, sizes: Sizes, generator: torch.Generator, device: str = "cpu") -> Inputs:
-    """The arguments of the op by name as they come, next to a kink or not."""
+    """Draw the arguments of the op by name, with ReLU inputs of any size."""
     adam = op == "clipped_adam"
     drawn = _adam_lists(sizes, generator) if adam else draw(OPS[op].arguments, sizes, generator)
     return map_tensors(drawn, lambda _, tensor: tensor.to(device))
 
 
 def _adam_lists(sizes: Sizes, generator: torch.Generator) -> Inputs:
-    """The weights of the model, gradients of which some are clipped, and moving averages."""
+    """Draw weights of the model, gradients of which some are clipped, and moving averages."""
     shapes = [sizes.shape(word)[0] for weights in WEIGHTS.values() for word in weights.words]
 
     def normal(scale: float) -> list[Tensor]:
@@ -172,12 +172,12 @@ def _adam_lists(sizes: Sizes, generator: torch.Generator) -> Inputs:
 
 
 def results_of(op: str) -> Callable[..., Results]:
-    """What calls a function with the arguments of ``op`` and names what comes of it."""
+    """A function that calls its first argument with the arguments of ``op`` and names the results."""
     return _adam_results if op == "clipped_adam" else partial(_op_results, gradients=OPS[op].has_backward)
 
 
 def _op_results(function: Callable[..., Any], inputs: Inputs, gradients: bool = True) -> Results:
-    """Outputs, and for one random gradient of each the gradients of every floating argument."""
+    """The outputs, and the gradients of every floating-point argument for random incoming gradients."""
     incoming = torch.Generator().manual_seed(len(SEEDS))
 
     def gradients_for(outputs: tuple[Tensor, ...]) -> list[Tensor | None]:
@@ -199,7 +199,7 @@ def evaluate(
 ) -> tuple[tuple[Tensor, ...], Results]:
     """The outputs of ``function(**inputs)`` and the gradient of each differentiable input.
 
-    ``only`` names the one input to differentiate by, None takes them all; "" none.
+    ``only`` names a single input to differentiate by; None: all, "": none.
     """
     wanted = {n: t for n, t in differentiable(inputs).items() if only in (None, n)}
     for tensor in wanted.values():
@@ -228,7 +228,7 @@ def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
 
 
 def _adam_results(function: Callable[..., Any], inputs: Inputs, gradients: bool = False) -> Results:
-    """The content of each list after one step; there are no ``gradients`` to ask for."""
+    """The content of each list after one step; ``gradients`` has no effect."""
     changed = map_tensors(inputs, lambda _, tensor: tensor.clone())
     function(**changed, **ADAM_OPTIONS)
     return {f"value of {n}": torch.cat([tensor.flatten() for tensor in changed[n]]) for n in _ADAM_LISTS}

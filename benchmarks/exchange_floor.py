@@ -1,8 +1,8 @@
-"""``python -m benchmarks.exchange_floor``: build the kernel whose time is the floor of a scan's.
+"""``python -m benchmarks.exchange_floor``: build the kernel that measures a lower bound of a scan's time.
 
-The kernel exchanges numbers as a scan on thread-block clusters does, and computes nothing. The package has no
-use for it, so it lies in a small library of its own, as the op ``dmm_fast_benchmarks::exchange_floor``. nvcc
-compiles it with the flags of ``setup.py``. No GPU is needed for that, and no particular torch to load it.
+The kernel exchanges data between blocks as a scan does, without any arithmetic. It is not part of the
+package: a library of its own registers it as ``dmm_fast_benchmarks::exchange_floor``. nvcc compiles it with
+the flags of ``setup.py``, for which no GPU is needed, and any supported torch can load it.
 """
 
 import argparse
@@ -28,7 +28,7 @@ COMMAND = "python -m benchmarks.exchange_floor"
 
 
 def missing(device: str) -> str | None:
-    """Load the op. Returns None, or why ``device`` does not have it, in a sentence."""
+    """Load the op. Returns None, or the reason why it is not available on ``device``."""
     if device != "cuda":
         return f"the exchange floor is a CUDA kernel, and the device is {device}"
     if not _extension.cuda_architectures():
@@ -43,18 +43,18 @@ def missing(device: str) -> str | None:
 
 
 def raise_on_hang() -> None:
-    """Raise what the loaded kernel recorded when a wait for its other blocks timed out.
+    """Raise an error if the kernel has recorded a wait for other blocks that timed out.
 
     Raises:
-        RuntimeError: a wait has timed out since the last time that one was raised.
+        RuntimeError: a wait has timed out since the last call.
     """
     torch.ops.dmm_fast_benchmarks.check_hangs()
 
 
 def ensure() -> str | None:
-    """Build the library if there is none, or if it is old and can be built.
+    """Build the library if it is missing, or out of date and can be built.
 
-    Returns None, or why there is no library, in a sentence.
+    Returns None, or the reason why there is no library.
     """
     if LIBRARY.is_file() and not (_can_build() and _is_old()):
         return None
@@ -62,7 +62,7 @@ def ensure() -> str | None:
 
 
 def build() -> str | None:
-    """Build the library anew. Returns None, or why there is no library, in a sentence."""
+    """Build the library. Returns None, or the reason why there is no library."""
     if not (ROOT / "setup.py").is_file():
         return f"{LIBRARY.name} is not built: expected the package's source in {ROOT}, got none"
     setup = _setup()
@@ -91,7 +91,7 @@ def _can_build() -> bool:
 
 
 def _is_old() -> bool:
-    """Whether a file that the library is built from has changed since."""
+    """True if a source file is newer than the library."""
     headers = (ROOT / "csrc").rglob("*.*h")
     files = [
         ROOT / "setup.py",
@@ -103,7 +103,7 @@ def _is_old() -> bool:
 
 
 def _setup() -> Any:
-    """Contents of ``setup.py``, which states how the package's kernels are compiled."""
+    """Import ``setup.py``, which has the compiler flags of the package."""
     spec = spec_from_file_location("dmm_fast_setup", ROOT / "setup.py")
     assert spec is not None
     assert spec.loader is not None
@@ -113,7 +113,7 @@ def _setup() -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Build the library. Returns 0, or 1 where there is none."""
+    """Build the library. Returns 0, or 1 if that failed."""
     argparse.ArgumentParser(prog=COMMAND, description=__doc__).parse_args(argv)
     why = build()
     if why:

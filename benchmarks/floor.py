@@ -1,7 +1,7 @@
-"""``python -m benchmarks.floor``: what one SVI step costs at least, counted and then measured.
+"""``python -m benchmarks.floor``: a lower bound of the time of one SVI step on this CPU.
 
-Counted: multiply-adds of every linear map, weights read, and exchanges, steps that must wait for the
-step before. Measured: what this machine does on one large matrix product.
+It counts the multiply-adds of every linear map, the weights read by the scans, and the sequential steps, and
+measures the rate of one large GEMM on this machine.
 """
 
 import argparse
@@ -21,10 +21,10 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Linear:
-    """One linear map: ``fan_in x fan_out`` multiply-adds a row and as many weights.
+    """A linear map: ``fan_in x fan_out`` multiply-adds per row and as many weights.
 
-    ``scanned``: it stands in the chain from one time step to the next. ``needs_dx``: the backward
-    wants the gradient of its input, which for the data it does not.
+    ``scanned``: it is part of the recurrence over time steps. ``needs_dx``: the backward pass computes the
+    gradient of its input, which is not needed for the data.
     """
 
     op: str
@@ -35,11 +35,11 @@ class Linear:
 
     @property
     def weights(self) -> int:
-        """Entries of the matrix, which are also the multiply-adds of one row."""
+        """The number of weights, which is also the number of multiply-adds per row."""
         return self.fan_in * self.fan_out
 
     def flops(self, rows: int) -> tuple[int, int]:
-        """Forward and backward of ``rows`` rows; a multiply-add is two."""
+        """Operations of ``rows`` rows, forward and backward; a multiply-add counts as two."""
         forward = 2 * rows * self.weights
         return forward, forward * (2 if self.needs_dx else 1)
 
@@ -62,7 +62,7 @@ def linears(D: int, Z: int, E: int, G: int, H: int) -> list[Linear]:
 
 
 def tutorial_sizes() -> tuple[int, int, int, int, int]:
-    """The constructor's defaults."""
+    """The default sizes of the model, which are the tutorial's."""
     names = ("input_dim", "z_dim", "emission_dim", "transition_dim", "rnn_dim")
     parameters = inspect.signature(DMM).parameters
     D, Z, E, G, H = (int(parameters[name].default) for name in names)
@@ -70,14 +70,14 @@ def tutorial_sizes() -> tuple[int, int, int, int, int]:
 
 
 def table(maps: Sequence[Linear], B: int, T: int) -> str:
-    """GFLOP forward and backward of each op, and the weights a scan reads on every time step."""
+    """A table of GFLOP forward and backward by op, and of the weights read by the scans."""
     lines = [f"{'op':18s} {'forward':>9s} {'backward':>9s}  GFLOP   scans' weights, read, MB"]
     total = [0.0, 0.0]
     for op in dict.fromkeys(m.op for m in maps):
         mine = [m for m in maps if m.op == op]
         forward, backward = (sum(f) / 1e9 for f in zip(*(m.flops(B * T) for m in mine), strict=True))
         total = [total[0] + forward, total[1] + backward]
-        # The forward scan and the backward scan each read the weights on every time step.
+        # Forward and backward scan read their weights in every time step.
         scanned = 2 * T * FLOAT_BYTES * sum(m.weights for m in mine if m.scanned) / 1e6
         lines.append(f"{op:18s} {forward:9.3f} {backward:9.3f}  {f'{scanned:22.0f}' if scanned else ''}")
     lines.append(f"{'all':18s} {total[0]:9.3f} {total[1]:9.3f}  together {sum(total):.2f}")
@@ -86,7 +86,7 @@ def table(maps: Sequence[Linear], B: int, T: int) -> str:
 
 
 def gemm_rate(threads: int, size: int = 1536, repeats: int = 7) -> float:
-    """GFLOP/s of a large float32 product in ``threads`` threads, the best of ``repeats``."""
+    """GFLOP/s of a large float32 GEMM with ``threads`` threads, the best of ``repeats``."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     a, b = torch.randn(size, size), torch.randn(size, size)

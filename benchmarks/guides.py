@@ -1,9 +1,8 @@
-"""``python -m benchmarks.guides``: the six guides and one or two flows, each trained alike, and their bounds.
+"""``python -m benchmarks.guides``: train the six guides, and one or two flows, and compare their bounds.
 
-A run is one guide: so many epochs from the same seed, with the same schedule, in one thread. Every
-:data:`EVERY` epochs the bound is estimated on the validation set, and the parameters of the lowest are kept;
-at the end these are evaluated on validation and test set. Finished runs are kept in a folder, and not
-repeated by a later call.
+Each guide is trained for the same number of epochs, with the same seed and schedule, in one thread. The bound
+on the validation set is estimated every :data:`EVERY` epochs, and the parameters of the lowest bound are
+evaluated on the validation and test sets. Finished runs are kept in a folder and not repeated.
 """
 
 import argparse
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from benchmarks import cases, machine
 from benchmarks.baseline import tutorial_mini_batch
-from benchmarks.correctness import GRADIENT_FLOOR, LOSS_BOUND, Verdict, to_double, worst_gradient_error
+from benchmarks.correctness import GRADIENT_FLOOR, LOSS_BOUND, CheckResult, to_double, worst_gradient_error
 from benchmarks.precision import IEEE
 from benchmarks.quality import chosen_data
 from benchmarks.run import RESULTS, write
@@ -49,8 +48,8 @@ GUIDES = (*((guide, 0) for guide in INFERENCE), ("st-r", 1), ("st-r", 2))
 class Run:
     """A guide, its number of flows and its recurrent network.
 
-    Networks of tanh are what is trained: at the learning rate of :meth:`config` some guides of relu diverge
-    in the first epochs, and take long to come back.
+    The networks have tanh nonlinearities: at the learning rate of :meth:`config`, some guides with ReLU
+    diverge in the first epochs and recover slowly.
     """
 
     inference: str
@@ -59,12 +58,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        """As in the results."""
+        """The name in the results."""
         flows = f", {self.flows} flows" if self.flows else ""
         return self.inference + flows + (f", {self.rnn}" if self.rnn != "tanh" else "")
 
     def config(self, epochs: int, out: Path | None = None) -> TrainConfig:
-        """The settings that all runs share; the KL terms' weight climbs over the first half."""
+        """The settings shared by all runs; the weight of the KL terms rises over the first half."""
         return TrainConfig(
             inference=self.inference,
             num_iafs=self.flows,
@@ -85,7 +84,7 @@ class Run:
 
 
 def trained(run: Run, data_path: Path | None, epochs: int, folder: Path) -> dict[str, Any]:
-    """Train and evaluate, unless ``folder`` has the run already; the row of the results."""
+    """Train and evaluate, unless ``folder`` has the run already; returns the results row."""
     kept = folder / f"{run.inference}-{run.flows}.json"
     if kept.exists():
         row: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
@@ -116,7 +115,7 @@ def trained(run: Run, data_path: Path | None, epochs: int, folder: Path) -> dict
 
 
 def _evaluated(dmm: DMM, split: Any) -> dict[str, list[float]]:
-    """Bound and importance-sampled NLL in nats a time step: over all steps, and mean of the averages."""
+    """Bound and importance-sampled NLL in nats per time step: over all steps, and the mean of averages."""
     bound = evaluate_elbo(dmm, split, num_particles=5)
     return {
         "bound": list(bound),
@@ -126,10 +125,14 @@ def _evaluated(dmm: DMM, split: Any) -> dict[str, list[float]]:
 
 def checked(
     run: Run, data: Dataset, device: torch.device | None = None, sizes: Mapping[str, Any] | None = None
-) -> list[Verdict]:
-    """Loss and gradients in float32 on the first sequences, with given noise, against float64.
+) -> list[CheckResult]:
+    """Compare loss and gradients in float32 on the first sequences with float64, for the same noise.
 
-    On ``device``, by default the CPU. ``sizes`` are arguments of the model in place of the run's own.
+    Args:
+        run: the guide.
+        data: the data set.
+        device: by default the CPU.
+        sizes: arguments of the model that override those of the run.
     """
     first = torch.arange(min(4, len(data.train)))
     where = f"{data.name}, the first {len(first)} sequences"
@@ -149,7 +152,7 @@ def checked(
         "SVI gradients": (worst_gradient_error(got[1], truth[1]), bound),
     }
     return [
-        Verdict(what, run.name, where, error, limit, error <= limit)
+        CheckResult(what, run.name, where, error, limit, error <= limit)
         for what, (error, limit) in errors.items()
     ]
 
@@ -162,7 +165,7 @@ def _loss_and_grads(dmm: DMM, batch: Batch, eps: Tensor) -> tuple[float, dict[st
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check, train, write. Returns 0, or 1 when a guide does not compute what the reference does."""
+    """Check, train, write. Returns 0, or 1 if a guide does not agree with the reference."""
     args = _parser().parse_args(argv)
     torch.set_num_threads(1)
     path = cases.data_file(None if args.data is None else Path(args.data))
@@ -170,19 +173,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     meta = machine.meta(torch.device("cpu"), quick=args.epochs < 100)
     meta["load_warning"] = load_warning(meta["load"], args.jobs, meta["cpus"])
     runs = [Run(*guide) for guide in GUIDES if not args.only or guide[0] in args.only]
-    verdicts = [verdict for run in runs for verdict in checked(run, data)]
-    if not all(verdict.ok for verdict in verdicts):
-        print("not trained: a guide is not what the reference computes", *verdicts, sep="\n", file=sys.stderr)
+    check_results = [result for run in runs for result in checked(run, data)]
+    if not all(result.ok for result in check_results):
+        print(
+            "not trained: a guide does not agree with the reference",
+            *check_results,
+            sep="\n",
+            file=sys.stderr,
+        )
         return 1
     args.folder.mkdir(parents=True, exist_ok=True)
     one = partial(trained, data_path=path, epochs=args.epochs, folder=args.folder)
     if args.jobs == 1:
         rows = [one(run) for run in runs]
     else:
-        # Spawned: a process that has computed in threads must not be forked.
+        # Spawned, because a process that has used threads must not be forked.
         with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
             rows = list(pool.map(one, runs))
-    results = {"suite": SUITE, "meta": meta, "correctness": [v.as_dict() for v in verdicts], "cases": rows}
+    results = {
+        "suite": SUITE,
+        "meta": meta,
+        "correctness": [v.as_dict() for v in check_results],
+        "cases": rows,
+    }
     meta["load_at_end"] = load_average()
     print(f"\nwritten: {write(results, Path(args.out))}")
     return 0
@@ -191,11 +204,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.guides", description=__doc__)
     parser.add_argument("--out", default=RESULTS, help="folder for the JSON file")
-    parser.add_argument("--folder", type=Path, default=Path("build/guides"), help="for the runs themselves")
+    parser.add_argument("--folder", type=Path, default=Path("build/guides"), help="folder for the runs")
     parser.add_argument("--data", help="a file of chorales, or a folder holding JSB_Chorales.mat")
-    parser.add_argument("--epochs", type=int, default=400, help="of each run")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each in one thread")
-    parser.add_argument("--only", nargs="*", choices=INFERENCE, help="these guides alone")
+    parser.add_argument("--epochs", type=int, default=400, help="epochs of each run")
+    parser.add_argument("--jobs", type=int, default=2, help="concurrent runs, each in one thread")
+    parser.add_argument("--only", nargs="*", choices=INFERENCE, help="train these guides only")
     return parser
 
 

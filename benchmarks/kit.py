@@ -1,8 +1,8 @@
-"""``python -m benchmarks.kit``: one folder with all that a GPU run needs beside a CUDA build of torch.
+"""``python -m benchmarks.kit``: a folder with everything a GPU run needs besides a CUDA build of torch.
 
-For a machine that reaches no package index: the package with its compiled library, benchmarks and tests, the
-library of the exchange floor, which is built first, Pyro unpacked, the chorales, the hash of the commit, and
-``run.sh``.
+It is meant for machines without access to a package index. It has the package with its compiled library,
+benchmarks and tests, the library of the exchange floor, which is built first, Pyro, the chorales, the hash of
+the commit, and ``run.sh``.
 """
 
 import argparse
@@ -22,7 +22,7 @@ FOLDERS = ("dmm_fast", "benchmarks", "tests")
 # Pyro and what it imports beside torch and numpy.
 PACKAGES = ("pyro-ppl", "pyro-api", "opt_einsum", "tqdm")
 UNNEEDED = shutil.ignore_patterns("__pycache__", "results", ".*")
-# Machines that take a folder along often limit its size.
+# Upload limits of GPU machines are often about this size.
 MOST_BYTES = 60_000_000
 RUN = """\
 #!/bin/sh
@@ -44,7 +44,7 @@ exec "${PYTHON:-python3}" -m benchmarks.gpu --preset "$preset" --out "$out" --co
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the folder anew. Returns 0, or 1 where the library has no CUDA kernels or it is too large."""
+    """Make the folder, replacing an old one. Returns 0, or 1 if it is too large."""
     parser = _parser()
     args = parser.parse_args(argv)
     out, missing = Path(args.out), dmm_fast.info()["missing"].get("cuda")
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     (out / "run.sh").write_text(RUN, encoding="utf-8")
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, out / folder, ignore=UNNEEDED)
-    (out / "tests" / "__init__.py").touch()  # before any package of that name elsewhere
+    (out / "tests" / "__init__.py").touch()  # takes precedence over other packages of that name
     shutil.copy(ROOT / "pyproject.toml", out)
     for source, name in packages():
         (out / "packages" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def packages() -> Iterator[tuple[Path, PackagePath]]:
-    """The files of the installed packages that the kit takes along, and their places in it."""
+    """The files of the installed packages in the kit, with their relative paths."""
     for name in PACKAGES:
         found: Distribution = distribution(name)
         for path in found.files or ():
@@ -93,7 +93,7 @@ def packages() -> Iterator[tuple[Path, PackagePath]]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kit", description=__doc__)
-    parser.add_argument("--out", default=OUT, help="the folder, made anew")
+    parser.add_argument("--out", default=OUT, help="the folder; an old kit is replaced")
     parser.add_argument("--data", help="a file of chorales, or a folder holding JSB_Chorales.mat")
     return parser
 

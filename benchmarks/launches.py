@@ -1,8 +1,8 @@
-"""Launches of a program for a GPU, written down on a machine without one.
+"""Recording of the launches of a GPU program on a machine without a GPU.
 
-Tensors of the meta device, which have shapes and no memory, are shown to Python code as tensors on a GPU. So
-the code for GPUs runs: the choice of backends, the Triton functions, the plans of the scans, autograd, the
-optimizer. A launch is written down in place of being made.
+Tensors of the meta device, which have shapes but no memory, appear to Python code as tensors on a GPU. The
+code for GPUs runs as usual: the choice of backends, the Triton functions, the plans of the scans, autograd,
+the optimizer. Launches are recorded instead of executed.
 """
 
 import sys
@@ -31,22 +31,22 @@ FREE = frozenset(
         *("_unsafe_view", "lift_fresh", "resize_", "set_", "is_same_size", "record_stream"),
     }
 )
-"""Operators of torch that launch nothing, besides those that make views."""
+"""Operators of torch that launch nothing; views are excluded separately."""
 
 SEVERAL = {"constant_pad_nd": 2, "slice_backward": 2, "select_backward": 2, "eye": 2}
-"""Operators of torch that fill a tensor first, and then write a part of it."""
+"""Operators of torch with several launches: they fill a tensor and then write a part of it."""
 
 COPIED = {
     "_launch_combiner_scan": ("base", "b_z"),
     "_launch_combiner_scan_backward": ("g",),
 }
-"""Arguments of the compiled library's launches that are copied unless they are contiguous."""
+"""Arguments that the compiled library copies if they are not contiguous."""
 
 PASSED_OVER = frozenset({"run", "launch", "launch_rows", "launch_tiles", "launch_wide", "__torch_function__"})
-"""Functions that launch on behalf of another one, which is told in their place."""
+"""Helper functions that launch on behalf of their caller; the caller is recorded instead."""
 
 ADAM_TENSORS = 64
-"""Parameters that one launch of Adam steps (``csrc/cuda/clipped_adam.h``)."""
+"""Parameters per launch of Adam (``csrc/cuda/clipped_adam.h``)."""
 
 GPU = torch.device("cuda", 0)
 _META = torch.device("meta")
@@ -59,13 +59,13 @@ class Launch(NamedTuple):
     """A kernel, a copy or a fill.
 
     Attributes:
-        part: of the program; empty where it is none of those that have a name.
-        op: the op of :mod:`dmm_fast.ops` that it belongs to; empty where there is none.
-        function: the innermost of ``dmm_fast`` or Pyro that leads to it, or else the node of autograd.
-        kernel: its name, or the operator of torch.
+        part: the named part of the program; empty for other parts.
+        op: the op of :mod:`dmm_fast.ops` that launches it; empty if there is none.
+        function: the innermost calling function of ``dmm_fast`` or Pyro, or the node of autograd.
+        kernel: the name of the kernel, or the operator of torch.
         by: ``"triton"``, ``"cuda"`` (the compiled library) or ``"torch"``.
-        stream: 0 for the one that the program began on. On a GPU autograd computes a backward pass on the
-            stream of its forward pass; here it is the stream on which the backward pass was called.
+        stream: 0 for the initial stream. The stream of a backward pass is that of its call; on a GPU,
+            autograd uses the stream of the forward pass.
     """
 
     part: str
@@ -77,15 +77,15 @@ class Launch(NamedTuple):
 
 
 class Recorder(TorchDispatchMode):
-    """Writes launches down; tensors have shapes alone.
+    """Records launches; tensors have shapes only.
 
     Args:
-        parts: names of parts of the program by the code of their functions; the outermost counts.
+        parts: names of parts of the program by the code of their functions; the outermost part is recorded.
     """
 
     def __init__(self, parts: Mapping[CodeType, str]) -> None:
         super().__init__()
-        # As in a mode of fake tensors, torch does not initialise CUDA before it makes a tensor there.
+        # As with fake tensors, keeps torch from initialising CUDA when it makes a tensor there.
         self._mode_key = torch._C._TorchDispatchModeKey.FAKE
         self.launches: list[Launch] = []
         self.is_capturing = False
@@ -119,14 +119,14 @@ class Recorder(TorchDispatchMode):
         return made
 
     def add(self, by: str, kernel: str) -> None:
-        """Write down a launch."""
+        """Record a launch."""
         part, function = self._place()
         self.launches.append(
             Launch(part, self._ops[-1] if self._ops else "", function, kernel, by, self._stream)
         )
 
     def device(self, tensor: Tensor) -> torch.device:
-        """The device of a tensor as Python code is shown it."""
+        """The device of a tensor as it appears to Python code."""
         device = _device_of(tensor)
         return GPU if device == _META and not self._shows_meta else device
 
@@ -135,12 +135,12 @@ class Recorder(TorchDispatchMode):
         return Stream(next(self._streams))
 
     def current_stream(self, device: Any = None) -> "Stream":
-        """The stream that launches go to."""
+        """The current stream."""
         return Stream(self._stream)
 
     @contextmanager
     def on_stream(self, stream: "Stream | None") -> Iterator[None]:
-        """Launch on ``stream`` for a while."""
+        """Make ``stream`` the current stream."""
         before = self._stream
         self._stream = before if stream is None else stream.number
         try:
@@ -149,12 +149,12 @@ class Recorder(TorchDispatchMode):
             self._stream = before
 
     def _compute(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
-        """Compute an op of ours: by its functions for a GPU, which launch something."""
+        """Compute an op of ``dmm_fast`` by its functions for a GPU."""
         if name.startswith(_LAUNCH):
             with self:
                 return self._launch(name, args)
         if name not in self._routes:
-            return func(*args, **kwargs)  # what plans are made of; no tensors come with it
+            return func(*args, **kwargs)  # queries of the planner, which have no tensors
         self._ops.append(name)
         try:
             with self:
@@ -163,7 +163,7 @@ class Recorder(TorchDispatchMode):
             self._ops.pop()
 
     def _launch(self, name: str, args: Any) -> Any:
-        """Write down what the compiled library launches, and make its results."""
+        """Record the launches of the compiled library, and make its results."""
         kernel = name.removeprefix(_LAUNCH)
         if kernel == CLIPPED_ADAM.name:
             for _ in range(0, len(args[0]), ADAM_TENSORS):
@@ -184,7 +184,7 @@ class Recorder(TorchDispatchMode):
         return made[0] if len(made) == 1 else tuple(made)
 
     def _place(self) -> tuple[str, str]:
-        """The part of the program that runs, and the innermost function of ours or Pyro's."""
+        """The current part of the program, and the innermost function of ``dmm_fast`` or Pyro."""
         part = function = ""
         frame: FrameType | None = sys._getframe(2)
         while frame is not None:
@@ -204,7 +204,7 @@ class Recorder(TorchDispatchMode):
 
 
 class Stream:
-    """Stand-in for a stream or an event of CUDA, on which everything is in order."""
+    """Stand-in for a CUDA stream or event that needs no synchronisation."""
 
     def __init__(self, number: int = 0) -> None:
         self.number = number
@@ -222,27 +222,27 @@ class Stream:
     wait_stream = wait_event = record = wait = synchronize = _pass
 
     def record_event(self, event: "Stream | None" = None) -> "Stream":
-        """An event on this stream."""
+        """Record an event on this stream."""
         return event or Stream(self.number)
 
 
 def missing() -> str | None:
-    """Why launches cannot be written down here, in a sentence; None where they can."""
+    """The reason why launches cannot be recorded here; None if they can."""
     if find_spec("triton") is None:
-        return "Triton's functions run up to their launches, and triton is not installed: pip install triton"
+        return "recording needs Triton's functions, and triton is not installed: pip install triton"
     if triton.INTERPRETED:
-        return "Triton's functions run as on a GPU, and TRITON_INTERPRET=1 interprets them"
+        return "recording needs compiled Triton functions, and TRITON_INTERPRET=1 interprets them"
     if _extension.missing is not None:
-        return f"the compiled library plans the scans, and it is not there: {_extension.missing}"
+        return f"the compiled library, which plans the scans, is missing: {_extension.missing}"
     return None
 
 
 @contextmanager
 def recorded(parts: Mapping[CodeType, str]) -> Iterator[Recorder]:
-    """Run the block for a GPU: tensors of the meta device are shown as tensors on one.
+    """Run the block as on a GPU: tensors of the meta device appear as CUDA tensors.
 
-    Ops are computed by the backends of a GPU with the compiled library. Tensors and modules are to be brought
-    along on the meta device; within the block new ones may be made on ``"cuda"``.
+    Ops are computed by the backends of a GPU with the compiled library. Tensors and modules must be on the
+    meta device; within the block, new ones may be made on ``"cuda"``.
 
     Args:
         parts: names of parts of the program, for :class:`Recorder`.
@@ -251,7 +251,7 @@ def recorded(parts: Mapping[CodeType, str]) -> Iterator[Recorder]:
         the recorder.
 
     Raises:
-        RuntimeError: they cannot be written down here; see :func:`missing`.
+        RuntimeError: launches cannot be recorded here; see :func:`missing`.
     """
     if why := missing():
         raise RuntimeError(why)
@@ -310,18 +310,18 @@ def recorded(parts: Mapping[CodeType, str]) -> Iterator[Recorder]:
 
 
 def _count(func: Any, name: str, args: Any, made: Any) -> int:
-    """Launches of an operator of torch: one, but for the exceptions, and none without elements on a GPU."""
+    """The number of launches of an operator of torch; none if it writes no element on the GPU."""
     written = tree_leaves(args if made is None else made)
     on_gpu = any(isinstance(t, Tensor) and _device_of(t) == _META and t.numel() for t in written)
     return SEVERAL.get(name, 1) if on_gpu and not func.is_view and name not in FREE else 0
 
 
 def _address(tensor: Tensor) -> int:
-    """A number for the memory of a tensor: apart where memory would be."""
+    """A unique address for the memory of a tensor."""
     first: int = tensor.untyped_storage()._cdata << 40
     return first + int(tensor.storage_offset()) * tensor.itemsize
 
 
 def _on_meta(value: Any) -> Any:
-    """A value, or the meta device in place of a CUDA device."""
+    """``value``, with the meta device in place of a CUDA device."""
     return _META if isinstance(value, torch.device | str) and str(value).startswith("cuda") else value

@@ -1,4 +1,4 @@
-"""Where and with what a run was measured."""
+"""Facts about the machine and the software that a run was measured with."""
 
 import datetime
 import importlib.metadata
@@ -21,7 +21,7 @@ def commit() -> str:
 
 
 def meta(device: torch.device, *, quick: bool) -> dict[str, Any]:
-    """Everything a number needs beside it to mean something."""
+    """The metadata of a results file."""
     on_gpu = device.type == "cuda"
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -43,7 +43,7 @@ def meta(device: torch.device, *, quick: bool) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's own name for itself."""
+    """The model name of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text().splitlines():
@@ -53,12 +53,12 @@ def processor() -> str:
 
 
 def cpu_count() -> int:
-    """How many processors this process may use."""
+    """The number of processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def clocks() -> dict[str, str]:
-    """The first GPU's clocks, power and heat by nvidia-smi's names for them; empty without it."""
+    """Clocks, power and temperature of the first GPU by the field names of nvidia-smi; else empty."""
     fields = (
         *("name", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "temperature.gpu"),
         *("power.draw", "power.limit", "pstate", "memory.used", "memory.total"),
@@ -83,7 +83,7 @@ def _driver() -> str | None:
 
 
 def _output(command: list[str]) -> str | None:
-    """What a command prints, or None where it is absent or fails."""
+    """The output of a command, or None if it is missing or fails."""
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""What a run holds in memory: the allocator's peak on a GPU, the process's on a CPU."""
+"""Peak memory of a run: that of the allocator on a GPU, that of the process on a CPU."""
 
 import ctypes
 import gc
@@ -9,54 +9,54 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.pyro_racer import PyroRacer
-from benchmarks.racer import Racer
+from benchmarks.pyro_stepper import PyroStepper
+from benchmarks.stepper import Stepper
 from dmm_fast.infer import SequenceELBO
 
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
-FORGET_THE_PEAK = "5"  # to CLEAR_REFS: the peak of resident memory starts again from what is resident
+RESET_PEAK = "5"  # written to CLEAR_REFS, sets the peak of resident memory to its present size
 
 
-def memory(racer: Racer, device: torch.device) -> dict[str, int | None]:
-    """Bytes behind a run of ``racer``, which has run before: its optimizer has its state.
+def memory(stepper: Stepper, device: torch.device) -> dict[str, int | None]:
+    """The memory of a run of ``stepper``, in bytes; it must have run before, so that its optimizer has state.
 
-    How far what the allocator hands out on a GPU, or what is resident on a CPU, rises above where it
-    stood; and on a CPU, of a racer in Pyro, what autograd saves of the case's first mini-batch. None of who
-    asks torch's allocator for nothing on a GPU: a replay has its memory from the capture, JAX its own.
+    On a GPU, the rise of the memory allocated by torch during the run; None for a replayed graph and for JAX,
+    whose memory does not come from torch's allocator at run time. On a CPU, the rise of resident memory, and
+    for a stepper in Pyro also the bytes that autograd saves for the first mini-batch of the case.
     """
-    with racer.active():
+    with stepper.active():
         if device.type == "cuda":
-            if isinstance(racer, PyroRacer) and racer.replays:
+            if isinstance(stepper, PyroStepper) and stepper.replays:
                 return {"peak_allocated_bytes": None}
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
-            racer.run()
+            stepper.run()
             return {"peak_allocated_bytes": torch.cuda.max_memory_allocated(device) - before or None}
-        held = {"peak_resident_bytes": peak_resident(racer.run)}
-        # What SequenceELBO keeps are gradients, which autograd does not tell.
-        if isinstance(racer, PyroRacer) and not isinstance(racer.elbo, SequenceELBO):
-            held["saved_for_backward_bytes"] = saved_bytes(racer, racer.case.batches[0])
+        held = {"peak_resident_bytes": peak_resident(stepper.run)}
+        # SequenceELBO keeps gradients, which the hooks of autograd do not see.
+        if isinstance(stepper, PyroStepper) and not isinstance(stepper.elbo, SequenceELBO):
+            held["saved_for_backward_bytes"] = saved_bytes(stepper, stepper.case.batches[0])
         return held
 
 
 def peak_resident(run: Callable[[], object]) -> int | None:
-    """The most by which this process's resident memory grows while ``run`` runs.
+    """The largest increase of the resident memory of this process during ``run``, in bytes.
 
-    Free memory that shares a page with memory in use is not seen when ``run`` takes it. None where the
-    platform cannot tell: it takes Linux's count and glibc's ``malloc_trim``.
+    Reuse of free memory on pages that are in use is not counted. None on platforms without Linux's
+    ``/proc/self/clear_refs`` and glibc's ``malloc_trim``.
     """
     gc.collect()
-    if not (_give_back_free_heap() and _forget_the_peak()):
+    if not (_give_back_free_heap() and _reset_peak()):
         return None
     before = _resident("VmRSS")
     run()
     return max(0, _resident("VmHWM") - before)
 
 
-def saved_bytes(racer: PyroRacer, batch: Any) -> int:
-    """Bytes of the distinct storages, parameters left out, that the ELBO keeps for its backward."""
-    own = {p.untyped_storage().data_ptr() for p in racer.module.parameters()}
+def saved_bytes(stepper: PyroStepper, batch: Any) -> int:
+    """Bytes of the distinct storages other than parameters that the ELBO saves for its backward pass."""
+    own = {p.untyped_storage().data_ptr() for p in stepper.module.parameters()}
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -69,12 +69,12 @@ def saved_bytes(racer: PyroRacer, batch: Any) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        racer.elbo.differentiable_loss(racer.module.model, racer.module.guide, *batch)
+        stepper.elbo.differentiable_loss(stepper.module.model, stepper.module.guide, *batch)
     return sum(storages.values())
 
 
 def _give_back_free_heap() -> bool:
-    """Whether the C library gave free memory back: what it keeps, the next run takes unseen."""
+    """Return free memory to the system, as its reuse would not be counted; False without malloc_trim."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is None:
         return False
@@ -82,9 +82,9 @@ def _give_back_free_heap() -> bool:
     return True
 
 
-def _forget_the_peak() -> bool:
+def _reset_peak() -> bool:
     try:
-        CLEAR_REFS.write_text(FORGET_THE_PEAK)
+        CLEAR_REFS.write_text(RESET_PEAK)
     except OSError:
         return False
     return True

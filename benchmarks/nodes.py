@@ -1,7 +1,7 @@
-"""``python -m benchmarks.nodes``: what a captured SVI step launches, counted on a machine without a GPU.
+"""``python -m benchmarks.nodes``: count the launches of a captured SVI step on a machine without a GPU.
 
-A CUDA graph of :class:`~dmm_fast.infer.GraphedSVI` has a node for each kernel, copy and fill of a step. What
-runs outside of the graph is not counted: copies of arguments into the graph's inputs, and of the loss.
+A CUDA graph of :class:`~dmm_fast.infer.GraphedSVI` has a node for each kernel, copy and fill of a step. The
+copies of arguments into the graph's inputs, and of the loss, are outside the graph and not counted.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks import launches, machine
 from benchmarks.cases import TUTORIAL_BATCH, TUTORIAL_STEPS
 from benchmarks.launches import Launch, Recorder
-from benchmarks.racer import OPTIMIZER
+from benchmarks.stepper import OPTIMIZER
 from dmm_fast._io import atomic_write
 from dmm_fast.infer import GraphedSVI
 from dmm_fast.model import DMM
@@ -33,7 +33,7 @@ ELBOS: dict[str, Callable[[], Any]] = {"trace": Trace_ELBO, "mean-field": TraceM
 
 @dataclass(frozen=True)
 class Case:
-    """A step of a model that has the tutorial's sizes but for ``sizes``.
+    """A step of a model of the tutorial's sizes, except for those in ``sizes``.
 
     ``masked`` steps have a mask ``[B, T]``, as the tutorial's mini-batches do.
     """
@@ -45,7 +45,7 @@ class Case:
     masked: bool = True
 
     def launches(self) -> list[Launch]:
-        """Launches of a captured step, in order."""
+        """The launches of a captured step, in order."""
         return step_launches(DMM(**self.sizes), ELBOS[self.elbo](), self.steps, masked=self.masked)
 
 
@@ -64,10 +64,10 @@ CASES = (
 def step_launches(
     dmm: DMM, elbo: Any, T: int = TUTORIAL_STEPS, B: int = TUTORIAL_BATCH, *, masked: bool = True
 ) -> list[Launch]:
-    """Launches of a captured SVI step of ``dmm``, in order; its parameters lose their values.
+    """The launches of a captured SVI step of ``dmm``, in order; its parameters lose their values.
 
     Raises:
-        RuntimeError: launches cannot be written down here; see :func:`benchmarks.launches.missing`.
+        RuntimeError: launches cannot be recorded here; see :func:`benchmarks.launches.missing`.
     """
     dmm.to("meta")
     parts = {
@@ -79,7 +79,7 @@ def step_launches(
     with torch.device("meta"):
         mask = torch.empty(B, T) if masked else None
         batch = torch.empty(B, T, dmm.input_dim), None, mask, torch.empty(B, dtype=torch.int64)
-    # Validation, which a captured step has not, would read values in the one before it.
+    # Validation reads values in the eager steps before the capture; a captured step has none.
     with pyro.get_param_store().scope(), pyro.validation_enabled(False), launches.recorded(parts) as recorder:
         capture = _Capture(recorder)
         adam = PyroClippedAdam({**OPTIMIZER, "capturable": True})
@@ -90,7 +90,7 @@ def step_launches(
 
 
 class _Capture:
-    """Stands in for CUDA graphs: keeps what the capture launches."""
+    """Stand-in for CUDA graphs that keeps the launches of the capture."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.launches: list[Launch] = []
@@ -111,13 +111,13 @@ class _Capture:
 
 
 def totals(launched: Sequence[Launch]) -> dict[str, int]:
-    """The number of launches, of all and by library."""
+    """The number of launches, in total and by library."""
     by = Counter(launch.by for launch in launched)
     return {"all": len(launched), **{library: by[library] for library in LIBRARIES}}
 
 
 def table(launched: Sequence[Launch]) -> str:
-    """A line for each origin, in the order of the step."""
+    """A table with a line for each distinct launch, in the order of the step."""
     rows = [("part", "op", "launched by", "", "kernel", "nodes")]
     for launch, nodes in Counter(launched).items():
         kernel = launch.kernel + (f" (stream {launch.stream})" if launch.stream else "")
@@ -131,12 +131,12 @@ def table(launched: Sequence[Launch]) -> str:
 
 
 def described(counts: Mapping[str, int]) -> str:
-    """The totals in a line."""
+    """The totals as one line."""
     return f"{counts['all']} nodes: " + ", ".join(f"{counts[library]} {library}" for library in LIBRARIES)
 
 
 def report(case: Case) -> dict[str, Any]:
-    """Count a case and print it; returns its row of the JSON file."""
+    """Count the launches of a case and print them; returns its row of the JSON file."""
     launched = case.launches()
     counts = totals(launched)
     print(f"{case.name}, B={TUTORIAL_BATCH}, T={case.steps}: {described(counts)}\n{table(launched)}")
@@ -155,13 +155,13 @@ def report(case: Case) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables. Returns 0, or 1 where nothing can be counted."""
+    """Print the tables. Returns 0, or 1 if launches cannot be recorded here."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.nodes", description=__doc__)
     parser.add_argument("--elbo", choices=(*ELBOS, "all"), default="all")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the counts to this file")
     args = parser.parse_args(argv)
     if args.json is not None and (args.json.is_dir() or not args.json.parent.is_dir()):
-        parser.error(f"--json: expected a file in a folder that is there, got {args.json}")
+        parser.error(f"--json: expected a file in an existing folder, got {args.json}")
     if why := launches.missing():
         print(why, file=sys.stderr)
         return 1

@@ -1,15 +1,14 @@
-"""The peer "PyTorch, batched": the step as a good user of PyTorch writes it, in plain autograd.
+"""The peer "PyTorch, batched": the step written in plain autograd by an experienced user of PyTorch.
 
-No Pyro, none of ``dmm_fast``'s ops. A mini-batch is padded and masked, time first; shapes are static and
-nothing in a step waits for the device. The backward RNN is torch's own recurrence, cuDNN's on a GPU, over
-sequences that were reversed with the batch: their padding lies behind their ends, where nothing reads it. The
-combiner is a loop over the steps; all else is batched over T x B.
+It uses neither Pyro nor the ops of ``dmm_fast``. A mini-batch is padded and masked, time first; shapes are
+static, and no step synchronises with the device. The backward RNN is torch's, on a GPU cuDNN's, over
+sequences reversed within their lengths, so that padding follows their ends and is never read. The combiner is
+a loop over the steps; everything else is batched over T x B.
 
-"PyTorch, batched, compiled" is the same with three functions through ``torch.compile``: the combiner's cell,
-the densities, the optimizer. The recurrence is cuDNN's either way, and the loop over the cell stays Python's:
-unrolled over 129 steps it costs the compiler minutes. The cell is compiled once for each batch size. The
-densities are compiled for the first shape they see and once more for all others: an epoch has as many shapes
-as mini-batches.
+"PyTorch, batched, compiled" compiles three functions with ``torch.compile``: the combiner cell, the densities
+and the optimizer. The recurrence remains cuDNN's, and the loop over the cell remains Python's, as unrolling
+129 steps takes the compiler minutes. The cell is compiled once per batch size. The densities are compiled for
+their first shape and once more for all others, as an epoch has as many shapes as mini-batches.
 """
 
 import functools
@@ -25,7 +24,7 @@ from torch.nn.functional import linear, softplus
 
 from benchmarks.cases import Case
 from benchmarks.peer_torch import Parameters, excess, heads, leaves, surprise
-from benchmarks.racer import OPTIMIZER, tutorial_noise
+from benchmarks.stepper import OPTIMIZER, tutorial_noise
 from benchmarks.timing import Timed
 from dmm_fast.data import Batch
 
@@ -34,7 +33,7 @@ ADAM_EPS = 1e-8
 
 class Padded(NamedTuple):
     """A mini-batch, time first: ``x`` and each sequence reversed ``[T, B, D]``, ``valid`` ``[T, B]``, and
-    ``source`` ``[T B]``, the row of a reversed sequence that is each row of it as it was.
+    ``source`` ``[T B]``, the index of each row in the reversed sequences.
     """
 
     x: Tensor
@@ -44,7 +43,7 @@ class Padded(NamedTuple):
 
 
 def padded(batch: Batch) -> Padded:
-    """``batch`` as this peer wants it."""
+    """``batch`` in the layout of this peer."""
     x = batch.mini_batch.transpose(0, 1).contiguous()
     T, B, _ = x.shape
     t, b = torch.arange(T, device=x.device).unsqueeze(1), torch.arange(B, device=x.device)
@@ -57,7 +56,7 @@ def padded(batch: Batch) -> Padded:
 def cell(
     z: Tensor, h: Tensor, eps: Tensor, W_z: Tensor, b_z: Tensor, W_out: Tensor, b_out: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One step of the guide: ``z`` and its scale."""
+    """A step of the guide: ``z`` and its scale."""
     combined = linear(z, W_z, b_z).tanh() + h
     loc, raw = linear(combined, W_out, b_out).chunk(2, dim=1)
     scale = softplus(raw)
@@ -67,17 +66,17 @@ def cell(
 def densities(
     p: Parameters, batch: Padded, z: Tensor, q_scale: Tensor, eps: Tensor, annealing_factor: float
 ) -> Tensor:
-    """The loss, once z is drawn."""
+    """The loss for given draws z."""
     z_before = torch.cat([p["z_0"].expand(1, z.shape[1], -1), z[:-1]])
     annealed = annealing_factor * excess(p, z, z_before, q_scale, eps).sum(-1)
     return torch.where(batch.valid, surprise(p, z, batch.x, "none").sum(-1) + annealed, 0.0).sum()
 
 
 class AdamState(NamedTuple):
-    """What an optimizer's step changes. ``lr``, ``steps`` and ``betas`` are float64 on the device.
+    """The state of the optimizer. ``lr``, ``steps`` and ``betas`` are float64 on the device.
 
-    The first two have one dimension, of one element: a float64 tensor of none on a CPU is a number to
-    ``torch.compile``, which forgets what it does to it.
+    ``lr`` and ``steps`` have shape [1]: ``torch.compile`` treats a float64 tensor without dimensions on a CPU
+    as a number and drops in-place changes to it.
     """
 
     parameters: list[Tensor]
@@ -104,7 +103,7 @@ def adam_state(parameters: Parameters) -> AdamState:
 
 @torch.no_grad()
 def clipped_adam(state: AdamState, gradients: list[Tensor]) -> None:
-    """One step as Pyro's ``ClippedAdam`` does it, with nothing that a graph would not do again."""
+    """A step of Pyro's ``ClippedAdam`` with all of its state on the device, so that it can be captured."""
     beta1, beta2 = OPTIMIZER["betas"]
     state.lr.mul_(OPTIMIZER["lrd"])
     state.steps.add_(1)
@@ -124,7 +123,7 @@ def clipped_adam(state: AdamState, gradients: list[Tensor]) -> None:
 
 
 class Parts(NamedTuple):
-    """The functions a step is made of, as they are or compiled."""
+    """The functions of a step, plain or compiled."""
 
     cell: Callable[..., tuple[Tensor, Tensor]]
     densities: Callable[..., Tensor]
@@ -136,7 +135,7 @@ PLAIN = Parts(cell, densities, clipped_adam)
 
 @functools.cache
 def compiled(backend: str | Callable[..., Any] = "inductor") -> Parts:
-    """The same compiled. Beyond torch's limit of recompilations they fail: nothing goes on as it was."""
+    """The compiled functions; they fail beyond torch's limit of recompilations instead of running eagerly."""
     fixed = functools.partial(torch.compile, fullgraph=True, dynamic=False, backend=backend)
     return Parts(fixed(cell), torch.compile(densities, fullgraph=True, backend=backend), fixed(clipped_adam))
 
@@ -145,14 +144,16 @@ def loss(p: Parameters, batch: Padded, eps: Tensor, annealing_factor: float, par
     """The negative ELBO of one sample, as ``Trace_ELBO`` estimates it; ``eps`` is ``[T, B, Z]``."""
     rnn = [p[f"rnn.{kind}_l0"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
     h_0 = p["h_0"].expand(-1, eps.shape[1], -1).contiguous()
-    # With biases, one layer, no dropout, in training, in one direction, time first.
+    # Arguments: biases, one layer, no dropout, training, unidirectional, time first.
     h, _ = torch.rnn_relu(batch.x_reversed, h_0, rnn, True, 1, 0.0, True, False, False)
     h = h.flatten(0, 1).index_select(0, batch.source).view_as(h)
 
-    # The combiner's average of two is a half in its heads.
+    # The factor 0.5 of the combiner's average is part of the weights of its heads.
     W_z, b_z = p["combiner.lin_z_to_hidden.weight"], p["combiner.lin_z_to_hidden.bias"]
     weights = W_z, b_z, 0.5 * heads(p, "weight"), heads(p, "bias")
-    z = p["z_q_0"].expand(eps.shape[1], -1).contiguous()  # as z of any step is, for the compiler
+    z = (
+        p["z_q_0"].expand(eps.shape[1], -1).contiguous()
+    )  # same strides as in later steps, to compile only once
     drawn, scales = [], []
     for h_t, eps_t in zip(h.unbind(), eps.unbind(), strict=True):
         z, scale = parts.cell(z, h_t, eps_t, *weights)
@@ -162,15 +163,15 @@ def loss(p: Parameters, batch: Padded, eps: Tensor, annealing_factor: float, par
 
 
 def resident(parameters: Mapping[str, Tensor], device: torch.device) -> Parameters:
-    """Copies to be trained, on ``device``; the RNN's in one piece, or cuDNN would copy them at each call."""
+    """Trainable copies on ``device``; those of the RNN are contiguous, as cuDNN would copy others."""
     H, D = parameters["rnn.weight_ih_l0"].shape
     rnn = nn.RNN(D, H, nonlinearity="relu", device=device)
     rnn.load_state_dict({name: parameters[f"rnn.{name}"] for name, _ in rnn.named_parameters()})
     return leaves(parameters, device) | dict(rnn.named_parameters(prefix="rnn"))
 
 
-class BatchedRacer:
-    """Parameters by the tutorial's names, the state of their optimizer, and the case's batches."""
+class BatchedStepper:
+    """Takes the SVI steps of this peer; parameters have the tutorial's names."""
 
     def __init__(self, case: Case, parameters: Mapping[str, Tensor], parts: Parts = PLAIN) -> None:
         self.case = case
@@ -180,24 +181,24 @@ class BatchedRacer:
         self._batches = [padded(batch) for batch in case.batches]
 
     def active(self) -> AbstractContextManager[None]:
-        """Nothing must hold."""
+        """No context is needed."""
         return nullcontext()
 
     def run(self) -> float:
-        """One timed run: a step on every batch of the case. Returns the last loss, the one that is read."""
+        """Take a step on every batch of the case, which is one timed run. Returns the last loss."""
         value = torch.tensor(float("nan"))
         for batch in self._batches:
             value = self.step(batch)
         return value.item()
 
     def step(self, batch: Padded) -> Tensor:
-        """One optimizer step with noise of its own; the loss before it."""
+        """Take a step with random noise; returns the loss before it."""
         T, B, _ = batch.x.shape
         Z = self.parameters["z_0"].numel()
         return self.step_with(batch, torch.randn(T, B, Z, device=self.case.device))
 
     def step_with(self, batch: Padded, eps: Tensor) -> Tensor:
-        """One optimizer step with the noise ``eps`` ``[T, B, Z]``; the loss before it."""
+        """Take a step with the noise ``eps`` ``[T, B, Z]``; returns the loss before it."""
         value, gradients = self.differentiated(batch, eps)
         self.parts.clipped_adam(self.optimizer, gradients)
         return value
@@ -208,24 +209,24 @@ class BatchedRacer:
         return value.detach(), list(torch.autograd.grad(value, list(self.parameters.values())))
 
     def loss_and_grads(self, batch: Batch, seed: int) -> tuple[float, dict[str, Tensor]]:
-        """The loss and every parameter's gradient with the noise that ``seed`` gives the tutorial."""
+        """The loss and the gradient of every parameter with the tutorial's noise for ``seed``."""
         eps = tutorial_noise(batch, self.parameters["z_0"].numel(), seed)
         value, gradients = self.differentiated(padded(batch), eps)
         return value.item(), dict(zip(self.parameters, gradients, strict=True))
 
     def timed(self) -> Timed:
-        """This racer as the clock wants it."""
+        """The function to time."""
         return Timed(self.run)
 
 
 @dataclass(frozen=True)
-class BatchedContestant:
-    """The rows of this peer: as it is, or :func:`compiled`."""
+class BatchedImplementation:
+    """This peer, plain or :func:`compiled`."""
 
     name: str = "PyTorch, batched"
     parts: Callable[[], Parts] = lambda: PLAIN
     elbo: Callable[[], Any] = Trace_ELBO
 
-    def setup(self, case: Case, parameters: Mapping[str, Tensor]) -> BatchedRacer:
-        """A racer for ``case`` that starts from ``parameters``."""
-        return BatchedRacer(case, parameters, self.parts())
+    def setup(self, case: Case, parameters: Mapping[str, Tensor]) -> BatchedStepper:
+        """Build a stepper for ``case`` that starts from ``parameters``."""
+        return BatchedStepper(case, parameters, self.parts())

@@ -1,9 +1,9 @@
-"""The peers "PyTorch, batched, CUDA graph" and its compiled sister: ``peer_batched`` replayed.
+"""The peer "PyTorch, batched, CUDA graph" and its compiled variant: ``peer_batched`` replayed from graphs.
 
-A graph holds a whole step, noise, loss, gradients and optimizer, for one shape of a mini-batch, and its
-inputs take each mini-batch as a copy. A shape's first step is as it comes, the second is its capture; graphs
-share their memory. ``CudaGraphs`` comes from ``dmm_fast``, but is no more than ``torch.cuda.graph`` on a side
-stream: nothing else of ``dmm_fast`` runs.
+A graph holds a whole step, with noise, loss, gradients and optimizer, for one shape of a mini-batch. Each
+mini-batch is copied into its inputs. The first step of a shape is eager, the second is captured; graphs share
+a memory pool. ``CudaGraphs``, the only part of ``dmm_fast`` used here, is ``torch.cuda.graph`` on a side
+stream.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,15 +16,15 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from benchmarks.cases import Case
-from benchmarks.peer_batched import PLAIN, BatchedRacer, Padded, Parts, padded
-from benchmarks.racer import tutorial_noise
+from benchmarks.peer_batched import PLAIN, BatchedStepper, Padded, Parts, padded
+from benchmarks.stepper import tutorial_noise
 from benchmarks.timing import Timed
 from dmm_fast.data import Batch
 from dmm_fast.infer._cuda_graphs import Capturer, CudaGraphs, Step
 
 
-class GraphedRacer(BatchedRacer):
-    """A racer whose steps are replayed; ``capturer`` is how they are captured."""
+class GraphedStepper(BatchedStepper):
+    """Takes the steps of :class:`BatchedStepper` from graphs captured by ``capturer``."""
 
     def __init__(
         self, case: Case, parameters: Mapping[str, Tensor], parts: Parts, capturer: Capturer
@@ -35,7 +35,7 @@ class GraphedRacer(BatchedRacer):
         self._replays: dict[torch.Size, Step] = {}
 
     def step(self, batch: Padded) -> Tensor:
-        """One optimizer step with noise of its own; the loss before it, until the next step overwrites it."""
+        """Take a step with random noise; returns the loss before it, which the next step overwrites."""
         shape = batch.x.shape
         if shape not in self._inputs:
             self._inputs[shape] = Padded(*map(torch.clone, batch))
@@ -47,7 +47,7 @@ class GraphedRacer(BatchedRacer):
         return self._replays[shape]()
 
     def loss_and_grads(self, batch: Batch, seed: int) -> tuple[float, dict[str, Tensor]]:
-        """From a replay: what a step captures, but with the noise that ``seed`` gives the tutorial."""
+        """The loss and gradients of a replay, with the tutorial's noise for ``seed``."""
         inputs, gradients = padded(batch), list[Tensor]()
         eps = tutorial_noise(batch, self.parameters["z_0"].numel(), seed)
 
@@ -61,21 +61,21 @@ class GraphedRacer(BatchedRacer):
         return value, {name: g.clone() for name, g in zip(self.parameters, gradients, strict=True)}
 
     def timed(self) -> Timed:
-        """This racer as the clock wants it: it has run twice, so every shape has its graph."""
+        """The function to time, after two runs, so that the graph of every shape is captured."""
         for _ in range(2):
             self.run()
         return super().timed()
 
 
 @dataclass(frozen=True)
-class GraphedContestant:
-    """The rows of these peers; with CUDA graphs, on a GPU alone."""
+class GraphedImplementation:
+    """These peers; with CUDA graphs they need a GPU."""
 
     name: str = "PyTorch, batched, CUDA graph"
     parts: Callable[[], Parts] = lambda: PLAIN
     elbo: Callable[[], Any] = Trace_ELBO
     capturer: Callable[[torch.device], Capturer] = CudaGraphs
 
-    def setup(self, case: Case, parameters: Mapping[str, Tensor]) -> GraphedRacer:
-        """A racer for ``case`` that starts from ``parameters``."""
-        return GraphedRacer(case, parameters, self.parts(), self.capturer(case.device))
+    def setup(self, case: Case, parameters: Mapping[str, Tensor]) -> GraphedStepper:
+        """Build a stepper for ``case`` that starts from ``parameters``."""
+        return GraphedStepper(case, parameters, self.parts(), self.capturer(case.device))

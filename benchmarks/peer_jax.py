@@ -1,14 +1,14 @@
 """The peer "JAX, jit + lax.scan": loss, gradients and optimizer in one compiled function.
 
-Two ``lax.scan``; all else is batched over T x B with masks. Parameters and moments are donated, noise
-is drawn inside. Each shape of a mini-batch, padded to its own longest sequence, is compiled once,
-in the gate or in the warm-up and never on the clock. A run ends when its results are there.
+The two recurrences are ``lax.scan``; everything else is batched over T x B with masks. Parameters and moments
+are donated, and noise is drawn inside the function. Each shape of a mini-batch, padded to its longest
+sequence, is compiled once, before it is timed. A run waits for its results.
 
-On a CPU, XLA does not know ``torch.set_num_threads``: it makes, once in a process, as many threads as there
-are processors that the calling thread may use. So its client is started, and every run made, on as many
-processors as torch has threads: the first of those the process may use. Others stay unbound.
+On a CPU, XLA ignores ``torch.set_num_threads``: it makes, once per process, a thread for each processor the
+calling thread may use. Its client is therefore started, and every run made, with the thread restricted to as
+many processors as torch has threads.
 
-On a GPU, XLA's default for float32 products is TF32. They are what torch is told its own shall be.
+On a GPU, XLA's default precision of float32 products is TF32; here it follows the setting of torch.
 """
 
 import functools
@@ -29,12 +29,12 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from benchmarks.cases import Case
-from benchmarks.racer import JAX_NAME, OPTIMIZER, tutorial_noise
+from benchmarks.stepper import JAX_NAME, OPTIMIZER, tutorial_noise
 from benchmarks.timing import Timed
 from dmm_fast.data import Batch
 
 ADAM_EPS = 1e-8
-# Read when the client starts. By default it takes three quarters of a GPU, which the others need too.
+# Read when the client starts. The default takes three quarters of the GPU memory that all share.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 Parameters = dict[str, Array]
@@ -48,7 +48,7 @@ class Padded(NamedTuple):
 
 
 class State(NamedTuple):
-    """Everything a step changes."""
+    """The state that a step updates."""
 
     parameters: Parameters
     mean: Parameters
@@ -73,7 +73,7 @@ def loss(p: Parameters, batch: Padded, eps: Array, annealing_factor: Array) -> A
 
     def rnn_step(h: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
         a, valid = inputs
-        h = jnp.where(valid, relu(a + h @ W_hh), h)  # h_0 until the sequence's end
+        h = jnp.where(valid, relu(a + h @ W_hh), h)  # h_0 past the end of the sequence
         return h, h
 
     def guide_step(z: Array, inputs: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
@@ -94,7 +94,7 @@ def loss(p: Parameters, batch: Padded, eps: Array, annealing_factor: Array) -> A
     proposed = layer("trans.lin_proposed_mean_hidden_to_z", hidden)
     p_loc = gate * proposed + (1 - gate) * layer("trans.lin_z_to_loc", z_before)
     p_scale = softplus(layer("trans.lin_sig", relu(proposed)))
-    # log q(z) - log p(z); in q, z is loc + scale eps and the constants are those of p.
+    # log q(z) - log p(z) with z = loc + scale eps in q; the constants cancel.
     excess = 0.5 * (((z - p_loc) / p_scale) ** 2 - eps**2) + jnp.log(p_scale / q_scale)
 
     hidden = relu(layer("emitter.lin_hidden_to_hidden", relu(layer("emitter.lin_z_to_hidden", z))))
@@ -108,10 +108,10 @@ loss_and_gradients = jax.jit(jax.value_and_grad(loss))
 
 
 def clipped_adam(state: State, gradients: Parameters) -> State:
-    """One step as Pyro's ``ClippedAdam`` does it."""
+    """A step of Pyro's ``ClippedAdam``."""
     beta1, beta2 = OPTIMIZER["betas"]
     lr, steps = state.lr * OPTIMIZER["lrd"], state.steps + 1
-    # 1 - beta^n, which float32 would round away
+    # 1 - beta^n without cancellation in float32
     left1, left2 = (-jnp.expm1(steps * math.log(beta)) for beta in (beta1, beta2))
     step_size = lr * jnp.sqrt(left2) / left1
 
@@ -129,14 +129,14 @@ def clipped_adam(state: State, gradients: Parameters) -> State:
 
 
 def step_with(state: State, batch: Padded, eps: Array, annealing_factor: Array) -> tuple[State, Array]:
-    """One SVI step with the noise ``eps``: the next state, and the loss before it."""
+    """Take an SVI step with the noise ``eps``; returns the next state and the loss before it."""
     value, gradients = jax.value_and_grad(loss)(state.parameters, batch, eps, annealing_factor)
     return clipped_adam(state, gradients), value
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def step(state: State, batch: Padded, annealing_factor: Array) -> tuple[State, Array]:
-    """One SVI step with noise of its own."""
+    """Take an SVI step with random noise."""
     key, now = jax.random.split(state.key)
     eps = jax.random.normal(now, (*batch.x.shape[:2], state.parameters["z_0"].size))
     return step_with(state._replace(key=key), batch, eps, annealing_factor)
@@ -144,7 +144,7 @@ def step(state: State, batch: Padded, annealing_factor: Array) -> tuple[State, A
 
 @contextmanager
 def processors(count: int) -> Iterator[None]:
-    """Keep this thread, and threads it starts, on ``count`` of the processors it may use."""
+    """Restrict this thread, and threads it starts, to ``count`` of the processors it may use."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(allowed)[:count])
     try:
@@ -154,44 +154,44 @@ def processors(count: int) -> Iterator[None]:
 
 
 def matmul_precision() -> AbstractContextManager[None]:
-    """Float32 products as torch is told to compute its own."""
+    """Compute float32 products in the precision that torch is set to."""
     exact = torch.get_float32_matmul_precision() == "highest"
     return jax.default_matmul_precision("highest" if exact else "tensorfloat32")
 
 
 @functools.cache
 def start_client(platform: str) -> int:
-    """Start XLA's client, on a CPU with as many threads as torch has now. Returns how many torch has.
+    """Start XLA's client, on a CPU with as many threads as torch. Returns the number of threads of torch.
 
     Raises:
-        RuntimeError: this JAX has no such platform, or was started on another in this process.
+        RuntimeError: this JAX does not support the platform, or runs on another one in this process.
     """
     threads = torch.get_num_threads()
     jax.config.update("jax_platforms", platform)
     with processors(threads) if platform == "cpu" else nullcontext():
         jax.devices(platform)
-        # A client may start and then find no library to multiply with.
+        # A client may start although its GEMM library is missing.
         jax.block_until_ready(jnp.ones((2, 2)) @ jnp.ones((2, 2)))
     return threads
 
 
 def moved(tensor: Tensor) -> Array:
-    """A copy of ``tensor`` on JAX's side."""
+    """A copy of ``tensor`` as a JAX array."""
     return jnp.array(tensor.cpu().numpy())
 
 
 def padded(batch: Batch) -> Padded:
-    """``batch`` on JAX's side."""
+    """``batch`` as JAX arrays."""
     mask = batch.mini_batch_mask.T.unsqueeze(-1)
     return Padded(moved(batch.mini_batch.transpose(0, 1)), moved(mask.bool()))
 
 
-class JaxRacer:
-    """Parameters by the tutorial's names, moments, and the case's batches, all on JAX's side.
+class JaxStepper:
+    """Takes the SVI steps of this peer; parameters have the tutorial's names.
 
     Raises:
-        RuntimeError: there is no client for the case's device, or, on a CPU, XLA's threads were made for
-            another number of torch's.
+        RuntimeError: JAX has no client for the device of the case; or, on a CPU, XLA was started with another
+            number of threads than torch has now.
     """
 
     def __init__(self, case: Case, parameters: Mapping[str, Tensor]) -> None:
@@ -215,7 +215,7 @@ class JaxRacer:
         )
 
     def active(self) -> AbstractContextManager[None]:
-        """Keep to as many processors as torch has threads; on a GPU, to torch's precision."""
+        """Restrict to as many processors as torch has threads; on a GPU, set the precision of torch."""
         return processors(self.threads) if self._on_a_cpu else matmul_precision()
 
     @property
@@ -223,7 +223,7 @@ class JaxRacer:
         return self.case.device.type == "cpu"
 
     def run(self) -> float:
-        """One timed run: a step on every batch of the case. Returns the last loss."""
+        """Take a step on every batch of the case, which is one timed run. Returns the last loss."""
         value = jnp.float32(jnp.nan)
         for batch in self._batches:
             self.state, value = step(self.state, batch, self._annealing_factor)
@@ -231,7 +231,7 @@ class JaxRacer:
         return float(value)
 
     def loss_and_grads(self, batch: Batch, seed: int) -> tuple[float, dict[str, Tensor]]:
-        """The loss and every parameter's gradient with the noise that ``seed`` gives the tutorial."""
+        """The loss and the gradient of every parameter with the tutorial's noise for ``seed``."""
         eps = tutorial_noise(batch, self.state.parameters["z_0"].size, seed)
         with self.active():
             value, gradients = loss_and_gradients(
@@ -241,17 +241,17 @@ class JaxRacer:
         return float(value), {name: g.to(self.case.device) for name, g in back.items()}
 
     def timed(self) -> Timed:
-        """This racer as the clock wants it."""
+        """The function to time."""
         return Timed(self.run, self.active)
 
 
 @dataclass(frozen=True)
-class JaxContestant:
-    """The row of this peer."""
+class JaxImplementation:
+    """This peer."""
 
     name: str = JAX_NAME
     elbo: Callable[[], Any] = Trace_ELBO
 
-    def setup(self, case: Case, parameters: Mapping[str, Tensor]) -> JaxRacer:
-        """A racer for ``case`` that starts from ``parameters``."""
-        return JaxRacer(case, parameters)
+    def setup(self, case: Case, parameters: Mapping[str, Tensor]) -> JaxStepper:
+        """Build a stepper for ``case`` that starts from ``parameters``."""
+        return JaxStepper(case, parameters)

@@ -1,9 +1,9 @@
-"""The peer "PyTorch, hand-written backward": the step as a careful user of PyTorch would write it.
+"""The peer "PyTorch, hand-written backward": the step optimised with the means of PyTorch alone.
 
-No Pyro, none of ``dmm_fast``'s ops. A mini-batch is kept as its valid rows alone, N of them, step
-after step, as in a ``PackedSequence``: every linear map outside the scans is one product of N rows
-and nothing is masked. The two scans are autograd functions: a loop backward carries deltas only,
-a weight gradient is one product after it. Their large buffers live from step to step.
+It uses neither Pyro nor the ops of ``dmm_fast``. A mini-batch is stored as its N valid rows, step after step,
+as in a ``PackedSequence``: every linear map outside the scans is a GEMM of N rows, and nothing is masked. The
+two scans are autograd functions whose backward loop computes the deltas only; each weight gradient is one
+GEMM after the loop. Their large buffers are reused from step to step.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import binary_cross_entropy_with_logits, linear, softplus
 
 from benchmarks.cases import Case
-from benchmarks.racer import OPTIMIZER, tutorial_noise
+from benchmarks.stepper import OPTIMIZER, tutorial_noise
 from benchmarks.timing import Timed
 from dmm_fast.data import Batch
 
@@ -26,28 +26,28 @@ Parameters = dict[str, Tensor]
 
 
 class Buffers:
-    """Uninitialised memory by name, kept and grown: fresh pages for every step would cost more."""
+    """Uninitialised buffers by name, kept and grown, as fresh pages in every step are slower."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self._device = device
         self._held: dict[str, Tensor] = {}
 
     def rows(self, name: str, N: int, width: int) -> Tensor:
-        """A matrix ``[N, width]`` of the memory called ``name``, good until that is asked for again."""
+        """A matrix ``[N, width]`` in the buffer ``name``, valid until the next request for that buffer."""
         if name not in self._held or self._held[name].numel() < N * width:
             self._held[name] = torch.empty(N * width, device=self._device)
         return self._held[name][: N * width].view(N, width)
 
 
 class Rows:
-    """A mini-batch as its N valid rows, the ``sizes[0]`` of the first step first.
+    """A mini-batch as its N valid rows, ordered by time step; step t has ``sizes[t]`` of them.
 
     Args:
-        batch: rows sorted by falling length, as the tutorial's ``get_mini_batch`` sorts them.
-        buffers: memory for the scans.
+        batch: rows sorted by falling length, as by the tutorial's ``get_mini_batch``.
+        buffers: workspace of the scans.
 
     Raises:
-        ValueError: the rows are not sorted, so those of a step are not the first of the step before.
+        ValueError: the rows are not sorted, so the rows of a step are not the first ones of the step before.
     """
 
     def __init__(self, batch: Batch, buffers: Buffers) -> None:
@@ -61,27 +61,29 @@ class Rows:
         number = self.valid.flatten().cumsum(0).view_as(self.valid) - 1
         self.last = number[
             lengths - 1, torch.arange(len(lengths), device=device)
-        ]  # the row each sequence ends with
-        self.before = number[:-1][self.valid[1:]]  # the same sequence's row one step ago, from step 2 on
+        ]  # the last row of each sequence
+        self.before = number[:-1][
+            self.valid[1:]
+        ]  # the row of the same sequence one step earlier, from step 2 on
         self.buffers = buffers
 
     @property
     def B(self) -> int:
-        """How many sequences there are."""
+        """The number of sequences."""
         return self.sizes[0]
 
     def steps(self, *packed: Tensor) -> list[tuple[Tensor, ...]]:
-        """Each step's rows of matrices with N rows."""
+        """The rows of each step of matrices with N rows."""
         return list(zip(*(p.split(self.sizes) for p in packed), strict=True))
 
 
 class RnnScan(torch.autograd.Function):
-    """``h_t = relu(a_t + W h_{t+1})`` from each sequence's end to its start; ``h_0`` lies past the end."""
+    """``h_t = relu(a_t + W h_{t+1})`` from the end of each sequence to its start; ``h_0`` past the end."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, weight: Tensor, h_0: Tensor, rows: Rows) -> Tensor:
         h = rows.buffers.rows("h", *a.shape)
-        after = rows.buffers.rows("after", *a.shape)  # of each row, the h one step later
+        after = rows.buffers.rows("after", *a.shape)  # h one step later, for each row
         after[rows.last] = h_0
         steps = rows.steps(a, after, h)
         for t in reversed(range(len(steps))):
@@ -99,7 +101,7 @@ class RnnScan(torch.autograd.Function):
         h, after, weight = ctx.saved_tensors
         rows: Rows = ctx.rows
         delta = rows.buffers.rows("delta", *h.shape)
-        alive = torch.sign(h, out=rows.buffers.rows("alive", *h.shape))  # relu's slope: h is 0 or more
+        alive = torch.sign(h, out=rows.buffers.rows("alive", *h.shape))  # derivative of the ReLU, as h >= 0
         carried: Tensor | None = None
         for dh_t, alive_t, delta_t in rows.steps(dh, alive, delta):
             if carried is None:
@@ -111,10 +113,10 @@ class RnnScan(torch.autograd.Function):
 
 
 class CombinerScan(torch.autograd.Function):
-    """The guide's chain: ``z_t = loc_t + scale_t eps_t`` of ``tanh(W_z z_{t-1} + b_z) + h_t``.
+    """The recurrence of the guide: ``z_t = loc_t + scale_t eps_t`` of ``tanh(W_z z_{t-1} + b_z) + h_t``.
 
-    ``W_out``, ``b_out`` hold both heads, loc over scale. Returns ``z`` and ``scale`` ``[N, Z]``, and
-    the ``z`` before each row from step 2 on.
+    ``W_out`` and ``b_out`` hold both heads, loc above scale. Returns ``z`` and ``scale`` ``[N, Z]``, and the
+    previous ``z`` of each row from step 2 on.
     """
 
     @staticmethod
@@ -139,7 +141,7 @@ class CombinerScan(torch.autograd.Function):
             torch.addmm(b_z, before[: len(h_t)], W_z.t(), out=u_t).tanh_()
             torch.add(u_t, h_t, out=g_t)
             torch.addmm(b_out, g_t, W_out.t(), out=heads_t)
-            softplus(raw_t, out=scale_t)  # type: ignore[call-arg]  # the stub lacks it
+            softplus(raw_t, out=scale_t)  # type: ignore[call-arg]  # missing in the type stub
             torch.addcmul(loc_t, scale_t, eps_t, out=z_t)
             before = z_t
         z_before = z.index_select(0, rows.before)
@@ -156,9 +158,9 @@ class CombinerScan(torch.autograd.Function):
         slope = torch.sigmoid(heads[:, Z:])
         dheads = torch.cat([dz, dscale * slope], 1)
         dheads[:, :Z].index_put_((rows.before,), dz_before, accumulate=True)
-        # Until its step comes, dheads holds what reaches z from outside the chain.
+        # Before its step in the loop, dheads holds the gradient of z from outside the recurrence.
         du, dg = rows.buffers.rows("du", N, H), rows.buffers.rows("dg", N, H)
-        torch.addcmul(torch.ones((), device=u.device), u, u, value=-1, out=du)  # the slope of tanh
+        torch.addcmul(torch.ones((), device=u.device), u, u, value=-1, out=du)  # derivative of tanh
         steps = rows.steps(slope.mul_(eps), dheads, dheads[:, :Z], dheads[:, Z:], dg, du)
         later: Tensor | None = None
         for by_scale, dheads_t, dz_t, draw_t, dg_t, du_t in reversed(steps):
@@ -173,22 +175,22 @@ class CombinerScan(torch.autograd.Function):
 
 
 def leaves(parameters: Mapping[str, Tensor], device: torch.device) -> Parameters:
-    """Copies to be trained, on ``device``."""
+    """Trainable copies on ``device``."""
     return {name: value.to(device, copy=True).requires_grad_() for name, value in parameters.items()}
 
 
 def heads(p: Parameters, kind: str) -> Tensor:
-    """The weights or biases of both of the combiner's heads, loc over scale."""
+    """The weights or biases of both heads of the combiner, loc above scale."""
     return torch.cat([p[f"combiner.lin_hidden_to_{head}.{kind}"] for head in ("loc", "scale")])
 
 
 def layer(p: Parameters, name: str, inputs: Tensor) -> Tensor:
-    """One of the tutorial's linear maps."""
+    """Apply a linear map of the tutorial."""
     return linear(inputs, p[f"{name}.weight"], p[f"{name}.bias"])
 
 
 def excess(p: Parameters, z: Tensor, z_before: Tensor, q_scale: Tensor, eps: Tensor) -> Tensor:
-    """``log q(z) - log p(z)``, elementwise; in q, z is loc + scale eps and the constants are those of p."""
+    """``log q(z) - log p(z)``, elementwise, with z = loc + scale eps in q; the constants cancel."""
     hidden = layer(p, "trans.lin_gate_z_to_hidden", z_before).relu()
     gate = layer(p, "trans.lin_gate_hidden_to_z", hidden).sigmoid()
     hidden = layer(p, "trans.lin_proposed_mean_z_to_hidden", z_before).relu()
@@ -199,7 +201,7 @@ def excess(p: Parameters, z: Tensor, z_before: Tensor, q_scale: Tensor, eps: Ten
 
 
 def surprise(p: Parameters, z: Tensor, x: Tensor, reduction: str) -> Tensor:
-    """``-log p(x | z)`` of each element, or their sum."""
+    """``-log p(x | z)``, elementwise or summed."""
     hidden = layer(p, "emitter.lin_hidden_to_hidden", layer(p, "emitter.lin_z_to_hidden", z).relu()).relu()
     logits = layer(p, "emitter.lin_hidden_to_input", hidden)
     return binary_cross_entropy_with_logits(logits, x, reduction=reduction)
@@ -210,7 +212,7 @@ def loss(p: Parameters, rows: Rows, eps: Tensor, annealing_factor: float) -> Ten
     bias = p["rnn.bias_ih_l0"] + p["rnn.bias_hh_l0"]
     projected = linear(rows.x, p["rnn.weight_ih_l0"], bias)
     h = RnnScan.apply(projected, p["rnn.weight_hh_l0"], p["h_0"].view(-1), rows)
-    # The combiner's average of two is a half in its heads.
+    # The factor 0.5 of the combiner's average is part of the weights of its heads.
     W_z, b_z = p["combiner.lin_z_to_hidden.weight"], p["combiner.lin_z_to_hidden.bias"]
     z, q_scale, z_before = CombinerScan.apply(
         h, eps, p["z_q_0"], W_z, b_z, 0.5 * heads(p, "weight"), heads(p, "bias"), rows
@@ -226,9 +228,10 @@ def _gradient(p: Tensor) -> Tensor:
 
 
 class FusedClippedAdam(torch.optim.Adam):
-    """Pyro's ``ClippedAdam`` on torch's fused ``Adam``: one pass over each parameter.
+    """Pyro's ``ClippedAdam`` by torch's fused ``Adam``: one pass over each parameter.
 
-    Pyro adds ``eps`` before the second moment's bias is corrected, torch after; hence the group's.
+    Pyro adds ``eps`` before the bias correction of the second moment, torch after it; the ``eps`` of the
+    parameter group is adjusted in every step to compensate.
     """
 
     def __init__(self, params: list[Tensor], *, clip_norm: float, lrd: float, **options: Any) -> None:
@@ -237,7 +240,7 @@ class FusedClippedAdam(torch.optim.Adam):
         self._eps: float = self.defaults["eps"]
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Decay the rate, clamp each element of the gradients, then Adam with L2 weight decay."""
+        """Decay the learning rate, clamp the gradients elementwise, then Adam with L2 weight decay."""
         self._steps += 1
         for group in self.param_groups:
             group["lr"] *= self._lrd
@@ -248,8 +251,8 @@ class FusedClippedAdam(torch.optim.Adam):
         super().step()
 
 
-class TorchRacer:
-    """Parameters by the tutorial's names, their optimizer, and the case's batches as rows."""
+class TorchStepper:
+    """Takes the SVI steps of this peer; parameters have the tutorial's names."""
 
     def __init__(self, case: Case, parameters: Mapping[str, Tensor]) -> None:
         self.case = case
@@ -259,11 +262,11 @@ class TorchRacer:
         self._batches = [Rows(batch, self._buffers) for batch in case.batches]
 
     def active(self) -> nullcontext[None]:
-        """Nothing must hold."""
+        """No context is needed."""
         return nullcontext()
 
     def run(self) -> float:
-        """One timed run: a step on every batch of the case. Returns the last loss."""
+        """Take a step on every batch of the case, which is one timed run. Returns the last loss."""
         value = torch.tensor(float("nan"))
         z_dim = self.parameters["z_0"].numel()
         for rows in self._batches:
@@ -271,20 +274,20 @@ class TorchRacer:
         return value.item()
 
     def step(self, rows: Rows, eps: Tensor) -> Tensor:
-        """One optimizer step with the noise ``eps`` ``[N, Z]``; the loss before it, unread."""
+        """Take a step with the noise ``eps`` ``[N, Z]``; returns the loss before it, on the device."""
         value = self._backward(rows, eps)
         self._optimizer.step()
         return value
 
     def loss_and_grads(self, batch: Batch, seed: int) -> tuple[float, dict[str, Tensor]]:
-        """The loss and every parameter's gradient with the noise that ``seed`` gives the tutorial."""
+        """The loss and the gradient of every parameter with the tutorial's noise for ``seed``."""
         rows = Rows(batch, self._buffers)
         noise = tutorial_noise(batch, self.parameters["z_0"].numel(), seed)
         value = self._backward(rows, noise[rows.valid])
         return value.item(), {name: _gradient(p).clone() for name, p in self.parameters.items()}
 
     def timed(self) -> Timed:
-        """This racer as the clock wants it."""
+        """The function to time."""
         return Timed(self.run)
 
     def _backward(self, rows: Rows, eps: Tensor) -> Tensor:
@@ -295,12 +298,12 @@ class TorchRacer:
 
 
 @dataclass(frozen=True)
-class TorchContestant:
-    """The row of this peer."""
+class TorchImplementation:
+    """This peer."""
 
     name: str = "PyTorch, hand-written backward"
     elbo: Callable[[], Any] = Trace_ELBO
 
-    def setup(self, case: Case, parameters: Mapping[str, Tensor]) -> TorchRacer:
-        """A racer for ``case`` that starts from ``parameters``."""
-        return TorchRacer(case, parameters)
+    def setup(self, case: Case, parameters: Mapping[str, Tensor]) -> TorchStepper:
+        """Build a stepper for ``case`` that starts from ``parameters``."""
+        return TorchStepper(case, parameters)

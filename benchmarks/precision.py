@@ -1,4 +1,4 @@
-"""The meaning of a product in float32: IEEE, or TF32 or bf16, to which a GPU's matrix units may round."""
+"""Precision of float32 products: IEEE, or factors rounded to TF32 or bf16 by the matrix units of a GPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 IEEE, TF32, BF16 = "ieee", "tf32", "bf16"
-# To PyTorch, to ours, and to JAX's peer, which reads it.
+# The setting of PyTorch, which dmm_fast and the peer in JAX follow.
 _MATMUL = {IEEE: "highest", TF32: "high", BF16: "medium"}
 
 
@@ -14,7 +14,7 @@ _MATMUL = {IEEE: "highest", TF32: "high", BF16: "medium"}
 def multiplied_in(precision: str) -> Iterator[None]:
     """Compute products and cuDNN's recurrence in ``precision``, :data:`IEEE`, :data:`TF32` or :data:`BF16`.
 
-    Left alone, cuDNN rounds the tutorial's recurrence to TF32 while products are IEEE.
+    By default, cuDNN rounds the tutorial's recurrence to TF32 although other products are IEEE.
     """
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision(_MATMUL[precision])

@@ -1,9 +1,9 @@
-"""Run the user's copy of Pyro's ``examples/dmm.py`` twice: as it is, and with its DMM replaced.
+"""Run the user's copy of Pyro's ``examples/dmm.py`` twice: unmodified, and with its DMM replaced.
 
 ``python -m benchmarks.pyro_example --example dmm.py --data JSB_Chorales.mat --num-epochs 1``
 
-Nothing of the example changes but the class ``DMM`` and where the data come from. Both runs start
-from the same seed; the losses of their SVI steps are compared one by one.
+Only the class ``DMM`` and the source of the data are replaced. Both runs start from the same seed, and the
+losses of their SVI steps are compared one by one.
 """
 
 import argparse
@@ -39,7 +39,7 @@ PyroData = dict[str, dict[str, Tensor]]
 
 @dataclass
 class Run:
-    """What one run of the example did: the loss and the milliseconds of every SVI step."""
+    """A run of the example: the loss and the milliseconds of every SVI step."""
 
     losses: list[float] = field(default_factory=list)
     ms: list[float] = field(default_factory=list)
@@ -48,14 +48,14 @@ class Run:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compare the two runs. Returns 1 when a loss differs by more than the tolerance."""
+    """Compare the two runs. Returns 0, or 1 if a loss differs by more than the tolerance."""
     args = _parser().parse_args(argv)
     loader = import_loader()
     example = import_example(Path(args.example))
     data = as_pyro_has_it(Path(args.data))
     with tempfile.TemporaryDirectory() as folder:
         options = example_options(args, Path(folder) / "dmm.log")
-        print("the example as it is:", flush=True)
+        print("the unmodified example:", flush=True)
         original = run(example, loader, data, options, args.seed, example.DMM)
         print(f"the same with {args.replacement}'s DMM:", flush=True)
         with use_backend(args.backend):
@@ -65,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def import_loader() -> ModuleType:
-    """Pyro's loader of polyphonic music, imported without its two side effects.
+    """Import Pyro's loader of polyphonic music without its two side effects.
 
-    It wants torchvision for a class that the example never touches, and makes a folder next to
-    itself in site-packages: a stand-in serves the first, a temporary folder the second.
+    The loader imports torchvision for a class that the example does not use, and makes a folder beside itself
+    in site-packages. A stand-in replaces the former, a temporary folder the latter.
     """
     if LOADER in sys.modules:
         return sys.modules[LOADER]
@@ -83,7 +83,7 @@ def import_loader() -> ModuleType:
 
 @contextmanager
 def torchvision_or_stand_in() -> Iterator[None]:
-    """Where torchvision is absent, just enough of it for ``pyro.contrib.examples.util``."""
+    """Provide a stand-in for torchvision, sufficient for ``pyro.contrib.examples.util``, if it is missing."""
     if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is not None:
         yield
         return
@@ -100,7 +100,7 @@ def torchvision_or_stand_in() -> Iterator[None]:
 
 
 def import_example(path: Path) -> ModuleType:
-    """The example as a module, from wherever the user has it.
+    """Import the example from any path.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -120,7 +120,7 @@ def import_example(path: Path) -> ModuleType:
 
 
 def as_pyro_has_it(path: Path) -> PyroData:
-    """The file's three splits in the structure that Pyro's ``load_data`` returns."""
+    """The three splits of the file in the structure returned by Pyro's ``load_data``."""
     data = load(path)
     splits = {"train": data.train, "valid": data.valid, "test": data.test}
     return {
@@ -130,7 +130,7 @@ def as_pyro_has_it(path: Path) -> PyroData:
 
 
 def example_options(args: argparse.Namespace, log: Path) -> argparse.Namespace:
-    """The example's own options at its defaults, apart from those this command offers."""
+    """The options of the example: its defaults, except for those of this command."""
     return argparse.Namespace(
         num_epochs=args.num_epochs,
         learning_rate=0.0003,
@@ -167,7 +167,7 @@ def run(
     seed: int,
     dmm: Callable[..., Any],
 ) -> Run:
-    """The example's ``main`` from a fresh seed and parameter store, with ``dmm`` as its ``DMM``."""
+    """Run the ``main`` of the example with a fresh seed and parameter store, and ``dmm`` as its ``DMM``."""
     record = Run()
     with (
         pyro.get_param_store().scope(),
@@ -184,10 +184,10 @@ def run(
 
 
 def recording(svi: type[Any], record: Run) -> type[Any]:
-    """``svi`` with its losses and durations written down."""
+    """A subclass of ``svi`` that records losses and durations."""
 
     class RecordingSVI(svi):
-        """Pyro's SVI, overheard."""
+        """Pyro's SVI with recorded losses and durations."""
 
         def step(self, *args: Any, **kwargs: Any) -> float:
             start = time.perf_counter()
@@ -206,7 +206,7 @@ def recording(svi: type[Any], record: Run) -> type[Any]:
 
 @contextmanager
 def own_logging() -> Iterator[None]:
-    """Give back the root logger as it was: the example adds two handlers on every run."""
+    """Restore the root logger afterwards, as the example adds two handlers in every run."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     root.handlers.clear()
@@ -235,14 +235,14 @@ def relative_differences(original: Sequence[float], replaced: Sequence[float]) -
 
 
 def report(original: Run, replaced: Run, errors: list[float], steps: int | None, tolerance: float) -> int:
-    """Print the comparison; 1 when one of the first ``steps`` is above ``tolerance``."""
+    """Print the comparison; returns 1 if one of the first ``steps`` differs by more than ``tolerance``."""
     print("step        original        replaced    rel. difference")
     for i, (a, b, e) in enumerate(zip(original.losses, replaced.losses, errors, strict=True), 1):
         print(f"{i:4d}  {a:14.4f}  {b:14.4f}  {e:12.2e}")
-    judged = errors[:steps]
-    worst = max(judged)
+    compared = errors[:steps]
+    worst = max(compared)
     ratio = paired_ratio(Samples(tuple(original.ms)), Samples(tuple(replaced.ms)))
-    print(f"largest of the first {len(judged)}: {worst:.2e} (tolerance {tolerance:.0e})")
+    print(f"largest of the first {len(compared)}: {worst:.2e} (tolerance {tolerance:.0e})")
     print(
         f"seconds: {original.seconds:.1f} and {replaced.seconds:.1f}; SVI step by step "
         f"{ratio.median:.2f} times faster ({ratio.low:.2f} to {ratio.high:.2f})"
@@ -258,9 +258,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--mini-batch-size", type=int, default=20)
     parser.add_argument("--num-iafs", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="judge this many steps (default: all)")
+    parser.add_argument("--steps", type=int, help="compare this many steps (default: all)")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="relative, of each loss")
-    parser.add_argument("--backend", choices=BACKENDS, help="who computes for dmm_fast; default: its choice")
+    parser.add_argument(
+        "--backend", choices=BACKENDS, help="the backend of dmm_fast; by default its own choice"
+    )
     parser.add_argument("--replacement", choices=sorted(REPLACEMENTS), default="dmm_fast")
     return parser
 

@@ -1,7 +1,7 @@
-"""Steps replayed from a graph beside the same steps as they come.
+"""Comparison of steps replayed from a CUDA graph with the same steps launched eagerly.
 
-The gate sees the gradients of a contestant, and a replayed step shows none: later losses
-show that it stepped.
+The equivalence check compares gradients, which a replayed step does not return. The losses of later
+steps show whether its parameters were updated correctly.
 """
 
 from collections.abc import Mapping
@@ -11,32 +11,35 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import Case
-from benchmarks.contestants import starting_parameters
-from benchmarks.correctness import Verdict
-from benchmarks.racer import Contestant
+from benchmarks.correctness import CheckResult
+from benchmarks.implementations import starting_parameters
+from benchmarks.stepper import Implementation
 
-# Runs that are compared: one as it comes, then replays. Adam magnifies the last bits of a gradient.
+# Runs to compare, the first of them eager. The bound is wide because Adam amplifies rounding errors.
 COMPARED, LOSS_BOUND = 5, 1e-4
 
 
 def compare_replays(
-    case: Case, plain: Contestant, replayed: Contestant, parameters: Mapping[str, Tensor] | None = None
-) -> Verdict:
-    """The losses of runs of ``replayed`` against those of ``plain``, each run from a seed of its own.
+    case: Case,
+    plain: Implementation,
+    replayed: Implementation,
+    parameters: Mapping[str, Tensor] | None = None,
+) -> CheckResult:
+    """Compare the losses of runs of ``replayed`` with those of ``plain``, each run with its own seed.
 
-    Both start from ``parameters``, by default the tutorial's.
+    Both start from ``parameters``, by default those of the tutorial.
     """
     parameters = starting_parameters(case.sizes) if parameters is None else parameters
     losses = []
-    for contestant in (plain, replayed):
-        racer = contestant.setup(case, parameters)
-        told = []
-        with racer.active():
+    for implementation in (plain, replayed):
+        stepper = implementation.setup(case, parameters)
+        run_losses = []
+        with stepper.active():
             for seed in range(COMPARED):
                 pyro.set_rng_seed(seed)
-                told.append(racer.run())
-        losses.append(torch.tensor(told, dtype=torch.float64))
+                run_losses.append(stepper.run())
+        losses.append(torch.tensor(run_losses, dtype=torch.float64))
     want, got = losses
     error = ((got - want) / want).abs().max().item()
     ok = error <= LOSS_BOUND
-    return Verdict("SVI step: worst loss", replayed.name, case.name, error, LOSS_BOUND, ok)
+    return CheckResult("SVI step: worst loss", replayed.name, case.name, error, LOSS_BOUND, ok)

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.run --suite cpu``: check, time in turn, print, and write one JSON file."""
+"""``python -m benchmarks.run --suite cpu``: check, time interleaved, print, and write one JSON file."""
 
 import argparse
 import json
@@ -14,31 +14,31 @@ from pyro.infer import Trace_ELBO
 
 from benchmarks import cases, errors, machine
 from benchmarks.cases import Case
-from benchmarks.contestants import (
+from benchmarks.correctness import CheckResult
+from benchmarks.draws import Sizes
+from benchmarks.equivalence import check_equivalence
+from benchmarks.implementations import (
     BASELINE,
-    CONTESTANTS,
     EVERY_OURS,
     GPU_PEERS,
+    IMPLEMENTATIONS,
     IN_STEPS,
     MENDED,
     OURS,
     jax_peers,
     starting_parameters,
 )
-from benchmarks.correctness import Verdict
-from benchmarks.draws import Sizes
-from benchmarks.gate import gate
 from benchmarks.memory import memory
 from benchmarks.precision import multiplied_in
-from benchmarks.racer import JAX_NAME, Contestant, Racer
+from benchmarks.stepper import JAX_NAME, Implementation, Stepper
 from benchmarks.suites import SUITES
-from benchmarks.timing import Ratio, Samples, load_average, load_warning, paired_ratio, time_in_turn
+from benchmarks.timing import Ratio, Samples, load_average, load_warning, paired_ratio, time_interleaved
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a suite. Returns 0, or 1 when a contestant or an op was not within its bound."""
+    """Run a suite. Returns 0, or 1 if an implementation or an op exceeded its bound."""
     args = _parser().parse_args(argv)
     torch.set_num_threads(args.threads)
     device = torch.device("cpu")
@@ -53,15 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"warning: {meta['load_warning']}", file=sys.stderr)
     jax, why_not = jax_peers()
     if why_not:
-        print(f"JAX is left out: {why_not}")
-    ours = [c for c in CONTESTANTS if c in OURS]
-    everyone = [*(c for c in CONTESTANTS if c not in ours), *jax, *ours]
+        print(f"JAX is skipped: {why_not}")
+    ours = [c for c in IMPLEMENTATIONS if c in OURS]
+    everyone = [*(c for c in IMPLEMENTATIONS if c not in ours), *jax, *ours]
     results |= measure_errors(suite.errors_of, device, errors.QUICK if args.quick else Sizes())
     results["not_run"] = []
     for case in to_run:
-        asked_for = [c for c in (IN_STEPS,) if c.name in (case.contestants or ())]
-        verdicts, rows = run_case(args.suite, case, taking_part(case, [*everyone, *asked_for]), device)
-        results["correctness"] += [v.as_dict() for v in verdicts]
+        asked_for = [c for c in (IN_STEPS,) if c.name in (case.implementations or ())]
+        check_results, rows = run_case(args.suite, case, chosen_by(case, [*everyone, *asked_for]), device)
+        results["correctness"] += [v.as_dict() for v in check_results]
         results["cases"] += rows
         results["not_run"] += [{"case": case.name, "impl": n, "why": w} for n, w in case.not_run.items()]
     meta["load_at_end"] = load_average()
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure_errors(backends: Sequence[str], device: torch.device, sizes: Sizes) -> dict[str, Any]:
-    """``errors`` and what they are about; nothing where a backend computes no op in this build."""
+    """The results' ``errors`` and ``errors_about``; empty if a backend computes no op in this build."""
     rows: list[errors.ErrorRow] = []
     for name in backends:
         of_this = errors.measure(name, device.type, sizes)
@@ -86,23 +86,23 @@ def measure_errors(backends: Sequence[str], device: torch.device, sizes: Sizes) 
     return {"errors": [row.as_dict() for row in rows], "errors_about": errors.about(sizes)}
 
 
-def taking_part(case: Case, contestants: Sequence[Contestant]) -> list[Contestant]:
-    """Those that ``case`` asks for, in their own order.
+def chosen_by(case: Case, implementations: Sequence[Implementation]) -> list[Implementation]:
+    """The implementations that ``case`` asks for, in the order given.
 
     Raises:
-        ValueError: ``case`` names one that is not among ``contestants``.
+        ValueError: ``case`` names an unknown implementation.
     """
-    known = [c.name for c in contestants]
-    wanted = known if case.contestants is None else case.contestants
-    strangers = {*wanted, *case.not_run} - set(known)
-    if strangers:
-        raise ValueError(f"contestants: expected some of {known}, got {sorted(strangers)}")
-    return [c for c in contestants if c.name in wanted and c.name not in case.not_run]
+    known = [c.name for c in implementations]
+    wanted = known if case.implementations is None else case.implementations
+    unknown = {*wanted, *case.not_run} - set(known)
+    if unknown:
+        raise ValueError(f"implementations: expected some of {known}, got {sorted(unknown)}")
+    return [c for c in implementations if c.name in wanted and c.name not in case.not_run]
 
 
 @contextmanager
 def threads(number: int | None) -> Iterator[None]:
-    """Compute with ``number`` threads; None leaves them as they are."""
+    """Compute with ``number`` threads; None: unchanged."""
     before = torch.get_num_threads()
     torch.set_num_threads(number or before)
     try:
@@ -112,39 +112,39 @@ def threads(number: int | None) -> Iterator[None]:
 
 
 def run_case(
-    suite: str, case: Case, contestants: Sequence[Contestant], device: torch.device
-) -> tuple[list[Verdict], list[dict[str, Any]]]:
-    """Gate, clock and rows of one case. Nothing is timed when a contestant disagrees."""
+    suite: str, case: Case, implementations: Sequence[Implementation], device: torch.device
+) -> tuple[list[CheckResult], list[dict[str, Any]]]:
+    """Check and time one case; returns check results and rows. If a check fails, nothing is timed."""
     print(f"\n{case.name} ({case.data})")
     with threads(case.threads), multiplied_in(case.precision):
         parameters = starting_parameters(case.sizes)
-        verdicts = gate(case, parameters, contestants)
-        for v in verdicts:
+        check_results = check_equivalence(case, parameters, implementations)
+        for v in check_results:
             batch = v.case.removeprefix(f"{case.name}, ")
             error = f"error {v.max_rel_error:.1e}, bound {v.bound:.1e}"
             print(f"  {'ok ' if v.ok else 'BAD'} {v.op:14s} {v.backend:40s} {batch:8s} {error}")
-        if not all(v.ok for v in verdicts):
-            print("  not timed: the sides do not compute the same", file=sys.stderr)
-            return verdicts, []
-        racers = {c.name: c.setup(case, parameters) for c in contestants}
-        return verdicts, clocked(suite, case, contestants, racers, device)
+        if not all(v.ok for v in check_results):
+            print("  not timed: the implementations do not agree", file=sys.stderr)
+            return check_results, []
+        steppers = {c.name: c.setup(case, parameters) for c in implementations}
+        return check_results, timed_rows(suite, case, implementations, steppers, device)
 
 
-def clocked(
+def timed_rows(
     suite: str,
     case: Case,
-    contestants: Sequence[Contestant],
-    racers: Mapping[str, Racer],
+    implementations: Sequence[Implementation],
+    steppers: Mapping[str, Stepper],
     device: torch.device,
 ) -> list[dict[str, Any]]:
-    """The rows of one case: time in turn, then memory."""
-    timed = {name: racer.timed() for name, racer in racers.items()}
+    """Time the steppers of one case interleaved, then measure their memory; returns a row for each."""
+    timed = {name: stepper.timed() for name, stepper in steppers.items()}
     wait = torch.cuda.synchronize if device.type == "cuda" else None
-    # A step of a millisecond is not told from the time to wait for it unless there are several.
+    # A single step of a millisecond cannot be told from the latency of a synchronisation.
     at_least = 0.02 if device.type == "cuda" else 0.0
-    # A step that takes so long on a GPU is Python's, which a second warm-up makes no faster.
+    # A step this long on a GPU is bound by Python, which a second warm-up does not speed up.
     warm_after = 0.2 if device.type == "cuda" else math.inf
-    samples = time_in_turn(
+    samples = time_interleaved(
         timed,
         warmup=case.warmup,
         rounds=case.rounds,
@@ -154,12 +154,12 @@ def clocked(
     )
     baselines = [b.name for b in (BASELINE, MENDED) if b.name in samples]
     rows = []
-    for contestant in contestants:
-        name, sample = contestant.name, samples[contestant.name]
+    for implementation in implementations:
+        name, sample = implementation.name, samples[implementation.name]
         ratios = {b: paired_ratio(samples[b], sample) for b in baselines}
         speed_up = {b: r.as_dict() for b, r in ratios.items()}
-        peers = {p: r.as_dict() for p, r in against_peers(contestant, samples).items()}
-        held = memory(racers[name], device)
+        peers = {p: r.as_dict() for p, r in against_peers(implementation, samples).items()}
+        held = memory(steppers[name], device)
         extra = {"speed_up": speed_up, "against_peers": peers, **held, **case.describe()}
         rows.append({"suite": suite, "case": case.name, "impl": name, **sample.as_dict(), "extra": extra})
         faster = f", times faster than {_sentence(ratios)}" if ratios else ""
@@ -167,13 +167,13 @@ def clocked(
     return rows
 
 
-def against_peers(contestant: Contestant, samples: Mapping[str, Samples]) -> dict[str, Ratio]:
-    """How many times faster one of ours is than each peer that minimises the same loss."""
-    if contestant not in EVERY_OURS:
+def against_peers(implementation: Implementation, samples: Mapping[str, Samples]) -> dict[str, Ratio]:
+    """Speed-ups of an implementation of this package over each peer that minimises the same loss."""
+    if implementation not in EVERY_OURS:
         return {}
-    like = [p.name for p in GPU_PEERS if p.elbo is contestant.elbo]
-    like += [JAX_NAME] if contestant.elbo is Trace_ELBO else []
-    return {p: paired_ratio(samples[p], samples[contestant.name]) for p in like if p in samples}
+    like = [p.name for p in GPU_PEERS if p.elbo is implementation.elbo]
+    like += [JAX_NAME] if implementation.elbo is Trace_ELBO else []
+    return {p: paired_ratio(samples[p], samples[implementation.name]) for p in like if p in samples}
 
 
 def _sentence(ratios: Mapping[str, Ratio]) -> str:
@@ -183,10 +183,10 @@ def _sentence(ratios: Mapping[str, Ratio]) -> str:
 
 
 def write(results: dict[str, Any], folder: Path) -> Path:
-    """Write ``results`` to a new file named after suite, date and commit; never over an old one.
+    """Write ``results`` to a new file named after suite, date and commit.
 
     Raises:
-        FileExistsError: a file of that name is there already.
+        FileExistsError: a file of that name exists.
     """
     folder.mkdir(parents=True, exist_ok=True)
     meta = results["meta"]
@@ -202,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--suite", choices=sorted(SUITES), default="cpu")
     parser.add_argument("--out", default=RESULTS, help="folder for the JSON file")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the machinery")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the command")
     parser.add_argument("--data", help="a file of chorales, or a folder holding JSB_Chorales.mat")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     return parser

@@ -1,4 +1,4 @@
-"""Timing in turn: A B A B .. in one process, so that a slow minute hits all alike."""
+"""Interleaved timing: A B A B ... in one process, so that drift of the machine affects all alike."""
 
 import math
 import os
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Timed:
-    """One contestant: ``step`` is timed, ``context`` is entered and left off the clock."""
+    """The timed function of an implementation; entering and leaving ``context`` is not timed."""
 
     step: Callable[[], object]
     context: Callable[[], AbstractContextManager[object]] = nullcontext
@@ -19,7 +19,7 @@ class Timed:
 
 @dataclass(frozen=True)
 class Samples:
-    """Durations of one contestant in milliseconds, in the order of the rounds."""
+    """Durations of one implementation in milliseconds, in the order of the rounds."""
 
     ms: tuple[float, ...]
 
@@ -40,7 +40,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster, taken round by round, so that drift of the machine cancels."""
+    """A speed-up, taken round by round, so that drift of the machine cancels."""
 
     median: float
     low: float
@@ -51,8 +51,8 @@ class Ratio:
         return {"median": self.median, "low": self.low, "high": self.high}
 
 
-def time_in_turn(
-    contestants: Mapping[str, Timed],
+def time_interleaved(
+    implementations: Mapping[str, Timed],
     *,
     warmup: int,
     rounds: int,
@@ -61,27 +61,35 @@ def time_in_turn(
     at_least: float = 0.0,
     warm_after: float = math.inf,
 ) -> dict[str, Samples]:
-    """Run every contestant once a round, in the same order, and time each run.
+    """Run every implementation once per round, in the same order, and time each run.
 
-    ``clock`` tells seconds. ``synchronize`` waits for a device: it is called before the clock is
-    read, at the start and at the end of each run. The first ``warmup`` rounds are thrown away. Who
-    takes less than ``at_least`` seconds in the last of them runs several times a round; the mean counts. Who
-    takes more than ``warm_after`` in one of them sits out those that are left.
+    Args:
+        implementations: timed functions by name.
+        warmup: rounds at the start whose times are discarded.
+        rounds: timed rounds.
+        clock: returns seconds.
+        synchronize: waits for a device; called before each reading of the clock.
+        at_least: an implementation that takes fewer seconds in the last warm-up round is run several times
+            per round, and the mean is recorded.
+        warm_after: an implementation that takes more seconds in a warm-up round skips the remaining ones.
+
+    Raises:
+        ValueError: ``rounds`` is less than 1.
     """
     if rounds < 1:
         raise ValueError(f"rounds: expected at least 1, got {rounds}")
     wait = synchronize or (lambda: None)
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    runs, warm = dict.fromkeys(contestants, 1), set[str]()
+    seconds: dict[str, list[float]] = {name: [] for name in implementations}
+    runs, warm = dict.fromkeys(implementations, 1), set[str]()
     for round_number in range(warmup + rounds):
-        for name, contestant in contestants.items():
+        for name, implementation in implementations.items():
             if round_number < warmup and name in warm:
                 continue
-            with contestant.context():
+            with implementation.context():
                 wait()
                 start = clock()
                 for _ in range(runs[name]):
-                    contestant.step()
+                    implementation.step()
                 wait()
                 elapsed = (clock() - start) / runs[name]
             if round_number >= warmup:
@@ -100,15 +108,15 @@ def paired_ratio(slow: Samples, fast: Samples) -> Ratio:
 
 
 def load_warning(load: float, threads: int, cpus: int) -> str | None:
-    """A sentence when other work wants the processors we are about to time on, else None.
+    """A warning if other processes compete for the processors to be timed on, else None.
 
-    ``load`` is the one-minute load average before the run, ``threads`` what the run will use.
+    ``load`` is the one-minute load average before the run, ``threads`` the number the run will use.
     """
     if load + threads <= cpus + 0.5:
         return None
     return (
         f"load average {load:.2f} before the start, {threads} threads wanted, {cpus} processors: "
-        "times are not to be believed"
+        "times are unreliable"
     )
 
 

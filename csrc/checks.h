@@ -1,5 +1,5 @@
-// Arguments of an op: checked here, before any memory is touched, and turned into what the kernels take. A message
-// names the argument, what was expected and what came.
+// Checks of an op's arguments before any memory is accessed, and their conversion to kernel parameters. A message names
+// the argument, what was expected and what was given.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -38,7 +38,7 @@ inline std::string describe(const Tensor& t) {
   return out.str();
 }
 
-// The place of a string among those that an argument may be.
+// The index of a string among the valid choices of an argument.
 inline int64_t choice(const char* name, const std::string& given, std::initializer_list<const char*> choices) {
   const auto found = std::find(choices.begin(), choices.end(), given);
   if (found != choices.end()) return found - choices.begin();
@@ -75,9 +75,9 @@ cpu::Rows<const S> rows_of(const Tensor& t) {
 
 enum class Device { cpu, cuda };
 
-// The checks of one call. The leading tensor decides on dtype and device. The dimensions of a tensor are a word of the
-// table of ops, as "PBTZ" or "PBT(2Z)"; the first tensor with a letter in its word binds that size for the others. A
-// difference, "(I-Z)", is of sizes that are bound.
+// The checks of one call. The leading tensor defines dtype and device. The dimensions of a tensor are a word of the table
+// of ops, such as "PBTZ" or "PBT(2Z)"; the first tensor with a letter in its word binds that size for the others. The
+// sizes in a difference, "(I-Z)", must already be bound.
 class TensorChecks {
  public:
   TensorChecks(Device device, const char* name, const Tensor& leading)
@@ -99,7 +99,7 @@ class TensorChecks {
                     torch::headeronly::toString(dtype), " of shape ", shape(word), " on ", device_name(), ", got ",
                     describe(t));
   }
-  // Checks rows of sequences, starts or single steps, and copies them where the last dimension is not contiguous.
+  // Checks rows of sequences, starts or single steps, and copies them if the last dimension is not contiguous.
   template <class S>
   cpu::Rows<const S> rows(const char* name, Tensor& t, const char* word) {
     check(name, t, word);
@@ -107,7 +107,7 @@ class TensorChecks {
     if (t.size(last) > 1 && t.stride(last) != 1) t = torch::stable::contiguous(t);
     return rows_of<S>(t);
   }
-  // Checks another tensor, and copies it where it is not contiguous.
+  // Checks another tensor, and copies it if it is not contiguous.
   template <class S>
   const S* dense(const char* name, Tensor& t, const char* word) {
     check(name, t, word);
@@ -135,7 +135,7 @@ class TensorChecks {
     return {nullptr, bytes};
   }
 
-  // A result, uninitialised; empty, (0,), where it is not wanted.
+  // An uninitialised result; empty, (0,), if it is not requested.
   Tensor make(const char* word, bool wanted = true) const {
     std::vector<int64_t> sizes;
     if (!wanted) sizes.push_back(0);
@@ -155,7 +155,7 @@ class TensorChecks {
   struct Dim {
     char letter;
     int64_t factor;
-    char minus;  // the letter that is taken away, or 0
+    char minus;  // the letter that is subtracted, or 0
   };
   struct Dims {
     std::array<Dim, 4> all;
@@ -183,7 +183,7 @@ class TensorChecks {
   }
   std::string device_name() const { return device_ == Device::cpu ? "cpu" : "cuda:" + std::to_string(index_); }
 
-  // Binds the sizes that are not known yet.
+  // Also binds the sizes of new letters.
   bool fits(const Tensor& t, const char* word) {
     const Dims dims = dims_of(word);
     if (t.dim() != dims.count) return false;

@@ -11,7 +11,7 @@
 namespace dmm {
 namespace {
 
-// Whether the elements of `t` fill its memory without a gap, in whatever order of dimensions.
+// True if the elements of `t` fill its memory without gaps, in any order of dimensions.
 bool is_dense(const Tensor& t) {
   std::vector<std::pair<int64_t, int64_t>> dims;
   for (int64_t d = 0; d < t.dim(); ++d)
@@ -36,7 +36,7 @@ bool same_device(const Tensor& a, const Tensor& b) {
   return a.is_cpu() == b.is_cpu() && a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
 }
 
-// The lists of a step. `steps` and `lrs` have a tensor for each parameter; where one is empty, a number counts, but for
+// The lists of a step. `steps` and `lrs` have a tensor for each parameter; if one is empty, a number is used, except in
 // a step that is to `advance` them.
 struct Lists {
   Tensors params, grads, exp_avgs, exp_avg_sqs, steps, lrs;
@@ -86,7 +86,7 @@ void clipped_adam(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_a
   const Lists lists{params, grads, exp_avgs, exp_avg_sqs, steps, lrs, advance};
   check(lists);
   if (params.empty()) return;
-  // All are read before one is written: several parameters may have one in common.
+  // All counts are read before any is written, since several parameters may share one.
   std::vector<int64_t> counts(params.size(), step);
   std::vector<double> rates(params.size(), lr);
   for (size_t i = 0; i < steps.size(); ++i) counts[i] = *steps[i].const_data_ptr<int64_t>() + (advance ? 1 : 0);

@@ -1,5 +1,5 @@
-// The sequential part of combiner_scan for CUDA tensors. A plan says how the work is cut up: dmm_fast/cuda/plan.py
-// makes it.
+// The sequential part of combiner_scan for CUDA tensors. Its plan, made by dmm_fast/cuda/plan.py, distributes the work
+// over blocks and threads.
 #ifdef DMM_FAST_CUDA
 #include "exchange_launch.h"
 #include "scan_launches.h"
@@ -7,7 +7,7 @@
 namespace dmm {
 namespace {
 
-// The plan's tiles are of [inputs, units] and [units, outputs]. Of the latents, either has one number or two.
+// The plan's tiles are of [inputs, units] and [units, outputs]. Inputs and outputs have one or two elements per latent.
 const char* fault_of(const cuda::Plan& plan, int64_t inputs, int64_t units, int64_t outputs) {
   if (const char* fault = cuda::combiner_fault(plan)) return fault;
   bool fits = false;
@@ -21,7 +21,7 @@ const char* fault_of(const cuda::Plan& plan, int64_t inputs, int64_t units, int6
   return is_too_wide ? "more latents than a cluster has threads" : nullptr;
 }
 
-// Zeroed words for the scan if its blocks are a team, which another launch may take over once this one has been queued.
+// Zeroed words for the scan if its blocks are a team. Their memory may be reused once this launch has been queued.
 template <template <class> class ScanBy>
 std::optional<Tensor> words_for(ScanBy<cuda::LaneTile>& scan, const cuda::Plan& plan, const Tensor& like) {
   if (!cuda::are_lanes_by_words(plan)) return {};
@@ -49,7 +49,7 @@ void launch_combiner_scan(const char* name, const Launch& a, int64_t inputs, int
 }  // namespace
 
 void launch(cuda::LaunchCombinerScan<Tensor>& a) {
-  if (a.z.numel() == 0) {  // without latents there are still units
+  if (a.z.numel() == 0) {  // without latents there may still be units
     torch::stable::fill_(a.g, 0);
     return;
   }

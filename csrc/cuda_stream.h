@@ -1,5 +1,5 @@
-// The device and the stream that torch is on. Only torch's own libraries know the stream, and they are opened so that
-// a plain reference to the function finds nothing: it is looked up in the library that is already there.
+// torch's current device and stream. The stream is known only to torch's own libraries, whose symbols are not visible to
+// this library, so the function is looked up in the loaded library at run time.
 #pragma once
 
 #include <dlfcn.h>
@@ -21,7 +21,7 @@ inline void* current_stream(const Tensor& t) {
   return stream;
 }
 
-// Runs `launch(stream)` on the tensor's own device; an error of it becomes an exception that begins with `what`.
+// Runs `launch(stream)` on the tensor's device; an error becomes an exception that begins with `what`.
 template <class Launch>
 void on_stream_of(const Tensor& t, const std::string& what, Launch launch) {
   const torch::stable::accelerator::DeviceGuard guard(t.get_device_index());

@@ -1,4 +1,4 @@
-// What the planner of the scans (dmm_fast/cuda/plan.py) has to know of a device.
+// Queries of a device for the planner of the scans (dmm_fast/cuda/plan.py).
 #include "checks.h"
 #ifdef DMM_FAST_CUDA
 #include <torch/csrc/stable/accelerator.h>
@@ -15,7 +15,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dmm_fast, m) {
 #ifdef DMM_FAST_CUDA
 namespace {
 
-// Clusters lie within parts of the device whose number it does not tell.
+// A cluster lies within one part (GPC) of the device, and their number cannot be queried, so CUDA is asked directly.
 int64_t clusters_at_once(int64_t device, int64_t cluster_size, int64_t shared_bytes) {
   STD_TORCH_CHECK(cluster_size >= 2 && cluster_size <= 16, "cluster_size: expected an int from 2 to 16, got ",
                   cluster_size);
@@ -30,7 +30,7 @@ int64_t clusters_at_once(int64_t device, int64_t cluster_size, int64_t shared_by
 
 }  // namespace
 
-// No tensor comes with this call, so there is no device to choose by.
+// The op has no tensor argument, so no device can select an implementation.
 STABLE_TORCH_LIBRARY_IMPL(dmm_fast, CompositeExplicitAutograd, m) {
   m.impl("_clusters_at_once", TORCH_BOX(&clusters_at_once));
 }

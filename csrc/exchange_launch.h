@@ -10,12 +10,12 @@
 
 namespace dmm {
 
-// Device memory for the words of a launch's teams, which have to be zero at first.
+// Device memory for the words of a launch's teams, initialised to zero.
 inline Tensor zero_words(const Tensor& like, int64_t bytes) {
   return torch::stable::new_zeros(like, {bytes / static_cast<int64_t>(sizeof(float))});
 }
 
-// Runs `launch(args, stream)` on the tensor's own device; an error of it becomes an exception that begins with `call`.
+// Runs `launch(args, stream)` on the tensor's device; an error becomes an exception that begins with `call`.
 template <class Args, class Launch>
 void launch_exchange(const Tensor& t, const std::string& call, Args args, Launch launch) {
   on_stream_of(t, call, [&](void* stream) {

@@ -13,7 +13,7 @@ namespace dmm {
 #ifdef DMM_FAST_CUDA
 namespace {
 
-// One per process, and never destroyed: a kernel may still write to its record when the process ends.
+// One per process and never destroyed, since a kernel may still write to its record when the process ends.
 struct Hangs {
   std::mutex mutex;
   std::map<int32_t, cuda::HangRecord*> records;  // by device
@@ -26,7 +26,7 @@ Hangs& hangs() {
   return *all;
 }
 
-// Returns the text of a complete record and frees the record; empty where there is none.
+// Returns the text of a complete record and resets the record; empty if the record is not complete.
 std::string take(const Hangs& all, int32_t device, cuda::HangRecord& record) {
   if (__atomic_load_n(&record.state, __ATOMIC_ACQUIRE) != cuda::kHangComplete) return "";
   const std::string text =
@@ -66,7 +66,7 @@ cuda::HangReport hang_report(int32_t device, const std::string& call) {
   return {record, entry->second};
 }
 #else
-void check_hangs() {}  // no kernel waits for others
+void check_hangs() {}  // without CUDA no kernel waits for others
 #endif
 
 }  // namespace dmm

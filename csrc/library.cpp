@@ -1,5 +1,4 @@
-// The extension module: loading it registers the ops. What it is built for lies in the other files; here is
-// which instruction set the kernels are taken from.
+// The extension module, whose loading registers the ops, and the choice of the CPU kernels' instruction set.
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -19,7 +18,7 @@ namespace cpu {
 namespace {
 
 std::atomic<bool> small_work_is_shared{false};
-thread_local int64_t last_parts = 0;  // those of the last op that this thread has called
+thread_local int64_t last_parts = 0;  // the number of parts of the last op called by this thread
 
 struct InstructionSet {
   const char* name;
@@ -27,7 +26,7 @@ struct InstructionSet {
   const Kernels<double>& (*double_kernels)();
 };
 
-// Those that this processor runs, widest first.
+// The instruction sets supported by this processor, widest first.
 const std::vector<InstructionSet>& instruction_sets() {
   static const std::vector<InstructionSet> sets = [] {
     std::vector<InstructionSet> found;
@@ -53,8 +52,8 @@ std::atomic<const InstructionSet*>& in_use() {
 
 int64_t get_num_threads() { return torch::stable::get_num_threads(); }
 
-// OpenMP's own wait at the end of a team spins for milliseconds before it gives the core away, which a thread of the
-// team may be waiting for. So the threads meet before it, at a barrier that yields.
+// OpenMP's own wait at the end of a parallel region spins for milliseconds before it yields the core, which another
+// thread of the region may need. So the threads first meet at a barrier that yields.
 void parallel_for(int64_t parts, const std::function<void(int64_t, int64_t)>& run) {
   last_parts = parts;
   Barrier barrier(parts);
@@ -82,7 +81,7 @@ namespace {
 
 std::string instruction_set() { return cpu::in_use().load()->name; }
 
-// For tests: each of the sets must be right, and a machine takes only its widest.
+// For tests: all instruction sets have to be correct, but by default only the widest one is used.
 void set_instruction_set(std::string name) {
   std::string known;
   for (const cpu::InstructionSet& set : cpu::instruction_sets()) {
@@ -97,10 +96,10 @@ void set_instruction_set(std::string name) {
 
 int64_t parts_of_last_op() { return cpu::last_parts; }
 
-// For tests: the paths of several threads must be right for the smallest shapes too.
+// For tests: multithreading has to be correct for the smallest shapes too.
 void share_small_work(bool shared) { cpu::small_work_is_shared = shared; }
 
-// What the CUDA kernels were compiled for, as nvcc names it; empty where none were built.
+// The architectures that the CUDA kernels were compiled for, as nvcc names them; empty without CUDA kernels.
 std::string cuda_architectures() {
 #ifdef DMM_FAST_CUDA
   return DMM_FAST_CUDA;
@@ -120,7 +119,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dmm_fast, m) {
   m.def("_share_small_work(bool shared) -> ()");
 }
 
-// No tensor comes with these calls, so there is no device to choose by.
+// The ops have no tensor arguments, so no device can select an implementation.
 STABLE_TORCH_LIBRARY_IMPL(dmm_fast, CompositeExplicitAutograd, m) {
   m.impl("_check_hangs", TORCH_BOX(&check_hangs));
   m.impl("_cuda_architectures", TORCH_BOX(&cuda_architectures));

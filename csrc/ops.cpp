@@ -1,4 +1,4 @@
-// All ops of the table: what torch knows of each, and for tensors on a CPU how it is computed.
+// All ops of the table: their registration with torch, and their implementation for tensors on a CPU.
 #include "checks.h"
 #include "cpu/dispatch.h"
 #ifdef DMM_FAST_CUDA

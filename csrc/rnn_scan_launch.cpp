@@ -1,4 +1,5 @@
-// The sequential part of rnn_scan for CUDA tensors. A plan says how the work is cut up: dmm_fast/cuda/plan.py makes it.
+// The sequential part of rnn_scan for CUDA tensors. Its plan, made by dmm_fast/cuda/plan.py, distributes the work over
+// blocks and threads.
 #ifdef DMM_FAST_CUDA
 #include "exchange_launch.h"
 #include "scan_launches.h"
@@ -19,7 +20,7 @@ void launch_rnn_scan(const char* name, const Launch& a, const Tensor& last_resul
   check_sizes(a.h);
   check_plan(a.plan, fault_of(a.plan, a.h.size(3)));
   auto scan = cuda::scan_of(a);
-  std::optional<Tensor> words;  // that another launch may take over once this one has been queued
+  std::optional<Tensor> words;  // their memory may be reused once this launch has been queued
   if (cuda::is_by_words(a.plan)) {
     const cuda::Mailbox mailbox = cuda::rnn_scan_mailbox(scan);
     words = zero_words(a.h, mailbox.team_bytes * scan.ragged.clusters());

@@ -1,5 +1,5 @@
-// What the planner of the scans (dmm_fast/cuda/plan.py) has to know of their kernels. For any build: plans are made on
-// machines without a GPU too.
+// Queries of the scans' kernels for the planner (dmm_fast/cuda/plan.py). They are in every build, since plans can be made
+// on machines without a GPU.
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/Exception.h>
 
@@ -46,7 +46,7 @@ int64_t combiner_plan_bytes(const Plan& plan, int latents) {
   return bytes;
 }
 
-// The shared memory that a block takes; 0 where there is no such scan, or the plan is none of its.
+// The shared memory of a block; 0 if the scan is unknown or the plan is invalid for it.
 int64_t plan_bytes(const std::string& scan, const Plan& plan, int latents) {
   const char* const rnn_fault = is_bf16(plan) ? bf16_fault(plan) : is_by_warps(plan) ? warp_fault(plan) : fault(plan, 1);
   const bool is_rnn = rnn_fault == nullptr;
@@ -85,7 +85,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dmm_fast, m) {
   m.def("_scan_shared_bytes(str scan, int[] plan, int latents) -> int");
 }
 
-// No tensor comes with these calls, so there is no device to choose by.
+// The ops have no tensor arguments, so no device can select an implementation.
 STABLE_TORCH_LIBRARY_IMPL(dmm_fast, CompositeExplicitAutograd, m) {
   m.impl("_scan_kernels", TORCH_BOX(&scan_kernels));
   m.impl("_scan_shared_bytes", TORCH_BOX(&scan_shared_bytes));

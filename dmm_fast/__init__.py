@@ -1,11 +1,11 @@
 """Deep Markov Models in Pyro, fast.
 
-``DMM`` is a drop-in for the ``DMM`` of Pyro's ``examples/dmm.py``; ``dmm_fast.nn`` holds its networks,
-``dmm_fast.ops`` the functions below them, ``dmm_fast.distributions`` the distributions of its sites,
-``dmm_fast.infer`` training steps, evaluation and sampling, ``dmm_fast.optim`` the optimizer,
+``DMM`` is a drop-in replacement for the ``DMM`` of Pyro's ``examples/dmm.py``. ``dmm_fast.nn`` has its
+networks, ``dmm_fast.ops`` the fused functions that compute them, ``dmm_fast.distributions`` the distributions
+of its sites, ``dmm_fast.infer`` training steps, evaluation and sampling, ``dmm_fast.optim`` the optimizer,
 ``dmm_fast.training`` whole training runs with checkpoints, ``dmm_fast.data`` data sets, and
-``dmm_fast.music`` pictures and MIDI files. ``import dmm_fast`` is enough for each: modules that a model does
-not need are imported when they are first used.
+``dmm_fast.music`` plots and MIDI files. ``import dmm_fast`` gives access to all of them: modules that a model
+does not need are imported when they are first used.
 """
 
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from dmm_fast.triton import autotune
 
 __version__ = "0.1.0"
 
-# No modules: `from dmm_fast import *` must neither need the extras nor bring names such as `data`.
+# Without modules, so that `from dmm_fast import *` needs no extras and defines no names such as `data`.
 __all__ = [
     "DMM",
     "BackendError",
@@ -43,7 +43,7 @@ _HOMES = {
     "PyroClippedAdam": "optim",
 }
 
-# Type checkers read the imports. They do not see `__getattr__`: it would make every wrong name an Any.
+# Type checkers read the imports. `__getattr__` is hidden from them: it would type every wrong name as Any.
 if TYPE_CHECKING:
     from dmm_fast import data as data
     from dmm_fast import distributions as distributions

@@ -1,13 +1,13 @@
-"""Checks of the arguments of a DMM, its model and its guide, that nothing below makes."""
+"""Checks of the arguments of a DMM, its model and its guide that no lower layer makes."""
 
 import torch
 from torch import Tensor
 
 from dmm_fast import check
 
-# Networks that x_{t-1} may be an input of.
+# Networks that may have x_{t-1} as an input.
 AUGMENT = ("transition", "emission", "both")
-# The guides, as table 1 of arXiv 1609.09869 has them, and their recurrent networks.
+# The guides, named as in table 1 of arXiv 1609.09869, and their recurrent networks.
 INFERENCE = ("st-r", "st-l", "st-lr", "mf-r", "mf-l", "mf-lr")
 NETWORKS = ("relu", "tanh", "lstm", "gru")
 
@@ -33,14 +33,14 @@ def check_constructor(
     min_scale: object,
     validate_args: object,
 ) -> None:
-    """Check the arguments of :class:`dmm_fast.DMM`, but for the sizes that its networks check.
+    """Check the arguments of :class:`dmm_fast.DMM`, except for the sizes that its networks check.
 
     Raises:
-        ValueError: one is out of range or no number; the message names it.
-        TypeError: a flag is no bool.
+        ValueError: an argument is out of range or not a number; the message names it.
+        TypeError: a flag is not a bool.
     """
     if isinstance(num_layers, float):
-        # The call of the notebook of 2017, by position.
+        # Pyro's tutorial notebook of 2017 passes rnn_dropout_rate by position here.
         expected = (
             "a positive int; num_layers now stands between rnn_dim and rnn_dropout_rate, so give "
             "rnn_dropout_rate, num_iafs, iaf_dim and use_cuda by name"
@@ -82,14 +82,14 @@ def _check_order(order: object, D: int) -> None:
 
 
 def check_annealing_factor(factor: float | Tensor, B: int) -> float | Tensor:
-    """Check the weight of the KL term, and return it, a number as Python's float.
+    """Check the weight of the KL term and return it; a number is converted to a Python float.
 
-    A tensor has one for all of the ``B`` sequences or one for each. Its values are checked where reading them
-    costs no wait.
+    A tensor has one weight for all ``B`` sequences or one for each. Its values are checked only if it is on a
+    CPU, where reading them needs no synchronisation.
 
     Raises:
-        ValueError: it is not positive and finite, or of another shape.
-        TypeError: it is neither a number nor a floating-point tensor with values.
+        ValueError: the weight is not positive and finite, or has the wrong shape.
+        TypeError: the weight is neither a number nor a dense floating-point tensor.
     """
     name, expected = "annealing_factor", "a positive number, or a floating-point tensor of such"
     if isinstance(factor, Tensor):

@@ -1,6 +1,7 @@
-"""The subcommands of ``dmm-fast``, given their parsed arguments.
+"""The subcommands of ``dmm-fast``, called with their parsed arguments.
 
-``info`` and ``download`` need no extras, so modules that do are imported by the functions that use them.
+``info`` and ``download`` need no extras, so modules that need one are imported inside the functions that
+use them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from dmm_fast.cuda import devices, paths, plan
 from dmm_fast.cuda import measured as measured_plans
 from dmm_fast.data import Dataset
 from dmm_fast.data._frames import TABLES
-from dmm_fast.infer import evaluate_elbo, evaluate_importance_nll
+from dmm_fast.infer import DataParallel, evaluate_elbo, evaluate_importance_nll
 from dmm_fast.model import DMM
 from dmm_fast.nn import Emitter, NadeEmitter
 from dmm_fast.training import TrainConfig, TrainingInterrupted
@@ -37,32 +38,35 @@ from dmm_fast.training._data import WIDTHS, check_data, load_data, widths
 from dmm_fast.training._runlog import METRICS, logger
 
 _JIT = (
-    "--jit: expected not to be given: tracing unrolls the time steps of the first batch and "
-    "silently truncates longer ones; dmm-fast needs no tracing to be fast"
+    "--jit: expected to be absent: tracing unrolls the time steps of the first batch and silently "
+    "truncates longer sequences; dmm-fast is fast without it"
 )
 
 
-def run_train(args: argparse.Namespace) -> int:
-    """``dmm-fast train``."""
-    from dmm_fast.training import NonFiniteLossError, train
+def run_train(args: argparse.Namespace, ranks: DataParallel) -> int:
+    """``dmm-fast train``, in one process or in several."""
+    from dmm_fast.training import NonFiniteLossError, Trainer
 
-    if args.jit:
-        raise ValueError(_JIT)
-    config = train_config(args)
-    if args.log:
-        _check_log(_log_path(args), config.out)
-    with _logging(args):
+    with ExitStack() as entered:
+        with ranks.together():
+            if args.jit:
+                raise ValueError(_JIT)
+            config = train_config(args)
+            if args.log and ranks.is_main:
+                _check_log(_log_path(args), config.out)
+            entered.enter_context(_logging(args) if ranks.is_main else _silence())
+        trainer = Trainer(config, ranks=ranks)
         try:
-            train(config)
+            trainer.run()
         except TrainingInterrupted as interruption:
-            return complain(str(interruption), 130)
+            return complain(str(interruption), 130) if ranks.is_main else 130
         except NonFiniteLossError as error:
-            return complain(str(error), 1)
+            return complain(str(error), 1) if ranks.is_main else 1
     return 0
 
 
 def train_config(args: argparse.Namespace) -> TrainConfig:
-    """The settings that the flags of ``dmm-fast train`` ask for."""
+    """The settings given by the options of ``dmm-fast train``."""
     given = vars(args)
     names = [field.name for field in dataclasses.fields(TrainConfig)]
     settings: dict[str, Any] = {name: given[name] for name in names}
@@ -80,7 +84,7 @@ def train_config(args: argparse.Namespace) -> TrainConfig:
 
 
 def settings_to_resume(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings kept in the checkpoint that ``--resume`` is to go on from."""
+    """The settings in the checkpoint that ``--resume`` resumes from."""
     from dmm_fast.training._folder import LAST, load_last, settings_of
 
     if args.out is None:
@@ -88,9 +92,12 @@ def settings_to_resume(args: argparse.Namespace) -> dict[str, Any]:
     return settings_of(args.out / LAST, load_last(args.out)).saved()
 
 
-def run_evaluate(args: argparse.Namespace) -> int:
-    """``dmm-fast evaluate``."""
-    path, dmm, data = _trained(args)
+def run_evaluate(args: argparse.Namespace, ranks: DataParallel) -> int:
+    """``dmm-fast evaluate``, in one process or in several, which share the work."""
+    with ranks.together():
+        if args.cuda:
+            ranks.check_gpus()
+        path, dmm, data = _trained(args)
     report: dict[str, Any] = {
         "checkpoint": str(path),
         "data": data.name,
@@ -101,12 +108,14 @@ def run_evaluate(args: argparse.Namespace) -> int:
     for split in [args.split] if args.split else ["train", "valid", "test"]:
         sequences = getattr(data, split)
         torch.manual_seed(args.seed)
-        elbo = evaluate_elbo(dmm, sequences)
-        nll = evaluate_importance_nll(dmm, sequences, num_particles=args.num_particles)
+        elbo = evaluate_elbo(dmm, sequences, ranks=ranks)
+        nll = evaluate_importance_nll(dmm, sequences, args.num_particles, ranks=ranks)
         report["splits"][split] = {
             "negative_elbo": elbo._asdict(),
             "importance_nll": nll._asdict(),
         }
+    if not ranks.is_main:
+        return 0
     if args.json:
         print(json.dumps(report, indent=2))
         return 0
@@ -129,9 +138,9 @@ def run_generate(args: argparse.Namespace) -> int:
     path, dmm, data = _trained(args)
     if not isinstance(dmm.emitter, Emitter | NadeEmitter):
         expected = "a model of piano rolls, with Bernoulli or NADE emissions"
-        fail("checkpoint", expected, f"{path} with others")
+        fail("checkpoint", expected, f"{path} with other emissions")
     if dmm.control_dim or dmm.static_dim:
-        fail("checkpoint", "a model without controls and covariates", f"{path} with some")
+        fail("checkpoint", "a model without controls and covariates", f"{path}, which has some")
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     metrics = path.parent / METRICS
@@ -144,6 +153,7 @@ def run_generate(args: argparse.Namespace) -> int:
         prefix_steps=args.prefix_steps,
         tempo=args.tempo,
         program=args.program,
+        temperature=args.temperature,
         metrics=metrics,
     )
     for file in written:
@@ -168,8 +178,9 @@ def run_info(args: argparse.Namespace) -> int:
     for name, value in facts.items():
         if isinstance(value, dict):
             print(f"{name}:")
+            width = max([28, *(len(key) + 2 for key in value)])
             for key, item in value.items():
-                print(f"  {key:28}{_readable(item)}")
+                print(f"  {key:{width}}{_readable(item)}")
         else:
             print(f"{name:30}{_readable(value)}")
     return 0
@@ -179,9 +190,9 @@ _SIZES = (20, 600, 100)  # B, H and Z of Pyro's tutorial
 
 
 def _scans() -> dict[str, str]:
-    """The ways that the scans of Pyro's tutorial take on the GPU that is there."""
+    """The kernels that compute the scans of Pyro's tutorial on the current GPU."""
     if not torch.cuda.is_available():
-        return {"on a GPU": "none is here; --plan B T H Z --gpu NAME tells for one that is not"}
+        return {"on a GPU": "no GPU is available; --plan B T H Z --gpu NAME plans for another one"}
     device = devices.cuda_device(torch.cuda.current_device())
     last_resort = {"last resort": paths.LAST_RESORT}
     if not _extension.cuda_architectures():
@@ -191,9 +202,9 @@ def _scans() -> dict[str, str]:
 
 
 def _plans(sizes: Sequence[int], measured: Path | None, gpu: str | None) -> dict[str, Any]:
-    """The plans of the scans of a batch on a GPU, by default on that which is there, or on an H100."""
+    """The plans of the scans of a batch on a GPU: ``gpu``, or else the current one, or else an H100."""
     if _extension.missing is not None:
-        fail("--plan", "the compiled library, which knows the kernels", _extension.missing)
+        fail("--plan", "the compiled library, which lists the kernels", _extension.missing)
     B, T, H, Z = sizes
     plan.use_measured(measured)
     measured_on = None if measured is None else measured_plans.read(measured).device
@@ -211,7 +222,7 @@ def _plans(sizes: Sequence[int], measured: Path | None, gpu: str | None) -> dict
             plans[scan] = None
     there = {scan: each for scan, each in plans.items() if each is not None}
     return {
-        "device": device.name if gpu or torch.cuda.is_available() else f"{device.name} (no GPU is here)",
+        "device": device.name if gpu or torch.cuda.is_available() else f"{device.name} (no GPU available)",
         "limits": device._asdict(),
         "plans": {scan: each and str(each) for scan, each in plans.items()},
         "paths": {scan: paths.path(scan, B, H, Z, device) for scan in plans},
@@ -226,10 +237,10 @@ def _plans(sizes: Sequence[int], measured: Path | None, gpu: str | None) -> dict
 
 def _reason(chosen: plan.Plan, device: str, measured_on: str | None) -> str:
     if chosen.us_per_step is not None:
-        return f"measurement on {device}, {chosen.us_per_step:.3g} us a step"
+        return f"measurement on {device}, {chosen.us_per_step:.3g} us per step"
     if measured_on is None:
         return "estimate"
-    why = "of other sizes" if measured_on == device else f"on {measured_on}, not on {device}"
+    why = "for other sizes" if measured_on == device else f"for {measured_on}, not for {device}"
     return f"estimate: the measured plans are {why}"
 
 
@@ -239,9 +250,13 @@ def run_download(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+PARALLEL: dict[str, Callable[[argparse.Namespace, DataParallel], int]] = {
     "train": run_train,
     "evaluate": run_evaluate,
+}
+"""Commands that the processes started by ``torchrun`` carry out together."""
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "generate": run_generate,
     "info": run_info,
     "download": run_download,
@@ -249,10 +264,10 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 
 def set_threads(number: int) -> None:
-    """Compute on this many CPU threads.
+    """Set the number of CPU threads.
 
     Raises:
-        ValueError: not at least 1.
+        ValueError: ``number`` is less than 1.
     """
     if number < 1:
         fail("--threads", "at least 1", str(number))
@@ -260,7 +275,7 @@ def set_threads(number: int) -> None:
 
 
 def _trained(args: argparse.Namespace) -> tuple[Path, DMM, Dataset]:
-    """The checkpoint that was asked for, its model, and its data or those asked for."""
+    """The path of the requested checkpoint, its model, and the data of ``--data`` or of its training run."""
     from dmm_fast.training import _checkpoint as ckpt
     from dmm_fast.training._folder import BEST, LAST, load_or_advise, settings_of
 
@@ -277,7 +292,7 @@ def _trained(args: argparse.Namespace) -> tuple[Path, DMM, Dataset]:
     try:
         data = load_data(config)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}; --data names the file where it is now") from error
+        raise FileNotFoundError(f"{error}; if the file was moved, give its new path with --data") from error
     check_data(data, config.emission)
     wanted = (dmm.input_dim, dmm.control_dim, dmm.static_dim)
     for what, width, got in zip(WIDTHS, wanted, widths(data.test), strict=True):
@@ -287,15 +302,26 @@ def _trained(args: argparse.Namespace) -> tuple[Path, DMM, Dataset]:
 
 
 def _with_data(config: TrainConfig, data: str) -> TrainConfig:
-    """The settings with other data; columns are those of the run where these are a table too."""
+    """The settings with other data; the run's column names are kept if the new data are a table too."""
     is_table = Path(data).suffix.lower() in TABLES
     columns: dict[str, Any] = {} if is_table else dict.fromkeys(TABLE_FIELDS)
     return dataclasses.replace(config, data=data, num_sequences=None, **columns)
 
 
 @contextmanager
+def _silence() -> Iterator[None]:
+    """Discard the log lines of training, which are those of rank 0 once more."""
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
 def _logging(args: argparse.Namespace) -> Iterator[None]:
-    """Training's lines go to standard output and, if there is one, to the log file."""
+    """Send the log lines of training to standard output and to the log file, if there is one."""
     handlers: list[logging.Handler] = [_AroundTheBar()]
     if args.log:
         handlers.append(_LogFile(_log_path(args), append=args.resume))
@@ -313,23 +339,23 @@ def _logging(args: argparse.Namespace) -> Iterator[None]:
 
 
 def _log_path(args: argparse.Namespace) -> Path:
-    # An absolute path stays what it is.
+    # pathlib keeps an absolute --log as it is, even under --out.
     return Path(args.log) if args.out is None else args.out / args.log
 
 
 def _check_log(path: Path, out: Path | None) -> None:
-    """Check that lines can be added to ``path``, and leave it as it is."""
+    """Check that ``path`` can be appended to, without changing it."""
     if path.exists():
-        # Not by way of its folder, for it may be a device.
+        # An existing path may be a device in a folder that is not writable, so it is opened itself.
         path.open("a").close()
     else:
         check_writable("--log", path, will_exist=out)
 
 
 class _AroundTheBar(logging.Handler):
-    """Prints to standard output without tearing the progress bar.
+    """Prints to standard output without breaking the progress bar.
 
-    Unlike a ``StreamHandler`` it lets a broken pipe through, so that training ends with its reader.
+    Unlike a ``StreamHandler`` it raises on a broken pipe, so that training ends with its reader.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -341,9 +367,9 @@ class _AroundTheBar(logging.Handler):
 
 
 class _LogFile(logging.Handler):
-    """Adds lines to a file. Unlike a ``FileHandler`` it lets errors through, such as a full disk.
+    """Appends lines to a file. Unlike a ``FileHandler`` it raises errors, such as a full disk.
 
-    The file is opened at the first line: a refused run must not empty the log of an earlier one.
+    The file is opened at the first line, so that a run that is refused does not empty an earlier log.
     """
 
     def __init__(self, path: Path, *, append: bool) -> None:
@@ -357,7 +383,7 @@ class _LogFile(logging.Handler):
 
 
 def _readable(value: Any) -> str:
-    """A fact for people: yes, no, none, or ``cpu cpp, cuda triton``."""
+    """A value as text for the terminal: yes, no, none, or ``cpu cpp, cuda triton``."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {_readable(item)}" for key, item in value.items())
     if isinstance(value, bool):

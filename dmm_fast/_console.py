@@ -1,4 +1,4 @@
-"""Output of the command line, also after its reader has gone."""
+"""Output of the command line, including after its pipe or terminal was closed."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from contextlib import contextmanager
 from typing import TextIO
 
 FIGURES = (
-    "(a) bound: negative ELBO, summed over all sequences, over the time steps of all",
-    "(b) NLL: -log p(x) by importance sampling ({particles}), summed and divided likewise",
-    "(c) mean over the sequences of each one's own average over its time steps, of the bound and of the NLL",
+    "(a) bound: negative ELBO, summed over all sequences, divided by the number of all time steps",
+    "(b) NLL: -log p(x) by importance sampling ({particles}), summed and divided in the same way",
+    "(c) mean over sequences of each sequence's average over its time steps, of the bound and of the NLL",
 )
 """The figures of ``dmm-fast evaluate``, which are those of Krishnan et al., arXiv 1609.09869, table 3."""
 
 
 def complain(message: str, code: int = 2) -> int:
-    """Say ``message`` on standard error, and give back the exit code ``code``."""
+    """Print ``message`` to standard error and return the exit code ``code``."""
     with quiet_after_hang_up(sys.stderr):
         print(f"dmm-fast: {message}", file=sys.stderr, flush=True)
     return code
@@ -26,10 +26,10 @@ def complain(message: str, code: int = 2) -> int:
 
 @contextmanager
 def quiet_after_hang_up(stream: TextIO) -> Iterator[None]:
-    """Write to ``stream`` within, or nowhere once its terminal has been closed.
+    """Suppress the error of a write to ``stream`` after its terminal was closed, and discard later output.
 
-    Whether a process ends with its terminal is for SIGHUP to say. It may come after the first such
-    error, and a process that ignores it goes on.
+    Ending the process with its terminal is left to SIGHUP, which may arrive after the first such error; a
+    process that ignores SIGHUP continues.
     """
     try:
         yield
@@ -40,8 +40,8 @@ def quiet_after_hang_up(stream: TextIO) -> Iterator[None]:
 
 
 def discard(stream: TextIO) -> None:
-    """Let what ``stream`` still holds, and is given from now on, go nowhere."""
-    # Python complains at exit where it finds no place for it.
+    """Discard the buffered and all later output of ``stream``."""
+    # Otherwise Python reports an error at exit, when it cannot flush the buffer.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

@@ -15,7 +15,7 @@ _Weights = TypeVar("_Weights", EmitterWeights, GaussianEmitterWeights)
 
 
 class _Emitter(Network[_Weights]):
-    """Two hidden layers of ReLUs under one linear head, or two."""
+    """Two hidden ReLU layers followed by one or two linear heads."""
 
     relu: nn.Module
     softplus: nn.Module
@@ -29,7 +29,7 @@ class _Emitter(Network[_Weights]):
             setattr(self, name, kind())
 
     def _heads(self, z_t: Tensor) -> tuple[Tensor, ...]:
-        """The heads' outputs, each ``[..., D]``, before any activation of theirs."""
+        """The heads' outputs, each ``[..., D]``, before their activations."""
         if self.what_changed() is None:
             weights = self.weights
             if isinstance(weights, EmitterWeights):
@@ -60,7 +60,7 @@ class Emitter(_Emitter[EmitterWeights]):
 
 
 class GaussianEmitter(_Emitter[GaussianEmitterWeights]):
-    """Gaussian emission p(x_t | z_t): the emitter's hidden layers under a loc and a scale head."""
+    """Gaussian emission p(x_t | z_t): the emitter's hidden layers followed by a loc and a scale head."""
 
     _WEIGHTS: ClassVar = GaussianEmitterWeights
     _LAYERS: ClassVar = {
@@ -92,10 +92,10 @@ class PoissonEmitter(_Emitter[EmitterWeights]):
 
 
 class NegativeBinomialEmitter(_Emitter[GaussianEmitterWeights]):
-    """Negative binomial emission p(x_t | z_t) of counts, which may vary by more than a Poisson's.
+    """Negative binomial emission p(x_t | z_t) of counts, with a larger variance than a Poisson's.
 
-    The softplus of two heads on the emitter's hidden layers are the mean ``m`` and the total count ``r``; the
-    variance is ``m + m^2 / r``.
+    The softplus of two heads on the emitter's hidden layers gives the mean ``m`` and the total count ``r``;
+    the variance is ``m + m^2 / r``.
     """
 
     _WEIGHTS: ClassVar = GaussianEmitterWeights
@@ -121,7 +121,7 @@ class CategoricalEmitter(_Emitter[EmitterWeights]):
     _ACTIVATIONS: ClassVar = {"relu": nn.ReLU}
 
     def forward(self, z_t: Tensor) -> Tensor:
-        """``probs [..., D]``, which add up to one, for ``z_t [..., Z]``."""
+        """``probs [..., D]``, which sum to one, for ``z_t [..., Z]``."""
         (logits,) = self._heads(z_t)
         return torch.softmax(logits, -1)
 
@@ -129,15 +129,15 @@ class CategoricalEmitter(_Emitter[EmitterWeights]):
 class NadeEmitter(Network[NadeEmitterWeights]):
     """Emission p(x_t | z_t) of binary features that depend on one another, a NADE.
 
-    The emitter's hidden layers give the logits ``b`` of all features and the first state ``a_1`` of
-    ``nade_dim`` units. Features come in turn, with ``a_{d+1} = a_d + x_d write[d]``:
+    The emitter's hidden layers give the logits ``b`` of all features and the initial state ``a_1`` of
+    ``nade_dim`` units. The features are processed in order, with ``a_{d+1} = a_d + x_d write[d]``:
     ``p(x_d = 1 | x_{<d}, z) = sigmoid(b_d + read[d] . sigmoid(a_d))``.
 
     Args:
-        input_dim: features ``D``.
+        input_dim: number of features ``D``.
         z_dim: width of the emitter's input.
-        emission_dim: units ``E`` of each hidden layer.
-        nade_dim: units ``U`` of the state.
+        emission_dim: number of units ``E`` of each hidden layer.
+        nade_dim: number of units ``U`` of the state.
 
     Source: Larochelle and Murray, "The Neural Autoregressive Distribution Estimator", AISTATS 2011;
     arXiv 1609.09869, table 4 (DMM-NADE).
@@ -165,7 +165,7 @@ class NadeEmitter(Network[NadeEmitterWeights]):
         self.relu = nn.ReLU()
 
     def forward(self, z_t: Tensor) -> tuple[Tensor, Tensor]:
-        """``logits [..., D]`` and the first state ``[..., U]`` for ``z_t [..., Z]``."""
+        """``logits [..., D]`` and the initial state ``[..., U]`` for ``z_t [..., Z]``."""
         if self.what_changed() is None:
             weights = self.weights
             check.trailing("z_t", check.floating("z_t", z_t), weights.w_in.shape[1:], "[..., Z]")

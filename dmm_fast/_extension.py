@@ -1,4 +1,4 @@
-"""The compiled library: found beside this file, loaded once, absent without harm."""
+"""Loading of the compiled library beside this file; without it the package computes in eager PyTorch."""
 
 import sys
 import warnings
@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 
 PURE_MARKER = "_pure"
-"""A file beside this one, which setup.py writes where the library is left out on purpose."""
+"""Name of a marker file that setup.py writes beside this one if the library is left out on purpose."""
 
 
 _BUILD_AGAIN = "pip install --no-build-isolation --no-deps --force-reinstall ."
 
 
 def _load() -> str | None:
-    """Load the library; None, or why there is none."""
+    """Load the library; returns None, or the reason why it is missing."""
     here = Path(__file__).parent
     library = _library_in(here)
     if library is not None:
@@ -25,7 +25,7 @@ def _load() -> str | None:
             return None
         except OSError as error:
             why = f"{library} does not load with torch {torch.__version__}: {error}"
-            remedy = f"Build it again beside this torch, in the package's source: {_BUILD_AGAIN}"
+            remedy = f"Rebuild it with this torch, in the package's source folder: {_BUILD_AGAIN}"
     elif (here / PURE_MARKER).exists():
         return "left out on purpose: the package was installed with DMM_FAST_PURE=1"
     elif hidden := _hidden_by(here):
@@ -33,25 +33,22 @@ def _load() -> str | None:
         remedy = "Run Python in another folder, or build one here too: python setup.py build_ext --inplace"
     else:
         why = f"{here} holds no compiled library"
-        remedy = "Build it beside torch, in the package's source: pip install --no-build-isolation -e . "
-        remedy += "(after DMM_FAST_PURE=1 it leaves the library out, on purpose)"
+        remedy = "Build it in the package's source folder: pip install --no-build-isolation -e . "
+        remedy += "(with DMM_FAST_PURE=1 this leaves the library out on purpose)"
     return _without(why, remedy)
 
 
 def _without(why: str, remedy: str) -> str:
-    """Say that there is no library, but for one that was left out on purpose.
-
-    Eager PyTorch is right too, and many times slower.
-    """
+    """Warn that the library is missing; eager PyTorch gives the same results, many times slower."""
     warnings.warn(f"dmm_fast computes in eager PyTorch: {why}. {remedy}", RuntimeWarning, stacklevel=3)
     return why
 
 
 def leave_out(difference: str) -> None:
-    """Do without the library, which is of another version of the package than this Python code."""
+    """Disable the loaded library, whose version differs from that of this Python code."""
     global missing, of_other_version
     why = f"the compiled library is of another version of the package: {difference}"
-    remedy = f"Build it again, in the package's source: make install, or {_BUILD_AGAIN}"
+    remedy = f"Rebuild it in the package's source folder: make install, or {_BUILD_AGAIN}"
     missing = of_other_version = _without(why, remedy)
 
 
@@ -60,7 +57,7 @@ def _library_in(package: Path) -> Path | None:
 
 
 def _hidden_by(here: Path) -> Path | None:
-    """Another ``dmm_fast`` that could have been imported instead of this one, and has a library."""
+    """Another importable ``dmm_fast`` that has a compiled library and is hidden by this one."""
     others = (package for package in _packages() if package.resolve() != here.resolve())
     return next(filter(_library_in, others), None)
 
@@ -73,17 +70,17 @@ def _packages() -> Iterator[Path]:
 
 
 missing: str | None = _load()
-"""Why the compiled library is not there; None where it is."""
+"""The reason why the compiled library is missing; None if it is loaded."""
 
 of_other_version: str | None = None
-"""Why a library that was loaded is of no use; its ops have the names that others would be defined by."""
+"""The reason why a loaded library cannot be used; its ops still occupy their names in torch's registry."""
 
 DTYPES = (torch.float32, torch.float64)
 """Dtypes of the compiled CPU ops."""
 
 
 def cuda_architectures() -> str:
-    """Architectures of the library's CUDA kernels, as nvcc names them; empty where there are none."""
+    """Architectures of the library's CUDA kernels, as nvcc names them; empty if it has no kernels."""
     return "" if missing else torch.ops.dmm_fast._cuda_architectures()
 
 
@@ -93,14 +90,13 @@ def instruction_set() -> str | None:
 
 
 def raise_on_hang() -> None:
-    """Raise what a CUDA kernel recorded when a wait for its other blocks timed out.
+    """Raise an error if a CUDA kernel has recorded that a wait for its other blocks timed out.
 
-    This does not wait for the device, so it belongs after a synchronisation. Scans raise by themselves at
-    their next launch, but a graph that is replayed launches none.
+    The function does not synchronise the device, so call it after a synchronisation. A scan makes this check
+    itself at its next launch, but replays of a CUDA graph do not.
 
     Raises:
-        RuntimeError: a wait has timed out since the last time that one was raised; results since then are
-            wrong.
+        RuntimeError: a wait has timed out since this error was last raised; results since then are wrong.
     """
     if not missing:
         torch.ops.dmm_fast._check_hangs()

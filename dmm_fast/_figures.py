@@ -1,4 +1,4 @@
-"""Figures drawn without pyplot: no global figure, no display, no backend; their style and their files."""
+"""Style and PNG output of figures, without pyplot and hence without global figures or a display."""
 
 from pathlib import Path
 
@@ -20,8 +20,8 @@ def save_png(path: str | Path, figure: Figure, *, dpi: int = 150) -> None:
     """Write ``figure`` as a PNG, atomically.
 
     Raises:
-        OSError: the folder is missing or cannot be written; an earlier file is untouched.
-        TypeError: an argument of another type.
+        OSError: the folder is missing or not writable; an earlier file is untouched.
+        TypeError: an argument has the wrong type.
         ValueError: ``dpi`` is out of range.
     """
     path = check_path("path", path)
@@ -32,7 +32,7 @@ def save_png(path: str | Path, figure: Figure, *, dpi: int = 150) -> None:
 
 
 def decorate(ax: Axes, title: str) -> None:
-    """Give ``ax`` its title, horizontal grid lines and a frame without lines."""
+    """Add a title and horizontal grid lines to ``ax`` and remove its frame."""
     ax.set_title(title, loc="left", fontsize=11, color=INK)
     ax.grid(axis="y", color=GRID, linewidth=0.8, zorder=0)
     ax.set_axisbelow(True)

@@ -1,4 +1,4 @@
-"""Affine autoregressive flows of Pyro: their weights as an op takes them, and their exact inverse."""
+"""Affine autoregressive flows of Pyro: their weights in the form of the ops, and their exact inverse."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,11 +16,11 @@ from dmm_fast.reference import FLOW_LOG_SCALES, FlowWeights, affine_flows, clamp
 
 
 def checked(flows: Any, Z: int) -> tuple[Any, ...]:
-    """Check transforms over ``Z`` latents.
+    """Check a list of transforms over ``Z`` latents.
 
     Raises:
-        TypeError: they are no list or tuple of transforms.
-        ValueError: an autoregressive one is of another number of latents.
+        TypeError: ``flows`` is not a list or tuple of transforms.
+        ValueError: an autoregressive flow has another number of latents.
     """
     check.kind("flows", flows, list, tuple)
     for i, flow in enumerate(flows):
@@ -32,10 +32,10 @@ def checked(flows: Any, Z: int) -> tuple[Any, ...]:
 
 
 def why_no_weights(flows: Sequence[Any]) -> str | None:
-    """Say why an op cannot compute these flows; None where :func:`weights_of` has them.
+    """The reason why no op can compute these flows; None if :func:`weights_of` can return their weights.
 
-    It can where all are as ``affine_autoregressive(z_dim, hidden_dims=[F])`` of Pyro makes them, with one
-    ``F``, apart from the values of their parameters and masks.
+    It can if all flows are as Pyro's ``affine_autoregressive(z_dim, hidden_dims=[F])`` creates them, with the
+    same ``F``, except for the values of their parameters and masks.
     """
     if len({flow.arn.layers[0].out_features for flow in flows if why_not_affine(flow) is None}) > 1:
         return "they have different numbers of hidden units"
@@ -43,7 +43,7 @@ def why_no_weights(flows: Sequence[Any]) -> str | None:
 
 
 def why_not_affine(flow: Any) -> str | None:
-    """Say in what a flow is no affine autoregressive flow with one hidden layer as Pyro makes it."""
+    """The difference of a flow from Pyro's affine autoregressive flow with one hidden layer; None if none."""
     if type(flow) is not AffineAutoregressive or {"forward", "_call"} & vars(flow).keys():
         return f"one is a {type(flow).__name__} or has functions of its own"
     network: Any = flow.arn
@@ -63,14 +63,14 @@ def _is_masked_layer(layer: nn.Module) -> bool:
 
 
 def weights_of(flows: Sequence[Any]) -> FlowWeights:
-    """The masked weights of ``K`` flows that :func:`why_no_weights` says nothing against."""
+    """The masked weights of ``K`` flows for which :func:`why_no_weights` returns None."""
     layers = [flow.arn.layers for flow in flows]
     w_in = _stacked([first.weight * first.mask for first, _ in layers])
-    # The rows of the second layer are those of all means, then those of all log-scales.
+    # The second layer has the rows of all means, followed by the rows of all log-scales.
     w_out = _stacked([(second.weight * second.mask).unflatten(0, (2, -1)) for _, second in layers], 1)
     b_in = _stacked([first.bias for first, _ in layers])
     b_out = _stacked([second.bias.unflatten(0, (2, -1)) for _, second in layers], 1)
-    # In one piece, so that the gradients of both heads are put together in one operation.
+    # Split after stacking, so that backward combines the gradients of both heads in one operation.
     (w_mean, w_log_scale), (b_mean, b_log_scale) = w_out.unbind(), b_out.unbind()
     return FlowWeights(w_in, b_in, w_mean, b_mean, w_log_scale, b_log_scale)
 
@@ -80,14 +80,14 @@ def _stacked(tensors: list[Tensor], dim: int = 0) -> Tensor:
 
 
 def weights_if_any(flows: Sequence[Any]) -> FlowWeights | None:
-    """The weights for :func:`apply`, to be made once for several calls; None where no op has the flows."""
+    """The weights for :func:`apply`, to be reused in several calls; None if no op can compute the flows."""
     return weights_of(flows) if flows and why_no_weights(flows) is None else None
 
 
 def apply(flows: Sequence[Transform], x: Tensor, weights: FlowWeights | None) -> tuple[Tensor, Tensor]:
     """``y [..., Z]`` and the log-determinant ``[...]`` of any flows, one after another, at ``x [..., Z]``.
 
-    ``weights`` are those of :func:`weights_if_any`.
+    ``weights`` is the result of :func:`weights_if_any`.
     """
     if weights is not None:
         return affine_flows(x, weights)
@@ -99,10 +99,10 @@ def apply(flows: Sequence[Transform], x: Tensor, weights: FlowWeights | None) ->
 
 
 def invert(flows: Sequence[Any], y: Tensor) -> tuple[Tensor, Tensor]:
-    """``x [..., Z]`` that flows send to ``y [..., Z]``, and their log-determinant ``[...]`` there.
+    """The inverse ``x [..., Z]`` of flows at ``y [..., Z]``, and the flows' log-determinant ``[...]`` at x.
 
-    Affine autoregressive flows are inverted exactly, one latent after another in their order: O(Z F) for each
-    flow and row, in the dtype of ``y``. Any other flow has an inverse of its own.
+    Affine autoregressive flows are inverted exactly, latent by latent in their order: O(Z F) for each flow
+    and row, in the dtype of ``y``. Any other flow is inverted by its own ``inv``.
     """
     log_det = y.new_zeros(y.shape[:-1])
     for flow in reversed(flows):
@@ -117,7 +117,7 @@ def invert(flows: Sequence[Any], y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _invert_affine(flow: AffineAutoregressive, y: Tensor) -> tuple[Tensor, Tensor]:
     order = flow.arn.permutation
-    # In the flow's order of latents, so that numbers of the host count them on any device.
+    # Permuted into the flow's order of latents, so that the loop needs no indices from the device.
     weights = [each[0] for each in weights_of([flow])]
     w_in, b_in, w_mean, b_mean, w_log_scale, b_log_scale = weights
     columns = w_in.index_select(1, order).unbind(1)
@@ -131,7 +131,7 @@ def _invert_affine(flow: AffineAutoregressive, y: Tensor) -> tuple[Tensor, Tenso
         mean, log_scale = F.linear(torch.relu(hidden), head, bias).unbind(-1)
         log_scale = clamp_log_scale(log_scale)
         x_j = (y_j - mean) * torch.exp(-log_scale)
-        # The masks let only later latents read what this one changes.
+        # By the masks, only later latents depend on the hidden units that this one changes.
         hidden = hidden + x_j.unsqueeze(-1) * column
         found.append(x_j)
         log_scales.append(log_scale.expand_as(x_j))

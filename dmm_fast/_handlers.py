@@ -1,4 +1,4 @@
-"""Pyro's effect handlers around a model or a guide, which decide what the program in them should do."""
+"""Inspection of the Pyro effect handlers that are active around a model or a guide."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -23,13 +23,13 @@ def _around(kind: type[_M]) -> Iterator[_M]:
 
 
 def rows_plate(B: int) -> AbstractContextManager[object]:
-    """The plate of the rows of a mini-batch: ``z_minibatch``, unless a plate around it is theirs already.
+    """The plate of the rows of a mini-batch: ``z_minibatch``, unless an enclosing plate has this dimension.
 
-    Within ``pyro.plate("data", N, subsample_size=B)`` the rows are that plate's, whose scale N / B then
-    counts once for each.
+    Within ``pyro.plate("data", N, subsample_size=B)`` the rows belong to that plate, and its scale N / B is
+    applied once to each.
 
     Raises:
-        ValueError: a plate around has the dimension of the rows and another size.
+        ValueError: an enclosing plate has the dimension of the rows and another size.
     """
     for plate in _around(IndepMessenger):
         if plate.dim == -1 and plate.name != "z_minibatch":
@@ -45,38 +45,38 @@ def rows_plate(B: int) -> AbstractContextManager[object]:
 
 
 def rows_in(mini_batch: object) -> Tensor | None:
-    """``[B]`` bool: the rows of ``mini_batch`` that no ``poutine.mask`` around takes out.
+    """``[B]`` bool: the rows of ``mini_batch`` that no enclosing ``poutine.mask`` masks out.
 
-    None where there is no mask around, or none of rows.
+    None if no enclosing mask is a tensor over rows.
     """
     rows: Tensor | None = None
     for handler in _around(MaskMessenger):
-        # A mask that is one bool is not about the data: Predictive spares itself the log-densities with it.
+        # A mask that is a Python bool concerns no data: Predictive uses it to skip log-densities.
         if isinstance(handler.mask, Tensor) and isinstance(mini_batch, Tensor) and mini_batch.dim() > 0:
             mask: Tensor = handler.mask
             B = mini_batch.shape[0]
             if mask.dim() > 0 and mask.shape[-1] in (1, B):
-                # What is left of the rows are particles, which share the data.
+                # Dimensions left of the rows are particles, which share the data.
                 mask = mask.expand(*mask.shape[:-1], B).reshape(-1, B).any(0)
                 rows = mask if rows is None else rows & mask
     return rows
 
 
 def refuse_enumeration() -> None:
-    """Refuse a site of whole sequences where sites are enumerated.
+    """Refuse a site over whole sequences under enumeration.
 
     Raises:
-        ValueError: ``TraceTMC_ELBO``, ``TraceEnum_ELBO`` or another user of ``poutine.enum`` runs this.
+        ValueError: the program runs under ``poutine.enum``, as in ``TraceTMC_ELBO`` and ``TraceEnum_ELBO``.
     """
     if next(_around(EnumMessenger), None) is not None:
         check.fail(
             "per_step_sites",
             "True under TraceTMC_ELBO and TraceEnum_ELBO, which combine the draws of each time step",
-            "False: one site a sequence, of which they would be another estimator",
+            "False: with one site per sequence they would compute another estimator",
         )
 
 
 def replayed_sites() -> set[str]:
-    """The names of the sites that a guide has drawn for the model that now runs."""
+    """The names of the sites that a guide has drawn for the running model."""
     traces = [handler.trace for handler in _around(ReplayMessenger)]
     return {name for trace in traces if trace is not None for name in trace.nodes}

@@ -1,4 +1,4 @@
-"""The emissions of a DMM by name: network, distribution, and the kind of the data."""
+"""The emissions of a DMM by name: network, distribution and kind of data."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from dmm_fast.nn import (
 
 
 class Head(NamedTuple):
-    """An emission: the network of its parameters, its distribution, and the kind of its values."""
+    """An emission: the network of its parameters, its distribution and the kind of its values."""
 
     emitter: type[Any]
     distribution: Callable[..., SequenceDistribution]
@@ -41,16 +41,16 @@ HEADS = {
     "categorical": Head(CategoricalEmitter, CategoricalEmission, "one_hot"),
     "nade": Head(NadeEmitter, NadeEmission, "binary"),
 }
-"""The emissions by name; the kinds of values are those of :data:`dmm_fast._values.KINDS`."""
+"""The emissions by name; the kinds of values are keys of :data:`dmm_fast._values.KINDS`."""
 
 _NAMES = {head.emitter: name for name, head in HEADS.items()}
 
 
 def checked_emission(emission: Any) -> str:
-    """The name of an emission, ``"module"`` for a module of the user's own.
+    """The name of an emission, ``"module"`` for a user's module.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: the name is unknown.
         TypeError: a module has no ``log_prob(x, z)`` or no ``sample(z)``.
     """
     if isinstance(emission, nn.Module):
@@ -69,7 +69,7 @@ def checked_emission(emission: Any) -> str:
 def make_emitter(
     emission: str | nn.Module, input_dim: int, width: int, hidden: int, nade_dim: int
 ) -> nn.Module:
-    """The network of an emission: of ``width`` inputs, ``hidden`` units and ``input_dim`` features."""
+    """The network of an emission, with ``width`` inputs, ``hidden`` units and ``input_dim`` features."""
     if isinstance(emission, nn.Module):
         return emission
     sizes = (input_dim, width, hidden)
@@ -80,5 +80,5 @@ def make_emitter(
 
 
 def name_of(emitter: nn.Module, asked_for: str) -> str:
-    """The emission of a network: its own where it is one of the package's, else what was asked for."""
+    """The name of the emission of a network of this package; for other networks ``asked_for``."""
     return next((_NAMES[kind] for kind in type(emitter).__mro__ if kind in _NAMES), asked_for)

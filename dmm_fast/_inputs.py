@@ -1,4 +1,4 @@
-"""Inputs of a model's networks beside the latents: past data, controls and what is missing."""
+"""Inputs of a model's networks beside the latents: past data, controls and the mask of observed values."""
 
 from typing import NamedTuple
 
@@ -9,12 +9,12 @@ from dmm_fast.reference import previous
 
 
 class Inputs(NamedTuple):
-    """The sizes of those inputs, and how they are put together.
+    """The sizes of these inputs, and their concatenation.
 
-    The transition takes ``[z_{t-1}, x_{t-1}, u_t, s]``, the emitter ``[z_t, x_{t-1}]`` and the guide's
-    recurrent network ``[x_t, m_t, u_t, s]``, each what of it there is: ``x_{t-1}`` as ``augment`` says,
-    ``m_t`` (1 where x_t is observed) with ``mask_input``, controls ``u_t`` and static covariates ``s``. Where
-    a value of x is missing, and before the first step, it is 0.
+    The transition reads ``[z_{t-1}, x_{t-1}, u_t, s]``, the emitter ``[z_t, x_{t-1}]`` and the guide's
+    recurrent network ``[x_t, m_t, u_t, s]``. All but z and x_t are optional: ``x_{t-1}`` is present according
+    to ``augment``, ``m_t`` (1 where x_t is observed) with ``mask_input``, and the controls ``u_t`` and static
+    covariates ``s`` if the model has them. Missing values of x, and those before the first step, are 0.
     """
 
     input_dim: int
@@ -25,31 +25,31 @@ class Inputs(NamedTuple):
 
     @property
     def in_transition(self) -> bool:
-        """Whether the transition depends on x_{t-1}."""
+        """True if the transition reads x_{t-1}."""
         return self.augment in ("transition", "both")
 
     @property
     def in_emission(self) -> bool:
-        """Whether the emission depends on x_{t-1}."""
+        """True if the emission reads x_{t-1}."""
         return self.augment in ("emission", "both")
 
     @property
     def width_of_transition(self) -> int:
-        """Inputs of the transition beside z_{t-1}."""
+        """Number of inputs of the transition beside z_{t-1}."""
         return self.in_transition * self.input_dim + self.control_dim + self.static_dim
 
     @property
     def width_of_emission(self) -> int:
-        """Inputs of the emitter beside z_t."""
+        """Number of inputs of the emitter beside z_t."""
         return self.in_emission * self.input_dim
 
     @property
     def width_of_guide(self) -> int:
-        """Inputs of the recurrent network."""
+        """Number of inputs of the recurrent network."""
         return (1 + self.mask_input) * self.input_dim + self.control_dim + self.static_dim
 
     def of_transition(self, past: Tensor | None, controls: Tensor | None) -> Tensor | None:
-        """``[..., X]`` of the past data ``[..., D]`` and the controls ``[..., U + S]``; None where X is 0."""
+        """``[..., X]`` from the past data ``[..., D]`` and the controls ``[..., U + S]``; None if X is 0."""
         parts = [past] if self.in_transition and past is not None else []
         return beside(*parts, *([] if controls is None else [controls])) if self.width_of_transition else None
 
@@ -58,7 +58,7 @@ class Inputs(NamedTuple):
         return beside(z, past) if self.in_emission and past is not None else z
 
     def of_guide(self, x: Tensor, observed: Tensor | None, controls: Tensor | None) -> Tensor:
-        """``[B, T, *]``: the recurrent network's input, from ``x`` with 0 where it is not observed."""
+        """``[B, T, *]``: the recurrent network's input, from ``x`` with 0 at unobserved entries."""
         parts = [x]
         if observed is not None:
             parts.append(observed.expand_as(x).to(x.dtype))
@@ -68,7 +68,7 @@ class Inputs(NamedTuple):
 
 
 def beside(*parts: Tensor) -> Tensor:
-    """Features of several tensors side by side, which broadcast in all other dimensions."""
+    """Concatenation of tensors along the features; the other dimensions broadcast."""
     if len(parts) == 1:
         return parts[0]
     lead = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))

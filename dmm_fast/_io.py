@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and errors of the disk that say which file they are about."""
+"""Atomic file writes, and operating system errors that name their file."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from dmm_fast.check import fail
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside ``path`` that takes its place when the block ends without an
-    error.
+    """Open a temporary file that replaces ``path`` when the block ends without an error.
 
-    The file can be read back (``w+b``) and has a ``name``. On an error it is removed, and what was
-    at ``path`` before stays untouched.
+    The file can be read back (``w+b``) and has a ``name``. On an error it is removed, and an earlier file at
+    ``path`` stays untouched.
     """
     if not path.name:
         fail("path", "the path of a file", repr(str(path)))
-    # Not `tempfile`: its files are private to the user, and a data set may be meant for a group.
+    # Not `tempfile`, whose files are readable by their owner only, while a data set may be shared by a group.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         with naming(path):
@@ -38,10 +37,10 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name ``path`` in the errors of the operating system that name no file, as those of ``write``.
+    """Add ``path`` to operating system errors that name no file, such as those of ``write``.
 
     Raises:
-        OSError: what was raised within, of the same kind, with ``path`` as its file.
+        OSError: the error raised within the block, of the same type, with ``path`` as its file name.
     """
     try:
         yield
@@ -52,12 +51,12 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def check_writable(name: str, path: Path, *, will_exist: Path | None = None) -> None:
-    """Check that a file can be written at ``path``, by making another one beside it for a moment.
+    """Check that a file can be written at ``path``, by creating and removing another one beside it.
 
     Args:
-        name: what the error is to name.
-        path: where the file is to be.
-        will_exist: a folder that may be missing still, for it will be made.
+        name: the argument that an error message names.
+        path: the file to be written.
+        will_exist: a folder that may be missing, since it will be created later.
 
     Raises:
         ValueError: ``path`` is a folder.
@@ -72,15 +71,15 @@ def check_writable(name: str, path: Path, *, will_exist: Path | None = None) -> 
 
 
 def check_folder(name: str, folder: Path) -> None:
-    """Check that files can be written in ``folder``, which is made later if it is missing.
+    """Check that files can be written in ``folder``, which is created later if it is missing.
 
     Raises:
-        OSError: it, or the folder in which it would be made, cannot be written or is no folder.
+        OSError: the folder, or the one in which it would be created, is not writable or is not a folder.
     """
     nearest = folder
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent
-    _probe(name, nearest, "for the run" if nearest == folder else f"in which to make {folder}")
+    _probe(name, nearest, "for the run" if nearest == folder else f"in which to create {folder}")
 
 
 def _probe(name: str, folder: Path, purpose: str) -> None:

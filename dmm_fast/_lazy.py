@@ -1,4 +1,4 @@
-"""Attributes of a package that are imported when they are first used."""
+"""Package attributes that are imported when they are first used."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -12,7 +12,8 @@ def lazy_attributes(
 
     Args:
         package: the package's ``__name__``.
-        homes: the submodule that each attribute is in; an attribute with its own name is the submodule.
+        homes: the submodule that defines each attribute; an attribute that maps to its own name is a
+            submodule itself.
     """
     namespace = vars(sys.modules[package])
 
@@ -20,7 +21,7 @@ def lazy_attributes(
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module = import_module(f"{package}.{homes[name]}")
-        # `import_module` has already made a module an attribute.
+        # `import_module` has already set a submodule as an attribute of its package.
         value = namespace[name] = module if homes[name] == name else getattr(module, name)
         return value
 

@@ -1,4 +1,4 @@
-"""Mini-batches as a model and a guide are given them, checked and put into a plain form."""
+"""Checks of the mini-batch arguments of model and guide, and their conversion to a normal form."""
 
 from typing import Any, NamedTuple
 
@@ -15,17 +15,17 @@ from dmm_fast._values import check_values
 from dmm_fast.ops._backends import may_use
 from dmm_fast.reference import observed, valid_steps
 
-# Numbers for which a second thread does not pay; torch shares half as many.
+# Elements up to which one thread of numpy is used; torch would wake its threads at half as many.
 _FEW = 1 << 16
 
 
 class MiniBatch(NamedTuple):
     """A checked mini-batch.
 
-    ``x`` is ``[B, T, D]`` with 0 wherever nothing is observed, or None where there is no data to
-    condition on; ``lengths`` is int64 ``[B]`` on the device of the model; ``mask`` (``[B, T]`` or
-    ``[B, T, D]``, None: all) says what is observed. ``controls`` is ``[B, T, U + S]``, those of each step and
-    after them what is static, 0 past the end of a row; None for a model without.
+    ``x`` is ``[B, T, D]`` with 0 at unobserved entries, or None if there are no data to condition on;
+    ``lengths`` is int64 ``[B]`` on the model's device; ``mask`` (``[B, T]`` or ``[B, T, D]``; None: all
+    observed) marks the observed entries. ``controls`` is ``[B, T, U + S]``, the controls of each step
+    followed by the static covariates, 0 past the end of a row; None for a model without either.
     """
 
     x: Tensor | None
@@ -36,20 +36,20 @@ class MiniBatch(NamedTuple):
 
     @property
     def valid(self) -> Tensor:
-        """``[B, T]`` bool: the steps within each row."""
+        """``[B, T]`` bool: True at the steps within each row."""
         return valid_steps(self.lengths, self.T)
 
     @property
     def observed(self) -> Tensor:
-        """``[B, T, 1]`` or ``[B, T, D]`` bool: what is both valid and not masked out."""
+        """``[B, T, 1]`` or ``[B, T, D]`` bool: True at entries that are valid and not masked out."""
         return observed(self.lengths, self.T, self.mask)
 
 
 def checked_once(*tensors: Any, rows: Tensor | None, **options: Any) -> MiniBatch:
-    """:func:`validate_mini_batch`, or its result for the same tensors earlier in a step.
+    """:func:`validate_mini_batch` with its result cached within a step.
 
-    Tensors are the same as long as they have not been changed in place. Where there are ``rows``, which a
-    handler makes anew, nothing is kept.
+    A result is reused for the same tensors if they have not been changed in place. With ``rows``, which a
+    handler creates anew for each call, nothing is cached.
     """
     checked = results()
     versions = _versions(tensors)
@@ -57,14 +57,14 @@ def checked_once(*tensors: Any, rows: Tensor | None, **options: Any) -> MiniBatc
         return validate_mini_batch(*tensors, rows=rows, **options)
     key = (MiniBatch, *map(id, tensors), *versions, *map(id, options.values()))
     if key not in checked:
-        # What the numbers in the key belong to is kept, so that nothing else can come to have them.
+        # The objects are kept alive, so that their ids in the key cannot be reused by other objects.
         checked[key] = validate_mini_batch(*tensors, rows=rows, **options), tensors, options
     made: MiniBatch = checked[key][0]
     return made
 
 
 def _versions(values: tuple[Any, ...]) -> list[int] | None:
-    """Counts of the changes of each tensor in place; None where torch does not count."""
+    """Version counters of the tensors; None for inference tensors, which have none."""
     tensors = [value.data if isinstance(value, PackedSequence) else value for value in values]
     given = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
     return None if any(tensor.is_inference() for tensor in given) else [t._version for t in given]
@@ -86,30 +86,29 @@ def validate_mini_batch(
     control_dim: int = 0,
     static_dim: int = 0,
 ) -> MiniBatch:
-    """Check a mini-batch as :meth:`dmm_fast.DMM.model` and ``guide`` take it.
+    """Check the mini-batch arguments of :meth:`dmm_fast.DMM.model` and ``guide``.
 
     Args:
         mini_batch: ``[B, T, D]``, or None for a model without data.
-        mini_batch_reversed: None, or what holds the same data backward: its size is checked and it is
-            not read, since the data are read backward from ``mini_batch`` itself.
+        mini_batch_reversed: None, or the same data reversed in time: only its size is checked, since the
+            data are read backward from ``mini_batch`` itself.
         mini_batch_mask: ``[B, T]`` or ``[B, T, D]`` of 0 and 1, or None.
-        mini_batch_seq_lengths: int64 ``[B]``, or None: read off the mask, which must then be a prefix
-            of ones in each row, or all T.
-        controls: ``[B, T, U]``, what is known of each step, or None without controls.
-        static: ``[B, S]``, what is known of each row, or None.
+        mini_batch_seq_lengths: int64 ``[B]``; None: derived from the mask, which must then be ones followed
+            by zeros in each row, or T without a mask.
+        controls: ``[B, T, U]``, known inputs of each step, or None.
+        static: ``[B, S]``, known covariates of each row, or None.
         input_dim: ``D``.
         like: a parameter of the model, for dtype and device.
-        kind: of the values that observed data must have, one of :data:`dmm_fast._values.KINDS`.
-        rows: bool ``[B]``; in a row with False 0 takes the place of NaN and infinities. A mask that takes
-            the row out of the loss is not enough for its gradients, since 0 times NaN is NaN.
-        validate: whether to check values and not just shapes. None: where that costs no wait for
-            a device.
+        kind: the kind of values required of observed data, one of :data:`dmm_fast._values.KINDS`.
+        rows: bool ``[B]``; in a row marked False, NaN and infinities are replaced by 0. Masking the row out
+            of the loss is not enough for the gradients, since 0 times NaN is NaN.
+        validate: check values and not just shapes. None: check them if that needs no synchronisation.
         control_dim: ``U``.
         static_dim: ``S``.
 
     Raises:
-        ValueError: an argument that does not fit; the message names it.
-        TypeError: ``mini_batch`` is no floating-point tensor.
+        ValueError: an argument is invalid; the message names it.
+        TypeError: ``mini_batch`` is not a floating-point tensor.
     """
     if mini_batch is not None:
         check.floating("mini_batch", mini_batch)
@@ -147,7 +146,7 @@ def _controls(
     sizes: dict[str, int],
     validate: bool | None,
 ) -> Tensor | None:
-    """``[B, T, U + S]``: controls and static covariates, 0 past the end of each row; None without any."""
+    """``[B, T, U + S]``: controls and static covariates, 0 past the end of each row; None if U + S = 0."""
     B, T = len(batch.lengths), batch.T
     parts = []
     for name, given, shape in (
@@ -171,7 +170,7 @@ def _controls(
 
 
 def _where_observed(batch: MiniBatch, x: Tensor) -> MiniBatch:
-    """With 0 in place of what is not observed; on a GPU the mask becomes bools with it."""
+    """``batch`` with 0 at the unobserved entries of x; the kernel for GPUs also converts the mask to bool."""
     by_triton = x.is_cuda and triton.missing is None and may_use("triton")
     if by_triton and not x.requires_grad and not torch.compiler.is_compiling():
         from dmm_fast.triton.observations import where_observed
@@ -179,7 +178,7 @@ def _where_observed(batch: MiniBatch, x: Tensor) -> MiniBatch:
         values, mask = where_observed(x, batch.lengths, batch.mask)
         return batch._replace(x=values, mask=mask)
     is_few = x.device.type == "cpu" and x.numel() <= _FEW and x.dtype in (torch.float32, torch.float64)
-    # What records or compiles the operations of torch would not see numpy's.
+    # Autograd, torch.compile and dispatch modes do not see operations of numpy.
     by_torch = x.requires_grad or torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
     if is_few and not by_torch:
         keep = _array(batch.valid)[:, :, None]
@@ -190,9 +189,9 @@ def _where_observed(batch: MiniBatch, x: Tensor) -> MiniBatch:
 
 
 def _reads(tensor: Tensor, validate: bool | None) -> bool:
-    """Whether the values of ``tensor`` are checked: as was asked, else where that waits for nothing.
+    """True if the values of ``tensor`` are to be checked; by default if that needs no synchronisation.
 
-    Never in the capture of a CUDA graph; the steps that run before it are checked.
+    Values are never checked during the capture of a CUDA graph; those of the warm-up steps before it are.
     """
     if validate is None:
         return check.values_are_readable(tensor)
@@ -232,7 +231,7 @@ def _lengths(
         or lengths.dtype != torch.int64
         or tuple(lengths.shape) != (B,)
         or lengths.layout != torch.strided
-        # Pyro's loader leaves the lengths on the CPU when it moves the rest to a GPU.
+        # Pyro's loader leaves the lengths on the CPU when it moves the other tensors to a GPU.
         or lengths.device not in (device, torch.device("cpu"))
     ):
         check.fail(name, f"int64 of shape ({B},) on {device} or cpu", check.describe(lengths))
@@ -255,7 +254,7 @@ def _lengths_of_prefix(mask: Tensor, validate: bool | None) -> Tensor:
             row = int((~falls.all(-1) | (lengths < 1)).nonzero()[0, 0])
             check.fail(
                 "mini_batch_mask",
-                "ones and then zeros in each row (lengths are read off it when none are given)",
+                "ones and then zeros in each row (without lengths they are derived from the mask)",
                 f"row {row}: {mask[row].tolist()}"[:120],
             )
     return lengths
@@ -291,10 +290,10 @@ def _check_values(batch: MiniBatch, kind: str) -> None:
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:
-    """The values of ``tensor`` for numpy, which reads them in this thread alone.
+    """The values of ``tensor`` as a numpy array, which numpy reads in this thread only.
 
-    Torch would wake its team of threads for some ten thousand numbers, which takes longer than to read them
-    where the team is asleep and cores are busy.
+    Torch would wake its thread pool for some ten thousand elements, which takes longer than reading them when
+    the threads are asleep and the cores are busy.
     """
     values = tensor.detach().cpu()
     return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)

@@ -1,4 +1,4 @@
-"""Networks whose layers one op computes, unless something in them was changed."""
+"""Networks that are computed by one fused op unless they were changed."""
 
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -17,7 +17,7 @@ _Weights = TypeVar("_Weights")
 
 
 def rename_former(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Give what is for parameters of ``module`` under their older names in ``state`` their names of today."""
+    """Rename entries of ``state`` that have former names of parameters of ``module``."""
     for former, current in _FORMER_NAMES.items():
         if hasattr(module, current):
             for part in ("weight", "bias"):
@@ -27,10 +27,10 @@ def rename_former(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any
 
 
 class Network(nn.Module, Generic[_Weights]):
-    """A network whose layers one op computes, unless something in them was changed.
+    """A network that is computed by one fused op unless it was changed.
 
-    Its attributes are the layers, each with the letters of its outputs and inputs, in the order in which
-    the op takes their weights; the parameters that follow them; and the kinds of its activations.
+    A subclass declares its layers, each with the letters of its output and input sizes, in the order of the
+    op's weights; the parameters that follow them; and the types of its activations.
     """
 
     _WEIGHTS: ClassVar[type[Any]]
@@ -45,14 +45,14 @@ class Network(nn.Module, Generic[_Weights]):
 
     @property
     def weights(self) -> _Weights:
-        """The weights as the ops take them."""
+        """The weights in the form and order of the ops."""
         layers: list[Any] = [self._modules[name] for name in self._LAYERS]
         tensors = [tensor for each in layers for tensor in (each.weight, each.bias)]
         weights: _Weights = self._WEIGHTS(*tensors, *(getattr(self, name) for name in self._PARAMETERS))
         return weights
 
     def what_changed(self) -> str | None:
-        """Say what in the layers is not as the op has it; None where all is."""
+        """A layer's or activation's difference from the op's, in words; None if there is none."""
         if torch_module._has_any_global_hook():
             return "every module has hooks"
         sizes: dict[str, int] = {}
@@ -68,15 +68,14 @@ class Network(nn.Module, Generic[_Weights]):
 
 
 class NotFusedWarning(UserWarning):
-    """A network of a model was changed, so that its own layers compute it and no fused op."""
+    """A network of a model was changed, so that it is computed by its own layers instead of a fused op."""
 
 
 def why_not_fused(module: nn.Module, network: type[Network[Any]]) -> str | None:
-    """Say why ``module`` is not just the weights of an op: what in it is another than in ``network``.
+    """The reason why no fused op can compute ``module``: its difference from ``network``; None if it can.
 
-    None where it is: its layers and activations are as they were built, apart from the values of their
-    weights, and neither a ``forward`` of its own nor a hook has anything to add. Parametrized weights count
-    as weights.
+    It can if the layers and activations are as they were built, except for the values of their weights, and
+    the module has no hooks and no ``forward`` of its own. Parametrized weights count as weights.
     """
     if not isinstance(module, network):
         return f"it is a {type(module).__name__}"
@@ -87,12 +86,12 @@ def why_not_fused(module: nn.Module, network: type[Network[Any]]) -> str | None:
 
 
 def _layer_change(layer: nn.Module | None, letters: str, sizes: dict[str, int]) -> str | None:
-    """Say in what ``layer`` is no linear layer of the sizes known by their letters."""
+    """The difference of ``layer`` from a linear layer of the sizes named by ``letters``; None if none."""
     if not isinstance(layer, nn.Linear):
         return f"is a {type(layer).__name__}"
     if type(layer).forward is not nn.Linear.forward or "forward" in vars(layer):
         return "has a forward of its own"
-    # A parametrized bias is none of the layer's own parameters.
+    # A parametrized bias is not among the layer's own parameters.
     if layer._parameters.get("bias", layer) is None:
         return "has no bias"
     for letter, size in ((letters[0], layer.out_features), (letters[1], layer.in_features)):
@@ -110,7 +109,7 @@ def _activation_change(activation: nn.Module | None, kind: type[nn.Module]) -> s
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of ``module`` does more than its ``forward``."""
+    """True if a call of ``module`` runs hooks besides its ``forward``."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks

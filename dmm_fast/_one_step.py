@@ -1,4 +1,4 @@
-"""A step of training, in which guide and model do the same with the same data and parameters: once."""
+"""A cache for one training step, for work that guide and model share: checks and registrations."""
 
 import threading
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class _Held(threading.local):
-    """Results of the step that this thread is in, by what made them."""
+    """Cached results of this thread's current step."""
 
     results: dict[Any, Any] | None = None
 
@@ -17,7 +17,7 @@ _held = _Held()
 
 @contextmanager
 def one_step() -> Iterator[None]:
-    """Keep within what is checked and registered for the guide, for the model that follows."""
+    """Cache the guide's checks and registrations within the block, for the model that runs after it."""
     before, _held.results = _held.results, {}
     try:
         yield
@@ -26,5 +26,5 @@ def one_step() -> Iterator[None]:
 
 
 def results() -> dict[Any, Any] | None:
-    """The results of the step that this thread is in, to read and to add to; None outside of one."""
+    """The cache of this thread's current step, to read and to add to; None outside a step."""
     return _held.results

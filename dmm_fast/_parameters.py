@@ -1,4 +1,4 @@
-"""Parameters of modules in Pyro's parameter store."""
+"""Registration of module parameters in Pyro's parameter store."""
 
 from collections.abc import Iterable
 from itertools import count
@@ -14,19 +14,19 @@ from dmm_fast._one_step import results
 
 
 def register(name: str, module: nn.Module) -> None:
-    """Make the trainable parameters of ``module`` parameters of the Pyro program that runs.
+    """Register the trainable parameters of ``module`` with the running Pyro program.
 
-    As ``pyro.module``, under the same names, ``<name>$$$<parameter>``. But ``pyro.module`` keeps what the
-    store already has under a name: of two modules registered as ``name`` in one process the second would
-    compute with its own parameters while the optimizer stepped those of the first. Here a module that is
-    called puts its own parameters there; a second one in the same step does so as ``<name>_1``. Those of
-    the other keep their names, by which optimizers save their state. A parameter without ``requires_grad``
-    is left out, without a warning; so is a tensor that stands in for a parameter, as in
-    ``torch.func.functional_call``.
+    This is ``pyro.module`` with the same names, ``<name>$$$<parameter>``, except for one thing. If the store
+    already has a parameter under a name, ``pyro.module`` keeps it: with two modules registered as ``name`` in
+    one process, the second would compute with its own parameters while the optimizer updated those of the
+    first. Here a module that is called replaces the stored parameters by its own; a second module in the same
+    step is registered as ``<name>_1``. The first one keeps its names, under which optimizers save their
+    state. Parameters without ``requires_grad`` are skipped without a warning, and so are tensors that replace
+    parameters, as in ``torch.func.functional_call``.
 
-    In a step of :func:`~dmm_fast._one_step.one_step` the guide's call is enough, as long as the same
-    parameters are in the store, and unless a handler other than a trace and a replay may treat those of guide
-    or model in another way.
+    Within :func:`~dmm_fast._one_step.one_step` the registration by the guide serves the model too, as long as
+    the same parameters are in the store and no handlers other than trace and replay are active, which might
+    treat the parameters of guide and model differently.
     """
     own: dict[str, Tensor] = {
         parameter_name: parameter
@@ -51,7 +51,7 @@ def _are_only_traced() -> bool:
 
 
 def _is_registered(full: dict[str, Tensor], own: dict[str, Tensor]) -> bool:
-    """Whether the parameters of before, under their full names, are those of now and in the store."""
+    """True if the parameters registered earlier, by full name, are the current ones and in the store."""
     stored = dict(pyro.get_param_store().named_parameters())
     return [*map(id, full.values())] == [*map(id, own.values())] and all(
         stored.get(name) is parameter for name, parameter in full.items()
@@ -59,9 +59,9 @@ def _is_registered(full: dict[str, Tensor], own: dict[str, Tensor]) -> bool:
 
 
 def _free_name(name: str, own: dict[str, Tensor]) -> str:
-    """``name``, with a number where another module has it in the step that is being traced.
+    """``name``, with a number appended if another module uses it in the step that is being traced.
 
-    A trace has one parameter a name: of two modules of one name an optimizer would see the last alone.
+    A trace has one parameter per name: of two modules with one name an optimizer would see only the last.
     """
     traces = [each.trace.nodes for each in _PYRO_STACK if isinstance(each, TraceMessenger)]
 
@@ -74,7 +74,7 @@ def _free_name(name: str, own: dict[str, Tensor]) -> str:
 
 
 def store_own(named: Iterable[tuple[str, Tensor]]) -> None:
-    """Put each parameter under its name into the parameter store, where another may stand now."""
+    """Put each parameter under its name into the parameter store, replacing another one there."""
     store = pyro.get_param_store()
     stored = dict(store.named_parameters())
     others = {name: parameter for name, parameter in named if stored.get(name) is not parameter}

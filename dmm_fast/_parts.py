@@ -1,4 +1,4 @@
-"""The parts of a Deep Markov Model: its networks, and the distributions that they make."""
+"""The parts of a Deep Markov Model: its networks, and the distributions that they parameterise."""
 
 import warnings
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ from dmm_fast.nn import (
 
 
 class Parts(nn.Module):
-    """Networks and parameters of a :class:`dmm_fast.DMM`, which documents the arguments, and their use."""
+    """The networks and parameters of a :class:`dmm_fast.DMM`, which documents the arguments."""
 
     nade_order: Tensor | None
     x_loc: Tensor | None
@@ -97,7 +97,7 @@ class Parts(nn.Module):
         self.inputs = Inputs(input_dim, augment, control_dim, static_dim, mask_input)
         self._said_not_fused = set[str]()
         self._model_has_step_sites: bool | None = None
-        # Built in the example's order, so that a seed gives the example's parameters.
+        # Built in the example's order, so that the same seed gives the example's parameters.
         width = z_dim + self.inputs.width_of_emission
         self.emitter: nn.Module = make_emitter(emission, input_dim, width, emission_dim, nade_dim)
         self.trans: nn.Module = GatedTransition(z_dim, transition_dim, self.inputs.width_of_transition)
@@ -117,7 +117,7 @@ class Parts(nn.Module):
         self.iafs_modules = nn.ModuleList(self.iafs)
         self.z_0 = nn.Parameter(torch.zeros(z_dim))
         self.z_q_0 = nn.Parameter(torch.zeros(z_dim)) if guide == "st" else None
-        self.h_0 = nn.Parameter(torch.zeros(directions, 1, rnn_dim))  # of lr the left one is first
+        self.h_0 = nn.Parameter(torch.zeros(directions, 1, rnn_dim))  # for lr: left, right
         order = None if nade_order is None else torch.as_tensor(nade_order, dtype=torch.int64)
         self.register_buffer("nade_order", order)
         self.register_buffer("x_loc", None)
@@ -127,7 +127,7 @@ class Parts(nn.Module):
             self.cuda()
 
     def encode(self, batch: MiniBatch) -> Tensor:
-        """The inference network's ``h [B, T, H]`` for what :meth:`mini_batch` returns."""
+        """The inference network's ``h [B, T, H]`` for a result of :meth:`mini_batch`."""
         _check_batch(batch)
         if batch.x is None:
             check.fail("mini_batch", "data for the guide to condition on", "None")
@@ -141,7 +141,7 @@ class Parts(nn.Module):
     def prior(self, lengths: Tensor, T: int, inputs: Tensor | None = None) -> MarkovPrior:
         """p(z_{1:T}) for rows of the given lengths in a batch of ``T`` steps.
 
-        ``inputs [B, T, X]`` is what :meth:`transition_inputs` returns, for a model that has such inputs.
+        ``inputs [B, T, X]`` is the result of :meth:`transition_inputs`, for a model with such inputs.
         """
         return MarkovPrior(self.z_0, self._weights_or_module("trans", GatedTransition), lengths, T, inputs)
 
@@ -159,7 +159,7 @@ class Parts(nn.Module):
     def emission(self, z: Tensor, lengths: Tensor, mask: Tensor | None = None) -> SequenceDistribution:
         """p(x_{1:T} | z_{1:T}) for ``z [..., B, T, Z]``; may be overridden, see the class.
 
-        Where the emission depends on the past data, ``z`` is what :meth:`emission_inputs` returns.
+        If the emission depends on past data, ``z`` is the result of :meth:`emission_inputs`.
         """
         head = self._head
         if head is None:
@@ -174,12 +174,12 @@ class Parts(nn.Module):
         return head.distribution(z, emitter, lengths, mask, self.input_dim, **more)
 
     def transition_inputs(self, batch: MiniBatch) -> Tensor | None:
-        """``[B, T, X]``: inputs of the transition beside z_{t-1}, past data and controls; None without."""
+        """``[B, T, X]``: inputs of the transition beside z_{t-1}, past data and controls; None if X = 0."""
         _check_batch(batch)
         return self.inputs.of_transition(self._past(batch), batch.controls)
 
     def emission_inputs(self, z: Tensor, batch: MiniBatch) -> Tensor:
-        """``z [..., B, T, Z]``, and beside it x_{t-1} where the emission depends on that."""
+        """``z [..., B, T, Z]``, concatenated with x_{t-1} if the emission depends on it."""
         check.sequences("z", z)
         _check_batch(batch)
         return self.inputs.of_emission(z, self._past(batch))
@@ -188,21 +188,20 @@ class Parts(nn.Module):
     def standardize(
         self, sequences: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None
     ) -> None:
-        """Take the mean and the standard deviation of each feature of a data set for the model's units.
+        """Use the mean and the standard deviation of each feature of a data set as the model's units.
 
-        The networks then read and emit values around 0 of size 1. Everything else stays in the units of the
-        data: what :meth:`model` is given, draws, forecasts and reconstructions, and log-densities, which are
-        those of the data as they are. The units are buffers, ``x_loc`` and ``x_scale [D]``, and part of the
-        ``state_dict()``.
+        The networks then read and emit standardised values. Everything else stays in the units of the data:
+        the arguments of :meth:`model`, draws, forecasts, reconstructions and log-densities. The units are
+        buffers, ``x_loc`` and ``x_scale [D]``, and part of the ``state_dict()``.
 
         Args:
             sequences: ``[N, T, D]``; NaN is a missing value.
             lengths: int64 ``[N]``; None: all T.
-            mask: ``[N, T]`` or ``[N, T, D]`` of 0 and 1: what is observed. None: all of it.
+            mask: ``[N, T]`` or ``[N, T, D]`` of 0 and 1, 1 at observed entries. None: all observed.
 
         Raises:
-            ValueError: the emission is not Gaussian or overridden, a shape does not fit, or a feature has no
-                mean or standard deviation that the model's dtype holds.
+            ValueError: the emission is not Gaussian or is overridden, a shape is wrong, or a feature's mean
+                or standard deviation cannot be represented in the model's dtype.
         """
         if not self._has_units:
             check.fail("emission", "'gaussian' for units", repr(name_of(self.emitter, self._emission)))
@@ -223,7 +222,7 @@ class Parts(nn.Module):
     ) -> MiniBatch:
         """Check a mini-batch against this model; arguments and errors as for :meth:`model`.
 
-        The annealing factor is no part of it, and not looked at.
+        The annealing factor is accepted for convenience and ignored.
         """
         return checked_once(
             mini_batch,
@@ -243,22 +242,22 @@ class Parts(nn.Module):
 
     @property
     def _has_units(self) -> bool:
-        """Whether data have units, as real numbers have."""
+        """True if the data can have units, that is for a Gaussian emission."""
         return self._head is HEADS["gaussian"]
 
     @property
     def _head(self) -> Head | None:
-        """The emission: that of the emitter, where it is one of the package's; None for a user's module."""
+        """The emission of the emitter if it is one of the package's; None for a user's module."""
         return HEADS.get(name_of(self.emitter, self._emission))
 
     def _past(self, batch: MiniBatch) -> Tensor | None:
-        """``x_{t-1} [B, T, D]`` in the units of the networks, where any of them reads it."""
+        """``x_{t-1} [B, T, D]`` in the units of the networks; None if no network reads it."""
         if self.augment is None or batch.x is None:
             return None
         return one_step_later(self._in_own_units(batch.x, batch))
 
     def _in_own_units(self, x: Tensor, batch: MiniBatch) -> Tensor:
-        """Data in the units of the networks; 0 where it is not observed."""
+        """Data in the units of the networks, with 0 at unobserved entries."""
         units = self._units()
         return x if units is None else torch.where(batch.observed, (x - units.loc) / units.scale, 0.0)
 
@@ -266,7 +265,7 @@ class Parts(nn.Module):
         return None if self.x_loc is None or self.x_scale is None else Units(self.x_loc, self.x_scale)
 
     def _weights_or_module(self, name: str, kind: type[Any]) -> Any:
-        """The weights of a network that an op computes, or the network itself, which is said once."""
+        """A network's weights if an op can compute it, else the network itself, with one warning."""
         network = getattr(self, name)
         why = why_not_fused(network, kind)
         if why is None:
@@ -281,14 +280,14 @@ class Parts(nn.Module):
             warnings.warn(message, NotFusedWarning, stacklevel=3)
 
     def _say_unknown_network(self, rnn: nn.Module) -> None:
-        """Say that a recurrent network is neither the package's nor one of torch's that was asked for."""
+        """Warn of a recurrent network that is neither the package's nor the one of torch named by ``rnn``."""
         for each in (rnn.left, rnn.right) if isinstance(rnn, TwoWayNetwork) else (rnn,):
             if not isinstance(each, InferenceNetwork) and type(each) is not self._rnn_kind:
                 self._say_not_fused("rnn", f"it is a {type(each).__name__}")
 
 
 def _check_batch(batch: object) -> None:
-    """Check the kinds of what :meth:`Parts.mini_batch` returns."""
+    """Check the types of a result of :meth:`Parts.mini_batch`."""
     check.kind("batch", batch, MiniBatch)
     assert isinstance(batch, MiniBatch)
     check.kind("batch.controls", batch.controls, Tensor, type(None))

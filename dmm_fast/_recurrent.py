@@ -1,36 +1,36 @@
-"""Recurrent networks that read a batch backward or forward in time: the package's own, torch's, a user's."""
+"""Recurrent networks that read a batch backward or forward in time: this package's, torch's or a user's."""
 
 import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from dmm_fast import check, ops
+from dmm_fast._share import dropout
 from dmm_fast.data._batches import reverse_sequences
 from dmm_fast.reference import valid_steps
 
 
 class InferenceNetwork(nn.Module):
-    """The RNN of the guide: backward in time ``h_t`` summarises x_{t:T}, forward x_{1:t}.
+    """The RNN of the guide: ``h_t`` summarises x_{t:T} if it runs backward in time, x_{1:t} if forward.
 
-    The parameters are those of ``nn.RNN`` under the same names; the batch is read backward from each
-    row's own end, so nothing is reversed, sorted or packed. Called with a packed batch it is an ``nn.RNN``,
-    as which the guide of Pyro's example calls it.
+    The parameters are those of ``nn.RNN`` under the same names. Each row is read backward from its own end,
+    so nothing is reversed, sorted or packed. Called with a packed batch, as the guide of Pyro's example does,
+    the module behaves as an ``nn.RNN``.
 
     Args:
-        input_size: features ``D`` of x_t.
-        hidden_size: units ``H`` of each layer.
-        num_layers: layers, each reading the one below in the same direction of time.
+        input_size: number of features ``D`` of x_t.
+        hidden_size: number of units ``H`` of each layer.
+        num_layers: number of layers, each reading the one below in the same direction of time.
         nonlinearity: ``"relu"`` or ``"tanh"``.
         dropout: probability of dropping an output of any layer but the last, while training.
-        direction: of time, ``"backward"`` or ``"forward"``.
+        direction: the direction of time, ``"backward"`` or ``"forward"``.
 
     Raises:
-        ValueError: a size is not positive, a probability not between 0 and 1, ``nonlinearity`` or
-            ``direction`` another.
+        ValueError: a size is not positive, a probability is not between 0 and 1, or ``nonlinearity`` or
+            ``direction`` is unknown.
 
     Source: arXiv 1609.09869, section 4; ``self.rnn`` in Pyro's ``examples/dmm.py``.
     """
@@ -74,15 +74,15 @@ class InferenceNetwork(nn.Module):
         """``h [..., B, T, H]`` for ``x [..., B, T, D]``; zero past the end of each row.
 
         Args:
-            x: ``[..., B, T, D]``; what stands past the end of a row is not read. Or a packed batch whose
-                rows are reversed already, without ``lengths``: then the result is a packed ``h`` in the
-                order of ``x`` and the last state, ``[num_layers, B, H]``, as of an ``nn.RNN``.
-            h_0: what every layer starts from; broadcastable to ``[..., B, H]``. With a packed batch one for
-                each layer, ``[num_layers, B, H]``.
+            x: ``[..., B, T, D]``; entries past the end of a row are ignored. Or, without ``lengths``, a
+                packed batch whose rows are already reversed: the result is then that of an ``nn.RNN``, a
+                packed ``h`` in the order of ``x`` and the last state, ``[num_layers, B, H]``.
+            h_0: the initial state of every layer, broadcastable to ``[..., B, H]``. With a packed batch one
+                state for each layer, ``[num_layers, B, H]``.
             lengths: int64 ``[B]``.
 
         Raises:
-            ValueError: a shape, dtype, device or length that does not fit.
+            ValueError: a shape, dtype, device or length is wrong.
             TypeError: ``x`` is neither a floating-point tensor nor a packed batch.
         """
         if isinstance(x, PackedSequence):
@@ -99,7 +99,7 @@ class InferenceNetwork(nn.Module):
             w_ih, w_hh, b_ih, b_hh = (
                 getattr(self, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
             )
-            h = F.dropout(outputs[-1], self.dropout, self.training) if outputs else x
+            h = dropout(outputs[-1], self.dropout, self.training) if outputs else x
             x_proj = ops.input_projection(h, w_ih, b_ih + b_hh, lengths)
             outputs.append(ops.rnn_scan(x_proj, w_hh, h_0, lengths, self.nonlinearity, self.direction))
         return outputs
@@ -108,7 +108,7 @@ class InferenceNetwork(nn.Module):
         padded, on_host = pad_packed_sequence(x, batch_first=True)
         check.shape("h_0", h_0, (self.num_layers, padded.shape[0], self.hidden_size))
         lengths = on_host.to(padded.device)
-        # A packed batch is read from its first step on: of rows that are reversed, backward in time.
+        # A packed batch is read from its first step on, which is backward in time if its rows are reversed.
         is_backward = self.direction == "backward"
         x_rows = reverse_sequences(padded, lengths) if is_backward else padded
         outputs = self._layers(x_rows, list(h_0.unbind(0)), lengths)
@@ -123,11 +123,12 @@ class InferenceNetwork(nn.Module):
 
 
 class TwoWayNetwork(nn.Module):
-    """Two recurrent networks, of which ``left`` reads x_{1:t} forward and ``right`` reads x_{t:T} backward.
+    """Two recurrent networks: ``left`` reads x_{1:t} forward in time, ``right`` reads x_{t:T} backward.
 
     Args:
-        left: read forward in time; what :func:`read` takes.
-        right: read backward in time.
+        left: the network that reads forward: an ``nn.RNN``, ``nn.GRU`` or ``nn.LSTM``, an
+            :class:`InferenceNetwork`, or a module that is called like one.
+        right: the network that reads backward, likewise.
     """
 
     def __init__(self, left: nn.Module, right: nn.Module) -> None:
@@ -141,12 +142,12 @@ class TwoWayNetwork(nn.Module):
 
         Args:
             x: ``[B, T, D]``, zero past the end of each row.
-            h_0: ``[2, H]``, what the left network and the right one start from.
+            h_0: ``[2, H]``, the initial states of the left and the right network.
             lengths: int64 ``[B]``.
 
         Raises:
-            ValueError: a shape, dtype, device or length that does not fit.
-            TypeError: ``x`` is no floating-point tensor.
+            ValueError: a shape, dtype, device or length is wrong.
+            TypeError: ``x`` is not a floating-point tensor.
         """
         B, T, D = check.sequences("x", x)
         check.shape("x", x, (B, T, D))
@@ -161,14 +162,14 @@ class TwoWayNetwork(nn.Module):
 def make_network(
     kind: str, input_size: int, hidden_size: int, num_layers: int, dropout: float, direction: str
 ) -> nn.Module:
-    """A recurrent network, in the order of whose parameters torch's generator draws.
+    """A new recurrent network.
 
     Args:
         kind: ``"relu"`` or ``"tanh"``, computed by ``rnn_scan``; ``"lstm"`` or ``"gru"``, torch's own.
-        input_size: features ``D``.
-        hidden_size: units ``H`` of each layer.
-        num_layers: layers.
-        dropout: between them, while training.
+        input_size: number of features ``D``.
+        hidden_size: number of units ``H`` of each layer.
+        num_layers: number of layers.
+        dropout: dropout probability between layers, while training.
         direction: ``"backward"``, ``"forward"``, or ``"both"`` for a :class:`TwoWayNetwork`.
     """
     if direction == "both":
@@ -180,7 +181,7 @@ def make_network(
     if kind in ("relu", "tanh"):
         return InferenceNetwork(input_size, hidden_size, num_layers, kind, dropout, direction)
     network = nn.LSTM if kind == "lstm" else nn.GRU
-    # With a single layer torch warns of a dropout that there is no place for.
+    # With a single layer torch warns that dropout has no effect.
     between = dropout if num_layers > 1 else 0.0
     return network(input_size, hidden_size, num_layers, batch_first=True, dropout=between)
 
@@ -189,7 +190,7 @@ def check_direction(direction: object) -> None:
     """Check a direction of time.
 
     Raises:
-        ValueError: it is another than the two.
+        ValueError: it is neither ``"backward"`` nor ``"forward"``.
     """
     if not isinstance(direction, str) or direction not in ("backward", "forward"):
         check.fail("direction", "'backward' or 'forward'", repr(direction))
@@ -198,23 +199,23 @@ def check_direction(direction: object) -> None:
 def read(rnn: nn.Module, x: Tensor, h_0: Tensor, lengths: Tensor, direction: str = "backward") -> Tensor:
     """``h [B, T, H]`` from any recurrent network that reads a batch backward or forward in time.
 
-    Past the end of each row it is zero, unless it comes from a module of another kind than those named here.
+    ``h`` is zero past the end of each row, except possibly for a user's module.
 
     Args:
-        rnn: called as an :class:`InferenceNetwork` is, ``rnn(x, h_0, lengths)``, unless it is an ``nn.RNN``,
-            ``nn.GRU`` or ``nn.LSTM`` (whose cell state starts at 0): backward these read the reversed rows.
-            Subclasses of the three with a ``forward`` of their own are called as Pyro's example calls its
-            network, with a packed batch of those rows and ``h_0 [layers, B, H]``.
+        rnn: an ``nn.RNN``, ``nn.GRU`` or ``nn.LSTM`` (whose cell state starts at 0), which reads reversed
+            rows if ``direction`` is backward; or any other module, called like an :class:`InferenceNetwork`,
+            ``rnn(x, h_0, lengths)``. A subclass of the three with its own ``forward`` is called as Pyro's
+            example calls its network, with a packed batch of those rows and ``h_0 [layers, B, H]``.
         x: ``[B, T, D]``, zero past the end of each row.
         h_0: ``[H]``; ``[2, H]`` for a :class:`TwoWayNetwork` or another module that reads in both directions.
         lengths: int64 ``[B]``.
-        direction: in which torch's networks read. An :class:`InferenceNetwork` has the same, and any other
-            module knows its own.
+        direction: the direction in which torch's networks read. An :class:`InferenceNetwork` must have the
+            same; a user's module reads in its own direction.
 
     Raises:
-        ValueError: the result is of another shape, ``x`` or ``h_0`` is not of the network's sizes, or ``rnn``
-            reads in the other direction, or in one where there are two.
-        TypeError: ``rnn`` takes other arguments, or the result is no floating-point tensor.
+        ValueError: the result has the wrong shape, the sizes of ``x`` or ``h_0`` differ from the network's,
+            or ``rnn`` reads in the wrong direction, or in one direction where two are needed.
+        TypeError: ``rnn`` takes other arguments, or its result is not a floating-point tensor.
     """
     _check_directions(rnn, h_0, direction)
     if isinstance(rnn, nn.RNNBase):
@@ -225,13 +226,13 @@ def read(rnn: nn.Module, x: Tensor, h_0: Tensor, lengths: Tensor, direction: str
         h = rnn(x, h_0, lengths)
     if not isinstance(h, Tensor) or h.dim() < 3 or h.shape[-3:-1] != x.shape[-3:-1]:
         check.fail("rnn", f"a result of shape ({x.shape[0]}, {x.shape[1]}, H)", check.describe(h))
-    # Under autocast torch's networks give half precision.
+    # Under autocast torch's networks return half precision.
     return check.floating("rnn", h).to(x.dtype)
 
 
 def _check_directions(rnn: nn.Module, h_0: Tensor, direction: str) -> None:
-    """Check that a network whose directions of time are known reads in as many as ``h_0`` has rows."""
-    # Two states would pass for those of a batch of two rows.
+    """Check that a network of known direction reads in as many directions as ``h_0`` has rows."""
+    # Without this check two states would be taken for those of a batch of two rows.
     if h_0.dim() > 1 and isinstance(rnn, nn.RNNBase | InferenceNetwork):
         check.fail("rnn", "a TwoWayNetwork or a module that takes h_0 [2, H]", type(rnn).__name__)
     if h_0.dim() == 1 and isinstance(rnn, TwoWayNetwork):
@@ -254,7 +255,7 @@ def _run_torch_rnn(rnn: nn.RNNBase, x: Tensor, h_0: Tensor, lengths: Tensor, is_
         hidden = (start, start.new_zeros(rnn.num_layers * directions, x.shape[0], rnn.hidden_size))
     read_rows = reverse_sequences(x, lengths) if is_reversed else x
     if is_own or rnn.bidirectional:
-        # Only a packed batch keeps the padding out of what reads it from the other side.
+        # Only a packed batch keeps the padding out of a network that also reads from the other end.
         packed = pack_padded_sequence(read_rows, lengths.cpu(), batch_first=True, enforce_sorted=False)
         h, _ = pad_packed_sequence(rnn(packed, hidden)[0], batch_first=True, total_length=x.shape[1])
     elif rnn.batch_first:

@@ -1,4 +1,4 @@
-"""The reference of the emitters and of what is observed, public as :mod:`dmm_fast.reference`."""
+"""The reference of the emitters and of the log-probabilities of data, public as :mod:`dmm_fast.reference`."""
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ def gaussian_emitter(z: Tensor, weights: GaussianEmitterWeights) -> tuple[Tensor
 def emission_log_prob(
     x: Tensor, z: Tensor, weights: EmitterWeights, lengths: Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """``[..., B]``: sum over what is observed of log Bernoulli(x_t; logits = emitter(z_t))."""
+    """``[..., B]``: sum over observed entries of log Bernoulli(x_t; logits = emitter(z_t))."""
     valid = valid_steps(lengths, z.shape[-2]).unsqueeze(-1)
     return bernoulli_log_prob(x, emitter(torch.where(valid, z, 0.0), weights), lengths, mask)
 
@@ -46,7 +46,7 @@ def emission_log_prob(
 def gaussian_emission_log_prob(
     x: Tensor, z: Tensor, weights: GaussianEmitterWeights, lengths: Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """``[..., B]``: sum over what is observed of log N(x_t; gaussian_emitter(z_t))."""
+    """``[..., B]``: sum over observed entries of log N(x_t; gaussian_emitter(z_t))."""
     keep = observed(lengths, z.shape[-2], mask)
     valid = valid_steps(lengths, z.shape[-2]).unsqueeze(-1)
     loc, pre_scale = gaussian_emitter(torch.where(valid, z, 0.0), weights)
@@ -56,7 +56,7 @@ def gaussian_emission_log_prob(
 def normal_log_prob(
     value: Tensor, loc: Tensor, scale: Tensor, lengths: Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """``[..., B]``: sum over what is observed of log N(value; loc, scale)."""
+    """``[..., B]``: sum over observed entries of log N(value; loc, scale)."""
     keep = observed(lengths, value.shape[-2], mask)
     value, loc = torch.where(keep, value, 0.0), torch.where(keep, loc, 0.0)
     scale = torch.where(keep, scale, 1.0)
@@ -65,7 +65,7 @@ def normal_log_prob(
 
 
 def bernoulli_log_prob(x: Tensor, logits: Tensor, lengths: Tensor, mask: Tensor | None = None) -> Tensor:
-    """``[..., B]``: sum over what is observed of log Bernoulli(x; sigmoid(logits))."""
+    """``[..., B]``: sum over observed entries of log Bernoulli(x; sigmoid(logits))."""
     keep = observed(lengths, x.shape[-2], mask)
     x, logits = torch.broadcast_tensors(torch.where(keep, x, 0.0), torch.where(keep, logits, 0.0))
     return sum_steps(-F.binary_cross_entropy_with_logits(logits, x, reduction="none"), keep)
@@ -77,7 +77,7 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor, lengths: Tensor, mask: Tensor 
 def poisson_emission_log_prob(
     x: Tensor, z: Tensor, weights: EmitterWeights, lengths: Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """``[..., B]``: sum over what is observed of log Poisson(x_t; rate = softplus(emitter(z_t)))."""
+    """``[..., B]``: sum over observed entries of log Poisson(x_t; rate = softplus(emitter(z_t)))."""
     keep = observed(lengths, z.shape[-2], mask)
     valid = valid_steps(lengths, z.shape[-2]).unsqueeze(-1)
     out = emitter(torch.where(valid, z, 0.0), weights)
@@ -93,15 +93,15 @@ def poisson_log_density(x: Tensor, rate: Tensor, log_rate: Tensor) -> Tensor:
 def negative_binomial_emission_log_prob(
     x: Tensor, z: Tensor, weights: GaussianEmitterWeights, lengths: Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """``[..., B]``: sum over what is observed of log NB(x_t; mean, total_count).
+    """``[..., B]``: sum over observed entries of log NB(x_t; mean, total_count).
 
-    Both parameters are the softplus of ``gaussian_emitter(z_t)``: the mean that of its first head, the
-    total count that of its second.
+    The mean is the softplus of the first head of ``gaussian_emitter(z_t)``, the total count that of the
+    second.
     """
     keep = observed(lengths, z.shape[-2], mask)
     valid = valid_steps(lengths, z.shape[-2]).unsqueeze(-1)
     pre_mean, pre_count = gaussian_emitter(torch.where(valid, z, 0.0), weights)
-    # Where a total count vanishes, what is dropped would still send infinite slopes backward.
+    # Dropped entries would still contribute infinite gradients where a total count vanishes.
     pre_mean, pre_count = torch.where(keep, pre_mean, 0.0), torch.where(keep, pre_count, 0.0)
     terms = negative_binomial_log_density(
         torch.where(keep, x, 0.0),
@@ -117,12 +117,12 @@ def negative_binomial_log_density(
 ) -> Tensor:
     """``log NB(x; mean, total_count)``, elementwise.
 
-    With ``r`` the total count and ``m`` the mean it is ``log(G(x + r) / (G(r) x!)) + r log(r / (r + m)) +
+    With total count ``r`` and mean ``m`` it is ``log(G(x + r) / (G(r) x!)) + r log(r / (r + m)) +
     x log(m / (r + m))``, where ``G`` is the gamma function. The variance is ``m + m^2 / r``.
     """
     log_odds = log_mean - log_total_count
-    # log((x + r) / r), which takes G(1 + r) to G(r): so it is finite where r vanishes. At zero it is
-    # written as its parabola there, for the sake of the first and second derivatives.
+    # log((x + r) / r) turns G(1 + r + x) / G(1 + r) into G(r + x) / G(r) and stays finite as r vanishes. At
+    # x = 0 its second-order expansion is used, which has the right first and second derivatives.
     some = x != 0
     shifted = torch.where(some, x, 1.0) + total_count
     share = torch.where(some, 0.0, x) / total_count
@@ -136,7 +136,7 @@ def categorical_emission_log_prob(
 ) -> Tensor:
     """``[..., B]``: sum over valid t of log Categorical(x_t; logits = emitter(z_t)), ``x_t`` one-hot.
 
-    Entries that are masked out are summed over: see :func:`categorical_log_prob`.
+    Missing entries are summed over: see :func:`categorical_log_prob`.
     """
     valid = valid_steps(lengths, z.shape[-2]).unsqueeze(-1)
     logits = emitter(torch.where(valid, z, 0.0), weights)
@@ -144,16 +144,16 @@ def categorical_emission_log_prob(
 
 
 def categorical_log_prob(x: Tensor, log_probs: Tensor, lengths: Tensor, mask: Tensor | None = None) -> Tensor:
-    """``[..., B]``: sum over valid t of the log-probability of the entries of ``x_t`` that are observed.
+    """``[..., B]``: sum over valid t of the log-probability of the observed entries of ``x_t``.
 
-    Where the one is among them it is that of its category; where all of them are zero it is that of any
-    category which is masked out.
+    If the one is observed, it is the log-probability of its category; if all observed entries are zero, it is
+    that of the event that the category is one of the missing ones.
     """
     keep = observed(lengths, log_probs.shape[-2], mask).expand(*lengths.shape, *log_probs.shape[-2:])
     any_kept, any_missing = keep.any(-1), ~keep.all(-1)
     x = torch.where(keep, x, 0.0)
     of_observed = (x * log_probs).sum(-1)
-    # Where nothing is missing the sum would be over no category, whose slopes are NaN.
+    # If no entry is missing, the logsumexp would be over no category, with NaN gradients.
     left_out = keep & any_missing.unsqueeze(-1)
     of_missing = log_probs.masked_fill(left_out, -torch.inf).logsumexp(-1).masked_fill(~any_missing, 0.0)
     terms = of_observed + (1 - x.sum(-1)) * of_missing

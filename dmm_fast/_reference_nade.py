@@ -1,7 +1,7 @@
-"""The recursion of a NADE, over features, in eager PyTorch; public as :mod:`dmm_fast.reference`.
+"""The recursion of a NADE over features in eager PyTorch; public as :mod:`dmm_fast.reference`.
 
-A NADE is a density of ``D`` binary features in a given order, each with a probability that depends on those
-before it: with ``logits`` b, a state of ``U`` units that begins as ``a_1``, and weights ``[D, U]``,
+A NADE is a density of ``D`` binary features in a given order, each with a probability that depends on the
+preceding ones: with ``logits`` b, a state of ``U`` units with initial value ``a_1``, and weights ``[D, U]``,
 
     p(x_d = 1 | x_{<d}) = sigmoid(b_d + w_read_d . sigmoid(a_d)),    a_{d+1} = a_d + x_d w_write_d.
 
@@ -18,7 +18,7 @@ from dmm_fast._weights import NadeEmitterWeights
 
 
 def nade_emitter(z: Tensor, weights: NadeEmitterWeights) -> tuple[Tensor, Tensor]:
-    """``logits [..., D]`` and the first state ``[..., U]`` of a NADE p(x_t | z_t)."""
+    """``logits [..., D]`` and the initial state ``[..., U]`` of a NADE p(x_t | z_t)."""
     w = weights
     hidden = F.relu(F.linear(F.relu(F.linear(z, w.w_in, w.b_in)), w.w_hidden, w.b_hidden))
     return F.linear(hidden, w.w_out, w.b_out), F.linear(hidden, w.w_state, w.b_state)
@@ -27,9 +27,9 @@ def nade_emitter(z: Tensor, weights: NadeEmitterWeights) -> tuple[Tensor, Tensor
 def nade_emission_log_prob(
     x: Tensor, z: Tensor, weights: NadeEmitterWeights, lengths: Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """``[..., B]``: sum over what is observed of log NADE(x_t; nade_emitter(z_t)).
+    """``[..., B]``: sum over observed entries of log NADE(x_t; nade_emitter(z_t)).
 
-    A missing feature has no term and does not enter the state.
+    A missing feature contributes no term and leaves the state unchanged.
     """
     keep = observed(lengths, z.shape[-2], mask)
     valid = valid_steps(lengths, z.shape[-2]).unsqueeze(-1)
@@ -39,12 +39,12 @@ def nade_emission_log_prob(
 
 
 def nade_logits(x: Tensor, logits: Tensor, state: Tensor, w_read: Tensor, w_write: Tensor) -> Tensor:
-    """``[..., D]``: the logit of each feature given those before it in ``x``.
+    """``[..., D]``: the logit of each feature given the preceding features in ``x``.
 
     Args:
-        x: ``[..., D]``; 0 leaves the state as it is, so that it stands for a missing feature too.
-        logits: ``[..., D]``, the part that no feature has a share in.
-        state: ``[..., U]``, the first state.
+        x: ``[..., D]``; 0 leaves the state unchanged, so it stands for a missing feature too.
+        logits: ``[..., D]``, the part that does not depend on other features.
+        state: ``[..., U]``, the initial state.
         w_read: ``[D, U]``.
         w_write: ``[D, U]``.
     """
@@ -57,12 +57,12 @@ def nade_logits(x: Tensor, logits: Tensor, state: Tensor, w_read: Tensor, w_writ
 
 
 def nade_draw(u: Tensor, logits: Tensor, state: Tensor, w_read: Tensor, w_write: Tensor) -> Tensor:
-    """``x [..., D]``: in turn, 1 where ``u_d`` is below the feature's probability, else 0.
+    """``x [..., D]``: feature by feature, 1 if ``u_d`` is below the feature's probability, else 0.
 
     Args:
         u: ``[..., D]``, uniform in ``[0, 1)``.
-        logits: ``[..., D]``, the part that no feature has a share in.
-        state: ``[..., U]``, the first state.
+        logits: ``[..., D]``, the part that does not depend on other features.
+        state: ``[..., U]``, the initial state.
         w_read: ``[D, U]``.
         w_write: ``[D, U]``.
     """

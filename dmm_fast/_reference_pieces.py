@@ -1,4 +1,4 @@
-"""Pieces that the reference is made of: steps that count, and functions that stay finite."""
+"""Building blocks of the reference: masks of valid steps, and numerically stable functions."""
 
 import math
 
@@ -10,12 +10,12 @@ HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
 def valid_steps(lengths: Tensor, T: int) -> Tensor:
-    """``[B, T]`` bool: whether step ``t`` of row ``b`` lies within ``lengths[b]``."""
+    """``[B, T]`` bool: True if step ``t`` of row ``b`` lies within ``lengths[b]``."""
     return torch.arange(T, device=lengths.device) < lengths.unsqueeze(-1)
 
 
 def previous(z: Tensor, z_0: Tensor) -> Tensor:
-    """``z`` one step later, ``[..., B, T, Z]``: ``z_0`` (broadcast) and then ``z[..., :-1, :]``."""
+    """``z`` shifted by one step, ``[..., B, T, Z]``: ``z_0`` (broadcast), then ``z[..., :-1, :]``."""
     first = z_0.unsqueeze(-2) if z_0.dim() > 1 else z_0
     return torch.cat([first.expand_as(z[..., :1, :]), z[..., :-1, :]], dim=-2)
 
@@ -29,7 +29,7 @@ def log_softplus(x: Tensor) -> Tensor:
 
 
 def positive_softplus(x: Tensor) -> Tensor:
-    """Softplus kept off zero, so that a residual of zero over a vanished scale is zero and not NaN."""
+    """Softplus bounded away from zero, so that a zero residual over an underflowed scale is 0 and not NaN."""
     return F.softplus(x).clamp_min(torch.finfo(x.dtype).tiny)
 
 
@@ -39,19 +39,19 @@ def _normal_log_density(value: Tensor, loc: Tensor, pre_scale: Tensor) -> Tensor
 
 
 def sum_normal(value: Tensor, loc: Tensor, pre_scale: Tensor, keep: Tensor) -> Tensor:
-    """``[..., B]``: sum over what is to keep of log N(value; loc, softplus(pre_scale))."""
-    # The scale too: over one that vanishes, what is dropped would still send NaN backward.
+    """``[..., B]``: sum over entries marked in ``keep`` of log N(value; loc, softplus(pre_scale))."""
+    # Dropped scales are replaced too: if one underflows to zero, its gradient would be NaN.
     pre_scale = torch.where(keep, pre_scale, 0.0)
     return sum_steps(_normal_log_density(value, loc, pre_scale), keep)
 
 
 def sum_steps(terms: Tensor, keep: Tensor) -> Tensor:
-    """``[..., B]``: sum over time and features of the terms that are to keep."""
+    """``[..., B]``: sum over time and features of the terms marked in ``keep``."""
     return terms.masked_fill(~keep, 0.0).sum((-2, -1))
 
 
 def observed(lengths: Tensor, T: int, mask: Tensor | None) -> Tensor:
-    """``[B, T, 1]`` or ``[B, T, D]`` bool: what is both valid and not masked out."""
+    """``[B, T, 1]`` or ``[B, T, D]`` bool: True at entries that are valid and not masked out."""
     valid = valid_steps(lengths, T).unsqueeze(-1)
     if mask is None:
         return valid

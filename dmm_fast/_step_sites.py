@@ -1,4 +1,4 @@
-"""The program of a DMM with one site a time step, as Pyro's example has it."""
+"""The model and guide of a DMM with one site per time step, as in Pyro's example."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 def refuse_overridden(dmm: DMM, original: type[DMM], *names: str) -> None:
-    """Refuse methods of whole sequences that a subclass has, which single steps would pass over.
+    """Refuse a subclass's methods for whole sequences, which a program of single steps would not call.
 
     Raises:
-        ValueError: ``dmm`` has one of another class than ``original``.
+        ValueError: ``dmm`` overrides one of the methods ``names`` of ``original``.
     """
     for name in names:
         if getattr(getattr(dmm, name), "__func__", None) is not getattr(original, name):
-            got = f"{type(dmm).__name__}.{name}(), which is of whole sequences"
+            got = f"{type(dmm).__name__}.{name}(), which is for whole sequences"
             check.fail("per_step_sites", f"False where {name}() is overridden", got)
 
 
@@ -79,7 +79,7 @@ def guide_steps(dmm: DMM, batch: MiniBatch, h: Tensor, annealing_factor: float |
     z_prev = None if dmm.z_q_0 is None else dmm.z_q_0.expand(batch.lengths.shape[0], -1)
     valid = batch.valid.unbind(1)
     h_steps = h.unbind(1)
-    weights = _flows.weights_if_any(dmm.iafs)  # once for all steps
+    weights = _flows.weights_if_any(dmm.iafs)  # gathered once for all steps
     for t in pyro.markov(range(1, batch.T + 1)):
         given: tuple[Any, ...] = (h_steps[t - 1],) if z_prev is None else (z_prev, h_steps[t - 1])
         loc, scale = dmm.combiner(*given)

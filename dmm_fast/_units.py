@@ -11,16 +11,15 @@ from dmm_fast._minibatch import MiniBatch
 from dmm_fast.distributions import Units
 
 NAMES = ("x_loc", "x_scale")
-"""Buffers of a model that hold its units."""
+"""Names of the buffers that hold a model's units."""
 
 
 def units_of(
     sequences: Tensor, lengths: Tensor | None, mask: Tensor | None, D: int, dtype: torch.dtype
 ) -> Units:
-    """The mean and the standard deviation of each feature over what is observed, ``[D]`` of ``dtype``.
+    """The mean and the standard deviation of each feature over its observed values, ``[D]`` of ``dtype``.
 
-    Arguments and errors are those of :meth:`dmm_fast.DMM.standardize`. A feature that never changes keeps
-    its unit.
+    Arguments and errors are those of :meth:`dmm_fast.DMM.standardize`. The scale of a constant feature is 1.
     """
     N, T, _ = check.sequences("sequences", sequences)
     check.shape("sequences", sequences, (N, T, D))
@@ -33,7 +32,7 @@ def units_of(
     count = keep.sum((0, 1))
     loc = x.sum((0, 1)) / count
     scale = (torch.where(keep, x - loc, 0.0).square().sum((0, 1)) / count).sqrt()
-    # By its values: the mean of equal ones may be off by a last bit.
+    # A constant feature is recognised by its extremes: rounding may give equal values a scale above 0.
     lowest = torch.where(keep, x, math.inf).amin((0, 1))
     units = Units(loc, torch.where(lowest == torch.where(keep, x, -math.inf).amax((0, 1)), 1.0, scale))
     unknown = ~((units.loc + units.scale).to(dtype).isfinite() & (units.scale.to(dtype) > 0))
@@ -46,11 +45,11 @@ def units_of(
 
 
 def make_room(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Make buffers for the units that a state dict of a model has, and none where it has none.
+    """Create buffers for the units in a model's state dict, or remove them if the state dict has none.
 
-    A state dict that is not of a whole model says nothing about units, and leaves them.
+    A state dict of only a part of a model leaves the units unchanged.
     """
-    like = next(module.parameters())  # the first parameter is where the others are
+    like = next(module.parameters())  # all parameters have the same device and dtype
     if any(prefix + name in state for name in NAMES):
         if module._has_units:
             for name in NAMES:

@@ -1,4 +1,4 @@
-"""Checks of the values in a mini-batch: whether they are what an emission can emit."""
+"""Checks that the values in a mini-batch are in the support of an emission."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,9 +26,9 @@ KINDS: dict[str, tuple[str, Callable[[Values], Values]]] = {
     "one_hot": ("0 or 1, and one 1 a step,", _binary),
     "real": ("a finite number", np.isfinite),
 }
-"""The kinds of values: what each is called, and which numbers it has."""
+"""The kinds of values: a description of each, and a function that tests values elementwise."""
 
-# Emissions by what the values are, the narrowest first.
+# Emissions by the kind of values they suit, the narrowest kind first.
 _EMISSIONS = (
     (_binary, "'bernoulli' or 'nade'"),
     (_count, "'poisson' or 'negative_binomial'"),
@@ -37,12 +37,16 @@ _EMISSIONS = (
 
 
 def check_values(x: Values, observed: Values, kind: str, name: str = "mini_batch") -> None:
-    """Check the values of ``x [B, T, D]`` where ``observed``, which broadcasts to it, is True.
+    """Check the values of ``x [B, T, D]`` at the entries where ``observed``, which broadcasts to it, is True.
 
-    ``name`` is what the message calls them.
+    Args:
+        x: the values.
+        observed: bool, True at observed entries.
+        kind: the required kind of values, one of :data:`KINDS`.
+        name: the argument that an error message names.
 
     Raises:
-        ValueError: one is of another kind; the message names an emission for data of that kind.
+        ValueError: a value is of another kind; the message names an emission that suits the data.
     """
     wanted, fits = KINDS[kind]
     observed = np.broadcast_to(observed, x.shape)
@@ -52,7 +56,7 @@ def check_values(x: Values, observed: Values, kind: str, name: str = "mini_batch
         _refuse(name, wanted, f"{x[b, t, d].item()} at {(b, t, d)}", x[observed], kind)
     if kind == "one_hot":
         ones = np.where(observed, x, 0).sum(-1)
-        # Of a step that is not wholly observed the 1 may be among what is missing.
+        # In a step with missing entries the 1 may be one of them.
         bad = (ones > 1) | ((ones < 1) & observed.all(-1))
         if bad.any():
             b, t = (int(i) for i in np.argwhere(bad)[0])
@@ -61,6 +65,6 @@ def check_values(x: Values, observed: Values, kind: str, name: str = "mini_batch
 
 def _refuse(name: str, wanted: str, got: str, values: Values, kind: str) -> None:
     suited = next((names for fits, names in _EMISSIONS if fits(values).all()), None)
-    # A NaN or an infinity is of no kind: it has to be masked.
+    # NaN and infinities are of no kind: they have to be masked.
     hint = "" if suited is None or kind == "real" else f" (emission={suited} is for such data)"
     check.fail(name, f"{wanted} wherever it is not masked", got + hint)

@@ -1,4 +1,4 @@
-"""The weights of the networks, as the ops and their reference take them."""
+"""The weights of the networks, as arguments of the ops and of their reference."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from torch import Tensor
 class TransitionWeights(NamedTuple):
     """Weights ``[out, in]`` and biases of the gated transition; ``R`` hidden units, ``Z`` latents.
 
-    ``I`` inputs: z_{t-1} and, where a transition depends on more than that, what follows it.
+    ``I`` inputs: z_{t-1}, followed by any further inputs of the transition.
     """
 
     w_gate_in: Tensor  # [R, I]
@@ -37,7 +37,7 @@ class CombinerWeights(NamedTuple):
 
 
 class MeanFieldWeights(NamedTuple):
-    """Weights ``[out, in]`` and biases of q(z_t | x) in a mean-field guide, by h_t alone."""
+    """Weights ``[out, in]`` and biases of q(z_t | x) in a mean-field guide, a function of h_t alone."""
 
     w_loc: Tensor  # [Z, H]
     b_loc: Tensor
@@ -48,7 +48,7 @@ class MeanFieldWeights(NamedTuple):
 class FlowWeights(NamedTuple):
     """Weights ``[out, in]`` and biases of ``K`` affine autoregressive flows with ``F`` hidden units.
 
-    Masks are applied: a weight that the order of the latents forbids is zero.
+    Masks are already applied: a weight that violates the order of the latents is zero.
     """
 
     w_in: Tensor  # [K, F, Z]
@@ -84,10 +84,10 @@ class GaussianEmitterWeights(NamedTuple):
 
 
 class NadeEmitterWeights(NamedTuple):
-    """Weights ``[out, in]`` and biases of the NADE emitter: the emitter's hidden layers under two heads.
+    """Weights ``[out, in]`` and biases of the NADE emitter: the emitter's hidden layers and two heads.
 
-    One gives the logits of all features, the other the state of ``U`` units that the features are read off
-    in turn; ``w_read`` reads it, and ``w_write`` enters each feature into it.
+    One head gives the logits of all features, the other the initial state of ``U`` units. ``w_read`` maps the
+    state to the logit of each feature in turn, and ``w_write`` adds each feature to the state.
     """
 
     w_in: Tensor  # [E, Z]

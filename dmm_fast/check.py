@@ -1,4 +1,4 @@
-"""Argument checks shared by every layer: an error names the argument, what was expected, what came."""
+"""Argument checks shared by every layer: an error names the argument, what was expected, what was given."""
 
 import inspect
 import os
@@ -19,7 +19,7 @@ def fail(name: str, expected: str, got: str, exc: type[Exception] = ValueError) 
 
 
 def describe(value: object) -> str:
-    """Say in a few words what ``value`` is, e.g. ``float32 of shape (20, 1) on cpu``."""
+    """A short description of ``value``, e.g. ``float32 of shape (20, 1) on cpu``."""
     if not isinstance(value, Tensor):
         return f"{type(value).__name__} {value!r}"[:80]
     kind = str(value.dtype).removeprefix("torch.")
@@ -29,17 +29,17 @@ def describe(value: object) -> str:
 
 
 def values_are_readable(tensor: Tensor) -> bool:
-    """Whether reading the values of ``tensor`` costs no wait for a device and no break of a graph."""
+    """True if the values of ``tensor`` can be read without synchronising a device or breaking a graph."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def is_capturing() -> bool:
-    """Whether the work of this thread's stream goes into a CUDA graph, which no value can leave."""
+    """True if this thread's stream is being captured into a CUDA graph, during which no value can be read."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def floating(name: str, value: object) -> Tensor:
-    """Check that ``value`` is a floating-point tensor, and no sparse one."""
+    """Check that ``value`` is a floating-point tensor with strided layout."""
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
         fail(name, "a floating-point tensor", describe(value), TypeError)
     return value
@@ -64,7 +64,7 @@ def shape(name: str, tensor: Tensor, expected: Sequence[int]) -> None:
 
 
 def trailing(name: str, tensor: Tensor, dims: Sequence[int], layout: str) -> None:
-    """Check the last dimensions of ``tensor``; ``-1`` admits any size. ``layout`` is for the message."""
+    """Check the last dimensions of ``tensor``; ``-1`` admits any size. ``layout`` appears in the message."""
     if not isinstance(tensor, Tensor):
         fail(name, "a tensor", describe(tensor), TypeError)
     if tensor.dim() < len(dims) or any(
@@ -77,7 +77,7 @@ def trailing(name: str, tensor: Tensor, dims: Sequence[int], layout: str) -> Non
 def lengths(value: object, batch: int, T: int, device: torch.device, minimum: int = 0) -> Tensor:
     """Check ``lengths``: int64 of shape ``(batch,)`` on ``device`` with values in ``[minimum, T]``.
 
-    Values are read only where that costs no wait for a device, that is on a CPU.
+    Values are checked only if reading them needs no synchronisation, that is on a CPU.
     """
     if (
         not isinstance(value, Tensor)
@@ -95,12 +95,12 @@ def lengths(value: object, batch: int, T: int, device: torch.device, minimum: in
     return value
 
 
-# Lengths in memory of their own, their version when they were read, and their extremes.
+# The copy made by own_lengths, its version counter when it was read, and its extremes.
 _own_lengths: tuple[Any, int, tuple[int, int]] | None = None
 
 
 def extremes(value: Tensor) -> tuple[int, int]:
-    """The smallest and the largest of some integers; those of :func:`own_lengths` are known already."""
+    """The smallest and the largest of some integers; cached for the result of :func:`own_lengths`."""
     known = _own_lengths
     if known is not None and known[0]() is value and known[1] == value._version:
         return known[2]
@@ -109,10 +109,10 @@ def extremes(value: Tensor) -> tuple[int, int]:
 
 
 def own_lengths(value: Tensor) -> Tensor:
-    """A copy of ``value`` whose extremes need not be read again, by any number of checks in a step.
+    """A copy of ``value`` whose extremes are read once for all checks in a step.
 
-    The memory of a tensor may be that of a numpy array, in which a loader puts the next lengths; a copy's is
-    its own, and torch counts its changes.
+    The original may share memory with a numpy array, into which a loader writes the next lengths. A copy
+    has its own memory, and torch's version counter records every change to it.
     """
     global _own_lengths
     copy = value.clone()
@@ -140,8 +140,8 @@ def weights(
 ) -> None:
     """Check a named tuple of weights against one word of size letters for each field.
 
-    ``sizes`` fixes the letters that are known; the others are put into it where they first appear, e.g.
-    ``words=("RZ", "R")`` with ``sizes={"Z": 100}`` checks ``[R, 100]`` and ``[R]``.
+    ``sizes`` gives the sizes of known letters; the sizes of others are added to it when they first appear,
+    e.g. ``words=("RZ", "R")`` with ``sizes={"Z": 100}`` checks ``[R, 100]`` and ``[R]``.
     """
     kind(name, values, kind_of)
     for field, word, tensor in zip(kind_of._fields, words, values, strict=True):  # type: ignore[call-overload]
@@ -166,7 +166,7 @@ def observation_mask(
 
 
 def mask_like(name: str, mask: object, shape: tuple[int, int, int], device: torch.device) -> None:
-    """Check the shape and the place of a mask of observations ``[B, T, D]``, and not its values."""
+    """Check the shape, device and layout of a mask of observations ``[B, T, D]``, but not its values."""
     B, T, D = shape
     if not isinstance(mask, Tensor) or tuple(mask.shape) not in ((B, T), (B, T, D)):
         fail(name, f"shape ({B}, {T}) or ({B}, {T}, {D})", describe(mask))
@@ -192,7 +192,7 @@ def sequences(name: str, tensor: Tensor) -> tuple[int, int, int]:
         and tensor.dim() > 2
         and tensor.shape[-2] > 0
     )
-    if not fits:  # which is asked for one by one
+    if not fits:  # repeat the checks one by one for the message
         floating(name, tensor)
         trailing(name, tensor, (-1, -1, -1), "[..., B, T, D]")
         nonempty(name, tensor, {"T": tensor.shape[-2]})
@@ -207,7 +207,7 @@ def kind(name: str, value: object, *kinds: type) -> None:
 
 
 def function(name: str, value: object) -> None:
-    """Check that ``value`` can be called, and is no class."""
+    """Check that ``value`` is callable and not a class."""
     if not callable(value) or isinstance(value, type):
         fail(name, "a function", describe(value), TypeError)
 
@@ -219,17 +219,18 @@ def takes(
     kwargs: Mapping[str, object],
     expected: str | None = None,
 ) -> None:
-    """Check that ``function`` can be called, and has these arguments where Python knows which it has.
+    """Check that ``function`` is callable with these arguments, as far as its signature is known.
 
-    ``expected`` is for the message, in place of the arguments that it does have.
+    ``expected`` replaces the function's own arguments in the message.
     """
     if not callable(function):
         fail(name, "a function", describe(function), TypeError)
     own = function
-    if isinstance(function, nn.Module) and not function._forward_pre_hooks:  # which may change arguments
+    # Pre-hooks may change the arguments, so with them the arguments of forward tell nothing.
+    if isinstance(function, nn.Module) and not function._forward_pre_hooks:
         own = function.forward
     try:
-        # Not that of what a decorator wraps: the decorator may change it.
+        # Not the signature of a decorated function, since a decorator may change it.
         signature = inspect.signature(own, follow_wrapped=False)
     except (TypeError, ValueError):
         return
@@ -243,7 +244,7 @@ def takes(
 
 
 def elements(name: str, value: Any, expected: str) -> list[Any]:
-    """Check that ``value`` is an iterable, other than a string or a tensor, and return what it yields."""
+    """Check that ``value`` is an iterable other than a string or a tensor, and return its elements."""
     if isinstance(value, str | bytes | Tensor):
         fail(name, expected, describe(value), TypeError)
     try:
@@ -254,14 +255,14 @@ def elements(name: str, value: Any, expected: str) -> list[Any]:
 
 
 def integer(name: str, value: object, expected: str = "an int") -> int:
-    """Check that ``value`` is an integer, Python's or numpy's; a bool is none."""
+    """Check that ``value`` is an integer of Python or numpy, and not a bool."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         fail(name, expected, describe(value), TypeError)
     return int(value)
 
 
 def leading(name: str, tensor: Tensor, lead: Sequence[int], event_dims: int, like_name: str) -> None:
-    """Check that what precedes the last ``event_dims`` dimensions broadcasts with ``lead``."""
+    """Check that the dimensions before the last ``event_dims`` broadcast with ``lead``."""
     have = tensor.shape[: tensor.dim() - event_dims]
     pairs = zip(reversed(have), reversed(lead), strict=False)
     if any(a != b and 1 not in (a, b) for a, b in pairs):
@@ -269,19 +270,19 @@ def leading(name: str, tensor: Tensor, lead: Sequence[int], event_dims: int, lik
 
 
 def vector(name: str, value: object) -> None:
-    """Check that ``value`` is a tensor of one dimension."""
+    """Check that ``value`` is a one-dimensional tensor."""
     if not isinstance(value, Tensor) or value.dim() != 1:
         fail(name, "int64 of shape (B,)", describe(value))
 
 
 LARGEST_INT = 2**63 - 1
-"""The largest number that int64 holds."""
+"""The largest int64."""
 LARGEST_SIZE = 2**31 - 1
-"""The largest size that a dimension may have."""
+"""The largest size of a dimension."""
 
 
 def int_between(name: str, value: object, least: int, most: int = LARGEST_INT) -> int:
-    """Check that ``value`` is an integer, Python's or numpy's, from ``least`` to ``most``; a bool is none."""
+    """Check that ``value`` is an integer of Python or numpy, not a bool, from ``least`` to ``most``."""
     if most < LARGEST_SIZE:
         expected = f"an int from {least} to {most}"
     else:
@@ -295,25 +296,25 @@ def int_between(name: str, value: object, least: int, most: int = LARGEST_INT) -
 
 
 def size(name: str, value: object) -> int:
-    """Check that ``value`` is a positive integer that a dimension of a tensor may have."""
+    """Check that ``value`` is a positive integer and a valid size of a dimension."""
     if type(value) is int and 1 <= value <= LARGEST_SIZE:
         return value
     return int_between(name, value, 1, LARGEST_SIZE)
 
 
 def sizes(name: str, value: object) -> torch.Size:
-    """Check a sequence of sizes, such as a sample shape; it may be empty, and so may be a dimension."""
+    """Check a sequence of sizes, such as a sample shape; it may be empty, and sizes may be 0."""
     if isinstance(value, tuple | list) and all(type(n) is int and 0 <= n <= LARGEST_SIZE for n in value):
         return torch.Size(value)
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         fail(name, "a sequence of sizes", describe(value), TypeError)
-    if torch._C._get_tracing_state():  # sizes are tensors then
+    if torch._C._get_tracing_state():  # while tracing, sizes are tensors
         return torch.Size(value)
     return torch.Size([int_between(f"{name}[{i}]", each, 0, LARGEST_SIZE) for i, each in enumerate(value)])
 
 
 def number(name: str, value: Any, expected: str = "a finite number") -> float:
-    """Check that ``value`` is a finite number; a bool is none."""
+    """Check that ``value`` is a finite number, and not a bool."""
     if isinstance(value, bool) or not isinstance(value, Real):
         fail(name, expected, describe(value), TypeError)
     largest: Any = sys.float_info.max
@@ -332,7 +333,7 @@ def probability(name: str, value: object) -> float:
 
 
 def path(name: str, value: object) -> Path:
-    """Check that ``value`` can be the path of a file."""
+    """Check that ``value`` is a valid file path."""
     if not isinstance(value, str | os.PathLike):
         fail(name, "a str or a path", describe(value), TypeError)
     text = os.fspath(value)
@@ -354,7 +355,7 @@ def dense(name: str, value: object) -> Tensor:
 
 
 def device(name: str, value: Any) -> torch.device:
-    """Check that ``value`` is a device, or says which, and that this machine has it if it is a GPU."""
+    """Check that ``value`` is a device or the name of one, and that a CUDA device exists on this machine."""
     kind(name, value, torch.device, str, int)
     if isinstance(value, bool):
         fail(name, "a device", describe(value), TypeError)
@@ -370,7 +371,7 @@ def device(name: str, value: Any) -> torch.device:
 
 
 def permutation(name: str, value: object, size: int, device: torch.device) -> Tensor:
-    """Check an order of ``size`` things, int64 of shape ``(size,)``; its values where that costs no wait."""
+    """Check a permutation, int64 of shape ``(size,)``; its values only if they are on a CPU."""
     order = ints_between(name, value, size, 0, size - 1)
     if order.device != device:
         fail(name, f"a tensor on {device}", describe(order))
@@ -380,7 +381,7 @@ def permutation(name: str, value: object, size: int, device: torch.device) -> Te
 
 
 def ints_between(name: str, value: object, size: int | None, least: int, most: int) -> Tensor:
-    """Check an int64 tensor of ``size`` numbers (None: at least one); its values where that costs no wait."""
+    """Check an int64 vector of ``size`` elements (None: at least one); its values only if on a CPU."""
     if not isinstance(value, Tensor):
         fail(name, "Tensor", describe(value), TypeError)
     fits = value.numel() == size if size is not None else value.numel() > 0

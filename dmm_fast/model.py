@@ -1,4 +1,4 @@
-"""The Deep Markov Model as Pyro users know it: a model and a guide with the example's signatures."""
+"""The Deep Markov Model: a model and a guide with the signatures of Pyro's example."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ from dmm_fast._parts import Parts
 
 
 class _Annealing(ScaleMessenger):
-    """``poutine.scale`` that multiplies nothing by one: on a GPU each product of two numbers is a launch.
+    """``poutine.scale`` without the multiplication by one, which would be a kernel launch on a GPU.
 
-    It belongs outside of a plate, whose own scale would multiply a tensor.
+    It has to be entered outside a plate, whose own scale would otherwise be multiplied with a tensor.
     """
 
     def _process_message(self, msg: Any) -> None:
@@ -29,71 +29,78 @@ class _Annealing(ScaleMessenger):
 
 
 class DMM(Parts):
-    r"""A Deep Markov Model and its structured guide, drop-in for ``DMM`` of Pyro's ``examples/dmm.py``.
+    r"""A Deep Markov Model and its guide, a drop-in replacement for ``DMM`` of Pyro's ``examples/dmm.py``.
 
     The model is ``z_t ~ N(gated_transition(z_{t-1}))``, ``x_t ~ p(x_t | emitter(z_t))``; the guide
     draws ``z_t ~ N(combiner(z_{t-1}, h_t))`` with ``h_t`` from a recurrent network that reads
     ``x_{t:T}`` backward. Parameter names and initialisation are the example's.
 
-    ``inference`` names the guide, as table 1 of arXiv 1609.09869 has them. What follows the dash is what h_t
-    summarises: ``r`` x_{t:T} (right), ``l`` x_{1:t} (left), ``lr`` both, by two networks, ``rnn.left`` and
-    ``rnn.right``, whose outputs are added up. What precedes it is how z_t depends on the past:
+    ``inference`` names the guide, as in table 1 of arXiv 1609.09869. The part after the dash tells the
+    observations that h_t summarises: ``r`` (right) x_{t:T}, ``l`` (left) x_{1:t}, ``lr`` both, with two
+    networks, ``rnn.left`` and ``rnn.right``, whose outputs are added. The part before the dash tells the
+    dependence of z_t on the past:
 
-    * ``st`` (structured), on z_{t-1}: ``c_t = (tanh(W z_{t-1} + b) + h_t) / 2``, of ``lr``
-      ``(tanh(W z_{t-1} + b) + h_t^left + h_t^right) / 3``. ``"st-r"``, the default, is the paper's DKS.
-    * ``mf`` (mean-field), not at all: ``c_t = h_t``, of ``lr`` ``(h_t^left + h_t^right) / 2``. There is then
-      no ``z_q_0``, all z_t are drawn at once, and ``combiner`` is a :class:`~dmm_fast.nn.MeanFieldCombiner`.
+    * ``st`` (structured): z_t depends on z_{t-1}, ``c_t = (tanh(W z_{t-1} + b) + h_t) / 2``; for ``lr``
+      ``c_t = (tanh(W z_{t-1} + b) + h_t^left + h_t^right) / 3``. The default ``"st-r"`` is the paper's DKS.
+    * ``mf`` (mean-field): z_t is independent of z_{t-1}, ``c_t = h_t``; for ``lr``
+      ``c_t = (h_t^left + h_t^right) / 2``. There is then no ``z_q_0``, all z_t are drawn at once, and
+      ``combiner`` is a :class:`~dmm_fast.nn.MeanFieldCombiner`.
 
     Sites, in plate ``z_minibatch``: ``z`` of event shape ``[T, Z]`` and ``obs_x`` of event shape
-    ``[T, D]``; with ``per_step_sites=True`` ``z_1 .. z_T`` and ``obs_x_1 .. obs_x_T`` as the example
-    has them, which is what ``TraceTMC_ELBO`` and ``TraceEnum_ELBO`` need. Within a plate of a data set,
-    ``pyro.plate("data", N, subsample=indices)``, the rows are that plate's and count N / B times.
+    ``[T, D]``; with ``per_step_sites=True`` ``z_1 .. z_T`` and ``obs_x_1 .. obs_x_T`` as in the example,
+    which ``TraceTMC_ELBO`` and ``TraceEnum_ELBO`` need. Within the plate of a data set,
+    ``pyro.plate("data", N, subsample=indices)``, that plate takes the place of ``z_minibatch``, and each row
+    counts N / B times.
 
-    What of the example may be changed may be changed here: activations and layers of the networks, hooks,
-    parametrizations, ``emitter``, ``trans`` and ``combiner`` as a whole (same arguments, same results), and
-    the example's own ``model()`` or ``guide()`` in a subclass. An op computes each network that is as it was
-    built; any other runs by its own ``forward``, for all time steps at once where the chain allows it, and a
-    :class:`~dmm_fast.nn.NotFusedWarning` says so once. Two more ways to extend it:
+    Everything that can be customised in the example can be customised here: activations and layers of the
+    networks, hooks, parametrizations, ``emitter``, ``trans`` and ``combiner`` as a whole (with the same
+    arguments and results), and the example's own ``model()`` or ``guide()`` in a subclass. A network that is
+    unchanged is computed by a fused op; a changed one runs its own ``forward``, for all time steps at once if
+    the chain allows it, and a :class:`~dmm_fast.nn.NotFusedWarning` is given once. There are two more ways to
+    extend the model:
 
     * ``rnn`` may be any module with ``forward(x [B, T, D], h_0 [H], lengths [B]) -> [B, T, H]``, or torch's
-      ``nn.RNN``, ``nn.GRU`` or ``nn.LSTM``, which read in the direction of ``inference``. With ``lr`` it is
-      given ``h_0 [2, H]``, the left network's and the right one's, and two networks of torch's go into one as
-      ``dmm_fast.nn.TwoWayNetwork(left, right)``.
+      ``nn.RNN``, ``nn.GRU`` or ``nn.LSTM``, which then read in the direction of ``inference``. With ``lr``
+      the module receives ``h_0 [2, H]``, for the left and the right network; two networks of torch are
+      combined by ``dmm_fast.nn.TwoWayNetwork(left, right)``.
     * :meth:`emission` may be overridden to return any Pyro distribution of batch shape ``[..., B]`` and event
-      shape ``[T, D]``, masked by ``lengths`` and ``mask``. With ``emission="gaussian"`` data are not
-      expected to be 0 or 1.
+      shape ``[T, D]``, masked by ``lengths`` and ``mask``. Pass ``emission="gaussian"`` with it, so that the
+      data are not required to be 0 or 1.
 
     Args:
-        input_dim: features ``D`` of x_t.
-        z_dim: latents ``Z``.
-        emission_dim: hidden units of the emitter.
-        transition_dim: hidden units of the gated transition.
-        rnn_dim: hidden units of the inference network.
-        num_layers: layers of the inference network; all start from the one ``h_0``.
-        rnn_dropout_rate: dropout between those layers.
-        num_iafs: normalizing flows applied to each z_t of the guide.
-        iaf_dim: hidden units of each flow.
+        input_dim: number of features ``D`` of x_t.
+        z_dim: number of latents ``Z``.
+        emission_dim: number of hidden units of the emitter.
+        transition_dim: number of hidden units of the gated transition.
+        rnn_dim: number of hidden units of the inference network.
+        num_layers: number of layers of the inference network; all start from the same ``h_0``.
+        rnn_dropout_rate: dropout probability between those layers.
+        num_iafs: number of normalizing flows applied to each z_t of the guide.
+        iaf_dim: number of hidden units of each flow.
         use_cuda: move the module to the current CUDA device.
         emission: p(x_t | z_t). ``"bernoulli"`` or ``"nade"`` for zeros and ones (independent given z_t, or
-            each given those before it in the same step), ``"gaussian"`` for real numbers, ``"poisson"`` or
-            ``"negative_binomial"`` for counts, ``"categorical"`` for a one of D; or a module with
-            ``log_prob(x, z)`` and ``sample(z)``, see :class:`~dmm_fast.distributions.ModuleEmission`.
-        nade_dim: hidden units of a ``"nade"`` emission.
-        nade_order: the order of its features, a permutation of ``range(input_dim)``; None: as they are.
-        augment: where x_{t-1} is an input beside the latents: ``"transition"``, ``"emission"``, ``"both"``.
-        control_dim: controls ``U`` of each step, inputs of transition and guide.
-        static_dim: covariates ``S`` of each sequence, inputs of the same.
-        mask_input: the guide also reads which values are observed, so that missing is not 0 to it.
+            each conditioned on the preceding features of the step), ``"gaussian"`` for real numbers,
+            ``"poisson"`` or ``"negative_binomial"`` for counts, ``"categorical"`` for one-hot vectors; or a
+            module with ``log_prob(x, z)`` and ``sample(z)``, see
+            :class:`~dmm_fast.distributions.ModuleEmission`.
+        nade_dim: number of hidden units of a ``"nade"`` emission.
+        nade_order: the order of its features, a permutation of ``range(input_dim)``; None: their own order.
+        augment: the networks that read x_{t-1} beside the latents: ``"transition"``, ``"emission"`` or
+            ``"both"``; None: neither.
+        control_dim: number of controls ``U`` of each step, inputs of transition and guide.
+        static_dim: number of covariates ``S`` of each sequence, inputs of transition and guide.
+        mask_input: give the guide the mask of observed values as a further input, so that it can tell a
+            missing value from 0.
         inference: ``"st-r"``, ``"st-l"``, ``"st-lr"``, ``"mf-r"``, ``"mf-l"`` or ``"mf-lr"``.
-        rnn: ``"relu"`` or ``"tanh"`` for an RNN of the package; ``"lstm"`` or ``"gru"`` for torch's own.
-        per_step_sites: one site a time step in place of one a sequence.
+        rnn: ``"relu"`` or ``"tanh"`` for an RNN of this package; ``"lstm"`` or ``"gru"`` for torch's.
+        per_step_sites: use one sample site per time step instead of one per sequence.
         min_scale: added to the scale of every z_t of the guide and of a Gaussian emission; it bounds the
             log-density of data from above. The scan then has ``z_dim`` more hidden units.
-        validate_args: check the values of a mini-batch, not only its shapes. None: where reading
-            them costs no wait for a device, that is on a CPU.
+        validate_args: check the values of a mini-batch, not only its shapes. None: check them if they are on
+            a CPU, where reading them needs no synchronisation.
 
     Raises:
-        ValueError: an argument that is out of range or of another type; the message names it.
+        ValueError: an argument is out of range or has the wrong type; the message names it.
 
     Source: arXiv 1609.09869; Pyro's ``examples/dmm.py``.
     """
@@ -111,20 +118,20 @@ class DMM(Parts):
         """p(x_{1:T} | z_{1:T}) p(z_{1:T}), with the log-density of z scaled by ``annealing_factor``.
 
         Args:
-            mini_batch: ``[B, T, D]``, rows in any order; None draws x instead of observing it.
-            mini_batch_reversed: accepted for the example's sake; it may be None.
-            mini_batch_mask: 0/1, ``[B, T]`` or ``[B, T, D]``; a 0 within a sequence is a missing
-                observation, whose value (NaN, say) leaves no trace.
-            mini_batch_seq_lengths: int64 ``[B]``; None: read off the mask.
-            annealing_factor: positive, weight of the KL term.
-            controls: ``[B, T, U]``, of a model with ``control_dim`` U.
-            static: ``[B, S]``, of a model with ``static_dim`` S.
+            mini_batch: ``[B, T, D]``, rows in any order; None: draw x instead of observing it.
+            mini_batch_reversed: accepted for compatibility with the example; it may be None.
+            mini_batch_mask: 0/1, ``[B, T]`` or ``[B, T, D]``; a 0 within a sequence marks a missing
+                observation, whose value (even NaN) has no effect on values and gradients.
+            mini_batch_seq_lengths: int64 ``[B]``; None: derived from the mask.
+            annealing_factor: positive weight of the KL term.
+            controls: ``[B, T, U]`` for a model with ``control_dim`` U.
+            static: ``[B, S]`` for a model with ``static_dim`` S.
 
         Returns:
             The observed or drawn x, ``[..., B, T, D]``; with ``per_step_sites`` the list of x_t.
 
         Raises:
-            ValueError: an argument that does not fit; the message names it.
+            ValueError: an argument is invalid; the message names it.
         """
         register("dmm", self)
         tensors = (mini_batch, mini_batch_reversed, mini_batch_mask, mini_batch_seq_lengths)
@@ -169,7 +176,7 @@ class DMM(Parts):
         annealing_factor = _arguments.check_annealing_factor(annealing_factor, batch.lengths.shape[0])
         h = self.encode(batch)
         plate = _handlers.rows_plate(batch.lengths.shape[0])
-        # A model() of a subclass may be the example's own, which has no others.
+        # A subclass may have the example's own model(), which does not accept these two arguments.
         more: tuple[Any, ...] = () if controls is None and static is None else (controls, static)
         if self.per_step_sites or self._own_model_has_step_sites(*tensors, annealing_factor, *more):
             _step_sites.refuse_overridden(self, DMM, "posterior")
@@ -181,11 +188,11 @@ class DMM(Parts):
         return z
 
     def _own_model_has_step_sites(self, *args: Any) -> bool:
-        """Whether a ``model()`` of a subclass draws z_1, z_2 and so on, which the guide has to draw then."""
+        """True if a subclass's ``model()`` draws z_1, z_2 and so on, which the guide then has to draw too."""
         if getattr(self.model, "__func__", None) is DMM.model:
             return False
         if self._model_has_step_sites is None:
-            # Also the answer to a model that asks its guide in turn.
+            # Set before the model runs, so that a model that calls its guide does not recurse.
             self._model_has_step_sites = False
             devices = [self.z_0.device] if self.z_0.is_cuda else []
             with torch.no_grad(), torch.random.fork_rng(devices=devices), poutine.block():

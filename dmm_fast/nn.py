@@ -1,12 +1,12 @@
-"""The networks of a Deep Markov Model, drop-in for those of Pyro's ``examples/dmm.py``.
+"""The networks of a Deep Markov Model, drop-in replacements for those of Pyro's ``examples/dmm.py``.
 
-Parameter names, initialisation and the order in which it draws from the random generator are the
-example's, so a checkpoint of either loads into the other with ``strict=True`` and the same seed gives
-the same network. The older names ``*_mu`` and ``*_sigma`` load too.
+Parameter names, initialisation and the order of draws from the random generator are the example's, so a
+checkpoint of either loads into the other with ``strict=True``, and the same seed gives the same network. The
+older names ``*_mu`` and ``*_sigma`` load too.
 
 A network may be changed like the example's: another activation (``emitter.relu = nn.Tanh()``), another
-layer, hooks, parametrizations, a subclass with a ``forward`` of its own. An op of :mod:`dmm_fast.ops`
-computes it as long as it is what the op computes (:func:`why_not_fused`); else its layers do, one by one.
+layer, hooks, parametrizations, a subclass with its own ``forward``. A network that still computes the same
+function is computed by one fused op of :mod:`dmm_fast.ops`, any other layer by layer.
 """
 
 from typing import ClassVar
@@ -47,10 +47,10 @@ __all__ = [
 
 
 class GatedTransition(Network[TransitionWeights]):
-    """Gated transition p(z_t | z_{t-1}); its linear part starts as the identity.
+    """Gated transition p(z_t | z_{t-1}); its linear part is initialised to the identity.
 
-    Where there is more than z_{t-1} to depend on, the past data or controls, the ``extra_dim`` further
-    inputs follow it: ``z_t_1 [..., Z + extra_dim]``. The linear part starts without them.
+    If the transition also depends on past data or controls, these ``extra_dim`` further inputs follow
+    z_{t-1}: ``z_t_1 [..., Z + extra_dim]``. Their weights in the linear part are initialised to zero.
 
     Source: arXiv 1609.09869, section 5; ``GatedTransition`` in Pyro's ``examples/dmm.py``.
     """
@@ -94,13 +94,13 @@ class GatedTransition(Network[TransitionWeights]):
 class Combiner(Network[CombinerWeights]):
     """The guide's step q(z_t | z_{t-1}, x), from z_{t-1} and the inference network's h_t.
 
-    ``loc, pre_scale = W c_t + b`` of ``c_t = (tanh(W_z z_{t-1} + b_z) + h_t) / 2``. Where the inference
-    network reads in both directions h_t is the sum of two and ``c_t`` the mean of the three terms.
+    ``loc, pre_scale = W c_t + b`` with ``c_t = (tanh(W_z z_{t-1} + b_z) + h_t) / 2``. If the inference
+    network reads in both directions, h_t is the sum of two terms and ``c_t`` is the mean of three.
 
     Args:
-        z_dim: latents ``Z``.
-        rnn_dim: units ``H`` of the inference network.
-        num_directions: of time that h_t is the sum of, 1 or 2.
+        z_dim: number of latents ``Z``.
+        rnn_dim: number of units ``H`` of the inference network.
+        num_directions: number of directions of time that are summed in h_t, 1 or 2.
 
     Source: arXiv 1609.09869, section 4; ``Combiner`` in Pyro's ``examples/dmm.py``.
     """
@@ -120,7 +120,7 @@ class Combiner(Network[CombinerWeights]):
 
     @property
     def weights(self) -> CombinerWeights:
-        """The weights as the ops take them, which halve the sum of tanh and h."""
+        """The weights for the ops, which divide the sum of tanh and h by 2, whatever its number of terms."""
         weights = super().weights
         if self.num_directions == 1:
             return weights
@@ -138,13 +138,13 @@ class Combiner(Network[CombinerWeights]):
 class MeanFieldCombiner(Network[MeanFieldWeights]):
     """The guide's step q(z_t | x) of a mean-field guide, from the inference network's h_t alone.
 
-    ``loc, pre_scale = W c_t + b`` with ``c_t = h_t``. Where the inference network reads in both directions
-    h_t is the sum of two and ``c_t`` their mean.
+    ``loc, pre_scale = W c_t + b`` with ``c_t = h_t``. If the inference network reads in both directions, h_t
+    is the sum of two terms and ``c_t`` is their mean.
 
     Args:
-        z_dim: latents ``Z``.
-        rnn_dim: units ``H`` of the inference network.
-        num_directions: of time that h_t is the sum of, 1 or 2.
+        z_dim: number of latents ``Z``.
+        rnn_dim: number of units ``H`` of the inference network.
+        num_directions: number of directions of time that are summed in h_t, 1 or 2.
 
     Source: arXiv 1609.09869, section 4 and table 1 (MF-L, MF-LR).
     """
@@ -162,7 +162,7 @@ class MeanFieldCombiner(Network[MeanFieldWeights]):
 
     @property
     def weights(self) -> MeanFieldWeights:
-        """The weights by h itself, be it of one direction or a sum of two."""
+        """The weights that multiply h itself, be it of one direction or the sum of two."""
         weights = super().weights
         if self.num_directions == 1:
             return weights

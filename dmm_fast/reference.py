@@ -1,8 +1,8 @@
 r"""The definition of correct: every op of the package in eager PyTorch, in any floating dtype.
 
-Layout is ``[..., B, T, D]``: particles on the left, then batch, time and features. ``lengths`` is int64
-of shape ``(B,)`` and a step ``t`` (from 0) of row ``b`` is *valid* when ``t < lengths[b]``. Whatever
-stands at an invalid step or under a mask, NaN included, leaves no trace in values or gradients.
+The layout is ``[..., B, T, D]``: particles on the left, then batch, time and features. ``lengths`` is int64
+of shape ``(B,)`` and a step ``t`` (from 0) of row ``b`` is *valid* if ``t < lengths[b]``. Entries at invalid
+steps or under a mask, including NaN, have no effect on values or gradients.
 Log-probabilities and divergences are in nats and are taken from the pre-activation of the scale
 (``scale = softplus(pre_scale)``), so they stay finite where the scale itself underflows to zero.
 
@@ -72,15 +72,15 @@ def gated_transition(z_prev: Tensor, weights: TransitionWeights) -> tuple[Tensor
 
 
 def clamp_log_scale(log_scale: Tensor) -> Tensor:
-    """The logarithm of a flow's scale within :data:`FLOW_LOG_SCALES`; its gradient passes as it is."""
+    """The logarithm of a flow's scale, clamped to :data:`FLOW_LOG_SCALES`; gradients pass unchanged."""
     return log_scale + (log_scale.clamp(*FLOW_LOG_SCALES) - log_scale).detach()
 
 
 def affine_flows(x: Tensor, weights: FlowWeights) -> tuple[Tensor, Tensor]:
-    """``y [..., Z]`` and the log-determinant ``[...]`` of all flows, one after another, at ``x [..., Z]``.
+    """``y [..., Z]`` and the log-determinant ``[...]`` of the composition of all flows at ``x [..., Z]``.
 
-    A flow is ``y_j = exp(s_j) x_j + m_j``, with ``m_j`` and ``s_j`` from the ``x_i`` that come before ``x_j``
-    in its order: ``m, s = W (relu(W_in x + b_in)) + b``.
+    A flow is ``y_j = exp(s_j) x_j + m_j``, where ``m_j`` and ``s_j`` depend on the ``x_i`` that precede
+    ``x_j`` in its order: ``m, s = W (relu(W_in x + b_in)) + b``.
 
     Source: arXiv 1606.04934, eq. 10; ``AffineAutoregressive`` of Pyro.
     """
@@ -141,14 +141,14 @@ def combiner_log_prob(
     """``[..., B]``: sum over valid t of log q(z_t | z_{t-1}, x_{t:T}) at any ``z``."""
     valid = valid_steps(lengths, z.shape[-2]).unsqueeze(-1)
     z, h = torch.where(valid, z, 0.0), torch.where(valid, h, 0.0)
-    # Starts may differ between particles that only h has.
+    # Only h may have particles, and with them initial states that differ between particles.
     z = z.expand(*torch.broadcast_shapes(z.shape[:-2], h.shape[:-2]), *z.shape[-2:])
     loc, pre_scale = _combiner(previous(z, z_q_0), h, weights)
     return sum_normal(z, loc, pre_scale, valid)
 
 
 def drawn_log_prob(eps: Tensor, pre_scale: Tensor, lengths: Tensor) -> Tensor:
-    """``[..., B]``: log-density of ``z = loc + scale * eps`` from its own noise, without a division."""
+    """``[..., B]``: log-density of ``z = loc + scale * eps``, computed from its noise without a division."""
     valid = valid_steps(lengths, eps.shape[-2]).unsqueeze(-1)
     eps, pre_scale = torch.where(valid, eps, 0.0), torch.where(valid, pre_scale, 0.0)
     return sum_steps(-0.5 * eps.square() - log_softplus(pre_scale) - HALF_LOG_2PI, valid)
@@ -158,7 +158,7 @@ def drawn_log_prob(eps: Tensor, pre_scale: Tensor, lengths: Tensor) -> Tensor:
 
 
 def input_projection(x: Tensor, w: Tensor, b: Tensor, lengths: Tensor) -> Tensor:
-    """``x_proj [..., B, T, H]``, ``x_proj_t = W x_t + b`` on valid steps and 0 past the end."""
+    """``x_proj [..., B, T, H]``: ``x_proj_t = W x_t + b`` at valid steps and 0 past the end."""
     valid = valid_steps(lengths, x.shape[-2]).unsqueeze(-1)
     return torch.where(valid, F.linear(torch.where(valid, x, 0.0), w, b), 0.0)
 
@@ -171,7 +171,7 @@ def rnn_scan(
     nonlinearity: str = "relu",
     direction: str = "backward",
 ) -> Tensor:
-    """``h [..., B, T, H]``, ``h_t = f(x_proj_t + W_hh h_{t+1})`` on valid steps, or from ``h_{t-1}`` forward.
+    """``h [..., B, T, H]``: ``h_t = f(x_proj_t + W_hh h_{t+1})`` at valid steps; with ``h_{t-1}`` if forward.
 
     Row ``b`` starts from ``h_0``, backward at ``t = lengths[b] - 1``, forward at 0; past the end ``h = 0``.
     """
@@ -190,7 +190,7 @@ def rnn_scan(
 def transition_scan(
     eps: Tensor, z_0: Tensor, inputs: Tensor, weights: TransitionWeights, lengths: Tensor
 ) -> Tensor:
-    """``z [..., B, T, Z]`` of the prior chain, forward in time and 0 past the end.
+    """``z [..., B, T, Z]``: a draw of the prior chain, forward in time and 0 past the end.
 
     ``z_t = loc + scale eps_t`` with ``loc, scale = gated_transition([z_{t-1}, inputs_t])``; ``inputs`` is
     ``[..., B, T, X]``.
@@ -202,7 +202,7 @@ def transition_scan(
     steps: list[Tensor] = []
     for eps_t, inputs_t, active in zip(eps.unbind(-2), inputs.unbind(-2), valid.unbind(-2), strict=True):
         loc, scale = gated_transition(torch.cat([z_t, inputs_t.expand(*lead, -1)], dim=-1), weights)
-        # A chain that went on past the end of its row could grow without bound.
+        # A chain that continued past the end of its row could grow without bound.
         z_t = torch.where(active, loc + scale * eps_t, 0.0)
         steps.append(z_t)
     return torch.stack(steps, dim=-2)
@@ -227,10 +227,10 @@ def flow_scan(
     flow_weights: FlowWeights,
     lengths: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``z, loc, pre_scale``, each ``[..., B, T, Z]``, and ``log_det [..., B]``: a scan through flows.
+    """``z, loc, pre_scale``, each ``[..., B, T, Z]``, and ``log_det [..., B]``: the scan with flows.
 
     ``loc_t, pre_scale_t = combiner(z_{t-1}, h_t)`` and ``z_t = flows(loc_t + softplus(pre_scale_t) eps_t)``;
-    past the end all are 0. ``log_det`` is the flows' log-determinant, summed over valid steps.
+    all are 0 past the end. ``log_det`` is the flows' log-determinant, summed over valid steps.
     """
     return _combiner_scan(h, eps, z_q_0, weights, flow_weights, lengths)
 
@@ -258,7 +258,7 @@ def _combiner_scan(
         z_t = loc + F.softplus(pre_scale) * eps_t
         if flow_weights is not None:
             z_t, log_det_t = affine_flows(z_t, flow_weights)
-            # A chain that went on past the end of its row could grow without bound.
+            # A chain that continued past the end of its row could grow without bound.
             z_t = torch.where(valid[:, t], z_t, 0.0)
             log_det = log_det + torch.where(valid[:, t, 0], log_det_t, 0.0)
         steps.append((z_t, loc, pre_scale))
@@ -285,7 +285,7 @@ def clipped_adam(
     centered_variance: bool = False,
     lrd: float | None = None,
 ) -> None:
-    """A step of Adam with clipped gradients, in place; one ``torch._foreach`` call an operation."""
+    """A step of Adam with clipped gradients, in place; one ``torch._foreach`` call per operation."""
     with torch.no_grad():
         if lrd is not None:
             count_and_decay(step, lr, lrd)
@@ -311,12 +311,12 @@ def clipped_adam(
 
 
 def count_and_decay(steps: Any, lrs: Any, lrd: float) -> None:
-    """Count a step and decay the learning rate, in place.
+    """Increment the step counts and decay the learning rates, in place.
 
     Args:
-        steps: step counts, a tensor or a list of them; one that is there several times counts once.
+        steps: step counts, a tensor or a list of tensors; a tensor that occurs several times is counted once.
         lrs: learning rates, likewise.
-        lrd: factor of the learning rates.
+        lrd: factor applied to the learning rates.
     """
     counts, rates = ([n] if isinstance(n, Tensor) else list(dict.fromkeys(n)) for n in (steps, lrs))
     torch._foreach_add_(counts, 1)
@@ -326,9 +326,9 @@ def count_and_decay(steps: Any, lrs: Any, lrd: float) -> None:
 def _adam_step_size(
     step: int | Tensor | list[Tensor], lr: float | Tensor | list[Tensor], beta1: float, beta2: float
 ) -> float | Tensor:
-    """The learning rate times the correction of the averages' bias, in double precision.
+    """The learning rate times the bias correction of the moments, in double precision.
 
-    A number where both arguments are; else a tensor, of one for each parameter where there are lists.
+    A float if both arguments are numbers; else a tensor, with one element per parameter for lists.
     """
     count, rate = (torch.stack(n) if isinstance(n, list) else n for n in (step, lr))
     if isinstance(count, Tensor):
@@ -343,7 +343,7 @@ def _move_by(
     exp_avgs: list[Tensor],
     denominators: list[Tensor] | tuple[Tensor, ...],
 ) -> None:
-    """``torch._foreach_addcdiv_`` with a tensor for its ``value``, computed in float32 for half precision."""
+    """``torch._foreach_addcdiv_`` with a tensor as ``value``, computed in float32 for half precision."""
     wide = torch.promote_types(params[0].dtype, torch.float32)
     step_sizes = step_size.to(wide).expand(len(params))
     for p, m, denominator, size in zip(params, exp_avgs, denominators, step_sizes, strict=True):

@@ -49,21 +49,21 @@ def main() -> None:
     pyro.set_rng_seed(0)
 
     train = from_frame(measurements(100, seed=1), **COLUMNS)
-    new = measurements(20, seed=2)
+    new = measurements(100, seed=2)
     history = from_frame(new[new["time"] < NOW], **COLUMNS)
 
     dmm = DMM(
         len(VALUES), z_dim=8, emission_dim=32, transition_dim=32, rnn_dim=64,
-        emission="gaussian", min_scale=1e-3, mask_input=True,
+        emission="gaussian", min_scale=1e-3, mask_input=True, rnn="tanh",
     )  # fmt: skip
     dmm.standardize(train.sequences, train.lengths)
-    num_steps = 5 if args.quick else 1500
-    adam = PyroClippedAdam({"lr": 3e-3, "clip_norm": 5.0, "lrd": 0.2 ** (1 / num_steps)})
+    num_steps = 5 if args.quick else 2500
+    adam = PyroClippedAdam({"lr": 1e-2, "clip_norm": 5.0, "lrd": 0.2 ** (1 / num_steps)})
     svi = SVI(dmm.model, dmm.guide, adam, SequenceELBO(TraceMeanField_ELBO()))
     for step in range(num_steps):
         batch = train.batch(torch.randint(len(train), (25,)))
         loss = svi.step(*batch, annealing_factor=min(1.0, 0.1 + 2 * step / num_steps))
-        if step % 250 == 0:
+        if step % 500 == 0:
             print(f"step {step:5d}   {loss / int(batch.mini_batch_seq_lengths.sum()):.3f} nats an hour")
     print(f"new stations: {evaluate_elbo(dmm, history).total_over_total:.3f} nats an hour")
 

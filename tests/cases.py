@@ -1,4 +1,4 @@
-"""The table of shapes that every op and backend is run through; that of ops is the package's own."""
+"""The table of shapes that every op and backend is tested with; the table of ops is the package's."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +9,7 @@ from dmm_fast.ops.schema import OPS
 
 @dataclass(frozen=True, kw_only=True)
 class Case(Sizes):
-    """Sizes, small ones unless given, and the circumstances of a call."""
+    """Sizes, small by default, and variants of a call."""
 
     name: str = field(kw_only=False)
     B: int = 3
@@ -24,8 +24,8 @@ class Case(Sizes):
     K: int = 2
     F: int = 8
     X: int = 2
-    mask_dtype: str = "bool"  # or "float": the dtype of the call
-    poison: str = ""  # what stands at invalid steps and under the mask: "nan" or "inf"
+    mask_dtype: str = "bool"  # "float": the dtype of the call
+    poison: str = ""  # value at invalid steps and under the mask: "nan" or "inf"
     layout: str = "contiguous"  # or "time_major", "feature_major", "sliced", "expanded"
     incoming: str = "random"  # gradients: or "strided", "expanded" or "partial" (first output only)
     seed: int = 0
@@ -89,7 +89,7 @@ CASES = {
     )
 }
 
-# Small enough to differentiate numerically, and still uneven, masked, poisoned, with particles.
+# Small enough for numerical differentiation, yet ragged, masked, poisoned, and with particles.
 TINY = Case("tiny", **_TINY, **_ZEROS, particles=(2,), shared=True, start="rows")
 
 SEQUENCE_OPS = [name for name, op in OPS.items() if op.is_sequence]

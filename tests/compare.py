@@ -1,4 +1,4 @@
-"""Run an op with its gradients, and hold a backend to the float64 reference."""
+"""Runs of an op with its gradients, and comparison of a backend with the float64 reference."""
 
 import zlib
 from collections.abc import Callable
@@ -22,19 +22,19 @@ DOUBLE_BOUND = 1e-12
 
 
 def backends_for(op_name: str, device: str = DEVICE) -> list[str]:
-    """The backends that compute the op on the device in this build."""
+    """The backends of this build that compute the op on the device."""
     able = _backends.candidates(op_name, device, torch.float32)
     return [name for name in ops.BACKENDS if name in able]
 
 
 def dtypes_for(op_name: str, backend_name: str, device: str = DEVICE) -> list[torch.dtype]:
-    """Which of float32 and float64 a backend computes the op in."""
+    """The dtypes, of float32 and float64, that a backend computes the op in."""
     both = (torch.float32, torch.float64)
     return [dtype for dtype in both if backend_name in _backends.candidates(op_name, device, dtype)]
 
 
 def incoming_gradients(outputs: tuple[Tensor, ...], case: Case) -> list[Tensor | None]:
-    """A gradient for each output in the memory order the case asks for; the same for every dtype."""
+    """Incoming gradients for the outputs in the memory layout of the case; equal values for every dtype."""
     seed = zlib.crc32(f"incoming {case.name} {case.seed}".encode())
     generator = torch.Generator().manual_seed(seed)
     gradients: list[Tensor | None] = []
@@ -58,19 +58,19 @@ def results(function: Callable[..., Any], case: Case, inputs: Inputs, only: str 
 
 
 def differentiated(op_name: str) -> str | None:
-    """What an op is differentiated by: all inputs, or "" for none where it has no gradients."""
+    """The inputs an op is differentiated by: None for all, "" for none if it has no gradients."""
     return None if OPS[op_name].has_backward else ""
 
 
 @lru_cache(maxsize=512)
 def eager(op_name: str, case: Case, dtype: torch.dtype) -> Results:
-    """What eager PyTorch makes of the case on a CPU; in float64 this is the truth."""
+    """The results of eager PyTorch for the case on a CPU; those in float64 are the truth."""
     inputs = build(op_name, case, dtype, "cpu")
     return results(getattr(reference, op_name), case, inputs, differentiated(op_name))
 
 
 def run_backend(op_name: str, inputs: Inputs, case: Case, name: str, only: str | None = None) -> Results:
-    """The results of the public op, computed by the backend of that name."""
+    """The results of the public op, computed by the given backend."""
     with ops.use_backend(name):
         only = differentiated(op_name) if only is None else only
         return results(getattr(ops, op_name), case, inputs, only)
@@ -83,13 +83,13 @@ def compare(
     dtype: torch.dtype = torch.float32,
     device: str = DEVICE,
 ) -> None:
-    """Hold a backend to the float64 reference on a case: values and every gradient.
+    """Compare values and all gradients of a backend with the float64 reference on a case.
 
-    Also: nothing of what is invalid or masked comes through, inputs are left as they were, and
-    results have the dtype, device and shape of the reference's.
+    Also check that invalid and masked entries have no effect, that inputs are unchanged, and that results
+    have the dtype, device and shape of the reference.
 
     Raises:
-        AssertionError: with a line for each result that is off, and by how much.
+        AssertionError: with a line for each result beyond its bound and its error.
     """
     inputs = build(op_name, case, dtype, device)
     before = {name: tensor.clone() for name, tensor in tensors(inputs)}
@@ -121,7 +121,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _traces(op_name: str, inputs: Inputs, got: Results) -> list[str]:
-    """Results that are not exactly zero where nothing is valid or observed."""
+    """The results that are not exactly zero at entries that are invalid or not observed."""
     op = OPS[op_name]
     faults = []
     for name in differentiable(inputs) if op.has_backward else ():
@@ -139,7 +139,7 @@ def _traces(op_name: str, inputs: Inputs, got: Results) -> list[str]:
 
 
 def check_gradients(op_name: str, backend_name: str, case: Case = TINY, device: str = DEVICE) -> None:
-    """Hold the gradients of a backend that takes float64 to numerical differentiation."""
+    """Compare the gradients of a backend that supports float64 with numerical differentiation."""
     inputs = build(op_name, case, torch.float64, device)
     wanted = differentiable(inputs)
 
@@ -158,12 +158,12 @@ def check_gradients(op_name: str, backend_name: str, case: Case = TINY, device: 
 
 
 def each_backend(op_name: str) -> pytest.MarkDecorator:
-    """Run a test with ``backend`` each of those that compute the op on the tested device in this build."""
+    """Parametrize a test by the backends of this build that compute the op on the tested device."""
     return pytest.mark.parametrize("backend", backends_for(op_name))
 
 
 def each_backend_and_dtype(op_name: str) -> pytest.MarkDecorator:
-    """Run a test with each ``backend`` in each ``dtype`` that it takes."""
+    """Parametrize a test by ``backend`` and the ``dtype`` values it supports."""
     pairs = [(name, dtype) for name in backends_for(op_name) for dtype in dtypes_for(op_name, name)]
     ids = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, dtype in pairs]
     return pytest.mark.parametrize(("backend", "dtype"), pairs, ids=ids)

@@ -1,4 +1,4 @@
-"""Every call of a compiled op that a public op makes: its function, its arguments."""
+"""Recording of the calls that public ops make of compiled ops."""
 
 from typing import Any, NamedTuple
 
@@ -14,15 +14,15 @@ from tests.compare import backends_for, dtypes_for, run_backend
 from tests.inputs import build
 
 COMPILED = [op for op in OPS if "cpp" in backends_for(op)]
-# In Triton they are the kernels of emission_log_prob with another density, and interpreted they take long.
+# In Triton they share the kernels of emission_log_prob with another density, and are slow interpreted.
 OTHER_DENSITIES = {"poisson_emission_log_prob", "negative_binomial_emission_log_prob"}
-# With a backward pass.
+# The call has a backward pass.
 DIFFERENTIABLE = [name for name, op in OPS.items() if op.has_backward]
 OP_BACKENDS = [(op, backend) for op in OPS for backend in backends_for(op) if backend != "reference"]
 
 
 class Call(NamedTuple):
-    """What a compiled op was called with; ``names`` are those of its schema."""
+    """A call of a compiled op; ``names`` are the argument names of its schema."""
 
     function: Any
     args: tuple[Any, ...]
@@ -39,7 +39,7 @@ class Call(NamedTuple):
         return [argument.name for argument in self.function._schema.arguments][: len(self.args)]
 
     def run(self, **changed: Any) -> Any:
-        """Call again with arguments of these names changed."""
+        """Repeat the call with some arguments changed."""
         given = dict(zip(self.names, self.args, strict=True)) | self.kwargs | changed
         return self.function(**given)
 
@@ -56,7 +56,7 @@ class _Calls(TorchDispatchMode):
 
 
 def calls_of(op_name: str, case: Case, backend: str = "cpp") -> list[Call]:
-    """The calls, forward and backward, that a public op makes of compiled ones; in the widest dtype."""
+    """The calls of compiled ops, forward and backward, by a public op, in the widest dtype."""
     inputs = build(op_name, case, dtypes_for(op_name, backend)[-1])
     with _Calls() as calls:
         run_backend(op_name, inputs, case, backend)
@@ -65,7 +65,7 @@ def calls_of(op_name: str, case: Case, backend: str = "cpp") -> list[Call]:
 
 
 def clipped_adam_call(dtype: torch.dtype = torch.float64) -> Call:
-    """A step for two parameters, the number and the rate of which are tensors."""
+    """An optimizer step of two parameters with step counts and learning rates as tensors."""
     lists = [[torch.ones(3, 5, dtype=dtype), torch.ones(4, dtype=dtype)] for _ in range(4)]
     with _Calls() as calls, ops.use_backend("cpp"):
         ops.clipped_adam(

@@ -1,4 +1,4 @@
-"""What every test starts from: one thread, Pyro's validation, a seed, an empty parameter store."""
+"""Common state of all tests: one thread, Pyro's validation, a seed, an empty parameter store."""
 
 import os
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ import torch
 
 from tests import device
 
-# Workers share the cores: with more threads than cores, small kernels wait for each other.
+# Workers share the cores; more threads than cores would delay small kernels.
 torch.set_num_threads(1)
 
-# Examples follow from the test's source alone, so a run says the same thing everywhere.
+# Examples depend only on the source of the test, so runs are reproducible everywhere.
 hypothesis.settings.register_profile(
     "dmm_fast", deadline=None, derandomize=True, database=None, max_examples=25
 )
@@ -22,18 +22,18 @@ hypothesis.settings.load_profile("dmm_fast")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """What the tests of the ops run on."""
+    """The device of the tests of the ops."""
     parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where the ops are tested")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Before any test module is imported."""
+    """Set the device before any test module is imported."""
     device.use(config.getoption("--device"))
 
 
 @pytest.fixture(autouse=True)
 def clean_slate() -> Iterator[None]:
-    """An empty parameter store, seed 0 and validation on; torch's global modes as they were."""
+    """Provide an empty parameter store, seed 0 and validation; restore torch's global modes."""
     device.leave_if_broken()
     dtype = torch.get_default_dtype()
     deterministic = torch.are_deterministic_algorithms_enabled()

@@ -1,4 +1,4 @@
-"""The kind of device that the tests of the ops compute on; ``pytest --device cuda`` changes it.
+"""The device type of the tests of the ops, set by ``pytest --device cuda``.
 
 Set before a test module is imported, so that what is parametrized by backends asks for those of the device.
 """
@@ -15,7 +15,7 @@ gpu_only = pytest.mark.skipif("config.getoption('--device') != 'cuda'", reason="
 
 
 def use(name: str) -> None:
-    """Compute on ``name`` from now on.
+    """Set the device.
 
     Raises:
         pytest.UsageError: torch sees no such device.
@@ -24,15 +24,15 @@ def use(name: str) -> None:
     if name == "cuda":
         if not torch.cuda.is_available():
             raise pytest.UsageError("--device: expected a device that torch sees, got cuda")
-        # What cuBLAS wants to hear before it gives the same bits twice. Read when a handle is made.
+        # Makes cuBLAS reproducible; read when a handle is created.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # float32 means IEEE: cuDNN's recurrences would round to TF32 unless told.
+        # float32 means IEEE here; by default cuDNN's recurrences round to TF32.
         torch.backends.cudnn.allow_tf32 = False
     DEVICE = name
 
 
 def leave_if_broken() -> None:
-    """End this process when a test has broken its GPU, which stays broken for the process.
+    """End this process if a test has made its GPU unusable.
 
     A worker of xdist is replaced; the test that would have been next counts as failed.
     """

@@ -1,4 +1,4 @@
-"""Backend "cuda" for CPU tensors, its kernels under the emulator.
+"""Backend "cuda" for CPU tensors, with kernels run by the emulator.
 
 A plugin of pytest, ``-p tests.emulated``, and of the GPU benchmarks, ``--plugin tests.emulated``.
 
@@ -16,13 +16,13 @@ from torch import Tensor
 from dmm_fast.ops.schema import OTHERS
 from dmm_fast.ops.schema._signature import Signature, size_of, sizes_in
 
-emulator: Any  # the module that build.ninja makes, which is on the path
+emulator: Any  # the module built by build.ninja, which is on the path
 options: Any
 _library = torch.library.Library("dmm_fast", "IMPL", "CPU")
 
 
 def pytest_configure() -> None:
-    """Before any test module is imported."""
+    """Install the backend before any test module is imported."""
     install()
 
 
@@ -43,7 +43,7 @@ def install() -> None:
     _backends.PREFERENCE["cpu"] = (*_backends.PREFERENCE["cpu"], "cuda")
     _registry.route_on("cpu")
     for module in (plan, rnn_plans, rnn_bf16, lane_tiles, combiner_tensor):
-        vars(module)["kernels"] = kernels  # those that the emulator was compiled with
+        vars(module)["kernels"] = kernels  # the options that the emulator was compiled with
 
 
 @lru_cache

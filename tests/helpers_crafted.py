@@ -1,4 +1,4 @@
-"""Crafted checkpoints: hostile trees and tensors under a right checksum."""
+"""Crafted checkpoints: invalid trees and tensors with a valid checksum."""
 
 import copy
 import json
@@ -53,7 +53,7 @@ def crc32(document: str, tensors: dict[str, Tensor]) -> int:
 
 
 def write(path: Path, document: Any, tensors: dict[str, Tensor] | None = None) -> None:
-    """A file whose checksum is right, whatever it holds; a str is the document itself."""
+    """A file with a valid checksum and any contents; a str is the document itself."""
     text = document if isinstance(document, str) else json.dumps(document)
     held = {name: tensor.contiguous() for name, tensor in (tensors or {}).items()}
     metadata = {"dmm_fast": text, "crc32": str(crc32(text, held))}
@@ -61,12 +61,12 @@ def write(path: Path, document: Any, tensors: dict[str, Tensor] | None = None) -
 
 
 def write_raw(path: Path, header: str, data: bytes = b"") -> None:
-    """A file of this header, which need not be JSON, and these bytes."""
+    """A file with this header, which need not be JSON, and these bytes."""
     path.write_bytes(struct.pack("<Q", len(header.encode())) + header.encode() + data)
 
 
 def mutants(path: Path, number: int, seed: int = 0) -> Iterator[tuple[Any, dict[str, Tensor]]]:
-    """``number`` spoilt versions of the checkpoint at ``path``, the same for the same seed."""
+    """``number`` corrupted versions of the checkpoint at ``path``, reproducible by seed."""
     document, tensors = read(path)
     dice = random.Random(seed)
     for _ in range(number):

@@ -1,4 +1,4 @@
-"""A graph for the CPU: it replays the operators of a step in their own memory, and none of its Python."""
+"""A stand-in for CUDA graphs on the CPU, which replays the operators of a step on the same memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +26,7 @@ READS = {
 
 
 class _Recorder(TorchDispatchMode):
-    """Runs every operator and writes it down."""
+    """Runs and records every operator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,12 +43,12 @@ class _Recorder(TorchDispatchMode):
 
 
 def _aliases(tree: Any) -> Any:
-    """The same tensors in the shapes that they have now, without their gradients."""
+    """The same tensors with their present shapes, detached."""
     return tree_map_only(Tensor, lambda tensor: tensor.detach(), tree)
 
 
 class RecordedGraphs:
-    """Stands in for CUDA graphs. What a capture has computed is what its first replay gives."""
+    """Stand-in for CUDA graphs. The first replay returns the results of the capture."""
 
     def __init__(self) -> None:
         self.runs = self.captures = self.replays = 0
@@ -58,7 +58,7 @@ class RecordedGraphs:
         return step()
 
     def capture(self, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        # As of a GPU's tensors: a step that looked at values would end its capture.
+        # As on a GPU, reading a value ends the capture with an error.
         with patch.object(check, "values_are_readable", lambda tensor: False), _Recorder() as recorder:
             loss = step()
         self.captures += 1
@@ -77,7 +77,7 @@ class RecordedGraphs:
 
 
 def _again(func: Any, args: Any, kwargs: Any, result: Any) -> None:
-    """The same call on the same memory; a view of it is there already."""
+    """Repeat a call on the same memory; views already exist."""
     if func.is_view or torch.Tag.inplace_view in func.tags:
         return
     new = func(*args, **kwargs)
@@ -101,7 +101,7 @@ def set_rates(optim: PyroClippedAdam, rate: float) -> None:
 
 
 class Run:
-    """A DMM in training: in a parameter store of its own, from one seed, with a graph or without."""
+    """The training of a DMM with a parameter store of its own, from a seed, with or without graphs."""
 
     def __init__(self, graphs: RecordedGraphs | None, elbo: Any = Trace_ELBO, **kwargs: Any) -> None:
         layers = {name: kwargs.pop(name) for name in list(kwargs) if name not in ("max_graphs", "warm_up")}
@@ -118,7 +118,7 @@ class Run:
         return float(self.within(lambda: self.svi.step(*args, **kwargs)))
 
     def within(self, act: Callable[[], Any]) -> Any:
-        """Do something with this run's parameters and random numbers."""
+        """Call a function with the parameters and random numbers of this run."""
         torch.set_rng_state(self.random)
         with pyro.get_param_store().scope(self.store) as self.store:
             result = act()

@@ -1,4 +1,4 @@
-"""Small models and batches, and what a step of inference on them gives."""
+"""Small models and batches, and results of inference steps on them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,14 +24,14 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 def small_dmm(seed: int = 0, dtype: torch.dtype = torch.float32, **kwargs: Any) -> DMM:
-    """A small DMM none of whose parameters is zero, the same for the same seed and layers."""
+    """A small DMM without zero parameters, reproducible by seed and layers."""
     torch.manual_seed(seed)
     dmm = DMM(**{**SIZES, **kwargs})
     return stir(dmm).to(dtype)
 
 
 def stir(dmm: nn.Module) -> Any:
-    """Move every parameter a little off its start, in the order of the names."""
+    """Perturb every parameter slightly, in the order of the names."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for _, p in sorted(dmm.named_parameters()):
@@ -50,7 +50,7 @@ def make_batch(
 ) -> Batch:
     """Rows of the given lengths padded to ``T``, nothing reversed."""
     generator = torch.Generator().manual_seed(seed)
-    # Drawn for more steps than anyone asks for, so that a larger T only pads further.
+    # Drawn for more steps than any test needs, so that a larger T only adds padding.
     x = torch.randn(len(lengths), 12, D, generator=generator, dtype=torch.float64)
     if emission == "bernoulli":
         x = (x > 0.3).to(torch.float64)
@@ -66,7 +66,7 @@ def valid_steps(steps: int = max(LENGTHS)) -> Tensor:
 
 
 def missing_mask(batch: Batch, dims: int, seed: int = 3) -> Tensor:
-    """The batch's mask with about a third taken out: ``[B, T]`` or ``[B, T, D]``."""
+    """The mask of the batch with about a third set to zero: ``[B, T]`` or ``[B, T, D]``."""
     generator = torch.Generator().manual_seed(seed)
     shape = batch.mini_batch.shape[:dims]
     mask = batch.mini_batch_mask if dims == 2 else batch.mini_batch_mask[:, :, None]
@@ -94,7 +94,7 @@ def loss_and_grads(
 def assert_same_step(
     ours: tuple[float, dict[str, Tensor]], theirs: tuple[float, dict[str, Tensor]], tol: float
 ) -> None:
-    """Losses agree, and for each parameter the gradients; every parameter has one."""
+    """Assert that losses and gradients agree, and that every parameter has a gradient."""
     assert abs(ours[0] - theirs[0]) <= tol * abs(theirs[0])
     assert ours[1].keys() == theirs[1].keys()
     for name, grad in theirs[1].items():
@@ -121,7 +121,7 @@ def gradients(scalar: Tensor, module: nn.Module) -> dict[str, Tensor]:
 
 
 def assert_means_agree(a: Tensor, b: Tensor | float, sigmas: float = 4.5) -> None:
-    """The means over dimension 0 agree within ``sigmas`` standard errors, element by element."""
+    """Assert that the means over dimension 0 agree elementwise within ``sigmas`` standard errors."""
     b = torch.as_tensor(b, dtype=a.dtype)
     variance = a.var(0) / len(a)
     mean_b = b
@@ -132,12 +132,12 @@ def assert_means_agree(a: Tensor, b: Tensor | float, sigmas: float = 4.5) -> Non
 
 
 def set_linear(layer: Any, weight: Any, bias: Any) -> None:
-    """Give a linear layer its weight and bias; a number fills."""
+    """Set the weight and bias of a linear layer; a number fills the tensor."""
     with torch.no_grad():
         for parameter, value in ((layer.weight, weight), (layer.bias, bias)):
             parameter.copy_(torch.as_tensor(value, dtype=parameter.dtype).expand_as(parameter))
 
 
 def repeat(times: int, draw: Callable[[], float]) -> Tensor:
-    """``[times]``: what ``draw`` gives, again and again."""
+    """``[times]``: stacked results of repeated calls of ``draw``."""
     return torch.tensor([draw() for _ in range(times)], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Parameters in pairs, one side for Pyro's optimizer and one for ours, and how to compare them."""
+"""Pairs of parameters, for Pyro's optimizer and for this package's, and their comparison."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,7 +10,7 @@ SHAPES: list[tuple[int, ...]] = [(), (1,), (7,), (3, 5), (2, 3, 4), (0, 3)]
 
 
 def make_params(shapes: Iterable[tuple[int, ...]], dtype: torch.dtype = torch.float32) -> list[Any]:
-    """Random parameters; of the matrices every element is used but the layout is transposed."""
+    """Random parameters; matrices are dense with a transposed layout."""
     tensors = [torch.randn(shape, dtype=dtype) for shape in shapes]
     return [(t.t() if t.dim() == 2 else t).requires_grad_() for t in tensors]
 
@@ -20,7 +20,7 @@ def twins(params: list[Any]) -> list[Any]:
 
 
 def give_grads(*sides: list[Any], absent: float = 0.0, scale: float = 10.0) -> None:
-    """The same random gradients, or the same absence of one, to the parameters of each side."""
+    """Give the parameters of both sides the same random gradients, or None."""
     for group in zip(*sides, strict=True):
         there = bool(torch.rand(()) >= absent)
         grad = scale * torch.randn_like(group[0])
@@ -29,7 +29,7 @@ def give_grads(*sides: list[Any], absent: float = 0.0, scale: float = 10.0) -> N
 
 
 def assert_same(ours: Any, theirs: Any, where: str = "state") -> None:
-    """Nested dicts, lists, numbers and tensors agree in type and to the last bit."""
+    """Assert that nested dicts, lists, numbers and tensors agree in type and bitwise."""
     if isinstance(theirs, Tensor):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True, check_stride=True, msg=where)
     elif isinstance(theirs, dict):

@@ -1,4 +1,4 @@
-"""What is asked of every peer in the benchmarks."""
+"""Checks shared by the tests of all peers in the benchmarks."""
 
 import pyro
 import torch
@@ -6,9 +6,9 @@ from torch import Tensor
 
 from benchmarks.baseline import tutorial_mini_batch
 from benchmarks.cases import QUICK_SIZES, Case
-from benchmarks.contestants import BASELINE
 from benchmarks.correctness import check
-from benchmarks.racer import Contestant
+from benchmarks.implementations import BASELINE
+from benchmarks.stepper import Implementation
 from dmm_fast.data import Batch
 
 LENGTHS = ([5, 9, 1, 6], [1], [4, 4, 4], [3], [7, 1, 1])
@@ -28,22 +28,22 @@ def ragged_case(count: int = len(LENGTHS)) -> Case:
 
 
 def parameters() -> dict[str, Tensor]:
-    """The tutorial's, but for the states before the first: those start at zero, which hides mistakes."""
+    """The tutorial's initial parameters, with random initial states in place of zeros, which hide errors."""
     state = BASELINE.module(QUICK_SIZES).state_dict()
     return {n: torch.randn_like(p) if n in ("z_0", "z_q_0", "h_0") else p for n, p in state.items()}
 
 
-def disagreements(contestant: Contestant, case: Case) -> set[str]:
-    """The ops on which the gate is red."""
-    return {v.op for v in check(case, parameters(), [contestant]) if not v.ok}
+def disagreements(implementation: Implementation, case: Case) -> set[str]:
+    """The results that disagree with float64."""
+    return {v.op for v in check(case, parameters(), [implementation]) if not v.ok}
 
 
 def baseline_losses(case: Case, start: dict[str, Tensor]) -> list[float]:
-    """``STEPS`` SVI steps through the case's batches in turn, the noise of step i from seed i."""
-    racer = BASELINE.setup(case, start)
+    """Losses of ``STEPS`` SVI steps, cycling through the batches; step i draws its noise with seed i."""
+    stepper = BASELINE.setup(case, start)
     losses = []
-    with racer.active():
+    with stepper.active():
         for seed in range(STEPS):
             pyro.set_rng_seed(seed)
-            losses.append(racer.step(case.batches[seed % len(case.batches)]))
+            losses.append(stepper.step(case.batches[seed % len(case.batches)]))
     return losses

@@ -1,16 +1,16 @@
-"""Made-up results files, as ``benchmarks.run`` and ``benchmarks.gpu`` write them."""
+"""Synthetic results files in the form written by ``benchmarks.run`` and ``benchmarks.gpu``."""
 
 RATIO = {"median": 2.5, "low": 2.0, "high": 3.0}
 
 
 def checks(impl, case):
-    """What the gate says of a contestant on a case."""
+    """The passed equivalence checks of an implementation on a case."""
     row = {"backend": impl, "case": f"{case}, batch 0", "max_rel_error": 1e-6, "bound": 1e-5, "ok": True}
     return [{"op": op, **row} for op in ("SVI loss", "SVI gradients")]
 
 
 def checks_of(rows):
-    """What it says of all of them, or of what stands in for their cases."""
+    """The passed checks of all rows, on their cases or on those checked in place of them."""
     return [
         check
         for row in rows
@@ -88,7 +88,7 @@ def a_point(impl, case, ms, along, speed_up, **extra):
 
 
 def a_scaling_run():
-    """Three cases: the second on halves, the third without the tutorial."""
+    """Three cases: the second checked in two halves, the third without the tutorial."""
     middle, wide, long = {"B": 2, "T": 4}, {"B": 8}, {"T": 9}
     both, mended = {"tutorial": RATIO, "tutorial mended": RATIO}, {"tutorial mended": RATIO}
     halves = {"checked_on": ["half", "other half"]}
@@ -113,7 +113,7 @@ def a_scaling_run():
 
 STEP = "SVI step, B=20, T=129, all full"
 SIZE = "B=20, H=600, Z=100, T=129"
-STAGES = ("machine", "smoke", "kernels", "errors", "replays", "race", "tests")
+STAGES = ("machine", "smoke", "kernels", "errors", "replays", "svi_step", "tests")
 
 
 def timed(suite, case, impl, ms, **extra):
@@ -130,7 +130,7 @@ def a_step(
 
 
 def the_steps():
-    """The tutorial's size in both precisions, a wider and a longer one, and the epoch."""
+    """Steps of the tutorial's size in two precisions, of a wider and of a longer batch, and an epoch."""
     both = {"B": 20, "T": 129}
     wide, long, epoch = "SVI step, B=64, T=129", "SVI step, B=20, T=512", "an epoch, B=20"
     return [
@@ -157,7 +157,7 @@ def a_floor(scan, us):
 
 
 def the_scans():
-    """A scan with its floors, at one size more without them; a floor and a plan sweep besides."""
+    """A scan with its floors, the scan at another size without floors, and a plan sweep."""
     other = SIZE.replace("B=20", "B=64")
     return [
         a_scan("rnn_scan", "cuda", "forward", 1.25),
@@ -179,17 +179,17 @@ def the_scans():
     ]
 
 
-def a_ceiling(case, per_second, of, size):
-    return timed("ceilings", case, "torch", 1.0, per_second=per_second, of=of, size=size)
+def a_rate(case, per_second, of, size):
+    return timed("roofline", case, "torch", 1.0, per_second=per_second, of=of, size=size)
 
 
 def the_ops():
     work = {"bytes": 5_800_000, "flops": 0}
     call = "emitter, B=20, T=129, forward"
     return [
-        a_ceiling("copy", 2.9e12, "bytes", "8 bytes"),
-        a_ceiling("fp32 matrix product", 5e13, "operations", "8 cubed"),
-        a_ceiling("tf32 matrix product", 3.9e14, "operations", "8 cubed"),
+        a_rate("copy", 2.9e12, "bytes", "8 bytes"),
+        a_rate("fp32 matrix product", 5e13, "operations", "8 cubed"),
+        a_rate("tf32 matrix product", 3.9e14, "operations", "8 cubed"),
         timed("rowwise", call, "triton", 0.004, **work),
         timed("rowwise", call, "reference", 0.05, **work),
         timed("rowwise", call.replace("20", "256"), "triton", 0.04, **{**work, "flops": 10**9}),
@@ -236,7 +236,7 @@ def the_guides():
 
 
 def the_tiles():
-    """Two launches: the chosen tiles are the fastest of the second alone."""
+    """Two launches; the chosen tiles are the fastest only for the second."""
     rows = [("0, a_kernel", 4.0, True), ("0, a_kernel", 2.5, False), ("1, products", 9.0, True)]
     return [
         timed("tiles", launch, f"{us:g} x 64 x 32", 1e-3 * us, chosen=chosen) for launch, us, chosen in rows

@@ -1,4 +1,4 @@
-"""Two streams that are not there: which launch on one comes after which on the other, and what they share."""
+"""Simulation of two streams, which detects launches on shared memory without an order."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,7 +18,7 @@ from dmm_fast.triton import side_stream
 
 @dataclass(frozen=True)
 class Launch:
-    """What a launch is called, its stream, and the addresses that it reads and writes."""
+    """A launch: name, stream, and the addresses that it reads and writes."""
 
     name: str
     stream: str
@@ -28,14 +28,14 @@ class Launch:
 
 @dataclass(frozen=True)
 class Wait:
-    """All that is launched on ``stream`` from here on comes after all that was launched on ``other``."""
+    """A wait: later launches on ``stream`` come after earlier launches on ``other``."""
 
     stream: str
     other: str
 
 
 class Stream:
-    """A stream that writes down what it waits for."""
+    """A stream that records its waits."""
 
     def __init__(self, name: str, events: list[Launch | Wait]) -> None:
         self.name, self._events = name, events
@@ -45,7 +45,7 @@ class Stream:
 
 
 class Order:
-    """A main stream and one beside it, the current one of the two, and all that happens on them."""
+    """A main stream and a side stream, the current one, and all events on them."""
 
     def __init__(self) -> None:
         self.events: list[Launch | Wait] = []
@@ -66,9 +66,12 @@ class Order:
 
 
 def races(events: list[Launch | Wait]) -> list[tuple[str, str]]:
-    """Launches, one of which writes what the other takes, that no wait puts in order."""
+    """Pairs of launches on shared memory, at least one of them writing, that no wait orders."""
     found, before = [], list[tuple[int, Launch]]()
-    known: dict[str, dict[str, int]] = {"main": {}, "side": {}}  # how many of each come before the next here
+    known: dict[str, dict[str, int]] = {
+        "main": {},
+        "side": {},
+    }  # number of launches of each stream that precede the next one here
     for event in events:
         here = known[event.stream]
         if isinstance(event, Wait):
@@ -94,9 +97,9 @@ def _meet(some: list[tuple[int, int]], others: list[tuple[int, int]]) -> bool:
 
 
 class _Operators(TorchDispatchMode):
-    """Every operator is a launch, but for views, and for ops of the package whose kernels are launches.
+    """Records every operator as a launch, except for views and for ops whose kernels are launches.
 
-    The optimizer's kernel is given addresses: its op is the launch.
+    The kernel of the optimizer receives addresses, so its op is the launch.
     """
 
     def __init__(self, order: Order) -> None:
@@ -113,7 +116,7 @@ class _Operators(TorchDispatchMode):
 
 
 class SteppedBeside:
-    """A capturer whose captures run once, beside a stand-in for a side stream, and have no replay."""
+    """A capturer that runs its captures once with a stand-in for a side stream, without replays."""
 
     def __init__(self, order: Order, within: Callable[[], AbstractContextManager[Any]]) -> None:
         self.order, self.within = order, within
@@ -144,7 +147,7 @@ def _tensors(values: Any) -> list[Tensor]:
 
 @contextmanager
 def noted_kernels(order: Order) -> Iterator[None]:
-    """Note the launches of interpreted Triton kernels: what they write is what has other bytes afterwards."""
+    """Record the launches of interpreted Triton kernels; memory that changes counts as written."""
     from triton.runtime.interpreter import InterpretedFunction
 
     run = InterpretedFunction.run

@@ -1,4 +1,4 @@
-"""Runs small enough to train in a test, and ways to meddle with them."""
+"""Small training runs, and ways to interfere with them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ STEPS_AN_EPOCH = 3
 
 
 def small_data() -> Dataset:
-    """Three mini-batches of ``tiny`` to an epoch."""
+    """Data for three mini-batches of ``tiny`` per epoch."""
     return chorales(12, 3, 3, num_steps=(8, 12))
 
 
@@ -40,13 +40,13 @@ def tiny(out: Path | None = None, **changes: Any) -> TrainConfig:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """The same metrics and the same checkpoints, byte for byte."""
+    """Assert that metrics and checkpoints are equal byte for byte."""
     for name in (METRICS, LAST, BEST):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], float | None]) -> None:
-    """Call ``act`` when ``step`` gradient steps are done; a number it returns becomes the loss."""
+    """Call ``act`` after ``step`` gradient steps; a number it returns replaces the loss."""
     done, original = 0, SVI.step
 
     def counting(self: SVI, *args: Any) -> float:
@@ -60,7 +60,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], float 
 
 
 class GraphedTrainer(Trainer):
-    """A trainer that does what it would on a GPU, with graphs of the CPU."""
+    """A trainer that behaves as on a GPU, with graphs simulated on the CPU."""
 
     def __init__(self, config: TrainConfig, data: Dataset) -> None:
         super().__init__(config, data)
@@ -69,4 +69,4 @@ class GraphedTrainer(Trainer):
         if self.folder is not None and config.resume:
             self._restore(self.folder)
         self.svi.optim, self.svi._capturer, self.svi.max_graphs = self.optimizer, self.graphs, 8
-        self._graphed, self._steps_ahead = True, 64
+        self._batches._pads, self._steps_ahead = True, 64

@@ -1,4 +1,4 @@
-"""The inputs of an op at a shape.
+"""Inputs of an op for a case.
 
 They are drawn once, as numbers that float32 holds exactly, so that a run in float32 and one in float64
 see the same numbers.
@@ -26,7 +26,7 @@ RELU_MARGIN = 1e-5
 
 @lru_cache(maxsize=256)
 def _numbers(op_name: str, case: Case) -> Inputs:
-    """What is drawn, before dtype, poison and layout."""
+    """The drawn inputs, before dtype, poison and layout are applied."""
     return off_kinks(op_name, _draws(op_name, case), RELU_MARGIN)
 
 
@@ -37,13 +37,13 @@ def _draws(op_name: str, case: Case) -> Iterator[Inputs]:
 
 
 def _to(tensor: Tensor, dtype: torch.dtype, device: str = "cpu") -> Tensor:
-    """``tensor`` elsewhere; what was expanded stays expanded, where ``Tensor.to`` would copy it."""
+    """``tensor`` on another device, still expanded if it was; ``Tensor.to`` would copy it."""
     once = [slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride()]
     return tensor[tuple(once)].to(device, dtype).expand(tensor.shape)
 
 
 def hidden(op: Op, values: Inputs, name: str, of: Tensor) -> Tensor | None:
-    """Which entries of argument ``name`` must leave no trace, or None where all of them count."""
+    """The entries of argument ``name`` that must have no effect, or None if all of them matter."""
     spec = op.inputs.get(name, "").partition(":")[0]
     if not op.is_sequence or "T" not in spec:
         return None
@@ -55,7 +55,7 @@ def hidden(op: Op, values: Inputs, name: str, of: Tensor) -> Tensor | None:
 
 
 def lay_out(tensor: Tensor, layout: str) -> Tensor:
-    """The same numbers in other memory; what lies between them is NaN, -1 or True."""
+    """The same values in another memory layout; the gaps hold NaN, -1 or True."""
     if layout == "expanded":
         return tensor.detach()
     if layout == "contiguous" or tensor.dim() == 0:
@@ -71,7 +71,7 @@ def lay_out(tensor: Tensor, layout: str) -> Tensor:
 
 
 def build(op_name: str, case: Case, dtype: torch.dtype = torch.float32, device: str = DEVICE) -> Inputs:
-    """The arguments of the op by name, in the order of its signature; tensors need no gradient yet."""
+    """The arguments of the op by name, in the order of its signature; no tensor requires a gradient."""
     op, numbers = OPS[op_name], _numbers(op_name, case)
 
     def finish(name: str, tensor: Tensor) -> Tensor:

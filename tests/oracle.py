@@ -1,7 +1,7 @@
-"""Every op defined a second time, so slowly that it is plain: the judge of ``dmm_fast.reference``.
+"""Every op defined a second time, as plainly as possible, to test ``dmm_fast.reference``.
 
-Python loops over particles, rows and steps that exist, one vector at a time, in float64, with the
-densities of ``torch.distributions``. No masks and nothing for extremes. Arguments are those of the ops.
+Python loops over particles, rows and valid steps, one vector at a time, in float64, with the densities of
+``torch.distributions``. Without masks and without care for extreme values. Arguments are those of the ops.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ Index = tuple[int, ...]
 
 
 def at(tensor: Tensor, index: Index, event_dims: int) -> Tensor:
-    """What ``tensor``, broadcast from the right over the dimensions of ``index``, holds there."""
+    """The entries of ``tensor`` at ``index``, broadcast from the right over the dimensions of ``index``."""
     lead = tensor.shape[: tensor.dim() - event_dims]
     for size, i in zip(lead, index[len(index) - len(lead) :], strict=True):
         tensor = tensor[i if size > 1 else 0]
@@ -35,7 +35,7 @@ def at(tensor: Tensor, index: Index, event_dims: int) -> Tensor:
 
 
 def rows(particles: Sequence[int], lengths: Tensor) -> Iterator[tuple[Index, int]]:
-    """Every row of every particle: its index ``(*particle, b)`` and its number of steps."""
+    """Iterate over the rows of all particles: index ``(*particle, b)`` and number of steps."""
     for *particle, b in product(*(range(n) for n in particles), range(len(lengths))):
         yield (*particle, b), int(lengths[b])
 
@@ -198,7 +198,7 @@ def drawn_log_prob(eps: Tensor, pre_scale: Tensor, lengths: Tensor) -> Tensor:
 
 
 def entries_of(mask: Tensor | None, b: int, t: int, width: int) -> list[int]:
-    """Which of the entries of a step are observed."""
+    """The observed entries of a step."""
     if mask is None:
         return list(range(width))
     return [d for d in range(width) if mask[b, t].expand(width)[d] != 0]
@@ -211,7 +211,7 @@ def observed(
     mask: Tensor | None,
     distribution: Callable[[int, list[int]], Distribution],
 ) -> list[Tensor]:
-    """Log-probabilities of a row under ``distribution(t, entries)``, of its observed entries alone."""
+    """Log-probabilities of the observed entries of a row under ``distribution(t, entries)``."""
     x_row, terms = at(x, index, 2), []
     for t in range(length):
         entries = entries_of(mask, index[-1], t, x_row.shape[-1])

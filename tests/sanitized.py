@@ -1,4 +1,4 @@
-"""A pytest plugin, ``-p tests.sanitized``: only the library that was built with the sanitizers is tested."""
+"""A pytest plugin, ``-p tests.sanitized``, that requires the library built with sanitizers."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ SYMBOLS = (b"__asan_init", b"__ubsan_handle")
 
 
 def pytest_sessionstart() -> None:
-    """Refuse to start with another library, or with none."""
+    """Stop if another library is loaded, or none."""
     import dmm_fast
 
     package = Path(dmm_fast.__file__).parent

@@ -1,4 +1,4 @@
-"""Whatever does not fit a public function is refused in the words of this package, or answered sensibly.
+"""Public functions refuse invalid arguments with errors of this package, or return finite results.
 
 Thousands of calls with one or two wrong arguments, drawn from a seed: see ``tests/bad_input``, which also
 runs as ``python -m tests.bad_input --tries 20000``.
@@ -33,8 +33,8 @@ def test_every_public_function_is_covered() -> None:
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.filterwarnings("ignore")
-def test_what_fits_is_taken() -> None:
-    # The arguments that the other tests spoil.
+def test_valid_arguments_are_accepted() -> None:
+    # The arguments that the other tests change.
     for call in CALLS:
         call(call.arguments())
 
@@ -42,7 +42,7 @@ def test_what_fits_is_taken() -> None:
 @pytest.mark.usefixtures("folder")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("call", CALLS, ids=[call.name for call in CALLS])
-def test_what_does_not_fit_is_refused(call: Call) -> None:
+def test_invalid_arguments_are_refused(call: Call) -> None:
     with bounds():
         assert list(find(call, TRIES // len(CALLS))) == []
 
@@ -67,7 +67,7 @@ def raises(error: Exception) -> Any:
     ],
 )
 def test_raw_errors_are_faults(error: Exception) -> None:
-    # The last one has the right words, and is raised outside the package.
+    # The last one has the right text, but is raised outside the package.
     fault = judge(raises(error), may_be_infinite=False)
     assert fault is not None
     assert fault.kind == type(error).__name__

@@ -1,4 +1,4 @@
-"""The argument checks, and the words they refuse with."""
+"""The argument checks and their error texts."""
 
 import functools
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def refused(call: Callable[[], Any], exc: type[Exception] = ValueError) -> str:
     return str(caught.value)
 
 
-def test_fail_says_name_expected_got() -> None:
+def test_fail_states_name_expected_and_got() -> None:
     assert refused(lambda: check.fail("T", "a", "b")) == "T: expected a, got b"
     assert refused(lambda: check.fail("T", "a", "b", TypeError), TypeError) == "T: expected a, got b"
 
@@ -55,13 +55,13 @@ def test_values_are_read_on_a_cpu_only() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.zeros(2, dtype=torch.int32), torch.ones(1) > 0, 1.0, None])
-def test_floating_refuses_what_is_none(value: object) -> None:
+def test_floating_refuses_other_values(value: object) -> None:
     assert refused(lambda: check.floating("z", value), TypeError).startswith(
         "z: expected a floating-point tensor, got "
     )
 
 
-def test_floating_gives_the_tensor_back() -> None:
+def test_floating_returns_the_tensor() -> None:
     z = torch.zeros(2)
     assert check.floating("z", z) is z
 
@@ -75,7 +75,7 @@ def test_like(tensor: Tensor) -> None:
 
 
 @pytest.mark.parametrize("value", [None, 1.0, [1.0]])
-def test_like_refuses_what_is_no_tensor(value: Any) -> None:
+def test_like_refuses_other_values(value: Any) -> None:
     with pytest.raises((ValueError, TypeError), match=r"^h: expected float32 on cpu as z has, got "):
         check.like("h", value, torch.zeros(2), "z")
 
@@ -133,7 +133,7 @@ def test_lengths_of_the_package_are_read_once_and_those_of_others_each_time(
     buffer = np.array([9, 2])
     given = torch.from_numpy(buffer)
     assert refused(lambda: check.lengths(given, 2, 5, CPU)).endswith("got 9")
-    buffer[0] = 4  # as a loader fills it again
+    buffer[0] = 4  # as a loader that reuses the tensor does
     own = check.own_lengths(given)
     reads.clear()
     for T in (4, 5):
@@ -237,13 +237,13 @@ def test_sequences() -> None:
     assert refused(lambda: check.sequences("z", None), TypeError).startswith("z: expected")
 
 
-def test_functions_are_asked_for_their_own_arguments() -> None:
+def test_functions_are_inspected_for_their_arguments() -> None:
     @functools.wraps(len)
     def decorated(first: object, second: object) -> None: ...
 
     with_hook = nn.Linear(2, 3)
     with_hook.register_forward_pre_hook(lambda module, args: (torch.ones(2),))
-    # A decorator may add arguments, a hook too; not every builtin says what it takes.
+    # Decorators and hooks may add arguments, and some builtins have no signature.
     for function, args in (
         (decorated, (1, 2)),
         (with_hook, ()),
@@ -258,7 +258,7 @@ def test_functions_are_asked_for_their_own_arguments() -> None:
 
 
 @pytest.mark.parametrize("value", [np.array(1.0), torch.ones(3), "ab", b"ab", 3, None, dict])
-def test_elements_are_those_of_an_iterable(value: Any) -> None:
+def test_elements_equal_those_of_an_iterable(value: Any) -> None:
     assert refused(lambda: check.elements("x", value, "several"), TypeError).startswith(
         "x: expected several, got"
     )

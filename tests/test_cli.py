@@ -1,4 +1,4 @@
-"""The command line: the example's flags, every subcommand end to end, and errors in one line."""
+"""The command line: the flags of the example, every subcommand end to end, and one-line errors."""
 
 import json
 import signal
@@ -67,7 +67,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory, data_file: str) -> Path:
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:
-    """The one line that a refused command leaves on standard error."""
+    """The only line on standard error of a refused command."""
     try:
         result: object = main(arguments)
     except SystemExit as end:  # argparse's way
@@ -80,7 +80,9 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2
 
 
 @pytest.mark.parametrize(("name", "short", "default", "value"), EXAMPLE_FLAGS)
-def test_flags_are_the_example_s(name: str, short: str | None, default: Any, value: str | None) -> None:
+def test_flags_are_those_of_the_example(
+    name: str, short: str | None, default: Any, value: str | None
+) -> None:
     field = name.removeprefix("--").replace("-", "_")
     parse = build_parser().parse_args
     plain = getattr(parse(["train"]), field)
@@ -99,7 +101,7 @@ def test_flags_reach_the_settings() -> None:
     )
 
 
-def test_train_writes_what_it_should(run_dir: Path) -> None:
+def test_train_writes_its_files(run_dir: Path) -> None:
     names = {path.name for path in run_dir.iterdir()}
     assert names == {LAST, BEST, "metrics.jsonl", "dmm.log"}
     log = (run_dir / "dmm.log").read_text()
@@ -107,9 +109,7 @@ def test_train_writes_what_it_should(run_dir: Path) -> None:
     assert "[val/test epoch 0001]" in log
 
 
-def test_train_prints_what_the_metrics_hold(
-    tmp_path: Path, data_file: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_train_prints_its_metrics(tmp_path: Path, data_file: str, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert main(["train", *TINY, "--data", data_file, "-n", "2", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
@@ -119,7 +119,7 @@ def test_train_prints_what_the_metrics_hold(
     assert f"[val/test epoch 0001]  {last['valid']:.4f}  {last['test']:.4f}" in printed
 
 
-def test_resume_takes_the_settings_of_the_run(
+def test_resume_uses_the_settings_of_the_run(
     tmp_path: Path, data_file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
@@ -129,7 +129,7 @@ def test_resume_takes_the_settings_of_the_run(
     again = ["train", "--resume", "--out", str(two), "-n", "3", "--no-tensorboard"]
     refused = complaint(capsys, *again, "--z-dim", "9")
     assert "z_dim: expected 3, as in" in refused
-    # Without a number of epochs the run goes to the end it was to have, which it has reached.
+    # Without a number of epochs, the run ends where it was planned to end, which it has reached.
     before = (two / "metrics.jsonl").read_bytes()
     assert main(["train", "--resume", "--out", str(two), "--no-tensorboard"]) == 0
     assert (two / "metrics.jsonl").read_bytes() == before
@@ -138,7 +138,7 @@ def test_resume_takes_the_settings_of_the_run(
     assert (two / "dmm.log").read_text().count("[training epoch") == 3
 
 
-def test_without_out_only_what_is_named_is_written(
+def test_without_out_only_named_files_are_written(
     tmp_path: Path, data_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -151,7 +151,7 @@ def test_without_out_only_what_is_named_is_written(
     assert main([*start, "-lmod", "m", "-lopt", "o", "-l", ""]) == 0
 
 
-def test_a_torch_save_file_is_refused_with_the_way_out(
+def test_a_torch_save_file_is_refused_with_a_remedy(
     tmp_path: Path, data_file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save({}, tmp_path / "m.pt")
@@ -176,7 +176,7 @@ def test_evaluate(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nats per time step" in printed
     assert "valid" not in printed
     again = report["splits"]["test"]["negative_elbo"]["total_over_total"]
-    # The last epoch's model was the best, and the seed is the same.
+    # The model of the last epoch was the best, and the seed is the same.
     assert f"{again:.4f}" in printed
 
 
@@ -193,6 +193,7 @@ def test_generate(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     out = tmp_path / "gallery"
     capsys.readouterr()
     flags = ["--num", "1", "--num-steps", "6", "--prefix-steps", "5", "--tempo", "60"]
+    flags += ["--temperature", "0.5"]
     assert main(["generate", str(run_dir), "--out", str(out), *flags]) == 0
     printed = [Path(line) for line in capsys.readouterr().out.splitlines()]
     kinds = ("sample_1", "reconstruction_1", "forecast_1")
@@ -206,12 +207,12 @@ def test_generate(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert mido.MidiFile(out / "forecast_1.mid").length == pytest.approx(5 + 6)
 
 
-def test_generate_says_when_the_prefix_is_too_long(
+def test_generate_reports_a_prefix_that_is_too_long(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--out", str(tmp_path / "x"), "--prefix-steps", "40"]
     message = complaint(capsys, "generate", str(run_dir), *flags)
-    assert "prefix_steps: expected steps that at least 2 sequences exceed, got 40" in message
+    assert "prefix_steps: expected at least 2 sequences longer than it, got" in message
 
 
 @pytest.mark.parametrize(
@@ -223,7 +224,7 @@ def test_generate_says_when_the_prefix_is_too_long(
         (["info", "--plan", "1", "2", "3", "4", "--measured", "nowhere.json"], "nowhere.json"),
         (["info", "--plan", "20", "129", "600", "0"], "--plan: expected a whole number from 1, got '0'"),
         (["info", "--plan", "20", "129"], "--plan: expected 4 arguments"),
-        (["train", "--jit"], "silently truncates longer ones"),
+        (["train", "--jit"], "silently truncates longer sequences"),
         (["train", "--num-epochs", "many"], "-n/--num-epochs: invalid int value: 'many'"),
         (["train", "--elbo", "renyi"], "--elbo: invalid choice: 'renyi'"),
         (["train", "--data", "nowhere.mat"], "nowhere.mat"),
@@ -264,7 +265,7 @@ def test_divergence_has_its_own_exit_code(data_file: str, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("module", ["mido", "matplotlib", "safetensors", "tqdm"])
-def test_a_missing_extra_says_how_to_get_it(
+def test_a_missing_extra_is_reported_with_its_installation(
     run_dir: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -272,7 +273,7 @@ def test_a_missing_extra_says_how_to_get_it(
     data_file: str,
     module: str,
 ) -> None:
-    # All are loaded first, so that all come back in the end: two copies of a class are different classes.
+    # All are imported first, so that they can be restored: two copies of a class are different classes.
     from dmm_fast.music import _gallery  # noqa: F401
 
     parts = ("_commands", "_figures", "music", "training")
@@ -295,16 +296,16 @@ def test_a_missing_extra_says_how_to_get_it(
 
 
 def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
-    """``dmm-fast`` in a process of its own."""
+    """Start ``dmm-fast`` in a process of its own."""
     command = [sys.executable, "-m", "dmm_fast.cli", *arguments]
     root = Path(__file__).parents[1]
     pipe = subprocess.PIPE
-    # In a background job of a shell Ctrl-C is ignored, and a child of one inherits that.
+    # Background jobs of a shell ignore Ctrl-C, and their children inherit that.
     options = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler), **options}
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=root, **options)
 
 
-def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path, data_file: str) -> None:
+def test_ctrl_c_saves_and_prints_how_to_resume(tmp_path: Path, data_file: str) -> None:
     out = tmp_path / "run"
     process = start("train", *TINY, "--data", data_file, "--out", str(out), "--threads", "1")
     assert process.stdout is not None
@@ -315,7 +316,7 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path, data_file: str) -> 
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
     assert error.count("\n") == 1
-    assert f"go on with: dmm-fast train --resume --out {out}" in error
+    assert f"resume with: dmm-fast train --resume --out {out}" in error
     assert training.load_checkpoint(out / LAST).epoch >= 1
 
 

@@ -1,4 +1,4 @@
-"""Data of one's own on the command line: every kind of file and of model, and starts that fail as a whole."""
+"""User data on the command line: every kind of file and model, and failed starts."""
 
 import json
 from pathlib import Path
@@ -89,14 +89,14 @@ FAILED: list[tuple[str, list[str], str]] = [
     ("gaps.csv", [*TABLE, "--columns", "x"], "(emission='gaussian' is for such data)"),
     ("gaps.csv", ["--id-column", "whom"], "gaps.csv: frame: expected a column 'whom'"),
     ("gaps.csv", [*TABLE, "--columns", "x", "--control-columns", "n", "--emission", "gaussian"],
-     "gaps.csv: time: expected no gaps where there are controls in the sequence"),
+     "gaps.csv: time: expected no gaps, since there are controls in sequence"),
     ("gaps.csv", [*TABLE, "--columns", "x", "--static-columns", "n"], "static: expected one value of column"),
     ("dated.csv", TABLE, "dated.csv: time: expected whole numbers of time steps, or dates and freq"),
     ("dated.csv", [*TABLE, "--freq", "x"], "freq: expected the length of a time step"),
     ("short.csv", [], "short.csv: expected a data set as .csv, got ValueError: data: expected at least 3"),
     ("broken.parquet", [], "broken.parquet: expected a table as .parquet"),
     ("objects.npz", [], "objects.npz: expected a data set as .npz"),
-    ("binary.npy", ["--columns", "x"], "columns: expected None for what is no table"),
+    ("binary.npy", ["--columns", "x"], "columns: expected None unless path is a table"),
     ("binary.npy", ["--mask-input", "--nade-dim", "0"], "nade_dim: expected at least 1, got 0"),
     ("binary.npy", ["--standardize"], "standardize: expected emission gaussian with it, got bernoulli"),
     ("binary.npy", ["--num-sequences", "3"], "num_sequences: expected None with a data file"),
@@ -113,7 +113,7 @@ FAILED: list[tuple[str, list[str], str]] = [
 
 
 @pytest.mark.parametrize(("file", "flags", "message"), FAILED)
-def test_a_start_that_fails_says_why_and_leaves_nothing(
+def test_a_failed_start_reports_why_and_leaves_no_files(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, flags: list[str], message: str
 ) -> None:
     data = file if file == "chorales" else str(files / file)

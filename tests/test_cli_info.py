@@ -1,4 +1,4 @@
-"""The command ``dmm-fast info``: what is there, how scans are cut up on a GPU, and which way they take."""
+"""The command ``dmm-fast info``: backends, plans of the scans on a GPU, and their paths."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["torch"] == torch.__version__
 
 
-def test_info_shows_how_the_scans_are_cut_up(capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_shows_the_plans_of_the_scans(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--plan", "20", "129", "600", "100"]) == 0
     said = capsys.readouterr().out
     for scan, plan in scan_plans(20, 600, 100).items():
@@ -39,11 +39,11 @@ def test_info_makes_no_plans_without_the_compiled_library(
     monkeypatch.setattr(_extension, "missing", "left out on purpose")
     message = complaint(capsys, "info", "--plan", "20", "129", "600", "100")
     assert (
-        "--plan: expected the compiled library, which knows the kernels, got left out on purpose" in message
+        "--plan: expected the compiled library, which lists the kernels, got left out on purpose" in message
     )
 
 
-def test_info_says_which_plans_were_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_shows_which_plans_were_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, sizes = tmp_path / "measured.json", ["20", "129", "600", "100"]
     plan = next(plan for plan in rnn_plans(20, 600) if plan[:3] == (2, 1, 8))
     timed = Measurement(Case("rnn_scan", 20, 600), tuple(plan.numbers), 1.234)
@@ -51,14 +51,14 @@ def test_info_says_which_plans_were_measured(tmp_path: Path, capsys: pytest.Capt
     assert main(["info", "--plan", *sizes, "--measured", str(path), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     reasons = facts["chosen_by"]
-    assert reasons.pop("rnn_scan") == f"measurement on {H100.name}, 1.23 us a step"
-    assert set(reasons.values()) == {"estimate: the measured plans are of other sizes"}
+    assert reasons.pop("rnn_scan") == f"measurement on {H100.name}, 1.23 us per step"
+    assert set(reasons.values()) == {"estimate: the measured plans are for other sizes"}
     assert facts["plans"]["rnn_scan"] == str(plan)
     assert main(["info", "--plan", *sizes, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["chosen_by"]["rnn_scan"] == "estimate"
     path.write_text(path.read_text().replace(H100.name, "another GPU"))
     assert main(["info", "--plan", *sizes, "--measured", str(path), "--json"]) == 0
-    reason = f"estimate: the measured plans are on another GPU, not on {H100.name}"
+    reason = f"estimate: the measured plans are for another GPU, not for {H100.name}"
     assert set(json.loads(capsys.readouterr().out)["chosen_by"].values()) == {reason}
     path.write_text("{}")
     message = complaint(capsys, "info", "--plan", *sizes, "--measured", str(path))
@@ -66,7 +66,7 @@ def test_info_says_which_plans_were_measured(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("name", ["a100", "RTX4090", "b200"])
-def test_info_plans_for_a_gpu_that_is_not_here(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_plans_for_another_gpu(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*PLAN, "--gpu", name, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     device = KNOWN[name.lower()]
@@ -81,7 +81,7 @@ def test_info_plans_for_a_gpu_that_is_not_here(name: str, capsys: pytest.Capture
     assert f"{'  rnn_scan':30}{path('rnn_scan', 20, 600, 100, device)}" in capsys.readouterr().out
 
 
-def test_info_says_where_no_plan_fits(capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_reports_if_no_plan_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--plan", "20", "129", "40000", "100", "--gpu", "l4", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["plans"]["rnn_scan"] is None
@@ -90,7 +90,7 @@ def test_info_says_where_no_plan_fits(capsys: pytest.CaptureFixture[str]) -> Non
     assert facts["estimated_us_per_step"] == {}
 
 
-def test_info_says_which_way_the_scans_take(
+def test_info_shows_the_path_of_the_scans(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def scans() -> dict[str, str]:
@@ -99,7 +99,7 @@ def test_info_says_which_way_the_scans_take(
         return found
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert scans() == {"on a GPU": "none is here; --plan B T H Z --gpu NAME tells for one that is not"}
+    assert scans() == {"on a GPU": "no GPU is available; --plan B T H Z --gpu NAME plans for another one"}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")

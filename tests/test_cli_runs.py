@@ -1,4 +1,4 @@
-"""The command line around a run: what help and tables say, what is refused in time, a closed terminal."""
+"""The command line around a run: help, tables, early errors, a closed terminal."""
 
 import argparse
 import json
@@ -44,9 +44,7 @@ def real_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["generate"], ["info"], ["download"]])
-def test_help_shows_defaults_that_say_something(
-    command: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_shows_useful_defaults(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([*command, "--help"])
     assert end.value.code == 0
@@ -80,7 +78,7 @@ def test_evaluate_explains_its_figures(
     assert {meaning[0], meaning[2]} <= set(helped)
 
 
-def test_a_run_without_an_epoch_is_of_use_to_every_command(
+def test_every_command_accepts_a_run_without_epochs(
     tmp_path: Path, data_file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, flags = tmp_path / "run", ["--no-tensorboard", "-l", ""]
@@ -121,7 +119,7 @@ def test_a_run_without_an_epoch_is_of_use_to_every_command(
         ),
     ],
 )
-def test_what_cannot_be_written_is_said_before_training(
+def test_unwritable_outputs_are_reported_before_training(
     tmp_path: Path,
     data_file: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -141,7 +139,7 @@ def test_what_cannot_be_written_is_said_before_training(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_real_values_are_refused_with_the_way_out(
+def test_real_values_are_refused_with_a_remedy(
     tmp_path: Path, real_file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for _ in range(2):
@@ -152,7 +150,7 @@ def test_real_values_are_refused_with_the_way_out(
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_spoilt_best_is_named_and_the_last_offered(
+def test_a_damaged_best_checkpoint_is_named_and_the_last_suggested(
     tmp_path: Path, data_file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*TINY, "--data", data_file, "-n", "1", "--out", str(tmp_path), "-l", ""]) == 0
@@ -161,7 +159,7 @@ def test_a_spoilt_best_is_named_and_the_last_offered(
     assert main(["evaluate", str(tmp_path), "--num-particles", "1"]) == 2
     error = capsys.readouterr().err
     assert f"{tmp_path / BEST}: expected a whole safetensors file" in error
-    assert f"{LAST} beside it is whole, of after 1 epochs: name {tmp_path / LAST} itself" in error
+    assert f"{LAST} beside it is intact and has 1 epochs: to use it, give {tmp_path / LAST} itself" in error
     assert main(["evaluate", str(tmp_path / LAST), "--num-particles", "1"]) == 0
 
 
@@ -196,12 +194,12 @@ def test_the_flags_of_the_model_name_all_there_are() -> None:
 
 
 @pytest.mark.parametrize(("inference", "rnn"), list(zip(INFERENCE, cycle(NETWORKS))))
-def test_every_guide_is_of_use_to_every_command(
+def test_every_command_accepts_every_guide(
     tmp_path: Path, data_file: str, capsys: pytest.CaptureFixture[str], inference: str, rnn: str
 ) -> None:
     out, flags = tmp_path / "run", ["--inference", inference, "--rnn", rnn, "-l", ""]
     assert main([*TINY, *flags, "--data", data_file, "--out", str(out), "-n", "1"]) == 0
-    # The guide of the run is that of its continuation.
+    # A resumed run has the guide of the run.
     resume = ["train", "--resume", "--out", str(out), "-n", "2", "-l", "", "--no-tensorboard"]
     assert main(resume) == 0
     assert [line["epoch"] for line in read_metrics(out / METRICS)] == [0, 1]
@@ -238,7 +236,7 @@ def test_a_model_of_another_guide_is_refused(
         assert f"{model}: expected" in capsys.readouterr().err
 
 
-def test_real_values_are_trained_on_in_their_own_units(
+def test_real_values_are_trained_in_their_own_units(
     tmp_path: Path, real_file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--data", real_file, "--emission", "gaussian", "-n", "3", "-l", ""]
@@ -249,9 +247,9 @@ def test_real_values_are_trained_on_in_their_own_units(
     assert torch.allclose(yes.x_loc, data.mean((0, 1)), rtol=1e-4)
     assert (yes.min_scale, no.min_scale, no.x_loc) == (0.1, 0.0, None)
     losses = [read_metrics(tmp_path / name / METRICS)[0]["train"] for name in ("yes", "no")]
-    # Three features of standard deviation 4 around 7: about 8.4 nats a step at best.
+    # Three features of standard deviation 4 around 7: about 8.4 nats per step at best.
     assert 8 < losses[0] < 12 < losses[1]
-    # The run goes on as what it is, and is measured and refused what is for piano rolls.
+    # The run can be resumed and evaluated; commands for piano rolls are refused.
     resume = ["train", "--resume", "--out", str(tmp_path / "yes"), "-n", "4", "-l", "", "--no-tensorboard"]
     assert main(resume) == 0
     assert (

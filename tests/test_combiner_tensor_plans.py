@@ -1,4 +1,4 @@
-"""Plans of combiner_scan on tensor cores: which batches they are for, and what a step takes."""
+"""Plans of combiner_scan on tensor cores: their batch sizes, and the cost of a step."""
 
 import pytest
 
@@ -8,8 +8,8 @@ from dmm_fast.cuda.plan import combiner_plan
 
 
 @pytest.mark.parametrize("backward", [False, True])
-def test_large_batches_are_for_tensor_cores_where_they_are_allowed(backward: bool) -> None:
-    """So are those of 64 rows, and not those of a few: an exchange more costs too much."""
+def test_large_batches_use_tensor_cores_where_allowed(backward: bool) -> None:
+    """Batches of 64 rows use them as well, small ones do not, as the second exchange costs too much."""
 
     def is_on_tensor_cores(rows: int, tf32: bool) -> bool:
         plan = combiner_plan(rows, 600, 100, H100, backward, tf32)
@@ -25,10 +25,10 @@ def test_large_batches_are_for_tensor_cores_where_they_are_allowed(backward: boo
     ("backward", "products", "received"),
     [(False, (26, 60), (2560, 5120)), (True, (50, 30), (5120, 2560))],
 )
-def test_what_a_step_of_a_group_takes_on_tensor_cores(
+def test_the_cost_of_a_step_of_a_group_on_tensor_cores(
     backward: bool, products: tuple[int, int], received: tuple[int, int]
 ) -> None:
-    """Eight rows, H = 600, Z = 100: a block has 8 tiles of units, 13 of sums or 7, and 20 latents of five."""
+    """Eight rows, H = 600, Z = 100: a block has 8 tiles of units, 13 or 7 of sums, and 20 latents."""
     cut = next(c for c in combiner_tensor.cuts(600, 100, backward, 32) if c.rows == 32)
     assert (cut.at_once, cut.cluster_size) == (8, 5)
     assert cut.products == products

@@ -1,4 +1,4 @@
-"""How the scans are cut up for a GPU: whatever the sizes, everything is computed once and fits."""
+"""Plans of the scans for a GPU: for all sizes, every output is computed once and the plan fits."""
 
 from types import SimpleNamespace
 
@@ -70,7 +70,7 @@ def check_tensor_tiling(plan: Plan, tiling: TensorTiling) -> None:
 
 
 def check_kernel(plan: Plan, backward: bool) -> None:
-    """A plan of combiner_scan is one that there is a kernel for."""
+    """Assert that a plan of combiner_scan has a kernel."""
     if isinstance(plan.tilings[0], TensorTiling):
         _, _, *tiles = plan.tilings[0]
         sizes = plan.cluster_size, tiles[0], tiles[1], tiles[3], tiles[4]
@@ -190,8 +190,8 @@ def test_the_tutorials_plans(scan: str, shape: tuple[int, ...], cycles: float) -
 
 
 @pytest.mark.parametrize("backward", [False, True])
-def test_every_group_more_costs_what_a_group_takes_at_least(backward: bool) -> None:
-    """Whatever a group's rows, no other group's work hides the instructions around its multiplication."""
+def test_every_additional_group_costs_its_minimum(backward: bool) -> None:
+    """The instructions around the multiplication of a group are not hidden by other groups."""
     general = (plan for plan in rnn_plans(20, 600, H100, backward) if isinstance(plan.tilings[0], Tiling))
     scans = (1_700, general), (3_200, combiner_plans(*TUTORIAL, H100, backward))
     for fixed, plans in scans:
@@ -208,21 +208,21 @@ def test_every_group_more_costs_what_a_group_takes_at_least(backward: bool) -> N
         assert of_three == sorted(of_three)
 
 
-def test_no_rows_have_a_plan_too() -> None:
+def test_empty_batches_have_a_plan() -> None:
     assert rnn_plan(0, 5).rows_per_cluster == 1
 
 
 def test_sizes_beyond_shared_memory_are_refused() -> None:
     small = H100._replace(shared_bytes=4_000)
     with pytest.raises(
-        ValueError, match=r"^rnn_scan with H = 600: expected sizes of which one row fits 4000"
+        ValueError, match=r"^rnn_scan with H = 600: expected sizes for which one row fits in 4000"
     ):
         rnn_plan(1, 600, small)
     with pytest.raises(ValueError, match=r"^combiner_scan with H = 600 and Z = 100: expected sizes"):
         combiner_plan(1, 600, 100, small)
 
 
-def test_a_plan_says_what_it_is() -> None:
+def test_a_plan_describes_itself() -> None:
     said = str(rnn_plan(20, 600))
     plan = rnn_plan(20, 600)
     assert f"{plan.clusters} clusters of {plan.cluster_size} blocks of {plan.threads} threads" in said
@@ -238,10 +238,10 @@ def test_a_plan_says_what_it_is() -> None:
         ((12, 0), (7, 2, 4, 8, 0)),
     ],
 )
-def test_a_device_is_asked_for_clusters_of_two_or_more(
+def test_a_device_is_queried_for_clusters_of_two_or_more(
     capability: tuple[int, int], clusters: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CUDA answers with an error for a cluster of one, and for sizes that the device does not have."""
+    """CUDA returns an error for clusters of one block and for unsupported sizes."""
 
     def clusters_at_once(index: int, size: int, shared_bytes: int) -> int:
         assert (index, shared_bytes) == (3, 1000)

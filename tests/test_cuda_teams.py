@@ -1,4 +1,4 @@
-"""Plans of teams of blocks that exchange through device memory: what they cost, and when they are chosen."""
+"""Plans of teams of blocks that exchange through device memory: their cost and their choice."""
 
 from pathlib import Path
 
@@ -41,16 +41,16 @@ def by_memory(plans: list[Plan]) -> list[Plan]:
 
 @pytest.mark.parametrize("name", KNOWN)
 @pytest.mark.parametrize("scan", SCANS)
-def test_the_tutorials_scans_exchange_as_the_gpu_can(scan: str, name: str) -> None:
-    """In clusters from 9.0 on, but where few run at a time."""
+def test_the_tutorials_scans_use_the_exchange_of_the_gpu(scan: str, name: str) -> None:
+    """Clusters from 9.0 on, unless few run concurrently."""
     plan = plan_of(scan, *TUTORIAL, KNOWN[name])
     assert plan.exchange == ("memory" if name in (*OLDER, "rtx5080") else "cluster")
     assert plan.streamed == 0
 
 
 @pytest.mark.parametrize("faster", [1.2, 1.3])
-def test_beside_clusters_a_team_has_to_be_faster_by_a_quarter(faster: float) -> None:
-    """Its estimate has not been measured."""
+def test_a_team_must_be_faster_than_clusters_by_a_quarter(faster: float) -> None:
+    """The estimate of a team has not been measured."""
     cluster, team = (
         min((p for p in plans_of("rnn_scan", *TUTORIAL, H100) if p.exchange == how), key=_cycles)
         for how in ("cluster", "memory")
@@ -75,7 +75,7 @@ def test_without_clusters_teams_are_chosen_where_they_fit(scan: str, name: str) 
 
 
 @pytest.mark.parametrize("units", [700, 1024])
-def test_a_batch_of_one_row_has_a_team_whose_kernel_takes_more(units: int) -> None:
+def test_a_batch_of_one_row_has_a_team_whose_kernel_supports_more(units: int) -> None:
     plan = plan_of("rnn_scan", 1, units, 100, KNOWN["rtx4090"])
     assert (plan.exchange, plan.rows_per_cluster) == ("memory", 1)
     assert plan.rows_per_group > 1
@@ -91,11 +91,11 @@ def test_weights_beyond_16_blocks_go_to_teams(scan: str, units: int) -> None:
     assert all(each.exchange == "memory" for each in on_chip)
 
 
-def test_numbers_and_words_of_a_plan_say_how_blocks_exchange() -> None:
+def test_encoding_and_text_of_a_plan_have_its_exchange() -> None:
     team = rnn_plan(20, 600, A100)
     assert team.numbers == [3, 3, 15, *team.tilings[0], 1]
     assert str(team).startswith(
-        "7 teams of 15 blocks of 256 threads that exchange through device memory; 3 rows a team"
+        "7 teams of 15 blocks of 256 threads that exchange through device memory; 3 rows per team"
     )
     cluster = rnn_plan(20, 600)
     assert cluster.numbers == [3, 3, 15, *cluster.tilings[0]]
@@ -104,7 +104,7 @@ def test_numbers_and_words_of_a_plan_say_how_blocks_exchange() -> None:
 
 
 def test_teams_are_counted_by_multiprocessors_and_run_in_waves() -> None:
-    """Blocks wait for one another, so all of a launch run at a time, each alone on a multiprocessor."""
+    """Blocks wait for one another, so all blocks of a launch are resident, one per multiprocessor."""
     assert A100.teams_at_once(15) == 7
     one, two = (
         next(p for p in rnn_plans(rows, 600, A100) if p.exchange == "memory" and p[:3] == (3, 3, 15))
@@ -129,7 +129,7 @@ def test_a_word_has_a_flag_and_up_to_three_numbers(numbers: int, expected: int) 
 
 
 def test_a_step_of_a_team_is_issue_latency_and_bytes() -> None:
-    """Of one group: way out, half a period of polls and way back, each half of a load's latency."""
+    """For one group: store, half a period of polls, and load, each half the latency of a load."""
     tiling = WarpTiling(5, 5, 5)
     plan = next(
         p
@@ -165,7 +165,9 @@ def test_blocks_share_the_bandwidth_of_the_cache() -> None:
 @pytest.mark.parametrize(
     ("capability", "like"), [((8, 7), (8, 6)), ((10, 3), (10, 0)), ((12, 1), (12, 0)), ((7, 5), (8, 0))]
 )
-def test_an_unknown_gpu_is_taken_for_one_like_it(capability: tuple[int, int], like: tuple[int, int]) -> None:
+def test_an_unknown_gpu_is_treated_like_a_similar_one(
+    capability: tuple[int, int], like: tuple[int, int]
+) -> None:
     assert H100._replace(capability=capability).architecture == ARCHITECTURES[like]
 
 
@@ -179,7 +181,7 @@ def test_a_measured_plan_of_a_team_is_chosen(tmp_path: Path) -> None:
         use_measured(file)
         plan = rnn_plan(20, 600, device)
         assert (plan.numbers, plan.us_per_step) == (other.numbers, 1.5)
-        assert path("rnn_scan", *TUTORIAL, device).endswith(f"measured to be the fastest on {device.name}")
+        assert path("rnn_scan", *TUTORIAL, device).endswith(f"the fastest measured plan on {device.name}")
     finally:
         use_measured(None)
 
@@ -198,7 +200,7 @@ def test_a_measured_plan_of_a_team_is_chosen(tmp_path: Path) -> None:
             (20, 2048, 100),
             "h100",
             "cuda: exchange through device memory, because no cluster of up to 16 blocks keeps the weights "
-            "on the chip",
+            "on chip",
         ),
         ("rnn_scan", (20, 40, 100), "a100", "cuda: no exchange, because a block has room for all weights"),
         (
@@ -206,11 +208,11 @@ def test_a_measured_plan_of_a_team_is_chosen(tmp_path: Path) -> None:
             (20, 600, 500),
             "rtx3090",
             "cuda: weights streamed from L2 at every step, because sm_86 has no clusters of more than one "
-            "block, nor does a team of up to 82 that has a kernel",
+            "block, nor does any team of up to 82 blocks with a kernel",
         ),
     ],
 )
-def test_a_path_says_why(scan: str, sizes: tuple[int, int, int], device: str, told: str) -> None:
+def test_a_path_has_a_reason(scan: str, sizes: tuple[int, int, int], device: str, told: str) -> None:
     assert path(scan, *sizes, KNOWN[device]) == told
 
 
@@ -229,6 +231,5 @@ def test_a_path_compares_estimates() -> None:
 
 def test_a_path_without_a_plan_leads_to_triton() -> None:
     told = path("rnn_scan_backward", 1, 600, 100, H100._replace(shared_bytes=4_000))
-    assert told.startswith(
-        'triton, on request (use_backend("triton", ops=("rnn_scan",))): because no plan fits: '
-    )
+    assert told.startswith("triton, on request: because no plan fits: rnn_scan with H = 600: expected")
+    assert told.endswith('Triton computes any: use_backend("triton", ops=("rnn_scan",))')

@@ -1,4 +1,4 @@
-"""What the sequence-level distributions share, the noise they draw, and the emissions."""
+"""Common behaviour of the sequence-level distributions, their noise, and the emissions."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ LENGTH = torch.tensor(LENGTHS)
 
 
 def distribution(kind: str, dtype: torch.dtype = torch.float32, **kwargs: Any) -> Any:
-    """One of each kind, on the ragged lengths."""
+    """A distribution of each kind, with ragged lengths."""
     emission = "gaussian" if kind == "gaussian" else "bernoulli"
     inference = "mf-r" if kind.startswith("mean field") else "st-r"
     flows = FLOWS if kind.endswith("flows") else {}
@@ -96,7 +96,7 @@ def test_expand_adds_particles_on_the_left(kind: str, lead: tuple[int, ...]) -> 
     assert wide.sample(torch.Size((4,))).shape == (4, *lead, B, *EVENT[kind])
     particles = value.flatten(0, len(lead) - 1)
     assert not torch.equal(particles[0], particles[-1]), "every particle draws for itself"
-    # A value without particles has the same density under each of them.
+    # A value without particles has the same density for each particle.
     one = particles[0].clone()
     torch.testing.assert_close(wide.log_prob(one), q.log_prob(one).expand(*lead, B))
     torch.testing.assert_close(wide.log_prob(one)[(0,) * len(lead)], q.log_prob(one))
@@ -112,7 +112,7 @@ def test_expand_to_a_shape_that_does_not_fit_is_refused(kind: str) -> None:
 
 
 def test_one_row_does_not_expand_into_more_rows() -> None:
-    """Its lengths, inputs or latents are those of one row; particles go further left."""
+    """Lengths, inputs or latents have one row; particles are further left."""
     dmm, lengths = small_dmm(), torch.tensor([3])
     for q in (
         dmm.prior(lengths, 3),
@@ -149,7 +149,7 @@ def test_a_value_of_another_shape_is_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_stands_past_the_end_of_a_value_leaves_no_trace(kind: str) -> None:
+def test_values_past_the_end_have_no_effect(kind: str) -> None:
     q = distribution(kind)
     value = q.sample().clone()
     dirty = value.clone()
@@ -178,8 +178,8 @@ def test_lengths_beyond_the_padding_are_refused(lengths: tuple[int, int]) -> Non
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("batch", [(1, 1), (3, 5), (4, 4), (5, 7), (20, 100), (3, 5, 1), (2, 1, 4, 3)])
-def test_noise_is_bit_equal_to_that_of_step_after_step(batch: tuple[int, ...], dtype: torch.dtype) -> None:
-    """``batch`` is ``[..., B, Z]``; a vectorised generator treats multiples of 16 by themselves."""
+def test_noise_is_bitwise_equal_to_that_drawn_per_step(batch: tuple[int, ...], dtype: torch.dtype) -> None:
+    """``batch`` is ``[..., B, Z]``; a vectorised generator treats multiples of 16 specially."""
     *lead, z_dim = batch
     torch.manual_seed(8)
     eps = standard_noise(torch.Size((*lead, 5, z_dim)), torch.zeros((), dtype=dtype))
@@ -192,7 +192,7 @@ def test_noise_is_bit_equal_to_that_of_step_after_step(batch: tuple[int, ...], d
 
 
 def draw_by_steps(dmm: DMM, kind: str, lead: tuple[int, ...]) -> Tensor:
-    """The chain as an ordinary per-step model draws it."""
+    """The chain drawn by an ordinary per-step model."""
     start = dmm.z_q_0 if kind == "posterior" else dmm.z_0
     z_t, steps = start.expand(*lead, B, -1), []
     h = posterior_of(dmm, torch.float64).h
@@ -205,7 +205,7 @@ def draw_by_steps(dmm: DMM, kind: str, lead: tuple[int, ...]) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["prior", "posterior"])
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
-def test_a_draw_is_the_chain_of_normal_draws_of_the_same_seed(kind: str, lead: tuple[int, ...]) -> None:
+def test_a_draw_equals_the_chain_of_normal_draws_of_the_same_seed(kind: str, lead: tuple[int, ...]) -> None:
     dmm = small_dmm(dtype=torch.float64)
     q = posterior_of(dmm, torch.float64) if kind == "posterior" else dmm.prior(torch.tensor(LENGTHS), T)
     torch.manual_seed(9)
@@ -228,7 +228,7 @@ def by_steps(dmm: DMM, z: Tensor) -> Any:
 @pytest.mark.parametrize("dims", [0, 2, 3])
 @pytest.mark.parametrize("lead", [(), (3,)])
 @pytest.mark.parametrize("kind", ["bernoulli", "gaussian"])
-def test_an_emission_is_the_sum_over_what_is_observed(kind: str, lead: tuple[int, ...], dims: int) -> None:
+def test_an_emission_is_the_sum_over_observed_values(kind: str, lead: tuple[int, ...], dims: int) -> None:
     dmm = small_dmm(dtype=torch.float64, emission=kind)
     batch = make_batch(emission=kind, dtype=torch.float64)
     mask = None if dims == 0 else missing_mask(batch, dims)
@@ -298,13 +298,13 @@ def test_a_bad_mask_of_an_emission_is_refused(kind: str, mask: Tensor, message: 
 
 
 def half_by_autocast(*shape: int) -> Tensor:
-    """Numbers as a layer gives them under autocast."""
+    """Values as returned by a layer under autocast."""
     return torch.nn.functional.linear(torch.randn(*shape), torch.eye(shape[-1]))
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["made within", "made before"])
 @pytest.mark.parametrize("kind", ["bernoulli", "gaussian"])
-def test_an_emission_under_autocast_takes_half_latents(kind: str, inside: bool) -> None:
+def test_an_emission_under_autocast_accepts_half_latents(kind: str, inside: bool) -> None:
     p = distribution(kind)
     x = torch.zeros(B, T, D)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -315,7 +315,7 @@ def test_an_emission_under_autocast_takes_half_latents(kind: str, inside: bool) 
     assert_close(log_prob, type(p)(z.float(), p.emitter, p.lengths).log_prob(x), 1e-6)
 
 
-def test_chains_under_autocast_take_half_parameters() -> None:
+def test_chains_under_autocast_accept_half_parameters() -> None:
     prior, posterior = distribution("prior"), distribution("posterior")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         h, z_q_0 = half_by_autocast(*posterior.h.shape), half_by_autocast(*posterior.z_q_0.shape)

@@ -100,7 +100,7 @@ def test_the_analytic_elbo_has_the_mean_of_the_sampled_one() -> None:
 
 @pytest.mark.parametrize("per_step_sites", [False, True])
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO])
-def test_particles_in_turn_are_the_mean_of_their_losses(elbo: type[Any], per_step_sites: bool) -> None:
+def test_sequential_particles_average_their_losses(elbo: type[Any], per_step_sites: bool) -> None:
     dmm, batch = small_dmm(per_step_sites=per_step_sites), make_batch()
     torch.manual_seed(4)
     singles = [elbo().loss(dmm.model, dmm.guide, *batch, 0.5) for _ in range(3)]
@@ -112,22 +112,20 @@ def test_particles_in_turn_are_the_mean_of_their_losses(elbo: type[Any], per_ste
 
 @pytest.mark.parametrize("per_step_sites", [False, True])
 @pytest.mark.parametrize("layers", [{}, FLOWS])
-def test_particles_at_once_are_the_mean_of_their_weights(
-    layers: dict[str, Any], per_step_sites: bool
-) -> None:
+def test_vectorised_particles_average_their_weights(layers: dict[str, Any], per_step_sites: bool) -> None:
     dmm = small_dmm(per_step_sites=per_step_sites, **layers)
     batch = make_batch()
     torch.manual_seed(4)
     weights = log_weights(dmm, batch, 7).detach()
     assert weights.shape == (7, B)
     torch.manual_seed(4)
-    # Given the nesting, Pyro draws nothing to find it out.
+    # With the nesting given, Pyro makes no draw to determine it.
     elbo = Trace_ELBO(num_particles=7, vectorize_particles=True, max_plate_nesting=1)
     assert elbo.loss(dmm.model, dmm.guide, *batch) == pytest.approx(-weights.mean(0).sum().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
-def test_particles_at_once_and_in_turn_have_one_mean_and_one_gradient(elbo: type[Any]) -> None:
+def test_vectorised_and_sequential_particles_have_equal_means_and_gradients(elbo: type[Any]) -> None:
     dmm, batch = small_dmm(), make_batch()
     at_once = loss_and_grads(dmm, batch, elbo(num_particles=1500, vectorize_particles=True))
     in_turn = repeat(150, lambda: elbo().loss(dmm.model, dmm.guide, *batch))
@@ -166,7 +164,7 @@ def test_renyi_elbo_of_order_zero_is_the_importance_weighted_bound_of_each_seque
 
 
 def tutorial_step(cls: type[Any], elbo: Any, num_samples: int, **kwargs: Any) -> Any:
-    """A step as the tutorial takes it, with several samples of each z in the guide."""
+    """A step of the tutorial with several samples of each z in the guide."""
     torch.manual_seed(12)
     dmm = stir(cls(**SIZES, **kwargs))
     x, _, _, lengths = make_batch((4, 3, 1))
@@ -200,7 +198,7 @@ def tmc_loss(num_samples: int) -> float:
 
 
 def small_dmm_once() -> DMM:
-    """The small per-step model, built without touching the random stream of the draws."""
+    """The small per-step model, built without changing the random state."""
     state = torch.get_rng_state()
     dmm = small_dmm(per_step_sites=True)
     torch.set_rng_state(state)
@@ -211,7 +209,7 @@ def small_dmm_once() -> DMM:
 @pytest.mark.parametrize("layers", [{}, FLOWS])
 @pytest.mark.parametrize("per_step_sites", [False, True])
 def test_reweighted_wake_sleep(per_step_sites: bool, layers: dict[str, Any], vectorize: bool) -> None:
-    """Wake updates of both sides; the guide's score needs log q at a detached draw."""
+    """Wake updates of model and guide; the guide's score needs log q at a detached draw."""
     dmm, batch = small_dmm(per_step_sites=per_step_sites, **layers), make_batch()
     rws = ReweightedWakeSleep(num_particles=4, insomnia=1.0, vectorize_particles=vectorize)
     (wake_theta, wake_phi), grads = loss_and_grads(dmm, batch, rws)
@@ -292,7 +290,7 @@ def test_scaling_both_sides_scales_the_loss_and_its_gradient() -> None:
 
 
 @pytest.mark.parametrize("per_step_sites", [False, True])
-def test_conditioning_a_model_without_data_is_giving_it_the_data(per_step_sites: bool) -> None:
+def test_conditioning_a_model_without_data_equals_passing_the_data(per_step_sites: bool) -> None:
     dmm, (x, _, mask, lengths) = small_dmm(per_step_sites=per_step_sites), make_batch()
     if per_step_sites:
         data = {f"obs_x_{t + 1}": x[:, t] for t in range(T)}

@@ -1,4 +1,4 @@
-"""A library that does not load, or is not there, is told; one that was left out on purpose is not."""
+"""Warnings for a library that does not load or is missing; none if it is missing intentionally."""
 
 import re
 import runpy
@@ -25,7 +25,7 @@ print(dmm_fast.GatedTransition(2, 3)(torch.zeros(2))[0].shape)
 """
 
 
-def test_a_library_that_does_not_load_is_told_once_and_eager_computes(tmp_path: Path) -> None:
+def test_a_library_that_does_not_load_is_reported_once_and_eager_computes(tmp_path: Path) -> None:
     source = Path(dmm_fast.__file__).parent
     shutil.copytree(source, tmp_path / "dmm_fast", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     library = tmp_path / "dmm_fast" / "_C.abi3.so"
@@ -36,13 +36,13 @@ def test_a_library_that_does_not_load_is_told_once_and_eager_computes(tmp_path: 
     (told,) = [line for line in done.stderr.splitlines() if "RuntimeWarning" in line]
     why, instruction_set, shape = done.stdout.splitlines()
     assert re.fullmatch(rf"{re.escape(str(library))} does not load with torch [^ ]+: .+", why)
-    assert f"{why}. Build it again" in told
+    assert f"{why}. Rebuild it" in told
     assert "pip install --no-build-isolation" in told
     assert instruction_set == "None"
     assert shape == "torch.Size([2])"
 
 
-def test_a_library_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.setattr(sys, "meta_path", [PathFinder])
     package = package_in(tmp_path)
@@ -59,11 +59,11 @@ def test_a_library_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("editable", [False, True])
-def test_a_checkout_that_hides_a_library_is_told(
+def test_a_checkout_that_hides_a_library_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, editable: bool
 ) -> None:
     checkout, installed = package_in(tmp_path / "checkout"), package_in(tmp_path / "installed")
-    folders = ["", str(tmp_path / "nowhere")]  # the first one is the current folder
+    folders = ["", str(tmp_path / "nowhere")]  # the first entry is the current folder
     finders: list[Any] = []
     if editable:
         spec = spec_from_file_location("dmm_fast", installed / "__init__.py")
@@ -81,7 +81,7 @@ def test_a_checkout_that_hides_a_library_is_told(
     assert module["missing"] == f"{checkout} holds no compiled library and hides {installed}, which holds one"
 
 
-def test_a_library_that_was_left_out_on_purpose_is_no_warning(tmp_path: Path) -> None:
+def test_an_intentionally_missing_library_causes_no_warning(tmp_path: Path) -> None:
     package = package_in(tmp_path)
     (package / _extension.PURE_MARKER).touch()
     with warnings.catch_warnings():
@@ -91,7 +91,7 @@ def test_a_library_that_was_left_out_on_purpose_is_no_warning(tmp_path: Path) ->
 
 
 def package_in(folder: Path) -> Path:
-    """A package that has no library, of which this is the part that looks for one."""
+    """A package without a library, and its module that looks for one."""
     package = folder / "dmm_fast"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()

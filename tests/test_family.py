@@ -1,4 +1,4 @@
-"""Guides, recurrent networks and flows against a model written one step and one row at a time, in float64."""
+"""Guides, recurrent networks and flows, compared with a model of single steps and rows in float64."""
 
 from collections.abc import Callable
 from typing import Any
@@ -54,7 +54,7 @@ each_guide = pytest.mark.parametrize(
 
 
 def cell(layer: nn.Module, index: int, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """A step of a layer of a recurrent network: the next ``h`` and, of an LSTM, the next cell state."""
+    """A step of a layer of a recurrent network: the next ``h`` and, for an LSTM, the next cell state."""
     w_ih, w_hh, b_ih, b_hh = (
         getattr(layer, f"{name}_l{index}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     )
@@ -73,7 +73,7 @@ def cell(layer: nn.Module, index: int, x: Tensor, state: tuple[Tensor, Tensor]) 
 
 
 def hidden(network: nn.Module, x: Tensor, h_0: Tensor, backward: bool) -> list[Tensor]:
-    """The ``h_t`` of one row, from its first step or from its last."""
+    """The ``h_t`` of one row, starting at its first or last step."""
     steps = list(x)[:: -1 if backward else 1]
     for index in range(int(network.num_layers)):  # type: ignore[arg-type]
         state, outputs = (h_0, torch.zeros_like(h_0)), []
@@ -85,7 +85,7 @@ def hidden(network: nn.Module, x: Tensor, h_0: Tensor, backward: bool) -> list[T
 
 
 def combined(dmm: DMM, x: Tensor) -> tuple[list[Tensor], float]:
-    """The sum of the directions' ``h_t`` of one row, and how many there are."""
+    """The sum of ``h_t`` over the directions for one row, and the number of directions."""
     if isinstance(dmm.rnn, TwoWayNetwork):
         left = hidden(dmm.rnn.left, x, dmm.h_0[0, 0], backward=False)
         right = hidden(dmm.rnn.right, x, dmm.h_0[1, 0], backward=True)
@@ -94,7 +94,7 @@ def combined(dmm: DMM, x: Tensor) -> tuple[list[Tensor], float]:
 
 
 def conditional(dmm: DMM, h: Tensor, terms: float, before: Tensor | None) -> Normal:
-    """q(z_t | z_{t-1}, x), where there is a z_{t-1}."""
+    """q(z_t | z_{t-1}, x), without z_{t-1} in a mean-field guide."""
     net: Any = dmm.combiner
     c = h / terms
     if before is not None:
@@ -126,14 +126,14 @@ def row_terms(
 
 
 def oracle(dmm: DMM, batch: Any, eps: Tensor, annealing: float) -> tuple[float, dict[str, Tensor]]:
-    """The negative ELBO with given noise, and the gradient of every parameter."""
+    """The negative ELBO for given noise, and the gradient of every parameter."""
     dmm.zero_grad(set_to_none=True)
     loss = torch.zeros((), dtype=DOUBLE)
     mask = batch.mini_batch_mask
     mask = mask if mask.dim() == 3 else mask.unsqueeze(-1).expand_as(batch.mini_batch)
     with ops.use_backend("reference"):
         for b, length in enumerate(batch.mini_batch_seq_lengths.tolist()):
-            # What is missing is 0 for the guide.
+            # Missing values are 0 for the guide.
             x = (batch.mini_batch * mask)[b, :length]
             log_x, log_p, log_q, _ = row_terms(dmm, x, eps[b], mask[b])
             loss = loss - (log_x + annealing * (log_p - log_q))
@@ -142,7 +142,7 @@ def oracle(dmm: DMM, batch: Any, eps: Tensor, annealing: float) -> tuple[float, 
 
 
 def noise(seed: int, B: int, T: int) -> Tensor:
-    """``[B, T, Z]``: what a guide draws after this seed, one step after another."""
+    """``[B, T, Z]``: the noise of a guide after this seed, step by step."""
     torch.manual_seed(seed)
     return torch.stack([torch.randn(B, Z, dtype=DOUBLE) for _ in range(T)], dim=1)
 
@@ -161,7 +161,7 @@ def build(inference: str, rnn: str, options: dict[str, Any], **more: Any) -> DMM
 
 
 @each_guide
-def test_elbo_and_gradients_are_the_oracles(inference: str, rnn: str, options: dict[str, Any]) -> None:
+def test_elbo_and_gradients_equal_the_oracle(inference: str, rnn: str, options: dict[str, Any]) -> None:
     dmm = build(inference, rnn, options)
     batch = make_batch(dtype=DOUBLE)
     batch = batch._replace(mini_batch_mask=missing_mask(batch, 3))
@@ -188,14 +188,14 @@ def test_small_batches(inference: str, lengths: tuple[int, ...], options: dict[s
     expected, truth = oracle(dmm, batch, noise(5, len(lengths), max(lengths)), 0.7)
     assert loss == pytest.approx(expected, rel=1e-10)
     for name, grad in truth.items():
-        # With one step there is nothing that W_hh has read but a start at zero.
+        # With one step, W_hh only reads an initial state of zero.
         assert (grads[name] is None) == (grad is None)
         assert grad is None or torch.allclose(grads[name], grad, rtol=1e-9, atol=1e-12), name
 
 
 @pytest.mark.parametrize("inference", INFERENCE)
 @pytest.mark.parametrize("rnn", NETWORKS)
-def test_analytic_kl_is_the_oracles(inference: str, rnn: str) -> None:
+def test_analytic_kl_equals_the_oracle(inference: str, rnn: str) -> None:
     dmm, batch = build(inference, rnn, {}), make_batch(dtype=DOUBLE)
     eps = noise(5, len(LENGTHS), max(LENGTHS))
     expected = torch.zeros((), dtype=DOUBLE)
@@ -217,11 +217,11 @@ def test_analytic_kl_is_the_oracles(inference: str, rnn: str) -> None:
 @pytest.mark.parametrize("options", [{}, FLOWS, {"min_scale": 0.1}], ids=["", "flows", "min_scale"])
 @pytest.mark.parametrize("inference", INFERENCE)
 def test_density_of_a_given_z_is_that_of_the_draw(inference: str, options: dict[str, Any]) -> None:
-    """Particles too; the gradient is that by a value, which the noise does not follow."""
+    """With particles as well; the gradient by a value excludes the noise."""
     dmm, batch = build(inference, "relu", options), make_batch(dtype=DOUBLE)
     checked = dmm.mini_batch(*batch)
     q = dmm.posterior(dmm.encode(checked), checked.lengths)
-    torch.manual_seed(0)  # at which no input of a ReLU is next to zero
+    torch.manual_seed(0)  # with no input of a ReLU near zero
     with torch.no_grad():
         z = q.rsample((2,))
         assert_close(q.log_prob(z.clone()), q.log_prob(z), 1e-10)
@@ -230,7 +230,7 @@ def test_density_of_a_given_z_is_that_of_the_draw(inference: str, options: dict[
 
 
 @pytest.mark.parametrize("inference", INFERENCE)
-def test_what_lies_past_the_end_leaves_no_trace(inference: str) -> None:
+def test_values_past_the_end_have_no_effect(inference: str) -> None:
     for options in ({}, FLOWS, {"rnn": "lstm"}):
         dmm = small_dmm(dtype=DOUBLE, inference=inference, **options)
         batch = make_batch(dtype=DOUBLE)
@@ -249,7 +249,7 @@ def assert_same_bits(one: tuple[float, dict[str, Tensor]], other: tuple[float, d
 
 @pytest.mark.parametrize("inference", ["st-lr", "mf-lr"])
 def test_left_and_right_are_directions_of_time(inference: str) -> None:
-    """x_1 moves what the left network says of z_T, x_T what the right one says of z_1."""
+    """x_1 affects z_T through the left network, x_T affects z_1 through the right one."""
     dmm, batch = small_dmm(dtype=DOUBLE, inference=inference), make_batch((6,), dtype=DOUBLE)
     x = batch.mini_batch.clone().requires_grad_()
     checked = dmm.mini_batch(x, None, None, batch.mini_batch_seq_lengths)
@@ -269,7 +269,7 @@ def reach(h: Tensor, x: Tensor, t: int, source: int) -> bool:
 
 
 @pytest.mark.parametrize("inference", INFERENCE)
-def test_inference_functions_take_every_guide(inference: str) -> None:
+def test_inference_functions_support_every_guide(inference: str) -> None:
     dmm, batch = small_dmm(inference=inference, **FLOWS), make_batch()
     drawn = latents(dmm, batch, 3, seed=1)
     assert drawn.z.shape == drawn.loc.shape == drawn.scale.shape == (3, len(LENGTHS), max(LENGTHS), Z)
@@ -277,7 +277,7 @@ def test_inference_functions_take_every_guide(inference: str) -> None:
     assert bool(nll.isfinite().all())
 
 
-def test_default_is_the_examples() -> None:
+def test_the_default_guide_is_that_of_the_example() -> None:
     torch.manual_seed(3)
     plain = DMM(input_dim=5, z_dim=3, emission_dim=4, transition_dim=6, rnn_dim=7)
     torch.manual_seed(3)
@@ -306,7 +306,7 @@ def test_wrong_names_are_refused(wrong: dict[str, Any], message: str) -> None:
         DMM(**wrong)
 
 
-def test_lstm_and_gru_that_were_asked_for_are_no_reason_to_warn(recwarn: Callable[..., Any]) -> None:
+def test_requested_lstm_and_gru_cause_no_warning(recwarn: Callable[..., Any]) -> None:
     for rnn in ("lstm", "gru"):
         for inference in ("st-r", "mf-lr"):
             dmm, batch = small_dmm(inference=inference, rnn=rnn, rnn_dropout_rate=0.1), make_batch()

@@ -28,7 +28,7 @@ U, S = 2, 3
 
 
 class Laplacian(nn.Module):
-    """An emission of a user's own."""
+    """A user-defined emission."""
 
     def __init__(self, width: int = Z) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ each_model = pytest.mark.parametrize("name", MODELS)
 
 
 def data_of(emission: Any, generator: torch.Generator) -> Tensor:
-    """``[B, T, D]`` of the kind that the emission has."""
+    """Data ``[B, T, D]`` of the kind of the emission."""
     number = torch.randn(B, T, D, generator=generator, dtype=DOUBLE)
     if emission in ("bernoulli", "nade"):
         return (number > 0.3).to(DOUBLE)
@@ -80,7 +80,7 @@ def data_of(emission: Any, generator: torch.Generator) -> Tensor:
 
 
 def example(options: dict[str, Any], dims: int = 3) -> tuple[Any, ...]:
-    """Arguments of model and guide: about a third is missing, NaN stands there and past the ends."""
+    """Arguments of model and guide, with about a third of the values missing; NaN there and past the ends."""
     generator = torch.Generator().manual_seed(3)
     lengths = torch.tensor(LENGTHS)
     x = data_of(options.get("emission", "bernoulli"), generator)
@@ -107,7 +107,7 @@ def example(options: dict[str, Any], dims: int = 3) -> tuple[Any, ...]:
 
 
 def log_emission(dmm: DMM, x: Tensor, seen: Tensor, given: Tensor) -> Tensor:
-    """log p(x_t | given) of what is ``seen``, one feature at a time where they depend on one another."""
+    """log p(x_t | given) of the observed features, one at a time if they are dependent."""
     net: Any = dmm.emitter
     kind = dmm._emission
     if kind == "module":
@@ -193,7 +193,7 @@ def build(name: str, dims: int = 3) -> tuple[DMM, tuple[Any, ...]]:
 
 @pytest.mark.parametrize("dims", [2, 3], ids=["steps missing", "values missing"])
 @each_model
-def test_elbo_and_gradients_are_the_oracles(name: str, dims: int) -> None:
+def test_elbo_and_gradients_equal_the_oracle(name: str, dims: int) -> None:
     dmm, args = build(name, dims)
     truth = oracle(dmm, args)
     for elbo in (Trace_ELBO(), SequenceELBO(Trace_ELBO())):
@@ -209,7 +209,7 @@ def test_sequence_sites_equal_step_sites(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, options in MODELS.items() if "num_iafs" not in options])
-def test_analytic_kl_is_the_oracles(name: str) -> None:
+def test_analytic_kl_equals_the_oracle(name: str) -> None:
     dmm, args = build(name)
     truth = oracle(dmm, args, analytic=True)
     for elbo in (TraceMeanField_ELBO(), SequenceELBO(TraceMeanField_ELBO())):
@@ -218,7 +218,7 @@ def test_analytic_kl_is_the_oracles(name: str) -> None:
 
 @each_model
 def test_particles_share_data_and_controls(name: str) -> None:
-    """Densities of several draws at once are those of each by itself."""
+    """Densities of several draws at once equal those of each draw."""
     dmm, args = build(name)
     with torch.no_grad():
         batch = dmm.mini_batch(*args)
@@ -260,8 +260,8 @@ def test_controls_by_name() -> None:
 
 
 @each_model
-def test_the_model_draws_what_it_can_observe(name: str) -> None:
-    """Without data each x_t is drawn, and with past data goes on into the next step."""
+def test_the_model_draws_valid_observations(name: str) -> None:
+    """Without data each x_t is drawn, and enters the next step in models with past data."""
     options = MODELS[name]
     dmm, args = build(name)
     dmm.per_step_sites = True
@@ -269,7 +269,7 @@ def test_the_model_draws_what_it_can_observe(name: str) -> None:
     with torch.no_grad(), poutine.block():
         x = torch.stack(dmm.model(None, None, None, *args[3:]), 1)
     assert x.shape == (B, T, D)
-    # What was drawn fits the model's own check of values.
+    # The draws pass the model's check of values.
     valid = (torch.arange(T) < args[3][:, None])[..., None]
     dmm.mini_batch(torch.where(valid, x, 0.0), None, None, *args[3:])
     dmm.per_step_sites = False
@@ -281,7 +281,7 @@ def test_the_model_draws_what_it_can_observe(name: str) -> None:
             assert dmm.model(None, None, None, *args[3:]).shape == (B, T, D)
 
 
-def test_a_module_of_one_number_a_step() -> None:
+def test_a_module_with_one_output_per_step() -> None:
     class Norm(nn.Module):
         def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
             return -(x.sum(-1) - z.sum(-1)).abs()
@@ -295,13 +295,13 @@ def test_a_module_of_one_number_a_step() -> None:
     valid = (torch.arange(T) < lengths[:, None]).to(DOUBLE)
     expected = (-(x.sum(-1) - z.sum(-1)).abs() * valid).sum(-1)
     assert_close(dmm.emission(z, lengths).log_prob(x), expected, 1e-12)
-    # A mask of features may take out whole steps, and no less.
+    # A mask of features may only exclude whole steps.
     mask = torch.ones(B, T, D)
     mask[0, 2] = 0
     left = expected + ((x.sum(-1) - z.sum(-1)).abs() * (1 - mask[..., 0])).sum(-1)
     assert_close(dmm.emission(z, lengths, mask).log_prob(x), left, 1e-12)
     mask[0, 2, 1] = 1
-    with pytest.raises(ValueError, match=r"^mask: expected whole steps where emission.log_prob gives one"):
+    with pytest.raises(ValueError, match=r"^mask: expected whole steps, since emission.log_prob returns one"):
         dmm.emission(z, lengths, mask).log_prob(x)
     with pytest.raises(NotImplementedError, match=r"^mean: Norm has no method mean"):
         _ = dmm.emission(z, lengths).mean
@@ -345,7 +345,7 @@ def test_data_of_another_kind_are_refused_and_the_right_emission_is_named(
         dmm.mini_batch(x, None, None, torch.tensor(LENGTHS))
 
 
-def test_a_one_that_may_be_among_what_is_missing() -> None:
+def test_a_category_may_be_missing() -> None:
     dmm = small_dmm(emission="categorical")
     x, mask = torch.zeros(1, 1, D), torch.ones(1, 1, D)
     mask[..., 2] = 0

@@ -1,4 +1,4 @@
-"""Flows: their weights, their inverse, draws that know their own noise, and flows that no op computes."""
+"""Flows: weights, inverse, draws that keep their noise, and flows without an op."""
 
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +52,7 @@ def test_weights_compute_what_pyro_does(K: int, Z: int, F: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 def test_inverse_is_exact_in_any_dtype(dtype: torch.dtype) -> None:
-    """Pyro inverts from zeros of the default dtype, here float32."""
+    """Pyro's inverse starts from zeros of the default dtype, here float32."""
     made, x = flows(dtype=dtype), torch.randn(5, 3, 4, dtype=dtype)
     y, log_det = _flows.apply(made, x, None)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
@@ -63,7 +63,7 @@ def test_inverse_is_exact_in_any_dtype(dtype: torch.dtype) -> None:
         assert_close(back, made[0].inv(made[1].inv(y)), tolerance)
 
 
-def test_inverse_has_the_gradients_of_a_long_way_round() -> None:
+def test_gradients_of_the_inverse_equal_numerical_ones() -> None:
     made = flows(K=1)
     y = torch.randn(3, 4, dtype=DOUBLE, requires_grad=True)
     parameters = list(made[0].parameters())
@@ -92,7 +92,7 @@ def with_tanh(Z: int) -> AffineAutoregressive:
 
 
 class Louder(AffineAutoregressive):  # type: ignore[misc]
-    """A flow of the user's own."""
+    """A user-defined flow."""
 
     def _call(self, x: Tensor) -> Tensor:
         mean, log_scale = self.arn(x)
@@ -157,7 +157,7 @@ def no_inverse(*_: Any) -> Any:
 
 @pytest.mark.parametrize("per_step_sites", [False, True])
 @pytest.mark.parametrize("inference", ["st-r", "mf-lr"])
-def test_a_step_of_training_inverts_nothing(inference: str, per_step_sites: bool) -> None:
+def test_a_training_step_needs_no_inverse(inference: str, per_step_sites: bool) -> None:
     dmm = small_dmm(inference=inference, per_step_sites=per_step_sites, **FLOWS)
     with (
         patch.object(_flows, "invert", no_inverse),

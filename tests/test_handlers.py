@@ -23,7 +23,7 @@ B = len(LENGTHS)
 
 
 class InPlate:
-    """Model and guide within a plate of a data set of 20 rows, of which the mini-batch has four."""
+    """Model and guide in a plate over a data set of 20 rows, with a mini-batch of four."""
 
     def __init__(self, dmm: DMM, **plate: Any) -> None:
         self.dmm, self.plate = dmm, plate
@@ -85,9 +85,7 @@ def test_enumeration_needs_sites_of_steps(elbo: type[Any]) -> None:
 @pytest.mark.parametrize("validate", [False, True])
 @pytest.mark.parametrize("emission", ["bernoulli", "gaussian"])
 @pytest.mark.parametrize("per_step_sites", [False, True])
-def test_nan_under_a_mask_of_rows_leaves_no_trace(
-    per_step_sites: bool, emission: str, validate: bool
-) -> None:
+def test_nan_under_a_mask_of_rows_has_no_effect(per_step_sites: bool, emission: str, validate: bool) -> None:
     dmm = small_dmm(
         emission=emission, per_step_sites=per_step_sites, validate_args=validate, dtype=torch.float64
     )
@@ -105,7 +103,7 @@ def test_nan_under_a_mask_of_rows_leaves_no_trace(
         assert_same_step(loss_and_grads(masked, batch, Trace_ELBO()), clean, 1e-10)
 
 
-def test_a_mask_of_rows_leaves_what_is_finite_for_the_guide_to_see() -> None:
+def test_finite_values_under_a_mask_of_rows_are_read_by_the_guide() -> None:
     dmm, batch = small_dmm(), make_batch()
     torch.manual_seed(0)
     plain = dmm.guide(*batch)
@@ -129,7 +127,7 @@ def make_svi(dmm: DMM) -> SVI:
 
 
 @pytest.mark.parametrize("sizes", [{}, {"z_dim": 5, "rnn_dim": 4}, {"num_layers": 2}])
-def test_models_in_turn_train_as_each_alone(sizes: dict[str, int]) -> None:
+def test_alternating_models_train_like_each_alone(sizes: dict[str, int]) -> None:
     alone = {}
     for seed, kwargs in ((0, {}), (1, sizes)):
         pyro.clear_param_store()
@@ -148,11 +146,11 @@ def test_models_in_turn_train_as_each_alone(sizes: dict[str, int]) -> None:
     for seed, dmm in models.items():
         for name, p in dmm.named_parameters():
             assert torch.equal(p, alone[seed][name]), (seed, name)
-        # An optimizer knows its parameters by name whichever model the store has now.
+        # An optimizer identifies parameters by name, regardless of the model in the store.
         assert set(svis[seed].optim.get_state()) == {f"dmm$$${n}" for n, _ in dmm.named_parameters()}
 
 
-def test_a_parameter_that_takes_anothers_place_is_trained() -> None:
+def test_a_replaced_parameter_is_trained() -> None:
     dmm = small_dmm()
     svi = make_svi(dmm)
     trained(dmm, svi, 1)
@@ -194,7 +192,7 @@ def test_the_model_of_one_and_the_guide_of_another_are_trained() -> None:
 # --- arguments ------------------------------------------------------------------------------------------
 
 
-def test_the_call_of_2017_is_told_what_came_between() -> None:
+def test_positional_arguments_of_2017_are_refused_with_an_explanation() -> None:
     with pytest.raises(ValueError, match=r"^num_layers: expected a positive int; num_layers now stands"):
         DMM(88, 100, 100, 200, 600, 0.1, 0, 100, False)  # type: ignore[arg-type]
 

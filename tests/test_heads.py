@@ -1,4 +1,4 @@
-"""Emissions of counts and categories against ``torch.distributions``: densities, slopes, draws, extremes."""
+"""Emissions of counts and categories compared with ``torch.distributions``, gradients included."""
 
 import math
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ NAN = float("nan")
 
 
 class Kind(NamedTuple):
-    """An emission, its emitter, and the distribution of torch that it consists of."""
+    """An emission, its emitter, and the corresponding distribution of torch."""
 
     emission: Any
     emitter: Any
@@ -62,7 +62,7 @@ def values(kind: str, network: Any) -> Tensor:
 
 
 def kept(mask: str) -> tuple[Tensor | None, Tensor]:
-    """A mask of one kind, and which entries ``[B, T, D]`` are observed."""
+    """A mask of one kind, and the observed entries ``[B, T, D]``."""
     drawn = torch.rand(B, T, D, generator=torch.Generator().manual_seed(7)) > 0.4
     given = {"none": None, "steps": drawn[..., 0], "dims": drawn}[mask]
     valid = valid_steps()[..., None].expand(B, T, D)
@@ -70,7 +70,7 @@ def kept(mask: str) -> tuple[Tensor | None, Tensor]:
 
 
 def exact_log_prob(kind: str, network: Any, x: Tensor, z: Tensor, keep: Tensor) -> Tensor:
-    """``[B]``: of counts, a sum over entries; of categories, over those that what is observed allows."""
+    """``[B]``: for counts a sum over entries, otherwise over the categories consistent with the mask."""
     law = KINDS[kind].exact(network(z))
     if kind != "categorical":
         return torch.where(keep, law.log_prob(torch.where(keep, x, 0.0)), 0.0).sum((-2, -1))
@@ -86,14 +86,14 @@ def exact_log_prob(kind: str, network: Any, x: Tensor, z: Tensor, keep: Tensor) 
 @pytest.mark.parametrize("given", ["weights", "network"])
 @pytest.mark.parametrize("mask", ["none", "steps", "dims"])
 @each_kind
-def test_log_prob_and_gradients_are_those_of_torch(kind: str, mask: str, given: str) -> None:
+def test_log_prob_and_gradients_equal_those_of_torch(kind: str, mask: str, given: str) -> None:
     network = KINDS[kind].network()
     given_mask, keep = kept(mask)
     x, z = values(kind, network), latents().requires_grad_()
     leaves = [z, *network.parameters()]
     exact = exact_log_prob(kind, network, x, z, keep)
     wanted = torch.autograd.grad(exact.sum(), leaves)
-    # What is missing and what is past the end may be anything.
+    # Missing values and values past the end may be arbitrary.
     dirty = torch.where(keep, x, NAN)
     emitter = network.weights if given == "weights" else network
     got = KINDS[kind].emission(z, emitter, LENGTH, given_mask, D).log_prob(dirty)
@@ -105,7 +105,7 @@ def test_log_prob_and_gradients_are_those_of_torch(kind: str, mask: str, given: 
 @pytest.mark.parametrize(
     ("kind", "given"), [*((kind, "weights") for kind in KINDS), *((kind, "network") for kind in COUNTS)]
 )
-def test_latents_past_the_end_leave_no_trace(kind: str, given: str) -> None:
+def test_latents_past_the_end_have_no_effect(kind: str, given: str) -> None:
     network = KINDS[kind].network()
     z = torch.where(valid_steps()[..., None], latents(), NAN).requires_grad_()
     emitter = network.weights if given == "weights" else lambda z_t: network(z_t)
@@ -129,7 +129,7 @@ def test_a_value_of_particles_and_one_of_none(kind: str) -> None:
 
 
 @pytest.mark.parametrize("given", ["weights", "network"])
-def test_whatever_is_observed_of_a_category_adds_up_to_one(given: str) -> None:
+def test_partially_observed_categories_have_normalised_probabilities(given: str) -> None:
     network = KINDS["categorical"].network()
     emitter = network.weights if given == "weights" else network
     observed = torch.tensor([True, False, True, True, False])
@@ -183,7 +183,7 @@ def test_draws_have_the_mean_and_the_variance(kind: str, given: str) -> None:
     assert of_variance.abs().max() < 6
 
 
-def test_draws_of_a_vanishing_total_count_are_numbers() -> None:
+def test_draws_of_a_vanishing_total_count_are_finite() -> None:
     z = torch.zeros(2, 3, Z)
     for pre_count in (-1e4, -200.0, -90.0):
 
@@ -198,7 +198,7 @@ def test_draws_of_a_vanishing_total_count_are_numbers() -> None:
 def test_latents_that_are_nan_are_not_drawn_from(kind: str) -> None:
     network = KINDS[kind].network()
     emission = KINDS[kind].emission(torch.full((B, T, Z), NAN).double(), network.weights, LENGTH)
-    with pytest.raises(ValueError, match=r"^z: expected latents that the emitter has a .* for, got NaN as a"):
+    with pytest.raises(ValueError, match=r"^z: expected latents with a .* by the emitter, got NaN as a"):
         emission.sample()
 
 
@@ -222,7 +222,7 @@ def test_latents_that_are_nan_are_not_drawn_from(kind: str) -> None:
         ),
     ],
 )
-def test_an_output_that_is_none_of_its_parameters_is_refused(kind: str, output: Any, message: str) -> None:
+def test_an_invalid_network_output_is_refused(kind: str, output: Any, message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         KINDS[kind].emission(latents(), output, LENGTH, output_dim=Z)
 
@@ -235,7 +235,7 @@ def test_a_value_of_another_dtype_is_refused(kind: str) -> None:
         emission.log_prob(torch.zeros(B, T, D))
 
 
-def test_a_rate_of_zero_gives_zero_for_certain() -> None:
+def test_a_rate_of_zero_always_gives_zero() -> None:
     z = torch.zeros(B, T, D).requires_grad_()
     got = PoissonEmission(z, lambda z_t: z_t, LENGTH, output_dim=D).log_prob(torch.zeros(B, T, D))
     assert got.tolist() == [0.0] * B
@@ -305,7 +305,7 @@ def test_negative_binomial_of_extremes(backend: str, dtype: torch.dtype) -> None
     assert_within(got, exact.detach(), torch.lgamma(x + r + 1) + (x + r + 1) * (1 + logs), dtype)
     assert_within(got_by_heads[0], by_mean, x + m, dtype)
     assert_within(got_by_heads[1], by_count, x + m + r * (1 + logs), dtype)
-    # The slope by x = 0 is -1 / r, which float32 does not hold for all of them.
+    # The slope at x = 0 is -1 / r, which overflows float32 for some of them.
     held = (by_x.abs() < 1e37) | torch.tensor(dtype == torch.float64)
     assert not got_by_x.isnan().any()
     assert_within(got_by_x[held], by_x[held], (1 + logs + torch.digamma(x + 1).abs())[held], dtype)
@@ -327,7 +327,7 @@ def test_a_large_total_count_is_a_poisson_in_single_precision(backend: str) -> N
 @pytest.mark.parametrize("logit", [-1e4, -200.0, 200.0, 1e4])
 @each_backend_and_dtype("categorical_emission_log_prob")
 def test_categories_of_extremes(backend: str, dtype: torch.dtype, logit: float) -> None:
-    """One logit far from the others: observed, missing, and whether or not it is drawn."""
+    """A logit far from the others: observed or missing, drawn or not."""
     logits = torch.tensor([logit, 0.0, 1.0], device=DEVICE, dtype=dtype)
     zeros = [torch.zeros(s, device=DEVICE, dtype=dtype) for s in ((1, 1), (1,), (1, 1), (1,), (3, 1))]
     x = one_hot(torch.arange(3, device=DEVICE), 3).to(dtype)[:, None].expand(3, 4, 3)

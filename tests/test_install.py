@@ -1,4 +1,4 @@
-"""Builds of the package: the hooks that pip and ``build`` call, with and without torch and a compiler."""
+"""Builds of the package by the hooks of pip and ``build``, with and without torch and a compiler."""
 
 import importlib.util
 import json
@@ -19,9 +19,9 @@ from setuptools import Distribution
 from dmm_fast import _extension
 
 ROOT = Path(__file__).parents[1]
-NEEDED = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
+NEEDED = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff")
 
-# Prints what each hook returns or, where it stops, the status that it exits with.
+# Prints the result of each hook or its exit status.
 HOOKS = """
 import contextlib, json, os, sys, types
 from setuptools import build_meta
@@ -48,7 +48,7 @@ pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="the p
 
 @pytest.fixture
 def setup() -> ModuleType:
-    """Contents of ``setup.py``."""
+    """Import ``setup.py``."""
     spec = importlib.util.spec_from_file_location("dmm_fast_setup", ROOT / "setup.py")
     assert spec is not None
     assert spec.loader is not None
@@ -83,15 +83,17 @@ def run_hooks(source: Path, *hooks: str, torch: str, **environment: str) -> dict
 
 def test_without_torch_a_build_stops_and_a_source_distribution_is_made(source: Path) -> None:
     stop = ("prepare_metadata_for_build_wheel", "build_wheel", "build_editable")
+    (source / "tests").mkdir()
+    (source / "tests" / "test_planted.py").touch()
     made = run_hooks(source, "get_requires_for_build_wheel", "build_sdist", *stop, torch="none")
     assert made.pop("get_requires_for_build_wheel") == []
     with tarfile.open(source / "out" / made.pop("build_sdist")) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {*NEEDED, "dmm_fast/cli.py", "csrc/library.cpp", "csrc/checks.h", "csrc/cuda/rnn_scan.cu"} <= names
-    assert not [name for name in names if "exchange_floor" in name]
+    assert not [name for name in names if "exchange_floor" in name or name.startswith("tests/")]
     assert set(made) == set(stop)
     for message in made.values():
-        assert message.startswith("stopped: dmm_fast: the build of the C++ ops finds no torch")
+        assert message.startswith("stopped: dmm_fast: the C++ ops need torch to build")
         assert "install torch first, then run `pip install --no-build-isolation .`" in message
         assert message.endswith("run `DMM_FAST_PURE=1 pip install .`")
         assert "\n" not in message
@@ -135,7 +137,17 @@ def test_an_editable_install_is_marked_until_it_has_a_library(
         assert not marker.exists()
 
 
-def test_what_dmm_fast_pure_may_be(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_holds_no_path_of_the_machine(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "torch_paths", lambda: (["/here/torch/include"], []))
+    monkeypatch.setattr(setup.build_ext, "run", lambda self: None)
+    library = setup.BuildLibrary(Distribution({"ext_modules": [setup.library()]}))
+    library.ensure_finalized()
+    library.run()
+    (extension,) = library.extensions
+    assert extension.extra_compile_args[-1] == "-ffile-prefix-map=/here/torch/include/="
+
+
+def test_values_of_dmm_fast_pure(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DMM_FAST_PURE", "yes")
     with pytest.raises(SystemExit, match="DMM_FAST_PURE: expected 0 or 1, got 'yes'"):
         setup.settings()

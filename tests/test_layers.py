@@ -10,7 +10,7 @@ import dmm_fast
 
 PACKAGE = Path(dmm_fast.__file__).parent
 LAYERS = (
-    ("check", "_io", "_lazy", "_one_step"),
+    ("check", "_io", "_lazy", "_one_step", "_share"),
     ("reference", "_reference_emissions", "_reference_nade", "_reference_pieces", "_weights"),
     ("ops", "triton", "cuda", "_extension"),
     ("data", "optim"),
@@ -29,7 +29,7 @@ LEVELS = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 
 
 def room_of(path: Path) -> str:
-    """The module or the package right below ``dmm_fast`` that a file belongs to."""
+    """The module or package directly below ``dmm_fast`` that a file belongs to."""
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 

@@ -1,4 +1,4 @@
-"""A DMM that is exactly linear and Gaussian: importance sampling against the exact likelihood."""
+"""A linear Gaussian DMM: importance sampling compared with the exact likelihood."""
 
 import math
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ def inverse_softplus(scale: Tensor) -> Tensor:
 
 
 def linear_gaussian_dmm(exact: LinearGaussianSet, **guide: Any) -> DMM:
-    """A DMM whose p(x, z) is that of ``exact``: no gate, constant scales, an emitter without kinks.
+    """A DMM with the p(x, z) of ``exact``: no gate, constant scales, a linear emitter.
 
     ``v = relu(v) - relu(-v)``: with hidden units z and -z the emitter is linear.
     """
@@ -44,7 +44,7 @@ def linear_gaussian_dmm(exact: LinearGaussianSet, **guide: Any) -> DMM:
 
 
 def train_guide(dmm: DMM, batch: Batch, steps: int = 150) -> None:
-    """Fit q(z | x) to the batch; p(x, z) stays what it is."""
+    """Fit q(z | x) to the batch with p(x, z) fixed."""
     for name, p in dmm.named_parameters():
         p.requires_grad_(name.startswith(GUIDE))
     dmm.eval()  # or Pyro warns of every parameter that is not trained
@@ -80,7 +80,7 @@ def train(ragged: bool, **guide: Any) -> Trained:
 
 def hmm_log_prob(exact: LinearGaussianSet) -> Tensor:
     """``[N]``: the exact log-likelihood by Pyro's Kalman filter, row by row."""
-    # A known z_0 has no density: start from anything, forget it, and land where z_0 leads.
+    # A known z_0 has no density, so the first transition ignores its start and begins where z_0 leads.
     start = dist.Normal(torch.zeros_like(exact.z_0), 1.0).to_event(1)
     A, b = exact.transition_matrix.T.repeat(T, 1, 1), exact.transition_bias.repeat(T, 1)
     b[0] += exact.z_0 @ A[0]
@@ -110,7 +110,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(dmm: DMM, batch: Batch) -> Estimate:
-    """The importance-sampled log-likelihood, and from the spread of its weights how good it is."""
+    """The importance-sampled log-likelihood, and its accuracy from the spread of the weights."""
     torch.manual_seed(1)
     log_prob = -importance_nll(dmm, batch, PARTICLES, PARTICLES)
     torch.manual_seed(1)
@@ -150,8 +150,8 @@ def test_other_guides_find_the_exact_likelihood(guide: dict[str, Any], effective
 
 
 @pytest.mark.parametrize("layer", ["trans.lin_z_to_loc", "trans.lin_sig", "emitter.lin_hidden_to_loc", "z_0"])
-def test_a_wrong_parameter_shows(trained: Trained, layer: str) -> None:
-    """Each tensor of the model moved by 0.2: the estimate is then many errors away."""
+def test_a_wrong_parameter_is_detected(trained: Trained, layer: str) -> None:
+    """With each tensor of the model moved by 0.2, the estimate is off by many standard errors."""
     name = layer if layer == "z_0" else f"{layer}.{'bias' if 'sig' in layer else 'weight'}"
     parameter = trained.dmm.get_parameter(name)
     right = parameter.detach().clone()
@@ -165,7 +165,7 @@ def test_a_wrong_parameter_shows(trained: Trained, layer: str) -> None:
 
 
 def test_the_bound_tightens_towards_the_exact_likelihood(trained: Trained) -> None:
-    """With one particle the expectation is the ELBO, below; more particles close the gap."""
+    """With one particle the expectation is the ELBO, a lower bound; more particles close the gap."""
     exact = trained.exact.log_prob().sum()
     with torch.no_grad():
         weights = log_weights(trained.dmm, trained.batch, PARTICLES)

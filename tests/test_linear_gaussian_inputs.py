@@ -1,4 +1,4 @@
-"""A linear and Gaussian DMM with controls, covariates and past data, against exact filters and smoothers."""
+"""A linear Gaussian DMM with controls, covariates and past data, compared with exact inference."""
 
 import math
 from typing import Any
@@ -95,7 +95,7 @@ def test_importance_sampling_finds_the_exact_likelihood_with_inputs() -> None:
     got = estimate(dmm, exact.batch())
     assert bool((got.effective > 0.02 * PARTICLES).all()), got.effective
     assert bool(((got.log_prob - exact.log_prob()).abs() < 4 * got.error).all()), (got, exact.log_prob())
-    # Other controls, or a covariate that is left out, are another likelihood, by many errors.
+    # Other controls, or an omitted covariate, change the likelihood by many standard errors.
     for i in (5, 6):
         args = [*exact.batch()]
         args[i] = torch.zeros_like(args[i])
@@ -110,7 +110,7 @@ Q, R = 0.2, 0.12
 
 
 def smoother_scale() -> Tensor:
-    """``[STEPS]``: the exact standard deviation of each z_t given a walk that is seen but in the gap."""
+    """``[STEPS]``: the exact standard deviation of each z_t given a walk observed outside the gap."""
     prior = Q**2 * torch.minimum(torch.arange(1, STEPS + 1)[:, None], torch.arange(1, STEPS + 1)).double()
     seen = torch.ones(STEPS, dtype=torch.bool)
     seen[GAP] = False
@@ -157,10 +157,10 @@ def spread_in_the_gap(mask_input: bool) -> Tensor:
     return latents(dmm, batch, 200, seed=2).z.std(0).mean(0).squeeze(-1)
 
 
-def test_the_spread_widens_in_a_gap_as_the_exact_smoothers_does() -> None:
+def test_the_spread_in_a_gap_widens_like_that_of_the_exact_smoother() -> None:
     exact = smoother_scale()
     told, untold = spread_in_the_gap(mask_input=True) / exact, spread_in_the_gap(mask_input=False) / exact
     assert exact[GAP].min() > 2 * exact[2]
     assert bool(((told - 1).abs() < 0.3).all()), told
-    # A guide to which missing is zero does not know where the gap is, and is too sure of itself there.
+    # A guide that reads missing values as zero cannot locate the gap, and underestimates the spread there.
     assert untold[GAP].mean() < 0.85 * told[GAP].mean(), (told, untold)

@@ -1,4 +1,4 @@
-"""Measured plans: what their files hold, and when they are chosen."""
+"""Measured plans: their files and their choice."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ def path(tmp_path: Path) -> Iterator[Path]:
 
 
 def timed(scan: str, choose: Callable[[Plan], bool], us: float) -> Measurement:
-    """The first plan that is chosen, as if it had been timed at the tutorial's size."""
+    """A measurement of the default plan at the tutorial's size."""
     backward = scan.endswith("_backward")
     if scan.startswith("rnn"):
         case, plans = Case(scan, 20, 600), rnn_plans(20, 600, backward=backward)
@@ -49,7 +49,7 @@ def all_scans() -> list[Measurement]:
     return [timed(scan, of(*shape), us) for scan in measured.SCANS for us, shape in shapes]
 
 
-def test_measurements_are_read_as_they_were_written(path: Path) -> None:
+def test_measurements_are_read_back_unchanged(path: Path) -> None:
     first, *rest = all_scans()
     measured.add(path, H100.name, [first])
     measured.add(path, H100.name, rest)
@@ -107,13 +107,11 @@ def test_a_measured_plan_that_cannot_run_is_refused(path: Path) -> None:
             match=r"^measured plan of rnn_scan, 20 rows, H = 600: expected one that fits the device",
         ):
             rnn_plan(20, 600, device)
-    registers = 8  # where the tiling's in_registers are in the list
+    registers = 8  # the index of the tiling's in_registers in the list
     no_kernel = mine._replace(plan=(*mine.plan[:registers], 5, *mine.plan[registers + 1 :]), us_per_step=0.5)
     measured.add(path, H100.name, [no_kernel])
     use_measured(path)
-    with pytest.raises(
-        ValueError, match=r"that there is a kernel for, got \[3, 3, 16, 600, 38, 10, 19, 8, 5"
-    ):
+    with pytest.raises(ValueError, match=r"and has a kernel, got \[3, 3, 16, 600, 38, 10, 19, 8, 5"):
         rnn_plan(20, 600)
 
 
@@ -121,7 +119,7 @@ ABSENT = object()
 
 
 def a_file(**changes: Any) -> dict[str, Any]:
-    """A good file of one plan, with some of its fields changed; ``ABSENT`` leaves one out."""
+    """A valid file of one plan with changed fields; ``ABSENT`` removes one."""
     row = {
         "scan": "combiner_scan",
         "rows": 20,
@@ -182,7 +180,7 @@ def test_malformed_files_are_refused(content: Any, message: str, path: Path) -> 
         use_measured(path)
 
 
-def test_a_good_file_is_not_refused_and_one_that_is_not_there_is(path: Path) -> None:
+def test_a_valid_file_is_accepted_and_a_missing_one_refused(path: Path) -> None:
     path.write_text(json.dumps(a_file()))
     assert measured.read(path).plans == (Measurement(Case("combiner_scan", *TUTORIAL), (1,) * 19, 2.5),)
     with pytest.raises(FileNotFoundError):

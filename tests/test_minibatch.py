@@ -1,4 +1,4 @@
-"""What a model and a guide accept as a mini-batch, and what they say to anything else."""
+"""Mini-batches that model and guide accept, and their errors for others."""
 
 from typing import Any
 
@@ -60,7 +60,7 @@ def arguments(**changes: Any) -> tuple[Any, ...]:
 # --- what is accepted -----------------------------------------------------------------------------
 
 
-def test_every_way_to_give_one_batch_is_the_same_batch() -> None:
+def test_all_forms_of_a_batch_are_equivalent() -> None:
     x, _, mask, lengths = make_batch((6, 5, 2, 1))
     packed_batch = get_mini_batch(torch.arange(4), x, lengths)
     assert isinstance(packed_batch.mini_batch_reversed, PackedSequence)
@@ -92,7 +92,7 @@ def test_without_mask_and_lengths_every_step_counts() -> None:
     assert loss_and_grads(dmm, (x,), Trace_ELBO())[0] == given[0]
 
 
-def test_what_is_observed_is_both_valid_and_not_masked() -> None:
+def test_observed_values_are_valid_and_not_masked() -> None:
     batch = make_batch()
     x = batch.mini_batch + 7 * (1 - batch.mini_batch_mask[:, :, None])
     for dims in (2, 3):
@@ -108,7 +108,7 @@ def test_what_is_observed_is_both_valid_and_not_masked() -> None:
     assert torch.equal(alone.observed, batch.mini_batch_mask.bool()[:, :, None])
 
 
-def test_the_callers_tensors_are_left_alone() -> None:
+def test_the_callers_tensors_are_unchanged() -> None:
     batch = make_batch()
     x = batch.mini_batch.masked_fill(batch.mini_batch_mask[:, :, None] == 0, NAN)
     before = x.clone()
@@ -274,7 +274,7 @@ def test_bad_input_is_named(
         getattr(dmm, side)(*arguments(**changes))
 
 
-def test_the_arguments_that_are_changed_above_are_good() -> None:
+def test_the_unchanged_arguments_are_valid() -> None:
     dmm = small_dmm()
     dmm.model(*arguments())
     dmm.guide(*arguments())
@@ -334,10 +334,10 @@ def test_values_are_checked_unless_validation_is_off(validate: bool | None, refu
 
 
 @pytest.mark.parametrize("lengths", [(7, 2, 1, 5), (6, 0, 1, 5), (6, 2, -1, 5)])
-def test_validation_when_asked_for_reads_lengths_that_cost_a_wait(
+def test_requested_validation_reads_lengths_on_a_device(
     lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU, where values are read only on demand: ``validate_args=True`` demands it."""
+    """As on a GPU, where values are read only with ``validate_args=True``."""
     monkeypatch.setattr(check, "values_are_readable", lambda _: False)
     bad = arguments(lengths=torch.tensor(lengths), mask=None)
     small_dmm().mini_batch(*bad)
@@ -374,7 +374,7 @@ def test_bad_arguments_of_a_model(kwargs: dict[str, Any], message: str) -> None:
         DMM(**kwargs)
 
 
-def test_a_model_of_float64_takes_float64_alone() -> None:
+def test_a_model_of_float64_accepts_only_float64() -> None:
     dmm = small_dmm(dtype=torch.float64)
     dmm.guide(*make_batch(dtype=torch.float64))
     with pytest.raises(ValueError, match=DATA + "float64 on cpu as the model has, got float32"):

@@ -1,4 +1,4 @@
-"""The DMM as a Pyro model and guide: its sites, and one ELBO however the data are given."""
+"""The DMM as a Pyro model and guide: its sites, and equal ELBOs for all forms of data."""
 
 from copy import deepcopy
 from typing import Any
@@ -118,7 +118,7 @@ def test_a_model_without_data_draws_x(emission: str, per_step_sites: bool) -> No
     x = torch.stack(x, 1) if per_step_sites else x
     assert x.shape == (B, T, D)
     assert x.dtype == torch.float32
-    # What was drawn, given back as data, has the density it was drawn with.
+    # A draw given as data has the density it was drawn with.
     valid = (torch.arange(T) < lengths[:, None])[:, :, None]
     data = torch.where(valid, x, 0.0).detach()
     values = {n: s["value"] for n, s in sites(trace).items() if n.startswith("z")}
@@ -152,7 +152,7 @@ def test_a_deep_copy_keeps_the_flows_and_the_parameters_together() -> None:
 def test_sites_of_a_sequence_and_of_its_steps_are_one_elbo(
     layers: str, emission: str, missing: int, dtype: torch.dtype
 ) -> None:
-    torch.set_default_dtype(dtype)  # Pyro inverts a flow from zeros of the default dtype
+    torch.set_default_dtype(dtype)  # Pyro's inverse of a flow starts from zeros of the default dtype
     x, _, mask, lengths = batch = make_batch(dtype=dtype, emission=emission)
     if missing:
         mask = missing_mask(batch, missing)
@@ -176,7 +176,7 @@ def test_sites_of_a_sequence_and_of_its_steps_are_one_elbo(
 def test_the_elbo_is_that_of_the_ordinary_per_step_model(
     flows: int, per_step_sites: bool, annealing_factor: float, dtype: torch.dtype
 ) -> None:
-    """The same seed gives both the same parameters, the same noise and so the same step."""
+    """Equal seeds give equal parameters, equal noise and therefore equal steps."""
     torch.set_default_dtype(dtype)
     x, _, _, lengths = make_batch(dtype=dtype)
     batch = get_mini_batch(torch.arange(B), x, lengths)
@@ -214,7 +214,7 @@ def log_ratio_by_row(dmm: DMM, batch: tuple[Any, ...], z: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("missing", [0, 2, 3])
 @pytest.mark.parametrize("layers", ["plain", "two layers"])
-def test_rows_come_in_any_order_and_do_not_see_each_other(layers: str, missing: int) -> None:
+def test_rows_are_independent_and_may_have_any_order(layers: str, missing: int) -> None:
     dmm = small_dmm(dtype=torch.float64, **LAYERS[layers])
     x, _, mask, lengths = batch = make_batch(dtype=torch.float64)
     mask = missing_mask(batch, missing) if missing else mask
@@ -230,14 +230,14 @@ def test_rows_come_in_any_order_and_do_not_see_each_other(layers: str, missing: 
         assert_close(log_ratio_by_row(dmm, alone, z[b : b + 1, :n]), together[b : b + 1], 1e-12)
 
 
-# --- what is not there leaves no trace ------------------------------------------------------------
+# --- missing values and padding have no effect ----------------------------------------------------
 
 
 @pytest.mark.parametrize("per_step_sites", [False, True])
 @pytest.mark.parametrize("emission", ["bernoulli", "gaussian"])
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("layers", LAYERS)
-def test_what_is_masked_leaves_no_trace(layers: str, dims: int, emission: str, per_step_sites: bool) -> None:
+def test_masked_values_have_no_effect(layers: str, dims: int, emission: str, per_step_sites: bool) -> None:
     dmm = small_dmm(emission=emission, per_step_sites=per_step_sites, **LAYERS[layers])
     x, _, _, lengths = batch = make_batch(emission=emission, T=T + 2)
     mask = missing_mask(batch, dims)
@@ -259,7 +259,7 @@ def elbo() -> Trace_ELBO:
 
 
 def test_a_missing_feature_is_marginalised() -> None:
-    """With a feature never observed, its own emission weights have no say and no gradient."""
+    """If a feature is never observed, its emission weights have no effect and no gradient."""
     dmm, batch = small_dmm(), make_batch()
     mask = batch.mini_batch_mask[:, :, None].repeat(1, 1, D)
     mask[:, :, 1] = 0
@@ -275,8 +275,8 @@ def test_a_missing_feature_is_marginalised() -> None:
 
 @pytest.mark.parametrize("per_step_sites", [False, True])
 @pytest.mark.parametrize("layers", LAYERS)
-def test_further_padding_leaves_the_step_as_it_is(layers: str, per_step_sites: bool) -> None:
-    torch.set_default_dtype(torch.float64)  # Pyro inverts a flow from zeros of the default dtype
+def test_more_padding_does_not_change_the_step(layers: str, per_step_sites: bool) -> None:
+    torch.set_default_dtype(torch.float64)  # Pyro's inverse of a flow starts from zeros of the default dtype
     dmm = small_dmm(dtype=torch.float64, per_step_sites=per_step_sites, **LAYERS[layers])
     short, long = (make_batch(dtype=torch.float64, T=steps) for steps in (T, T + 3))
     expected = loss_and_grads(dmm, short, elbo())
@@ -285,7 +285,7 @@ def test_further_padding_leaves_the_step_as_it_is(layers: str, per_step_sites: b
     assert_same_step(loss_and_grads(dmm, (x, *long[1:]), elbo()), expected, 1e-12)
 
 
-def test_dropout_is_for_training() -> None:
+def test_dropout_is_active_only_in_training() -> None:
     dmm, batch = small_dmm(num_layers=2, rnn_dropout_rate=0.5), make_batch()
     plain = loss_and_grads(small_dmm(num_layers=2), batch, elbo())[0]
     assert loss_and_grads(dmm, batch, elbo())[0] != plain
@@ -295,8 +295,8 @@ def test_dropout_is_for_training() -> None:
     assert loss_and_grads(single, batch, elbo())[0] == loss_and_grads(small_dmm(), batch, elbo())[0]
 
 
-def test_all_layers_start_from_the_one_h_0() -> None:
-    """An ``nn.RNN`` given ``h_0`` for each layer and fed row after row gives the guide's ``h``."""
+def test_all_layers_start_from_the_same_h_0() -> None:
+    """The ``h`` of the guide equals that of an ``nn.RNN`` with ``h_0`` for each layer, row by row."""
     dmm, batch = small_dmm(num_layers=2), make_batch()
     rnn = nn.RNN(D, 7, 2, nonlinearity="relu", batch_first=True)
     rnn.load_state_dict(dmm.rnn.state_dict())

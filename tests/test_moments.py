@@ -1,4 +1,4 @@
-"""The moments of every distribution: those that there are, and what is said of the others."""
+"""The moments of every distribution, and the errors for those without a closed form."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ NO_VARIANCE = NO_MEAN | {"ModuleEmission"}
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_moment_is_that_of_draws_or_says_what_to_do_instead(name: str) -> None:
+def test_a_moment_equals_that_of_draws_or_is_refused_with_a_remedy(name: str) -> None:
     made = MAKERS[name]()
     shape = made.batch_shape + made.event_shape
     torch.manual_seed(0)

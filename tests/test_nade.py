@@ -1,4 +1,4 @@
-"""NADE emissions: a normalised density in any order, its draws, and what is missing."""
+"""NADE emissions: a normalised density in any order, its draws, and missing values."""
 
 from dataclasses import replace
 from itertools import product
@@ -62,13 +62,13 @@ def test_the_observed_features_have_a_normalised_density(
     for backend in backends_for("nade_emission_log_prob"):
         with ops.use_backend(backend):
             log_prob = emission(emitter(), len(x), as_network, mask, order).log_prob(x)
-    # Each completion of the observed features is there once for each of the missing ones.
+    # Each completion of the observed features occurs once for each of the missing ones.
     total = log_prob.exp().sum() / 2 ** len(missing)
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_what_is_last_in_the_order_and_missing_is_summed_out(order: Tensor | None) -> None:
+def test_missing_features_at_the_end_of_the_order_are_summed_out(order: Tensor | None) -> None:
     made = emitter()
     last = int(order[-1]) if order is not None else D - 1
     mask = torch.ones(len(COMPLETIONS), 1, D)
@@ -81,7 +81,7 @@ def test_what_is_last_in_the_order_and_missing_is_summed_out(order: Tensor | Non
     torch.testing.assert_close(marginal.exp(), full + full[partner], rtol=0, atol=1e-12)
 
 
-def test_an_order_is_that_of_the_permuted_features() -> None:
+def test_an_order_equals_permuted_features() -> None:
     made, order = emitter(), ORDERS[1]
     assert order is not None
     by_order = emission(made, len(COMPLETIONS), order=order).log_prob(COMPLETIONS.unsqueeze(1))
@@ -93,9 +93,7 @@ def test_an_order_is_that_of_the_permuted_features() -> None:
 @pytest.mark.parametrize("as_network", [False, True])
 @pytest.mark.parametrize("order", ORDERS)
 @each_backend("nade_draw")
-def test_draws_are_as_frequent_as_they_are_probable(
-    backend: str, order: Tensor | None, as_network: bool
-) -> None:
+def test_draws_have_their_probabilities(backend: str, order: Tensor | None, as_network: bool) -> None:
     made, count = emitter(dtype=torch.float32), 40000
     torch.manual_seed(1)
     with ops.use_backend(backend):
@@ -115,13 +113,13 @@ def test_draws_have_all_shapes_and_end_with_their_rows() -> None:
     assert draws.dtype == torch.float32
     assert draws[..., 1, :, :].count_nonzero() == draws[..., 2, 2:, :].count_nonzero() == 0
     assert draws.count_nonzero() > 0
-    with pytest.raises(ValueError, match=r"^z: expected latents that the emitter has probabilities for"):
+    with pytest.raises(ValueError, match=r"^z: expected latents with probabilities by the emitter"):
         NadeEmission(torch.full_like(z, torch.nan), made.weights, lengths).sample()
 
 
 @each_backend("nade_emission_log_prob")
 @pytest.mark.parametrize("layout", ["sliced", "time_major"])
-def test_gradients_are_the_oracles(backend: str, layout: str) -> None:
+def test_gradients_equal_the_oracle(backend: str, layout: str) -> None:
     case = Case("nade", particles=(2,), lengths="ragged", mask="dims", poison="nan")
     inputs = build("nade_emission_log_prob", replace(case, layout=layout), torch.float64)
     with ops.use_backend(backend):
@@ -142,7 +140,7 @@ def gradients(function: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
 
 @each_backend("nade_emission_log_prob")
 def test_features_need_not_be_binary(backend: str) -> None:
-    """The gradient by x is the derivative of the formula, which has a value at any x."""
+    """The gradient by x is the derivative of the formula, which is defined for any x."""
     case = Case("real", mask="dims", lengths="ragged")
     inputs = build("nade_emission_log_prob", case, torch.float64)
     inputs["x"] = inputs["x"] + torch.linspace(-0.5, 0.7, inputs["x"].numel()).view_as(inputs["x"])
@@ -154,7 +152,7 @@ def test_features_need_not_be_binary(backend: str) -> None:
         torch.testing.assert_close(got[name], gradient, rtol=1e-9, atol=1e-9, msg=name)
 
 
-def test_a_module_of_ones_own_gives_the_same_density() -> None:
+def test_a_user_defined_module_has_the_same_density() -> None:
     made = emitter()
     changed = emitter()
     changed.relu.register_forward_hook(lambda *_: None)
@@ -198,14 +196,14 @@ def test_there_is_no_mean() -> None:
         ({"emitter": lambda z_t: (z_t, z_t)}, "read: expected a floating-point tensor, got None"),
     ],
 )
-def test_what_does_not_fit_is_refused(changed: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(changed: dict[str, Any], message: str) -> None:
     weights: NadeEmitterWeights = emitter(dtype=torch.float32).weights
     given = {"emitter": weights, "lengths": torch.ones(2, dtype=torch.int64), "output_dim": D}
     with pytest.raises((ValueError, TypeError), match=f"^{message}"):
         NadeEmission(torch.zeros(2, 1, Z), **{**given, **changed})
 
 
-def test_a_network_gives_a_pair_of_the_right_sizes() -> None:
+def test_a_network_returns_a_pair_of_the_right_sizes() -> None:
     z, lengths, w = torch.zeros(2, 1, Z), torch.ones(2, dtype=torch.int64), torch.zeros(D, U)
     for network, message in (
         (lambda z_t: z_t, r"emitter: expected a pair \(logits, state\)"),

@@ -1,4 +1,4 @@
-"""The networks: names and initialisation of Pyro's example, and the formulas by hand."""
+"""The networks: names and initialisation as in Pyro's example, and their formulas."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from tests.helpers_model import LENGTHS, SIZES, TOLERANCE, assert_close, make_ba
 
 D, Z, E, R, H = 5, 3, 4, 6, 7
 
-# What `state_dict` of the example's DMM holds for two layers and one flow, in its order.
+# The `state_dict` of the example's DMM for two layers and one flow, in order.
 EXAMPLE = {
     "z_0": (Z,),
     "z_q_0": (Z,),
@@ -88,7 +88,7 @@ def test_names_and_shapes_are_the_examples() -> None:
     assert [(name, tuple(v.shape)) for name, v in state.items()] == list(EXAMPLE.items())
 
 
-def test_a_state_of_the_examples_names_loads_strictly_and_comes_back() -> None:
+def test_a_state_with_the_names_of_the_example_loads_strictly_and_is_saved_unchanged() -> None:
     dmm = full_dmm()
     dtypes = {name: value.dtype for name, value in dmm.state_dict().items()}
     state = {n: (9 * torch.rand(shape)).to(dtypes[n]) for n, shape in EXAMPLE.items()}
@@ -108,7 +108,7 @@ def test_former_names_load_nested_in_a_dmm() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: GatedTransition(Z, R), lambda: Combiner(Z, H)])
-def test_former_names_load_standing_alone(make: Callable[[], nn.Module]) -> None:
+def test_former_names_load_in_single_modules(make: Callable[[], nn.Module]) -> None:
     state = make().state_dict()
     former = in_former_names(state)
     assert former.keys() != state.keys()
@@ -244,7 +244,7 @@ FORMULAS = [
 @pytest.mark.parametrize("lead", [(), (4,), (2, 1, 4)])
 @pytest.mark.parametrize(("make", "by_hand", "widths"), FORMULAS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_modules_are_their_formulas(
+def test_modules_equal_their_formulas(
     make: Callable[[], nn.Module],
     by_hand: Callable[..., tuple[Tensor, ...]],
     widths: tuple[int, ...],
@@ -307,7 +307,7 @@ def test_the_inference_network_is_nn_rnn_on_the_packed_reverse(
         assert_close(mine, their, TOLERANCE[dtype])
 
 
-def test_what_stands_past_the_end_is_not_read() -> None:
+def test_values_past_the_end_are_not_read() -> None:
     net, lengths = InferenceNetwork(D, H, 2), torch.tensor(LENGTHS)
     x = make_batch(T=8).mini_batch
     dirty = x.clone()

@@ -20,7 +20,7 @@ from dmm_fast.data import load
 
 MODULES = ("data", "distributions", "infer", "music", "nn", "ops", "optim", "training")
 
-# What comes with Pyro is blocked after it. The download is a file of this machine.
+# Dependencies of Pyro are blocked after importing it. The download is a local file.
 WITHOUT_EXTRAS = """
 import sys
 folder, blob, *blocked = sys.argv[1:]
@@ -62,7 +62,7 @@ def test_info_and_download_need_no_extras(tmp_path: Path) -> None:
     assert complaints == ["dmm-fast: safetensors is not installed: pip install 'dmm-fast[cli]'"]
 
 
-def test_modules_and_classes_are_there_when_they_are_used() -> None:
+def test_modules_and_classes_are_imported_on_use() -> None:
     for name in MODULES:
         assert getattr(dmm_fast, name) is importlib.import_module(f"dmm_fast.{name}")
     assert dmm_fast.GraphedSVI is dmm_fast.infer.GraphedSVI
@@ -72,7 +72,7 @@ def test_modules_and_classes_are_there_when_they_are_used() -> None:
 
 
 @pytest.mark.parametrize("name", ["", *(f".{name}" for name in MODULES)])
-def test_all_that_a_package_lists_is_there(name: str) -> None:
+def test_all_listed_names_exist(name: str) -> None:
     module = importlib.import_module(f"dmm_fast{name}")
     assert all(hasattr(module, each) for each in dir(module))
     assert {*module.__all__} <= {*dir(module)}
@@ -89,7 +89,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 @pytest.mark.parametrize("package", [dmm_fast, dmm_fast.training])
-def test_type_checkers_see_what_is_imported_lazily(package: ModuleType) -> None:
+def test_type_checkers_see_lazy_imports(package: ModuleType) -> None:
     tree = ast.parse(inspect.getsource(package))
     (branch,) = [node for node in tree.body if isinstance(node, ast.If)]
     imports = [node for node in branch.body if isinstance(node, ast.ImportFrom)]

@@ -1,4 +1,4 @@
-"""The posterior's draws: their density and gradient, those of anything else, and the KL."""
+"""The posterior: density and gradient of its draws and of other values, and the KL."""
 
 import copy
 
@@ -30,8 +30,8 @@ B, T, Z, D = len(LENGTHS), max(LENGTHS), 3, 5
 @pytest.mark.parametrize("kind", ["posterior", "flows"])
 @pytest.mark.parametrize("lead", [(), (3,)])
 def test_a_draw_has_the_density_and_gradient_of_the_general_path(kind: str, lead: tuple[int, ...]) -> None:
-    """The general path differentiates through the value as well: together, the total derivative."""
-    torch.set_default_dtype(torch.float64)  # Pyro inverts a flow from zeros of the default dtype
+    """The general path also differentiates through the value, which gives the total derivative."""
+    torch.set_default_dtype(torch.float64)  # Pyro's inverse of a flow starts from zeros of the default dtype
     dmm = small_dmm(dtype=torch.float64, **(FLOWS if kind == "flows" else {}))
     q = posterior_of(dmm, torch.float64).expand((*lead, B))
     z = q.rsample()
@@ -40,7 +40,7 @@ def test_a_draw_has_the_density_and_gradient_of_the_general_path(kind: str, lead
     weight = torch.linspace(0.5, 2.0, B, dtype=torch.float64)
     ours, theirs = ((v * weight).sum() for v in (drawn, general))
     ours_grads, their_grads = gradients(ours, dmm), gradients(theirs, dmm)
-    # The locations cancel: what is left of them in the general path is rounding.
+    # The locations cancel; in the general path only rounding errors remain.
     scale = max(float(g.norm()) for g in their_grads.values())
     assert len(ours_grads) > 0
     for name, grad in their_grads.items():
@@ -48,7 +48,7 @@ def test_a_draw_has_the_density_and_gradient_of_the_general_path(kind: str, lead
         assert float((mine - grad).norm()) < 1e-10 * scale, name
 
 
-def test_the_density_of_a_draw_is_what_the_steps_say() -> None:
+def test_the_density_of_a_draw_equals_that_of_its_steps() -> None:
     dmm = small_dmm(dtype=torch.float64)
     for q, kind in ((posterior_of(dmm, torch.float64), "posterior"), (None, "prior")):
         d = q if q is not None else dmm.prior(torch.tensor(LENGTHS), T)
@@ -62,7 +62,7 @@ def test_the_density_of_a_draw_is_what_the_steps_say() -> None:
         assert_close(d.log_prob(z), total, 1e-12)
 
 
-def test_only_the_very_tensor_drawn_last_counts_as_the_draw() -> None:
+def test_only_the_tensor_drawn_last_is_treated_as_the_draw() -> None:
     """A later draw, another value and an expanded copy each have their own density."""
     q = posterior_of(small_dmm(dtype=torch.float64), torch.float64)
     first = q.rsample()
@@ -77,8 +77,8 @@ def test_only_the_very_tensor_drawn_last_counts_as_the_draw() -> None:
 
 @pytest.mark.parametrize("kind", ["prior", "posterior", "flows"])
 def test_the_density_of_a_sample_without_gradient_still_has_one(kind: str) -> None:
-    """``sample`` detaches the value, not the parameters: score-function estimators need both."""
-    torch.set_default_dtype(torch.float64)  # Pyro inverts a flow from zeros of the default dtype
+    """``sample`` detaches the value but not the parameters, as score-function estimators need."""
+    torch.set_default_dtype(torch.float64)  # Pyro's inverse of a flow starts from zeros of the default dtype
     dmm = small_dmm(dtype=torch.float64, **(FLOWS if kind == "flows" else {}))
     q = dmm.prior(torch.tensor(LENGTHS), T) if kind == "prior" else posterior_of(dmm, torch.float64)
     z = q.sample()
@@ -93,8 +93,8 @@ def test_the_density_of_a_sample_without_gradient_still_has_one(kind: str) -> No
 
 @pytest.mark.filterwarnings("ignore:ConditionalAutoRegressiveNN input_dim = 1")
 def test_the_density_of_flows_integrates_the_jacobian() -> None:
-    """One latent, one step: the density of the flowed draw sums to one on a fine grid."""
-    torch.set_default_dtype(torch.float64)  # Pyro inverts a flow from zeros of the default dtype
+    """With one latent and one step, the density of the flowed draw sums to one on a fine grid."""
+    torch.set_default_dtype(torch.float64)  # Pyro's inverse of a flow starts from zeros of the default dtype
     dmm = small_dmm(dtype=torch.float64, z_dim=1, num_iafs=2, iaf_dim=6)
     lengths = torch.tensor([1])
     q = dmm.posterior(dmm.rnn(torch.ones(1, 1, D).double(), dmm.h_0[0, 0], lengths), lengths)
@@ -129,7 +129,7 @@ def test_the_density_of_a_prior_whose_scale_underflows_is_finite() -> None:
     with torch.no_grad():
         dmm.trans.lin_sig.weight.zero_()
         dmm.trans.lin_sig.bias.fill_(-300.0)
-        # With the gate shut and nothing to map the location is 0 to the last bit, whoever computes it.
+        # With the gate closed and zero weights, the location is exactly 0 in every backend.
         dmm.trans.lin_gate_hidden_to_z.weight.zero_()
         dmm.trans.lin_gate_hidden_to_z.bias.fill_(-1e4)
         dmm.trans.lin_z_to_loc.bias.zero_()
@@ -200,7 +200,9 @@ def test_flows_have_no_analytic_kl_and_the_mean_field_elbo_samples_it() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"min_scale": 0.3}], ids=str)
 @pytest.mark.parametrize("by", ["weights", "network"])
-def test_moments_of_a_mean_field_posterior_are_those_of_its_draws(options: dict[str, float], by: str) -> None:
+def test_moments_of_a_mean_field_posterior_equal_those_of_its_draws(
+    options: dict[str, float], by: str
+) -> None:
     q = posterior_of(small_dmm(inference="mf-r", **options))
     assert isinstance(q, MeanFieldPosterior)
     if by == "network":

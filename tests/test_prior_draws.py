@@ -14,7 +14,7 @@ B, T, Z, X = len(LENGTHS), max(LENGTHS), 3, 2
 
 @pytest.mark.parametrize("start", [(), (B,)], ids=["one start", "a start for each row"])
 @pytest.mark.parametrize("extra", [0, X], ids=["alone", "with inputs"])
-def test_it_does_not_matter_how_the_chain_is_drawn(extra: int, start: tuple[int, ...]) -> None:
+def test_all_ways_to_draw_the_chain_are_equivalent(extra: int, start: tuple[int, ...]) -> None:
     transition = stir(GatedTransition(Z, 4, extra)).double()
     z_0 = torch.linspace(-1, 1, Z, dtype=torch.float64).expand(*start, Z)
     inputs = torch.linspace(-1, 1, B * T * X, dtype=torch.float64).reshape(B, T, X) if extra else None
@@ -43,7 +43,7 @@ def test_weights_of_another_width_are_named() -> None:
         MarkovPrior(torch.zeros(Z), weights, torch.tensor(LENGTHS), T, torch.zeros(B, T, X))
 
 
-def test_the_op_takes_no_inputs_for_none() -> None:
+def test_the_op_treats_empty_inputs_as_none() -> None:
     eps, lengths = torch.randn(B, T, Z), torch.tensor(LENGTHS)
     weights = GatedTransition(Z, 4).weights
     with torch.no_grad():

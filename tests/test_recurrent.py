@@ -1,4 +1,4 @@
-"""Recurrent networks in place of the package's own, and the package's own in place of torch's."""
+"""Other recurrent networks in place of the package's, and the package's in place of torch's."""
 
 from typing import Any
 
@@ -18,14 +18,14 @@ H_0 = torch.linspace(-1, 1, H)
 
 
 class PlainLSTM(nn.LSTM):
-    """An LSTM that Pyro's example could have: called with a packed batch and one tensor of states."""
+    """An LSTM with the calling convention of Pyro's example: a packed batch and one tensor of states."""
 
     def forward(self, x: Any, h_0: Tensor) -> Any:  # type: ignore[override]
         return super().forward(x, (h_0, torch.zeros_like(h_0)))
 
 
 class Lookahead(nn.Module):
-    """A network of the documented form that is none of torch's."""
+    """A user-defined network with the documented signature."""
 
     def forward(self, x: Tensor, h_0: Tensor, lengths: Tensor) -> Tensor:
         return x.flip(1).cumsum(1).flip(1).mean(-1, keepdim=True) + h_0
@@ -82,7 +82,7 @@ def test_a_packed_batch_is_read_as_by_an_rnn_of_torch(layers: int, enforce_sorte
     assert_close(mine, other, 1e-5)
 
 
-def test_the_guide_reads_with_any_network_and_says_so() -> None:
+def test_the_guide_supports_any_network_with_a_warning() -> None:
     dmm, batch = small_dmm(), make_batch()
     dmm.rnn = Lookahead()
     with pytest.warns(NotFusedWarning, match="^rnn is computed by its own forward, .*: it is a Lookahead"):
@@ -92,7 +92,7 @@ def test_the_guide_reads_with_any_network_and_says_so() -> None:
 
 @pytest.mark.parametrize("inference", ["st-l", "st-lr", "mf-lr"])
 def test_torchs_networks_read_in_the_direction_of_the_guide(inference: str) -> None:
-    """As the package's own do, which a network of torch's with the same weights is compared to."""
+    """Compare a network of torch with the package's network of the same weights."""
     dmm, batch = small_dmm(inference=inference), make_batch()
     expected = dmm.encode(dmm.mini_batch(*batch))
     own = [dmm.rnn.left, dmm.rnn.right] if inference.endswith("lr") else [dmm.rnn]
@@ -137,7 +137,7 @@ def test_a_module_of_both_directions_is_given_both_states() -> None:
 def test_a_network_of_other_directions_is_named(
     inference: str, rnn: nn.Module, message: str, lengths: tuple[int, ...]
 ) -> None:
-    """Of two rows too, whose states two directions' could be."""
+    """With two rows as well, whose states could be mistaken for two directions."""
     dmm = small_dmm(inference=inference)
     dmm.rnn = rnn
     with pytest.raises(ValueError, match=f"^rnn: expected {message}"):
@@ -164,7 +164,7 @@ def test_guides_under_autocast(inference: str, rnn: str) -> None:
         (nn.Bilinear(D, H, 2), r"^rnn: expected a module with forward\(x, h_0, lengths\)"),
     ],
 )
-def test_a_network_of_another_form_is_named(rnn: nn.Module, message: str) -> None:
+def test_a_network_with_another_signature_is_named(rnn: nn.Module, message: str) -> None:
     batch = make_batch()
     with pytest.raises((TypeError, ValueError), match=message):
         read(rnn, batch.mini_batch, H_0, batch.mini_batch_seq_lengths)

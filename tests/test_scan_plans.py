@@ -1,4 +1,4 @@
-"""Plans of the scans as the compiled library takes them: good ones take shared memory, others are refused."""
+"""Plans of the scans in the compiled library: shared memory of valid ones, errors for others."""
 
 import re
 
@@ -36,12 +36,12 @@ def changed(plan: list[int], place: int, number: int) -> list[int]:
         *((s, p) for s in SCANS[2:] for p in (BY_LANES, LANES_BY_WORDS, ON_TENSOR_CORES, FOR_COMBINER)),
     ],
 )
-def test_a_plan_takes_shared_memory(scan: str, plan: list[int]) -> None:
+def test_the_library_returns_the_shared_memory_of_a_plan(scan: str, plan: list[int]) -> None:
     assert shared_bytes(scan, plan, 100) > 0
 
 
 @pytest.mark.parametrize("kind", ["", "rnn", "rnn_scan_backward"])
-def test_a_kind_that_is_not_there_is_refused(kind: str) -> None:
+def test_an_unknown_kind_is_refused(kind: str) -> None:
     with pytest.raises(RuntimeError, match="kind: expected one of the scans' kernels, got "):
         kernels.__wrapped__(kind)
 
@@ -126,7 +126,7 @@ def test_a_malformed_plan_of_tensor_cores_is_refused(plan: list[int]) -> None:
 
 
 def test_a_team_needs_no_inbox() -> None:
-    """Those of five blocks have the outputs of 32 groups of eight lanes, for two steps."""
+    """Teams of five blocks have the outputs of 32 groups of eight lanes, for two steps."""
     of_cluster, of_team = (shared_bytes("combiner_scan", plan, 100) for plan in (BY_LANES, LANES_BY_WORDS))
     assert of_cluster - of_team == 2 * 5 * 32 * 8 * 4
 
@@ -149,7 +149,7 @@ numbers = st.one_of(
     ),
     latents=numbers,
 )
-def test_any_numbers_are_a_plan_or_refused(scan: str, plan: list[int], latents: int) -> None:
+def test_any_numbers_are_a_valid_plan_or_refused(scan: str, plan: list[int], latents: int) -> None:
     try:
         said = f"{torch.ops.dmm_fast._scan_shared_bytes(scan, plan, latents)} bytes"
     except RuntimeError as error:
@@ -160,8 +160,8 @@ def test_any_numbers_are_a_plan_or_refused(scan: str, plan: list[int], latents: 
 @pytest.mark.parametrize("rows", [109, 216])
 @pytest.mark.parametrize("units", [1, 64])
 @pytest.mark.parametrize("backward", [False, True])
-def test_a_block_alone_has_all_inputs_in_a_chunk(rows: int, units: int, backward: bool) -> None:
-    """Kernels of several chunks are compiled for clusters only, and empty elsewhere."""
+def test_a_single_block_has_all_inputs_in_one_chunk(rows: int, units: int, backward: bool) -> None:
+    """Kernels of several chunks are compiled for clusters only."""
     plan = rnn_plan(rows, units, ALONE, backward)
     (tiling,) = plan.tilings
     assert isinstance(tiling, WarpTiling)
@@ -170,6 +170,6 @@ def test_a_block_alone_has_all_inputs_in_a_chunk(rows: int, units: int, backward
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_combiner_scan_of_many_units_has_a_kernel(backward: bool) -> None:
-    """A block of more than 1024 units takes them in turns, and keeps no weights: of neither matrix."""
+    """A block of more than 1024 units computes them in several passes, and keeps no weights on chip."""
     plan = combiner_plan(20, 1528, 18, ALONE, backward)
     assert [tiling.in_registers for tiling in plan.tilings] == [0, 0]

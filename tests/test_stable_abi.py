@@ -1,4 +1,4 @@
-"""The compiled libraries ask of torch and of Python only what later ones keep: their stable ABIs."""
+"""The compiled libraries use only the stable ABIs of torch and Python."""
 
 import re
 import shutil
@@ -18,9 +18,9 @@ CSRC = ROOT / "csrc"
 # torch: the functions of its C shims. Headers of torch::stable and torch::headeronly leave nothing undefined.
 TORCH_C = re.compile(r"(aoti_)?torch_\w+")
 TORCH_CPP = re.compile(r"N[rVK]*(2at|3c10|5torch|6caffe2)(?!E)")
-# What C++ itself brings: std, its run-time type information, new and delete.
+# The C++ run-time: std, type information, new and delete.
 CPP = re.compile(r"_Z(T[ISTV])?(N?[rVK]*S[tabsiod]|N10__cxxabiv1|n[wa]|d[la])")
-# Python: of the limited API, https://docs.python.org/3/c-api/stable.html, that which the library needs.
+# Python: the part of the limited API, https://docs.python.org/3/c-api/stable.html, that the library uses.
 PYTHON = {"PyModule_Create2"}
 
 STABLE_HEADERS = ("torch/csrc/stable/", "torch/headeronly/", "torch/csrc/inductor/aoti_torch/c/shim.h")
@@ -28,7 +28,7 @@ UNSTABLE_HEADERS = ("torch/", "ATen/", "c10/", "caffe2/", "pybind11/")
 
 
 def undefined_symbols(elf: bytes) -> list[str]:
-    """Symbols that a shared library takes from others."""
+    """The undefined symbols of a shared library."""
     if elf[:6] != b"\x7fELF\x02\x01":
         pytest.skip("libraries here are no ELF files of 64 bits, little-endian")
     sections, size, count = (*struct.unpack_from("<Q", elf, 0x28), *struct.unpack_from("<HH", elf, 0x3A))
@@ -58,13 +58,13 @@ def unstable(symbols: list[str]) -> list[str]:
 
 
 def unstable_includes(source: str) -> list[str]:
-    """The headers of torch that are none of its stable ABI's, and those of pybind11."""
+    """The included headers of torch outside its stable ABI, and those of pybind11."""
     headers = re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)', source, re.MULTILINE)
     return [h for h in headers if h.startswith(UNSTABLE_HEADERS) and not h.startswith(STABLE_HEADERS)]
 
 
 def sources() -> Iterator[Path]:
-    """All that the libraries are compiled from; the emulator is a module for tests of its own."""
+    """All source files of the libraries; the emulator is a separate module for tests."""
     folders = (CSRC, ROOT / "benchmarks" / "csrc")
     files = (path for folder in folders for path in folder.rglob("*.[hc]*"))
     return (path for path in files if path.parent.name != "emulator")
@@ -104,7 +104,7 @@ def test_the_exchange_floor_needs_only_stable_symbols() -> None:
         "_torch_hidden",
     ],
 )
-def test_an_unstable_symbol_is_found(symbol: str) -> None:
+def test_an_unstable_symbol_is_detected(symbol: str) -> None:
     assert unstable(["malloc", symbol, "_ZNSs2atEm", "_ZNKSt6vectorIiSaIiEE2atEm"]) == [symbol]
 
 
@@ -128,7 +128,7 @@ def test_the_sources_include_only_stable_headers() -> None:
     assert {path: headers for path, headers in found.items() if headers} == {}
 
 
-def test_the_kernels_know_nothing_of_torch() -> None:
+def test_the_kernels_do_not_include_torch() -> None:
     if not CSRC.is_dir():
         pytest.skip(f"the sources are not here: {CSRC}")
     kernels = [path for path in sources() if path.parent.name in ("cpu", "cuda")]
@@ -140,6 +140,6 @@ def test_the_kernels_know_nothing_of_torch() -> None:
     "header",
     ["torch/extension.h", "torch/csrc/inductor/x.h", "ATen/ATen.h", "c10/util/Half.h", "pybind11/stl.h"],
 )
-def test_an_unstable_header_is_found(header: str) -> None:
+def test_an_unstable_header_is_detected(header: str) -> None:
     stable = "#include <vector>\n#include <torch/csrc/stable/ops.h>\n"
     assert unstable_includes(f"{stable}#  include <{header}>\n") == [header]

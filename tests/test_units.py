@@ -40,7 +40,7 @@ def in_units(batch: Any) -> Any:
 
 @pytest.mark.parametrize("per_step_sites", [False, True])
 @pytest.mark.parametrize("missing", [0, 2, 3])
-def test_units_change_the_loss_by_their_logarithms_alone(missing: int, per_step_sites: bool) -> None:
+def test_units_change_the_loss_only_by_their_logarithms(missing: int, per_step_sites: bool) -> None:
     dmm, batch = gaussian(per_step_sites=per_step_sites), gaussian_batch(missing)
     loss, grads = loss_and_grads(dmm, batch, Trace_ELBO())
     dmm.x_loc, dmm.x_scale = LOC.double(), SCALE.double()
@@ -69,7 +69,7 @@ def test_the_units_of_a_data_set_are_its_moments() -> None:
         assert_close(dmm.x_scale[d], values.std(correction=0), 1e-12)
 
 
-def test_what_is_drawn_is_in_the_units_of_the_data() -> None:
+def test_draws_are_in_the_units_of_the_data() -> None:
     dmm, batch = gaussian(), gaussian_batch()
     draws = []
     for given in (batch, in_units(batch)):
@@ -108,7 +108,7 @@ def test_units_are_part_of_the_state() -> None:
         ("gaussian", [[1.0]], r"^sequences: expected a floating-point tensor"),
     ],
 )
-def test_units_that_cannot_be_are_refused(emission: str, sequences: Any, message: str) -> None:
+def test_invalid_units_are_refused(emission: str, sequences: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         small_dmm(emission=emission).standardize(sequences)
 
@@ -156,7 +156,7 @@ def test_a_least_scale_is_added_at_every_step(emission: str, flows: dict[str, An
     assert abs(losses[False, 0.3][0] - losses[False, 0.0][0]) > 0.1
 
 
-def test_the_analytic_kl_knows_the_least_scale() -> None:
+def test_the_analytic_kl_includes_the_least_scale() -> None:
     dmm, batch = gaussian(min_scale=0.3), gaussian_batch()
     lengths = batch.mini_batch_seq_lengths
     posterior = dmm.posterior(dmm.encode(dmm.mini_batch(*batch)), lengths)
@@ -172,7 +172,7 @@ def test_the_analytic_kl_knows_the_least_scale() -> None:
     assert math.isfinite(TraceMeanField_ELBO().loss(dmm.model, dmm.guide, *batch))
 
 
-def test_a_least_scale_bounds_the_density_of_what_has_no_spread() -> None:
+def test_a_least_scale_bounds_the_density_of_constant_data() -> None:
     dmm = small_dmm(emission="gaussian", min_scale=0.01)
     with torch.no_grad():
         dmm.emitter.lin_hidden_to_scale.weight.zero_()
@@ -187,7 +187,7 @@ def test_a_least_scale_bounds_the_density_of_what_has_no_spread() -> None:
 # --- what a state dict says of units --------------------------------------------------------------------
 
 
-def test_a_state_that_is_not_of_a_whole_model_leaves_the_units() -> None:
+def test_a_partial_state_leaves_the_units_unchanged() -> None:
     dmm = gaussian()
     dmm.standardize(in_units(gaussian_batch()).mini_batch)
     loc = dmm.x_loc
@@ -220,7 +220,7 @@ def test_units_that_do_not_fit_are_not_loaded(emission: str, units: dict[str, An
         dmm.load_state_dict({**dmm.state_dict(), **units})
 
 
-def test_a_constant_whose_mean_is_off_by_a_bit_keeps_its_unit() -> None:
+def test_a_constant_with_a_rounded_mean_keeps_its_unit() -> None:
     dmm = gaussian()
     x = torch.randn(1000, 6, D, dtype=torch.float64)
     x[..., 2] = 0.1
@@ -230,7 +230,7 @@ def test_a_constant_whose_mean_is_off_by_a_bit_keeps_its_unit() -> None:
         small_dmm(emission="gaussian").standardize(1e-60 * x.sign())
 
 
-def test_units_and_an_emission_of_ones_own_exclude_each_other() -> None:
+def test_units_and_a_user_defined_emission_exclude_each_other() -> None:
     class Own(DMM):
         def emission(self, *args: Any) -> Any:
             return super().emission(*args)

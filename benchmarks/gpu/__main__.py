@@ -1,9 +1,9 @@
 """``python -m benchmarks.gpu --out DIR --preset first``: check and measure on a machine with one NVIDIA GPU.
 
-``--preset first`` says what is right and where the time goes, ``--preset second`` measures again after fixes;
-each takes about 300 seconds. ``--smoke`` checks each CUDA kernel, in about 20 seconds. ``--only`` runs single
-stages. A stage that fails, hangs or is cut off keeps what it has found, and the next begins. DIR/results.json
-is written again after each unit.
+``--preset first`` checks correctness and profiles a step, ``--preset second`` repeats the measurements after
+fixes; each takes about 300 seconds. ``--smoke`` checks each CUDA kernel, in about 20 seconds. ``--only`` runs
+single stages. If a stage fails, hangs or runs out of time, its findings so far are kept, and the next stage
+begins. DIR/results.json is rewritten after each unit.
 """
 
 import argparse
@@ -19,22 +19,22 @@ from benchmarks.gpu.runner import BUDGET, PRESETS, STAGES, Options, run_stages
 from benchmarks.gpu.triton_cache import ARCHIVE
 from benchmarks.report.smoke import summary
 
-# A stage of a dry run has this many times its seconds, as far as the budget goes.
+# Factor on the time budget of each stage in a dry run; the total budget still applies.
 DRY_RUN_PATIENCE = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the stages. Returns 0, or 1 when one of them failed, or 130 after an interrupt."""
+    """Run the stages. Returns 0, or 1 if one of them failed, or 130 after an interrupt."""
     begun, parser = time.monotonic(), _parser()
     args = parser.parse_args(argv)
     fault = _fault(args)
     if fault:
         parser.error(fault)
     wanted = {"machine", *(args.only or ["smoke"])}
-    # The order of the stages is always that of the table: later ones build on earlier ones.
+    # Stages run in the order of the table, as later stages depend on earlier ones.
     stages = PRESETS.get(args.preset) or {name: STAGES[name][1] for name in STAGES if name in wanted}
     if args.quick:
-        # A dry run asks whether all of it works; how long that takes on its machine is no answer.
+        # A dry run tests whether every stage works; its machine may be much slower.
         stages = {name: DRY_RUN_PATIENCE * seconds for name, seconds in stages.items()}
     options = Options(
         out=Path(args.out),
@@ -49,11 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if args.device == "cuda":
         _build_floor()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # an end of the workers, too
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # also ends the workers
     try:
         results = run_stages(args.budget - (time.monotonic() - begun), options)
     except KeyboardInterrupt:
-        print(f"interrupted; what was found until then is in {args.out}", file=sys.stderr)
+        print(f"interrupted; the findings so far are in {args.out}", file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -62,15 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _build_floor() -> None:
-    """Build the kernel of the floors where that can be done and was not; else say why they are left out."""
+    """Build the kernel of the exchange floors if necessary; if that fails, print why they are skipped."""
     from benchmarks import exchange_floor
 
     if why := exchange_floor.ensure():
-        print(f"The floors of the scans' exchanges are left out: {why}.", flush=True)
+        print(f"The floors of the scans' exchanges are skipped: {why}.", flush=True)
 
 
 def _fault(args: argparse.Namespace) -> str | None:
-    """The first thing that is wrong with the arguments, before anything is written."""
+    """The first error in the arguments, or None; checked before anything is written."""
     out, data, cache = (Path(path) if path else None for path in (args.out, args.data, args.triton_cache))
     if out is None or (out.exists() and not out.is_dir()) or (out / "rows.jsonl").exists():
         return f"--out: expected a folder without earlier results, got {args.out!r}"
@@ -81,7 +81,7 @@ def _fault(args: argparse.Namespace) -> str | None:
     if not 0 < args.budget < 1e6:
         return f"--budget: expected a number of seconds, got {args.budget}"
     if find_spec("pyro") is None:
-        return "pyro: expected it to be installed, or run.sh of the kit, which brings it"
+        return "pyro: expected it to be installed, or the run.sh of a kit, which contains it"
     import torch
 
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -93,20 +93,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--out", required=True, help="folder for results and logs; must hold no earlier run")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--preset", choices=list(PRESETS), help="a whole run")
+    what.add_argument("--preset", choices=list(PRESETS), help="a complete run")
     what.add_argument(
         "--only", nargs="+", choices=list(STAGES), metavar="STAGE", help=f"of {', '.join(STAGES)}"
     )
-    what.add_argument("--smoke", action="store_true", help="each CUDA kernel against float64, and no more")
-    parser.add_argument(
-        "--budget", type=float, default=BUDGET, help="at most so many seconds in all (default: 300)"
-    )
+    what.add_argument("--smoke", action="store_true", help="only compare each CUDA kernel with float64")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="time limit in seconds (default: 300)")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: a dry run")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, for a dry run")
     parser.add_argument("--data", help="a file of chorales, or a folder holding JSB_Chorales.mat")
-    parser.add_argument("--commit", help="the commit of this tree, where git cannot tell")
-    parser.add_argument("--triton-cache", help=f"{ARCHIVE} of an earlier run, to compile nothing twice")
-    parser.add_argument("--plugin", help="a module whose install() runs first in each worker, for tests")
+    parser.add_argument("--commit", help="the commit of this tree, if it is not a git checkout")
+    parser.add_argument("--triton-cache", help=f"{ARCHIVE} of an earlier run, to reuse its compiled kernels")
+    parser.add_argument("--plugin", help="a module whose install() is called first in each worker, for tests")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""A call of an op at given sizes: its work, and the backends that can run it."""
+"""Calls of an op at given sizes: their operations and bytes, and the backends that can run them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ Function = Callable[..., Any]
 
 
 def backends_of(op: str, device: str) -> list[str]:
-    """The backends that compute the op in float32 on the device in this build, the reference last."""
+    """The backends of this build that compute the op in float32 on the device, the reference last."""
     able = _backends.candidates(op, device, torch.float32)
     return [name for name in ops.BACKENDS[::-1] if name in able]
 
@@ -35,7 +35,7 @@ def every_op() -> list[str]:
 
 
 def by(name: str, op: str) -> Function:
-    """The public op, computed by the backend of that name."""
+    """The public op, computed by the given backend."""
 
     def function(**inputs: Any) -> Any:
         with ops.use_backend(name):
@@ -45,16 +45,16 @@ def by(name: str, op: str) -> Function:
 
 
 def reference_of(op: str) -> Function:
-    """The reference itself, without checks and the choice of a backend."""
+    """The reference function, without argument checks and choice of backend."""
     function: Function = getattr(reference, op)
     return function
 
 
 class Call:
-    """An op's arguments on a device, drawn as they come, and what is timed with them.
+    """Random arguments of an op on a device, and functions to time with them.
 
-    Every floating argument of an op that has gradients wants one, so ``forward`` saves what a training step
-    would.
+    Every floating-point argument of a differentiable op requires a gradient, so that ``forward`` saves the
+    same tensors as a training step.
     """
 
     def __init__(self, op: str, sizes: Sizes, device: str) -> None:
@@ -74,20 +74,20 @@ class Call:
                 tensor.requires_grad_()
 
     def forward(self, function: Function) -> Callable[[], Any]:
-        """The op alone."""
+        """A function that calls the op."""
         if self.steps_in_place:
             return lambda: function(**self.inputs, **ADAM_OPTIONS)
         return lambda: function(**self.inputs)
 
     def both(self, function: Function) -> Callable[[], Any]:
-        """The op and the gradient of every argument."""
+        """A function that calls the op and computes the gradient of every argument."""
         return lambda: self._gradients(as_tuple(function(**self.inputs)))
 
     def backward(self, function: Function) -> Callable[[], Any]:
-        """The gradients alone, of one call made now, with respect to copies of the arguments.
+        """A function that computes only the gradients, of a call made here, by copies of the arguments.
 
-        The call's graph stays alive, and with it its leaves keep the stream it was made on: a capture on
-        another stream that shared them would fail (pytorch/pytorch#137483).
+        The autograd graph of the call stays alive, and its leaves remain tied to the current stream. A
+        capture on another stream that used the same leaves would fail (pytorch/pytorch#137483).
         """
         inputs = map_tensors(self.inputs, lambda _, tensor: tensor.detach().clone())
         wanted = [tensor.requires_grad_() for tensor in differentiable(inputs).values()]
@@ -98,12 +98,12 @@ class Call:
     def _gradients(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
         return torch.autograd.grad(outputs, self.wanted, self.incoming, allow_unused=True)
 
-    # --- how much there is to do ------------------------------------------------------------------------
+    # --- operations and bytes ---------------------------------------------------------------------------
 
     def flops(self) -> int:
-        """Of the forward: each matrix meets each row once, and a multiply-add is two.
+        """Operations of the matrix products of the forward pass; a multiply-add counts as two.
 
-        What is elementwise is not counted. The backward of a product is two such products.
+        Elementwise operations are not counted. The backward pass of a product is two products.
         """
         if self.steps_in_place:
             return 0
@@ -112,12 +112,12 @@ class Call:
         return 2 * rows * sum(t.numel() for (_, _, name), t in given if name.startswith("w"))
 
     def bytes_forward(self) -> int:
-        """Every argument read once, every result written once. The optimizer writes all it reads."""
+        """Bytes of every argument read and every result written once; an optimizer writes what it reads."""
         read = sum(_bytes(tensor) for _, tensor in tensors(self.inputs))
         return read + (read if self.steps_in_place else sum(map(_bytes, self.incoming)))
 
     def bytes_both(self) -> int:
-        """The forward's; then arguments and incoming gradients read once, every gradient written once."""
+        """Bytes of the forward pass, then of arguments and incoming gradients read, and gradients written."""
         return 2 * self.bytes_forward() + sum(map(_bytes, self.wanted))
 
 

@@ -1,4 +1,4 @@
-"""How long work takes on a device: by CUDA events on a GPU, by the clock on a CPU."""
+"""Times of functions on a device: by CUDA events on a GPU, by the wall clock on a CPU."""
 
 import time
 from collections.abc import Callable
@@ -13,19 +13,19 @@ Step = Callable[[], Any]
 
 MOST_ROUNDS, LEAST_ROUNDS = 30, 3
 WARM_UP = 3
-# Steps before a capture: what they set up, the graph may not.
+# Eager steps before a capture, for initialisation that must not be captured.
 BEFORE_CAPTURE = 1
-# A replay of less takes turns with others between the same two events, whose own gap would count.
+# Shorter replays are timed several at once, as the overhead between two events would matter.
 SHORT_MS = 1.0
 TOGETHER = 20
 
 
 def time_calls(step: Step, device: str, *, seconds: float = 0.5) -> Samples:
-    """The durations of ``step``, called as it comes: as many rounds as fit into about ``seconds``.
+    """The durations of eager calls of ``step``, for about ``seconds``.
 
-    A step of which few fit is called :data:`LEAST_ROUNDS` times, without a further warm-up. On a GPU calls
-    are queued and each is between two events, so one that takes the host longer to start than the device to
-    do counts what it takes to start.
+    A long step is called :data:`LEAST_ROUNDS` times without further warm-up. On a GPU the calls are queued,
+    each between two events. A step whose launches take the host longer than its kernels take the device is
+    therefore measured by its launch time.
     """
     step()
     first = sum(_rounds(step, device, 1))
@@ -36,10 +36,10 @@ def time_calls(step: Step, device: str, *, seconds: float = 0.5) -> Samples:
 
 
 def time_graph(step: Step, *, seconds: float = 0.3) -> Samples:
-    """The durations of ``step`` replayed from a CUDA graph, several in a row where they are short.
+    """The durations of ``step`` replayed from a CUDA graph; short replays are timed several at once.
 
     Raises:
-        RuntimeError: it cannot be captured.
+        RuntimeError: the function cannot be captured.
     """
     replay = capture(step)
     replay()
@@ -54,10 +54,10 @@ def time_graph(step: Step, *, seconds: float = 0.3) -> Samples:
 
 
 def time_launches(launch: Step, *, together: int = TOGETHER, rounds: int = 5) -> Samples:
-    """The durations of ``launch``, of which a CUDA graph holds several in a row, in a few replays.
+    """The durations of ``launch``, from a few replays of a CUDA graph of several of them.
 
     Raises:
-        RuntimeError: it cannot be captured.
+        RuntimeError: the function cannot be captured.
     """
 
     def several() -> None:
@@ -70,7 +70,7 @@ def time_launches(launch: Step, *, together: int = TOGETHER, rounds: int = 5) ->
 
 
 def capture(step: Step) -> Step:
-    """A function that replays ``step`` from a CUDA graph, on the memory it was captured with."""
+    """Capture ``step`` in a CUDA graph; returns a function that replays it on the same memory."""
     graphs = CudaGraphs(torch.device("cuda", torch.cuda.current_device()))
     for _ in range(BEFORE_CAPTURE):
         graphs.run(step)
@@ -78,9 +78,9 @@ def capture(step: Step) -> Step:
 
 
 def _rounds(step: Step, device: str, count: int) -> list[float]:
-    """Milliseconds of ``count`` calls."""
+    """Time ``count`` calls, in milliseconds."""
     if device != "cuda":
-        return [_by_the_clock(step) for _ in range(count)]
+        return [_wall_clock_ms(step) for _ in range(count)]
     pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
     torch.cuda.synchronize()
     for begin, end in pairs:
@@ -91,7 +91,7 @@ def _rounds(step: Step, device: str, count: int) -> list[float]:
     return [begin.elapsed_time(end) for begin, end in pairs]
 
 
-def _by_the_clock(step: Step) -> float:
+def _wall_clock_ms(step: Step) -> float:
     start = time.perf_counter()
     step()
     return 1e3 * (time.perf_counter() - start)

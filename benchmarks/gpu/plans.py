@@ -1,4 +1,4 @@
-"""Scans by plans of one kind, whatever the planner would choose."""
+"""Scans under plans of a given exchange, in place of the planner's choice."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ from dmm_fast.cuda.plan import Exchange, Plan, combiner_plans, rnn_plans
 
 @contextmanager
 def exchanging(how: Exchange | None) -> Iterator[None]:
-    """Have both scans take the fastest plan, by estimate, whose blocks exchange so; None: the planner's own.
+    """Make both scans use the plan of least estimated time with the given exchange; None: the planner's plan.
 
     Raises:
-        ValueError: in the scan, where none of these plans fits the device.
+        ValueError: raised by the scan if no plan with this exchange fits the device.
     """
     rnn, combiner = vars(rnn_scan), vars(combiner_scan)
     before = rnn["rnn_plan"], combiner["combiner_plan"]
@@ -31,7 +31,7 @@ def exchanging(how: Exchange | None) -> Iterator[None]:
 def fastest(
     plans: Callable[..., Iterator[Plan]], sizes: int, how: Exchange, *args: Any, **given: Any
 ) -> Plan:
-    """The plan of least estimated time whose blocks exchange so; the device follows so many sizes."""
+    """The plan of least estimated time with an exchange; ``sizes`` arguments precede the device."""
     device: Device = args[sizes] if len(args) > sizes else given.get("device", H100)
     fitting = [
         plan
@@ -40,6 +40,6 @@ def fastest(
     ]
     if not fitting:
         raise ValueError(
-            f"exchange: expected one that a plan for {args[:sizes]} has on this device, got {how}"
+            f"exchange: expected one of a plan for {args[:sizes]} that fits this device, got {how}"
         )
     return min(fitting, key=lambda plan: plan.step_cycles)

@@ -1,4 +1,4 @@
-"""Jobs in many processes at once, so that Triton compiles on all processors."""
+"""A pool of processes for jobs, so that Triton compiles on all processors."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,19 +14,19 @@ from benchmarks.machine import cpu_count
 from dmm_fast import ops
 
 MOST_PROCESSES = 14
-# Before the end of its stage no job begins any more: those that run take a few seconds.
+# No job begins in the last seconds of a stage, as running jobs need a few seconds to end.
 LAST_SECONDS = 3.0
 
 
 class Job(NamedTuple):
-    """A function to call in another process, and its name in reports. It and its value are pickled."""
+    """A function to call in another process, and its name in reports. Function and value are pickled."""
 
     name: str
     run: Callable[[], Any]
 
 
 class Ended(NamedTuple):
-    """The end of a job: its value, or the traceback of what it raised."""
+    """The result of a job: its value, or the traceback of its exception."""
 
     name: str
     value: Any
@@ -34,14 +34,14 @@ class Ended(NamedTuple):
 
 
 def attempt(device: str, job: Job) -> Ended:
-    """Call a job, wait for the device, and print that it is done."""
+    """Run a job, synchronise, and print its name."""
     try:
         value = job.run()
         if device == "cuda":
             torch.cuda.synchronize()
     except Exception as error:
         return Ended(job.name, None, f"{job.name}: {whole_traceback(error)}")
-    print(f"exercised {job.name}", flush=True)
+    print(f"called {job.name}", flush=True)
     return Ended(job.name, value, None)
 
 
@@ -51,13 +51,13 @@ def run_all(
     prepare: Callable[[Stage], object] | None = None,
     seconds: float = math.inf,
 ) -> Iterator[Ended]:
-    """Begin the jobs in their order, in processes that have called ``prepare`` first.
+    """Run the jobs in order in several processes, each of which calls ``prepare`` first.
 
-    Those that have not begun within ``seconds``, or shortly before the end of the stage, are recorded as not
+    Jobs that have not begun within ``seconds``, or shortly before the end of the stage, are recorded as not
     run.
 
     Raises:
-        BrokenProcessPool: a process was lost, or ``prepare`` raised.
+        BrokenProcessPool: a process died, or ``prepare`` raised.
     """
     processes = min(MOST_PROCESSES, cpu_count(), max(1, len(jobs)))
     with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (stage, prepare)) as pool:
@@ -67,13 +67,13 @@ def run_all(
             future.cancel()
         for future, job in futures.items():
             if future.cancelled():
-                stage.record.not_run(job.name, "all", "the time of the stage was spent")
+                stage.record.not_run(job.name, "all", "the stage ran out of time")
             else:
                 yield future.result()
 
 
 def _begin(stage: Stage, prepare: Callable[[Stage], object] | None) -> None:
-    """Begin a process of a pool."""
+    """Initialise a process of the pool."""
     for op, backend in stage.record.replaced.items():
         ops.use_backend(backend, ops=(op,))
     if prepare is not None:

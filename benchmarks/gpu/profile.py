@@ -1,4 +1,4 @@
-"""Where the time of one step goes: what the device ran, kernel by kernel."""
+"""Profiles of one step by kernel."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -12,21 +12,21 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from benchmarks.gpu.measure import time_calls
 
 STEPS = 5
-# Names of templates are as long as a page.
+# Names of templates can be thousands of characters long.
 LONGEST_NAME = 120
 
 
 def profiled(step: Callable[[], object], device: str, trace: Path | None = None) -> dict[str, Any]:
-    """Kernels of one step with their number and microseconds, the longest first; means of several steps.
+    """The kernels of one step with their count and microseconds, the longest first; means of several steps.
 
-    ``step_us`` is a step without the profiler, ``busy_us`` what its kernels take together. On a
-    CPU operators stand in for kernels. ``trace`` is a file for the whole timeline, gzipped.
+    ``step_us`` is the time of a step without the profiler, ``busy_us`` the sum over its kernels. On a CPU,
+    operators take the place of kernels. The timeline is written to ``trace``, gzipped, if it is given.
     """
     on_gpu = device == "cuda"
     step()
     step_us = 1e3 * time_calls(step, device, seconds=0.1).median
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
-    # The first kernels of a session can be missing, so a step goes before those that count.
+    # The first kernels of a session can be missing, so the first step is not counted.
     counted = schedule(wait=0, warmup=1, active=STEPS, repeat=1)
     with profile(activities=activities, schedule=counted) as seen:
         for _ in range(1 + STEPS):

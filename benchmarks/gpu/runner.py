@@ -1,6 +1,6 @@
-"""The stages of a run, one after another in a worker process that is replaced when a unit breaks it.
+"""Runner of the stages, in sequence in a worker process that is replaced if a unit breaks it.
 
-Nothing here imports torch: where that fails, it is the error of a stage like any other.
+This module does not import torch, so that a broken torch is reported as the error of a stage.
 """
 
 import json
@@ -18,15 +18,15 @@ from benchmarks.commands import run
 from benchmarks.gpu.record import Record, of_kind, write
 from benchmarks.gpu.triton_cache import ARCHIVE, pack, unpack
 
-# Where the units of each stage are listed (module and function in benchmarks.gpu.stages), and its seconds
-# when it is asked for by name.
+# The function in benchmarks.gpu.stages that lists the units of each stage, and the time budget of the stage
+# in seconds if it is selected by --only.
 STAGES: dict[str, tuple[str, float]] = {
     "machine": ("machine.units", 15),
     "smoke": ("smoke.units", 20),
     "kernels": ("kernels.units", 40),
     "errors": ("errors.units", 30),
     "replays": ("replays.units", 30),
-    "race": ("steps.race_units", 90),
+    "svi_step": ("steps.step_units", 90),
     "tests": ("tests.units", 80),
     "scans": ("scans.units", 55),
     "scan_sizes": ("scans.size_units", 60),
@@ -37,32 +37,34 @@ STAGES: dict[str, tuple[str, float]] = {
     "training": ("training.units", 150),
     "sizes": ("steps.size_units", 240),
     "peers": ("steps.peer_units", 300),
-    "ceilings": ("ceilings.units", 20),
+    "roofline": ("roofline.units", 20),
     "rowwise": ("rowwise.units", 100),
 }
 
-# Whole runs of at most BUDGET seconds: the first says what is right and where the time goes, the second
-# measures what has been mended since. None of their stages runs nvcc, JAX, inductor or a sanitizer.
+# Complete runs of at most BUDGET seconds: the first checks and profiles, the second measures after fixes.
+# Their stages do not run nvcc, JAX, inductor or a sanitizer.
 BUDGET = 300.0
-FIRST = "machine=5 smoke=20 kernels=50 errors=25 replays=15 race=45 guides=15 scans=20 tests=100"
-SECOND = "machine=5 smoke=20 kernels=50 replays=15 race=45 guides=15 training=100 tiles=30 tests=15"
+FIRST = "machine=5 smoke=20 kernels=50 errors=25 replays=15 svi_step=45 guides=15 scans=20 tests=100"
+SECOND = "machine=5 smoke=20 kernels=50 replays=15 svi_step=45 guides=15 training=100 tiles=30 tests=15"
 PRESETS = {
     preset: {name: float(seconds) for name, _, seconds in (word.partition("=") for word in words.split())}
     for preset, words in (("first", FIRST), ("second", SECOND))
 }
 
-# A worker ends with this status when it should be replaced by a new one, which continues after the last unit.
+# Exit status of a worker that should be replaced by a new one, which continues after the last unit.
 START_AGAIN = 75
-# A worker has this many seconds beyond its limit to notice it.
+# Seconds beyond its limit after which a worker is killed.
 GRACE = 5.0
-# A worker is not started for less.
+# Fewest seconds left for which a worker is started.
 LEAST = 3.0
 
 
 @dataclass(frozen=True)
 class Options:
-    """Settings that all stages of a run share. ``stages`` are their budgets in seconds, ``end`` is the end of
-    the run on the clock of ``time.monotonic()``.
+    """Settings shared by all stages of a run.
+
+    ``stages`` has their time budgets in seconds; ``end`` is the end of the run in seconds of
+    ``time.monotonic()``.
     """
 
     out: Path
@@ -78,25 +80,25 @@ class Options:
 
     @cached_property
     def record(self) -> Record:
-        """The findings so far."""
+        """The record of findings."""
         return Record(self.out / "rows.jsonl")
 
     def left(self) -> float:
-        """Seconds until the end."""
+        """Seconds left until the end."""
         return self.end - time.monotonic()
 
     def write_results(self) -> dict[str, Any]:
-        """Write the results so far, and return them."""
+        """Write and return the results so far."""
         results = self.record.results(self.suite, self.stages)
         write(results, self.out / "results.json")
         return results
 
 
 def share(name: str, seconds: dict[str, float], left: float) -> float:
-    """The seconds that stage ``name`` gets of those left.
+    """The time budget of stage ``name`` in seconds, given the seconds ``left``.
 
-    Budgets shrink in proportion where they exceed the time left. Where more is left, the last stage of
-    several takes all of it, and no other gets more than its own.
+    If the budgets of the remaining stages exceed the time left, they are scaled down proportionally.
+    Otherwise a stage gets its own budget, and the last of several stages gets all the time left.
     """
     names = list(seconds)
     if len(names) > 1 and name == names[-1]:
@@ -106,10 +108,10 @@ def share(name: str, seconds: dict[str, float], left: float) -> float:
 
 
 def run_stages(budget: float, options: Options) -> dict[str, Any]:
-    """Run the stages in their order, ``budget`` seconds in all, and return the results.
+    """Run the stages in order, within ``budget`` seconds, and return the results.
 
     Raises:
-        FileExistsError: the folder holds results already.
+        FileExistsError: the folder holds results of an earlier run.
     """
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -132,7 +134,7 @@ def run_stages(budget: float, options: Options) -> dict[str, Any]:
 
 
 def _run_worker(options: Options, env: dict[str, str]) -> bool:
-    """Run one worker; whether another should continue."""
+    """Run one worker; returns True if another should continue after it."""
     if options.left() < LEAST:
         return False
     done, log = len(options.record.everything()), options.out / "stages.log"
@@ -145,7 +147,7 @@ def _run_worker(options: Options, env: dict[str, str]) -> bool:
 
 
 def _record_end(why: str, options: Options) -> None:
-    """Record the end of a worker that could not do so itself; a fault of a kernel, say."""
+    """Record the end of a worker that crashed, for example by a fault in a kernel."""
     rows = options.record.everything()
     begun, finished = (of_kind(rows, kind) for kind in ("begun", "unit"))
     if len(begun) > len(finished):
@@ -158,5 +160,5 @@ def _record_end(why: str, options: Options) -> None:
 
 
 def _command(options: Options) -> list[str]:
-    told = json.dumps(asdict(options), default=str)
-    return [sys.executable, "-u", "-m", "benchmarks.gpu.stage", told]
+    encoded = json.dumps(asdict(options), default=str)
+    return [sys.executable, "-u", "-m", "benchmarks.gpu.stage", encoded]

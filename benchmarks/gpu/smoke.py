@@ -1,8 +1,8 @@
-"""A smoke test of each CUDA kernel in a process of its own: ``python -m benchmarks.gpu.smoke KERNEL`` is one.
+"""Smoke test of a CUDA kernel in a process of its own: ``python -m benchmarks.gpu.smoke KERNEL``.
 
-A kernel is held to the float64 reference on ragged batches, small and of the tutorial's size. A process that
-crashes or hangs says nothing about the others. The op of a kernel that fails is computed by another backend
-from then on.
+A kernel is compared with the float64 reference on ragged batches, small ones and of the tutorial's size. A
+crash or hang of one process does not affect the tests of other kernels. If a kernel fails, its op is computed
+by another backend in all later stages.
 """
 
 import argparse
@@ -29,22 +29,27 @@ from benchmarks.precision import BF16, IEEE, TF32, multiplied_in
 from dmm_fast import _extension, ops
 
 SMALL = Sizes(B=5, T=7, D=7, Z=17, H=37, R=33, G=29, E=19)
-# So many rows that the planner takes tensor cores, where they are allowed.
+# Enough rows for the planner to choose tensor cores if the precision allows them.
 WIDE = Sizes(B=1024, T=6, H=600)
-# Wider than the bounds of accuracy, which are held elsewhere over several seeds: a kernel that fails here is
-# left out of the whole run. Where factors are rounded, the bound is what their ten bits, or seven, allow
-# after a few dozen steps.
+# Wider than the bounds of the stage "errors", which takes medians over seeds, because a kernel that fails
+# here is not used in the rest of the run. For rounded factors, the bound corresponds to their ten or seven
+# mantissa bits after a few dozen steps.
 EAGER_FACTOR, FLOOR = 10.0, 1e-5
 ROUNDED_BOUND = {TF32: 5e-3, BF16: 4e-2}
-# A number is bad when it is off by this many times the bound of its tensor, in units of the root mean square.
+# An element is an outlier if its error exceeds this many times the bound of its tensor, relative to the RMS.
 OUTLIER = 30.0
 READY, RESULT = "ready", "smoke: "
 
 
 class Kernel(NamedTuple):
-    """A CUDA kernel under test. Whether a scan is ``descending`` in time tells what it computed first.
+    """A CUDA kernel under test.
 
-    With ``by_memory`` its blocks exchange through device memory, which is not the plan of every GPU.
+    Attributes:
+        op: the op it belongs to.
+        backward: it is the backward kernel of the op.
+        descending: it computes the last time step first.
+        precision: of float32 products.
+        by_memory: its blocks exchange through device memory, whether or not the planner would choose that.
     """
 
     op: str
@@ -55,7 +60,7 @@ class Kernel(NamedTuple):
 
     @property
     def replaced(self) -> str:
-        """The op that another backend computes if this kernel fails, or a name of no op."""
+        """The op to be computed by another backend if this kernel fails; a name of no op if there is none."""
         return f"{self.op} through device memory" if self.by_memory else self.op
 
 
@@ -86,24 +91,26 @@ ROW = ("ok", "error", "bound", "worst", "nan", "first_bad", "by_step", "hang", "
 
 
 def under_test(op: str, device: str) -> str:
-    """The backend whose kernel is tested: CUDA's where it computes the op, on a CPU as a rule C++'s."""
+    """The tested backend: the preferred one, which is "cuda" on a GPU and usually "cpp" on a CPU."""
     return backends_of(op, device)[0]
 
 
 def row_of(name: str, device: str) -> Row:
-    """The row of a kernel with no results yet."""
+    """A row for a kernel, without results."""
     op = KERNELS[name].replaced if name in KERNELS else name
     backend = under_test(KERNELS[name].op, device) if name in KERNELS else "cuda"
     return dict.fromkeys(ROW) | {"kernel": name, "op": op, "backend": backend}
 
 
 def fall_back(record: Record, device: str) -> None:
-    """Have the ops whose kernels failed computed by the next backend, in this process and from now on.
+    """Make the next backend compute the ops whose kernels failed, in this process and in later stages.
 
-    A kernel without a row has failed too: the process that tested it was lost.
+    A kernel without a row also counts as failed, as the process that tested it has died.
     """
     for name in {*EVERY} - {row["kernel"] for row in record.found("smoke")}:
-        record.add("smoke", row_of(name, device) | {"ok": False, "failed": "its result was lost"})
+        record.add(
+            "smoke", row_of(name, device) | {"ok": False, "failed": "its process died without a result"}
+        )
     for row in record.failed_kernels():
         op = row["op"]
         if op in record.replaced or op not in {kernel.op for kernel in KERNELS.values()}:
@@ -117,7 +124,7 @@ def fall_back(record: Record, device: str) -> None:
 
 
 def check(kernel: Kernel, device: str, quick: bool) -> Row:
-    """The worst result of a kernel over all its cases; the time for it begins when the truth is known."""
+    """The worst result of a kernel over all cases; prints :data:`READY` after the float64 results."""
     with multiplied_in(kernel.precision):
         expected = [Expected(kernel, device, inputs) for inputs in cases(kernel, quick)]
         print(READY, flush=True)
@@ -127,10 +134,10 @@ def check(kernel: Kernel, device: str, quick: bool) -> Row:
 
 
 def check_floor(device: str) -> Row:
-    """The exchange floor: rings have to turn by one place a step, however many numbers are stored at once."""
+    """Check the exchange floor: rings must turn by one place per step, for every width of the stores."""
     if why := exchange_floor.missing(device):
         return {"worst": why}
-    # Before compute capability 9.0 a block is a cluster of its own.
+    # Before compute capability 9.0 there are only clusters of one block.
     size = 8 if torch.cuda.get_device_capability() >= (9, 0) else 1
     sizes = {**dict.fromkeys(FLOOR_STORES, size), WORDS: 10}
     rings = {store: torch.randn(2, size * 60, device=device) for store, size in sizes.items()}
@@ -145,20 +152,20 @@ def check_floor(device: str) -> Row:
 
 
 def cases(kernel: Kernel, quick: bool) -> list[Inputs]:
-    """Arguments: small, ReLUs kept off zero, and of the tutorial's size; ragged both.
+    """Draw arguments of ragged batches: small, without ReLU inputs near zero, and of the tutorial's size.
 
-    A recurrence of the tutorial's size is of tanh: of so many inputs of a ReLU some would change their sign.
+    The latter use tanh, because some of so many ReLU inputs would change their sign by rounding.
     """
     small, large = (QUICK, QUICK) if quick else (SMALL, Sizes() if kernel.precision == IEEE else WIDE)
     smooth = replace(large, lengths="ragged", nonlinearity="tanh")
     drawn = errors.arguments(kernel.op, smooth, torch.Generator().manual_seed(1))
-    if kernel.precision != IEEE:  # its roundings are larger than any margin around zero
+    if kernel.precision != IEEE:  # rounding exceeds any margin around zero
         return [drawn]
     return [errors.arguments_off_kinks(kernel.op, replace(small, lengths="ragged"), seed=0), drawn]
 
 
 class Expected:
-    """The truth about one case, and the bounds of each value, or each gradient."""
+    """The float64 results of one case, and the bounds of their errors."""
 
     def __init__(self, kernel: Kernel, device: str, inputs: Inputs) -> None:
         self._kernel = kernel
@@ -174,7 +181,7 @@ class Expected:
         return {name: value for name, value in every.items() if name.startswith("gradient") == backward}
 
     def compare(self, backend: str) -> Iterator[Row]:
-        """A row for each result of the backend."""
+        """Compare each result of the backend; yields a row for each."""
         _poison(next(iter(self._truth.values())).device)
         got, hang = self._results(by(backend, self._kernel.op), self._inputs), _hang(_extension.raise_on_hang)
         for name, off in errors.relative_errors(got, self._truth).items():
@@ -185,18 +192,18 @@ class Expected:
 
 
 def where_bad(got: Tensor, truth: Tensor, descending: bool, row: Row) -> Row:
-    """The count of NaN, the error of each time step, and the first bad number in the order of computation.
+    """The number of NaN, the error of each time step, and the first outlier in the order of computation.
 
-    Tensors ``[B, T, units]`` are compared step by step; of any other only the index is told.
+    Errors by time step and the order of computation apply to tensors ``[B, T, units]`` only.
     """
     off, rms = (got.double() - truth).abs(), truth.square().mean().sqrt().clamp_min(1e-30)
     sequences = truth.dim() == 3
     by_step = (off.square().mean((0, 2)).sqrt() / rms).tolist() if sequences else []
     first: dict[str, int] | None = None
     if not row["ok"]:
-        bad = ~(off <= OUTLIER * row["bound"] * rms)  # NaN is bad
+        bad = ~(off <= OUTLIER * row["bound"] * rms)  # NaN counts as an outlier
         at = bad.nonzero() if bad.any() else (off == off.max()).nonzero()
-        if sequences:  # the first time step that was computed, then row and unit
+        if sequences:  # earliest computed time step first, then row and unit
             when = -at[:, 1] if descending else at[:, 1]
             at = at[when == when.min()]
         names = ("row", "t", "unit") if sequences else [f"dim {d}" for d in range(at.shape[1])]
@@ -205,17 +212,17 @@ def where_bad(got: Tensor, truth: Tensor, descending: bool, row: Row) -> Row:
 
 
 def _rank(row: Row) -> tuple[bool, bool, float]:
-    """The worst comes last; of what failed, a result with time steps tells the most."""
-    told = not row["ok"] and bool(row["by_step"])
-    return not row["ok"], told, math.inf if row["error"] is None else row["error"] / row["bound"]
+    """A sort key, the worst last; among failures, results with time steps are the most informative."""
+    by_step = not row["ok"] and bool(row["by_step"])
+    return not row["ok"], by_step, math.inf if row["error"] is None else row["error"] / row["bound"]
 
 
 def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None  # JSON has no other numbers
+    return value if math.isfinite(value) else None  # JSON has no infinities
 
 
 def _hang(raise_on_hang: Callable[[], None]) -> str | None:
-    """The record of a wait that did not end, after all work is done; the library of the kernel raises it."""
+    """Synchronise; returns the message of a recorded wait that timed out, or None."""
     try:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -226,14 +233,14 @@ def _hang(raise_on_hang: Callable[[], None]) -> str | None:
 
 
 def _poison(device: torch.device) -> None:
-    """Leave NaN in the memory that the allocator gives out next."""
+    """Fill free memory of the allocator with NaN, which reads of uninitialised memory would return."""
     if device.type == "cuda":
         for numbers in (1 << 26, 1 << 18):
             torch.full((numbers,), math.nan, device=device)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check one kernel and print its row."""
+    """Check one kernel and print its row. Returns 0, or 1 after an exception."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.smoke", description=__doc__)
     parser.add_argument("kernel", choices=EVERY)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
@@ -242,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.plugin:
         importlib.import_module(args.plugin).install()
-    torch.zeros(1, device=args.device)  # makes the context, which is not the kernel's time
+    torch.zeros(1, device=args.device)  # creates the context before timing
     start, kernel = time.monotonic(), KERNELS.get(args.kernel)
     row = row_of(args.kernel, args.device)
     try:

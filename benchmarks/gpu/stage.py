@@ -1,8 +1,8 @@
-"""The worker of a run: ``python -m benchmarks.gpu.stage OPTIONS`` is what the runner starts.
+"""Worker process of a run, started by the runner as ``python -m benchmarks.gpu.stage OPTIONS``.
 
-A stage is a list of units, and all units share this process. A unit that raises is recorded and the next
-begins. One that hangs, or leaves the device broken, ends the process with
-:data:`~benchmarks.gpu.runner.START_AGAIN`; a new worker continues after it.
+A stage is a list of units, all of which run in this process. If a unit raises, the error is recorded and the
+next unit begins. If a unit hangs, or leaves the device unusable, the process ends with
+:data:`~benchmarks.gpu.runner.START_AGAIN`, and a new worker continues after that unit.
 """
 
 import faulthandler
@@ -23,17 +23,17 @@ from benchmarks.gpu.runner import GRACE, STAGES, START_AGAIN, Options, share
 
 
 class ProcessSpentError(RuntimeError):
-    """Raised by a unit after which this process should run no other unit.
+    """Raised by a unit to end this process, without any further unit.
 
-    A capture that fails can leave torch's allocator in capture mode, and a profiler slows down every later
-    launch. With a message the unit has failed; without, the record says all there is to say.
+    A failed capture can leave torch's allocator in capture mode, and a profiler slows down every later
+    launch. With a message the unit counts as failed, without one as successful.
     """
 
 
 class Unit(NamedTuple):
-    """A part of a stage that may fail by itself; after ``seconds`` it is considered hung.
+    """A part of a stage that can fail independently; after ``seconds`` it is considered hung.
 
-    One that all later stages depend on may ``overrun`` its own stage, at their expense.
+    A unit with ``overrun`` may exceed the time of its stage, because all later stages depend on it.
     """
 
     name: str
@@ -43,14 +43,14 @@ class Unit(NamedTuple):
 
 
 class Stage(Options):
-    """The surroundings of a stage's units: the settings of the run, ``end`` being that of the stage."""
+    """The settings of the run, with the ``end`` of one stage; passed to its units."""
 
 
 def run_units(units: Sequence[Unit], stage: Stage) -> None:
-    """Run them in order; those that no time is left for are recorded as not run."""
+    """Run the units in order; units that no time is left for are recorded as not run."""
     for number, unit in enumerate(units):
         if stage.left() <= 0 and not unit.overrun:
-            return _name_left(stage, units[number:])
+            return _record_not_run(stage, units[number:])
         start = time.monotonic()
         stage.record.add("begun", {"unit": unit.name})
         watch = _watch(unit, units[number:], stage, start)
@@ -73,15 +73,15 @@ def run_units(units: Sequence[Unit], stage: Stage) -> None:
     return None
 
 
-def _name_left(stage: Stage, units: Sequence[Unit]) -> None:
+def _record_not_run(stage: Stage, units: Sequence[Unit]) -> None:
     for unit in units:
-        stage.record.not_run(unit.name, "all", "the time of the stage was spent")
+        stage.record.not_run(unit.name, "all", "the stage ran out of time")
 
 
 def _watch(unit: Unit, units: Sequence[Unit], stage: Stage, start: float) -> threading.Timer:
-    """A timer that ends the process when the unit takes too long, with every thread's traceback in the log.
+    """Start a timer that ends the process if the unit takes too long, and logs the traceback of every thread.
 
-    A unit that is cut off by the end of its stage has not failed, unless it may take all of the stage.
+    A unit that is ended because its stage is over has not failed, unless its own limit is infinite.
     """
     left = float("inf") if unit.overrun else stage.left() + GRACE / 2
     seconds = min(unit.seconds, left)
@@ -89,10 +89,10 @@ def _watch(unit: Unit, units: Sequence[Unit], stage: Stage, start: float) -> thr
     def expired() -> None:
         faulthandler.dump_traceback()
         cut_off = left < unit.seconds < float("inf")
-        why = None if cut_off else f"no end within {seconds:.0f} s"
+        why = None if cut_off else f"not finished within {seconds:.0f} s"
         stage.record.unit(unit.name, time.monotonic() - start, why)
         if cut_off:
-            _name_left(stage, units)
+            _record_not_run(stage, units)
             stage.record.add("stage_ended", {"error": None})
         stage.write_results()
         leave(START_AGAIN)
@@ -104,13 +104,13 @@ def _watch(unit: Unit, units: Sequence[Unit], stage: Stage, start: float) -> thr
 
 
 def leave(status: int) -> None:
-    """End the process at once, whatever its other threads do; what they broke ends with it."""
+    """End the process at once, without waiting for its other threads."""
     sys.stdout.flush()
     os._exit(status)
 
 
 def settle() -> None:
-    """Wait for the device, and raise here what its kernels have recorded of a hang."""
+    """Synchronise, and raise an error if a kernel has recorded a hang."""
     import torch
 
     from dmm_fast import _extension
@@ -120,7 +120,7 @@ def settle() -> None:
 
 
 def device_works() -> bool:
-    """Whether this process can still use the GPU."""
+    """True if this process can still use the GPU."""
     with suppress(Exception):
         settle()
         return True
@@ -128,7 +128,7 @@ def device_works() -> bool:
 
 
 def run_stage(name: str, options: Options) -> None:
-    """Run a stage from where an earlier worker has left it, and record its end."""
+    """Run a stage, continuing after the units of an earlier worker, and record its end."""
     before = options.record.of_stage(name)
     if options.left() <= 0 or of_kind(before, "stage_ended"):
         return
@@ -137,7 +137,7 @@ def run_stage(name: str, options: Options) -> None:
     budgets = options.stages | {name: max(options.stages[name] - sum(spent.values()), 0.0)}
     module, _, function = STAGES[name][0].rpartition(".")
     try:
-        # The first import of torch takes seconds; the clock of the stage begins after it.
+        # The first import of torch takes seconds; the time of the stage begins after it.
         units: Callable[[Stage], Iterable[Unit]]
         units = getattr(importlib.import_module(f"benchmarks.gpu.stages.{module}"), function)
         limit = share(name, budgets, options.left())
@@ -146,7 +146,7 @@ def run_stage(name: str, options: Options) -> None:
         print(f"\n--- {name}: up to {limit:.0f} s", flush=True)
         if name != "smoke" and stage.record.of_stage("smoke"):
             importlib.import_module("benchmarks.gpu.smoke").fall_back(stage.record, stage.device)
-        # By their names: one that two parts of a stage need is run once.
+        # By name, so that a unit that two parts of a stage list runs once.
         listed = {unit.name: unit for unit in units(stage) if unit.name not in spent}
     except Exception as raised:
         error = whole_traceback(raised)
@@ -158,9 +158,9 @@ def run_stage(name: str, options: Options) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the stages that have not ended yet. Returns 0: what failed is in the record."""
-    told = json.loads(argv[0])
-    options = Options(**{**told, "out": Path(told["out"])})
+    """Run the stages that have not ended yet. Returns 0; failures are in the record."""
+    decoded = json.loads(argv[0])
+    options = Options(**{**decoded, "out": Path(decoded["out"])})
     if options.plugin:
         importlib.import_module(options.plugin).install()
     for name in options.stages:
@@ -169,7 +169,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    # Through the module that the stages import: what they raise are its exceptions, not this script's. All is
-    # on the disk by then, and threads that compilers leave behind would abort an orderly end.
+    # Run as the module that the stages import, so that exception classes are the same. All findings are on
+    # disk at the end, and remaining threads of compilers would abort an orderly exit.
     module = importlib.import_module("benchmarks.gpu.stage")
     module.leave(module.main(sys.argv[1:]))

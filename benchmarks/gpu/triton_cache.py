@@ -6,15 +6,15 @@ import tarfile
 from pathlib import Path
 
 ARCHIVE = "triton-cache.tar.xz"
-# Stages of the compiler, which no launch needs. Metadata stay, and launchers, which triton 3.6 compiles.
+# Intermediate files of the compiler, not needed by launches. Metadata and compiled launchers are kept.
 UNUSED = {".source", ".ttir", ".ttgir", ".llir", ".ptx"}
 GROUP = "__grp__*.json"
 
 
 def pack(cache: Path, archive: Path) -> None:
-    """Write what launches need of a cache: a folder for each kernel or launcher.
+    """Archive the files of a cache that launches need; it has a folder for each kernel or launcher.
 
-    By a fifth larger than with xz's own preset, and ten times as fast.
+    Preset 1 of xz makes the archive a fifth larger than the default and is ten times as fast.
     """
     with tarfile.open(archive, "w:xz", preset=1) as file:
         for path in sorted(cache.glob("*/*")):
@@ -25,11 +25,11 @@ def pack(cache: Path, archive: Path) -> None:
 def unpack(archive: str | Path, cache: Path) -> None:
     """Read an archive into an empty cache.
 
-    Triton lists the files of a kernel with their whole paths, and finds the kernel where all of them are
-    there: the lists are written again, with those that there are. A list that cannot be read is left out,
-    and its kernel compiled again.
+    Triton lists the files of a kernel by absolute paths, and uses the kernel if all of them exist. The lists
+    are therefore rewritten for the new folder and the archived files. An unreadable list is removed, and its
+    kernel is compiled again.
     """
-    shutil.unpack_archive(archive, cache, filter="data")  # nothing outside the folder, and no devices
+    shutil.unpack_archive(archive, cache, filter="data")  # no paths outside the folder, no devices
     for group in cache.glob(f"*/{GROUP}"):
         try:
             names = [Path(name).name for name in json.loads(group.read_text(encoding="utf-8"))["child_paths"]]

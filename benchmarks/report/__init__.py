@@ -1,1 +1,1 @@
-"""What the README and the page beside the results say: every number from the newest file of its suite."""
+"""Tables, sentences and plots made from results files: each suite is reported from its newest file."""

@@ -8,14 +8,14 @@ from benchmarks.report.results import Results, Row, distinct, share_of_bound
 
 
 class Measured(NamedTuple):
-    """The errors of a run, and what they are about."""
+    """The error rows of a run, and the settings they were measured with."""
 
     rows: list[Row]
     about: dict[str, Any]
 
 
 def measured(results: Results) -> Measured | None:
-    """As ``benchmarks.run`` writes them, or as the stage ``errors`` does; None where there are none."""
+    """The errors as ``benchmarks.run`` or the GPU stage ``errors`` wrote them; None if there are none."""
     if "errors" in results:
         return Measured(results["errors"], results.get("errors_about", {}))
     stages = [stage for stage in results.get("stages", []) if stage["name"] == "errors"]
@@ -26,20 +26,20 @@ def measured(results: Results) -> Measured | None:
 
 
 def errors_sentence(results: Results) -> str:
-    """How near the ops came to the bounds of their errors; empty where none was measured."""
+    """A sentence on how close the errors came to their bounds; empty if none was measured."""
     found = measured(results)
     if not found or not found.rows:
         return ""
     ops, closest = {_op(row) for row in found.rows}, max(map(share_of_bound, found.rows))
     return (
-        f"{len(found.rows)} values and gradients of {len(ops)} ops were held to float64 in the same run; "
-        f"the bound is {found.about['eager_factor']:g} times what eager PyTorch errs in "
-        f"float32, and the closest came to {closest:.0%} of it."
+        f"{len(found.rows)} values and gradients of {len(ops)} ops were compared with float64 in this run; "
+        f"the bound is {found.about['eager_factor']:g} times the error of eager PyTorch in "
+        f"float32, and the largest error was {closest:.0%} of its bound."
     )
 
 
 def errors_table(results: Results) -> str:
-    """For each op the value and the gradient that come nearest to their bounds."""
+    """A row for each op: the value and the gradient whose errors are closest to their bounds."""
     found = measured(results)
     if found is None:
         return "Errors of single ops against float64: not measured in this run."
@@ -61,11 +61,11 @@ def _legend(found: Measured) -> str:
     cases = " and ".join(distinct(row["case"] for row in found.rows))
     sizes = ", ".join(f"{name}={size}" for name, size in about["sizes"].items() if name not in "BT")
     return (
-        f"Relative to the norm of the float64 truth; medians of {about['seeds']} draws, {cases}, {sizes}. "
-        "Of each op the value and the gradient nearest to their bounds are shown. The bound is "
+        f"Relative to the norm of the float64 result; medians over {about['seeds']} draws, {cases}, {sizes}. "
+        "For each op, the value and the gradient closest to their bounds are shown. The bound is "
         f"{about['eager_factor']:g} times the error of eager PyTorch in float32 on the same inputs, and at "
-        f"least {about['floor']:.1e}. No input of a ReLU is nearer to zero than {about['relu_margin']:.0e}: "
-        "there the side it takes is a matter of rounding, for eager PyTorch too."
+        f"least {about['floor']:.1e}. No input of a ReLU is closer to zero than {about['relu_margin']:.0e}: "
+        "closer to zero, its sign depends on rounding, in eager PyTorch as well."
     )
 
 
@@ -74,7 +74,7 @@ def _op(row: Row) -> str:
 
 
 def _nearest(rows: Sequence[Row], wanted: Callable[[str], bool]) -> tuple[str, str, str]:
-    """Name, error and multiple of eager's of the row nearest to its bound among those wanted."""
+    """Name, error and ratio to eager's error of the wanted row that is closest to its bound."""
     mine = [row for row in rows if wanted(row["op"].partition(": ")[2])]
     if not mine:
         return (NOTHING, NOTHING, NOTHING)

@@ -1,21 +1,21 @@
-"""Training with each guide and with flows: bounds and likelihoods; and times of their steps on a GPU."""
+"""Training with each guide and with flows: bounds and likelihoods, and step times on a GPU."""
 
 from benchmarks.report.markdown import cell, milliseconds, table
 from benchmarks.report.parts import Part
 from benchmarks.report.results import Results, distinct, rows_of, where_and_with_what
 
-# Of steps on a GPU.
+# The suite of the steps timed on a GPU.
 SUITE = "guides"
 
 
-def readme_parts(results: Results) -> list[Part]:
+def overview_parts(results: Results) -> list[Part]:
     """A table with a row for each guide."""
     return [where_and_with_what(results, "against the reference in float64"), _table(results)]
 
 
 def page_parts(results: Results) -> list[Part]:
-    """The same."""
-    return readme_parts(results)
+    """The same parts as in the README."""
+    return overview_parts(results)
 
 
 def _table(results: Results) -> str:
@@ -32,8 +32,8 @@ def _table(results: Results) -> str:
     legend = (
         f"{trained}, each from the same seed with the same schedule in one thread; the parameters of the "
         "lowest bound on the validation set, every 20 epochs. Nats a time step, over all steps unless said "
-        f"otherwise; NLL by importance sampling with {rows[0]['particles']} draws. What follows the dash is "
-        "what the guide reads: r the future, l the past, lr both; st is structured, mf mean-field."
+        f"otherwise; NLL by importance sampling with {rows[0]['particles']} draws. The suffix of a guide "
+        "names the observations it reads: r the future, l the past, lr both; st is structured, mf mean-field."
     )
     return "\n\n".join([table(titles, lines, texts=1), legend])
 
@@ -42,7 +42,7 @@ def _table(results: Results) -> str:
 
 
 def guide_steps_table(results: Results) -> str:
-    """A row for each guide whose steps were timed; empty for none."""
+    """A row for each guide whose steps were timed; empty if there are none."""
     rows = rows_of(results, SUITE)
     if not rows:
         return ""
@@ -54,9 +54,9 @@ def guide_steps_table(results: Results) -> str:
 
 
 def guide_steps_sentence(results: Results) -> str:
-    """The median step of each guide; empty for none."""
+    """The median step of each guide; empty if none was timed."""
     rows = rows_of(results, SUITE)
     if not rows:
         return ""
-    told = [f"{row['extra']['guide']} {milliseconds(row['median_ms'])}" for row in rows]
-    return f"Milliseconds of a step with each guide, {rows[0]['impl']}: {'; '.join(told)}."
+    medians = [f"{row['extra']['guide']} {milliseconds(row['median_ms'])}" for row in rows]
+    return f"Milliseconds of a step with each guide, {rows[0]['impl']}: {'; '.join(medians)}."

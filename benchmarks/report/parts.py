@@ -1,4 +1,4 @@
-"""What a section is made of: Markdown, and pictures that are drawn beside the results."""
+"""Parts of a section: Markdown, and pictures that are saved beside the results."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,11 +7,11 @@ from matplotlib.figure import Figure
 
 
 class Picture(NamedTuple):
-    """A plot: the name of its file, what it shows, and how it is drawn."""
+    """A plot: its file name, its caption, and a function that draws it."""
 
     name: str
     shows: str
     draw: Callable[[], Figure]
 
 
-Part = str | Picture  # an empty text is left out
+Part = str | Picture  # empty text is skipped

@@ -30,7 +30,7 @@ Meta = dict[str, Any]
 def speed_up_plot(rows: Sequence[Row], meta: Meta) -> Figure:
     """Horizontal bars: times faster than the first baseline, median with lowest and highest round.
 
-    Rows that were not timed in turn with it are left out.
+    Rows that were not timed interleaved with it are skipped.
     """
     baseline = first_baseline(rows)
     groups = list(_cases([row for row in rows if baseline in row["extra"]["speed_up"]]))
@@ -53,12 +53,12 @@ def speed_up_plot(rows: Sequence[Row], meta: Meta) -> Figure:
 
 
 def first_baseline(rows: Sequence[Row]) -> str | None:
-    """What the bars are ratios to; None where no row has one."""
+    """The baseline that the ratios refer to; None if no row has one."""
     return next((baseline for row in rows for baseline in row["extra"]["speed_up"]), None)
 
 
 def _bars(axes: Axes, rows: Sequence[Row], baseline: str | None, start: float) -> None:
-    """From ``start``: from one, where the baseline stands, on a logarithmic scale, which has no zero."""
+    """Draw bars from ``start``: on a logarithmic scale, which has no zero, from one, the baseline's ratio."""
     faster = [row["extra"]["speed_up"][baseline] for row in rows]
     spread = [[f["median"] - f["low"] for f in faster], [f["high"] - f["median"] for f in faster]]
     names, medians = [row["impl"] for row in rows], [f["median"] for f in faster]
@@ -100,12 +100,12 @@ def scaling_plot(rows: Sequence[Row], axes_names: Sequence[str], meta: Meta) -> 
 
 
 def places_on(rows: Sequence[Row], along: str) -> list[int]:
-    """Where on an axis there are rows."""
+    """The sizes along an axis that have rows, ascending."""
     return sorted({row["extra"]["along"][along] for row in rows if along in row["extra"].get("along", {})})
 
 
 def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A marker and a colour for each name; ours are thicker."""
+    """A marker and a colour for each name; lines of this package are thicker."""
     ours, others = itertools.cycle(OUR_LINES), itertools.cycle(LINES)
     return {
         name: {"marker": marker, "color": next(ours), "linewidth": 2.2}
@@ -126,7 +126,7 @@ def _line(axes: Axes, rows: Sequence[Row], along: str, **style: Any) -> None:
 
 
 def _held_fixed(rows: Sequence[Row], along: str) -> str:
-    """Where the other axes stand: at the point that lies on all of them."""
+    """The sizes of the other axes, which are those of the point common to all axes."""
     meeting = max((row["extra"].get("along", {}) for row in rows), key=len)
     return ", ".join(f"{axis}={value}" for axis, value in meeting.items() if axis != along)
 
@@ -138,11 +138,11 @@ def _cases(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
         yield name, [row for row, its in zip(rows, names, strict=True) if its == name]
 
 
-# --- what all plots share ---------------------------------------------------------------------------
+# --- shared by all plots ----------------------------------------------------------------------------
 
 
 def new_figure(width: float, height: float, meta: Meta) -> Figure:
-    """An empty one, in inches, which says where and at which commit its numbers were measured."""
+    """An empty figure, sizes in inches, titled with the device and the commit of its numbers."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     threads = "" if meta["driver"] else f", threads: {meta['threads']}"
@@ -151,7 +151,7 @@ def new_figure(width: float, height: float, meta: Meta) -> Figure:
 
 
 def legend_below(figure: Figure) -> None:
-    """One for all panels, in as many columns as there is room for."""
+    """Add one legend for all panels, in as many columns as fit."""
     handles: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -164,17 +164,17 @@ def legend_below(figure: Figure) -> None:
 
 
 def is_ours(name: str) -> bool:
-    """Whether a row is of this package."""
+    """True for an implementation of this package."""
     return name.startswith(OUR_NAME)
 
 
 def colour(name: str) -> str:
-    """Ours are told from the others."""
+    """The bar colour: one for this package, another for all others."""
     return OURS if is_ours(name) else OTHERS
 
 
 def log_scale(axes: Axes) -> None:
-    """A logarithmic scale to the right, with plain numbers at 1, 2 and 5."""
+    """Make the horizontal axis logarithmic, with plain numbers at 1, 2 and 5."""
     axes.set_xscale("log")
     axes.tick_params(axis="x", labelsize=8)
     ticks = axes.xaxis
@@ -184,14 +184,14 @@ def log_scale(axes: Axes) -> None:
 
 
 def save(figure: Figure, path: Path, source: str) -> None:
-    """Write it, with the name of its results file inside."""
+    """Save the figure, with the name of its results file in the metadata."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120, metadata={SOURCE_KEY: source})
 
 
 def plot_source(path: Path) -> str | None:
-    """The name of the results file a plot was drawn from; None where there is no plot."""
+    """The name of the results file a plot was drawn from; None if there is no plot."""
     if not path.is_file():
         return None
     with Image.open(path) as image:

@@ -1,4 +1,4 @@
-"""Profiles of one step: the kernels that take most of it, and how long the GPU is busy."""
+"""Profiles of one step: its longest kernels, and the time for which the GPU is busy."""
 
 from benchmarks.report.markdown import code, percent, table, three_digits
 from benchmarks.report.results import Results, Row
@@ -8,13 +8,13 @@ LONGEST_NAME = 90
 
 
 def profile_tables(results: Results) -> list[str]:
-    """A table for each profile, its kernels by what they take."""
+    """A table for each profile, the longest kernels first."""
     return [_table(profile) for profile in results.get("profiles", [])]
 
 
 def _table(profile: Row) -> str:
     step, busy = profile["step_us"], profile["busy_us"]
-    told = (
+    summary = (
         f"{profile['impl']}, {profile['case']}: a step takes {three_digits(step)} us, and the GPU is busy "
         f"for {three_digits(busy)} of them ({percent(busy / step)})."
     )
@@ -25,9 +25,9 @@ def _table(profile: Row) -> str:
         count, us = sum(k["count"] for k in rest), sum(k["us"] for k in rest)
         lines.append(_line(f"{len(rest)} others", count, us, busy))
     if not lines:
-        return told
+        return summary
     shown = table(["kernel", "calls", "us a step", "share of busy"], lines, texts=1)
-    return f"{told}\n\n{shown}"
+    return f"{summary}\n\n{shown}"
 
 
 def _line(name: str, count: float, us: float, busy: float) -> list[str]:

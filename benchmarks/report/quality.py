@@ -1,4 +1,4 @@
-"""Training to a quality: how long each contestant takes to a test NLL, and its curve over wall seconds."""
+"""Training to a target test NLL: the time each implementation takes, and its curve over wall time."""
 
 import math
 from collections.abc import Sequence
@@ -13,26 +13,26 @@ from benchmarks.report.parts import Part, Picture
 from benchmarks.report.plots import Meta, legend_below, log_scale, new_figure
 from benchmarks.report.results import QUALITY, Results, Row, distinct, rows_of, where_and_with_what
 
-# How far above the target the picture goes, or further, to the best of who stays above: first evaluations are
-# far off and say nothing.
+# Upper end of the plot in units of the target; higher only if an implementation never comes below it. The
+# first evaluations are far off and would flatten the curves.
 HEADROOM = 1.4
-# So few evaluations are drawn as points, too.
+# Curves of fewer evaluations than this are drawn with markers.
 FEW = 60
 
 
-def readme_parts(results: Results) -> list[Part]:
-    """Of a file that holds nothing else."""
+def overview_parts(results: Results) -> list[Part]:
+    """The parts of a file that holds this suite alone."""
     shown = quality_picture(results, f"{results['suite']}.png")
     return [where_and_with_what(results), quality_table(results), shown]
 
 
 def page_parts(results: Results) -> list[Part]:
-    """The same: the table has a row for each contestant alone."""
-    return readme_parts(results)
+    """The same parts as in the README."""
+    return overview_parts(results)
 
 
 def quality_table(results: Results) -> str:
-    """A row for each contestant; empty where nobody was trained."""
+    """A row for each implementation; empty if nothing was trained."""
     rows = rows_of(results, QUALITY)
     if not rows:
         return ""
@@ -55,21 +55,21 @@ def quality_table(results: Results) -> str:
 
 
 def reached_at(row: Row) -> Row | None:
-    """The first evaluation whose test NLL is at most the target; None where there is none."""
+    """The first evaluation whose test NLL is at most the target; None if there is none."""
     extra = row["extra"]
     return next((point for point in extra["curve"] if point["test"] <= extra["target"]), None)
 
 
 def _legend(data: str) -> str:
     return (
-        f"Trained on {data}, each for the same wall time, in turn, evaluation off the clock. NLL: by "
+        f"Trained on {data}, interleaved, each for the same wall time without evaluation. NLL: by "
         "importance sampling with 100 draws; ELBO: of one draw; nats a time step. The target is reached at "
-        "the first evaluation whose test NLL is at most that."
+        "the first evaluation whose test NLL does not exceed it."
     )
 
 
 def quality_picture(results: Results, name: str) -> Picture | str:
-    """Empty where nobody was trained."""
+    """The curves of all training runs; empty if nothing was trained."""
     rows = rows_of(results, QUALITY)
     if not rows:
         return ""
@@ -78,7 +78,7 @@ def quality_picture(results: Results, name: str) -> Picture | str:
 
 
 def quality_plot(rows: Sequence[Row], meta: Meta) -> Figure:
-    """A panel for each case: a line for each contestant, the target dashed, a ring where it is reached."""
+    """A panel for each case: a line for each implementation, the target dashed, a ring at its crossing."""
     cases = distinct(row["case"] for row in rows)
     figure = new_figure(8, 0.8 + 3.8 * len(cases), meta)
     grid = figure.subplots(len(cases), 1, squeeze=False)[:, 0]
@@ -120,7 +120,7 @@ def _lowest(row: Row) -> float | None:
 
 
 def _ring(axes: Axes, reached: Row, colour: Any) -> None:
-    """Where the target is reached, and after how many seconds."""
+    """Mark the evaluation that reaches the target, with its seconds."""
     place = reached["seconds"], reached["test"]
     axes.plot(*place, "o", color=colour, markerfacecolor="white", markersize=7)
     text = f"{three_digits(reached['seconds'])} s"

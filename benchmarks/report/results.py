@@ -1,4 +1,4 @@
-"""Results files: the newest of each suite, which of them are refused, and what all their rows have."""
+"""Results files: the newest of each suite, their validation, and access to their rows."""
 
 import json
 from collections.abc import Iterable
@@ -8,24 +8,24 @@ from typing import Any
 Results = dict[str, Any]
 Row = dict[str, Any]
 
-# Suites whose rows are SVI steps: in the GPU's file by a row's own suite, else by the file's.
+# Suites whose rows are SVI steps: the suite of a row in a GPU file, the suite of the file otherwise.
 QUALITY = "train_to_quality"
 STEPS = ("svi_step", "epoch", QUALITY, "cpu", "cpu-flows", "cpu-long", "cpu-scaling")
 IEEE = "ieee"
-# What a contestant must have been checked for before its times are printed.
+# Checks that an implementation must have passed before its times are reported.
 CHECKS = ("SVI loss", "SVI gradients")
 
 
 class ReportError(ValueError):
-    """The results or the README are not fit to report from."""
+    """Raised for results or a README that cannot be reported."""
 
 
 def newest_per_suite(folder: Path, quick: bool = False) -> dict[str, tuple[Path, Results]]:
     """The newest results of each suite, by the date inside the file; ``quick`` accepts quick runs.
 
     Raises:
-        ReportError: a newest file has an error beyond its bound, nothing checked, no rows, a row that
-            nothing was checked for, or is a quick run; or a file does not say where it was measured.
+        ReportError: the newest file of a suite has an error beyond its bound, no checks, no rows, a row
+            without its checks, or comes from a quick run; or a file does not say where it was measured.
     """
     newest: dict[str, tuple[Path, Results]] = {}
     for path in sorted(folder.glob("*.json")):
@@ -57,17 +57,17 @@ def _refuse_unfit(path: Path, results: Results, quick: bool) -> None:
 
 
 def _missing_checks(row: Row, correctness: list[Row]) -> list[str]:
-    """Those of ``CHECKS`` that nobody made of the row's contestant on its case, or what stands in for it.
+    """List the ``CHECKS`` that the row's implementation lacks, on its case or on those checked instead.
 
-    A training run is not a case that the gate knows: there any check of the contestant serves.
+    A training run is not a case of the equivalence check: any check of its implementation counts.
     """
     if row["suite"] not in STEPS:
         return []
     names = [row["case"], *row["extra"].get("checked_on", [])]
     done = [
-        verdict["op"]
-        for verdict in correctness
-        if verdict["backend"] == row["impl"] and (row["suite"] == QUALITY or _is_on(verdict["case"], names))
+        result["op"]
+        for result in correctness
+        if result["backend"] == row["impl"] and (row["suite"] == QUALITY or _is_on(result["case"], names))
     ]
     return [check for check in CHECKS if not any(op.startswith(check) for op in done)]
 
@@ -80,29 +80,29 @@ def _is_on(case: str, names: Iterable[str]) -> bool:
 
 
 def rows_of(results: Results, *suites: str) -> list[Row]:
-    """The timed rows of these suites, in their order."""
+    """The timed rows of these suites, in the order of the file."""
     return [row for row in results["cases"] if row["suite"] in suites]
 
 
 def precision_of(row: Row) -> str:
-    """What products of float32 are rounded to, where the row says it."""
+    """The precision of float32 products; empty if the row does not record it."""
     precision: str = row["extra"].get("precision") or ""
     return precision
 
 
 def case_and_precision(row: Row) -> str:
-    """The case, with its precision where that is not IEEE and not in its name."""
+    """The case, with its precision if that is not IEEE and not part of the name."""
     case, precision = row["case"], precision_of(row)
     return case if precision in ("", IEEE) or precision in case else f"{case}, {precision}"
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:
-    """Each value once, where it first came."""
+    """The distinct values in order of first appearance."""
     return list(dict.fromkeys(values))
 
 
 def share_of_bound(row: Row) -> float:
-    """How much of its bound an error takes up; the bound may be zero."""
+    """The ratio of an error to its bound; the bound may be zero."""
     error, bound = row["max_rel_error"], row["bound"]
     if bound == 0.0:
         return 0.0 if error == 0.0 else float("inf")
@@ -110,7 +110,7 @@ def share_of_bound(row: Row) -> float:
 
 
 def where_and_with_what(results: Results, against: str = "against the baseline") -> str:
-    """One paragraph: commit, device, versions, and how near the gate came to its bound."""
+    """A paragraph: commit, device, versions, and the largest error of the checks relative to its bound."""
     meta = results["meta"]
     versions = [f"{n} {meta[n]}" for n in ("python", "torch", "pyro", "jax", "triton", "cuda") if meta.get(n)]
     driver = f", driver {meta['driver']}" if meta["driver"] else ""
@@ -119,6 +119,6 @@ def where_and_with_what(results: Results, against: str = "against the baseline")
         f"Measured {meta['date'][:10]} at commit `{meta['commit']}` on {meta['device']}{driver}, "
         f"{meta['threads']} of {meta['cpus']} threads, load {meta['load']:.2f} before the start; "
         f"{', '.join(versions)}. {len(results['correctness'])} checks {against} passed "
-        f"in the same run, the closest at {closest:.0%} of its bound."
+        f"in the same run; the largest error was {closest:.0%} of its bound."
     )
-    return f"{text} **Beware: {meta['load_warning']}.**" if meta.get("load_warning") else text
+    return f"{text} **Caution: {meta['load_warning']}.**" if meta.get("load_warning") else text

@@ -1,4 +1,4 @@
-"""The scans on a GPU: microseconds a time step of each, over the floor of their exchanges."""
+"""The scans on a GPU: microseconds per time step, and the floor of their exchanges."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,7 +16,7 @@ SUITE = "scans"
 PASSES = ("forward", "backward", "forward and backward")
 FLOOR, SWEEP = "exchange floor", "plan sweep of "
 GRAPH = ", graph"
-# What the rows' names mean to who does not know the code.
+# Names of the implementations in plots.
 MEANT = {
     "cuda": "dmm_fast, CUDA",
     "triton": "dmm_fast, Triton",
@@ -26,7 +26,7 @@ MEANT = {
 
 
 class Timing(NamedTuple):
-    """What one row says: ``impl`` is without the suffix of a replay, ``us`` are a time step's."""
+    """A timed row: ``impl`` without the suffix of a replay, ``us`` microseconds per time step."""
 
     op: str
     size: str
@@ -52,7 +52,7 @@ def timings(results: Results) -> list[Timing]:
 
 
 def floors_of_plans(results: Results) -> Floors:
-    """By scan, size and pass; where both directions have one, so has the pass of both."""
+    """The floors by scan, size and pass; the pass of both directions has one if each of them does."""
     floors = {}
     for row in rows_of(results, SUITE):
         case = row["case"]
@@ -69,7 +69,7 @@ def floors_of_plans(results: Results) -> Floors:
 
 
 def scans_table(results: Results) -> str:
-    """A row for each scan, size and implementation; empty where no scan was timed."""
+    """A row for each scan, size and implementation; empty if no scan was timed."""
     found, floors = timings(results), floors_of_plans(results)
     if not found:
         return ""
@@ -103,20 +103,20 @@ def _floor_cells(op: str, size: str, floors: Floors) -> list[str]:
 
 def _legend(with_floor: bool) -> str:
     text = (
-        "Microseconds a time step: the median over the steps. `reference` is eager PyTorch; `nn.RNN`, on a "
-        "GPU cuDNN's, projects its inputs besides; `graph`: replayed from a CUDA graph, which a backward "
-        "alone is not."
+        "Microseconds per time step: the median time of a scan divided by its steps. `reference` is eager "
+        "PyTorch; `nn.RNN`, on a GPU cuDNN's, also projects its inputs; `graph`: replayed from a CUDA graph, "
+        "which is not measured for a backward pass alone."
     )
-    floor = " The floor is what the exchanges between the blocks of the plan take by themselves."
+    floor = " The floor is the time of the exchanges between the blocks of the plan alone."
     return text + floor * with_floor
 
 
 def floors_table(results: Results) -> str:
-    """Every exchange floor that was timed; empty for none."""
+    """Every exchange floor that was timed; empty if there are none."""
     rows = [row for row in rows_of(results, SUITE) if row["case"].startswith(FLOOR)]
     if not rows:
         return ""
-    titles = ["floor", "stores", "clusters", "rows a cluster", "numbers a block gives", "us a step"]
+    titles = ["floor", "stores", "clusters", "rows per cluster", "floats sent per block", "us per step"]
     lines = []
     for row in rows:
         extra = row["extra"]
@@ -126,7 +126,7 @@ def floors_table(results: Results) -> str:
 
 
 def sweep_table(results: Results) -> str:
-    """The scans under other plans than the chosen one, the best by estimate first; empty for none."""
+    """The scans under other plans than the chosen one, by estimated time; empty if there are none."""
     rows = [row for row in rows_of(results, SUITE) if row["case"].startswith(SWEEP)]
     if not rows:
         return ""
@@ -139,19 +139,19 @@ def sweep_table(results: Results) -> str:
         ]
         for row in rows
     ]
-    shown = table(["scan", "plan", "estimated cycles a step", "us a step"], lines, texts=2)
-    return f"The scans under the most promising plans by estimate:\n\n{shown}"
+    shown = table(["scan", "plan", "estimated cycles per step", "us per step"], lines, texts=2)
+    return f"The scans under the plans of the lowest estimated time:\n\n{shown}"
 
 
 def scans_picture(results: Results) -> Picture | str:
-    """At the first size of the file, which is the tutorial's; empty where no scan was timed."""
+    """The scans at the first size of the file, the tutorial's; empty if no scan was timed."""
     found = timings(results)
     if not found:
         return ""
     mine = [timing for timing in found if timing.size == found[0].size]
     draw = partial(scans_plot, mine, floors_of_plans(results), results["meta"])
     return Picture(
-        f"{results['suite']}-scans.png", f"Microseconds a time step of the scans, {found[0].size}", draw
+        f"{results['suite']}-scans.png", f"Microseconds per time step of the scans, {found[0].size}", draw
     )
 
 
@@ -170,17 +170,17 @@ def scans_plot(found: Sequence[Timing], floors: Floors, meta: Meta) -> Figure:
             _points(axes, mine, names[op], floors.get((op, found[0].size, done)))
             axes.set_title(f"{op}, {done}", fontsize=9, loc="left")
     for axes in grid[-1]:
-        axes.set_xlabel(f"us a time step, {found[0].size}", fontsize=9)
+        axes.set_xlabel(f"us per time step, {found[0].size}", fontsize=9)
     legend_below(figure)
     return figure
 
 
 def _points(axes: Axes, found: Sequence[Timing], names: Sequence[str], floor: float | None) -> None:
-    """Each labelled with its time: above the line as it comes, below it from a graph."""
+    """Points labelled with their times: launched eagerly above the line, replayed from a graph below it."""
     for timing in found:
         y, dark = names.index(timing.impl), colour(_meant(timing.impl))
         marker, face, above = ("D", "white", False) if timing.graph else ("o", dark, True)
-        label = "from a CUDA graph" if timing.graph else "as it comes"
+        label = "from a CUDA graph" if timing.graph else "launched eagerly"
         axes.plot(timing.us, y, marker, color=dark, markerfacecolor=face, markersize=6, label=label)
         place = (0, 5 if above else -5)
         axes.annotate(

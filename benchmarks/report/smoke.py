@@ -1,4 +1,4 @@
-"""The smoke test of the kernels, and the end of a run's output."""
+"""The smoke test of the kernels, and the summary that ends a run's output."""
 
 from typing import Any
 
@@ -22,32 +22,35 @@ def summary(results: Results) -> str:
 
 
 def smoke_table(rows: list[Row]) -> str:
-    """A line for each kernel, and for one that failed where and how it is wrong; empty for none."""
+    """A row for each kernel, and details of each failure below the table; empty without rows."""
     if not rows:
         return ""
     titles = ["kernel", "backend", "result", "worst", "error", "bound", "NaN", "s"]
-    lines, rows = [], sorted(rows, key=lambda row: row["kernel"])  # they came as their processes ended
+    lines, rows = (
+        [],
+        sorted(rows, key=lambda row: row["kernel"]),
+    )  # recorded in the order in which their processes ended
     for row in rows:
         numbers = [NOTHING if row[key] is None else f"{row[key]:.1e}" for key in ("error", "bound")]
         counts = [NOTHING if row[key] is None else f"{row[key]:g}" for key in ("nan", "seconds")]
         result = {True: "ok", False: "**BAD**", None: "not run"}[row["ok"]]
         lines.append([row["kernel"], row["backend"], result, row["worst"] or NOTHING, *numbers, *counts])
-    told = [f"{row['kernel']}: {line}" for row in rows if row["ok"] is False for line in _failure(row)]
-    return "\n".join([table(titles, lines, texts=4), *([""] if told else []), *told])
+    failures = [f"{row['kernel']}: {line}" for row in rows if row["ok"] is False for line in _failure(row)]
+    return "\n".join([table(titles, lines, texts=4), *([""] if failures else []), *failures])
 
 
 def _failure(row: Row) -> list[str]:
     """The first bad index, the errors by time step, the hang record, or how the process ended."""
-    told = []
+    lines = []
     if row["first_bad"]:
-        told.append("first bad: " + ", ".join(f"{name} {index}" for name, index in row["first_bad"].items()))
+        lines.append("first bad: " + ", ".join(f"{name} {index}" for name, index in row["first_bad"].items()))
     if row["by_step"]:
-        told.append("error by step: " + ", ".join(_in_eighths(row["by_step"])))
-    return told + [cell(row[key].strip().splitlines()[-1]) for key in ("hang", "failed") if row[key]]
+        lines.append("error by step: " + ", ".join(_in_eighths(row["by_step"])))
+    return lines + [cell(row[key].strip().splitlines()[-1]) for key in ("hang", "failed") if row[key]]
 
 
 def _in_eighths(errors: list[float | None]) -> list[str]:
-    """The largest error of each eighth of the time steps; None stands for a number that is not finite."""
+    """The largest error in each eighth of the time steps; None stands for a non-finite error."""
     size = -(-len(errors) // 8)
     parts = [(first, errors[first : first + size]) for first in range(0, len(errors), size)]
     return [f"t={first}..{first + len(part) - 1} {_largest(part)}" for first, part in parts]
@@ -59,8 +62,10 @@ def _largest(errors: list[float | None]) -> str:
 
 
 def replaced_sentence(results: Results) -> str:
-    """In bold, the ops that another backend computed because their own kernels failed; empty for none."""
+    """In bold, the ops computed by another backend because their kernels failed; empty if there are none."""
     lists: list[Any] = [results["cases"], results["correctness"], results["profiles"]]
     found = {item for rows in lists for row in rows for item in row.get("replaced", {}).items()}
-    told = [f"`{op}` by {backend}" for op, backend in sorted(found)]
-    return f"**Kernels failed their smoke test; computed instead: {', '.join(told)}.**" if told else ""
+    replaced = [f"`{op}` by {backend}" for op, backend in sorted(found)]
+    return (
+        f"**Kernels failed their smoke test; computed instead: {', '.join(replaced)}.**" if replaced else ""
+    )

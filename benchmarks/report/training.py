@@ -1,4 +1,4 @@
-"""A run of ``dmm-fast train`` with the tutorial's settings: what it takes, and how good its model is."""
+"""A run of ``dmm-fast train`` with the tutorial's settings: its time, and the likelihood of its model."""
 
 from benchmarks.report.markdown import milliseconds, table, three_digits
 from benchmarks.report.results import Results, Row, rows_of
@@ -8,7 +8,7 @@ OVER_ALL, MEAN = "total_over_total", "mean_of_averages"
 
 
 def training_table(results: Results) -> str:
-    """A row for each run; empty for none."""
+    """A row for each run; empty if there are none."""
     rows = rows_of(results, SUITE)
     if not rows:
         return ""
@@ -22,7 +22,7 @@ def training_table(results: Results) -> str:
         lines.append([row["case"], row["impl"], *times, *nats, f"{extra['target']:g}"])
     particles = rows[0]["extra"]["particles"]
     legend = (
-        "Seconds are from the command to its end, imports and compilation included. The parameters are those "
+        "Seconds are those of the whole command, imports and compilation included. The parameters are those "
         "of the lowest bound on the validation set. Nats a time step, over all steps unless said otherwise; "
         f"NLL by importance sampling with {particles} draws."
     )
@@ -30,7 +30,7 @@ def training_table(results: Results) -> str:
 
 
 def training_sentence(results: Results) -> str:
-    """A sentence for each run; empty for none."""
+    """A sentence for each run; empty if there are none."""
     return " ".join(_sentence(row) for row in rows_of(results, SUITE))
 
 
@@ -38,7 +38,7 @@ def _sentence(row: Row) -> str:
     extra, (_, nll) = row["extra"], _test(row)
     return (
         f"`{row['impl']}` on {row['case']}: {extra['epochs']} epochs in {three_digits(extra['seconds'])} s, "
-        f"test NLL {nll[OVER_ALL]:.3f} nats a time step; the tutorial names {extra['target']:g}."
+        f"test NLL {nll[OVER_ALL]:.3f} nats a time step; the tutorial reports {extra['target']:g}."
     )
 
 

@@ -1,13 +1,13 @@
-// Log-probabilities of one-hot categories, of which entries may be missing: those are summed over.
+// Log-probabilities of one-hot categories; missing entries are summed over.
 //
 // Included once for each instruction set, inside its namespace.
 
-// What a step's slopes have in common.
+// Quantities shared by the derivatives of a step.
 template <class S>
 struct CategoryTotals {
-  S all, missing;  // log-sum-exp of the logits, and of those that are missing; of all where none is
-  S misses;        // how much of x is missing: 0 where the one is observed
-  S factor;        // of the probabilities in the slopes: what of x is observed, or 1 where some is missing
+  S all, missing;  // log-sum-exp of all logits, and of the missing ones (of all if none is missing)
+  S misses;        // missing mass of x: 0 if the one is observed
+  S factor;        // of the probabilities in the derivatives: observed mass of x, or 1 if entries are missing
   double term;     // the log-probability
 };
 

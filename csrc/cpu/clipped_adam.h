@@ -6,12 +6,12 @@ template <class S>
 void clipped_adam(const ClippedAdam<S>& a) {
   int64_t size = 0;
   for (const AdamTensor<S>& tensor : a.tensors) size += tensor.size;
-  const int64_t parts = parts_for(2 * kFunction * static_cast<double>(size), size);  // memory and not arithmetic
+  const int64_t parts = parts_for(2 * kFunction * static_cast<double>(size), size);  // limited by memory bandwidth
   const S clip = a.clip_norm, decay = a.weight_decay, beta1 = a.beta1, beta2 = a.beta2, eps = a.eps;
   const S one_minus_beta1 = a.one_minus_beta1, one_minus_beta2 = a.one_minus_beta2;
   parallel_for(parts, [&](int64_t begin, int64_t end) {
     for (const AdamTensor<S>& tensor : a.tensors) {
-      // A share of every tensor and not some tensors whole: one weight is half of all there is.
+      // Each part has a share of every tensor instead of whole tensors, since one weight has half of all elements.
       const int64_t first = tensor.size * begin / parts, last = tensor.size * end / parts;
       const S step_size = tensor.step_size;
       S *p = tensor.param, *g = tensor.grad, *m = tensor.exp_avg, *v = tensor.exp_avg_sq;

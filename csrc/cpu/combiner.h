@@ -1,4 +1,4 @@
-// The combiner q(z_t | z_{t-1}, x_{t:T}) at given z_{t-1}: one core, forward and backward, and its heads.
+// The combiner q(z_t | z_{t-1}, x_{t:T}) at given z_{t-1}: the shared network, forward and backward, and its heads.
 //
 //   g = tanh(W_z z + b)   c = (g + h_t) / 2   loc, pre_scale = [W_loc; W_scale] c + b
 //
@@ -10,7 +10,7 @@ inline double combiner_work(const CombinerTensors<const S>& t, double pass) {
   return pass * product_work(3 * t.Z, t.H) + functions;
 }
 
-// The weights of the forward pass, packed once a call.
+// The weights of the forward pass, packed once per call.
 template <class S>
 struct CombinerNet {
   using Tensors = CombinerTensors<const S>;
@@ -26,7 +26,7 @@ struct CombinerNet {
         w_out(w_stack.data(), 2 * t.Z, t.H, t.H, 1) {}
 };
 
-// What a block computes; in a backward pass, what a whole chunk does.
+// The activations of a block; in a backward pass, those of a whole chunk.
 template <class S>
 struct CombinerPlanes {
   Plane<S> c, out;  // out: loc, pre_scale
@@ -34,15 +34,15 @@ struct CombinerPlanes {
       : c(rows, net.t.H), out(rows, 2 * net.t.Z) {}
 };
 
-// Rows [at, at + count) of the planes from as many z_{t-1} and h_t; and where there is a plane for it, the
-// slope from c to the pre-activation of g, (1 - g^2) / 2.
+// Computes rows [at, at + count) of the planes from z_{t-1} and h_t; and, if there is a plane for it, the
+// derivative of c with respect to the pre-activation of g, (1 - g^2) / 2.
 template <class S>
 void combiner_block(const CombinerNet<S>& net, const S* const* before, const S* const* h, int64_t at,
                     int64_t count, CombinerPlanes<S>& planes, Plane<S>* slope) {
-  // From memory h comes fastest as whole rows, before the product asks for it a panel at a time.
+  // Reading h as whole rows first is faster than by panels during the product.
   for (int64_t i = 0; i < count; ++i) std::copy_n(h[i], net.t.H, planes.c[at + i]);
   const auto combine = [&](int64_t i, int64_t column, int64_t width, const S* sum) {
-    S* c = planes.c[at + i] + column;  // h, until here
+    S* c = planes.c[at + i] + column;  // contains h so far
     S* to = slope ? (*slope)[at + i] + column : nullptr;
     for_lanes<S>(width, [&](int64_t j, auto n) {
       const Lanes<S> b(net.t.b_z + column + j, n);
@@ -61,7 +61,7 @@ void combiner_block(const CombinerNet<S>& net, const S* const* before, const S* 
   layer(planes.c.rows() + at, count, net.w_out, net.b_stack.data(), planes.out, at, [](S x) { return x; });
 }
 
-// before(place) is z_{t-1}; head(i, out) gets loc and pre_scale of step i of the list.
+// before(place) returns z_{t-1}; head(i, out) receives loc and pre_scale of step i of the list.
 template <class S, class Before, class Head>
 void combiner_core_forward(const std::vector<Place>& places, const Rows<const S>& h,
                            const CombinerTensors<const S>& tensors, Before before, Head head) {
@@ -79,8 +79,8 @@ void combiner_core_forward(const std::vector<Place>& places, const Rows<const S>
   });
 }
 
-// head(i, out) puts the gradients in the place of loc and pre_scale; after(i, from) gets that by z_{t-1}
-// when all of its chunk is there. dh is contiguous, [rows, steps, units].
+// head(i, out) replaces loc and pre_scale by their gradients; after(i, from) receives the gradient of z_{t-1}
+// when its whole chunk is complete. dh is contiguous, [rows, steps, units].
 template <class S, class Clear, class Before, class Head, class After>
 void combiner_core_backward(const Steps& steps, const std::vector<Place>& places, const Rows<const S>& h,
                             const CombinerTensors<const S>& tensors, S* dh, const CombinerTensors<S>& dw,
@@ -107,7 +107,7 @@ void combiner_core_backward(const Steps& steps, const std::vector<Place>& places
     const auto split = [&](int64_t i, int64_t column, int64_t width, const S* dc) {
       const Place& place = places[first + i];
       S* to_h = dh + (place.row * steps.steps + place.step) * H + column;
-      S* to_g = dg[at + i] + column;  // the slope, until here
+      S* to_g = dg[at + i] + column;  // contains the derivative so far
 #pragma GCC ivdep
       for (int64_t j = 0; j < width; ++j) {
         to_h[j] = S(0.5) * dc[j];

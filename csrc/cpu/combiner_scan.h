@@ -1,5 +1,5 @@
-// Drawing the posterior chain, and its gradient. Each part owns a slice of the hidden units, and after the step's
-// one barrier adds up the partial sums of all slices and finishes z for itself.
+// Drawing the posterior chain, and its gradient. Each part owns a slice of the hidden units. After the step's single
+// barrier it adds the partial sums of all slices and computes its own copy of z.
 //
 // Included once for each instruction set, inside its namespace.
 
@@ -46,7 +46,7 @@ void combiner_scan(const CombinerScan<S>& a) {
   });
 }
 
-// One part's share of the backward. Only the chain's partial sums pass between parts.
+// A part's share of the backward pass. Only partial sums of the chain are exchanged between parts.
 template <class S>
 class CombinerScanBackwardPart {
  public:
@@ -57,13 +57,13 @@ class CombinerScanBackwardPart {
     for (int64_t k = 0; k < Chunk::capacity(ragged); ++k) dout_rows_.push_back(dout_.data() + k * 2 * Z_);
   }
 
-  // All steps, last to first; arrive() is called after each.
+  // Runs all steps from last to first, and calls arrive() after each.
   template <class Arrive>
   void run(Arrive arrive) {
     for (int64_t stop = ragged_.steps; stop > 0;) {
       const Chunk chunk(ragged_, stop);
       slice_.read(chunk);
-      int64_t first = chunk.count;  // where a step's rows begin in the chunk
+      int64_t first = chunk.count;  // the offset of a step's rows in the chunk
       for (int64_t t = stop - 1; t >= chunk.start; --t) {
         first -= ragged_.active[t];
         for (int64_t i = 0; i < ragged_.active[t]; ++i) output_gradient(t, i, dout_.data() + (first + i) * 2 * Z_);
@@ -77,7 +77,7 @@ class CombinerScanBackwardPart {
   }
 
  private:
-  // dloc and dpre_scale at step t of the i-th row, all paths included; every part needs them all.
+  // dloc and dpre_scale at step t of the i-th row, including all paths; every part needs all of them.
   void output_gradient(int64_t t, int64_t i, S* dout) {
     const int64_t row = ragged_.order[i];
     const S *dz_given = a_.dz.at(row, t), *pre_scale = a_.pre_scale.at(row, t);
@@ -92,10 +92,10 @@ class CombinerScanBackwardPart {
   const CombinerScanBackward<S>& a_;
   const Ragged& ragged_;
   const int64_t Z_;
-  const Share own_;  // of the rows, for what only one part may write
+  const Share own_;  // a share of the rows, for results that only one part may write
   Partials<S>& partials_;
   CombinerSliceBackward<S, CombinerScanBackward<S>> slice_;
-  std::vector<S> dout_, dz_;  // a chunk's rows of 2 Z; and one of Z
+  std::vector<S> dout_, dz_;  // a chunk's rows of 2 Z; one row of Z
   std::vector<const S*> dout_rows_;
 };
 

@@ -1,10 +1,10 @@
-// One part's slice of the combiner's hidden units in a scan along the posterior chain, forward and backward: what
-// combiner_scan and flow_scan share. From the whole z_{t-1} a slice computes its own part of g and c, and from that
-// partial sums of loc and pre_scale, which are added up over the slices; the backward sends partial sums of dz_{t-1}.
+// A part's slice of the combiner's hidden units in a scan along the posterior chain, forward and backward, shared by
+// combiner_scan and flow_scan. From the whole z_{t-1} a slice computes its units of g and c, and from these partial sums
+// of loc and pre_scale, which are added over the slices; the backward pass has partial sums of dz_{t-1}.
 //
 // Included once for each instruction set, inside its namespace.
 
-// Partial sums [parts][rows][width], twice: a step writes one half while the other is still being read.
+// Partial sums [parts][rows][width], double buffered: a step writes one half while the other may still be read.
 template <class S>
 class Partials {
  public:
@@ -13,7 +13,7 @@ class Partials {
   S* at(int64_t step, int64_t part, int64_t i) {
     return data_.data() + ((step & 1) * parts_ + part) * size_ + i * width_;
   }
-  // out = start + the sum over parts, in their order.
+  // out = start + the sum over parts, in order.
   void add_up(int64_t step, int64_t i, const S* start, S* out) {
     std::copy_n(start, width_, out);
     for (int64_t part = 0; part < parts_; ++part) {
@@ -28,7 +28,7 @@ class Partials {
   std::vector<S> data_;
 };
 
-// [W_loc; W_scale] as one weight [2 latents, units]; W_loc alone where there is no other.
+// [W_loc; W_scale] as one weight [2 latents, units]; only W_loc if there is no W_scale.
 template <class S>
 inline std::vector<S> stacked(const S* loc, int64_t size, const S* scale, int64_t scale_size) {
   std::vector<S> both(loc, loc + size);
@@ -57,7 +57,7 @@ inline void draw_normal(const S* loc, const S* pre_scale, const S* eps, int64_t 
   });
 }
 
-// The gradients by loc and pre_scale, side by side in `dout`, of what was drawn: those given, and by dz.
+// The gradients of loc and pre_scale, side by side in `dout`: the given ones plus those by way of dz.
 template <class S>
 inline void draw_normal_backward(const S* dz, const S* dloc, const S* dpre_scale, const S* pre_scale, const S* eps,
                                  int64_t width, S* dout) {
@@ -72,7 +72,7 @@ inline void draw_normal_backward(const S* dz, const S* dloc, const S* dpre_scale
   });
 }
 
-// And by eps.
+// The gradient of eps.
 template <class S>
 inline void draw_normal_backward_eps(const S* dz, const S* pre_scale, int64_t width, S* deps) {
   for_lanes<S>(width, [&](int64_t j, auto n) {
@@ -95,10 +95,10 @@ class CombinerSlice {
     for (int64_t i = 0; i < ragged.rows; ++i) c_rows_.push_back(c_.data() + i * units_);
   }
 
-  // From z_{t-1} of the active rows, in their order, to the partial sums of step t.
+  // Computes the partial sums of step t from z_{t-1} of the active rows, in their order.
   void step(int64_t t, const S* const* before) {
     const int64_t active = ragged_.active[t], unit = mine_.begin;
-    // From memory h comes fastest as whole rows, before the product asks for it a panel at a time.
+    // Reading h as whole rows first is faster than by panels during the product.
     for (int64_t i = 0; i < active; ++i)
       std::copy_n(a_.h.at(ragged_.order[i], t) + unit, units_, c_.data() + i * units_);
     multiply(before, active, w_z_, [&](int64_t i, int64_t column, int64_t width, const S* sum) {
@@ -133,23 +133,23 @@ class CombinerSlice {
   std::vector<const S*> c_rows_;
 };
 
-constexpr int64_t kChunkRows = 112;  // c, dg and dout of so many rows stay in the second cache
+constexpr int64_t kChunkRows = 112;  // c, dg and dout of this many rows fit in the L2 cache
 
-// The steps [start, stop) of all rows, `count` rows together: a backward scan goes step by step through such a
-// chunk, and then adds to the weight gradients what the chunk's rows give while they are still in the cache.
+// The steps [start, stop) of all rows, `count` rows together: a backward scan processes such a chunk step by step and
+// then adds its contribution to the weight gradients while its rows are still in the cache.
 struct Chunk {
   int64_t start, stop, count = 0;
 
   static int64_t capacity(const Ragged& ragged) { return std::max(kChunkRows, ragged.rows); }
 
-  // The last one that ends at `stop`.
+  // The last chunk, which ends at `stop`.
   Chunk(const Ragged& ragged, int64_t stop) : start(stop), stop(stop) {
     while (start > 0 && (count == 0 || count + ragged.active[start - 1] <= kChunkRows))
       count += ragged.active[--start];
   }
 };
 
-// `dout` are a chunk's gradients by loc and pre_scale, all paths included, as rows of 2 Z.
+// `dout` has a chunk's gradients of loc and pre_scale, including all paths, as rows of 2 Z.
 template <class S, class Scan>
 class CombinerSliceBackward {
  public:
@@ -173,7 +173,7 @@ class CombinerSliceBackward {
     clear_past_end(ragged, Dense<S>{a.deps, a.T, Z_}, own_.begin, own_.end);
   }
 
-  // c, and in place of dg half of 1 - g^2, the slope from c to the pre-activation of g.
+  // Computes c and, stored in dg, (1 - g^2) / 2, the derivative of c with respect to the pre-activation of g.
   void read(const Chunk& chunk) {
     int64_t k = 0;
     for (int64_t t = chunk.start; t < chunk.stop; ++t)
@@ -190,7 +190,7 @@ class CombinerSliceBackward {
       }
   }
 
-  // To the partial sums of dz_{t-1} that step t leaves; the step's rows lie at `first` in the chunk.
+  // Computes the partial sums of dz_{t-1} of step t, whose rows are at `first` in the chunk.
   void step(int64_t t, int64_t first, const S* const* dout) {
     const int64_t active = ragged_.active[t];
     multiply(dout + first, active, w_c_, [&](int64_t i, int64_t column, int64_t width, const S* dc) {
@@ -214,7 +214,7 @@ class CombinerSliceBackward {
     if (part_ == 0) add_rows(dout, count, 0, 2 * Z_, db_out_.data());
   }
 
-  // dz_q_0 and the weight gradients.
+  // Computes dz_q_0 and the weight gradients.
   void finish() {
     const std::vector<S> zeros(Z_, S(0));
     for (int64_t i = 0; i < ragged_.rows; ++i) {
@@ -238,8 +238,8 @@ class CombinerSliceBackward {
   const Ragged& ragged_;
   const int64_t Z_, H_;
   const Dense<S> dh_;
-  const Slice<S> mine_;  // of the hidden units
-  const Share own_;      // of the rows, for what only one part may write
+  const Slice<S> mine_;  // the slice of hidden units
+  const Share own_;      // a share of the rows, for results that only one part may write
   const int64_t units_, part_;
   Partials<S>& partials_;
   const Packed<S> w_c_, w_before_;  // from dout to dc, from dg to dz_{t-1}

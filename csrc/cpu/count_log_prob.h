@@ -1,4 +1,4 @@
-// Log-densities of counts, and the gamma functions that they need: branch-free, for arguments from 1.
+// Log-densities of counts, and the required gamma functions: branch-free, for arguments from 1.
 //
 // Included once for each instruction set, inside its namespace.
 
@@ -7,7 +7,7 @@ inline float log1p_(float x) {
 }
 inline double log1p_(double x) { return std::log1p(x); }
 
-// The terms of Stirling's series from 1/y on, for y from kFar: what is left of log G(y).
+// The terms of Stirling's series from 1/y on, the remainder of log G(y), for y from kFar.
 template <class S>
 constexpr S kFar = S(8.5);
 template <class S>
@@ -32,7 +32,7 @@ inline S stirling_(S y, S log_y) {
   return (y - S(0.5)) * (log_y - S(1)) + (stirling_tail_(y) + (kHalfLogTwoPi<S> - S(0.5)));
 }
 
-// log G(y). G(y) = p G(f) for an f in [1.5, 2.5], or G(f) / p: so nothing cancels at 1 and 2, where it is 0.
+// log G(y), by G(y) = p G(f) or G(f) / p with f in [1.5, 2.5], without cancellation near its zeros 1 and 2.
 inline float log_gamma_(float y) {
   const bool low = y < 1.5f, far = y >= kFar<float>;
   float f = select_(low, y + 1.0f, y), p = select_(low, y, 1.0f);
@@ -62,7 +62,7 @@ inline double log_gamma_(double y) {
   return stirling_(y + 8, std::log(y + 8)) - std::log(product);
 }
 
-// log(G(y + x) / G(y)) for x from 0, which of large y is not a difference of large numbers.
+// log(G(y + x) / G(y)) for x >= 0, for large y not computed as a difference of large numbers.
 template <class S>
 inline S log_gamma_ratio_(S y, S x) {
   const S sum = y + x;
@@ -71,7 +71,7 @@ inline S log_gamma_ratio_(S y, S x) {
   return select_(y >= kFar<S>, far, log_gamma_(sum) - log_gamma_(y));
 }
 
-// Steps that an argument of digamma is shifted by, for its asymptotic series.
+// Number of steps by which the argument of digamma is shifted for its asymptotic series.
 template <class S>
 constexpr int kShift = sizeof(S) == 4 ? 4 : 8;
 
@@ -92,7 +92,7 @@ inline S digamma_tail_(S y) {
   }
 }
 
-// digamma(y), the slope of log G.
+// digamma(y), the derivative of log G.
 template <class S>
 inline S digamma_(S y) {
   const S shifted = y + S(kShift<S>);
@@ -102,7 +102,7 @@ inline S digamma_(S y) {
   return log_(shifted) - sum;
 }
 
-// digamma(y + x) - digamma(y) for x from 0: of terms that are all positive.
+// digamma(y + x) - digamma(y) for x >= 0, a sum of positive terms.
 template <class S>
 inline S digamma_rise_(S y, S x) {
   const S shifted = y + S(kShift<S>);
@@ -134,8 +134,8 @@ inline S log_sigmoid_(S x) {
   return at_most_(x, S(0)) - log1p_exp_minus_(x);
 }
 
-// The mean m and the total count r come as pre-activations. Terms in 1 / r, which may be infinite, are kept
-// apart: G(r) = G(1 + r) / r, and log(r) is finite.
+// The mean m and the total count r are given by their pre-activations. Terms in 1 / r, which may overflow, are
+// avoided by G(r) = G(1 + r) / r, since log(r) is finite.
 struct NegativeBinomial {
   static constexpr bool kTwo = true;
   template <class S>
@@ -151,7 +151,7 @@ struct NegativeBinomial {
     const S r = positive_softplus_(given.second), m = softplus_(given.first);
     const S log_odds = log_softplus_(given.first) - log_softplus_(given.second);
     const S by_log_m = (x - m) * sigmoid_(-log_odds);
-    // r times the slope of log G(x + r) - log G(r).
+    // r times the derivative of log G(x + r) - log G(r).
     const S of_gammas = r * digamma_rise_(S(1) + r, x) + x / (x + r);
     const S by_log_r = of_gammas + r * log_sigmoid_(-log_odds) - by_log_m;
     return {by_log_m * log_softplus_slope_(given.first), by_log_r * log_softplus_slope_(given.second)};

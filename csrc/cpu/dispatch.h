@@ -1,4 +1,4 @@
-// The kernels by instruction set, and the set that this processor runs.
+// The kernels by instruction set, and the choice of the set for this processor.
 #pragma once
 
 #include "params.h"

@@ -1,9 +1,9 @@
-// The emitter p(x_t | z_t): one core, forward and backward, and its heads.
+// The emitter p(x_t | z_t): the shared network, forward and backward, and its heads.
 //
 //   h_1 = relu(W_in z + b)   h_2 = relu(W_hidden h_1 + b)   out = W_out h_2 + b
-// A Bernoulli's out is the logits; a Gaussian's is loc and, after it, pre_scale, as one product. Those of
-// counts are pre-activations: of a Poisson's rate; of a negative binomial's mean and, after it, total count. A
-// NADE's is the logits and its first state.
+// For a Bernoulli, out is the logits; for a Gaussian, loc followed by pre_scale, computed as one product. For
+// counts it has pre-activations: of the rate of a Poisson, or of the mean followed by the total count of a
+// negative binomial. For a NADE it is the logits and the initial state.
 //
 // Included once for each instruction set, inside its namespace.
 
@@ -12,9 +12,9 @@ template <class S>
 struct EmitterLayers {
   int64_t E, Z, D;
   S *w_in, *b_in, *w_hidden, *b_hidden;
-  S *w_out, *b_out;          // of the only head, or of the first
-  S *w_second, *b_second;    // of the second: a Gaussian's pre_scale, say, or a NADE's state; null where there is one
-  int64_t second_width = D;  // of a NADE U, the units of its state
+  S *w_out, *b_out;          // the only or the first head
+  S *w_second, *b_second;    // the second head, such as pre_scale or the state of a NADE; null if there is only one
+  int64_t second_width = D;  // for a NADE U, the units of its state
   int64_t width() const { return w_second ? D + second_width : D; }
 };
 template <class S>
@@ -31,7 +31,7 @@ inline double emitter_work(const EmitterLayers<const S>& t, double pass) {
   return pass * product_work(t.E, t.Z + t.E + t.width()) + density_work(t.D);
 }
 
-// The weights of the forward pass, packed once a call.
+// The weights of the forward pass, packed once per call.
 template <class S>
 struct EmitterNet {
   const EmitterLayers<const S>& t;
@@ -49,7 +49,7 @@ struct EmitterNet {
         w_out(w_stack.data(), width, t.E, t.E, 1) {}
 };
 
-// What a block computes; in a backward pass, what a whole chunk does.
+// The activations of a block; in a backward pass, those of a whole chunk.
 template <class S>
 struct EmitterPlanes {
   Plane<S> h_1, h_2, out;
@@ -57,7 +57,7 @@ struct EmitterPlanes {
       : h_1(rows, net.t.E), h_2(rows, net.t.E), out(rows, net.width) {}
 };
 
-// Rows [at, at + count) of the planes from as many z_t.
+// Computes rows [at, at + count) of the planes from z_t.
 template <class S>
 void emitter_block(const EmitterNet<S>& net, const S* const* z, int64_t at, int64_t count,
                    EmitterPlanes<S>& planes) {
@@ -67,7 +67,7 @@ void emitter_block(const EmitterNet<S>& net, const S* const* z, int64_t at, int6
   layer(planes.h_2.rows() + at, count, net.w_out, net.b_stack.data(), planes.out, at, [](S x) { return x; });
 }
 
-// head(i, out) gets step i of the list. Each thread has a copy of it, with what scratch it holds.
+// head(i, out) receives step i of the list. Each thread has a copy of it with its own scratch.
 template <class S, class Head>
 void emitter_core_forward(const std::vector<Place>& places, const Rows<const S>& z,
                           const EmitterLayers<const S>& tensors, Head head) {
@@ -88,10 +88,9 @@ struct NoFurtherSums {
   void operator()(Plane<S>&, Plane<S>&, int64_t, int64_t, int64_t, int64_t) const {}
 };
 
-// head(i, out, scratch) puts the gradient by out in its place, with a row of scratch of the given width, which
-// `sums` may read; each block of steps has a copy of it. dz [rows, steps, Z] is zero where a step does not count.
-// After a chunk of `count` steps sums(out, scratch, count, begin, end, parts) adds to the gradients of weights of
-// the head's own.
+// head(i, out, scratch) replaces out by its gradient, with a row of scratch of the given width, which `sums` may
+// read; each block of steps has a copy of it. dz [rows, steps, Z] is zero at dropped steps. After a chunk of `count`
+// steps, sums(out, scratch, count, begin, end, parts) adds to the gradients of further weights of the head.
 template <class S, class Clear, class Head, class Sums = NoFurtherSums<S>>
 void emitter_core_backward(const Steps& steps, const std::vector<Place>& places, const Rows<const S>& z,
                            const EmitterLayers<const S>& tensors, S* dz, const EmitterLayers<S>& dw,
@@ -134,7 +133,7 @@ void emitter_core_backward(const Steps& steps, const std::vector<Place>& places,
   backward_blocks(chunks, gradients, clear_all, run, [](int64_t, int64_t, int64_t) {});
 }
 
-// A head that takes each entry of a step by itself.
+// An elementwise head.
 template <class Density>
 struct Elementwise {
   template <class S>
@@ -147,7 +146,7 @@ struct Elementwise {
   }
 };
 
-// Head::forward gives a step's log-density; Head::backward puts its gradients in the place of out.
+// Head::forward returns a step's log-density; Head::backward replaces out by its gradients.
 template <class Head, class S, class Params>
 void emission_log_prob_of(const Params& a) {
   const EmitterLayers<const S> layers = layers_of(a.weights);

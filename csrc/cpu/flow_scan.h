@@ -1,13 +1,13 @@
 // Drawing the posterior chain through affine flows, and its gradient.
 //
 // Each part owns a slice of the combiner's hidden units, and at each step a share of the rows. A step has two
-// barriers: after the first a part adds up the partial sums of its rows and takes them through the flows, after the
-// second all parts read what has come of it. So no part repeats the work of another.
+// barriers: after the first a part adds the partial sums of its rows and applies the flows to them, after the second
+// all parts read the results. So no work is repeated.
 //
 // Included once for each instruction set, inside its namespace.
 
-// y = e^s x + m with s clamped, from m and s side by side in `out`, where e^s takes the place of s. Returns the sum
-// of s. y may be x, or null where only e^s is wanted.
+// y = e^s x + m with s clamped, from m and s side by side in `out`, where e^s replaces s. Returns the sum of s. y may
+// alias x, or be null if only e^s is needed.
 template <class S>
 inline double apply_flow(const S* x, int64_t width, S* out, S* y) {
   Lanes<S> sums;
@@ -30,7 +30,7 @@ inline double apply_flow(const S* x, int64_t width, S* out, S* y) {
   return sum;
 }
 
-// The weights of flow k, packed once a call.
+// The weights of flow k, packed once per call.
 template <class S>
 struct Flow {
   int64_t first;          // the first output that is computed, of m and s as one row of 2 Z
@@ -112,8 +112,8 @@ void flow_scan(const FlowScan<S>& a) {
   for (int64_t i = 0; i < ragged.rows; ++i) a.log_det[ragged.order[i]] = static_cast<S>(log_det[i]);
 }
 
-// A flow in the backward, with what the rows of a chunk have of it. Nothing of that depends on a gradient until a
-// step's own turn: so it is computed for all of a chunk at once.
+// A flow in the backward pass, with its activations for the rows of a chunk. They do not depend on gradients, so they are
+// recomputed for a whole chunk at once.
 template <class S>
 struct FlowBackward {
   int64_t Z;
@@ -132,13 +132,13 @@ struct FlowBackward {
     gradients.add(ds.data(), Z, a.rows(), F, dw.w_log_scale + k * Z * F, dw.b_log_scale + k * Z);
   }
 
-  // From x in rows [at, at + count) to a and e^s, and to y where there is a plane for it.
+  // Computes a and e^s, and y if there is a plane for it, from x in rows [at, at + count).
   void recompute(int64_t at, int64_t count, Plane<S>* y) {
     flow.run(x, at, count, a, out);
     for (int64_t i = at; i < at + count; ++i) apply_flow(x[i], Z, out[i], y ? (*y)[i] : nullptr);
   }
 
-  // From dy, `count` rows from `from` on, to dx in their place; in the chunk the rows lie at `at`.
+  // Replaces dy, `count` rows from `from` on, by dx; in the chunk the rows are at `at`.
   void step(int64_t at, int64_t count, const S* dlog_det, Plane<S>& dy, int64_t from) {
     for (int64_t i = 0; i < count; ++i) {
       S *dm = out[at + i], *scale = dm + Z, *d = dy[from + i];
@@ -166,7 +166,7 @@ struct FlowBackward {
         ds(out.rows_from(Z)) {}
 };
 
-// The backward of all parts, and what they share.
+// The backward pass of all parts, with their shared state.
 template <class S>
 class FlowScanBackwardRun {
  public:
@@ -197,7 +197,7 @@ class FlowScanBackwardRun {
       slice.read(chunk);
       recompute(chunk, Share(chunk.count, begin, end, parts_));
       barrier_.arrive(end - begin);
-      int64_t first = chunk.count;  // where a step's rows begin in the chunk
+      int64_t first = chunk.count;  // the offset of a step's rows in the chunk
       for (int64_t t = stop - 1; t >= chunk.start; --t) {
         const int64_t active = ragged_.active[t];
         first -= active;
@@ -214,7 +214,7 @@ class FlowScanBackwardRun {
     slice.finish();
   }
 
-  // Again what the flows computed in the forward pass, for rows [mine.begin, mine.end) of the chunk.
+  // Recomputes the activations of the flows for rows [mine.begin, mine.end) of the chunk.
   void recompute(const Chunk& chunk, const Share& mine) {
     if (flows_.empty()) return;
     int64_t k = 0;
@@ -228,7 +228,7 @@ class FlowScanBackwardRun {
       flows_[f].recompute(mine.begin, mine.end - mine.begin, f + 1 < flows_.size() ? &flows_[f + 1].x : nullptr);
   }
 
-  // dloc and dpre_scale at step t of some rows, all paths included; the step's rows lie at `first` in the chunk.
+  // dloc and dpre_scale at step t of some rows, including all paths; the step's rows are at `first` in the chunk.
   void output_gradients(int64_t t, int64_t first, const Share& mine) {
     const int64_t at = first + mine.begin, count = mine.end - mine.begin;
     for (int64_t i = mine.begin; i < mine.end; ++i) {

@@ -1,6 +1,6 @@
-// Small matrix products for the scans: rows anywhere in memory, weights packed once and kept in cache.
+// Small GEMMs for the scans: rows anywhere in memory, weights packed once and kept in cache.
 //
-// Included once for each instruction set, inside its namespace. kLanes is what a vector register holds.
+// Included once for each instruction set, inside its namespace. kLanes is the number of elements of a vector register.
 
 template <class S>
 struct Simd;
@@ -23,7 +23,7 @@ constexpr int64_t kBlock = DMM_BLOCK_ROWS;   // rows of one register tile
 
 constexpr int64_t panels_of(int64_t width, int64_t panel) { return (width + panel - 1) / panel; }
 
-// How wide the panel that begins at a column of `outputs` is kept: for few columns one vector will do.
+// The width of the panel that begins at a column of `outputs`: a single vector if few columns remain.
 template <class S>
 constexpr int64_t panel_lanes(int64_t outputs, int64_t column) {
   return outputs - column > kLanes<S> ? kPanel<S> : kLanes<S>;
@@ -53,7 +53,7 @@ class Packed {
         for (int64_t k = 0; k < inputs; ++k) std::copy_n(from + k * input_stride, have, panel + k * lanes);
         continue;
       }
-      // Some lines at a time, which stay in the first cache while each output writes to all of them.
+      // Some lines at a time, so that they stay in the L1 cache while each output writes to all of them.
       for (int64_t start = 0; start < inputs; start += kPackedLines) {
         const int64_t stop = std::min(start + kPackedLines, inputs);
         for (int64_t j = 0; j < have; ++j)
@@ -94,7 +94,8 @@ inline const Vector<S>& vector_at(const S* data, int64_t vector) {
 }
 
 // tile[i][j] = sum_k rows[k or i][column + i or k] panel[k][j], for kRows values of i and one panel of
-// kVectors vectors. The rows are those of the result (kOuter false) or those that are summed over.
+// kVectors vectors. The rows are those of the result (kOuter false) or those of the sum (kOuter true).
+// docs-begin: register tile
 template <class S, int kRows, int kVectors, bool kOuter>
 inline void multiply_tile(const S* const* rows, int64_t column, const S* panel, int64_t count, S* tile) {
   Vector<S> sum[kRows][kVectors] = {};
@@ -115,6 +116,7 @@ inline void multiply_tile(const S* const* rows, int64_t column, const S* panel, 
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) vector_at(tile + i * kPanel<S>, v) = sum[i][v];
 }
+// docs-end: register tile
 
 template <class S>
 using TileFunction = void (*)(const S* const*, int64_t, const S*, int64_t, S*);
@@ -124,7 +126,7 @@ constexpr std::array<TileFunction<S>, sizeof...(I)> tiles_by_rows(std::index_seq
   return {&multiply_tile<S, static_cast<int>(I) + 1, kVectors, kOuter>...};
 }
 
-// The tile function for some rows and a panel of so many lanes.
+// The tile function for a number of rows and of lanes of a panel.
 template <class S, bool kOuter>
 inline TileFunction<S> tile_function(int64_t rows, int64_t lanes) {
   static constexpr auto kNarrow = tiles_by_rows<S, 1, kOuter>(std::make_index_sequence<kBlock>{});
@@ -132,7 +134,7 @@ inline TileFunction<S> tile_function(int64_t rows, int64_t lanes) {
   return (lanes == kPanel<S> ? kWide : kNarrow)[rows - 1];
 }
 
-// For `count` rows: finish(row, column, width, values) gets each row's products, a panel's worth at a time.
+// For `count` rows: finish(row, column, width, values) receives each row's products, one panel at a time.
 template <class S, class Finish>
 inline void multiply(const S* const* rows, int64_t count, const Packed<S>& w, Finish finish) {
   if (count == 0) return;
@@ -152,8 +154,8 @@ inline void multiply(const S* const* rows, int64_t count, const Packed<S>& w, Fi
   }
 }
 
-// The units of a layer that fall to parts [begin, end) of `parts`; cut between vectors, so that no part
-// has much more than another.
+// The units of a layer that belong to parts [begin, end) of `parts`, divided at vector boundaries as evenly as
+// possible.
 template <class S>
 struct Slice {
   int64_t begin, end;
@@ -165,7 +167,7 @@ struct Slice {
   int64_t count() const { return end - begin; }
 };
 
-constexpr int64_t kDepth = 224;  // rows of a sum packed at a time: a panel of them stays in the first cache
+constexpr int64_t kDepth = 224;  // rows of a sum packed at a time: a panel of them fits in the L1 cache
 
 // The rows [begin, end) and the columns [column, column + width) of c [.., stride] += the sum over `count`
 // rows, at most kDepth, of a_k^T b_k. The columns are at most a panel; rows stay where they are.
@@ -198,7 +200,7 @@ template <class S>
 inline void add_outer(const S* const* a, const S* const* b, int64_t count, int64_t m, int64_t begin,
                       int64_t end, S* c, int64_t stride) {
   const int64_t chunks = panels_of(count, kDepth);
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {  // all of c for some rows: these stay in the second cache
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {  // all of c for some rows, which stay in the L2 cache
     const Share rows(count, chunk, chunks);
     for (int64_t column = begin; column < end; column += kPanel<S>)
       add_outer_panel(a + rows.begin, b + rows.begin, rows.end - rows.begin, 0, m, column,
@@ -206,8 +208,7 @@ inline void add_outer(const S* const* a, const S* const* b, int64_t count, int64
   }
 }
 
-// out [begin, end) += the sum of the rows; a few at a time, so that no element is the end of a long chain
-// of roundings.
+// out [begin, end) += the sum of the rows, in groups of a few, to limit the accumulation of rounding errors.
 template <class S>
 inline void add_rows(const S* const* rows, int64_t count, int64_t begin, int64_t end, S* out) {
   constexpr int64_t kFew = 16;

@@ -1,9 +1,9 @@
-// W x_t + b at the valid steps, and its gradient. A row of mostly zeros, as a piano roll's are, costs only what
-// is not zero: its product is a sum of a few columns of W. All other rows go through the dense product.
+// W x_t + b at the valid steps, and its gradient. For a sparse row, as in piano rolls, the product is computed as a sum
+// of the columns of W at its nonzero values. All other rows use the dense GEMM.
 //
 // Included once for each instruction set, inside its namespace.
 
-// Sorts rows of x into sparse ones, handed on at once with the places of their nonzero values, and dense ones.
+// Separates rows of x into sparse ones, which are passed on with the indices of their nonzero values, and dense ones.
 template <class S>
 class RowSorter {
  public:
@@ -12,7 +12,7 @@ class RowSorter {
   // sparse(places, count), or dense().
   template <class Sparse, class Dense>
   void sort(const S* x, Sparse sparse, Dense dense) {
-    const int64_t most = inputs_ / 4;  // of more, the dense product is cheaper
+    const int64_t most = inputs_ / 4;  // with more nonzero values the dense product is cheaper
     int64_t count = 0;
     for (int64_t k = 0; k < inputs_; ++k) {
       places_[count] = k;
@@ -27,7 +27,7 @@ class RowSorter {
   std::vector<int64_t> places_;
 };
 
-// Rows and columns of a [rows, columns] swapped.
+// The transpose of `a` [rows, columns].
 template <class S>
 inline std::vector<S> transposed(const S* a, int64_t rows, int64_t columns) {
   std::vector<S> out(rows * columns);
@@ -36,7 +36,7 @@ inline std::vector<S> transposed(const S* a, int64_t rows, int64_t columns) {
   return out;
 }
 
-// A sparse row is not far from a dense one: its columns come from the second cache and not from registers.
+// A sparse row costs nearly as much as a dense one, since its columns come from the L2 cache and not from registers.
 inline double projection_work(int64_t rows, int64_t inputs, int64_t units) {
   return static_cast<double>(rows) * product_work(inputs, units);
 }
@@ -47,7 +47,7 @@ void input_projection(const InputProjection<S>& a) {
   const Dense<S> x_proj{a.x_proj, a.T, a.H};
   const int64_t D = a.D, H = a.H;
   const std::vector<S> columns = transposed(a.w, H, D);
-  std::vector<std::pair<const S*, S*>> all;  // x_t and where its projection goes
+  std::vector<std::pair<const S*, S*>> all;  // x_t and the destination of its projection
   for (int64_t row = 0; row < ragged.rows; ++row)
     for (int64_t t = 0; t < ragged.length(row); ++t) all.emplace_back(a.x.at(row, t), x_proj.at(row, t));
   const int64_t count = static_cast<int64_t>(all.size());
@@ -85,8 +85,8 @@ void input_projection(const InputProjection<S>& a) {
   });
 }
 
-// dw [units, inputs] and db of the units in `mine`: the sums over all rows of dout x^T and of dout. What some
-// rows add is gathered first, so that no element is the end of a long chain of roundings.
+// dw [units, inputs] and db of the units in `mine`: the sums over all rows of dout x^T and of dout. Rows are summed in
+// groups first, to limit the accumulation of rounding errors.
 template <class S>
 void add_projection_weights(const InputProjectionBackward<S>& a, const std::vector<const S*>& x,
                             const std::vector<const S*>& dout, const Slice<S>& mine) {

@@ -2,7 +2,7 @@
 //
 // DMM_ISA           name of the namespace
 // DMM_VECTOR_BYTES  bytes of a vector register
-// DMM_BLOCK_ROWS    rows of a register tile: with two vectors a row, what the registers hold
+// DMM_BLOCK_ROWS    rows of a register tile, which has two vectors per row
 
 namespace dmm::cpu::DMM_ISA {
 

@@ -1,4 +1,4 @@
-// Log-densities and their slopes, elementwise, from the pre-activation of the scale; and the ops that only
+// Elementwise log-densities and their derivatives, from the pre-activation of the scale; and the ops that only
 // reduce them.
 //
 // Included once for each instruction set, inside its namespace.
@@ -11,7 +11,7 @@ constexpr S kHalfLogTwoPi = S(0.91893853320467274178);
 template <class S>
 constexpr S kTiny = sizeof(S) == 4 ? S(1.17549435e-38) : S(2.2250738585072014e-308);
 
-// Softplus kept off zero, so that a residual of zero over a vanished scale is zero and not NaN.
+// Softplus bounded away from zero, so that a zero residual over an underflowed scale is 0 and not NaN.
 template <class S>
 inline S positive_softplus_(S x) {
   return at_least_(softplus_(x), kTiny<S>);
@@ -28,12 +28,12 @@ struct Slopes {
   S loc, pre_scale;
 };
 
-// d log N(value; loc, softplus(pre_scale)); the slope by value is minus that by loc.
+// d log N(value; loc, softplus(pre_scale)); the derivative with respect to value is minus that for loc.
 template <class S>
 inline Slopes<S> normal_slopes_(S value, S loc, S pre_scale) {
   const S scale = softplus_(pre_scale), bounded = at_least_(scale, kTiny<S>);
   const S residual = (value - loc) / bounded;
-  // Where the scale is held at its bound, the residual no longer depends on it.
+  // Where the bound of the scale applies, the residual does not depend on it.
   const S square = select_(scale < kTiny<S>, S(0), residual * residual);
   return {residual / bounded, (square - S(1)) * log_softplus_slope_(pre_scale)};
 }
@@ -51,7 +51,7 @@ struct KlSlopes {
   S loc, pre_scale, pre_scale_p;
 };
 
-// Its slopes; that by loc_p is minus that by loc.
+// Its derivatives; that for loc_p is minus that for loc.
 template <class S>
 inline KlSlopes<S> normal_kl_slopes_(S loc, S pre_scale, S loc_p, S pre_scale_p) {
   const S excess = expm1_(S(2) * (log_softplus_(pre_scale) - log_softplus_(pre_scale_p)));
@@ -62,26 +62,26 @@ inline KlSlopes<S> normal_kl_slopes_(S loc, S pre_scale, S loc_p, S pre_scale_p)
           -(excess + square) * log_softplus_slope_(pre_scale_p)};
 }
 
-// log Bernoulli(x; sigmoid(logit)); for x of 0 or 1 nothing cancels.
+// log Bernoulli(x; sigmoid(logit)), without cancellation for x of 0 or 1.
 template <class S>
 inline S bernoulli_log_density_(S x, S logit) {
   return (x * logit - at_least_(logit, S(0))) - log1p_exp_minus_(logit);
 }
 
-// Its slope by the logit, x - sigmoid(logit), again without cancellation.
+// Its derivative with respect to the logit, x - sigmoid(logit), again without cancellation.
 template <class S>
 inline S bernoulli_slope_(S x, S logit) {
   const S q = sigmoid_(-std::fabs(logit));
   return select_(logit > S(0), (x - S(1)) + q, x - q);
 }
 
-struct Sequences {  // steps of some width, and which entries of them count
+struct Sequences {  // steps of some width, and the mask of their entries
   Steps steps;
   int64_t width;
   const uint8_t* mask;  // [batch, steps, width], 0 or 1; null: all that `steps` counts
 };
 
-// Which entries of a step count: its line of the mask, or null for all.
+// The valid entries of a step: its line of the mask, or null for all.
 class Mask {
  public:
   explicit Mask(const Sequences& s) : s_(s) {}
@@ -103,7 +103,7 @@ inline Lanes<S> kept(const uint8_t* keep, int64_t j, N n) {
   return all;
 }
 
-// What a network gives for an entry of a step, one or two numbers, with a density's slopes by them.
+// A network's outputs for an entry of a step, one or two numbers, or a density's derivatives for them.
 template <class S>
 struct Pair {
   S first, second;
@@ -142,8 +142,8 @@ struct Bernoulli {  // of the logit
   }
 };
 
-// A step's log-density of what a network gives: the first number of each entry and, at `width`, the second.
-// `terms` is scratch, which may be where the first are.
+// A step's log-density from the network's outputs: the first of each entry and, from `width` on, the second.
+// `terms` is scratch, which may alias the first outputs.
 template <class Density, class S>
 inline double density_forward(const S* value, const uint8_t* keep, int64_t width, const S* given, S* terms) {
   for_lanes<S>(width, [&](int64_t j, auto n) {
@@ -159,7 +159,7 @@ inline double density_forward(const S* value, const uint8_t* keep, int64_t width
   return sum_of(terms, width);
 }
 
-// d times the slopes take the place of what was given; that by the value goes to dvalue unless null.
+// Replaces the outputs by d times the derivatives; that for the value is written to dvalue unless null.
 template <class Density, class S>
 inline void density_backward(const S* value, const uint8_t* keep, S d, int64_t width, S* given, S* dvalue) {
   for_lanes<S>(width, [&](int64_t j, auto n) {
@@ -185,7 +185,7 @@ inline void density_backward(const S* value, const uint8_t* keep, S d, int64_t w
   });
 }
 
-// From the gradient by softplus(x) to that by x, in the place of x.
+// Replaces x by its gradient, given the gradient of softplus(x).
 template <class S>
 inline void softplus_backward(const S* gradient, int64_t width, S* x) {
   for_lanes<S>(width, [&](int64_t j, auto n) {
@@ -197,7 +197,7 @@ inline void softplus_backward(const S* gradient, int64_t width, S* x) {
   });
 }
 
-// out [rows] = the sum over the steps that count of term(place, keep, scratch), the scratch being a row.
+// out [rows] = the sum over the valid steps of term(place, keep, scratch), where scratch is one row.
 template <class S, class Term>
 inline void reduce(const Sequences& sequences, S* out, Term term) {
   const std::vector<Place> places = places_of(sequences.steps);
@@ -212,8 +212,8 @@ inline void reduce(const Sequences& sequences, S* out, Term term) {
   sum_steps(places, terms, sequences.steps.rows, out);
 }
 
-// slopes(place, keep, at): gradients of a step, which lie at element `at` of the outputs, all [width];
-// the outputs, of which some may be null, are zero where a step does not count.
+// slopes(place, keep, at) computes the gradients of a step, at element `at` of the outputs, all [width];
+// the outputs, of which some may be null, are zero at dropped steps.
 template <class S, class Slope>
 inline void reduce_backward(const Sequences& sequences, std::initializer_list<S*> outputs, Slope slopes) {
   const Steps& steps = sequences.steps;
@@ -298,7 +298,7 @@ void bernoulli_log_prob_backward(const BernoulliLogProbBackward<S>& a) {
   });
 }
 
-// out [rows]: the sum over the steps that count of what `a` says of their draws.
+// out [rows]: the sum over the valid steps of the log-density of their draws.
 template <class S, class Params>
 void drawn_log_prob_of(const Params& a) {
   const int64_t width = a.Z;

@@ -1,9 +1,9 @@
-// Elementary functions that a compiler turns into vector code: branch-free, correct to a few units in
-// the last place over the whole range. Double precision takes the standard library's.
+// Elementary functions that the compiler vectorises: branch-free, accurate to a few units in the last place
+// over the whole range. Double precision uses the standard library.
 //
 // Included once for each instruction set, inside its namespace.
 
-// c ? a : b as arithmetic on bits: a conditional may become a branch, and then nothing is a vector.
+// c ? a : b by bit operations, since a conditional may be compiled to a branch, which prevents vectorisation.
 inline float select_(bool c, float a, float b) {
   uint32_t x, y;
   std::memcpy(&x, &a, 4);
@@ -15,7 +15,7 @@ inline float select_(bool c, float a, float b) {
 }
 inline double select_(bool c, double a, double b) { return c ? a : b; }
 
-// Not std::max and std::min: where x is NaN, so is the result.
+// Propagates NaN in x, unlike std::max and std::min.
 template <class S>
 inline S at_least_(S x, S bound) {
   return select_(x < bound, bound, x);
@@ -52,7 +52,7 @@ inline float exp_tail(float r) {
 }
 
 inline float exp_(float x) {
-  // A NaN goes the way of -104 and is put back at the end: as an integer it would be undefined.
+  // NaN is replaced by -104, since its conversion to an integer is undefined, and restored at the end.
   const float bounded = select_(x >= -104.0f, select_(x > 89.0f, 89.0f, x), -104.0f);
   const float n = round_to_float_int(bounded * 1.44269504f);
   const float r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -111,7 +111,7 @@ inline float tanh_(float x) {
 inline float log_normal_(float x) {
   int32_t bits;
   std::memcpy(&bits, &x, 4);
-  // x = 2^k m with m in [sqrt(1/2), sqrt(2)). Whatever is no such number gives some other one.
+  // x = 2^k m with m in [sqrt(1/2), sqrt(2)). Other arguments give an unspecified result.
   const uint32_t offset = static_cast<uint32_t>(bits) - 0x3f3504f3u;
   const int32_t k = static_cast<int32_t>(offset) >> 23;
   const uint32_t mantissa = (offset & 0x7fffffu) + 0x3f3504f3u;

@@ -1,13 +1,13 @@
 // A NADE on top of the emitter's hidden layers: its log-density, forward and backward, and its draws.
 //
 //   logit_d = b_d + w_read_d . sigmoid(a_d)   a_{d+1} = a_d + x_d w_write_d   b and a_1 from the emitter
-// Features that are 0 or missing leave the state as it is. So its sigmoid is computed anew only after the few
-// others, the writes, between which features read one and the same state.
+// Features that are 0 or missing leave the state unchanged, so its sigmoid is recomputed only after the few other
+// features, the writes, between which all features read the same state.
 //
-// Backward, the recursion is the units' own, one by one. First each step's panels of units are gone through for
-// the gradients by the logits, the first state and x; then, a part of them each, the threads take all steps of a
-// chunk for the gradients by w_read and w_write, which are thus added up in one order, whatever the number of
-// threads.
+// In the backward pass the recursion is independent for each unit. First, panels of units are processed for each
+// step to obtain the gradients of the logits, the initial state and x. Then each thread processes a share of the
+// units over all steps of a chunk for the gradients of w_read and w_write, whose sums thus have an order that does
+// not depend on the number of threads.
 //
 // Included once for each instruction set, inside its namespace.
 
@@ -21,7 +21,7 @@ template <class S>
 struct alignas(DMM_VECTOR_BYTES) Units {
   Vector<S> v = {};
   Units() = default;
-  // The first n that there are; zero in the others.
+  // The first n elements; zero in the others.
   Units(const S* from, int64_t n) { *this = of(Lanes<S>(from, n)); }
   Units sigmoid() const {
     Lanes<S> lanes = this->lanes();
@@ -67,7 +67,7 @@ class NadeWeights {
   void copy_to(S* to) {
     for (int64_t d = 0; d < features_; ++d) std::copy_n(plane_[d], units_, to + d * units_);
   }
-  // Row d from a vector on; the rows are a stride apart.
+  // Row d from the given vector on; the rows are a stride apart.
   S* at(int64_t d, int64_t vector) { return plane_[d] + vector * kLanes<S>; }
   const S* at(int64_t d, int64_t vector) const { return plane_.rows()[d] + vector * kLanes<S>; }
   int64_t stride() const { return plane_.stride(); }
@@ -80,11 +80,11 @@ class NadeWeights {
   Plane<S> plane_;
 };
 
-// The weights; those that read also by units, so that a vector of features reads at a time.
+// The weights; w_read also transposed, so that a vector of features can read at a time.
 template <class S>
 struct Nade {
   NadeWeights<S> read, write;
-  Plane<S> read_by_unit;  // and a row that the last vector may reach into
+  Plane<S> read_by_unit;  // with a further row that the last vector may read
   Nade(const S* w_read, const S* w_write, int64_t features, int64_t units)
       : read(w_read, features, units), write(w_write, features, units), read_by_unit(units + 1, features) {
     for (int64_t u = 0; u < units; ++u)
@@ -93,7 +93,7 @@ struct Nade {
   }
 };
 
-// The state of a NADE as features are entered.
+// The state of a NADE, to which features are added.
 template <class S>
 class NadeState {
  public:
@@ -111,7 +111,7 @@ class NadeState {
     const S* open = reinterpret_cast<const S*>(open_.data());
     for (int64_t k = 0; k < count; k += kLanes<S>) {
       const S* w = nade_->read_by_unit.rows()[0] + d + k;
-      Vector<S> sum[4] = {};  // so that none waits for its own last addition
+      Vector<S> sum[4] = {};  // independent sums hide the latency of the additions
       int64_t u = 0;
       for (; u + 4 <= units; u += 4)
 #pragma GCC unroll 4
@@ -135,7 +135,7 @@ class NadeState {
   std::vector<Units<S>> a_, open_;
 };
 
-// A step's features, and which of them enter the state: those that are observed and not 0.
+// A step's features, and the list of those that change the state: observed and not 0.
 template <class S>
 struct Features {
   const S* x;
@@ -149,7 +149,7 @@ struct Features {
   }
 };
 
-// logits += what each feature reads off the state.
+// Adds each feature's read-out of the state to logits.
 template <class S>
 inline void add_reads(NadeState<S>& state, const Features<S>& features, const S* first_state, int64_t width,
                       S* logits) {
@@ -163,8 +163,8 @@ inline void add_reads(NadeState<S>& state, const Features<S>& features, const S*
   if (d < width) state.read(d, width - d, logits + d);
 }
 
-// What a backward pass through some vectors of units is given: a step's features and first state, the gradients
-// by its logits, and where the gradients by these columns of w_read and w_write are added up, or else null.
+// Arguments of a backward pass through some vectors of units: a step's features and initial state, the gradients of
+// its logits, and the sums of the gradients of these columns of w_read and w_write, or null.
 template <class S>
 struct NadeStep {
   const Features<S>& features;
@@ -172,9 +172,9 @@ struct NadeStep {
   S *dread, *dwrite;
 };
 
-// The backward pass of a step through units of kVectors vectors from `vector` on: da takes the gradient by the
-// first state, and with kX its features that `keep` has get their gradients through the state, in dx. With kSums
-// the gradients by the weights are added up. `opens` is scratch.
+// The backward pass of a step through units of kVectors vectors from `vector` on: writes the gradient of the initial
+// state to da and, with kX, the gradients of the features in `keep` by way of the state to dx. With kSums the
+// gradients of the weights are accumulated. `opens` is scratch.
 template <class S, int kVectors, bool kX, bool kSums>
 inline void nade_units_backward(const Nade<S>& nade, int64_t vector, const NadeStep<S>& step,
                                 std::vector<Units<S>>& opens, const uint8_t* keep, S* dx, Units<S>* da) {
@@ -215,7 +215,7 @@ inline void nade_units_backward(const Nade<S>& nade, int64_t vector, const NadeS
       dx[d] += sum_of_lanes<S>(sum);
     };
     const int64_t last = j > 0 ? step.features.writes[j - 1] : -1;
-    for (; d - 1 > last; d -= 2) {  // two sums, so that neither waits for its own last addition
+    for (; d - 1 > last; d -= 2) {  // two independent sums hide the latency of the additions
       add_to_x(d);
       read(d, dopen);
       add_to_x(d - 1);
@@ -229,7 +229,7 @@ inline void nade_units_backward(const Nade<S>& nade, int64_t vector, const NadeS
   }
 }
 
-// The gradients by w_read and w_write, summed over steps in groups.
+// The gradients of w_read and w_write, summed over steps in groups.
 template <class S>
 class NadeWeightGradients {
  public:
@@ -237,7 +237,7 @@ class NadeWeightGradients {
       : nade_(nade), read_(nade.read.features(), nade.read.units()), write_(read_.features(), read_.units()),
         group_read_(read_.features(), read_.units()), group_write_(read_.features(), read_.units()) {}
 
-  // Adds `count` steps, whose rows of scratch are x and the first state, for part [begin, end) of `parts`.
+  // Adds `count` steps, whose rows of scratch are x and the initial state, for part [begin, end) of `parts`.
   void add(Plane<S>& dlogits, Plane<S>& scratch, int64_t count, int64_t begin, int64_t end, int64_t parts) {
     const int64_t D = read_.features(), pairs = panels_of(read_.vectors(), 2);
     const int64_t first = pairs * begin / parts * 2, last = std::min(pairs * end / parts * 2, read_.vectors());
@@ -271,7 +271,7 @@ class NadeWeightGradients {
   }
 
  private:
-  // Adds a vector to another and leaves zero.
+  // Adds a vector to another and sets it to zero.
   static void move(S* from, S* to) {
     vector_at(to, 0) += vector_at(from, 0);
     vector_at(from, 0) = Vector<S>{};
@@ -353,7 +353,7 @@ void nade_draw(const NadeDraw<S>& a) {
         const S *u = a.u.at(0, i), *logits = a.logits.at(0, i);
         state.begin(a.state.at(0, i));
         for (int64_t d = 0; d < a.D;) {
-          // The logits of some features, good until one of them enters the state.
+          // The logits of some features, valid until one of them changes the state.
           const int64_t some = std::min(kLanes<S>, a.D - d);
           S ahead[kLanes<S>];
           std::copy_n(logits + d, some, ahead);

@@ -1,8 +1,8 @@
-// Parameters of the CPU kernels: pointers, sizes and strides. No framework type comes below this line.
+// Parameters of the CPU kernels: pointers, sizes and strides, without framework types.
 //
-// A row is a particle's sequence: row p * B + b has length lengths[b]. Inputs are tables of rows, which may lie
-// anywhere and may overlap; the last dimension of each is contiguous. Weights [out, in], results and gradients
-// are contiguous, and the latter overlap nothing. An op of single steps [N, width] has them as one row of N steps.
+// A row is a particle's sequence: row p * B + b has length lengths[b]. Inputs are tables of row pointers, and rows may
+// overlap; the last dimension is contiguous. Weights [out, in], results and gradients are contiguous, and results and
+// gradients overlap nothing. An op of single steps [N, width] treats them as one row of N steps.
 #pragma once
 
 #include <cstdint>
@@ -11,13 +11,13 @@
 namespace dmm::cpu {
 
 template <class S>
-struct Rows {  // [rows, steps, width]: where each row begins, and the distance between its steps
+struct Rows {  // [rows, steps, width]: a pointer to each row, and the stride of its steps
   std::vector<S*> begin;
   int64_t step_stride;
   S* at(int64_t row, int64_t step) const { return begin[row] + step * step_stride; }
 };
 
-struct Observed {  // 0 or 1 for each step or each entry; both null: everything within the lengths
+struct Observed {  // 0 or 1 for each step or each entry; both null: all within the lengths are observed
   const uint8_t* steps;    // [B, T]
   const uint8_t* entries;  // [B, T, D]
 };
@@ -25,7 +25,7 @@ struct Observed {  // 0 or 1 for each step or each entry; both null: everything 
 #include "ops.inc"
 
 template <class S>
-struct AdamTensor {  // four dense tensors of one layout
+struct AdamTensor {  // four dense tensors with the same layout
   S *param, *grad, *exp_avg, *exp_avg_sq;
   int64_t size;
   S step_size;

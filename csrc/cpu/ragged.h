@@ -6,9 +6,9 @@ struct Ragged {
   int64_t rows, batch, steps;
   const int64_t* lengths;       // [batch]
   std::vector<int64_t> order;   // [rows], longest first
-  std::vector<int64_t> active;  // [steps]: so many rows, the first ones of `order`, have that step
+  std::vector<int64_t> active;  // [steps]: the number of rows that have the step, the first ones of `order`
 
-  // Of the parameters of an op on sequences.
+  // From the parameters of an op on sequences.
   template <class Params>
   explicit Ragged(const Params& a)
       : rows(a.P * a.B), batch(a.B), steps(a.T), lengths(a.lengths), order(rows), active(steps, 0) {
@@ -28,22 +28,22 @@ struct Dense {
   S* at(int64_t row, int64_t step) const { return data + (row * steps + step) * width; }
 };
 
-// Zero past the end of the rows [begin, end).
+// Writes zeros past the end of the rows [begin, end).
 template <class S>
 inline void clear_past_end(const Ragged& ragged, const Dense<S>& out, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row)
     for (int64_t t = ragged.length(row); t < ragged.steps; ++t) std::fill_n(out.at(row, t), out.width, S(0));
 }
 
-// The steps of all rows.
+// The total number of steps of all rows.
 inline double steps_of(const Ragged& ragged) {
   double steps = 0;
   for (const int64_t active : ragged.active) steps += static_cast<double>(active);
   return steps;
 }
 
-// The number of parts of a scan whose step takes so much work a row, and so many barriers: each owns some vectors
-// of the units.
+// The number of parts of a scan with the given work per row and barriers per step; each part owns some vectors of the
+// units.
 template <class S>
 inline int64_t scan_parts_for(const Ragged& ragged, double row_work, int64_t units, int64_t barriers = 1) {
   return parts_for(steps_of(ragged) * row_work, panels_of(units, kLanes<S>), barriers * ragged.steps);

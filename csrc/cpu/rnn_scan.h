@@ -1,21 +1,21 @@
-// The inference network's recurrence. Each part owns a slice of the output units for the whole scan, so
-// its share of W_hh stays in its core's cache; one barrier a time step.
+// The inference network's recurrence. Each part owns a slice of the output units for the whole scan, so its
+// share of W_hh stays in its core's cache. There is one barrier per time step.
 //
 // Included once for each instruction set, inside its namespace.
 
-// The rows of a scan, which takes steps from each row's end back to 0. Forward in time they are reversed: a step lies
-// elsewhere in memory, and nothing else is different.
+// The rows of a scan, which runs from each row's end back to step 0. Forward in time, rows are reversed: only the memory
+// location of a step differs.
 struct RnnRows : Ragged {
   const bool reversed;
 
   template <class Params>
   explicit RnnRows(const Params& a) : Ragged(a), reversed(a.direction == Direction::forward) {}
-  // A row's own step in a tensor.
+  // A row's step in a tensor.
   template <class Steps>
   auto at(const Steps& tensor, int64_t row, int64_t step) const {
     return tensor.at(row, reversed ? length(row) - 1 - step : step);
   }
-  // The h that a row reads at a step: the next step's, or h_0 at its own end.
+  // The h that a row reads at a step: that of the next step, or h_0 at the row's end.
   template <class S, class Steps>
   const S* next_h(const Steps& h, const Rows<const S>& h_0, int64_t row, int64_t step) const {
     return step + 1 == length(row) ? h_0.at(row, 0) : at(h, row, step + 1);
@@ -38,6 +38,7 @@ void rnn_scan(const RnnScan<S>& a) {
     const Slice<S> mine(H, begin, end, parts);
     const Packed<S> w(a.w_hh + mine.begin * H, mine.count(), H, H, 1);
     std::vector<const S*> from(ragged.rows);
+    // docs-begin: scan
     for (int64_t t = ragged.steps - 1; t >= 0; --t) {
       const int64_t active = ragged.active[t];
       for (int64_t i = 0; i < active; ++i)
@@ -55,10 +56,11 @@ void rnn_scan(const RnnScan<S>& a) {
       });
       barrier.arrive(end - begin);
     }
+    // docs-end: scan
   });
 }
 
-// The rows that a weight gradient sums over: (a at step t, b at the step before it in the scan).
+// The pairs of rows that a weight gradient sums over: (a at step t, b at the preceding step of the scan).
 template <class S>
 struct RowPairs {
   std::vector<const S*> a, b;
@@ -80,7 +82,7 @@ void rnn_scan_backward(const RnnScanBackward<S>& a) {
   parallel_for(parts, [&](int64_t begin, int64_t end) {
     clear_past_end(ragged, dx_proj, ragged.rows * begin / parts, ragged.rows * end / parts);
     const Slice<S> mine(H, begin, end, parts);
-    // The transpose: outputs are inputs of W_hh.
+    // Transposed: the outputs are the inputs of W_hh.
     const Packed<S> w(a.w_hh + mine.begin, mine.count(), H, 1, H);
     std::vector<const S*> from(ragged.rows);
     for (int64_t t = 0; t < ragged.steps; ++t) {
@@ -104,7 +106,7 @@ void rnn_scan_backward(const RnnScanBackward<S>& a) {
       }
       barrier.arrive(end - begin);
     }
-    int64_t started = 0;  // rows with a step; in the order of activity those without come last
+    int64_t started = 0;  // rows with at least one step; those without are last in the order of activity
     for (; started < ragged.rows; ++started) {
       const int64_t row = ragged.order[started], length = ragged.length(row);
       if (length == 0) break;

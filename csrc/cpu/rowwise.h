@@ -1,21 +1,21 @@
-// What the rowwise ops share: the list of steps that count, dealt out to the threads in equal runs and
-// taken in blocks of a few register tiles; and gradients of weights, summed over all of them.
+// Shared parts of the rowwise ops: the list of valid steps, divided among the threads in equal ranges and
+// processed in blocks of a few register tiles; and gradients of weights, summed over all steps.
 //
-// No result depends on the number of threads: a step is computed by itself, a row's steps are added in
-// their order, and weight gradients are added up in groups of kGroupRows that begin at the same steps.
+// No result depends on the number of threads: steps are computed independently, a row's steps are added in
+// order, and weight gradients are added in groups of kGroupRows with fixed boundaries.
 //
 // Included once for each instruction set, inside its namespace.
 
-constexpr int64_t kBlockRows = kBlock * (56 / kBlock);  // activations of a block stay in the first caches
+constexpr int64_t kBlockRows = kBlock * (56 / kBlock);  // the activations of a block fit in the L1 and L2 caches
 constexpr int64_t kGroupRows = 2 * kBlockRows;
-static_assert(kGroupRows <= kDepth, "a group is summed in one go");
+static_assert(kGroupRows <= kDepth, "a group is summed in one call");
 
-struct Steps {  // which steps of which rows count
+struct Steps {  // the valid steps of all rows
   int64_t rows, batch, steps;
   const int64_t* lengths;   // [batch]; null: all steps
   const uint8_t* observed;  // [batch, steps], 0 or 1; null: all steps within the lengths
 
-  // Those of an op on sequences; or N single steps, as one row.
+  // The steps of an op on sequences; or N single steps, as one row.
   template <class Params>
   static Steps of(const Params& a, const uint8_t* observed = nullptr) {
     return {a.P * a.B, a.B, a.T, a.lengths, observed};
@@ -33,7 +33,7 @@ struct Place {
 };
 
 template <class S>
-struct Chain {  // latents [rows, steps, Z], and what precedes the first of them
+struct Chain {  // latents [rows, steps, Z], and their initial state
   Steps steps;
   const Rows<const S>& z;
   const Rows<const S>& z_0;  // [rows, Z]
@@ -53,8 +53,8 @@ inline std::vector<Place> places_of(const Steps& steps) {
   return places;
 }
 
-// A scratch matrix. Rows are an odd number of cache lines apart, so that a column of them does not fall
-// into few sets of the cache; they may be read and written up to whole_lanes(width).
+// A scratch matrix. The row stride is an odd number of cache lines, so that a column does not map to few
+// cache sets; rows may be read and written up to whole_lanes(width).
 template <class S>
 class Plane {
  public:
@@ -83,7 +83,7 @@ class Plane {
   std::vector<const S*> pointers_;
 };
 
-// Rows [at, at + count) of `out` = f(W row + b).
+// Sets rows [at, at + count) of `out` to f(W row + b).
 template <class S, class F>
 inline void layer(const S* const* rows, int64_t count, const Packed<S>& w, const S* bias, Plane<S>& out,
                   int64_t at, F f) {
@@ -97,7 +97,7 @@ inline void layer(const S* const* rows, int64_t count, const Packed<S>& w, const
   });
 }
 
-// The same rows of `out`, from column `offset` on, = W row where the ReLU in that place was open, else zero.
+// Sets these rows of `out`, from column `offset` on, to W row where the ReLU was active, else to zero.
 template <class S>
 inline void layer_backward(const S* const* rows, int64_t count, const Packed<S>& w, Plane<S>& activation,
                            Plane<S>& out, int64_t at, int64_t offset) {
@@ -109,7 +109,7 @@ inline void layer_backward(const S* const* rows, int64_t count, const Packed<S>&
   });
 }
 
-// The sum of a row, in double from a vector's lanes on.
+// The sum of a row; the lanes of a vector are added in double.
 template <class S>
 inline double sum_of(const S* values, int64_t width) {
   using Loose = typename Simd<S>::Loose;
@@ -134,7 +134,7 @@ inline void sum_steps(const std::vector<Place>& places, const std::vector<double
   }
 }
 
-// Zero at the steps that do not count, for part [begin, end) of `parts`.
+// Writes zeros at the dropped steps, for part [begin, end) of `parts`.
 template <class S>
 inline void clear_unlisted(const Steps& steps, S* out, int64_t width, int64_t begin, int64_t end,
                            int64_t parts) {
@@ -144,8 +144,8 @@ inline void clear_unlisted(const Steps& steps, S* out, int64_t width, int64_t be
       if (!steps.counts(row, t)) std::fill_n(out + (row * steps.steps + t) * width, width, S(0));
 }
 
-// Zero in all [rows, steps, width] outputs of a chain at the steps that do not count, and in dz_0 where
-// no step does.
+// Writes zeros to all [rows, steps, width] outputs of a chain at the dropped steps, and to dz_0 of rows without
+// valid steps.
 template <class S>
 inline void clear_chain(const Steps& steps, S* dz_0, int64_t width,
                         std::initializer_list<std::pair<S*, int64_t>> outputs, int64_t begin, int64_t end,
@@ -156,7 +156,7 @@ inline void clear_chain(const Steps& steps, S* dz_0, int64_t width,
     if (steps.steps == 0 || !steps.counts(row, 0)) std::fill_n(dz_0 + row * width, width, S(0));
 }
 
-// The gradient by z_{t-1} goes to where that came from.
+// Adds the gradient of z_{t-1} to that of its source, the preceding step or z_0.
 template <class S>
 inline void add_before(const Place& place, int64_t steps, int64_t width, const S* from,
                        const ChainGradients<S>& out) {
@@ -169,16 +169,16 @@ inline void add_before(const Place& place, int64_t steps, int64_t width, const S
   for (int64_t j = 0; j < width; ++j) dz[j] += from[j];
 }
 
-// Products of a pass, in terms of those of the forward pass: the backward repeats them, and has as many again for
-// the gradients by the inputs and by the weights.
+// Number of GEMMs of a pass relative to the forward pass: the backward pass repeats them, and has as many each for
+// the gradients of the inputs and of the weights.
 constexpr double kForward = 1, kBackward = 3;
 
-// A part has at least a register tile of steps, each of them `step_work`.
+// A part has at least one register tile of steps, each with `step_work`.
 inline int64_t row_parts_for(int64_t count, double step_work) {
   return parts_for(static_cast<double>(count) * step_work, count / kBlock);
 }
 
-// make() gives a thread what it needs to run(first, count) on blocks of steps.
+// make() creates a thread's functor run(first, count), which processes blocks of steps.
 template <class Make>
 inline void for_blocks(int64_t count, double step_work, Make make) {
   const int64_t parts = row_parts_for(count, step_work);
@@ -190,19 +190,19 @@ inline void for_blocks(int64_t count, double step_work, Make make) {
   });
 }
 
-// Gradients of weights and biases: dw = sum a^T b and db = sum a over all steps, from scratch rows that
-// are filled and summed one chunk of steps after another.
+// Gradients of weights and biases: dw = sum a^T b and db = sum a over all steps, from scratch rows that are
+// filled and summed chunk by chunk.
 template <class S>
 class WeightGradients {
  public:
-  // `a` and `b` point at the rows [m] and [n] of a chunk, and live as long as this.
+  // `a` and `b` point to the rows [m] and [n] of a chunk, and must outlive this object.
   void add(const S* const* a, int64_t m, const S* const* b, int64_t n, S* dw, S* db) {
     const int64_t blocks = panels_of(m, kBlockRows);
     layers_.push_back({a, b, m, n, dw, db, blocks});
     units_ += blocks * panels_of(n, kPanel<S>);
   }
 
-  // Of weights that are in no such layer: `sum` is called with what the function of that name is given.
+  // For weights outside of such layers: `sum` is called with the arguments of the member function sum.
   void also(std::function<void(int64_t, int64_t, int64_t, int64_t)> sum) { also_ = std::move(sum); }
 
   void clear(int64_t begin, int64_t end, int64_t parts) const {
@@ -250,8 +250,7 @@ class WeightGradients {
   int64_t units_ = 0;
 };
 
-// How the steps of a backward pass are dealt out: in chunks, so that scratch rows stay near and few, of
-// kGroupRows to a part.
+// The division of a backward pass's steps into chunks, to limit the scratch rows, with kGroupRows for each part.
 struct Chunks {
   int64_t count, parts, rows;
   Chunks(int64_t steps, double step_work)
@@ -260,9 +259,9 @@ struct Chunks {
         rows(std::min(parts * kGroupRows, std::max<int64_t>(steps, 1))) {}
 };
 
-// For each chunk: run(at, first, count) on blocks of steps, `at` being where the block's rows begin in the
-// chunk's scratch; then the weight gradients, and after(at, first, count), which may read what other
-// threads wrote. clear(begin, end, parts) comes first.
+// For each chunk: run(at, first, count) on blocks of steps, where `at` is the offset of the block's rows in the
+// chunk's scratch; then the weight gradients, and after(at, first, count), which may read results of other
+// threads. clear(begin, end, parts) is called first.
 template <class S, class Clear, class Run, class After>
 inline void backward_blocks(const Chunks& chunks, const WeightGradients<S>& gradients, Clear clear, Run run,
                             After after) {

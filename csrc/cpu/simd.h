@@ -1,31 +1,33 @@
-// Rows as whole vectors: what is left of a row at its end goes through a vector too, so that no costly
-// function is computed an element at a time.
+// Rows as whole vectors: the remainder at the end of a row is also processed as a vector, so that no expensive
+// function is computed element by element.
 //
 // Included once for each instruction set, inside its namespace.
 
-// f(j, n) for each kLanes elements from j on; n, the number that are really there, is a constant for all
-// but the last.
+// Calls f(j, n) for each kLanes elements from j on; n, the number of valid elements, is a constant for all but the
+// last call.
+// docs-begin: lanes
 template <class S, class F>
 inline void for_lanes(int64_t width, F f) {
   int64_t j = 0;
   for (; j + kLanes<S> <= width; j += kLanes<S>) f(j, std::integral_constant<int64_t, kLanes<S>>{});
   if (j < width) f(j, width - j);
 }
+// docs-end: lanes
 
-// The width up to which planes and tiles may be written.
+// The width up to which rows of planes and tiles may be written.
 template <class S>
 constexpr int64_t whole_lanes(int64_t width) {
   return panels_of(width, kLanes<S>) * kLanes<S>;
 }
 
-// A vector's worth of a row that ends somewhere; zero past the end.
+// A vector of a row, with zeros past the end.
 template <class S>
 class Lanes {
  public:
   Lanes() = default;
   template <class From, class N>
   Lanes(const From* from, N n) {
-    // As one loop over all lanes this is a masked load, where there is such a thing.
+    // A single loop over all lanes is compiled to a masked load if the instruction set has one.
     for (int64_t l = 0; l < kLanes<S>; ++l) values_[l] = l < n ? static_cast<S>(from[l]) : S(0);
   }
   template <class N>

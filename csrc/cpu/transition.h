@@ -1,14 +1,14 @@
-// The gated transition p(z_t | z_{t-1}, inputs_t): one core, forward and backward, and its heads.
+// The gated transition p(z_t | z_{t-1}, inputs_t): the shared network, forward and backward, and its heads.
 //
 //   hidden_g = relu(W_gi z + b)   gate = sigmoid(W_go hidden_g + b)
-//   hidden_m = relu(W_mi z + b)   mean = W_mo hidden_m + b           z being z_{t-1}
+//   hidden_m = relu(W_mi z + b)   mean = W_mo hidden_m + b           with z = z_{t-1}
 //   linear   = W_l z + b          loc  = (1 - gate) linear + gate mean
 //                                 pre_scale = W_s relu(mean) + b
-// The three layers on z are one product. Where there are further inputs, they follow z_{t-1} in it.
+// The three layers of z are one GEMM, in which any further inputs follow z_{t-1}.
 //
 // Included once for each instruction set, inside its namespace.
 
-// The weights of a transition without further inputs as those of one that may have some.
+// Converts the weights of a transition without further inputs to those of one that may have some.
 template <class S>
 inline DrivenTransitionTensors<S> driven(const TransitionTensors<S>& t) {
   return {t.G,         t.Z,         t.Z,          t.R,          t.w_gate_in, t.b_gate_in, t.w_gate_out, t.b_gate_out,
@@ -22,7 +22,7 @@ inline double transition_work(const DrivenTransitionTensors<const S>& t, double 
   return pass * products + kFunction * static_cast<double>(Z) + density_work(Z);
 }
 
-// The weights of the forward pass, packed once a call.
+// The weights of the forward pass, packed once per call.
 template <class S>
 struct TransitionNet {
   using Tensors = DrivenTransitionTensors<const S>;
@@ -50,7 +50,7 @@ struct TransitionNet {
   }
 };
 
-// What a block computes; in a backward pass, what a whole chunk does.
+// The activations of a block; in a backward pass, those of a whole chunk.
 template <class S>
 struct TransitionPlanes {
   Plane<S> first;  // hidden_g, hidden_m, linear
@@ -78,7 +78,7 @@ inline TransitionRow<S> row_at(const TransitionNet<S>& net, TransitionPlanes<S>&
   return {planes.gate[i], planes.first[i] + net.hidden, planes.mean[i], planes.pre_scale[i]};
 }
 
-// Rows [at, at + count) of the planes from as many inputs, z_{t-1} first.
+// Computes rows [at, at + count) of the planes from the inputs, with z_{t-1} first.
 template <class S>
 void transition_block(const TransitionNet<S>& net, const S* const* before, int64_t at, int64_t count,
                       TransitionPlanes<S>& planes) {
@@ -106,7 +106,7 @@ void transition_block(const TransitionNet<S>& net, const S* const* before, int64
         [](S x) { return x; });
 }
 
-// before(place) is z_{t-1}; head(i, row) gets step i of the list.
+// before(place) returns z_{t-1}; head(i, row) receives step i of the list.
 template <class S, class Before, class Head>
 void transition_forward(const std::vector<Place>& places, const DrivenTransitionTensors<const S>& tensors,
                         Before before, Head head) {
@@ -121,7 +121,7 @@ void transition_forward(const std::vector<Place>& places, const DrivenTransition
   });
 }
 
-// The gradient of the core, for one chunk of steps after another.
+// The gradient of the network, chunk by chunk.
 template <class S>
 class TransitionBackward {
  public:
@@ -144,7 +144,7 @@ class TransitionBackward {
     gradients_.add(dfirst_.rows(), G, inputs_.data(), I_, dw.w_gate_in, dw.b_gate_in);
     gradients_.add(dhidden_m_.data(), R, inputs_.data(), I_, dw.w_mean_in, dw.b_mean_in);
     gradients_.add(dlinear_.data(), Z_, inputs_.data(), I_, dw.w_loc, dw.b_loc);
-    // Where the block's results were, their gradients are by the time that these are summed.
+    // By the time of the summation, the planes contain the gradients in place of the block's results.
     gradients_.add(planes_.gate.rows(), Z_, planes_.first.rows(), G, dw.w_gate_out, dw.b_gate_out);
     gradients_.add(planes_.mean.rows(), Z_, planes_.hidden_m.data(), R, dw.w_mean_out, dw.b_mean_out);
     gradients_.add(planes_.pre_scale.rows(), Z_, planes_.open_mean.rows(), Z_, dw.w_scale, dw.b_scale);
@@ -153,7 +153,7 @@ class TransitionBackward {
   const WeightGradients<S>& gradients() const { return gradients_; }
   const S* dbefore(int64_t i) { return dbefore_[i]; }
 
-  // head(i, row, dloc) puts the gradient by pre_scale in its place and writes that by loc.
+  // head(i, row, dloc) replaces pre_scale by its gradient and writes that of loc.
   template <class Before, class Head>
   void run(const std::vector<Place>& places, int64_t at, int64_t first, int64_t count, Before before,
            Head head) {
@@ -173,10 +173,10 @@ class TransitionBackward {
   }
 
  private:
-  // From dloc and what came back through pre_scale to the pre-activations of gate, mean and linear.
+  // Computes the gradients of the pre-activations of gate, mean and linear from dloc and the path by pre_scale.
   void mix(int64_t i, int64_t column, int64_t width, const S* through_scale) {
     S *gate = planes_.gate[i] + column, *mean = planes_.mean[i] + column;
-    S* dlinear = dfirst_[i] + net_.hidden + column;  // dloc, until here
+    S* dlinear = dfirst_[i] + net_.hidden + column;  // contains dloc so far
     const S* linear = planes_.first[i] + net_.hidden + column;
 #pragma GCC ivdep
     for (int64_t j = 0; j < width; ++j) {
@@ -196,8 +196,8 @@ class TransitionBackward {
   WeightGradients<S> gradients_;
 };
 
-// Over a whole chain: head(i, at, row, dloc) also writes the gradient by z_t into dz, at element `at`; that by
-// z_{t-1} is added when all of its chunk is there.
+// Over a whole chain: head(i, at, row, dloc) also writes the gradient of z_t into dz, at element `at`; that of
+// z_{t-1} is added when its whole chunk is complete.
 template <class S, class Head>
 void transition_chain_backward(const Chain<S>& chain, const std::vector<Place>& places,
                                const TransitionTensors<const S>& tensors, const ChainGradients<S>& out,
@@ -223,8 +223,8 @@ void transition_chain_backward(const Chain<S>& chain, const std::vector<Place>& 
   backward_blocks(chunks, core.gradients(), clear, run, after);
 }
 
-// A step's log-density at z; `terms` is scratch, which may be where pre_scale is. Compiled once, so that the
-// forward and the backward pass give it to the bit.
+// A step's log-density at z; `terms` is scratch, which may alias pre_scale. Compiled once, so that the forward and
+// the backward pass return the same bits.
 template <class S>
 [[gnu::noinline]] double transition_term(const S* z, const TransitionRow<S>& row, int64_t Z, S* terms) {
   for_lanes<S>(Z, [&](int64_t j, auto n) {

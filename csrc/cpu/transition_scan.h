@@ -1,5 +1,5 @@
-// Drawing the prior chain. Rows do not depend on each other: a part takes its own through all steps, some register
-// tiles of them at a time, and meets no barrier.
+// Drawing the prior chain. Rows are independent: a part processes its own rows through all steps, some register tiles at
+// a time, without barriers.
 //
 // Included once for each instruction set, inside its namespace.
 
@@ -12,7 +12,7 @@ void roll_out(const TransitionScan<S>& a, const Ragged& ragged, const Transition
   for (int64_t i = begin; i < end; ++i) std::copy_n(a.z_0.at(ragged.order[i], 0), Z, inputs[i - begin]);
   for (int64_t t = 0; t < a.T; ++t) {
     const int64_t count = std::min(ragged.active[t], end) - begin;
-    if (count <= 0) return;  // the longest come first
+    if (count <= 0) return;  // the longest rows are first
     for (int64_t i = 0; i < count; ++i)
       std::copy_n(a.inputs.at(ragged.order[begin + i], t), further, inputs[i] + Z);
     transition_block(net, inputs.rows(), 0, count, planes);

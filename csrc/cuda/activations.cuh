@@ -1,11 +1,12 @@
-// Softplus and its slope without branches, in short chains of instructions: a step of a scan waits for them.
+// Softplus and its derivative, branch-free and with short dependency chains, since the latency of a scan's step depends
+// on them.
 #pragma once
 
 #include "cluster.cuh"
 
 namespace dmm::cuda {
 
-// Two to the x and a quotient, as the hardware approximates them: within two units in the last place.
+// The hardware's approximations of 2^x and of a quotient, accurate to two units in the last place.
 #ifdef DMM_EMULATOR
 inline float power_of_two(float x) { return exp2f(x); }
 inline float quotient(float x, float y) { return x / y; }
@@ -18,7 +19,7 @@ __device__ inline float power_of_two(float x) {
 __device__ inline float quotient(float x, float y) { return __fdividef(x, y); }
 #endif
 
-// e^-|x|; some number where x is none. What rounding takes from the exponent is made good by a factor.
+// e^-|x|; unspecified for NaN. A factor corrects the rounding of the exponent.
 __device__ inline float exp_of_minus(float x) {
   constexpr float kLog2E = 1.44269502162933349609375f, kRestOfLog2E = 1.925963033500011079e-08f;
   const float negative = -fminf(fabsf(x), 100.0f), exponent = negative * kLog2E;
@@ -27,7 +28,7 @@ __device__ inline float exp_of_minus(float x) {
   return fmaf(power, rest * 0.693147182464599609375f, power);
 }
 
-// log(1 + u) / u for u in [0, 1], where a polynomial errs by 5e-9.
+// log(1 + u) / u for u in [0, 1], by a polynomial with an error of 5e-9.
 __device__ inline float log1p_over(float u) {
   const float u2 = u * u, u4 = u2 * u2;
   const float c01 = fmaf(u, -0.4999993145465851f, 1.0f);
@@ -39,7 +40,7 @@ __device__ inline float log1p_over(float u) {
   return fmaf(u4, fmaf(u4, c89, c4567), c0123);
 }
 
-// Unlike a maximum, the comparisons keep NaN.
+// Propagates NaN by comparisons, unlike a maximum.
 __device__ inline float softplus(float x) {
   const float u = exp_of_minus(x);
   return fmaf(u, log1p_over(u), x < 0.0f ? 0.0f : x);

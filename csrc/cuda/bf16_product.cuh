@@ -1,9 +1,9 @@
-// Rows of a batch times a bundle's part of a weight matrix on tensor cores: products of numbers in bf16, added up in
-// float32 (mma.m16n8k16). The left factor has 16 outputs, the right one 8 rows.
+// The product of rows with a bundle's slice of a weight matrix on tensor cores, in bf16 with float32 sums
+// (mma.m16n8k16). The left factor has 16 outputs, the right one 8 rows.
 //
-// Which input is which column of a tile is free, as long as both factors agree: a lane's four inputs of a tile are next
-// to one another, and its eight of two tiles are too, so that it reads them from the state at once. Of an odd number of
-// tiles the first is by itself.
+// The order of the inputs within a tile is arbitrary if it is the same in both factors: here a lane's four inputs of a
+// tile are adjacent, and so are its eight inputs of two tiles, so that one load reads them from the state. If the number
+// of tiles is odd, the first one is processed separately.
 #pragma once
 
 #include "bf16_tile.h"
@@ -17,20 +17,22 @@ inline void multiply_tiles_bf16(float (&sums)[4], const uint32_t (&w)[4], const 
   emulator::multiply_tiles_bf16(sums, w, x);
 }
 #else
-// Two numbers, rounded to the nearest even; the first in the lower half.
+// Two numbers rounded to nearest even, with the first in the lower half.
 __device__ inline uint32_t pack_bf16(float low, float high) {
   uint32_t pair;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   return pair;
 }
+// docs-begin: mma
 // sums [16, 8] += w [16, 16] x [16, 8], spread over the lanes of a warp.
 __device__ inline void multiply_tiles_bf16(float (&sums)[4], const uint32_t (&w)[4], const uint32_t (&x)[2]) {
-  // Volatile, as in tensor_cores.cuh: all lanes have to come.
+  // Volatile, as in tensor_cores.cuh: all lanes have to execute it.
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
                "{%0, %1, %2, %3};"
       : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
       : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(x[0]), "r"(x[1]));
 }
+// docs-end: mma
 #endif
 __device__ inline float low_bf16(uint32_t pair) { return __uint_as_float(pair << 16); }
 __device__ inline float high_bf16(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
@@ -40,23 +42,24 @@ class Bf16Weights {
   static constexpr int kParts = K::tile().parts, kDepth = K::tile().depth, kKept = K::tile().kept;
   static constexpr int kRowTiles = K::tile().row_tiles, kStride = K::tile().stride(), kThreads = K::tile().threads();
   static constexpr int kOdd = kDepth % 2;
-  static_assert((kDepth - kKept) % 2 == 0 && kKept > 0, "the first tile may be by itself, and no other");
-  // An mma takes some 32 cycles, and a tensor core begins one every 4 to 8: so many sums have to be under way.
+  static_assert((kDepth - kKept) % 2 == 0 && kKept > 0, "only the first tile may be without a partner");
+  // An mma has a latency of some 32 cycles, and a tensor core starts one every 4 to 8, so several independent sums are
+  // needed.
   static constexpr int kChains = kParts * kRowTiles < 4 ? 2 : 1;
 
  public:
-  // The weights of the bundle's `outputs` first outputs and of so many inputs; those that are not there are zero. Output
-  // o and input i is at from[o * next_output + i * next_input]. `shared` has room for Bf16Layout's weights.
+  // Loads the weights of the bundle's first `outputs` outputs and `inputs` inputs; all others are zero. The weight of
+  // output o and input i is at from[o * next_output + i * next_input]. `shared` has space for the weights of Bf16Layout.
   __device__ Bf16Weights(void* shared, const float* from, int64_t next_output, int64_t next_input, int outputs,
                          int inputs)
       : shared_(static_cast<uint4*>(shared) + static_cast<int>(threadIdx.x)) {
     const bool is_wide = next_input == 1 && (reinterpret_cast<intptr_t>(from) / 4 | next_output | inputs) % 4 == 0;
     const auto load = [&](int i, uint32_t(&w)[kParts][4]) {
-      float4 four[kParts][2];  // inputs of an output and of the one 8 further
+      float4 four[kParts][2];  // inputs of an output and of the output 8 further
       const int first = input(i);
       const float* const at = from + first * next_input;
       const auto is_there = [&](int output, int k) { return output < outputs && first + k < inputs; };
-      // One branch for all: a load that is waited for before the next is asked for takes several hundred cycles.
+      // A single branch for all loads, so that they overlap: a load takes several hundred cycles.
       if (is_wide) {
         for_outputs([&](int tile, int half, int output) {
           four[tile][half] = float4{};
@@ -70,7 +73,7 @@ class Bf16Weights {
           four[tile][half] = float4{one(0), one(1), one(2), one(3)};
         });
       }
-      // The order of mma's operand: 8 outputs further, then the other two inputs.
+      // In the order of mma's operand: 8 outputs further, then the other two inputs.
       for_outputs([&](int tile, int half, int) {
         const float4& x = four[tile][half];
         w[tile][half] = pack_bf16(x.x, x.y), w[tile][half + 2] = pack_bf16(x.z, x.w);
@@ -94,7 +97,7 @@ class Bf16Weights {
     }
   }
 
-  // The part's sums of the bundle's tiles of outputs. `state` has rows of Bf16Tile::stride() bytes.
+  // Computes the part's partial sums of the bundle's tiles of outputs. `state` has rows of Bf16Tile::stride() bytes.
   __device__ void multiply(const unsigned char* state, float (&sums)[kParts][kRowTiles][4]) const {
     float more[kChains][kParts][kRowTiles][4] = {};
     const unsigned char* const mine = state + lane() / 4 * kStride;
@@ -132,7 +135,7 @@ class Bf16Weights {
   }
 
  private:
-  // Two tiles of inputs, of which a lane reads eight numbers of a row at once.
+  // Two tiles of inputs, of which a lane reads eight elements of a row at once.
   template <class Weight>
   __device__ void multiply_two(const unsigned char* mine, int i, float (&more)[kChains][kParts][kRowTiles][4],
                                const Weight& weight) const {

@@ -1,5 +1,5 @@
-// How rnn_scan is cut up where tensor cores multiply numbers in bf16 (rnn_scan_bf16.cuh): the sizes of its kernels, and
-// what a block has in shared memory. Nothing of CUDA here.
+// The tiling of rnn_scan in bf16 on tensor cores (rnn_scan_bf16.cuh): the template sizes of its kernels, and the shared
+// memory layout of a block. This header is plain C++, without CUDA.
 #pragma once
 
 #include <cstdint>
@@ -8,32 +8,31 @@
 
 namespace dmm::cuda {
 
-// A bundle of `parts` warps has as many tiles of 16 outputs. Each of its warps multiplies all these by a part of the
-// inputs, and has one of the tiles for itself once the partial sums are added up. So a warp reads the state of only a
-// part of the inputs, and uses what it has read for several tiles of outputs.
+// A bundle of `parts` warps has `parts` tiles of 16 outputs. Each of its warps multiplies all these tiles for one part of
+// the inputs, and owns one tile after the partial sums have been added (split-K). So a warp reads only a part of the
+// state, and reuses it for several tiles of outputs.
 struct Bf16Tile {
-  int warps;      // of a block
-  int parts;      // that the inputs are dealt to
-  int depth;      // of a part, in tiles of 16 inputs
-  int kept;       // of these the first ones, whose weights are in registers; the others' are in shared memory
-  int row_tiles;  // of 8 rows each, in a group
+  int warps;      // warps per block
+  int parts;      // parts of the inputs
+  int depth;      // tiles of 16 inputs per part
+  int kept;       // the first tiles of a part have weights in registers, the others in shared memory
+  int row_tiles;  // tiles of 8 rows per group
 
   __host__ __device__ constexpr int threads() const { return 32 * warps; }
   __host__ __device__ constexpr int block_outputs() const { return 16 * warps; }
   __host__ __device__ constexpr int inputs() const { return 16 * depth * parts; }
-  __host__ __device__ constexpr int rows() const { return 8 * row_tiles; }  // of a group, at most
-  // From row to row of a state, in bytes. Eight lanes that read 16 bytes each, of two rows, then find them in different
-  // banks.
+  __host__ __device__ constexpr int rows() const { return 8 * row_tiles; }  // maximum rows per group
+  // The row stride of a state, in bytes. It avoids bank conflicts when eight lanes read 16 bytes each from two rows.
   __host__ __device__ constexpr int stride() const { return (2 * inputs() + 63) / 128 * 128 + 64; }
-  __host__ __device__ constexpr int state() const { return rows() * stride(); }  // of a group, in bytes; it has two
+  __host__ __device__ constexpr int state() const { return rows() * stride(); }  // bytes; a group has two states
 };
 
-// Partial sums of a tile of 16 outputs and 8 rows, in floats. Lanes of a warp, which have sums of 8 outputs and of
-// every other row, then write them to different banks.
+// Partial sums of a tile of 16 outputs and 8 rows, in floats, padded to avoid bank conflicts when the lanes of a warp,
+// which have sums of 8 outputs and of every other row, write them.
 constexpr int kSumsOfRow = 20, kSumsOfTile = 8 * kSumsOfRow;
 
-// Where what a block has in shared memory begins, in bytes: the rows, two barriers a group, where each row begins in
-// device memory, the weights that are not in registers, two buffers of partial sums, two states a group.
+// Byte offsets in a block's shared memory: the rows, two barriers per group, the device memory offset of each row, the
+// weights that are not in registers, two buffers of partial sums, two states per group.
 struct Bf16Layout {
   int barriers, places, weights, sums, states, end;
 

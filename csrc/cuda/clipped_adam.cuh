@@ -9,9 +9,9 @@
 
 namespace dmm::cuda {
 
-// What a launch takes by value, so that nothing has to be copied to the device before it. Tensor i has the blocks
-// from first_block[i] to first_block[i + 1], a chunk each and at least one. Bit i of `counts` and of `decays` says that
-// its step count, or its rate, is no later tensor's too, in this launch or another, and that this one changes it.
+// The arguments of a launch, passed by value so that nothing has to be copied to the device first. Tensor i has the blocks
+// from first_block[i] to first_block[i + 1], one per chunk and at least one. Bit i of `counts` and of `decays` is set if no
+// later tensor, in this launch or another, shares its step count or rate, so that this tensor's blocks update it.
 struct AdamLaunch {
   AdamRule rule;
   uint64_t counts, decays;
@@ -21,13 +21,13 @@ struct AdamLaunch {
 
   __host__ __device__ int blocks() const { return first_block[count]; }
 };
-static_assert(sizeof(AdamLaunch) <= 4096, "what a kernel's parameters may take on every GPU");
+static_assert(sizeof(AdamLaunch) <= 4096, "the limit of a kernel's parameters on every GPU");
 static_assert(kAdamTensors <= 64 && kAdamTensors <= kAdamThreads, "a bit and a thread for each tensor");
 
-// Calls launch(AdamLaunch) for as many tensors at a time as one holds, until it returns an error.
+// Calls launch(AdamLaunch) for groups of up to kAdamTensors tensors, until it returns an error.
 template <class Launch>
 const char* in_launches(const AdamRule& rule, const std::vector<AdamTensor>& tensors, Launch launch) {
-  std::unordered_map<const void*, size_t> last;  // of the tensors that have a number
+  std::unordered_map<const void*, size_t> last;  // the last tensor that has each step count or rate
   if (rule.ticket)
     for (size_t i = 0; i < tensors.size(); ++i) last[tensors[i].step] = last[tensors[i].lr] = i;
   for (size_t first = 0; first < tensors.size(); first += kAdamTensors) {
@@ -50,8 +50,8 @@ struct alignas(16) AdamFour {
   float of[4];
 };
 
-// The four elements of a chunk that are a thread's own. Neighbours, to be moved at once, where all arrays are aligned
-// for it; else a block's width apart, so that what a warp moves lies together.
+// The four elements of a chunk that belong to a thread: adjacent, for vector loads and stores, if all arrays are aligned;
+// otherwise a block's width apart, so that a warp's accesses are coalesced.
 class AdamElements {
  public:
   __device__ AdamElements(const AdamTensor& t, int64_t chunk) {
@@ -100,32 +100,31 @@ __device__ inline AdamNumbers adam_numbers(const AdamRule& rule, const AdamTenso
   return {t.step ? *t.step : rule.step, t.lr ? *t.lr : rule.lr};
 }
 
-// The learning rate times the correction of the averages' bias.
+// The learning rate times the bias correction of the moments.
 __device__ inline float adam_step_size(const AdamRule& rule, const AdamNumbers& numbers) {
   const double step = static_cast<double>(numbers.step);
   return static_cast<float>(numbers.lr * sqrt(1 - pow(rule.beta2, step)) / (1 - pow(rule.beta1, step)));
 }
 
-// What one thread of a block tells all.
+// Values that one thread of a block computes for all.
 struct AdamShared {
   float step_size;
   int is_last;
 };
 
-// Draws from the ticket for a block, by the thread that has read the numbers for it: before, in time, only such blocks
-// have drawn.
+// Draws from the ticket for a block, by the thread that has read the numbers: so every block draws after it has read.
 __device__ inline int adam_draw(const AdamRule& rule) {
-  __threadfence();  // the reads come first
+  __threadfence();  // orders the reads before the draw
   return atomicAdd(rule.ticket, 1);
 }
 
-// Changes the numbers if the block was the last to draw: no block has still to read them. `drawn` counts in the first
-// thread, and of the others each changes what one tensor has.
+// Updates the numbers if the block was the last to draw, so that all blocks have read them. `drawn` is valid in the first
+// thread; each thread updates the numbers of one tensor.
 __device__ inline void adam_advance(const AdamLaunch& a, int drawn, AdamShared* shared) {
   const int i = static_cast<int>(threadIdx.x);
   if (i == 0) {
     shared->is_last = drawn == a.blocks() - 1;
-    if (shared->is_last) __threadfence();  // the draw comes before the writes
+    if (shared->is_last) __threadfence();  // orders the draw before the writes
   }
   __syncthreads();
   if (!shared->is_last) return;
@@ -136,7 +135,7 @@ __device__ inline void adam_advance(const AdamLaunch& a, int drawn, AdamShared* 
 
 __device__ inline void adam_step(const AdamRule& rule, float step_size, float& p, float& g, float& m, float& v) {
   const float clip = rule.clip_norm;
-  g = g < -clip ? -clip : (g > clip ? clip : g);  // NaN stays
+  g = g < -clip ? -clip : (g > clip ? clip : g);  // propagates NaN
   const float d = g + rule.weight_decay * p;
   m = m * static_cast<float>(rule.beta1) + static_cast<float>(1 - rule.beta1) * d;
   const float e = rule.centered_variance ? d - m : d;
@@ -144,7 +143,7 @@ __device__ inline void adam_step(const AdamRule& rule, float step_size, float& p
   p -= step_size * m / (sqrtf(v) + rule.eps);
 }
 
-// Which tensor a block is for: the last to begin at or before it.
+// The tensor of a block: the last one whose first block is not after it.
 __device__ inline int adam_tensor_of(const AdamLaunch& a, int block) {
   int low = 0, high = a.count;
   while (high - low > 1) {
@@ -154,8 +153,8 @@ __device__ inline int adam_tensor_of(const AdamLaunch& a, int block) {
   return low;
 }
 
-// A block steps a chunk of one tensor. It draws from the ticket early, and looks at what it has drawn at the end: the
-// way there and back takes no time of its own.
+// A block updates a chunk of one tensor. It draws from the ticket early and uses the result at the end, which hides the
+// latency of the atomic operation.
 __global__ void __launch_bounds__(kAdamThreads) clipped_adam_kernel(const __grid_constant__ AdamLaunch a) {
   DMM_SHARED(AdamShared, shared);
   const int block = static_cast<int>(blockIdx.x);

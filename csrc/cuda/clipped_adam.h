@@ -6,9 +6,9 @@
 
 namespace dmm::cuda {
 
-// Four dense arrays of `size` floats in one order, aligned as floats are; none overlaps another. Beside them lie the
-// number of the step, from 1, and its learning rate; where one of them is null, the rule's own counts. Several tensors
-// may have one in common.
+// Four dense arrays of `size` floats in the same order, aligned to floats, without overlap. `step` is the number of the
+// step, from 1, and `lr` its learning rate, both in device memory and possibly shared by several tensors; if one of them
+// is null, the rule's value is used.
 struct AdamTensor {
   float *param, *grad, *exp_avg, *exp_avg_sq;
   int64_t size;
@@ -16,8 +16,8 @@ struct AdamTensor {
   double* lr;
 };
 
-// With a ticket the tensors' numbers are those before the step: it counts the steps and multiplies the rates by `lrd`,
-// each once. The ticket is zero between launches, and no other launch at the same time may have it.
+// With a ticket the tensors' numbers are those before the step, which increments the counts and multiplies the rates by
+// `lrd`, each once. The ticket is zero between launches and must not be used by concurrent launches.
 struct AdamRule {
   int64_t step;
   double lr, beta1, beta2;
@@ -27,11 +27,11 @@ struct AdamRule {
   int* ticket;
 };
 
-constexpr int kAdamTensors = 64;  // of one launch
+constexpr int kAdamTensors = 64;  // maximum tensors per launch
 constexpr int kAdamThreads = 256;
-constexpr int kAdamChunk = 4 * kAdamThreads;  // elements of a block
+constexpr int kAdamChunk = 4 * kAdamThreads;  // elements per block
 
-// Null, or what went wrong: static text.
+// Returns null, or an error message with static lifetime.
 const char* clipped_adam(const AdamRule& rule, const std::vector<AdamTensor>& tensors, void* stream);
 
 }  // namespace dmm::cuda

@@ -1,5 +1,5 @@
-// Thread-block clusters, barriers that count bytes, and asynchronous copies, as the kernels use them. A kernel includes
-// this and nothing of CUDA or torch, so that the emulator can compile the same source.
+// Thread-block clusters, transaction barriers (mbarrier) and asynchronous copies for the kernels. A kernel includes only
+// this header and nothing of CUDA or torch, so that the emulator can compile the same source.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 #include <cuda_pipeline_primitives.h>
 #include <cuda_runtime.h>
 
-// All shared memory of a kernel, as one array whose size the launch decides.
+// The shared memory of a kernel, as one array whose size is set by the launch.
 #define DMM_SHARED(type, name) extern __shared__ __align__(16) unsigned char dmm_shared_bytes[]; \
   type* const name = reinterpret_cast<type*>(dmm_shared_bytes)
 #endif
@@ -26,7 +26,7 @@ constexpr bool kHasClusters = true;
 constexpr bool kHasClusters = false;
 #endif
 
-// Before sm_90 a block is alone: it can be launched as a cluster of one and no other.
+// Before sm_90 only clusters of one block can be launched.
 struct Cluster {
 #ifdef DMM_HAS_CLUSTERS
   cooperative_groups::cluster_group group = cooperative_groups::this_cluster();
@@ -43,13 +43,13 @@ struct Cluster {
 #endif
 };
 
-// A barrier in shared memory, which is in phase 0 at first. A phase ends when a thread has said how many bytes it expects
-// and as many have come, and where threads of the block are to arrive, when all have; bytes and threads may come before
-// they are expected.
+// A barrier in shared memory, initially in phase 0. A phase ends when a thread has set the number of expected bytes, all of
+// them have arrived and, if threads of the block are to arrive, all of these have; bytes and threads may arrive before the
+// number is set.
 //
-// A wait tells whether the phase has ended: it polls for about a tenth of a second and then gives up. How long the
-// hardware lets a poll take is not documented, so time ends it too; but only after some polls, for a process that shares
-// the device is stopped for milliseconds. The first polls read no clock, and have no limit of their own: that would put
+// A wait returns true if the phase has ended: it polls for about a tenth of a second and then gives up. The duration of a
+// poll is not documented, so the time is limited too; but only after some polls, since a process that shares the device is
+// suspended for milliseconds. The first polls do not read the clock and have no time limit of their own, which would put
 // the thread to sleep (NANOSLEEP).
 constexpr int kMostPolls = 1 << 20, kLeastPolls = 1 << 10, kFirstPolls = 64;
 constexpr int kPollNanoseconds = 100;
@@ -63,11 +63,11 @@ __device__ inline uint64_t nanoseconds() {
 }
 #endif
 
-// A place in the shared memory of a block of the cluster: found once, it serves many stores.
+// An address in the shared memory of a block of the cluster, computed once for many stores.
 #ifdef DMM_EMULATOR
 struct Remote {
   int block;
-  unsigned char* mine;  // the same place in this block
+  unsigned char* mine;  // the corresponding address in this block
 
   Remote operator+(int bytes) const { return {block, mine + bytes}; }
 };
@@ -80,7 +80,7 @@ struct Remote {
 };
 #endif
 
-// Has a number in a register from here on. Else the compiler may work it out where it is used, after a wait.
+// Forces a value into a register here. Otherwise the compiler may compute it at its use, after a wait.
 #ifdef DMM_EMULATOR
 inline void settle(int&) {}
 inline void settle(float&) {}
@@ -91,7 +91,7 @@ __device__ inline void settle(float& number) { asm volatile("" : "+f"(number)); 
 __device__ inline void settle(Remote& place) { asm volatile("" : "+r"(place.address)); }
 #endif
 
-// A number in device memory, where the compiler cannot tell that its place is not in shared memory.
+// Loads from device memory through a pointer that the compiler cannot prove not to be in shared memory.
 #ifdef DMM_EMULATOR
 template <class T>
 T load_global(const T* from) {
@@ -113,11 +113,11 @@ __device__ void store_global(T* to, T value) {
   __builtin_assume(__isGlobal(to));
   *to = value;
 }
-// Has it in the second-level cache soon.
+// Prefetches an address to the L2 cache.
 __device__ inline void prefetch_global(const float* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 #endif
 
-// A barrier of some warps of a block, so many threads in all; there are 15, from number 1 on.
+// A named barrier of some warps of a block with `threads` threads in all; there are 15, from number 1 on.
 #ifdef DMM_EMULATOR
 inline void bundle_sync(int number, int threads) { emulator::bundle_sync(number, threads); }
 #else
@@ -154,12 +154,12 @@ __device__ inline void transaction_expect(uint64_t* barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                : "memory");
 }
-// What the thread has written is seen by who waits.
+// An arrival with release semantics: waiting threads see this thread's earlier writes.
 __device__ inline void transaction_arrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
-// One, two or four numbers, if they are wanted; counted by the barrier, which is in the block that they go to. A branch
-// around the store would take more instructions.
+// Stores one, two or four numbers if `is_wanted`; they are counted by the barrier in the destination block. A predicate
+// takes fewer instructions than a branch around the store.
 __device__ inline void transaction_store(bool is_wanted, Remote to, const float (&values)[1], Remote barrier) {
   asm volatile(
       "{\n.reg .pred is_wanted;\nsetp.ne.u32 is_wanted, %3, 0;\n"
@@ -176,6 +176,7 @@ __device__ inline void transaction_store(bool is_wanted, Remote to, const float 
       "r"(static_cast<unsigned>(is_wanted))
       : "memory");
 }
+// docs-begin: remote store
 __device__ inline void transaction_store(bool is_wanted, Remote to, const float (&values)[4], Remote barrier) {
   asm volatile(
       "{\n.reg .pred is_wanted;\nsetp.ne.u32 is_wanted, %6, 0;\n"
@@ -185,7 +186,8 @@ __device__ inline void transaction_store(bool is_wanted, Remote to, const float 
       "r"(__float_as_uint(values[3])), "r"(barrier.address), "r"(static_cast<unsigned>(is_wanted))
       : "memory");
 }
-// Polls by the clock for the end of a phase, and tells whether it came.
+// docs-end: remote store
+// Polls for the end of a phase with a time limit; returns false if it has not ended.
 __device__ inline bool has_ended_in_time(unsigned barrier, int parity) {
   const uint64_t start = nanoseconds();
 #pragma unroll 1
@@ -203,8 +205,8 @@ __device__ inline bool has_ended_in_time(unsigned barrier, int parity) {
   }
   return false;
 }
-// Waits for the end of a phase, and sees what came in it. An acquire of all memory would invalidate the L1 cache at
-// every step (CCTL.IVALL); what comes is in shared memory alone.
+// Waits for the end of a phase and acquires the data that arrived in it. The acquire is restricted to shared memory, which
+// has all the data, since an acquire of all memory would invalidate the L1 cache at every step (CCTL.IVALL).
 __device__ inline bool transaction_wait(uint64_t* barrier, int parity) {
   const unsigned address = shared_address(barrier);
   unsigned done = 0;
@@ -231,18 +233,18 @@ __device__ void transaction_store(bool, Remote, const float (&)[kCount], Remote)
 __device__ inline bool transaction_wait(uint64_t*, int) { return true; }
 #endif
 
-// To where `mine` is in another block, or in this one.
+// Stores to the location of `mine` in another block, or in this one.
 template <int kCount>
 __device__ inline void transaction_store(int block, float* mine, const float (&values)[kCount], uint64_t* barrier) {
   transaction_store(true, remote(block, mine), values, remote(block, barrier));
 }
 
-// Copies a number from device memory to shared memory. No other thread may touch it before it is there, which the
-// thread that asked for it knows after `copies_done`.
+// Copies a float from device memory to shared memory asynchronously. Other threads must not access it before the issuing
+// thread has returned from `copies_done`.
 __device__ inline void copy_async(float* shared, const float* from) { __pipeline_memcpy_async(shared, from, 4); }
-// Ends a group of copies.
+// Commits a group of copies.
 __device__ inline void copies_end() { __pipeline_commit(); }
-// Waits for all groups of this thread but the latest kLater.
+// Waits for all groups of this thread except the latest kLater.
 template <int kLater>
 __device__ inline void copies_done() {
   __pipeline_wait_prior(kLater);

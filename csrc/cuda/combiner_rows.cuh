@@ -1,13 +1,13 @@
-// combiner_scan with all weights in registers, one row or two at a time: a step takes a few hundred instructions and two
-// barriers of the block. Groups of rows take turns.
+// combiner_scan with all weights in registers, one or two rows at a time: a step takes a few hundred instructions and two
+// barriers of the block. Groups of rows alternate.
 //
-// A step: warps wait for what the blocks gave and add it up, a thread for each latent; all warps make the block's units of
-// the latents, and then what those add to the sums, which lanes of a warp deal to the blocks.
+// In a step, warps wait for the partial sums of all blocks and add them, one thread for each latent. Then all warps compute
+// the block's units from the latents, and from the units partial sums, which the lanes of a warp send to the blocks.
 //
 // Blocks exchange through the shared memory of a cluster (rows_by_cluster.cuh) or through device memory
-// (rows_by_words.cuh), which say why no sums are overwritten before they are read, although threads are not in step.
-// Latents of a step are overwritten after the barrier that follows the units of the one before, to which all came that
-// had read them; units after the barrier that follows the latents.
+// (rows_by_words.cuh); these files explain why no sums are overwritten before they have been read. Latents of a step are
+// overwritten after the barrier that follows the units of the step before, which all their readers have passed; units
+// are overwritten after the barrier that follows the latents.
 #pragma once
 
 #include "combiner_rows_directions.cuh"
@@ -47,7 +47,7 @@ class CombinerRowsBlock {
     From from;
     from.bring(a_.from_units.outputs, units_,
                [this](int output, int part) { return Direction::from_unit(a_, output, first_ + part); });
-    // The first inboxes too, which are added up before anything has come.
+    // Also clears the first inboxes, which are added before any sums have arrived.
     for (int i = thread(); i < Layout::kBarriers; i += kMostThreads) shared_[i] = 0.0f;
     for (int i = thread(); i < Exchange::inboxes(rows_.groups()); i += kMostThreads) shared_[Layout::kInbox + i] = 0.0f;
     clear_past_ends(a_, rows_, blocks_);
@@ -59,7 +59,7 @@ class CombinerRowsBlock {
     float* const unit_at = shared_ + (has_unit ? Layout::kHidden + To::row() * From::kVector +
                                                      lane_place(K::kFromInputs, first_unit)
                                                : Layout::kSpare);
-    const bool has_latents = latent() / 32 * 32 < a_.latents;  // its warp does
+    const bool has_latents = latent() / 32 * 32 < a_.latents;  // the thread's warp has latents
     int active = rows_.groups();
     for (; active > 0 && rows_.longest(active - 1) == 0; --active) direction.skip(pair_of(active - 1).of_latent);
 
@@ -74,8 +74,9 @@ class CombinerRowsBlock {
     }
     Pair pair = pair_of(0);
     auto turn = exchange.turn_of(0, 0);
+    // docs-begin: step
     for (int step = 0, group = 0; active > 0;) {
-      copies_done<1>();  // all but what the turn before asked for
+      copies_done<1>();  // all copies except those issued in the preceding turn
       direction.prepare(pair.of_latent, step, operands(group, step));
       if (has_latents) {
         float sums[Direction::kSums];
@@ -103,11 +104,12 @@ class CombinerRowsBlock {
       if (active > 0) pair = pair_of(group);
       turn = exchange.turn_of(group, step);
     }
+    // docs-end: step
     exchange.finish(rows_);
   }
 
  private:
-  // The rows of a group that a thread has a latent of, and a unit; one that is not there has the length -1.
+  // The rows of a group of which a thread has a latent and a unit; a missing row has length -1.
   struct Pair {
     Row of_latent, of_unit;
     int steps;  // of the group
@@ -124,19 +126,19 @@ class CombinerRowsBlock {
   __device__ static int thread() { return static_cast<int>(threadIdx.x); }
   __device__ static int latent() { return Mine::latent(); }
   __device__ bool has_latent() const { return latent() < a_.latents; }
-  // Where the first, or second, thing made of the thread's latent lies.
+  // The offset of the first or second value computed from the thread's latent.
   __device__ int latent_place(int i) const {
     const int row = Mine::row() * To::kVector;
     return has_latent() ? row + lane_place(K::kToInputs, Direction::input(latent(), i)) : Layout::kSpare;
   }
 
-  // This thread's operands of a group for a step, to which come those of the step after the next.
+  // This thread's operands of a group for a step; the buffer is reused for the step after the next.
   __device__ Operands operands(int group, int step) const {
     return {operands_ + (2 * group + (step & 1)) * kOperands * kMostThreads};
   }
   __device__ const float** source(int group, int i) const { return sources_ + (group * kOperands + i) * kMostThreads; }
   __device__ void begin_rows(const Direction& direction, const Pair& pair, int group) const {
-    // Of a row that is not there as well, whose places are those of row 0: they move at every step, and are not followed.
+    // Missing rows have pointers too, those of row 0, which are advanced but not dereferenced.
 #pragma unroll
     for (int i = 0; i < kOperands; ++i)
       *source(group, i) = direction.operand(i < Direction::kLatentOperands ? pair.of_latent : pair.of_unit, i);
@@ -145,7 +147,7 @@ class CombinerRowsBlock {
   __device__ void fetch(const Direction& direction, const Pair& pair, int group, int step) const {
     const int of_latent = Direction::time(pair.of_latent, step), of_unit = Direction::time(pair.of_unit, step);
     const Operands to = operands(group, step);
-    const float* from[kOperands];  // all of them before the first copy, so that they are worked out side by side
+    const float* from[kOperands];  // all pointers are computed before the first copy, for instruction-level parallelism
 #pragma unroll
     for (int i = 0; i < kOperands; ++i)
       from[i] = *source(group, i) + (i < Direction::kLatentOperands ? of_latent : of_unit) * direction.operand_stride(i);
@@ -166,7 +168,7 @@ class CombinerRowsBlock {
   const ClusterRows rows_;
   float* const operands_;
   const float** const sources_;
-  float* const latent_at_[2];  // where what this thread makes of its latent lies
+  float* const latent_at_[2];  // the destinations of the values computed from this thread's latent
 };
 
 template <int kBlocks, int kUnits, int kToInputs, int kOutputs, int kFromInputs, int kRows>

@@ -1,8 +1,8 @@
-// What the two directions of combiner_scan do differently where a block takes one row at a time. A thread has one latent
-// and one unit, or none; what it makes of them it stores when the other blocks have what they wait for. Steps are counted
-// from the row's first to be computed; in the one past its last only latents are left.
+// The two directions of combiner_scan for the kernels that process one or two rows at a time. A thread has one latent and
+// one unit, or none; it stores its results to device memory after the data that other blocks wait for has been sent. Steps
+// are counted in the order of computation; the step after a row's last one computes only latents.
 //
-// Operands are what a thread needs of device memory for a step, a number of each.
+// Operands are the values that a thread reads from device memory for a step.
 #pragma once
 
 #include "combiner_scan.cuh"
@@ -10,7 +10,7 @@
 
 namespace dmm::cuda {
 
-// Where operands of a thread lie in shared memory.
+// The operands of a thread in shared memory.
 struct Operands {
   float* first;
 
@@ -19,19 +19,19 @@ struct Operands {
 
 // The latents of step s are z_{s-1}.
 struct RowsForward {
-  // Of a latent: base of loc and of pre_scale, and eps.
+  // Operands of a latent: base of loc and of pre_scale, and eps.
   static constexpr int kSums = 2, kLatentOperands = 3, kOperands = 3;
   const CombinerRows& a;
   const int latent, unit;
-  const bool stores;  // the latent
+  const bool stores;  // this block stores the latent
   float b_z, loc, pre_scale, z, g;
 
   __device__ RowsForward(const CombinerRows& a, int latent, int unit, bool stores)
       : a(a), latent(latent), unit(unit), stores(stores), b_z(unit < a.units ? a.b_z[unit] : 0.0f) {}
 
-  // The input of the units that is the first, or second, thing made of a latent; here there is only one.
+  // The index among the units' inputs of the first or second value computed from a latent; here there is only one.
   __device__ static int input(int latent, int) { return latent; }
-  // Where the weights of a lane lie.
+  // The location of a lane's weights.
   __device__ static WeightLine to_unit(const CombinerRows& a, int unit, int part) {
     return {a.w_z.place(unit, part), kLaneParts * a.w_z.column};
   }
@@ -39,17 +39,17 @@ struct RowsForward {
     const Matrix& w = output % 2 ? a.w_scale : a.w_loc;
     return {w.place(output / 2, unit), kLaneParts * w.column};
   }
-  // What no step is computed for.
+  // Handles the steps that are not computed.
   __device__ void skip(const Row&) const {}
 
-  // Where an operand would lie for time 0, and how far from there to the next time.
+  // The address of an operand at time 0, and its stride in time.
   __device__ const float* operand(const Row& row, int i) const {
     if (i == 2) return a.eps.at(row.particle, row.sequence, 0, latent);
     return a.base + int64_t{row.index} * a.ragged.steps * 2 * a.latents + i * a.latents + latent;
   }
   __device__ int64_t operand_stride(int i) const { return i == 2 ? a.eps.step : 2 * a.latents; }
   __device__ static int time(const Row&, int step) { return step - 1; }
-  // z_{-1} as if it were made of these.
+  // Operands from which the first step computes z_{-1}.
   __device__ void begin_row(const Row& row, const Operands& first) const {
     if (latent >= a.latents) return;
     first[0] = *a.z_q_0.at(row.particle, row.sequence, 0, latent);
@@ -60,7 +60,7 @@ struct RowsForward {
     pre_scale = given[1];
     eps_ = given[2];
   }
-  // `at` is where what is made of the latent lies in the vector that is multiplied.
+  // `at` are the destinations of the results in the vector that is multiplied.
   __device__ void begin(const float (&sums)[kSums], float* const (&at)[2]) {
     loc += sums[0];
     pre_scale += sums[1];
@@ -87,9 +87,9 @@ struct RowsForward {
   float eps_;
 };
 
-// From the row's end back: those of step s are dloc and dpre_scale of t = length - 1 - s.
+// From the row's end back: the latents of step s are dloc and dpre_scale of t = length - 1 - s.
 struct RowsBackward {
-  // Of a latent: dz, dloc, dpre_scale, eps, pre_scale. Of a unit: g.
+  // Operands of a latent: dz, dloc, dpre_scale, eps, pre_scale; of a unit: g.
   static constexpr int kSums = 1, kLatentOperands = 5, kOperands = 6;
   const CombinerRowsBackward& a;
   const int latent, unit;
@@ -99,7 +99,7 @@ struct RowsBackward {
   __device__ RowsBackward(const CombinerRowsBackward& a, int latent, int unit, bool stores)
       : a(a), latent(latent), unit(unit), stores(stores) {}
 
-  // dloc and dpre_scale take turns, so that a lane has either.
+  // dloc and dpre_scale alternate, so that a lane has both kinds.
   __device__ static int input(int latent, int i) { return 2 * latent + i; }
   __device__ static WeightLine to_unit(const CombinerRowsBackward& a, int unit, int part) {
     const Matrix& w = part % 2 ? a.w_scale : a.w_loc;
@@ -119,10 +119,11 @@ struct RowsBackward {
   __device__ int64_t operand_stride(int i) const { return i == 5 ? a.units : sequences(i).step; }
   __device__ static int time(const Row& row, int step) { return row.length - 1 - step; }
   __device__ void begin_row(const Row&, const Operands&) const {}
-  // Of dz, what goes to pre_scale and to eps.
+  // docs-begin: backward step
+  // Prepares the derivatives by which dz contributes to pre_scale and eps.
   __device__ void prepare(const Row& row, int step, const Operands& given) {
     half_slope_ = 0.5f * (1.0f - given[5] * given[5]);
-    dz = step == row.length ? 0.0f : given[0];  // past the last step, what is left is for z_q_0
+    dz = step == row.length ? 0.0f : given[0];  // past the last step, the sums are the gradient of z_q_0
     dloc = given[1];
     dpre_scale = given[2];
     to_pre_scale_ = given[3] * sigmoid(given[4]);
@@ -137,6 +138,7 @@ struct RowsBackward {
     dh = 0.5f * sum;
     return da = sum * half_slope_;
   }
+  // docs-end: backward step
 
   __device__ void store_latent(const Row& row, int step) const {
     if (!stores || step > row.length) return;

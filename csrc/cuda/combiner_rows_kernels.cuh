@@ -1,4 +1,4 @@
-// The kernels that take one row at a time, for the sizes that there are.
+// The instantiated kernels for one or two rows at a time.
 #pragma once
 
 #include <cstddef>
@@ -30,7 +30,7 @@ constexpr SizedKernel<CombinerRowsBackward> kRowsBackward[] = {DMM_ROWS_BACKWARD
 #undef DMM_FORWARD
 #undef DMM_BACKWARD
 
-// Null where there is none for these arguments.
+// Returns null if there is no kernel for these arguments.
 template <class Args, size_t kCount>
 auto find_rows_kernel(const SizedKernel<Args> (&kernels)[kCount], const Args& a) -> void (*)(Args) {
   for (const SizedKernel<Args>& k : kernels)

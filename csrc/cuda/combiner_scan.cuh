@@ -1,6 +1,6 @@
-// combiner_scan on a cluster. The two directions differ in what a step begins with: latents, made of what came from
-// device memory (`given`) and of the sums that the step before left. From them come the hidden units, and from those
-// the next sums.
+// combiner_scan on a cluster, general kernels. The two directions differ in the beginning of a step, which computes latents
+// from operands in device memory (`given`) and the sums of the step before. From the latents follow the hidden units, and
+// from these the next sums.
 #pragma once
 
 #include <type_traits>
@@ -14,7 +14,7 @@
 
 namespace dmm::cuda {
 
-// Zeros at a step past a row's end, of which this thread has the first-th number and every stride-th after it.
+// Writes zeros at a step past a row's end; this thread writes every stride-th element from `first` on.
 template <class Tile>
 __device__ inline void clear(const CombinerScanBy<Tile>& a, const Row& row, int t, int first, int stride) {
   const int64_t at = (int64_t{row.index} * a.ragged.steps + t) * a.latents;
@@ -31,7 +31,7 @@ __device__ inline void clear(const CombinerScanBackwardBy<Tile>& a, const Row& r
   for (int i = first; i < a.units; i += stride) a.da[at * a.units + i] = a.dh[at * a.units + i] = 0.0f;
 }
 
-// Past the ends of all rows of a cluster, or a team, whose blocks share the steps.
+// Writes zeros past the ends of all rows of a cluster or team, whose blocks share the steps.
 template <class Args, class Blocks>
 __device__ inline void clear_past_ends(const Args& a, const ClusterRows& rows, const Blocks& cluster) {
   for (int row = 0; row < rows.count(); ++row)
@@ -45,7 +45,7 @@ struct CombinerForward {  // from 0 to the longest row's end; the latents of ste
 
   __device__ int time(int step, int) const { return step; }
   __device__ int latent_time(int t) const { return t - 1; }
-  // How many rows of a group begin the step: at 0 the latents are there already.
+  // The number of rows of a group that begin the step; at step 0 the latents are already known.
   __device__ int beginning(const ClusterRows& rows, int group, int t) const {
     return t == 0 ? 0 : rows.more_than(group, t - 1);
   }
@@ -77,7 +77,7 @@ struct CombinerForward {  // from 0 to the longest row's end; the latents of ste
     a.z[at] = z;
   }
   __device__ float unit(const Row&, int, int, float sum, float b_z) const { return 0.5f * tanhf(sum + b_z); }
-  // What is stored of the units when the other blocks have what they wait for.
+  // True if units are stored to device memory, which happens after the exchange.
   __device__ bool stores_units() const { return a.g != nullptr; }
   __device__ void store_unit(const Row& row, int t, int unit, float half_g) const {
     a.g[(int64_t{row.index} * a.ragged.steps + t) * a.units + unit] = 2.0f * half_g;
@@ -91,7 +91,7 @@ struct CombinerBackward {  // from the longest row's end back to 0; the latents 
   __device__ int time(int step, int longest) const { return longest - 1 - step; }
   __device__ int latent_time(int t) const { return t; }
   __device__ int beginning(const ClusterRows& rows, int group, int t) const { return rows.more_than(group, t); }
-  // Nothing comes back to a row's last step.
+  // A row's last step receives no sums.
   __device__ bool has_sums(const Row& row, int t) const { return row.length > t + 1; }
   __device__ float to_unit(int unit, int output) const {
     return output < a.latents ? a.w_loc.at(output, unit) : a.w_scale.at(output - a.latents, unit);
@@ -110,7 +110,7 @@ struct CombinerBackward {  // from the longest row's end back to 0; the latents 
 
   __device__ void begin(const Row& row, int t, int latent, const float (&sums)[kSums],
                         float* const (&given)[kLatentOperands], float* latents, bool mine) const {
-    if (t < 0) {  // past the first step: what is left is for z_q_0
+    if (t < 0) {  // past the first step: the sums are the gradient of z_q_0
       if (mine) a.dz_q_0[int64_t{row.index} * a.latents + latent] = sums[0];
       return;
     }
@@ -130,7 +130,7 @@ struct CombinerBackward {  // from the longest row's end back to 0; the latents 
     a.da[at] = da;
     return da;
   }
-  // All is stored already.
+  // Everything has already been stored.
   __device__ bool stores_units() const { return false; }
   __device__ void store_unit(const Row&, int, int, float) const {}
 };
@@ -185,11 +185,11 @@ class CombinerScanBlock {
     for_each(Deal(from_.stride()), rows_.count(), from_.stride(),
              [&](int row, int i) { hidden_[row * from_.stride() + i] = 0.0f; });
     clear_past_ends(a_, rows_, cluster_);
-    // Those without units too: they give zeros.
+    // Blocks without units take part too, with zeros.
     Exchange exchange(cluster_, cluster_.blocks(), reinterpret_cast<uint64_t*>(barriers_), a_.hang);
     exchange.start(rows_.groups(), [this](int group, int step) { return bytes(group, step); });
     fetch(0);
-    // Groups take turns, so that what one gives is on its way while another computes. The first has the longest row.
+    // Groups alternate, so that the transfer of one overlaps with the computation of another. The first has the longest row.
     for (int step = 0; step <= rows_.longest(0); ++step) {
       fetch(step + 1);
       for (int group = 0; group < rows_.groups() && step <= rows_.longest(group); ++group) {
@@ -229,7 +229,7 @@ class CombinerScanBlock {
     return step < rows_.longest(group) ? 4 * rows_given(group, step) * from_.outputs * cluster_.blocks() : 0;
   }
 
-  // What a step will need from device memory, one step ahead. The thread that asks for it is the one to use it.
+  // Prefetches the operands of a step from device memory, one step ahead. Each thread fetches the operands that it uses.
   __device__ void fetch(int step) const {
     for (int group = 0; group < rows_.groups(); ++group) {
       const int t = direction_.time(step, rows_.longest(group)), of_latents = direction_.latent_time(t);
@@ -246,7 +246,7 @@ class CombinerScanBlock {
     copies_end();
   }
 
-  // The step's latents, from what the blocks gave in the step before.
+  // Computes the step's latents from the sums that the blocks sent in the step before.
   __device__ void begin(Exchange& exchange, int group, int step) const {
     if (step > 0) {
       exchange.wait(group, step - 1, [&] { return rows_given(group, step - 1); });
@@ -268,7 +268,7 @@ class CombinerScanBlock {
     __syncthreads();
   }
 
-  // All blocks know the latents; each stores a part of them.
+  // All blocks have the latents; each stores a part of them.
   __device__ bool mine(int latent) const { return latent >= first_stored_ && latent < first_stored_ + stored_; }
 
   template <class W>
@@ -306,7 +306,7 @@ class CombinerScanBlock {
     });
   }
 
-  // Two take turns: one is written while the other may still be read.
+  // Double buffered: one buffer is written while the other may still be read.
   __device__ float* next_partials() { return partials_ + (turn_ ^= 1) * partials_size_; }
 
   const Args& a_;
@@ -334,7 +334,7 @@ __global__ __launch_bounds__(kMostThreads, 1) void combiner_scan_bwd_kernel(
   CombinerScanBlock<CombinerBackward, kToQuads, kFromQuads, CombinerScanBackward>(a, shared).run();
 }
 
-// `run` with the quads of the smaller and of the larger matrix that a kernel keeps; false where there is none.
+// Calls `run` with the register quads of the smaller and the larger matrix of a kernel; returns false if there is none.
 template <class Run>
 bool with_combiner_kernel(const Tiling& smaller, const Tiling& larger, Run run) {
 #define DMM_TRY(small, large)                                               \

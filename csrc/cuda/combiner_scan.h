@@ -1,14 +1,14 @@
-// combiner_scan, forward and backward. Nothing of CUDA here.
+// combiner_scan, forward and backward. This header is plain C++, without CUDA.
 //
-// Every block of a cluster owns `to_units.outputs` of the H hidden units. A step goes from the latents, which every
-// block has whole, to the block's units, and from those to its part of what the latents are made of; the parts are
-// exchanged, and every block adds them up for itself.
+// Every block of a cluster owns `to_units.outputs` of the H hidden units. In a step each block computes its units from
+// all latents, and from its units partial sums of the next latents' parameters; the partial sums are exchanged, and every
+// block adds them itself (an all-reduce).
 //
-// The tilings are, forward, of [Z, units of a block] and [units of a block, 2 Z], backward of [2 Z, units of a block]
-// and [units of a block, Z]. There are kernels for 0 and 0, 2 and 2 quads in registers, and for the smaller
-// matrix's 2 and the larger's 4; with lane tiles, kernels that take one row or two at a time (combiner_rows.cuh); and with
-// tensor tiles, kernels that take eight (combiner_tensor.cuh), where every block adds up its own part alone. With lane tiles
-// and a mailbox the cluster's blocks are a team, which exchanges through device memory.
+// The tilings are [Z, units of a block] and [units of a block, 2 Z] in the forward pass, [2 Z, units of a block] and
+// [units of a block, Z] in the backward pass. The general kernels are instantiated for (smaller, larger) matrix register
+// quads (0, 0), (2, 2) and (2, 4). With lane tiles, kernels process one or two rows at a time (combiner_rows.cuh). With
+// tensor tiles, they process up to eight rows (combiner_tensor.cuh), and each block adds the sums of its own latents
+// only. With lane tiles and a mailbox the blocks are a team, which exchanges through device memory.
 #pragma once
 
 #include "hang.h"
@@ -28,10 +28,10 @@ struct CombinerScanBy {
   int units, latents;  // H, Z
   Matrix w_z, w_loc, w_scale;
   const float* b_z;   // [H]
-  const float* base;  // [P, B, T, 2 Z], dense: what h and the biases give to loc and pre_scale
+  const float* base;  // [P, B, T, 2 Z], dense: the contribution of h and the biases to loc and pre_scale
   Sequences<const float> eps, z_q_0;
-  float *z, *loc, *pre_scale;  // [P, B, T, Z], dense; written everywhere
-  float* g;                    // likewise [P, B, T, H]: tanh(W_z z_{t-1} + b_z); null where it is not wanted
+  float *z, *loc, *pre_scale;  // [P, B, T, Z], dense; all elements are written
+  float* g;                    // likewise [P, B, T, H]: tanh(W_z z_{t-1} + b_z); null if not requested
   HangReport hang{};
   Mailbox mailbox{};  // of the blocks of a team
 };
@@ -45,8 +45,8 @@ struct CombinerScanBackwardBy {
   Matrix w_z, w_loc, w_scale;
   Sequences<const float> dz, dloc, dpre_scale, eps, pre_scale;
   const float* g;  // [P, B, T, H], dense: tanh(W_z z_{t-1} + b_z)
-  float *dh, *da;  // [P, B, T, H], dense: of h, and of what g is the tanh of
-  float *dout;     // [P, B, T, 2 Z], dense: of loc and of pre_scale, whole
+  float *dh, *da;  // [P, B, T, H], dense: the gradients of h and of the argument of g's tanh
+  float *dout;     // [P, B, T, 2 Z], dense: the gradients of loc and pre_scale, including all paths
   float *deps, *dz_q_0;  // [P, B, T, Z] and [P, B, Z], dense
   HangReport hang{};
   Mailbox mailbox{};  // of the blocks of a team
@@ -65,8 +65,8 @@ inline int threads(const Args& a) {
   return to > from ? to : from;
 }
 
-// Of a block, in bytes: the rows, barriers, latents, units, two inboxes, two buffers of partial sums, weights, and what comes
-// from device memory for two steps.
+// Shared memory of a block, in bytes: the rows, barriers, latents, units, two inboxes, two buffers of partial sums,
+// weights, and prefetched operands of two steps.
 template <class Args>
 inline int64_t combiner_scan_shared_bytes(const Args& a, int latent_operands, int unit_operands) {
   const Tiling &to = a.to_units, &from = a.from_units;
@@ -80,11 +80,11 @@ inline int64_t combiner_scan_shared_bytes(const Args& a, int latent_operands, in
 inline int64_t shared_bytes(const CombinerScan& a) { return combiner_scan_shared_bytes(a, 3, 1); }
 inline int64_t shared_bytes(const CombinerScanBackward& a) { return combiner_scan_shared_bytes(a, 5, 1); }
 
-// Likewise with lane tiles. Up to the barriers and rows, of which there is room for the most, places are known when a
-// kernel is compiled. Then come for each row two inboxes, which a team does without, and of what is read from device
-// memory, `operands` numbers of each thread, the sources and what has come for two steps.
-constexpr int kSpareNumbers = 4;  // sink for the stores of threads without a result
-constexpr int kRowBytes = 16;     // of a row, and of its two barriers
+// Likewise with lane tiles. Offsets up to the barriers and rows, whose number has a fixed maximum, are compile-time
+// constants. They are followed for each row by two inboxes, unless the blocks are a team, and by `operands` source
+// pointers and prefetched values of two steps for each thread.
+constexpr int kSpareNumbers = 4;  // destination of the stores of threads without a result
+constexpr int kRowBytes = 16;     // bytes of a row, and of its two barriers
 template <class Args>
 inline int64_t combiner_rows_shared_bytes(const Args& a, int operands) {
   const LaneTile &to = a.to_units, &from = a.from_units;
@@ -97,8 +97,8 @@ inline int64_t combiner_rows_shared_bytes(const Args& a, int operands) {
 inline int64_t shared_bytes(const CombinerRows& a) { return combiner_rows_shared_bytes(a, 3); }
 inline int64_t shared_bytes(const CombinerRowsBackward& a) { return combiner_rows_shared_bytes(a, 6); }
 
-// Likewise with tensor tiles: `sums` of a latent come from each block. Of device memory a thread has its latent's
-// operands with their sources, of two numbers each, and its units'.
+// Likewise with tensor tiles: each block sends `sums` per latent. A thread has the operands of its latent with their
+// source pointers, of two words each, and the operands of its units.
 template <class Args>
 inline int64_t combiner_tensor_shared_bytes(const Args& a, int sums, int latent_operands, int unit_operands) {
   const int slice = latent_slice(a.latents, a.cluster_size);
@@ -111,10 +111,10 @@ inline int64_t shared_bytes(const CombinerTensorBackward& a) {
   return combiner_tensor_shared_bytes(a, 1, 5, 4 * a.to_units.tiles);
 }
 
-// Of a latent, of which a word has all.
+// The number of sums per latent, all of which are in one word.
 inline int sums_of_latent(const CombinerRows&) { return 2; }
 inline int sums_of_latent(const CombinerRowsBackward&) { return 1; }
-// Where the teams' words lie from `words` on, and how many bytes they take in all.
+// The layout of the teams' words from `words` on, and their total size in bytes.
 template <class Args>
 inline Mailbox combiner_mailbox(const Args& a, void* words = nullptr) {
   const int sums = sums_of_latent(a);
@@ -123,7 +123,7 @@ inline Mailbox combiner_mailbox(const Args& a, void* words = nullptr) {
   return {static_cast<unsigned char*>(words), 2 * of_step * a.ragged.groups(), static_cast<int>(of_step)};
 }
 
-// `run` with the kernel that a team takes; false where there is none.
+// Calls `run` with the kernel for a team; returns false if there is none.
 template <class Run>
 bool with_words_kernel(const CombinerRows& a, Run run) {
   return with_words_forward(a.to_units, a.from_units, a.ragged.rows_per_group, run);
@@ -133,12 +133,12 @@ bool with_words_kernel(const CombinerRowsBackward& a, Run run) {
   return with_words_backward(a.to_units, a.from_units, a.ragged.rows_per_group, run);
 }
 
-// Null, or what went wrong, valid until the thread's next launch.
+// Returns null, or an error message that is valid until the thread's next launch.
 const char* combiner_scan(const CombinerScan& args, void* stream);
 const char* combiner_scan_backward(const CombinerScanBackward& args, void* stream);
 const char* combiner_scan(const CombinerRows& args, void* stream);
 const char* combiner_scan_backward(const CombinerRowsBackward& args, void* stream);
-// Those of teams.
+// The same for teams.
 const char* combiner_scan_words(const CombinerRows& args, void* stream);
 const char* combiner_scan_words_backward(const CombinerRowsBackward& args, void* stream);
 const char* combiner_scan(const CombinerTensor& args, void* stream);

@@ -1,26 +1,25 @@
-// combiner_scan on tensor cores: groups of eight rows take turns, and all weights are in registers.
+// combiner_scan on tensor cores: groups of eight rows alternate, and all weights are in registers.
 //
-// Every block of a cluster owns some of the units, and a slice of the latents. A step of a group has two halves. In the
-// first the owner of a latent adds up what all blocks gave for it, makes it and gives it to all blocks (an all-gather).
-// In the second a block makes its units of all latents, and of the units partial sums for every latent, each of which
-// it gives to the latent's owner (a reduce-scatter). So a block receives 3 Z numbers of a row and step, where an
-// exchange of all partial sums with all blocks would bring it 2 Z from each.
+// Every block of a cluster owns some of the units and a slice of the latents. A step of a group has two halves. In the
+// first, the owner of a latent adds the partial sums of all blocks, computes the latent and sends it to all blocks (an
+// all-gather). In the second, a block computes its units from all latents, and from the units partial sums for every
+// latent, which it sends to the latent's owner (a reduce-scatter). So a block receives 3 Z elements per row and step,
+// whereas an exchange of all partial sums with all blocks would receive 2 Z from each.
 //
-// The two halves are successive steps of one Exchange, and a hang's record has the number of the half: half 2 s is the all-gather of step s, half 2 s + 1 its
-// reduce-scatter. Its two barriers of a group take turns, so that one counts the latents and the other the sums, and
-// each half has one buffer, which is free when it is written again:
-//  - Latents of step s + 1 come to a block when each owner of some has all sums of step s, this block's among them. The
-//    block gave those after a barrier of its threads, to which all its warps came when they had waited for the latents
+// The two halves are successive steps of one Exchange, and a hang's record has the number of the half: half 2 s is the
+// all-gather of step s, half 2 s + 1 its reduce-scatter. The two barriers of a group alternate, so that one counts the
+// latents and the other the sums. Each half has a single buffer, which is free when it is written again:
+//  - Latents of step s + 1 arrive at a block after their owners have received all sums of step s, including this block's.
+//    The block sent those after a barrier of its threads, which all its warps reached after they had waited for the latents
 //    of step s and multiplied them.
-//  - Sums of step s + 1 come to an owner when each block has all latents of that step. The owner's warps gave theirs
-//    when they had waited for the sums of step s and added them up: lanes that give together have met in a shuffle.
-//  - By the same order no phase of a barrier can end before all have waited for the one before. This needs every block
-//    to give sums to every owner, blocks without units too, which give zeros. A block that owns no latents receives no
-//    sums: the end of these phases depends on itself alone, and only the warp that begins the next waits for it.
+//  - Sums of step s + 1 arrive at an owner after each block has received all latents of that step. The owner's warps sent
+//    theirs after they had waited for the sums of step s and added them: lanes that send together have met in a shuffle.
+//  - For the same reason no phase of a barrier can end before all threads have waited for the one before. This requires
+//    every block to send sums to every owner, including blocks without units, which send zeros. A block that owns no latents
+//    receives no sums: the end of these phases depends only on itself, and only the warp that starts the next waits for it.
 //
-// Units have two buffers that take turns from one call of make_units to the next, whatever the group. A warp writes to
-// one when it has passed the barrier of the call before, to which all had come that had read that buffer in the call
-// before that.
+// Units have two buffers that alternate with the calls of make_units, whatever the group. A warp writes to one after it has
+// passed the barrier of the preceding call, which all its readers of the call before that have reached.
 #pragma once
 
 #include "combiner_tensor_directions.cuh"
@@ -38,10 +37,10 @@ class CombinerTensorBlock {
   static constexpr int kUnitOperands = Direction::kHasUnitOperand ? 4 * kUnitTiles : 0;
   // A store of partial sums has two of each of two rows: those of a latent, or of two latents.
   static constexpr int kPairLatents = 2 / kSums, kPairNumbers = 2 * kTensorRows;
-  // A store of latents has four numbers. Lanes that have made parts of them deal them to the blocks.
+  // A store of latents has four numbers. The lanes that computed them divide the destination blocks among themselves.
   static constexpr int kSharers = 4 / kMade, kPeers = (kBlocks + kSharers - 1) / kSharers;
   static constexpr int kLatentsOfWarp = 32 / kTensorRows;
-  static_assert(kBlocks > 1, "a block alone has nothing to exchange");
+  static_assert(kBlocks > 1, "a single block has nothing to exchange");
 
  public:
   __device__ CombinerTensorBlock(const Args& a, float* shared)
@@ -58,7 +57,7 @@ class CombinerTensorBlock {
     float* const chunk = group_at(0) + latent_row() * ToUnits::kStride + kMade * (rank_ * slice_ + first_of_chunk());
 #pragma unroll
     for (int i = 0; i < kPeers; ++i) {
-      // Each lane begins with its own block, so that none is the first of all.
+      // Each lane starts with its own block, so that not all store to the same block first.
       const int peer = (rank_ + sharer() + i * kSharers) % kBlocks;
       latents_to_[i] = remote(peer, chunk);
       latents_barrier_[i] = remote(peer, shared + TensorLayout::kBarriers);
@@ -83,12 +82,12 @@ class CombinerTensorBlock {
       const int output = 2 * (kTensorRows * tile + FromUnits::quarter()) + is_lower;
       return output < a_.from_units.outputs && unit < units_ ? direction_.from_unit(output, first_unit_ + unit) : 0.0f;
     });
-    float constants[kUnitTiles][2];  // of the thread's units
+    float constants[kUnitTiles][2];  // constants of the thread's units
 #pragma unroll
     for (int i = 0; i < kUnitTiles; ++i)
       for (int k = 0; k < 2; ++k)
         constants[i][k] = unit(i, k) < units_ ? direction_.constant(first_unit_ + unit(i, k)) : 0.0f;
-    // What no block gives has to be zero where it is multiplied.
+    // Inputs that no block sends have to be zero, since they are multiplied too.
     clear(shared_ + TensorLayout::kHidden, 2 * kTensorRows * FromUnits::kStride);
     for (int group = 0; group < rows_.groups(); ++group) clear(group_at(group), kTensorRows * ToUnits::kStride);
     clear_past_ends(a_, rows_, cluster_);
@@ -107,9 +106,9 @@ class CombinerTensorBlock {
       fetch_units(group, 0);
     }
     copies_end();
-    copies_end();  // of a turn before the first
-    // Latents come to the other blocks while this one has work with another group, and so do sums. Of three groups or
-    // more one makes latents and then the one before it units; of two, both make latents and then both units.
+    copies_end();  // an empty group of copies in place of a preceding turn
+    // The transfer of latents and sums overlaps with the work of other groups. With three or more groups, one computes
+    // latents and then the preceding one computes units; with two, both compute latents and then both compute units.
     Turns latents(rows_), units(rows_);
     for (int ahead = 0; latents.active > 0;) {
       make_latents(exchange, latents);
@@ -122,7 +121,7 @@ class CombinerTensorBlock {
   }
 
  private:
-  // Groups in turn, step by step: each takes as many steps as its longest row, and one more for its latents.
+  // The groups in alternating order: each runs as many steps as its longest row has, plus one for the last latents.
   struct Turns {
     int group = 0, step = 0, active, steps;  // `steps` of the group
 
@@ -167,14 +166,14 @@ class CombinerTensorBlock {
     float sums[kUnitTiles][4] = {}, results[kUnitTiles][4][Direction::kResults];
     float* const hidden = shared_ + TensorLayout::kHidden + (turn_ ^= 1) * kTensorRows * FromUnits::kStride;
     exchange.wait(group, 2 * step, [&] { return rows_of(group); });
-    __syncwarp();  // tensor cores take all lanes at once, and a wait may end lane by lane
+    __syncwarp();  // mma needs all lanes converged, and a wait may end lane by lane
     to.multiply(tiles(kUnitTiles, (units_ + 15) / 16), group_at(group), sums);
     copies_done<1>();
 #pragma unroll
     for (int i = 0; i < kUnitTiles; ++i) {
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        // Also of a unit that is not there, so that all are worked out side by side.
+        // Computed for missing units too, which allows instruction-level parallelism.
         const float given = Direction::kHasUnitOperand ? *unit_operand(group, i, k) : constants[i][k / 2];
         sums[i][k] = to_tf32(Direction::make_unit(sums[i][k], given, results[i][k]));
       }
@@ -200,7 +199,7 @@ class CombinerTensorBlock {
     copies_end();
   }
 
-  // Of the thread's latent, from what all blocks gave.
+  // Adds the partial sums of the thread's latent from all blocks.
   __device__ void add_up(int group, float (&sums)[kSums]) const {
     const int local = first_of_warp() + of_warp(), pairs = slice_ / kPairLatents;
     const float* const from = group_at(group) + layout_.inbox + local / kPairLatents * kPairNumbers +
@@ -212,7 +211,7 @@ class CombinerTensorBlock {
     }
   }
 
-  // All lanes of the warp come here.
+  // Called by all lanes of the warp.
   __device__ void give_latents(const Exchange& exchange, int group, const float (&made)[kMade]) const {
     float rounded[kMade], four[4];
 #pragma unroll
@@ -242,7 +241,7 @@ class CombinerTensorBlock {
     }
   }
 
-  // What comes to this block in half a step; 0 past the last.
+  // Bytes received by this block in half a step; 0 past the last step.
   __device__ int bytes(int group, int half) const {
     if (half >= 2 * rows_.longest(group)) return 0;
     const int rows = rows_of(group);
@@ -250,7 +249,7 @@ class CombinerTensorBlock {
     return 16 * ((rows + 1) / 2) * kBlocks * ((latents_ + kPairLatents - 1) / kPairLatents);
   }
 
-  // A thread asks a step ahead for what it will need itself.
+  // Prefetches the thread's own operands one step ahead.
   __device__ void fetch_latent(int group, const Row& row, int step) const {
     const int time = Direction::latent_time(row, step);
     if (!has_latent() || time < 0 || time >= row.length) return;
@@ -285,13 +284,13 @@ class CombinerTensorBlock {
   }
 
   __device__ static int thread() { return static_cast<int>(threadIdx.x); }
-  // One thread says how many bytes are expected. Its warp has the least to do, and waits for all of them.
+  // One thread sets the number of expected bytes. Its warp has the least work, and waits for all of them.
   __device__ static bool counts() { return thread() == kMostThreads - 1; }
   __device__ static void clear(float* first, int count) {
     for (int i = thread(); i < count; i += kMostThreads) first[i] = 0.0f;
   }
   __device__ static int clamp(int x, int most) { return x < 0 ? 0 : x < most ? x : most; }
-  // Of a group there may be fewer rows; one that is not there has the length -1.
+  // A group may have fewer rows; a missing row has length -1.
   __device__ int rows_of(int group) const {
     return clamp(rows_.count() - rows_.first(group), a_.ragged.rows_per_group);
   }
@@ -305,15 +304,15 @@ class CombinerTensorBlock {
   __device__ static int first_of_warp() { return thread() / 32 * kLatentsOfWarp; }
   __device__ bool has_latent() const { return first_of_warp() + of_warp() < latents_; }
   __device__ int latent() const { return rank_ * slice_ + first_of_warp() + of_warp(); }
-  // The latents that go in one store, and which of those that have made them a lane is.
+  // The latents of one store, and the lane's index among the lanes that computed them.
   __device__ static int first_of_chunk() { return first_of_warp() + of_warp() / kSharers * kSharers; }
   __device__ static int sharer() { return of_warp() % kSharers; }
 
   __device__ static int unit(int tile, int lower) { return 16 * ToUnits::tile(tile) + ToUnits::quarter() + 8 * lower; }
-  // The pair of outputs that a lane has of a tile, and how many there are.
+  // The pair of outputs of a lane in a tile, and the number of pairs.
   __device__ static int pair(int tile) { return kTensorRows * FromUnits::tile(tile) + FromUnits::quarter(); }
   __device__ int all_pairs() const { return (a_.latents + kPairLatents - 1) / kPairLatents; }
-  // How many of a warp's tiles there are, of so many of the block.
+  // The number of a warp's tiles, given those of the block.
   __device__ static int tiles(int most, int of_block) {
     return clamp((of_block - ToUnits::warp() + kWarpsOfBlock - 1) / kWarpsOfBlock, most);
   }
@@ -322,7 +321,7 @@ class CombinerTensorBlock {
   __device__ float* latent_operand(int group, int i) const {
     return group_at(group) + layout_.operands + i * kMostThreads + thread();
   }
-  // Where the operand of time 0 lies in device memory.
+  // The address of the operand at time 0 in device memory.
   __device__ const float** latent_source(int group, int i) const {
     const int before = kLatentOperands + kUnitOperands + 2 * i;
     return reinterpret_cast<const float**>(group_at(group) + layout_.operands + before * kMostThreads) + thread();
@@ -336,10 +335,10 @@ class CombinerTensorBlock {
   const Cluster cluster_{};
   float* const shared_;
   const int rank_, first_unit_, units_, slice_;
-  const int latents_;  // of the block
+  const int latents_;  // latents owned by the block
   const TensorLayout layout_;
   const ClusterRows rows_;
-  // Where what the thread gives goes, and is counted, for the first group.
+  // The destinations and barriers of the thread's stores, for the first group.
   Remote latents_to_[kPeers], latents_barrier_[kPeers], sums_to_[kOutputTiles], sums_barrier_[kOutputTiles];
   int turn_ = 0;
 };

@@ -1,5 +1,5 @@
-// What the two directions of combiner_scan do differently on tensor cores. Steps are counted from a row's first to be
-// computed; in the one past its last only latents are left.
+// The two directions of combiner_scan on tensor cores. Steps are counted in the order of computation; the step after a
+// row's last one computes only latents.
 //
 // A thread has one latent of a row, and of each tile of the block's units two, of two rows.
 #pragma once
@@ -11,8 +11,8 @@ namespace dmm::cuda {
 
 // The latents of step s are z_{s-1}.
 struct TensorForward {
-  // Sums that a latent is made of, and what is made of it; what it needs of device memory (base of loc and of
-  // pre_scale, and eps); results of a unit, and whether it needs any.
+  // The numbers of sums of a latent, of values computed from it, of its operands in device memory (base of loc and of
+  // pre_scale, and eps), and of results per unit; and a flag for operands of units.
   static constexpr int kSums = 2, kMade = 1, kLatentOperands = 3, kResults = 1;
   static constexpr bool kHasUnitOperand = false;
   const CombinerTensor& a;
@@ -25,13 +25,13 @@ struct TensorForward {
 
   __device__ static int latent_time(const Row&, int step) { return step - 1; }
   __device__ static int unit_time(const Row&, int step) { return step; }
-  // Where an operand would lie for time 0, and how far from there to the next time.
+  // The address of an operand at time 0, and its stride in time.
   __device__ const float* latent_source(const Row& row, int latent, int i) const {
     if (i == 2) return a.eps.at(row.particle, row.sequence, 0, latent);
     return a.base + (int64_t{row.index} * a.ragged.steps * 2 + i) * a.latents + latent;
   }
   __device__ int64_t latent_stride(int i) const { return i == 2 ? a.eps.step : 2 * a.latents; }
-  // z_{-1} as if it were made of these.
+  // Operands from which the first step computes z_{-1}.
   __device__ void begin_row(const Row& row, int latent, float* given) const {
     given[0] = *a.z_q_0.at(row.particle, row.sequence, 0, latent);
     given[kMostThreads] = given[2 * kMostThreads] = 0.0f;
@@ -66,10 +66,10 @@ struct TensorForward {
   __device__ static const float* unit_operand() { return nullptr; }
 };
 
-// From the row's end back: those of step s are dloc and dpre_scale of t = length - 1 - s, which take turns among the
+// From the row's end back: the latents of step s are dloc and dpre_scale of t = length - 1 - s, which alternate among the
 // inputs of the units.
 struct TensorBackward {
-  // Of a latent: dz, dloc, dpre_scale, eps, pre_scale. Of a unit: g.
+  // Operands of a latent: dz, dloc, dpre_scale, eps, pre_scale; of a unit: g.
   static constexpr int kSums = 1, kMade = 2, kLatentOperands = 5, kResults = 2;
   static constexpr bool kHasUnitOperand = true;
   const CombinerTensorBackward& a;
@@ -92,10 +92,10 @@ struct TensorBackward {
   __device__ static void begin_row(const Row&, int, float*) {}
 
   struct Latent {
-    float dz, dloc, dpre_scale, to_pre_scale, to_eps;  // the last two are what of dz goes there
+    float dz, dloc, dpre_scale, to_pre_scale, to_eps;  // the last two are the derivatives that multiply dz
 
     __device__ Latent(const Row& row, int step, const float (&given)[kLatentOperands])
-        : dz(step == row.length ? 0.0f : given[0]),  // past the last step, what is left is for z_q_0
+        : dz(step == row.length ? 0.0f : given[0]),  // past the last step, the sums are the gradient of z_q_0
           dloc(given[1]),
           dpre_scale(given[2]),
           to_pre_scale(given[3] * sigmoid(given[4])),

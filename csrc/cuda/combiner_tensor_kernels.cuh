@@ -1,4 +1,4 @@
-// The kernels on tensor cores, for the sizes that there are.
+// The instantiated kernels on tensor cores.
 #pragma once
 
 #include <cstddef>
@@ -21,7 +21,7 @@ constexpr TensorKernel<CombinerTensorBackward> kTensorBackward[] = {DMM_TENSOR_B
 #undef DMM_FORWARD
 #undef DMM_BACKWARD
 
-// Null where there is none for these arguments.
+// Returns null if there is no kernel for these arguments.
 template <class Args, size_t kCount>
 auto find_tensor_kernel(const TensorKernel<Args> (&kernels)[kCount], const Args& a) -> void (*)(Args) {
   for (const TensorKernel<Args>& k : kernels)

@@ -5,8 +5,8 @@
 
 namespace dmm::cuda {
 
-// Never launched. CUDA counts clusters for a kernel: this one has dynamic shared memory, as the scans have, and so few
-// registers that nothing else limits the count.
+// Never launched. CUDA reports the number of clusters for a given kernel; this one has dynamic shared memory like the scans,
+// and so few registers that nothing else limits the number.
 __global__ void cluster_kernel() {
   DMM_SHARED(float, shared);
   shared[threadIdx.x] = 0.0f;

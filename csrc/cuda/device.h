@@ -1,10 +1,10 @@
-// Facts about a device that CUDA has no attribute for. Nothing of CUDA here.
+// Properties of a device that CUDA has no attribute for. This header is plain C++, without CUDA.
 #pragma once
 
 namespace dmm::cuda {
 
-// How many clusters of two or more blocks with so much shared memory the current device runs at a time. CUDA answers
-// with an error for a cluster of one, which is launched as a plain block. Null, or what went wrong: static text.
+// Gets the number of concurrent clusters of two or more blocks with this much shared memory on the current device. For
+// clusters of one, which are launched as plain blocks, CUDA returns an error. Returns null, or a static error message.
 const char* clusters_at_once(int cluster_size, int shared_bytes, int* count);
 
 }  // namespace dmm::cuda

@@ -1,17 +1,16 @@
-// The exchange of numbers among the blocks of a cluster.
+// The exchange of data among the blocks of a cluster.
 //
-// A number goes straight to every block's shared memory, and a barrier there counts its bytes (st.async); the block
-// that waits knows how many to expect. So a step needs no barrier of the whole cluster, which would wait for all that a
-// thread has stored, in device memory too (it compiles to MEMBAR.ALL.GPU), and groups of rows need not wait for
-// one another.
+// Values are stored directly to every block's shared memory, and a barrier there counts their bytes (st.async); the
+// waiting block knows how many bytes to expect. So a step needs no cluster-wide barrier, which would also wait for all
+// stores of the threads to device memory (it compiles to MEMBAR.ALL.GPU), and groups of rows need not wait for each other.
 //
-// Two barriers of a group take turns. That is enough: a block gives for step k + 2 when it has all of step k + 1, and
-// the last of that was given by blocks that had waited for step k, and had read it. This requires every receiving block
-// to give too: a block that did not would hold up no other, and two phases of its barriers would run into one. So of a
-// cluster the first blocks exchange, and the others take no part.
+// Each group has two alternating barriers. That is enough: a block sends for step k + 2 when it has received all of step
+// k + 1, and the last of that was sent by blocks that had waited for step k and read it. This requires every receiving
+// block to send too: the others would not wait for a block that does not send, and two phases of its barriers could
+// merge. So only the first blocks of a cluster exchange, and the others do not take part.
 //
-// A wait that times out is recorded, and its thread exchanges no more: it gives nothing and waits for nothing, so that a
-// fault costs the time of a few waits and not that of a wait a step. The kernel ends, with wrong results.
+// A wait that times out is recorded, and its thread stops exchanging: it neither sends nor waits any more, so that a fault
+// costs the time of a few waits and not one wait per step. The kernel then ends with wrong results.
 #pragma once
 
 #include "cluster.cuh"
@@ -21,12 +20,13 @@ namespace dmm::cuda {
 
 class Exchange {
  public:
-  // Of the first `blocks` of a cluster. `barriers` of two for each group; where there is one block, none is used. So many
-  // threads of each block arrive at every step, where a block does not give to itself.
+  // An exchange among the first `blocks` of a cluster. `barriers` has two for each group; they are unused if there is only
+  // one block. If a block does not send to itself, `arrivals` of its threads arrive at every step instead.
   __device__ Exchange(const Cluster& cluster, int blocks, uint64_t* barriers, const HangReport& hang, int arrivals = 0)
       : cluster_(cluster), blocks_(blocks), barriers_(barriers), hang_(hang), arrivals_(arrivals) {}
 
-  // All blocks come here. `bytes_of(group, step)` come for a step from all blocks together; 0 where none is exchanged.
+  // Called by all blocks. `bytes_of(group, step)` is the number of bytes received from all blocks in a step; 0 if there is
+  // no exchange.
   template <class Bytes>
   __device__ void start(int groups, Bytes bytes_of) const {
     if (blocks_ > 1 && cluster_.rank() < blocks_ && threadIdx.x == 0) {
@@ -35,23 +35,23 @@ class Exchange {
         for (int step = 0; step < 2; ++step)
           if (const int bytes = bytes_of(group, step)) expect(group, step, bytes);
     }
-    cluster_.sync();  // no block gives before all are there
+    cluster_.sync();  // no block sends before all have started
   }
-  // How many bytes come for a step, from all blocks. One thread says it, once it has waited for the step two before.
+  // Sets the number of bytes expected from all blocks in a step. Called by one thread after its wait for step - 2.
   __device__ void expect(int group, int step, int bytes) const {
     if (blocks_ > 1) transaction_expect(barrier(group, step), bytes);
   }
   __device__ void arrive(int group, int step) const {
     if (blocks_ > 1) transaction_arrive(barrier(group, step));
   }
-  // Numbers go to where `mine` is, in every block that exchanges.
+  // Stores values to the location of `mine` in every block that takes part.
   template <int kCount>
   __device__ void give(int group, int step, float* mine, const float (&values)[kCount]) const {
     if (blocks_ == 1) {
       for (int i = 0; i < kCount; ++i) mine[i] = values[i];
       return;
     }
-    // Each begins with itself, so that no block is the first of all.
+    // Each block starts with itself, so that not all store to the same block first.
     for (int i = 0, block = cluster_.rank(); i < blocks_; ++i, block = block + 1 == blocks_ ? 0 : block + 1)
       transaction_store(block, mine, values, barrier(group, step));
   }
@@ -59,7 +59,7 @@ class Exchange {
     const float values[1] = {value};
     give(group, step, mine, values);
   }
-  // Waits for what all blocks give for a step. `rows()` take part in it: for the record alone.
+  // Waits for the data of all blocks for a step. `rows()`, the number of active rows, is used only in the record.
   template <class Rows>
   __device__ void wait(int group, int step, Rows rows) {
     if (blocks_ <= 1) {
@@ -72,14 +72,14 @@ class Exchange {
                 [&] { return *const_cast<const volatile uint64_t*>(barrier(group, step)); });
     blocks_ = 0;
   }
-  // Whether a wait of this thread has timed out: it is to give no more.
+  // True if a wait of this thread has timed out, after which it must not send.
   __device__ bool is_lost() const { return blocks_ == 0; }
-  // All threads of the block come here, after the last wait of each group. `steps_of(group)` were exchanged, and waited
-  // for. Where more bytes came than were expected, phases have ended early and some are left: the next phases, of no
-  // bytes, do not end. One thread finds out. Threads that arrive at every step do so in these phases too, before.
+  // Called by all threads of the block after the last wait of each group. `steps_of(group)` steps were exchanged and waited
+  // for. If more bytes arrived than expected, phases have ended early and bytes are left over, so that the next phases, of
+  // zero bytes, do not end. One thread checks this. Threads that arrive at every step also arrive in these phases, before.
   template <class Steps>
   __device__ void finish(int groups, Steps steps_of) {
-    __syncthreads();  // a thread that still waits would take the end of the phase after the next for none at all
+    __syncthreads();  // a thread that still waits could miss the end of its phase, as the parity repeats after two phases
     if (blocks_ > 1 && threadIdx.x == 0) {
       for (int group = 0; group < groups; ++group) {
         for (int step = steps_of(group), last = step + 1; step <= last; ++step) {
@@ -88,7 +88,7 @@ class Exchange {
         }
       }
     }
-    // Other blocks may still give to this one, whose memory has to be there until they have ended or timed out too.
+    // Other blocks may still store to this block's memory, which must exist until they have ended or timed out too.
     if (blocks_ == 0) cluster_.sync();
   }
 

@@ -1,18 +1,19 @@
-// Numbers that blocks exchange through device memory, for GPUs without clusters and for more blocks than a cluster has.
+// The exchange of data between blocks through device memory, for GPUs without clusters and for more blocks than a cluster
+// can have.
 //
-// With up to three numbers goes a flag that tells their step, in one word of 8 or 16 bytes. A word is written and read
-// whole, so whoever finds the flag that it polls for has the numbers too: no fence, no atomic operation and no second round
-// trip is on the way. Accesses of 64 bits are whole by PTX's memory model. Of 128 bits there are relaxed ones since PTX 8.3,
-// on which libcu++ builds atomics of 16 bytes; the text of the model does not speak of them, so benchmarks/csrc's exchange
-// floor checks on a GPU that these are whole too. All accesses go to the L2 cache,
-// which the multiprocessors share. Words are zero when a kernel begins, and a flag is the number of its step from 1.
+// A word of 8 or 16 bytes has up to three numbers and a flag with their step. It is written and read by single accesses,
+// so a thread that polls and finds the expected flag also has the numbers, without a fence, an atomic operation or a
+// second round trip. 64-bit accesses are single-copy atomic in PTX's memory model. For 128 bits there are relaxed accesses
+// since PTX 8.3, on which libcu++ builds 16-byte atomics; the memory model does not mention them, so the exchange floor in
+// benchmarks/csrc checks on a GPU that they do not tear. All accesses go to the L2 cache, which the multiprocessors share.
+// Words are zero when a kernel starts, and a flag is the number of its step, from 1.
 //
-// The words of even and odd steps take turns. That is enough where a block stores the words of step k + 2 when it has all
-// words of step k + 1: each block stored those after all its threads had read what they need of step k. Every store
-// depends on the numbers that were read before it, so the accesses cannot change places, although they are relaxed. And
-// a word of step k cannot be taken for one of step k + 2: the flag is another.
+// Words of even and odd steps are double buffered. That is enough if a block stores the words of step k + 2 after it has
+// received all words of step k + 1: each block stored those after all its threads had read the words of step k that they
+// need. Every store depends on values that were read before it, so the accesses cannot be reordered although they are
+// relaxed. And a word of step k cannot be mistaken for one of step k + 2, since their flags differ.
 //
-// All blocks of a launch have to be resident, for a block waits for others (launch.cuh: a cooperative launch).
+// All blocks of a launch have to be resident, since they wait for each other (launch.cuh: a cooperative launch).
 #pragma once
 
 #include "cluster.cuh"
@@ -21,10 +22,10 @@
 
 namespace dmm::cuda {
 
-// Blocks that exchange with one another; they lie side by side in the grid.
+// Blocks that exchange data with one another; they are adjacent in the grid.
 class Team {
  public:
-  // `first` teams were launched before.
+  // `first` is the number of teams in earlier launches.
   __device__ Team(int blocks, int first)
       : blocks_(blocks),
         rank_(static_cast<int>(blockIdx.x) % blocks),
@@ -48,7 +49,7 @@ struct alignas(word_bytes(kCount)) FlaggedWord {
 };
 
 #ifdef DMM_EMULATOR
-// The group is for the emulator alone, which can lose a word.
+// The group is used only by the emulator, which can inject the loss of a word.
 template <int kCount>
 void store_word(FlaggedWord<kCount>* to, const float (&numbers)[kCount], unsigned flag, int group) {
   FlaggedWord<kCount> word{};
@@ -60,7 +61,7 @@ template <int kCount>
 FlaggedWord<kCount> load_word(const FlaggedWord<kCount>* from) {
   return *from;
 }
-// Tells how long a thread polls: the emulator lets others run until another word can be seen, or gives up.
+// The duration of polling: the emulator runs other threads until another word becomes visible, or gives up.
 class Patience {
  public:
   bool lasts(int) { return emulator::words_wait(); }
@@ -74,12 +75,14 @@ __device__ inline void store_word(FlaggedWord<kCount>* to, const float (&numbers
                  "r"(__float_as_uint(numbers[0])), "r"(flag)
                  : "memory");
   } else {
+    // docs-begin: word store
     const unsigned third = kCount > 2 ? __float_as_uint(numbers[kCount - 1]) : 0u;
     asm volatile(
         "{\n.reg .b64 low, high;\n.reg .b128 word;\nmov.b64 low, {%1, %2};\nmov.b64 high, {%3, %4};\n"
         "mov.b128 word, {low, high};\nst.relaxed.gpu.global.b128 [%0], word;\n}" ::"l"(__cvta_generic_to_global(to)),
         "r"(__float_as_uint(numbers[0])), "r"(__float_as_uint(numbers[1])), "r"(third), "r"(flag)
         : "memory");
+    // docs-end: word store
   }
 }
 template <int kCount>
@@ -100,9 +103,9 @@ __device__ inline FlaggedWord<kCount> load_word(const FlaggedWord<kCount>* from)
   }
   return word;
 }
-// Tells how long a thread polls: half a second, but at least some polls, for a process that shares the device is stopped
-// for milliseconds. The first polls read no clock. For the first step it polls longer: other blocks may wait for a
-// multiprocessor that another kernel still holds.
+// The duration of polling: half a second, but at least some polls, since a process that shares the device is suspended for
+// milliseconds. The first polls do not read the clock. The limit of the first step is longer, since other blocks may wait
+// for a multiprocessor that is still occupied by another kernel.
 class Patience {
  public:
   __device__ bool lasts(int step) {
@@ -120,22 +123,23 @@ class Patience {
 
 __device__ inline unsigned flag_of(int step) { return static_cast<unsigned>(step) + 1; }
 
-// Words of a step of a group, of kWords places or fewer.
+// Up to kWords words of a step of a group.
 template <int kWords, class Word>
 struct ReceivedWords {
   Word word[kWords];
 
-  // Polls for those that are `wanted(i)`; word i lies at `place(i)`, and `rows` take part in the step. False where one has
-  // not come in time, which is recorded.
+  // Polls for the words with `wanted(i)`, at `place(i)`; `rows` is the number of active rows of the step. Returns false if
+  // a word has not arrived in time, which is recorded.
   template <class Wanted, class Place, class Rows>
   __device__ bool receive(const HangReport& hang, const Team& team, int group, int step, Wanted wanted, Place place,
                           Rows rows) {
+    // docs-begin: poll
     const unsigned flag = flag_of(step);
 #pragma unroll
     for (int i = 0; i < kWords; ++i) word[i] = {{}, wanted(i) ? 0 : flag};
     Patience patience;
     while (true) {
-      // Only what has not come is read again, for all blocks' polls share the L2 cache's bandwidth.
+      // Only missing words are read again, since the polls of all blocks share the L2 cache's bandwidth.
 #pragma unroll
       for (int i = 0; i < kWords; ++i)
         if (word[i].flag != flag) word[i] = load_word(place(i));
@@ -152,6 +156,7 @@ struct ReceivedWords {
       });
       return false;
     }
+    // docs-end: poll
   }
 };
 

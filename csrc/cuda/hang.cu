@@ -7,7 +7,7 @@
 namespace dmm::cuda {
 
 const char* new_hang_record(HangRecord** record) {
-  // A capture in the strictest mode forbids allocations, for they may wait for the device; this one is no part of it.
+  // A capture in the strictest mode forbids allocations, which may synchronise; this one does not belong to the capture.
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
   cudaError_t error = cudaThreadExchangeStreamCaptureMode(&mode);
   if (error != cudaSuccess) return text_of(error);
@@ -15,7 +15,7 @@ const char* new_hang_record(HangRecord** record) {
   error = cudaHostAlloc(&memory, sizeof(HangRecord), cudaHostAllocPortable | cudaHostAllocMapped);
   const cudaError_t restored = cudaThreadExchangeStreamCaptureMode(&mode);
   if (error != cudaSuccess) return text_of(error);
-  // Where addresses are unified, as on every 64-bit system, the device knows the memory by the same address.
+  // With unified addressing, as on every 64-bit system, the device uses the same address.
   *record = new (memory) HangRecord{};
   return text_of(restored);
 }

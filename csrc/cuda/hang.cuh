@@ -1,4 +1,4 @@
-// The device's side of the record of a wait that timed out.
+// The device side of the record of a wait that timed out.
 #pragma once
 
 #include "cluster.cuh"
@@ -6,7 +6,7 @@
 
 namespace dmm::cuda {
 
-// Of all waits that time out the first is recorded. `seen()` is what the thread saw last.
+// Records the first wait that times out. `seen()` returns the last value that the thread read.
 template <HangExchange kExchange, class Blocks, class Seen>
 __device__ void record_hang(const HangReport& report, const Blocks& blocks, int group, int step, int rows, Seen seen) {
   HangRecord* const record = report.record;
@@ -22,7 +22,7 @@ __device__ void record_hang(const HangReport& report, const Blocks& blocks, int 
   record->rows = rows;
   record->thread = static_cast<int>(threadIdx.x);
   record->seen = seen();
-  __threadfence_system();  // the host may look as soon as it is complete
+  __threadfence_system();  // the host may read the record as soon as it is marked complete
   *const_cast<volatile unsigned*>(&record->state) = kHangComplete;
 }
 

@@ -1,7 +1,7 @@
-// The record of a wait for other blocks that timed out. Nothing of CUDA here.
+// The record of a wait for other blocks that timed out. This header is plain C++, without CUDA.
 //
-// The record lies in memory of the host that the device writes to, so that the host can look without waiting for the
-// device, and the record outlives the kernel.
+// The record is in host memory that the device writes to, so that the host can read it without synchronising the device,
+// and it outlives the kernel.
 #pragma once
 
 #include <cstdint>
@@ -13,22 +13,22 @@ enum HangState : unsigned { kNoHang = 0, kHangClaimed = 1, kHangComplete = 2 };
 enum HangExchange : int { kByCluster, kByMemory };
 
 struct HangRecord {
-  unsigned state;  // a HangState; the other fields count where it is kHangComplete
-  int call;        // what the host calls the launch
-  int exchange;  // a HangExchange; the host sets it to the first, for instructions of a kernel are dear
+  unsigned state;  // a HangState; the other fields are valid if it is kHangComplete
+  int call;        // the host's id of the launch
+  int exchange;  // a HangExchange; the host initialises it to the first value, which saves the kernel instructions
   int block, rank, group, step, parity;
-  int rows;  // that take part in the step, in the cluster and group
+  int rows;  // active rows of the step, in the cluster and group
   int thread;
-  uint64_t seen;  // a barrier's eight bytes, of which the hardware alone knows the layout, or the flag of a word
+  uint64_t seen;  // the eight bytes of a barrier, whose layout is undocumented, or the flag of a word
 };
 
-// Where a launch leaves its record, and the call that it writes there.
+// The record of a launch, and the id that it writes there.
 struct HangReport {
   HangRecord* record = nullptr;
   int call = 0;
 };
 
-// Makes a record for the current device, in a stream's capture too. Null, or what went wrong: static text.
+// Allocates a record for the current device, also during a stream capture. Returns null, or a static error message.
 const char* new_hang_record(HangRecord** record);
 
 }  // namespace dmm::cuda

@@ -1,4 +1,4 @@
-// The product of a vector in shared memory and a block's part of a matrix, which lies in the registers of its threads.
+// The product of a vector in shared memory with a block's slice of a matrix, which is in the registers of its threads.
 #pragma once
 
 #include "cluster.cuh"
@@ -6,19 +6,19 @@
 
 namespace dmm::cuda {
 
-// The weights of an output and a lane's inputs: the first, and how far it is from one to the next.
+// The weights of an output for a lane's inputs: a pointer to the first, and the stride.
 struct WeightLine {
   const float* first;
   int64_t next;
 };
 
-// Each thread has kOutputs x kInputs weights. Eight lanes have all inputs of kOutputs outputs, and add up their sums by
-// shuffles, of one row or two. While a lane has more than kKept sums, it gives half of them away, at first those of the
-// other row; from then on it adds up what others have too. So in the end a lane has kKept sums of one row, and kCopies
-// lanes have the same.
+// Each thread has kOutputs x kInputs weights. Eight lanes have all inputs of kOutputs outputs, and reduce their sums of one
+// or two rows by shuffles. While a lane has more than kKept sums, each shuffle halves them: the lane sends one half, first
+// that of the other row, and adds the received values to the other half. Further shuffles reduce all remaining sums. In
+// the end a lane has kKept sums of one row, which kCopies lanes have in common.
 //
-// A lane lists rows and outputs in an order of its own, so that it always gives away the second half: no sum has to be
-// chosen at run time.
+// Each lane has its own order of rows and outputs, in which it always sends the second half, so that no sum has to be
+// selected at run time.
 template <int kOutputs, int kInputs, int kKept, int kRows>
 class LaneWeights {
   static constexpr int kOfRow = kLaneParts / kRows;  // lanes that end with the same row
@@ -27,18 +27,18 @@ class LaneWeights {
 
  public:
   static constexpr int kCopies = kOfRow * kKept / kOutputs;
-  static constexpr int kVector = kLaneParts * lane_stride(kInputs);  // numbers of a row in shared memory
+  static constexpr int kVector = kLaneParts * lane_stride(kInputs);  // elements of a row in shared memory
 
   __device__ static int part() { return static_cast<int>(threadIdx.x) % kLaneParts; }
   __device__ static int group() { return static_cast<int>(threadIdx.x) / kLaneParts; }
-  // The row and the first output whose sum the lane has in the end.
+  // The row and the first output of the sums that the lane has in the end.
   __device__ static int row() { return part() / kOfRow; }
   __device__ static int first_kept() { return group() * kOutputs + turn(); }
-  // Which of those that have the same it is.
+  // The index among the lanes that have the same sums.
   __device__ static int copy() { return part() % kCopies; }
 
-  // Brings the weights of so many outputs and inputs. `line(output, part)` is where they lie for a lane. Nothing is done
-  // with them here, which would wait for them.
+  // Loads the weights for `outputs` outputs and `inputs` inputs; `line(output, part)` is the location of those of a lane.
+  // The weights are not used here, which would wait for the loads.
   template <class Line>
   __device__ void bring(int outputs, int inputs, Line line) {
     const float* from[kOutputs];
@@ -62,7 +62,7 @@ class LaneWeights {
     }
   }
 
-  // `vectors` [kRows][kVector]. All lanes of a warp have to be here.
+  // `vectors` is [kRows][kVector]. All lanes of a warp must call this.
   __device__ void multiply(const float* vectors, float (&kept)[kKept]) const {
     float sums[kRows][kOutputs] = {};
 #pragma unroll

@@ -1,4 +1,4 @@
-// Launching kernels, on clusters or without; compiled by nvcc alone.
+// Kernel launches with and without clusters; compiled by nvcc only.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,7 +10,7 @@
 
 namespace dmm::cuda {
 
-// Null, or what went wrong. The runtime keeps an error until it is asked for: the next launch may not find this one.
+// Returns null, or an error message. It also clears the runtime's stored error, so that the next launch does not see it.
 inline const char* text_of(cudaError_t error) {
   if (error == cudaSuccess) return nullptr;
   cudaGetLastError();
@@ -33,8 +33,8 @@ const char* launch_blocks(Kernel kernel, const Args& args, int blocks, int threa
   return text_of(cudaGetLastError());
 }
 
-// Lets a kernel have as much shared memory as a block of the current device may have, and, if asked, clusters of more
-// than 8 blocks. Once: a limit that went up and down with each launch could be too low for that of another thread.
+// Allows a kernel the maximum shared memory per block of the current device and, if requested, clusters of more than 8
+// blocks. Done once, since a limit that changed with each launch could be too low for a launch of another thread.
 inline cudaError_t allow_largest(const void* kernel, bool large_clusters) {
   static std::mutex mutex;
   static std::set<std::tuple<int, const void*, bool>> done;
@@ -44,7 +44,7 @@ inline cudaError_t allow_largest(const void* kernel, bool large_clusters) {
   const std::lock_guard<std::mutex> lock(mutex);
   if (done.count({device, kernel, large_clusters})) return cudaSuccess;
   error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  // All of it dynamic: DMM_SHARED leaves a kernel no static shared memory, which would have to be taken off.
+  // All shared memory is dynamic: with DMM_SHARED a kernel has no static shared memory, which would have to be subtracted.
   if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
   if (error == cudaSuccess && large_clusters)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
@@ -52,7 +52,7 @@ inline cudaError_t allow_largest(const void* kernel, bool large_clusters) {
   return error;
 }
 
-// A launch on clusters, which config points into: it may not move.
+// A launch on clusters. It must not be moved, since `config` points into it.
 struct ClusterLaunch {
   cudaLaunchConfig_t config{};
   cudaLaunchAttribute size{};
@@ -62,7 +62,7 @@ struct ClusterLaunch {
     config.gridDim = dim3(static_cast<unsigned>(blocks));
     config.blockDim = dim3(static_cast<unsigned>(threads));
     config.dynamicSmemBytes = shared_bytes;
-    if (cluster_size > 1) {  // a GPU without clusters does not know the attribute
+    if (cluster_size > 1) {  // GPUs without clusters do not support the attribute
       size.id = cudaLaunchAttributeClusterDimension;
       size.val.clusterDim.x = static_cast<unsigned>(cluster_size);
       size.val.clusterDim.y = size.val.clusterDim.z = 1;
@@ -84,14 +84,15 @@ const char* launch_clusters(Kernel kernel, const Args& args, int blocks, int clu
   return text_of(error);
 }
 
-// Runs a scan on as many clusters as its rows take. Null, or what went wrong.
+// Runs a scan on as many clusters as its rows need. Returns null, or an error message.
 template <class Kernel, class Args>
 const char* launch_scan(Kernel kernel, const Args& a, int threads, void* stream) {
   return launch_clusters(kernel, a, a.ragged.clusters() * a.cluster_size, a.cluster_size, threads,
                          static_cast<size_t>(shared_bytes(a)), stream);
 }
 
-// Launches `blocks` blocks that wait for one another: all are resident, or none is launched.
+// docs-begin: resident
+// Launches `blocks` blocks that wait for one another: either all are resident, or none is launched.
 template <class Kernel, class Args>
 cudaError_t launch_resident(Kernel kernel, const Args& args, int blocks, int threads, size_t shared_bytes, void* stream) {
   cudaLaunchAttribute cooperative{};
@@ -106,8 +107,9 @@ cudaError_t launch_resident(Kernel kernel, const Args& args, int blocks, int thr
   config.numAttrs = 1;
   return cudaLaunchKernelEx(&config, kernel, args);
 }
+// docs-end: resident
 
-// The most blocks of a kernel that the current device can have at a time.
+// The maximum number of concurrently resident blocks of a kernel on the current device.
 template <class Kernel>
 cudaError_t most_resident(Kernel kernel, int threads, size_t shared_bytes, int* most) {
   int device = 0, multiprocessors = 0, blocks = 0;
@@ -120,8 +122,8 @@ cudaError_t most_resident(Kernel kernel, int threads, size_t shared_bytes, int* 
   return error;
 }
 
-// Runs a scan on as many teams as its rows take: in launches one after another, each of no more blocks than can be
-// resident. Null, or what went wrong.
+// Runs a scan on as many teams as its rows need, in consecutive launches whose blocks can all be resident. Returns null, or
+// an error message.
 template <class Kernel, class Args>
 const char* launch_teams(Kernel kernel, Args a, int threads, void* stream) {
   const auto bytes = static_cast<size_t>(shared_bytes(a));

@@ -1,5 +1,5 @@
-// What the ops that launch scans are given, as the kernels take it. Nothing of CUDA here, and no framework: the tensors
-// may be torch's, or the emulator's; for each there are functions
+// Conversion of the launch ops' arguments to kernel arguments. This header is plain C++, without CUDA or a framework: the
+// tensors may be torch's or the emulator's; for each type there are functions
 //
 //   dims_of(t)                      the number of dimensions
 //   size_of(t, d), stride_of(t, d)  of dimension d
@@ -27,7 +27,7 @@ Sequences<const float> sequences_of(const Tensor& t) {
   return {floats_of(t), stride_of(t, 0), stride_of(t, 1), dims == 4 ? stride_of(t, 2) : 0, stride_of(t, dims - 1)};
 }
 
-// Those of a scan, whose steps may be reversed.
+// The sequences of a scan, whose steps may be reversed.
 template <class Scan, class Tensor>
 Sequences<const float> sequences_of(const Scan& a, const Tensor& t) {
   Sequences<const float> all = sequences_of(t);
@@ -40,7 +40,7 @@ Matrix matrix_of(const Tensor& t) {
   return {floats_of(t), stride_of(t, 0), stride_of(t, 1)};
 }
 
-// Of the rows of `like` [P, B, T, width].
+// The rows of `like` [P, B, T, width].
 template <class Tensor>
 Ragged ragged_of(const Tensor& like, const Tensor& lengths, const Plan& plan) {
   Ragged ragged{};
@@ -54,7 +54,7 @@ Ragged ragged_of(const Tensor& like, const Tensor& lengths, const Plan& plan) {
   return ragged;
 }
 
-// What rnn_scan and its gradient have in common.
+// The common arguments of rnn_scan and its gradient.
 template <class Scan, class Launch>
 Scan rnn_scan_of(const Launch& t) {
   Scan a{};
@@ -90,7 +90,7 @@ RnnScanBackward scan_of(const LaunchRnnScanBackward<Tensor>& t) {
   return a;
 }
 
-// What both directions of combiner_scan have in common.
+// The common arguments of both directions of combiner_scan.
 template <class Scan, class Tile, class Launch>
 Scan combiner_scan_of(const Launch& t, const Tile& to_units, const Tile& from_units) {
   Scan a{};

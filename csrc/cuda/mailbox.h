@@ -1,4 +1,5 @@
-// Words in device memory by which the blocks of a team exchange numbers (flagged_words.cuh). Nothing of CUDA here.
+// Words in device memory for the exchange between the blocks of a team (flagged_words.cuh). This header is plain C++,
+// without CUDA.
 #pragma once
 
 #include <cstdint>
@@ -7,12 +8,12 @@
 
 namespace dmm::cuda {
 
-// Of a word of so many numbers, with its flag.
+// The size of a word with this many numbers and its flag.
 __host__ __device__ constexpr int word_bytes(int numbers) { return numbers == 1 ? 8 : 16; }
 
-// A team's words begin at bytes + team * team_bytes, and those of odd steps odd_bytes after those of even steps.
+// A team's words begin at bytes + team * team_bytes; those of odd steps follow at odd_bytes after those of even steps.
 struct Mailbox {
-  unsigned char* bytes = nullptr;  // null where blocks do not exchange through device memory
+  unsigned char* bytes = nullptr;  // null if blocks do not exchange through device memory
   int64_t team_bytes = 0;
   int odd_bytes = 0;
 };

@@ -1,11 +1,11 @@
-// Rows of a batch times a block's part of a weight matrix, which stays on the chip from step to step.
+// The product of rows with a block's slice of a weight matrix, which stays on chip from step to step.
 //
 // A thread has four outputs and one part of the inputs: 4 x 4 weights for each four inputs ("quad") of its part. The
-// first kQuads of them it keeps in registers, the next in shared memory; those for which there is no room it reads
-// from device memory at every step. A quad of a row, one 16-byte load, meets 16 multiplications, and neighbouring
-// threads have neighbouring outputs: they load the same quad, which costs shared memory a single access.
+// first kQuads quads are in registers, the next in shared memory; those that do not fit are read from device memory at
+// every step. A quad of a row is one 16-byte load for 16 multiplications. Adjacent threads have adjacent outputs and load
+// the same quad, which shared memory serves by a broadcast.
 //
-// The parts of an output meet in shared memory: `partials`, [parts][rows][4 groups].
+// The partial sums of an output are added in shared memory: `partials`, [parts][rows][4 groups].
 #pragma once
 
 #include "cluster.cuh"
@@ -13,7 +13,8 @@
 
 namespace dmm::cuda {
 
-// Which of [rows, columns] a thread takes: from (row, column) on, in strides, columns next to one another.
+// The elements of [rows, columns] that belong to a thread: strided from (row, column) on, with adjacent threads on adjacent
+// columns, so that accesses are coalesced.
 struct Deal {
   int row, rows, column, columns;
   __device__ explicit Deal(int width) {
@@ -22,11 +23,11 @@ struct Deal {
     const int thread = static_cast<int>(threadIdx.x);
     row = columns > 0 ? thread / columns : 0;
     column = columns > 0 ? thread % columns : 0;
-    if (row >= rows) row = 0x7fffffff;  // a thread that is left over
+    if (row >= rows) row = 0x7fffffff;  // a surplus thread
   }
 };
 
-// Whose a row is does not depend on which these are.
+// The assignment of rows to threads does not depend on the selected rows.
 template <class Visit>
 __device__ void for_rows(const Deal& deal, int first, int rows, int width, Visit visit) {
   int row = deal.row;
@@ -40,11 +41,11 @@ __device__ void for_each(const Deal& deal, int rows, int width, Visit visit) {
   for_rows(deal, 0, rows, width, visit);
 }
 
-// `Source` gives the weight of an output and an input of the block's part, zero where there is none.
+// `Source` returns the weight of an output and an input of the block's slice, zero outside of the matrix.
 template <int kQuads, class Source>
 class Weights {
  public:
-  // `shared` has room for Tiling::shared_weights() numbers.
+  // `shared` has space for Tiling::shared_weights() elements.
   __device__ Weights(const Tiling& tiling, float* shared, const Source& source)
       : tiling_(tiling), source_(source), shared_(reinterpret_cast<float4*>(shared)) {
     const int at_once = tiling.groups_at_once(), thread = static_cast<int>(threadIdx.x);
@@ -60,7 +61,7 @@ class Weights {
       for (int o = 0; o < 4; ++o) *shared_at(i, o) = load(group_, kQuads + i, o);
   }
 
-  // Partial sums of up to kChunk rows, `x` [rows][stride]. What lies past the inputs must be zero in x.
+  // Computes partial sums of up to kChunk rows, `x` [rows][stride], where x must be zero past the inputs.
   __device__ void multiply(int rows, const float* x, float* partials) const {
     if (part_ >= tiling_.parts) return;
     switch (rows) {
@@ -85,7 +86,7 @@ class Weights {
   template <int kRows>
   __device__ void multiply_rows(const float* x, float* partials) const {
     const int stride = tiling_.stride();
-    // Past the first turn, which only a matrix of very many outputs has, nothing is in registers or shared memory.
+    // Only matrices with very many outputs need more than one iteration; they keep no weights on chip.
     for (int group = group_; group < tiling_.groups; group += tiling_.groups_at_once()) {
       const float* at = x + 4 * part_;
       float sums[kRows][4] = {};
@@ -127,7 +128,7 @@ class Weights {
   float4 in_registers_[kQuads > 0 ? kQuads : 1][4];
 };
 
-// The whole of an output from the partial sums of a chunk of `rows`.
+// Adds the partial sums of an output, for a chunk of `rows`.
 __device__ inline float add_up(const Tiling& tiling, const float* partials, int rows, int row, int output) {
   const int width = tiling.width();
   const float* at = partials + row * width + output;

@@ -1,4 +1,4 @@
-// The rows of a batch that a cluster has, each with a length of its own, in groups that go their own ways.
+// The rows of a cluster, each with its own length, in groups that advance independently.
 #pragma once
 
 #include "cluster.cuh"
@@ -7,22 +7,22 @@
 namespace dmm::cuda {
 
 struct Row {
-  int particle, sequence;  // where it lies in [P, B, ...]
-  int index;               // among all rows
+  int particle, sequence;  // its indices in [P, B, ...]
+  int index;               // its index among all rows
   int length;
 };
 
 // The rows of this block's cluster, or team, in shared memory, longest first.
 class ClusterRows {
  public:
-  // With room for a.rows_per_cluster of them. All threads have to be here.
+  // The storage has space for a.rows_per_cluster rows. All threads must call this.
   template <class Blocks>  // Cluster or Team
   __device__ ClusterRows(const Ragged& a, const Blocks& cluster, Row* rows)
       : rows_(rows), per_group_(a.rows_per_group) {
     const int first = cluster.index() * a.rows_per_cluster;
     count_ = first + a.rows_per_cluster < a.rows() ? a.rows_per_cluster : a.rows() - first;
     const int mine = static_cast<int>(threadIdx.x);
-    if (mine < kMostRows) {  // a warp, which reads all lengths at once
+    if (mine < kMostRows) {  // one warp, which reads all lengths at once
       const int index = first + (mine < count_ ? mine : 0);
       // Out-of-range lengths are clamped: results are then unspecified, but no access is out of bounds.
       const int64_t given = a.lengths[index % a.sequences * a.lengths_stride];
@@ -42,7 +42,7 @@ class ClusterRows {
   __device__ int first(int group) const { return group * per_group_; }
   __device__ int longest(int group) const { return rows_[first(group)].length; }
   __device__ const Row& operator[](int row) const { return rows_[row]; }
-  // How many rows of a group have more than t steps: its first ones.
+  // The number of rows of a group with more than t steps, which are its first ones.
   __device__ int more_than(int group, int t) const {
     int n = 0;
     for (int row = first(group); row < first(group) + per_group_ && row < count_; ++row) n += rows_[row].length > t;

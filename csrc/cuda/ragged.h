@@ -1,4 +1,4 @@
-// Sequences in memory. Nothing of CUDA here.
+// Sequences in memory. This header is plain C++, without CUDA.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ struct Sequences {
   }
 };
 
-// Whether any four columns from a multiple of four on lie next to one another, where they can be read at once.
+// True if four columns from a multiple of four on are contiguous and aligned, so that one load can read them.
 inline bool goes_by_fours(const Sequences<const float>& s) {
   const int64_t all = reinterpret_cast<intptr_t>(s.data) / 4 | s.particle | s.sequence | s.step;
   return s.column == 1 && all % 4 == 0;
@@ -33,14 +33,14 @@ struct Matrix {
   __host__ __device__ float at(int64_t r, int64_t c) const { return *place(r, c); }
 };
 
-// Which rows there are, and how they are dealt to clusters.
+// The rows of a batch, and their distribution over clusters.
 struct Ragged {
   const int64_t* lengths;  // [B]
   int64_t lengths_stride;
   int particles, sequences, steps;  // P, B, T
   int rows_per_cluster;
-  int rows_per_group;  // that take their steps together, at most kChunk
-  int first_cluster;   // of the launch: those before it were launched before
+  int rows_per_group;  // rows processed together in a step, at most kChunk
+  int first_cluster;   // the first cluster of the launch; earlier ones belong to earlier launches
 
   __host__ __device__ int rows() const { return particles * sequences; }
   __host__ __device__ int groups() const { return (rows_per_cluster + rows_per_group - 1) / rows_per_group; }

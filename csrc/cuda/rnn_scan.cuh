@@ -9,8 +9,8 @@
 
 namespace dmm::cuda {
 
-// What a scan and its gradient do differently. In both a step multiplies a state by a weight, and `finish` makes of the
-// product the next state, or tells that the row's ends here. A group takes its steps for itself: it begins with the
+// The differences between a scan and its gradient. In both, a step multiplies a state by a weight, and `finish` computes
+// the next state from the product, or returns that the row ends here. Groups advance independently: each begins with the
 // end, or the start, of its longest row.
 struct RnnForward {  // from the end back to 0
   static constexpr int kOperands = 1;
@@ -29,12 +29,12 @@ struct RnnForward {  // from the end back to 0
   }
   __device__ bool finish(const Row&, int, int, float product, float* const (&given)[kOperands], float& state) const {
     const float sum = product + *given[0];
-    state = a.tanh ? tanhf(sum) : sum < 0.0f ? 0.0f : sum;  // unlike a maximum, it keeps NaN
+    state = a.tanh ? tanhf(sum) : sum < 0.0f ? 0.0f : sum;  // propagates NaN, unlike a maximum
     return true;
   }
 };
 
-struct RnnBackward {  // from 0 to the end, and there once more for dh_0
+struct RnnBackward {  // from 0 to the end, with one more step for dh_0
   static constexpr int kOperands = 2;
   const RnnScanBackward& a;
 
@@ -62,7 +62,7 @@ struct RnnBackward {  // from 0 to the end, and there once more for dh_0
   }
 };
 
-// How the weights are multiplied: in float32, or on tensor cores.
+// The method of multiplication: in float32, or on tensor cores.
 template <int kQuads>
 struct InFloat32 {
   template <class Source>
@@ -106,7 +106,7 @@ class RnnScanBlock {
     exchange.start(rows_.groups(), [this](int group, int step) { return bytes(group, step); });
     if (units_ == 0) return;
     fetch(0);
-    // Groups take turns, so that what one gives is on its way while another computes. The first has the longest row.
+    // Groups alternate, so that the transfer of one overlaps with the computation of another. The first has the longest row.
     const int steps = direction_.steps(rows_.longest(0));
     for (int step = 0; step < steps; ++step) {
       fetch(step + 1);
@@ -127,7 +127,7 @@ class RnnScanBlock {
               (((step & 1) * Direction::kOperands + i) * a_.ragged.rows_per_cluster + row) * w_.outputs + unit;
   }
 
-  // The number of a group's steps that are exchanged: all but the last, whose state no block reads.
+  // The number of a group's steps with an exchange: all but the last, whose state no block reads.
   __device__ int exchanged(int group) const {
     const int steps = direction_.steps(rows_.longest(group));
     return steps > 0 ? steps - 1 : 0;
@@ -141,11 +141,11 @@ class RnnScanBlock {
     return gives(group, step) ? 4 * rows_given(group, step) * a_.units : 0;
   }
 
-  // What a step will need from device memory, one step ahead. The thread that asks for it is the one to use it.
+  // Prefetches the operands of a step from device memory, one step ahead. Each thread fetches the operands that it uses.
   __device__ void fetch(int step) const {
     for (int group = 0; group < rows_.groups(); ++group) {
       const int t = direction_.time(step, rows_.longest(group));
-      if (t < 0) continue;  // the group is through
+      if (t < 0) continue;  // the group is finished
       for_rows(deal_, rows_.first(group), rows_.more_than(group, t), units_, [&](int row, int unit) {
         float* to[Direction::kOperands];
         given(step, row, unit, to);
@@ -212,7 +212,7 @@ __global__ __launch_bounds__(kMostThreads, 1) void rnn_scan_bwd_kernel(const __g
   RnnScanBlock<RnnBackward, How, RnnScanBackward>(a, shared).run();
 }
 
-// `run` with how a kernel multiplies as the tiling says; false where there is none.
+// Calls `run` with the method of multiplication for the tiling; returns false if there is no kernel.
 template <class Run>
 bool with_rnn_kernel(const Tiling& tiling, Run run) {
 #define DMM_TRY(quads) \

@@ -1,15 +1,15 @@
-// rnn_scan, forward and backward. Nothing of CUDA here.
+// rnn_scan, forward and backward. This header is plain C++, without CUDA.
 //
-// A scan takes the steps of a row from its end back to 0, its gradient from 0 to the end. Forward in time rows are reversed:
-// the strides from step to step are negative, and step 0 is the last in memory. Nothing else is different.
+// A scan runs the steps of a row from its end back to 0, its gradient from 0 to the end. Forward in time, rows are
+// reversed: the strides from step to step are negative, and step 0 is the last in memory; nothing else differs.
 //
-// Every block of a cluster owns `tiling.outputs` of the H units of the cluster's rows. A step takes one exchange:
-// each block gives its units to all, and so has the whole vector that the next step multiplies.
+// Every block of a cluster owns `tiling.outputs` of the H units of the cluster's rows. A step has one exchange, an
+// all-gather of the units, after which each block has the whole vector that the next step multiplies.
 //
 // The tiling is of [H inputs, H / cluster_size outputs].
 //
-// With a warp tile of any chunks, outputs belong to warps (rnn_scan_warps.cuh), and with a bf16 tile of any warps,
-// tensor cores multiply (rnn_scan_bf16.cuh): then the tiling is not used. With a mailbox the cluster's blocks are a team,
+// With a warp tile of nonzero chunks, outputs belong to warps (rnn_scan_warps.cuh); with a bf16 tile of nonzero warps,
+// tensor cores are used (rnn_scan_bf16.cuh). In both cases the tiling is not used. With a mailbox the blocks are a team,
 // which exchanges through device memory.
 #pragma once
 
@@ -26,11 +26,11 @@ struct RnnScan {
   int cluster_size;
   Tiling tiling;
   int units;  // H
-  bool tanh;      // else relu
+  bool tanh;      // otherwise ReLU
   bool reversed;  // forward in time
   Matrix w_hh;
   Sequences<const float> x_proj, h_0;
-  float* h;      // [P, B, T, H], dense; written everywhere
+  float* h;      // [P, B, T, H], dense; all elements are written
   int out_step;  // its stride from step to step
   HangReport hang{};
   WarpTile warp_tile{};
@@ -46,15 +46,15 @@ struct RnnScanBackward {
   bool tanh, reversed;
   Matrix w_hh;
   Sequences<const float> dh, h;
-  float *dx_proj, *dh_0;  // [P, B, T, H] and [P, B, H], dense; written everywhere
-  int out_step;           // of dx_proj
+  float *dx_proj, *dh_0;  // [P, B, T, H] and [P, B, H], dense; all elements are written
+  int out_step;           // the stride of dx_proj from step to step
   HangReport hang{};
   WarpTile warp_tile{};
   Mailbox mailbox{};  // of the blocks of a team
   Bf16Tile bf16_tile{};
 };
 
-// How many strides a row's step t lies from where the row begins in memory. The row has so many steps.
+// The offset of step t of a row with the given number of steps from the row's start in memory, in step strides.
 template <class Args>
 __host__ __device__ int strides_to(const Args& a, int t, int length) {
   return t - int{a.reversed} * (length - 1);
@@ -68,8 +68,8 @@ inline int rnn_scan_threads(const Args& a) {
 inline int threads(const RnnScan& a) { return rnn_scan_threads(a); }
 inline int threads(const RnnScanBackward& a) { return rnn_scan_threads(a); }
 
-// Of a block, in bytes: the rows, barriers, two states, two buffers of partial sums, what comes from device memory for two
-// steps, weights.
+// Shared memory of a block, in bytes: the rows, barriers, two states, two buffers of partial sums, prefetched operands of
+// two steps, weights.
 template <class Args>
 inline int64_t rnn_scan_shared_bytes(const Args& a, int operands) {
   if (a.bf16_tile.warps) return Bf16Layout(a.bf16_tile, a.ragged.rows_per_cluster, a.ragged.groups(), operands + 1).end;
@@ -82,23 +82,23 @@ inline int64_t rnn_scan_shared_bytes(const Args& a, int operands) {
 inline int64_t shared_bytes(const RnnScan& a) { return rnn_scan_shared_bytes(a, 1); }
 inline int64_t shared_bytes(const RnnScanBackward& a) { return rnn_scan_shared_bytes(a, 2); }
 
-// Where the teams' words lie from `words` on, and how many bytes they take in all.
+// The layout of the teams' words from `words` on, and their total size in bytes.
 template <class Args>
 inline Mailbox rnn_scan_mailbox(const Args& a, void* words = nullptr) {
   const int64_t of_step = int64_t{a.cluster_size} * a.warp_tile.block_outputs() * word_bytes(a.warp_tile.rows);
   return {static_cast<unsigned char*>(words), 2 * of_step * a.ragged.groups(), static_cast<int>(of_step)};
 }
 
-// Null, or what went wrong, valid until the thread's next launch.
+// Returns null, or an error message that is valid until the thread's next launch.
 const char* rnn_scan(const RnnScan& args, void* stream);
 const char* rnn_scan_backward(const RnnScanBackward& args, void* stream);
-// Those whose outputs belong to warps, and of teams.
+// The same with outputs by warps, and for teams.
 const char* rnn_scan_warps(const RnnScan& args, void* stream);
 const char* rnn_scan_warps_backward(const RnnScanBackward& args, void* stream);
 const char* rnn_scan_words(const RnnScan& args, void* stream);
 const char* rnn_scan_words_backward(const RnnScanBackward& args, void* stream);
-// Those in bf16, of what goes by fours.
-constexpr const char* kNotByFours = "sequences of which four numbers cannot be read at once";
+// The same in bf16, for sequences that can be read four elements at a time.
+constexpr const char* kNotByFours = "sequences that cannot be read four elements at a time";
 inline bool goes_by_fours(const RnnScan& a) { return goes_by_fours(a.x_proj); }
 inline bool goes_by_fours(const RnnScanBackward& a) { return goes_by_fours(a.dh) && goes_by_fours(a.h); }
 const char* rnn_scan_bf16(const RnnScan& args, void* stream);

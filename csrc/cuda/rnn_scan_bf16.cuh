@@ -1,20 +1,20 @@
-// rnn_scan for large batches, multiplied in bf16 on tensor cores (bf16_product.cuh). In a step of a group of rows a
-// warp waits for the state, multiplies it by its part of the weights, meets the other warps of its bundle to add up
-// partial sums, makes the next state of 16 units, and gives it to all blocks at once: no barrier of the whole block is
-// in the loop, so that one warp adds up and gives while others multiply, of the same group or the next.
+// rnn_scan for large batches, in bf16 on tensor cores (bf16_product.cuh). In a step of a group of rows a warp waits for the
+// state, multiplies it by its part of the weights, synchronises with the other warps of its bundle to add the partial sums,
+// computes the next state of 16 units, and sends it to all blocks. The loop has no barrier of the whole block, so that one
+// warp can add and send while others multiply, for the same group or the next.
 //
-// A state is rounded to bf16 once, where it is given; what goes to device memory stays in float32, four units of a row
-// at once, which is why there have to be a multiple of four, next to one another.
+// A state is rounded to bf16 once, when it is sent; results in device memory stay in float32. They are accessed four units
+// of a row at a time, so the number of units has to be a multiple of four, and units have to be contiguous.
 //
-// Two states and two barriers of a group that take turns are enough. All warps of the cluster that have units, or are
-// in a bundle with such a warp, take all steps of a group together. The phase of step k ends in a block when all warps
-// with units have given it: those of other blocks by the bytes that they send, and those of its own by arriving. Each
-// has read the state of step k - 1 by then, and so have the others of its bundle, whose partial sums it has. So whoever
-// has waited for step k may overwrite the state of step k - 1, and the barrier of step k - 1 may be told what to expect
-// of step k + 1. No phase can be missed either: that of step k + 2 does not end before the slowest warp has waited for
-// step k. The last step of a group is not exchanged.
+// Two alternating states and two alternating barriers per group are enough. All warps of the cluster that have units, or
+// are in a bundle with such a warp, run all steps of a group together. The phase of step k ends in a block when all warps
+// with units have sent their state: warps of other blocks by the bytes that they send, warps of the same block by arriving.
+// By then each has read the state of step k - 1, and so have the others of its bundle, whose partial sums it has received.
+// So a warp that has waited for step k may overwrite the state of step k - 1, and set the expected bytes of step k + 1 on
+// the barrier of step k - 1. No phase can be missed either: that of step k + 2 does not end before the slowest warp has
+// waited for step k. The last step of a group is not exchanged.
 //
-// Two buffers of partial sums take turns likewise: a bundle's warp writes one for the second time when all have come to
+// Partial sums are double buffered likewise: a warp of a bundle writes a buffer for the second time after all have reached
 // the barrier of the turn between, and so have read it.
 #pragma once
 
@@ -29,7 +29,7 @@ class Bf16Scan {
   static constexpr int kParts = K::tile().parts, kRowTiles = K::tile().row_tiles, kRows = K::tile().rows();
   static constexpr int kInputs = K::tile().inputs(), kStride = K::tile().stride(), kState = K::tile().state();
   static constexpr int kOperands = Direction::kOperands, kPlaces = kOperands + 1;
-  static constexpr int kPeers = 4;  // whose addresses are in registers, in clusters of 5 blocks or more
+  static constexpr int kPeers = 4;  // peers with addresses in registers, in clusters of 5 blocks or more
 
  public:
   __device__ Bf16Scan(const Args& a, float* shared)
@@ -47,7 +47,7 @@ class Bf16Scan {
   }
 
   __device__ void run() {
-    const int output = first_ + warp() / kParts * kParts * 16;  // of the bundle
+    const int output = first_ + warp() / kParts * kParts * 16;  // the first output of the bundle
     const Bf16Weights<K> weights(shared_ + layout_.weights, direction_.weights(output), direction_.next_output(),
                                  direction_.next_input(), a_.units - output, a_.units);
     begin();
@@ -55,17 +55,17 @@ class Bf16Scan {
     Exchange exchange(cluster_, blocks_, reinterpret_cast<uint64_t*>(shared_ + layout_.barriers), a_.hang, owners);
     exchange.start(rows_.groups(), [this](int group, int step) { return step < exchanged(group) ? bytes(group) : 0; });
     if (output < a_.units) take_steps(weights, exchange);
-    clear_past_end();  // last, for a cluster of short rows has the time
+    clear_past_end();  // last, since clusters with short rows finish early
     for (int group = 0; owns_ && lane() == 0 && group < rows_.groups(); ++group)
       for (int i = 0; i < 2; ++i) exchange.arrive(group, exchanged(group) + i);  // in the phases that `finish` looks at
     exchange.finish(rows_.groups(), [this](int group) { return exchanged(group); });
   }
 
  private:
-  // What a lane has to know of a step of a group, of which it has four units of a row in each tile.
+  // The state of a lane in a step of a group, of which it has four units of a row in each tile.
   struct Turn {
     int group, step, steps, time;
-    int lengths[kRowTiles];  // -1 where there is no such row, or the lane has no units
+    int lengths[kRowTiles];  // -1 if the row is missing or the lane has no units
     const float* from[kRowTiles][kOperands];
     float* to[kRowTiles];
 
@@ -82,14 +82,15 @@ class Bf16Scan {
     for (int i = 0; i < kPeers; ++i) peers[i] = remote(peer(i + 1 < blocks_ ? i : 0), shared_), settle(peers[i]);
     Turn turn = turn_of(0, 0);
 #pragma unroll 1
+    // docs-begin: step
     for (int buffer = 0; active > 0; buffer ^= 1) {
       if (turn.step > 0)
         exchange.wait(turn.group, turn.step - 1, [&] { return active_rows(turn.group, turn.step - 1); });
-      __syncwarp();  // tensor cores take all lanes at once, and a wait may end lane by lane
-      // Not before: a wait ends when the thread's loads from device memory have come.
+      __syncwarp();  // mma needs all lanes converged, and a wait may end lane by lane
+      // Loaded after the wait, which would otherwise also wait for the thread's loads from device memory.
       float given[kRowTiles][4][kOperands];
       fetch(turn, given);
-      // While tensor cores multiply; and what the next turn needs comes from device memory until then.
+      // Done while the tensor cores multiply, so that the operands of the next turn are loaded in the meantime.
       const Turn next = following(turn, active);
       prefetch(next);
       float sums[kParts][kRowTiles][4];
@@ -99,13 +100,14 @@ class Bf16Scan {
       if (owns_) finish(exchange, turn, buffer, given, peers);
       turn = next;
     }
+    // docs-end: step
   }
-  // Of so many groups, those that have a step left: the first ones, for the first has the longest row.
+  // The number of groups with steps left; they are the first ones, since the first group has the longest row.
   __device__ int drop_ended(int groups, int step) const {
     while (groups > 0 && Direction::steps(rows_.longest(groups - 1)) <= step) --groups;
     return groups;
   }
-  // Groups take turns; `active` is how many have a step left, none after the last turn.
+  // The next turn; groups alternate, and `active` is the number of groups with steps left, 0 after the last turn.
   __device__ Turn following(const Turn& turn, int& active) const {
     const bool is_round = turn.group + 1 == active;
     if (is_round && turn.is_last()) active = drop_ended(active, turn.step + 1);
@@ -144,8 +146,7 @@ class Bf16Scan {
         if (turn.time >= 0 && turn.is_active(r)) prefetch_global(turn.from[r][i]);
   }
 
-  // The rest of a step of a warp that has units: the next state of these, which goes to all blocks, and to device
-  // memory.
+  // The rest of a step for a warp with units: computes their next state, and sends it to all blocks and to device memory.
   __device__ void finish(const Exchange& exchange, const Turn& turn, int buffer,
                          const float (&given)[kRowTiles][4][kOperands], const Remote (&peers)[kPeers]) const {
     float sums[kRowTiles][4], values[kRowTiles][4];
@@ -170,7 +171,7 @@ class Bf16Scan {
     }
   }
 
-  // Both states of each group, and where each row begins in device memory at time 0.
+  // Initialises both states of each group, and the device memory offset of each row at time 0.
   __device__ void begin() const {
     constexpr int kPairs = kInputs / 2;
 #pragma unroll 4
@@ -194,12 +195,12 @@ class Bf16Scan {
         direction_.out() + int64_t{own.index} * a_.ragged.steps * a_.units + int64_t{strides} * a_.out_step;
   }
 
-  // Partial sums of a tile, [8 rows][kSumsOfRow], which belongs to the warp of that place in the bundle.
+  // Partial sums of a tile, [8 rows][kSumsOfRow], owned by the warp with that index in the bundle.
   __device__ float* sums_of(int buffer, int owner, int r, int part) const {
     const int tile = ((buffer * kWarps + owner) * kRowTiles + r) * kParts + part;
     return reinterpret_cast<float*>(shared_ + layout_.sums) + tile * kSumsOfTile;
   }
-  // A lane has sums of the outputs lane / 4 and 8 further, and of two rows.
+  // Stores partial sums; a lane has those of the outputs lane / 4 and lane / 4 + 8, for two rows.
   __device__ void put(const float (&sums)[kParts][kRowTiles][4], int buffer) const {
     const int bundle = warp() / kParts * kParts, at = 2 * (lane() % 4) * kSumsOfRow + lane() / 4;
 #pragma unroll
@@ -236,7 +237,7 @@ class Bf16Scan {
         values[r][n] = Direction::template next<kTanh>(sums[r][n], given[r][n], turn.is_active(r), before[n]);
     }
   }
-  // To the block's own state, and to that of all others.
+  // Writes to the block's own state and to that of all other blocks.
   __device__ void give(const Exchange& exchange, const Turn& turn, const float (&values)[kRowTiles][4],
                        const Remote (&peers)[kPeers]) const {
     unsigned char* const own = state(turn.group, turn.step);
@@ -266,22 +267,22 @@ class Bf16Scan {
       }
     }
   }
-  // Each block begins with another, so that none is the first of all.
+  // Each block starts with a different one, so that not all store to the same block first.
   __device__ int peer(int i) const {
     const int block = cluster_.rank() + 1 + i;
     return block < blocks_ ? block : block - blocks_;
   }
 
-  // Steps of a group that are exchanged: all but the last, whose state no block reads.
+  // The number of a group's steps with an exchange: all but the last, whose state no block reads.
   __device__ int exchanged(int group) const {
     const int steps = Direction::steps(rows_.longest(group));
     return steps > 0 ? steps - 1 : 0;
   }
-  // How many rows of a group take part in a step.
+  // The number of active rows of a group in a step.
   __device__ int active_rows(int group, int step) const {
     return rows_.more_than(group, Direction::time(rows_.longest(group), step));
   }
-  // That come from other blocks for all rows of a group.
+  // Bytes received from other blocks for all rows of a group.
   __device__ int bytes(int group) const {
     const int left = rows_.count() - rows_.first(group), most = a_.ragged.rows_per_group;
     const int rows = left < most ? left : most;
@@ -307,7 +308,7 @@ class Bf16Scan {
   __device__ unsigned char* state(int group, int step) const {
     return shared_ + layout_.states + (2 * group + (step & 1)) * kState;
   }
-  // Of the lane's four units, in a state.
+  // The offset of the lane's four units in a state.
   __device__ int place(int r) const { return (8 * r + lane() / 4) * kStride + 2 * unit_; }
   __device__ static int lane() { return static_cast<int>(threadIdx.x) % 32; }
   __device__ static int warp() { return static_cast<int>(threadIdx.x) / 32; }
@@ -318,10 +319,10 @@ class Bf16Scan {
   const ClusterRows rows_;
   const Bf16Layout layout_;
   unsigned char* const shared_;
-  const int first_;  // unit of the block
-  int unit_;         // first of the lane's four
+  const int first_;  // first unit of the block
+  int unit_;         // first of the lane's four units
   const bool owns_;  // the warp has units
-  const bool is_first_;  // thread of the block
+  const bool is_first_;  // the first thread of the block
   int blocks_;
 };
 

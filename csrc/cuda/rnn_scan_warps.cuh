@@ -1,7 +1,7 @@
-// rnn_scan with outputs that belong to warps (warp_product.cuh). In a step of a group of rows the block waits for the state,
-// each warp multiplies it by its part of the weights, puts its outputs' next state into the block's own, and gives it to the
-// other blocks: through the shared memory of a cluster (warps_by_cluster.cuh) or through device memory
-// (warps_by_words.cuh). A group has two states that take turns.
+// rnn_scan with outputs by warps (warp_product.cuh). In a step of a group of rows the block waits for the state; each warp
+// multiplies it by its slice of the weights, writes the next state of its outputs to the block's own state, and sends it to
+// the other blocks, through the shared memory of a cluster (warps_by_cluster.cuh) or through device memory
+// (warps_by_words.cuh). A group has two alternating states.
 #pragma once
 
 #include "matrix.cuh"
@@ -14,7 +14,7 @@
 
 namespace dmm::cuda {
 
-// What a scan and its gradient do differently; a group's time begins with the end, or the start, of its longest row.
+// The differences between a scan and its gradient; a group begins with the end, or the start, of its longest row.
 struct WarpForward {  // from the end back to 0
   static constexpr int kOperands = 1, kTowards = -1;
   const RnnScan& a;
@@ -28,12 +28,14 @@ struct WarpForward {  // from the end back to 0
   __device__ float start(const Row& row, int unit) const { return *a.h_0.at(row.particle, row.sequence, 0, unit); }
   __device__ const Sequences<const float>& operand(int) const { return a.x_proj; }
   __device__ float* out() const { return a.h; }
+  // docs-begin: next state
   // The state that follows `before`. A row that has not begun keeps its start.
   template <bool kTanh>
   __device__ static float next(float sum, const float (&given)[1], bool is_active, float before) {
     const float x = sum + given[0], h = kTanh ? tanhf(x) : x < 0.0f ? 0.0f : x;  // unlike a maximum, it keeps NaN
     return is_active ? h : before;
   }
+  // docs-end: next state
   __device__ void finish(const Row&, int, int, float) const {}
 };
 
@@ -49,11 +51,13 @@ struct WarpBackward {  // from 0 to the end, and there once more for dh_0
   __device__ float start(const Row&, int) const { return 0.0f; }
   __device__ const Sequences<const float>& operand(int i) const { return i == 0 ? a.dh : a.h; }
   __device__ float* out() const { return a.dx_proj; }
+  // docs-begin: next delta
   template <bool kTanh>
   __device__ static float next(float sum, const float (&given)[2], bool is_active, float) {
     const float dh = sum + given[0], h = given[1];
     return !is_active ? 0.0f : kTanh ? dh * (1.0f - h * h) : h > 0.0f ? dh : 0.0f;
   }
+  // docs-end: next delta
   // The sum that a row has when it has ended.
   __device__ void finish(const Row& row, int t, int unit, float sum) const {
     if (t == row.length) a.dh_0[int64_t{row.index} * a.units + unit] = sum;
@@ -118,6 +122,7 @@ class WarpScan {
     float given[kOperands], fetched[kOperands];
     fetch(turn, fetched);
 #pragma unroll 1
+    // docs-begin: step
     while (active > 0) {
       const int parity = turn.step & 1;
       const float* const state = states() + (2 * turn.group + (parity ^ 1)) * kState;
@@ -143,6 +148,7 @@ class WarpScan {
       else if (turn.length >= 0) direction_.finish(rows_[turn.group * kRows + row_], turn.time, unit_, sum);
       turn = next;
     }
+    // docs-end: step
   }
   // Of so many groups, those that have a step left: the first ones, for the first has the longest row.
   __device__ int drop_ended(int groups, int step) const {

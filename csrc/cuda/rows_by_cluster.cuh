@@ -1,13 +1,12 @@
-// The exchange of combiner_scan's sums among the blocks of a cluster. Lanes that have the same sums deal them to the
-// blocks, each of which has an inbox for those of every block, and adds up what came.
+// The exchange of combiner_scan's sums among the blocks of a cluster. Lanes with the same sums divide the destination
+// blocks among themselves; each block has an inbox for the sums of every block, and adds them.
 //
-// The argument of exchange.cuh for two barriers, and two inboxes, that take turns:
-//  - A block gives for step k + 2 of a group when its warps that have latents have waited for k + 1. All of k + 1 was
-//    given, by every block, after the block's barriers of that step, to which these warps came when they had waited for
-//    k and added it up. So no warp reads what is overwritten, or waits for a phase that is over. A block alone has a
+// The argument of exchange.cuh for two alternating barriers and inboxes:
+//  - A block sends for step k + 2 of a group after its warps with latents have waited for k + 1. All sums of k + 1 were
+//    sent, by every block, after the block's barriers of that step, which these warps reached after they had waited for k
+//    and added its sums. So no warp reads overwritten sums, or waits for a phase that has passed. A single block has a
 //    third barrier in place of the wait.
-//  - What a row is added up from at its first step, where no wait is, is this block's own zeros, which lie where the
-//    second step's sums come.
+//  - At its first step, which has no wait, a row adds this block's own zeros, in the inbox of the second step.
 #pragma once
 
 #include "exchange.cuh"
@@ -28,14 +27,14 @@ class RowsByCluster {
   using Blocks = Cluster;
   __device__ static Cluster blocks_of(const Args&) { return {}; }
   __device__ static constexpr int count(const Cluster&) { return kBlocks; }
-  // Numbers of all inboxes of so many groups.
+  // The number of elements of all inboxes of `groups` groups.
   __device__ static int inboxes(int groups) { return inbox(groups, 0); }
 
   __device__ RowsByCluster(const Args& a, const Cluster& cluster, float* shared)
       : a_(a),
         shared_(shared),
         exchange_(cluster, kBlocks, reinterpret_cast<uint64_t*>(shared + Layout::kBarriers), a.hang) {
-    // Each lane begins with its own block, so that none is the first of all.
+    // Each lane starts with its own block, so that not all store to the same block first.
 #pragma unroll
     for (int i = 0; i < kPeers; ++i) {
       const int peer = (cluster.rank() + From::copy() + i * From::kCopies) % kBlocks;
@@ -45,15 +44,15 @@ class RowsByCluster {
     }
   }
 
-  // All threads come here before the first step, and to `finish` after the last.
+  // Called by all threads before the first step; `finish` is called after the last.
   __device__ void start(const ClusterRows& rows) const {
     exchange_.start(rows.groups(), [&](int group, int step) { return bytes(rows.longest(group), step); });
   }
 
-  // Places of a turn, known before it begins.
+  // Addresses of a turn, computed before it begins.
   struct Turn {
-    int received, given;  // of what this thread adds up and of what the block gives itself, in shared memory
-    Remote sums[kPeers], barriers[kPeers];  // where its sums go, and are counted
+    int received, given;  // offsets in shared memory of the sums to add, and of those that the block sends to itself
+    Remote sums[kPeers], barriers[kPeers];  // destinations and barriers of its sums
   };
   __device__ Turn turn_of(int group, int step) const {
     Turn turn;
@@ -67,12 +66,12 @@ class RowsByCluster {
     return turn;
   }
 
-  // The sums of the thread's latent, when all blocks have given them. The first step has none.
+  // Waits for the sums of the thread's latent from all blocks and adds them. The first step has none.
   __device__ void receive(const Turn& turn, int group, int step, float (&sums)[kSums]) {
     if (kBlocks > 1 && step > 0) exchange_.wait(group, step - 1, [] { return K::kRows; });
     add_up(shared_ + turn.received, sums);
   }
-  // The group takes so many steps.
+  // `steps` is the number of steps of the group.
   __device__ void give(const Turn& turn, int group, int step, int steps, const float (&sums)[kGivenAtOnce]) const {
     const bool has_sums = From::group() < a_.from_units.groups() && !exchange_.is_lost();
     if constexpr (kBlocks == 1) {
@@ -94,9 +93,9 @@ class RowsByCluster {
   }
 
  private:
-  // How far a group's inbox for a step is from the first. A step writes one while the other is still read.
+  // The offset of a group's inbox for a step. A step writes one inbox while the other may still be read.
   __device__ static int inbox(int group, int step) { return (2 * group + (step & 1)) * kBlocks * kInboxOfBlock; }
-  // Bytes that a block receives from all blocks, of a group of so many steps; 0 past the last.
+  // Bytes that a block receives from all blocks, for a group with `steps` steps; 0 past the last.
   __device__ int bytes(int steps, int step) const { return step < steps ? 4 * K::kRows * a_.from_units.groups() * K::kOutputs * kBlocks : 0; }
 
   __device__ static void add_up(const float* given, float (&sums)[1]) {
@@ -120,7 +119,7 @@ class RowsByCluster {
   const Args& a_;
   float* const shared_;
   Exchange exchange_;
-  Remote to_[kPeers], barrier_[kPeers];  // where its sums go, and are counted, for the first inboxes
+  Remote to_[kPeers], barrier_[kPeers];  // destinations and barriers of its sums, for the first inboxes
 };
 
 }  // namespace dmm::cuda

@@ -1,12 +1,12 @@
 // The exchange of combiner_scan's sums among the blocks of a team through device memory, in flagged words
-// (flagged_words.cuh). A word has a latent's sums: two numbers forward, one backward, where the sums of a lane are two
-// words. A lane stores them once, for all blocks; the thread of a latent polls for the words of all blocks, its own too,
-// and adds them up in the order of the blocks. So every block has the same latents to the bit.
+// (flagged_words.cuh). A word has a latent's sums: two numbers in the forward pass, one in the backward pass, in which the
+// sums of a lane are two words. A lane stores them once, for all blocks; the thread of a latent polls for the words of all
+// blocks, including its own, and adds them in the order of the blocks. So all blocks have bitwise equal latents.
 //
-// The rule of flagged_words.cuh holds: a block stores the words of step k + 2 of a group after the barrier that follows
-// the latents of k + 2, to which its threads that have latents came when they had all words of k + 1. Every block stored
-// a word of k + 1 after the same barrier of k + 1, to which its threads came when they had read all words of k. The words
-// of a group's last step are read when only latents are left, and no others come after them.
+// The rule of flagged_words.cuh holds: a block stores the words of step k + 2 of a group after the barrier that follows the
+// latents of k + 2, which its threads with latents reached after they had received all words of k + 1. Every block stored a
+// word of k + 1 after the same barrier of k + 1, which its threads reached after they had read all words of k. The words of
+// a group's last step are read in the step that computes only latents, and no others follow.
 #pragma once
 
 #include "flagged_words.cuh"
@@ -22,7 +22,7 @@ class RowsByWords {
   using Word = FlaggedWord<kSums>;
   static constexpr int kWordsOfRow = kLaneGroups * K::kOutputs / kSums, kWordsOfBlock = K::kRows * kWordsOfRow;
   static constexpr int kBytes = static_cast<int>(sizeof(Word)), kBlockBytes = kWordsOfBlock * kBytes;
-  // Blocks whose words are on their way to a thread at the same time: forward, two rows leave fewer registers.
+  // The number of blocks whose words a thread loads concurrently; two rows in the forward pass leave fewer registers.
   static constexpr int kAtOnce = kSums == 1 || K::kRows == 1 ? 8 : 6;
   static_assert(kBytes == word_bytes(kSums) && kGivenAtOnce % kSums == 0);
 
@@ -43,18 +43,18 @@ class RowsByWords {
         has_words_(From::copy() == 0 && From::group() < a.from_units.groups()) {}
 
   __device__ void start(const ClusterRows&) const {
-    __syncthreads();  // what all threads have put into shared memory is there
+    __syncthreads();  // makes the initial contents of shared memory visible
   }
 
-  // Places of a turn, known before it begins.
+  // Offsets of a turn, computed before it begins.
   struct Turn {
-    int received, given;  // bytes from the team's first word to the first that this thread adds up, and that it stores
+    int received, given;  // byte offsets in the team's words of the first one that this thread adds, and that it stores
   };
   __device__ Turn turn_of(int group, int step) const {
     return {place(group, step + 1) + received_, place(group, step) + given_};
   }
 
-  // The sums of the thread's latent, when all blocks have given them. The first step has none.
+  // Waits for the sums of the thread's latent from all blocks and adds them. The first step has none.
   __device__ void receive(const Turn& turn, int group, int step, float (&sums)[kSums]) {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) sums[i] = 0.0f;
@@ -76,14 +76,14 @@ class RowsByWords {
   __device__ void finish(const ClusterRows&) const {}
 
  private:
-  // Adds up the words of a few blocks, of which so many are left; `from` is the first one's.
+  // Adds the words of a few of the `left` remaining blocks; `from` is the first block's word.
   __device__ void add_up(const Word* from, int left, int group, int step, float (&sums)[kSums]) {
     ReceivedWords<kAtOnce, Word> words;
     is_lost_ = !words.receive(
         a_.hang, team_, group, step, [&](int i) { return i < left; }, [&](int i) { return from + i * kWordsOfBlock; },
         [] { return K::kRows; });
     if (is_lost_) return;
-    // Where there is no block, zeros are added.
+    // Zeros are added in place of missing blocks.
 #pragma unroll
     for (int sum = 0; sum < kSums; ++sum) {
       float terms[kAtOnce];

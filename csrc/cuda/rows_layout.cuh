@@ -1,4 +1,4 @@
-// The parts of combiner_scan's kernels for one row or two that their exchange has to know too.
+// The parts of combiner_scan's kernels for one or two rows on which their exchange depends.
 #pragma once
 
 #include "combiner_scan.h"
@@ -6,13 +6,13 @@
 
 namespace dmm::cuda {
 
-// The two products of a step of combiner_scan: those of the units, and what comes of them.
+// The two products of a step of combiner_scan: the units, and the partial sums from the units.
 template <class K>  // a RowsKernel
 using ToUnits = LaneWeights<K::kUnits, K::kToInputs, 1, K::kRows>;
 template <class K>
 using FromUnits = LaneWeights<K::kOutputs, K::kFromInputs, kGivenAtOnce, K::kRows>;
 
-// Places in a block's shared memory, in numbers: the latents, the units, then these.
+// Offsets in a block's shared memory, in floats: the latents, the units, then the following.
 template <class K>
 struct RowsLayout {
   static constexpr int kHidden = K::kRows * ToUnits<K>::kVector;
@@ -24,13 +24,13 @@ struct RowsLayout {
 // A thread has the latent of a row of a group.
 template <class K>
 struct LatentThread {
-  static constexpr int kOfRow = kMostThreads / K::kRows;  // with those that have no latent
+  static constexpr int kOfRow = kMostThreads / K::kRows;  // threads per row, including those without a latent
 
   __device__ static int row() { return static_cast<int>(threadIdx.x) / kOfRow; }
   __device__ static int latent() { return static_cast<int>(threadIdx.x) % kOfRow; }
 };
 
-// In pairs, so that few additions wait for one another.
+// Adds in pairs, to shorten the dependency chain.
 template <int kCount>
 __device__ inline float sum_of(float (&terms)[kCount]) {
 #pragma unroll

@@ -1,5 +1,5 @@
-// The kernels of the scans: one list of each kind, for launches, for the planner (dmm_fast/cuda/plan.py reads it from the
-// library) and for the emulator, which has a few small ones. Nothing of CUDA here.
+// The instantiated kernels of the scans: one list for each kind, used for launches, by the planner (dmm_fast/cuda/plan.py
+// reads it from the library) and by the emulator, which has a few small ones. This header is plain C++, without CUDA.
 #pragma once
 
 #include <string>
@@ -9,26 +9,26 @@
 #include "tiling.h"
 #include "warp_tile.h"
 
-// rnn_scan with outputs that belong to warps: chunks of inputs, outputs of a warp, chunks whose weights are in registers,
-// rows of a group, and whether a cluster may have several groups. A thread has 4 x outputs x chunks weights in registers.
+// rnn_scan with outputs by warps: chunks of inputs, outputs per warp, chunks with weights in registers, rows per group, and
+// a flag for several groups per cluster. A thread has 4 x outputs x chunks weights in registers.
 //
-// Likewise where blocks exchange through device memory: those of up to three rows, which have a place in one word.
+// Likewise with exchange through device memory: kernels with up to three rows, which fit in one word.
 //
 // rnn_scan for any sizes: quads of weights in registers, or on tensor cores tiles of 16 outputs and quads of 8 inputs.
 //
-// rnn_scan in bf16: warps of a block, parts of the inputs, tiles of 16 inputs of a part, those whose weights are in registers,
-// tiles of 8 rows of a group.
+// rnn_scan in bf16: warps per block, parts of the inputs, tiles of 16 inputs per part, tiles with weights in registers,
+// tiles of 8 rows per group.
 //
-// combiner_scan for any sizes: quads in registers, of the smaller matrix and of the larger.
+// combiner_scan for any sizes: quads in registers, of the smaller matrix and of the larger one.
 //
-// combiner_scan on tensor cores: blocks of a cluster, then for the block's units and for what comes of them the tiles of 16
-// outputs of a warp and the inputs in eights. A thread has 4 x (tiles x eights) weights of each in registers.
+// combiner_scan on tensor cores: blocks per cluster, then for the block's units and for its partial sums the tiles of 16
+// outputs per warp and the steps of 8 inputs. A thread has 4 x tiles x steps weights of each matrix in registers.
 //
-// combiner_scan that takes one row or two at a time: blocks of a cluster, then for the block's units and for what comes of
-// them the outputs of eight lanes and the inputs of a lane, and the rows. Forward, two rows of the largest tile would take
-// more registers than there are.
+// combiner_scan for one or two rows at a time: blocks per cluster, then for the block's units and for its partial sums the
+// outputs per eight lanes and the inputs per lane, and the rows. In the forward pass, two rows of the largest tile would
+// need too many registers.
 //
-// Likewise where blocks exchange through device memory, any number of them: the tiles and the rows alone.
+// Likewise with exchange through device memory, for any number of blocks: only the tiles and the rows.
 #ifdef DMM_EMULATOR
 #define DMM_RNN_WARP_KERNELS(each) \
   each(1, 4, 1, 1, false) each(1, 4, 1, 3, false) each(1, 4, 1, 2, true) each(2, 5, 1, 3, false) each(2, 4, 1, 4, true) \
@@ -92,9 +92,9 @@
 
 namespace dmm::cuda {
 
-constexpr const char* kNoScanKernel = "no kernel has such sizes";
+constexpr const char* kNoScanKernel = "no kernel has these sizes";
 
-// The sizes of the kernels of a kind, as in "5,5,5,3,0 5,5,5,4,1"; empty where there is no such kind.
+// The template sizes of the kernels of a kind, as in "5,5,5,3,0 5,5,5,4,1"; empty if the kind is unknown.
 inline std::string scan_kernels(const std::string& kind) {
   std::string all;
   const auto add = [&all](auto... sizes) {
@@ -125,8 +125,8 @@ struct WarpKernel {
   static constexpr bool kSeveral = kSeveral_;
   __host__ __device__ static constexpr WarpTile tile() { return {kChunks, kOutputs, kKept, kRows}; }
 };
-// `run` with the kernel of a tile, for one group of rows or several; false where there is none. One for several will not
-// do for one: where there is a kernel for one, it is faster.
+// Calls `run` with the kernel for a tile, for one group of rows or several; returns false if there is none. A kernel for
+// several groups is not used for one group, since the kernel for one group is faster.
 #define DMM_TRY(chunks_, outputs_, kept_, rows_, several_)                                                          \
   if (tile.chunks == chunks_ && tile.outputs == outputs_ && tile.kept == kept_ && tile.rows == rows_ && several == several_) \
     return run(WarpKernel<chunks_, outputs_, kept_, rows_, several_>{}), true;
@@ -142,13 +142,13 @@ bool with_words_kernel(const WarpTile& tile, bool several, Run run) {
 }
 #undef DMM_TRY
 
-// The tiles of a kernel of combiner_scan that takes one row or two.
+// The tiles of a kernel of combiner_scan for one or two rows.
 template <int kUnits_, int kToInputs_, int kOutputs_, int kFromInputs_, int kRows_>
 struct RowsKernel {
   static constexpr int kUnits = kUnits_, kToInputs = kToInputs_, kOutputs = kOutputs_, kFromInputs = kFromInputs_;
   static constexpr int kRows = kRows_;
 };
-// `run` with that of a team whose tiles are these; false where there is none.
+// Calls `run` with the kernel for a team with these tiles; returns false if there is none.
 #define DMM_TRY(units, to_inputs, outputs, from_inputs, rows_)                                               \
   if (to.group_outputs == units && to.lane_inputs == to_inputs && from.group_outputs == outputs &&            \
       from.lane_inputs == from_inputs && rows == rows_)                                                       \
@@ -169,7 +169,7 @@ template <int kWarps, int kParts, int kDepth, int kKept, int kRowTiles>
 struct Bf16Kernel {
   __host__ __device__ static constexpr Bf16Tile tile() { return {kWarps, kParts, kDepth, kKept, kRowTiles}; }
 };
-// `run` with the kernel of a tile; false where there is none.
+// Calls `run` with the kernel for a tile; returns false if there is none.
 template <class Run>
 bool with_bf16_kernel(const Bf16Tile& tile, Run run) {
 #define DMM_TRY(warps_, parts_, depth_, kept_, row_tiles_)                                                         \

@@ -1,8 +1,7 @@
-// Rows of a batch times a block's part of a weight matrix on tensor cores: products of numbers rounded to tf32, added
-// up in float32.
+// The product of rows with a block's slice of a weight matrix on tensor cores, in tf32 with float32 sums.
 //
-// A warp has kTiles tiles of 16 outputs and one part of the inputs, kQuads tiles of 8, and keeps their weights in its
-// registers, as the left factors of mma.m16n8k8; the right ones are 8 rows of the batch.
+// A warp has kTiles tiles of 16 outputs and one part of the inputs, kQuads tiles of 8, and keeps their weights in
+// registers, as the left factors of mma.m16n8k8; the right factors are 8 rows of the batch.
 #pragma once
 
 #include "cluster.cuh"
@@ -23,7 +22,7 @@ __device__ inline float to_tf32(float x) {
 }
 // sums [16, 8] += w [16, 8] x [8, 8], spread over the lanes of a warp.
 __device__ inline void multiply_tiles(float (&sums)[4], const float (&w)[4], const float (&x)[2]) {
-  // Volatile, for all lanes have to come: not even a sum that only some of them need may move behind their `if`.
+  // Volatile, since all lanes have to execute it: the compiler must not move it into a branch that only some lanes take.
   asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
                "{%0, %1, %2, %3};"
       : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
@@ -32,7 +31,7 @@ __device__ inline void multiply_tiles(float (&sums)[4], const float (&w)[4], con
 }
 #endif
 
-// `Source` gives the weight of an output and an input of the block's part, zero where there is none.
+// `Source` returns the weight of an output and an input of the block's slice, zero outside of the matrix.
 template <int kTiles, int kQuads, class Source>
 class TensorCoreWeights {
  public:
@@ -53,7 +52,7 @@ class TensorCoreWeights {
     }
   }
 
-  // Partial sums of up to kTensorChunk rows, `x` [rows][stride]. What lies past the inputs must be zero in x.
+  // Computes partial sums of up to kTensorChunk rows, `x` [rows][stride], where x must be zero past the inputs.
   __device__ void multiply(int rows, const float* x, float* partials) const {
     for (int row = 0; row < rows; row += 8) multiply_rows(rows, row, x, partials);
   }

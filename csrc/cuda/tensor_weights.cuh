@@ -1,5 +1,5 @@
-// The product of eight rows in shared memory and a block's part of a matrix, which lies in the registers of its warps:
-// on tensor cores, of numbers rounded to tf32.
+// The product of eight rows in shared memory with a block's slice of a matrix, which is in the registers of its warps, on
+// tensor cores in tf32.
 #pragma once
 
 #include "tensor_cores.cuh"
@@ -8,17 +8,17 @@
 namespace dmm::cuda {
 
 // A warp has kTiles tiles of 16 outputs and all inputs, kSteps times eight: its weights are the left factors of
-// mma.m16n8k8. The order of the inputs is free, and in this one the two numbers that a lane needs for a step lie side
-// by side.
+// mma.m16n8k8. The order of the inputs is arbitrary; in the one used here, the two elements that a lane needs for a step
+// are adjacent.
 template <int kTiles, int kSteps>
 class TensorWeights {
  public:
   static constexpr int kStride = tensor_stride(kSteps);
 
   __device__ static int warp() { return static_cast<int>(threadIdx.x) / 32; }
-  // Warps have the tiles in turn, so that those that have one more are on different tensor cores.
+  // Tiles are assigned to warps round-robin, so that warps with one more tile use different tensor cores.
   __device__ static int tile(int i) { return warp() + kWarpsOfBlock * i; }
-  // The lane's row of a tile, and where in eight inputs, or sums, its two are.
+  // The lane's row of a tile, and the position of its two elements in eight inputs or sums.
   __device__ static int quarter() { return static_cast<int>(threadIdx.x) % 32 / 4; }
   __device__ static int place() { return 2 * (static_cast<int>(threadIdx.x) % 4); }
 
@@ -36,14 +36,14 @@ class TensorWeights {
     }
   }
 
-  // The products of the warp's first `tiles` tiles and `x` [8][kStride], which is rounded already. All lanes of a warp
-  // have to be here. A lane has rows place() and place() + 1 of x, first for row quarter() of a tile and then for that
+  // Multiplies the warp's first `tiles` tiles with `x` [8][kStride], which is already rounded. All lanes of a warp must call
+  // this. A lane has the sums of rows place() and place() + 1 of x, first for row quarter() of a tile and then for the row
   // eight below.
   template <int kCount = kTiles>
   __device__ void multiply(int tiles, const float* x, float (&sums)[kTiles][4]) const {
     if constexpr (kCount > 0) {
       if (tiles < kCount) return multiply<kCount - 1>(tiles, x, sums);
-      // A tile alone is added up in two sums, so that a product need not wait for the one before.
+      // A single tile uses two independent sums, to hide the latency of mma.
       constexpr int kChains = kCount == 1 && kSteps > 1 ? 2 : 1;
       float chains[kChains][kCount][4] = {};
       const float* const mine = x + quarter() * kStride + place();

@@ -1,8 +1,8 @@
-// Rows of a batch times outputs that belong to warps: a warp has kOutputs of them, its lanes split the inputs, and
-// shuffles add up their sums. No partial sum passes through shared memory.
+// The product of rows with a weight matrix whose outputs belong to warps: a warp has kOutputs outputs, its lanes split the
+// inputs, and shuffles reduce their sums. No partial sums pass through shared memory.
 //
-// Inputs go in chunks of 128, of each of which a lane has the four from 4 * lane on. It keeps its weights of the first
-// kKept chunks in registers, and those of the rest in shared memory.
+// Inputs are divided into chunks of 128, of which a lane has the four from 4 * lane on. Its weights of the first kKept
+// chunks are in registers, and those of the others in shared memory.
 #pragma once
 
 #include "cluster.cuh"
@@ -15,8 +15,8 @@ constexpr unsigned kAllLanes = ~0u;
 template <int kChunks, int kKept, int kOutputs>
 class WarpWeights {
  public:
-  // The weights of the warp's `outputs` first outputs and of so many inputs; those that are not there are zero. Output o
-  // and input i is at from[o * next_output + i * next_input]. `shared` has room for WarpLayout's weights.
+  // Loads the weights of the warp's first `outputs` outputs and `inputs` inputs; all others are zero. The weight of output o
+  // and input i is at from[o * next_output + i * next_input]. `shared` has space for the weights of WarpLayout.
   __device__ WarpWeights(float* shared, const float* from, int64_t next_output, int64_t next_input, int outputs, int inputs)
       : shared_(reinterpret_cast<float4*>(shared) + threadIdx.x) {
     const int first = 4 * (static_cast<int>(threadIdx.x) % 32);
@@ -46,7 +46,8 @@ class WarpWeights {
       }
   }
 
-  // The lane's part of the sums of kRows rows: of row r and output o, number r * kOutputs + o. `x` is [kRows][kChunks * 128].
+  // Computes the lane's partial sums of kRows rows; row r and output o has index r * kOutputs + o. `x` is
+  // [kRows][kChunks * 128].
   template <int kRows>
   __device__ void multiply(const float* x, float (&sums)[kRows * kOutputs]) const {
     const float* const mine = x + 4 * (static_cast<int>(threadIdx.x) % 32);
@@ -58,7 +59,7 @@ class WarpWeights {
 #pragma unroll
         for (int o = 0; o < kOutputs; ++o) add(kept_[c][o], in, sums[r * kOutputs + o]);
       }
-    // Unrolled, so many loads would be under way that weights had to leave the registers.
+    // Not unrolled: with so many concurrent loads, weights would be spilled from registers.
 #pragma unroll 1
     for (int c = kKept; c < kChunks; ++c) {
       float4 in[kRows];
@@ -90,8 +91,9 @@ class WarpWeights {
   float kept_[kKept][kOutputs][4];
 };
 
-// Adds up the lanes' parts of kCount sums, at most 32. Each lane ends with the whole of one, which is returned: two lanes
-// that differ in bit kBit deal what they have between them, and an odd sum both keep. `summed` tells which it is.
+// docs-begin: lane sums
+// Reduces kCount sums, at most 32, over the lanes of a warp. Each lane returns one complete sum: two lanes that differ in bit
+// kBit split their sums between them, and both keep an odd one. `summed` is set to the index of the returned sum.
 template <int kCount, int kBit = 16, int kAll>
 __device__ float add_lanes(float (&sums)[kAll], int lane) {
   constexpr int kHalf = (kCount + 1) / 2;
@@ -105,10 +107,11 @@ __device__ float add_lanes(float (&sums)[kAll], int lane) {
   if constexpr (kBit > 1) return add_lanes<kHalf, kBit / 2>(sums, lane);
   else return sums[0];
 }
+// docs-end: lane sums
 
 struct Summed {
-  int number;    // of the sum that the lane has the whole of
-  bool is_first;  // of the lanes that have it
+  int number;    // the index of the lane's sum
+  bool is_first;  // the first of the lanes that have this sum
 };
 template <int kCount, int kBit = 16>
 __device__ Summed summed(int lane) {

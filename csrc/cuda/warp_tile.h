@@ -1,5 +1,5 @@
-// How rnn_scan is cut up where outputs belong to warps (rnn_scan_warps.cuh): the sizes of its kernels, and what a block has
-// in shared memory. Nothing of CUDA here.
+// The tiling of rnn_scan with outputs by warps (rnn_scan_warps.cuh): the template sizes of its kernels, and the shared
+// memory layout of a block. This header is plain C++, without CUDA.
 #pragma once
 
 #include <cstdint>
@@ -8,24 +8,24 @@
 
 namespace dmm::cuda {
 
-constexpr int kWarpThreads = kMostThreads, kWarpsOfBlock = kWarpThreads / 32;  // two warps a scheduler
-constexpr int kWarpChunk = 128;  // inputs, of which a lane has four
-constexpr int kMostChunks = 16;  // of a state
+constexpr int kWarpThreads = kMostThreads, kWarpsOfBlock = kWarpThreads / 32;  // two warps per scheduler
+constexpr int kWarpChunk = 128;  // inputs of a chunk, four per lane
+constexpr int kMostChunks = 16;  // maximum chunks of a state
 
 struct WarpTile {
-  int chunks;   // of inputs
-  int outputs;  // of a warp
-  int kept;     // chunks whose weights are in registers; the others' are in shared memory
-  int rows;     // of a group
+  int chunks;   // chunks of inputs
+  int outputs;  // outputs per warp
+  int kept;     // chunks with weights in registers; the others are in shared memory
+  int rows;     // rows per group
 
   __host__ __device__ constexpr int block_outputs() const { return kWarpsOfBlock * outputs; }
   __host__ __device__ constexpr int units() const { return kWarpChunk * chunks; }
-  // Numbers of a group's state, of which a group has two.
+  // The number of elements of a group's state; a group has two states.
   __host__ __device__ constexpr int state() const { return rows * units(); }
 };
 
-// Where what a block has in shared memory begins, in bytes: the rows, two barriers a group, where a thread reads and
-// writes in device memory for each group, the weights that are not in registers, two states a group.
+// Byte offsets in a block's shared memory: the rows, two barriers per group, the device memory pointers of each thread for
+// each group, the weights that are not in registers, two states per group.
 struct WarpLayout {
   int barriers, places, weights, states, end;
 

@@ -1,13 +1,13 @@
-// The exchange of rnn_scan's state among the blocks of a cluster, whose outputs belong to warps.
+// The exchange of rnn_scan's state among the blocks of a cluster, with outputs by warps.
 //
-// When all warps have put their outputs into the block's own state, each gives the whole block's to another block or two, in
-// stores of 16 bytes a lane. A store whose lanes go to several blocks takes several times as long, which is why the warps
-// meet first.
+// When all warps have written their outputs to the block's own state, each sends the outputs of the whole block to one or two
+// other blocks, in stores of 16 bytes per lane. A store whose lanes go to several blocks takes several times as long, which
+// is why the warps synchronise first.
 //
-// The argument of exchange.cuh for two barriers, and two states, that take turns: every block gives all rows of a group at
-// every step but the last, also rows that have not begun or have ended, and also where its outputs are no units. So a
-// phase ends when all blocks have given, each after all its warps had read the state before: that state may be
-// overwritten, and the barrier of the step before be told what to expect next.
+// The argument of exchange.cuh for two alternating barriers and states: every block sends all rows of a group at every step
+// but the last, including rows that have not begun or have ended, and outputs that are not units. So a phase ends when all
+// blocks have sent, each after all its warps had read the state before: that state may then be overwritten, and the next
+// expected bytes be set on the barrier of the step before.
 #pragma once
 
 #include "exchange.cuh"
@@ -20,7 +20,7 @@ template <class K, class Args>
 class WarpsByCluster {
   static constexpr int kRows = K::kRows;
   static constexpr int kUnits = K::tile().units(), kOwn = K::tile().block_outputs();
-  // What a block gives at once: a lane has four numbers, and a warp serves every kWarpsOfBlock-th of the other blocks.
+  // The stores of a block: a lane stores four numbers, and a warp serves every kWarpsOfBlock-th of the other blocks.
   static constexpr int kQuads = kOwn / 4, kGifts = (kRows * kQuads + 31) / 32;
   static constexpr int kPeers = (15 + kWarpsOfBlock - 1) / kWarpsOfBlock;
 
@@ -36,7 +36,8 @@ class WarpsByCluster {
         shared_(shared),
         exchange_(cluster, cluster.blocks(), reinterpret_cast<uint64_t*>(shared + layout.barriers), a.hang) {}
 
-  // `steps_of(group)` are exchanged. All threads come here before the first step, and to `finish` after the last.
+  // `steps_of(group)` is the number of steps with an exchange. Called by all threads before the first step; `finish` is
+  // called after the last.
   template <class Steps>
   __device__ void start(Steps steps_of) {
     exchange_.start(rows_.groups(), [&](int group, int step) { return step < steps_of(group) ? bytes(group) : 0; });
@@ -45,12 +46,13 @@ class WarpsByCluster {
 #pragma unroll
     for (int i = 0; i < kPeers; ++i) peers_[i] = remote(peer(i), shared_);
   }
-  // Waits until the block has the state that a step of a group left, of all blocks. `rows()` take part in the step.
+  // Waits until the block has the state of all blocks after a step of a group. `rows()` is the number of active rows.
   template <class Rows>
   __device__ void wait(int group, int step, Rows rows) {
     exchange_.wait(group, step, rows);
   }
-  // Gives what the warp's lanes have put into the block's own `state`.
+  // docs-begin: all-gather
+  // Sends the values that the warp's lanes have written to the block's own `state`.
   template <class Turn>
   __device__ void give(const Turn& turn, const float* state, float) const {
     __syncthreads();
@@ -71,13 +73,14 @@ class WarpsByCluster {
     if (threadIdx.x == 0 && turn.step > 0 && turn.step + 2 < turn.steps)
       exchange_.expect(turn.group, turn.step + 1, bytes(turn.group));
   }
+  // docs-end: all-gather
   template <class Steps>
   __device__ void finish(Steps steps_of) {
     exchange_.finish(rows_.groups(), steps_of);
   }
 
  private:
-  // Each block begins with another, so that none is the first of all.
+  // Each block starts with a different one, so that not all store to the same block first.
   __device__ int peer(int i) const { return (cluster_.rank() + warp() + 1 + i * kWarpsOfBlock) % cluster_.blocks(); }
   __device__ int rows_of(int group) const {
     const int left = rows_.count() - group * kRows;

@@ -1,15 +1,14 @@
 // The exchange of rnn_scan's state among the blocks of a team through device memory, in flagged words
-// (flagged_words.cuh); outputs belong to warps.
+// (flagged_words.cuh), with outputs by warps.
 //
-// A word has a unit's numbers of all rows of a group. A lane stores the words of its warp's outputs as soon as the warp has
-// them; no barrier of the block comes before. In the next turn of the group the threads poll for the words of the other
-// blocks' units and put them into the block's own state, and one barrier of the block follows. So the rule of
-// flagged_words.cuh holds: a warp stores words of a step after that barrier, before which all threads had read the words
+// A word has a unit's values for all rows of a group. A lane stores the words of its warp's outputs as soon as the warp has
+// computed them, without a barrier of the block before. In the next turn of the group the threads poll for the words of the
+// other blocks' units and write them to the block's own state, followed by one barrier of the block. So the rule of
+// flagged_words.cuh holds: a warp stores words of a step after that barrier, before which all threads have read the words
 // of the step before.
 //
-// The state of step k is written in the turn of k (own units) and before the barrier of k + 1 (others' units), and read
-// after that barrier; the next to write to the same place is the turn of k + 2, after the barrier of k + 2, to which all
-// warps come that have read it.
+// The state of step k is written in the turn of k (own units) and before the barrier of k + 1 (other units), and read after
+// that barrier. It is next overwritten in the turn of k + 2, after the barrier of k + 2, which all its readers have reached.
 #pragma once
 
 #include "flagged_words.cuh"
@@ -22,7 +21,7 @@ template <class K, class Args>
 class WarpsByWords {
   static constexpr int kRows = K::kRows, kOutputs = K::kOutputs, kSums = kRows * kOutputs;
   static constexpr int kUnits = K::tile().units(), kState = K::tile().state(), kOwn = K::tile().block_outputs();
-  // Words that a thread polls for, at most, and how many of them at once.
+  // The maximum number of words that a thread polls for, and the number of rounds of up to four words.
   static constexpr int kLoads = (kUnits - kOwn + kWarpThreads - 1) / kWarpThreads, kRounds = (kLoads + 3) / 4;
   static constexpr int kAtOnce = (kLoads + kRounds - 1) / kRounds;
   using Word = FlaggedWord<kRows>;
@@ -42,7 +41,7 @@ class WarpsByWords {
 
   template <class Steps>
   __device__ void start(Steps) const {
-    __syncthreads();  // the first states are there
+    __syncthreads();  // makes the initial states visible
   }
   // Finds the lanes that have the sums of this lane's word.
   __device__ void find_peers() {
@@ -60,7 +59,7 @@ class WarpsByWords {
     for (int first = 0; first < kLoads && !is_lost_; first += kAtOnce) receive(group, step, first, rows);
     __syncthreads();
   }
-  // Gives the warp's values, of which each lane has one.
+  // Sends the warp's values, of which each lane has one.
   template <class Turn>
   __device__ void give(const Turn& turn, const float*, float value) const {
     float numbers[kRows];
@@ -72,7 +71,7 @@ class WarpsByWords {
   __device__ void finish(Steps) const {}
 
  private:
-  // From the thread's word number `first` on.
+  // Reads the thread's words from index `first` on.
   template <class Rows>
   __device__ void receive(int group, int step, int first, Rows rows) {
     const Word* const from = words(group, step);
@@ -89,7 +88,7 @@ class WarpsByWords {
         for (int row = 0; row < kRows; ++row) state[row * kUnits + unit(first + i)] = words.word[i].numbers[row];
   }
 
-  // The thread's i-th of the other blocks' units. Each block begins with the one after its own, so that none is the first of all.
+  // The i-th unit that the thread polls for. Each block starts with the one after it, so that not all read the same first.
   __device__ bool is_mine(int i) const { return static_cast<int>(threadIdx.x) + i * kWarpThreads < units() - kOwn; }
   __device__ int unit(int i) const {
     const int at = (team_.rank() + 1) * kOwn + static_cast<int>(threadIdx.x) + i * kWarpThreads;
@@ -107,8 +106,8 @@ class WarpsByWords {
   const Team& team_;
   float* const states_;
   unsigned char* const words_;
-  const int own_;  // the word that the lane stores
-  int lanes_ = 0;  // that have its numbers, eight bits for each row
+  const int own_;  // the index of the word that the lane stores
+  int lanes_ = 0;  // the lanes that have its values, eight bits for each row
   bool is_lost_ = false;
 };
 

@@ -1,4 +1,4 @@
-// The kernels of csrc/cuda for the tests, on arrays of NumPy and tensors of torch.
+// Python bindings of the kernels of csrc/cuda for the tests, with NumPy arrays and tensors of torch.
 #include "tensors.h"
 
 #include <pybind11/numpy.h>

@@ -1,4 +1,4 @@
-// clipped_adam for the tests, on arrays of NumPy that it changes in place.
+// clipped_adam for the tests, on NumPy arrays that it changes in place.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -15,8 +15,8 @@ namespace {
 
 using Floats = std::vector<py::array_t<float>>;
 
-// Returns the number of launches. `steps` and `lrs` have an array of one element for each parameter, or none; `tickets`
-// have one where the step is to `advance` these.
+// Returns the number of launches. `steps` and `lrs` have an array of one element for each parameter, or are empty;
+// `tickets` has one element if the step is to `advance` them.
 int clipped_adam(Floats params, Floats grads, Floats exp_avgs, Floats exp_avg_sqs, int64_t step, double lr,
                  double beta1, double beta2, float eps, float weight_decay, float clip_norm, bool centered_variance,
                  std::vector<py::array_t<int64_t>> steps, std::vector<py::array_t<double>> lrs, double lrd,

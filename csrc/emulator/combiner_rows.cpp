@@ -1,4 +1,4 @@
-// The kernels of combiner_scan that take one row or two at a time, under the emulator.
+// The kernels of combiner_scan for one or two rows at a time, under the emulator.
 #include "combiner_rows.h"
 
 #include "../cuda/combiner_rows_kernels.cuh"

@@ -1,4 +1,4 @@
-// Runs combiner_scan under the emulator, one row or two at a time, on clusters or on teams.
+// Runs combiner_scan under the emulator with the kernels for one or two rows, on clusters or on teams.
 #pragma once
 
 #include <string>

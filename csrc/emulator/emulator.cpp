@@ -30,7 +30,7 @@ void write(uint64_t* barrier, Transactions t) {
 
 thread_local Cluster* cluster = nullptr;
 
-// The address sanitizer has to know which stack is in use.
+// The address sanitizer has to be told which stack is in use.
 void switch_stack(ucontext_t* from, ucontext_t* to, const void* stack, size_t bytes, bool ends = false) {
 #if defined(__SANITIZE_ADDRESS__)
   void* fake = nullptr;
@@ -55,10 +55,10 @@ void yield(bool ends = false) {
   switch_stack(&cluster->running->context, &cluster->scheduler, scheduler_stack, scheduler_bytes, ends);
 }
 
-// Whether barriers are ignored at some time: what is an error elsewhere is then what a test wants to see.
+// True if barriers are skipped at some point; a test then expects effects that are otherwise errors.
 bool ignores_barriers() { return cluster->launch.options.max_barriers != INT32_MAX; }
 
-// Whether the thread waits at the barrier that it has come to.
+// True if the thread waits at the barrier that it has reached.
 bool waits() { return cluster->running->barriers++ < cluster->launch.options.max_barriers; }
 
 void wait_for_all(Barrier& barrier) {
@@ -69,7 +69,7 @@ void wait_for_all(Barrier& barrier) {
   yield();
 }
 
-// A barrier of the kernel's.
+// Waits at a barrier of the kernel.
 void sync(Barrier& barrier) {
   if (waits()) wait_for_all(barrier);
   else barrier.arrive();
@@ -87,7 +87,7 @@ void thread_main() {
   yield(true);
 }
 
-// Whether the phase of that parity has ended.
+// True if the phase with this parity has ended.
 bool has_ended(const uint64_t* barrier, int parity) { return (read(barrier).phase & 1) != parity; }
 
 bool can_run(const Thread& t) {
@@ -96,7 +96,7 @@ bool can_run(const Thread& t) {
          (t.words_seen < 0 || t.timed_out || cluster->words_visible > t.words_seen);
 }
 
-// A block that has ended has no shared memory to be written to.
+// The shared memory of a block that has exited no longer exists.
 void deliver(const RemoteStore& store) {
   if (cluster->blocks[store.block].barrier.all_left() && !ignores_barriers()) {
     cluster->error = "a store comes to a block that has ended";
@@ -113,7 +113,7 @@ void show(const WordStore& store) {
   ++cluster->words_visible;
 }
 
-// Of the words on their way, one that no other for the same place has to come before.
+// Makes one pending word visible, such that words for the same address stay in order.
 void show_any() {
   auto& words = cluster->words;
   cluster->random = cluster->random * 1664525u + 1013904223u;
@@ -136,8 +136,7 @@ void deliver_all() {
   if (cluster->error) throw std::runtime_error(cluster->error);
 }
 
-// Of the waits for barriers in shared memory, and for words, the one that has lasted longest gives up, and with it those for
-// the same end of a phase.
+// Lets the longest wait for a barrier in shared memory or for a word give up, together with those for the same phase.
 void time_out() {
   const Thread* first = nullptr;
   for (const Thread& thread : cluster->threads)
@@ -238,7 +237,7 @@ void warp_sync() {
 }
 void cluster_sync() { sync(cluster->barrier); }
 unsigned lane_index() { return cluster->running->index.x % 32; }
-// Two places take turns: a lane that shows the next but one has passed the next, to which all came that had looked here.
+// Double buffered: a lane that writes for the shuffle after the next has passed the next, which all readers have reached.
 uint64_t shuffle(uint64_t shown, unsigned lane) {
   Thread& thread = *cluster->running;
   Warp& warp = thread.block->warps[thread.index.x / 32];
@@ -264,8 +263,8 @@ S* in_block(int block, S* mine) {
   return reinterpret_cast<S*>(cluster->blocks[block].shared.get() + offset);
 }
 
-// How often what a block gives to another comes: the fault that was asked for may be here. The two barriers of a group
-// take turns, so a barrier and its phase tell the step.
+// The number of deliveries of a block's store, which the injected fault may change. The two barriers of a group alternate,
+// so a barrier and its phase determine the step.
 int times(int block, const uint64_t* barrier) {
   const Fault& fault = cluster->launch.options.fault;
   if (fault.kind == Fault::kNone || fault.kind == Fault::kEarlyTimeout) return 1;

@@ -1,13 +1,12 @@
-// CUDA kernels on a CPU, for the tests: the very sources of csrc/cuda, thread-block clusters and all.
+// CUDA kernels on a CPU, for the tests, compiled from the sources of csrc/cuda and including thread-block clusters.
 //
-// A CUDA thread is a fiber; the fibers of one cluster take turns, each running until it waits at a barrier. Shared
-// memory is a heap block of exactly the size asked for, filled with NaN, so that the address sanitizer sees an access
-// out of bounds and a read before a write shows in the result. Words for other blocks in device memory become visible
-// late, at once, or in any order. Fibers can run in reverse, and barriers can be ignored:
-// a test can show that it would see a missing one. A block can lose what it gives: a test can show that the kernel says
-// so.
+// A CUDA thread is a fiber; the fibers of one cluster run alternately, each until it waits at a barrier. Shared memory is a
+// heap block of exactly the requested size, filled with NaN, so that the address sanitizer detects out-of-bounds accesses
+// and reads of uninitialised memory show in the result. Words for other blocks in device memory become visible late, at
+// once, or in any order. Fibers can run in reverse order, and barriers can be skipped, so that a test can show that it
+// detects a missing barrier. Stores of a block can be dropped, so that a test can show that the kernel reports it.
 //
-// What it does not see: races of the memory model, divergence within a warp, and anything about speed.
+// The emulator does not detect races in the memory model or divergence within a warp, and says nothing about speed.
 #pragma once
 
 #include <math.h>
@@ -48,9 +47,9 @@ struct Fault {
 
 struct Options {
   bool reversed = false;         // threads run last to first
-  int max_barriers = INT32_MAX;  // a thread waits at its first so many barriers, and at no other
-  bool late = false;             // a warp runs when those before it cannot go on without it, and not earlier
-  bool shuffled = false;         // words in device memory become visible one by one, in no order
+  int max_barriers = INT32_MAX;  // each thread skips every barrier after its first max_barriers
+  bool late = false;             // a warp runs only when those before it cannot continue without it
+  bool shuffled = false;         // words in device memory become visible one by one, in random order
   Fault fault{};
 };
 
@@ -60,10 +59,10 @@ struct Launch {
   Options options{};
 };
 
-// Runs `kernel` once as every thread. Throws when threads wait for a barrier that can no longer be reached.
+// Runs `kernel` once in every thread. Throws if threads wait at a barrier that others cannot reach any more.
 void run(const Launch& launch, const std::function<void()>& kernel);
 
-// For the thread that runs.
+// The index of the running thread.
 const Dim3& thread_index();
 const Dim3& block_index();
 const Dim3& block_size();
@@ -74,30 +73,30 @@ void block_sync();
 void bundle_sync(int number, int threads);
 void warp_sync();
 void cluster_sync();
-// An asynchronous copy takes place when it is waited for, and not before.
+// An asynchronous copy is carried out when it is waited for, and not before.
 void copy_async(void* to, const void* from, size_t bytes);
 void copies_end();
 void copies_done(int later_groups);
-// The tensor cores of a warp, all of whose threads have to come: mma.m16n8k8 of numbers in tf32.
+// The tensor cores of a warp, all of whose threads have to take part: mma.m16n8k8 in tf32.
 float to_tf32(float x);
 void multiply_tiles(float (&sums)[4], const float (&left)[4], const float (&right)[2]);
-// And mma.m16n8k16 of pairs of numbers in bf16, the first in the lower half.
+// Likewise mma.m16n8k16 of pairs in bf16, with the first number in the lower half.
 uint32_t pack_bf16(float low, float high);
 void multiply_tiles_bf16(float (&sums)[4], const uint32_t (&left)[4], const uint32_t (&right)[2]);
-// Barriers in shared memory that count bytes. What a block gives to another arrives when no thread can run any more, or
-// at once where threads run last to first, or warps late. A wait gives up, and is false, when no thread can run and
-// nothing is on its way: the wait that has lasted longest is the first to.
+// Transaction barriers in shared memory. A store to another block is delivered when no thread can run any more, or
+// immediately if threads run in reverse order or warps late. A wait gives up and returns false if no thread can run and no
+// store is pending; the longest wait gives up first.
 void transaction_init(uint64_t* barrier, int arrivals);
 void transaction_arrive(uint64_t* barrier);
 void transaction_expect(uint64_t* barrier, int bytes);
 void transaction_store(int block, float* mine, const float* values, int count, uint64_t* barrier);
 bool transaction_wait(const uint64_t* barrier, int parity);
-// A word in device memory, which becomes visible whole, and when a thread can run no longer, or at once where threads run
-// last to first, or warps late; words for one place do so in order. A thread that has not seen what it polls for waits until
-// another word can be seen; false, when no thread can run and none is on its way.
+// A word in device memory, which becomes visible as a whole when no thread can run any more, or immediately if threads run
+// in reverse order or warps late; words for one address become visible in order. A polling thread waits until another word
+// becomes visible; the wait returns false if no thread can run and no word is pending.
 void word_store(void* to, const void* word, size_t bytes, int group, int step);
 bool words_wait();
-// The eight bytes that another lane of the warp shows; all its lanes have to come.
+// The eight bytes that another lane of the warp passes to the shuffle, in which all lanes have to take part.
 uint64_t shuffle(uint64_t shown, unsigned lane);
 unsigned lane_index();
 

@@ -1,4 +1,4 @@
-// Kernels whose blocks wait for one another, with a record for a wait that gives up.
+// Runs of kernels whose blocks wait for one another, with a record of waits that give up.
 #pragma once
 
 #include <stdexcept>
@@ -11,7 +11,7 @@
 
 namespace dmm::emulator {
 
-// Runs `kernel(args)` once as every thread. Throws where a wait gave up, with the words that the op has for it.
+// Runs `kernel(args)` once in every thread. Throws if a wait gave up, with the op's error message.
 template <class Args, class Kernel>
 void run_exchange(const std::string& call, Args args, const Launch& launch, Kernel kernel) {
   cuda::HangRecord record{};
@@ -20,8 +20,8 @@ void run_exchange(const std::string& call, Args args, const Launch& launch, Kern
   if (record.state == cuda::kHangComplete) throw std::runtime_error(hang_text(record, call));
 }
 
-// Runs `kernel(args)` as every thread of the teams that the rows take. No more than two teams are resident: further ones are
-// launched later, as launch_teams does.
+// Runs `kernel(args)` in every thread of the teams that the rows need. At most two teams are resident: further ones are
+// launched later, as in launch_teams.
 template <class Args, class Kernel>
 void run_teams(const std::string& call, Args args, int threads, const Options& options, Kernel kernel) {
   constexpr int kAtOnce = 2;
@@ -41,7 +41,7 @@ class Words {
     if (options.fault.kind == Fault::kOneBuffer) mailbox.odd_bytes = 0;
     if (options.fault.kind != Fault::kOldWords) return;
     for (int64_t at = 0; at < like.team_bytes * teams; at += word_bytes) {
-      const unsigned flag = at / like.odd_bytes % 2 ? 2 : 1;  // of the first step that has its word there
+      const unsigned flag = at / like.odd_bytes % 2 ? 2 : 1;  // the flag of the first step that uses this word
       std::memcpy(mailbox.bytes + at + word_bytes - 4, &flag, sizeof flag);
     }
   }

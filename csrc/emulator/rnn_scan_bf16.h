@@ -1,4 +1,4 @@
-// rnn_scan in bf16 under the emulator; in a file of its own, for it takes long to compile.
+// rnn_scan in bf16 under the emulator; in a separate file because it is slow to compile.
 #pragma once
 
 #include <string>

@@ -1,4 +1,4 @@
-// rnn_scan under the emulator where outputs belong to warps; in a file of its own, for it takes long to compile.
+// rnn_scan with outputs by warps under the emulator; in a separate file because it is slow to compile.
 #pragma once
 
 #include <string>

@@ -1,4 +1,4 @@
-// The state of a cluster under the emulator: its blocks, threads and barriers, and what is on its way between them.
+// The state of a cluster under the emulator: its blocks, threads and barriers, and the pending stores between them.
 #pragma once
 
 #include <ucontext.h>
@@ -11,7 +11,7 @@
 
 namespace dmm::emulator {
 
-// A thread that arrives gets the phase's number, and waits for as long as that is the phase.
+// An arriving thread receives the number of the current phase, and waits as long as it does not change.
 class Barrier {
  public:
   void expect(int threads) { expected_ = threads; }
@@ -21,7 +21,7 @@ class Barrier {
     complete();
     return token;
   }
-  void leave() {  // a thread that has ended is not waited for
+  void leave() {  // a thread that has ended no longer takes part
     --expected_;
     complete();
   }
@@ -38,11 +38,11 @@ class Barrier {
   uint64_t phase_ = 0;
 };
 
-// What the lanes of a warp lay open to one another.
+// The data that the lanes of a warp exchange.
 struct Warp {
   Barrier barrier;
   float left[16][16], right[16][8];
-  uint64_t shown[2][32];  // to a shuffle and to the next
+  uint64_t shown[2][32];  // alternating buffers of consecutive shuffles
 };
 
 struct Block {
@@ -60,15 +60,15 @@ struct Copy {
   size_t bytes;
 };
 
-// What is in a barrier's eight bytes, as in those of an mbarrier.
+// The contents of a transaction barrier's eight bytes, as in an mbarrier.
 struct Transactions {
-  int32_t bytes;  // still to come; below zero where they came before they were expected
-  // Who is still to arrive, of so many in each phase: one of them says how many bytes the phase expects.
+  int32_t bytes;  // pending bytes; negative if they arrived before they were expected
+  // Pending arrivals, arrivals per phase, one of which sets the expected bytes, and the phase.
   uint32_t pending : 6, arrivals : 6, phase : 20;
 };
 static_assert(sizeof(Transactions) == sizeof(uint64_t));
 
-// Numbers from a block, whose bytes a barrier counts.
+// A store by another block, whose bytes a barrier counts.
 struct RemoteStore {
   int block;
   float* to;
@@ -77,7 +77,7 @@ struct RemoteStore {
   uint64_t* barrier;
 };
 
-// A word in device memory that no other thread sees yet.
+// A word in device memory that is not visible to other threads yet.
 struct WordStore {
   unsigned char* to;
   unsigned char word[16];
@@ -92,16 +92,16 @@ struct Thread {
   const Barrier* waits_at = nullptr;
   uint64_t token = 0;
   const uint64_t* waits_for = nullptr;  // a barrier in shared memory
-  int64_t waits_since = 0;              // of the cluster's waits for such
-  int64_t words_seen = -1;              // that were visible when it began to wait for another; -1: it does not
+  int64_t waits_since = 0;              // the sequence number of its wait within the cluster
+  int64_t words_seen = -1;              // words visible when it began to wait for another one; -1: it does not wait
   bool timed_out = false, has_given_up = false;
   int parity = 0, barriers = 0;
   unsigned shuffles = 0;
-  std::deque<std::vector<Copy>> copies{1};  // in groups; the last is not ended
+  std::deque<std::vector<Copy>> copies{1};  // groups of copies; the last one is not committed
   bool ended = false;
 };
 
-// The cluster that runs. Its threads leave it only for one another's turns, so one at a time is enough.
+// The running cluster. Only one cluster runs at a time.
 struct Cluster {
   const Launch& launch;
   const std::function<void()>& kernel;
@@ -109,13 +109,13 @@ struct Cluster {
   Barrier barrier{};
   std::vector<Block> blocks{};
   std::vector<Thread> threads{};
-  std::vector<RemoteStore> stores{};  // on their way
+  std::vector<RemoteStore> stores{};  // pending stores
   std::vector<WordStore> words{};
   int64_t words_visible = 0;
   uint32_t random = 1;
   int64_t waits = 0;
-  bool is_faulty = false;       // the fault that was asked for has happened
-  const char* error = nullptr;  // of a thread: none can throw out of its own stack
+  bool is_faulty = false;       // the injected fault has occurred
+  const char* error = nullptr;  // the error of a thread, which cannot throw out of its own stack
   Thread* running = nullptr;
   ucontext_t scheduler{};
 };

@@ -1,9 +1,10 @@
-"""CUDA C++ kernels: the two scans, persistent on thread-block clusters with weights on the chip, and Adam.
+"""CUDA C++ kernels: the two scans, persistent on thread-block clusters with weights on chip, and Adam.
 
-A module has the name of its op's file and holds a function for the compiled op and one for its
-``_backward``, with the arguments and layouts of the table of ops. What is not sequential in a scan is a few
-large products around the kernel, which is an op of the compiled library, ``dmm_fast::_launch_<op>``, and
-takes a plan: how the work is cut up, a pure function of the sizes and the device (:mod:`.plan`).
+A module is named after its op's file and has a function for the compiled op and one for its ``_backward``,
+with the arguments and layouts of the table of ops. The sequential part of a scan is a kernel, launched by an
+op of the compiled library, ``dmm_fast::_launch_<op>``; the rest is a few large GEMMs around it. The kernel's
+plan, that is the distribution of the work over blocks and threads, is a pure function of the sizes and the
+device (:mod:`.plan`).
 """
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from dmm_fast import _extension
 
 DTYPES = (torch.float32,)
-"""Dtypes of the kernels."""
+"""Supported dtypes."""
 
 missing: str | None = _extension.missing
-"""Why the kernels cannot be called; None where they can."""
+"""The reason why the kernels cannot be called; None if they can."""

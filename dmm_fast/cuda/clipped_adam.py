@@ -1,4 +1,4 @@
-"""A step of Adam with clipped gradients, for many tensors at a time."""
+"""A step of Adam with clipped gradients, for many tensors in one launch."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from dmm_fast.ops._tickets import ticket_to_advance
 
 
 def clipped_adam(*given: Any) -> None:
-    """Step the parameters in place; the arguments are those of the compiled op."""
+    """Update the parameters in place; the arguments are those of the compiled op."""
     *others, steps, lrs, lrd, advance = given
     ticket = ticket_to_advance(steps, lrs, lrd) if advance else None
     tickets = [] if ticket is None else [ticket]

@@ -14,13 +14,13 @@ from dmm_fast.reference import CombinerWeights
 def combiner_scan(
     h: Tensor, eps: Tensor, z_q_0: Tensor, weights: list[Tensor], lengths: Tensor, keep_g: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``z, loc, pre_scale``, each ``[P, B, T, Z]``, and for the backward ``g [P, B, T, H]``.
+    """``z, loc, pre_scale``, each ``[P, B, T, Z]``, and for the backward pass ``g [P, B, T, H]``.
 
-    All are zero past the end of each row. Without ``keep_g`` the last is empty.
+    All are zero past the end of each row. Without ``keep_g``, ``g`` is empty.
     """
     P, B, _, Z = eps.shape
     plan = combiner_plan(P * B, h.shape[-1], Z, device_of(eps), tf32=allows_tf32())
-    # Of c = (g + h) / 2 the part of h needs no scan.
+    # The contribution of h to c = (g + h) / 2 needs no scan.
     base = heads_of_hidden(h, CombinerWeights(*weights), lengths)
     start = z_q_0.expand(P, B, Z)
     return torch.ops.dmm_fast._launch_combiner_scan(base, eps, start, *weights, lengths, plan.numbers, keep_g)

@@ -1,6 +1,4 @@
-"""GPUs as the planner sees them: what a plan of the scans depends on, and a table of those that are not
-here.
-"""
+"""The properties of GPUs on which a plan of the scans depends, and a table of known GPUs."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -13,26 +11,26 @@ _KIB = 1024
 
 
 class Architecture(NamedTuple):
-    """Properties that all GPUs of a compute capability have in common."""
+    """Properties shared by all GPUs of a compute capability."""
 
-    fp32_lanes: int  # of a multiprocessor
-    shared_bytes: int  # that a block may have
-    clock: float  # GHz of the GPU below, for those that do not tell theirs
-    l2_latency: float  # cycles of a load from the farthest part of the second-level cache
-    l2_share: float  # bytes a cycle from there to a multiprocessor, where all of them read
+    fp32_lanes: int  # float32 lanes per multiprocessor
+    shared_bytes: int  # maximum shared memory per block
+    clock: float  # GHz of a known GPU, for devices that do not report their clock
+    l2_latency: float  # cycles of a load from the farthest part of the L2 cache
+    l2_share: float  # L2 bandwidth per multiprocessor in bytes per cycle, when all of them read
 
 
 # Lanes and shared memory are those of NVIDIA's CUDA C++ Programming Guide.
 #
-# Latencies were measured by chasing pointers: RRZE's gpu-benches has an A100 80 GB, an A40, an L40 and an
-# H100 PCIe; M. Dewing's AI_kernels an RTX 4090, an RTX 5090, a GH200 and a B200. An A100 and an H100 have two
-# partitions, 205 and 400 cycles away, 265 and 475. A step waits for its last number, so the far one counts.
-# Of a B200, whose average is 295, the distance of the other die is not published: the H100's ratio is
-# assumed. Within a partition the latency varies too, by multiprocessor from 222 to 339 cycles on an L40, 279
-# on average (Alpay and Basaran, 2026); here it is the average.
+# Latencies were measured by pointer chasing: RRZE's gpu-benches has an A100 80 GB, an A40, an L40 and an
+# H100 PCIe; M. Dewing's AI_kernels an RTX 4090, an RTX 5090, a GH200 and a B200. The L2 caches of an A100 and
+# an H100 have two partitions, with latencies of 205 and 400 cycles, and of 265 and 475. A step waits for its
+# last value, so the farther partition counts. For a B200, whose average is 295, the latency of the other die
+# is not published; the H100's ratio is assumed. Within a partition the latency also varies by multiprocessor,
+# from 222 to 339 cycles on an L40, 279 on average (Alpay and Basaran, 2026); the average is used here.
 #
-# Shares are the bandwidth of the second-level cache in gpu-benches over clock and multiprocessors: A100
-# 5.4 TB/s, A40 2.5 TB/s, L40 5.2 TB/s, H200 9.8 TB/s, GB200 18.9 TB/s. That of 12.0 is assumed to be 8.9's.
+# l2_share is the L2 bandwidth in gpu-benches divided by clock and number of multiprocessors: A100 5.4 TB/s,
+# A40 2.5 TB/s, L40 5.2 TB/s, H200 9.8 TB/s, GB200 18.9 TB/s. For 12.0 that of 8.9 is assumed.
 ARCHITECTURES = {
     (8, 0): Architecture(64, 163 * _KIB, 1.41, 400.0, 35.0),
     (8, 6): Architecture(128, 99 * _KIB, 1.70, 250.0, 17.0),
@@ -41,51 +39,51 @@ ARCHITECTURES = {
     (10, 0): Architecture(128, 227 * _KIB, 1.965, 530.0, 60.0),
     (12, 0): Architecture(128, 99 * _KIB, 2.407, 360.0, 14.0),
 }
-# Bytes a cycle to one multiprocessor, whatever the others do, as NVIDIA's whitepaper on the A100 has it.
+# Maximum bytes per cycle from L2 to one multiprocessor, from NVIDIA's whitepaper on the A100.
 _MOST_FROM_L2 = 64.0
 
 
 class Device(NamedTuple):
-    """The properties of a GPU that a plan depends on."""
+    """The properties of a GPU on which a plan depends."""
 
-    name: str  # as CUDA gives it; measurements are of a device of that name
+    name: str  # the name reported by CUDA, by which measurements are found
     capability: tuple[int, int]
     multiprocessors: int
-    shared_bytes: int  # that a block may have
-    clusters: tuple[int, ...]  # of each of CLUSTER_SIZES, that run at a time
+    shared_bytes: int  # maximum shared memory per block
+    clusters: tuple[int, ...]  # for each of CLUSTER_SIZES, the number of clusters that run concurrently
     clock: float  # GHz
     between: tuple[
         tuple[int, int], ...
-    ] = ()  # other sizes of clusters and how many run at a time, as CUDA counts
+    ] = ()  # further cluster sizes with the number of clusters that run concurrently, from CUDA
 
     @property
     def architecture(self) -> Architecture:
-        """That of the compute capability, or of the latest before it that is known."""
+        """The architecture of the compute capability, or of the latest known one before it."""
         known = [each for each in ARCHITECTURES if each <= self.capability]
         return ARCHITECTURES[max(known, default=(8, 0))]
 
     @property
     def arch(self) -> str:
-        """The compute capability as nvcc writes it."""
+        """The compute capability in nvcc's notation."""
         return f"sm_{self.capability[0]}{self.capability[1]}"
 
     @property
     def has_clusters(self) -> bool:
-        """Whether a cluster may have more than one block."""
+        """True if clusters of more than one block are supported."""
         return any(self.clusters[1:])
 
     @property
     def most_blocks(self) -> int:
-        """Blocks of the largest cluster that runs here."""
+        """The size of the largest cluster that can run."""
         return max(size for size, count in zip(CLUSTER_SIZES, self.clusters, strict=True) if count)
 
     @property
     def ffma_cycles(self) -> int:
-        """Cycles that a warp's multiplication takes of its scheduler, one of four."""
+        """Issue cycles of a warp's FFMA on its scheduler, one of four per multiprocessor."""
         return 128 // self.architecture.fp32_lanes
 
     def at_once(self, size: int) -> int:
-        """The number of clusters of so many blocks that run at a time, at least."""
+        """A lower bound of the number of clusters of ``size`` blocks that run concurrently."""
         if size in dict(self.between):
             return dict(self.between)[size]
         each = zip(CLUSTER_SIZES[1:], self.clusters[1:], strict=True)
@@ -94,33 +92,35 @@ class Device(NamedTuple):
         return max((count * (larger // size) for larger, count in each if larger > size), default=0)
 
     def teams_at_once(self, blocks: int) -> int:
-        """The number of teams of so many blocks, each alone on its multiprocessor, that run at a time."""
+        """The number of teams of ``blocks`` blocks that run concurrently, one block per multiprocessor."""
         return self.multiprocessors // blocks
 
     def l2_bytes(self, blocks: int) -> float:
-        """Bytes a cycle from the second-level cache to each of so many blocks that read at a time."""
+        """L2 bandwidth in bytes per cycle for each of ``blocks`` blocks that read concurrently."""
         all_of_it = self.architecture.l2_share * self.multiprocessors
         return min(_MOST_FROM_L2, all_of_it / min(max(blocks, 1), self.multiprocessors))
 
     def us(self, cycles: float) -> float:
-        """Microseconds of so many cycles."""
+        """Convert cycles to microseconds."""
         return cycles / self.clock / 1e3
 
 
 def _known(
     name: str, capability: tuple[int, int], clock: float, multiprocessors: int, *clusters: int
 ) -> Device:
-    """A GPU from its datasheet; ``clusters`` of 2, 4, 8 and 16 blocks, where it has any."""
+    """A GPU from its datasheet; ``clusters``: concurrent clusters of 2, 4, 8 and 16 blocks, if supported."""
     at_once = (multiprocessors, *(clusters or (0,) * (len(CLUSTER_SIZES) - 1)))
     shared_bytes = ARCHITECTURES[capability].shared_bytes
     return Device(name, capability, multiprocessors, shared_bytes, at_once, clock)
 
 
-# A cluster lies within a group of multiprocessors, and some groups lack a few; as CUDA counts them there.
+# A cluster lies within one group of multiprocessors (GPC), and some groups lack a few multiprocessors; these
+# are the numbers reported by CUDA on an H100.
 H100 = _known("NVIDIA H100 80GB HBM3", (9, 0), 1.98, 132, 66, 30, 15, 7)
-# Multiprocessors and boost clocks are those of NVIDIA's datasheets. What clusters run at once only CUDA can
-# tell: for an H200, the same chip, as many as on an H100; for the others as many as fit if each group has
-# the 18 (B200), 14 (RTX 5090) or 12 (RTX 5080) multiprocessors that the least one is taken to have.
+# Multiprocessors and boost clocks are from NVIDIA's datasheets. Only CUDA can report the number of concurrent
+# clusters. The numbers for an H200, which has the same chip, are those of an H100; for the others they assume
+# that each group has the number of multiprocessors of the smallest one, 18 (B200), 14 (RTX 5090) or 12
+# (RTX 5080).
 KNOWN = {
     "h100": H100,
     "h200": H100._replace(name="NVIDIA H200"),
@@ -139,22 +139,22 @@ KNOWN = {
 
 
 def device_of(tensor: Tensor) -> Device:
-    """The properties of the device that a tensor is on."""
-    # The CPU stands for a GPU where the kernels are emulated.
+    """The properties of the device of a tensor."""
+    # If the kernels are emulated, CPU tensors are treated as those of an H100.
     return cuda_device(tensor.get_device()) if tensor.is_cuda else H100
 
 
 @lru_cache
 def cuda_device(index: int) -> Device:
-    """The properties of the CUDA device of that index."""
+    """The properties of the CUDA device with this index."""
     found = torch.cuda.get_device_properties(index)
     shared_bytes: int = found.shared_memory_per_block_optin  # type: ignore[attr-defined]  # not in the stubs
     count: int = found.multi_processor_count
 
     def at_once(size: int) -> int:
-        if size == 1:  # with all the shared memory that a block may have, it is alone
+        if size == 1:  # a block may use all shared memory of its multiprocessor
             return count
-        # Clusters came with 9.0; more than 8 blocks are for data centres' chips.
+        # Clusters need compute capability 9.0; more than 8 blocks are supported on data centre GPUs only.
         if found.major < 9 or (size > 8 and found.major not in (9, 10)):
             return 0
         clusters: int = torch.ops.dmm_fast._clusters_at_once(index, size, shared_bytes)
@@ -164,6 +164,6 @@ def cuda_device(index: int) -> Device:
     others = [size for size in range(2, CLUSTER_SIZES[-1]) if size not in CLUSTER_SIZES and any(clusters[1:])]
     between = tuple((size, at_once(size)) for size in others)
     device = Device(found.name, (found.major, found.minor), count, shared_bytes, clusters, 0.0, between)
-    # In kHz; not every build of torch has it.
+    # In kHz; not every build of torch has this property.
     clock = getattr(found, "clock_rate", 0) / 1e6
     return device._replace(clock=clock or device.architecture.clock)

@@ -1,7 +1,7 @@
-"""Gradients beside the scans, in their backward passes: Triton's products, where they can run, else torch's.
+"""GEMMs for the weight gradients of the scans: Triton's kernels if they can run, else torch's.
 
-The sums are the same but for rounding. Triton's are for GPUs; torch's are those of a GPU without Triton,
-and of the CPU, where the CUDA kernels are emulated.
+Both give the same sums except for rounding. torch's GEMMs are used on a GPU without Triton, and on the CPU
+when the CUDA kernels are emulated.
 """
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from dmm_fast.ops import _scan_gemms
 def rnn_gradients(
     dx_proj: Tensor, dh_0: Tensor, h: Tensor, h_0: Tensor, lengths: Tensor, direction: str
 ) -> tuple[Tensor, Tensor]:
-    """``dw_hh [H, H]``, from deltas that are zero past the ends, and ``dh_0`` in the shape of ``h_0``."""
+    """``dw_hh [H, H]``, from deltas that are zero past the ends, and ``dh_0`` with the shape of ``h_0``."""
     if by_triton(h):
         from dmm_fast.triton import step_gradients
 
@@ -25,7 +25,7 @@ def rnn_gradients(
 def combiner_gradients(
     da: Tensor, dout: Tensor, dz_q_0: Tensor, g: Tensor, h: Tensor, z: Tensor, z_q_0: Tensor, lengths: Tensor
 ) -> tuple[Tensor, ...]:
-    """The gradients of ``z_q_0``, in its shape, and of ``w_z, b_z, w_loc, b_loc, w_scale, b_scale``.
+    """The gradients of ``z_q_0``, with its shape, and of ``w_z, b_z, w_loc, b_loc, w_scale, b_scale``.
 
     ``da, dout`` are zero past the ends.
     """
@@ -39,5 +39,5 @@ def combiner_gradients(
 
 
 def by_triton(tensor: Tensor) -> bool:
-    """Whether Triton's kernels can run on it."""
+    """True if Triton's kernels can run on the device of ``tensor``."""
     return tensor.is_cuda and triton.missing is None

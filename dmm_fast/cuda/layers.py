@@ -1,7 +1,7 @@
-"""A layer of every step beside the combiner's scan: Triton's, where it can run, else torch's.
+"""The GEMM before the combiner's scan: Triton's kernel if it can run, else torch's.
 
-Both are the same but for rounding, at all valid steps. Triton's is for GPUs; torch's is that of a GPU
-without Triton, and of the CPU, where the CUDA kernels are emulated.
+Both give the same results at all valid steps except for rounding. torch's GEMM is used on a GPU without
+Triton, and on the CPU when the CUDA kernels are emulated.
 """
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from dmm_fast.reference import CombinerWeights
 
 
 def heads_of_hidden(h: Tensor, weights: CombinerWeights, lengths: Tensor) -> Tensor:
-    """``[P, B, T, 2 Z]``: of loc and pre_scale, which are layers of (g + h) / 2, the part that needs no g."""
+    """``[P, B, T, 2 Z]``: the part of loc and pre_scale, linear layers of (g + h) / 2, that is due to h."""
     if by_triton(h):
         from dmm_fast.triton.step_layers import step_layers
 

@@ -1,9 +1,9 @@
-"""Plans of the scans that were timed on a GPU: a JSON file of one device.
+"""Measured plans of the scans: a JSON file of timings on one device.
 
 ``{"device": name, "plans": [{"scan", "rows", "units", "latents", "tf32", "plan", "us_per_step"}, ..]}``.
-``rows`` are P B sequences, ``latents`` is null for rnn_scan, ``tf32`` says whether tensor cores were allowed,
-``bf16``, which may be left out, whether in bf16, and ``plan`` is the list of numbers that the compiled op
-takes.
+``rows`` is the number P B of sequences, ``latents`` is null for rnn_scan, ``tf32`` is true if tensor cores
+were allowed, the optional ``bf16`` is true if bf16 was allowed, and ``plan`` is the list of integers that the
+compiled op takes.
 """
 
 import json
@@ -16,14 +16,14 @@ from dmm_fast.check import describe, fail
 
 SCANS = ("rnn_scan", "rnn_scan_backward", "combiner_scan", "combiner_scan_backward")
 _MOST_BYTES = 1 << 20
-# How many numbers the plans of each kind have. rnn_scan: by warps, in clusters or through device memory; with
-# bfloat16 products; of any size. combiner_scan: on tensor cores; by lane tiles, likewise; of any size.
+# Lengths of the plan lists of each kind of kernel. rnn_scan: outputs by warps, with exchange in clusters or
+# through device memory; bf16; any size. combiner_scan: tensor cores; lane tiles, likewise; any size.
 _NUMBERS = {"rnn_scan": (6, 7, 8, 11), "combiner_scan": (10, 11, 12, 19)}
 _KEYS = ("scan", "rows", "units", "latents", "tf32", "bf16", "plan", "us_per_step")
 
 
 class Case(NamedTuple):
-    """A scan and the sizes on which its plan depends."""
+    """A scan with the sizes on which its plan depends."""
 
     scan: str
     rows: int
@@ -34,7 +34,7 @@ class Case(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """The time that a scan took with a plan."""
+    """The measured time of a scan with a plan."""
 
     case: Case
     plan: tuple[int, ...]
@@ -42,23 +42,23 @@ class Measurement(NamedTuple):
 
 
 class Measurements(NamedTuple):
-    """The content of a file."""
+    """The contents of a file of measurements."""
 
     device: str
     plans: tuple[Measurement, ...]
 
     def fastest(self, device: str, case: Case) -> Measurement | None:
-        """The fastest plan for exactly these sizes on a device of that name; None where none was timed."""
+        """The fastest plan for exactly these sizes on a device of this name; None if none was measured."""
         timed = [each for each in self.plans if each.case == case and device == self.device]
         return min(timed, key=lambda each: each.us_per_step, default=None)
 
 
 def read(path: Path) -> Measurements:
-    """Read a file and check all of it.
+    """Read a file and check its contents.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is not a file of measured plans.
+        OSError: the file cannot be read.
+        ValueError: the file is not a valid file of measured plans.
     """
     name = str(path)
     with path.open("rb") as file:
@@ -79,10 +79,10 @@ def read(path: Path) -> Measurements:
 
 
 def add(path: Path, device: str, timed: Iterable[Measurement]) -> None:
-    """Add measurements to a file, or begin one; a later measurement replaces an earlier one of the same plan.
+    """Add measurements to a file, which is created if missing; they replace earlier ones of the same plans.
 
     Raises:
-        ValueError: the file is of another device, or not a file of measured plans.
+        ValueError: the file has measurements of another device, or is not a file of measured plans.
     """
     before = read(path) if path.exists() else Measurements(device, ())
     if before.device != device:
@@ -92,7 +92,7 @@ def add(path: Path, device: str, timed: Iterable[Measurement]) -> None:
         {**each.case._asdict(), "plan": each.plan, "us_per_step": each.us_per_step}
         for each in latest.values()
     )
-    lines = ",\n".join(map(json.dumps, rows))  # a line for each plan
+    lines = ",\n".join(map(json.dumps, rows))  # one line per plan
     with atomic_write(path) as file:
         file.write(f'{{"device": {json.dumps(device)}, "plans": [\n{lines}\n]}}\n'.encode())
 

@@ -1,16 +1,16 @@
 """Plans of the scans: pure functions of the sizes and the device.
 
-A cluster of blocks has some rows of the batch; every block of it has a part of the weights, on the chip
-for the whole scan, and at every step all blocks exchange what they made. Larger clusters leave less
-arithmetic to a block and have more to exchange. The rows of a cluster go in groups that take turns. Where a
-GPU has no clusters, or none that are large enough, *teams* of blocks do the same through device memory. The
-plan is the fastest that was measured at these sizes on this device (:func:`use_measured`), or else the one
-of least estimated time.
+A cluster of blocks processes some rows of the batch. Each of its blocks keeps a slice of the weights on chip
+for the whole scan, and at every step all blocks exchange their results (an all-gather). In larger clusters
+each block has less arithmetic and more data to exchange. The rows of a cluster are divided into groups that
+are processed alternately, which hides latency. On a GPU without clusters, or with too small ones, *teams* of
+blocks do the same through device memory. The plan is the fastest one measured at these sizes on this device
+(:func:`use_measured`), or else the one with the smallest estimated time.
 
-The estimate counts cycles. For the kernels that take a few rows at once (:mod:`.rnn_plans`,
-:mod:`.lane_tiles`, :mod:`.combiner_tensor`) it is made of the instructions of their machine code and of an
-exchange as an H100 took it; for those that take any sizes (:mod:`.tilings`), of published throughputs and of
-what a group took there. An exchange through device memory is made of published latencies
+The estimate is in cycles. For the kernels that process a few rows at once (:mod:`.rnn_plans`,
+:mod:`.lane_tiles`, :mod:`.combiner_tensor`) it is derived from the instructions of their machine code and the
+exchange time measured on an H100; for the general kernels (:mod:`.tilings`) from published throughputs and
+the measured time of a group. The estimate of an exchange through device memory uses published latencies
 (:mod:`.word_exchange`).
 """
 
@@ -40,12 +40,12 @@ from dmm_fast.cuda.tilings import (
     tiling_of,
 )
 
-ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32)  # of a cluster, where there are many plans
+ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32)  # candidate rows per cluster
 MOST_ROWS = ROWS[-1]
 
 Exchange = Literal["none", "cluster", "memory"]
-# Exchanges through device memory are estimated by what others measured; clusters were measured here. So where
-# there are both, the former have to be so many times as fast.
+# The estimate of exchanges through device memory relies on published latencies, that of clusters on own
+# measurements. If both are possible, the former has to be faster by this factor to be chosen.
 _UNMEASURED = 1.25
 AnyTiling = Tiling | WarpTiling | LaneTile | Bf16Tiling | TensorTiling
 
@@ -54,31 +54,31 @@ class Plan(NamedTuple):
     """A division of a scan among clusters, blocks and threads."""
 
     rows_per_cluster: int
-    rows_per_group: int  # that take their steps together
+    rows_per_group: int  # rows that are processed together in a step
     cluster_size: int
     tilings: tuple[AnyTiling, ...]
     clusters: int
-    shared_bytes: int  # of a block
-    step_cycles: float  # estimated, of all clusters
-    us_per_step: float | None = None  # measured, if that is why the plan was chosen
-    exchange: Exchange = "cluster"  # how blocks exchange: through a cluster's shared memory, or device memory
+    shared_bytes: int  # shared memory per block
+    step_cycles: float  # estimated cycles of a step of all clusters
+    us_per_step: float | None = None  # measured time, if the plan was chosen by measurement
+    exchange: Exchange = "cluster"  # the exchange between blocks: distributed shared memory or device memory
 
     @property
     def streamed(self) -> int:
-        """Weights that a thread reads from device memory at every step."""
+        """Weights per thread that are read from device memory at every step."""
         return sum(16 * (t.quads - t.in_registers - t.in_shared) for t in self.tilings)
 
     @property
     def threads(self) -> int:
-        """Threads of a block."""
+        """The number of threads of a block."""
         return max(tiling.threads for tiling in self.tilings)
 
     @property
     def given(self) -> int:
-        """Numbers of a row that a block gives to each other block at every step.
+        """The number of elements per row that a block sends to each other block at every step.
 
-        For ``rnn_scan`` they are its units, for ``combiner_scan`` its partial sums of what the latents need;
-        on tensor cores those of the other block's latents, and its own latents.
+        For ``rnn_scan`` they are its units, for ``combiner_scan`` its partial sums of loc and pre_scale; on
+        tensor cores the partial sums of the other block's latents, and its own latents.
         """
         tiling = self.tilings[-1]
         if isinstance(tiling, TensorTiling):
@@ -87,7 +87,7 @@ class Plan(NamedTuple):
 
     @property
     def numbers(self) -> list[int]:
-        """The plan as the compiled ops take it."""
+        """The plan as a list of integers, the argument of the compiled ops."""
         by_memory = [1] if self.exchange == "memory" else []
         return [*self[:3], *(n for tiling in self.tilings for n in tiling), *by_memory]
 
@@ -95,17 +95,17 @@ class Plan(NamedTuple):
         on_tensor_cores = any(tiling.tensor_tiles for tiling in self.tilings)
         kept = sum(tiling.kept for tiling in self.tilings)
         tiling = self.tilings[0]
-        of_warps = f"{tiling.outputs} outputs a warp; " if isinstance(tiling, WarpTiling) else ""
+        of_warps = f"{tiling.outputs} outputs per warp; " if isinstance(tiling, WarpTiling) else ""
         shared = sum(tiling.shared_weights for tiling in self.tilings)
         by_memory = self.exchange == "memory"
         unit = "team" if by_memory else "cluster"
         how = " that exchange through device memory" if by_memory else ""
         return (
             f"{self.clusters} {unit}s of {self.cluster_size} blocks of {self.threads} threads{how}; "
-            f"{self.rows_per_cluster} rows a {unit}, {self.rows_per_group} at once; "
+            f"{self.rows_per_cluster} rows per {unit}, {self.rows_per_group} at once; "
             f"a thread's weights: {kept} in registers, {shared} in shared memory, "
             f"{self.streamed} read at every step; {'on tensor cores; ' if on_tensor_cores else ''}{of_warps}"
-            f"{self.shared_bytes} bytes of shared memory a block"
+            f"{self.shared_bytes} bytes of shared memory per block"
         )
 
 
@@ -113,17 +113,17 @@ _measured: Measurements | None = None
 
 
 def use_measured(path: Path | None) -> None:
-    """Choose the fastest measured plan where there is one, in the whole process and from now on.
+    """From now on, prefer the fastest measured plan in the whole process.
 
-    A measurement counts for exactly its sizes and on devices of its device's name; for everything else there
-    is the estimate.
+    A measurement applies to exactly its sizes and to devices with its device's name; all other plans are
+    chosen by the estimate.
 
     Args:
-        path: a file of :mod:`.measured`; None: go back to the estimate alone.
+        path: a file of :mod:`.measured`; None: use the estimate only.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not such a file.
+        ValueError: it is not a file of measured plans.
     """
     global _measured
     _measured = None if path is None else measured.read(path)
@@ -140,15 +140,15 @@ def rnn_plan(
     tf32: bool = False,
     bf16: bool = False,
 ) -> Plan:
-    """The plan for ``rnn_scan`` of ``rows`` = P B sequences and H = ``units``.
+    """The plan for ``rnn_scan`` with ``rows`` = P B sequences and H = ``units``.
 
-    ``tf32`` allows tensor cores, which round what they multiply to ten bits, and ``bf16`` to seven.
+    ``tf32`` allows tensor cores, which round factors to ten bits of mantissa; ``bf16`` allows seven bits.
 
     Raises:
-        ValueError: not even one row fits a block's shared memory, or there is no kernel for the fastest
+        ValueError: not even one row fits into a block's shared memory, or there is no kernel for the fastest
             measured plan.
     """
-    bf16 = bf16 and has_bf16(rows, units)  # else a plan measured in tf32 counts
+    bf16 = bf16 and has_bf16(rows, units)  # otherwise a plan measured in tf32 applies
     case = Case("rnn_scan_backward" if backward else "rnn_scan", rows, units, tf32=tf32, bf16=bf16)
     return _best(rnn_plans(rows, units, device, backward, tf32, bf16), device, case)
 
@@ -162,12 +162,12 @@ def combiner_plan(
     backward: bool = False,
     tf32: bool = False,
 ) -> Plan:
-    """The plan for ``combiner_scan`` of ``rows`` = P B sequences, H = ``units`` and Z = ``latents``.
+    """The plan for ``combiner_scan`` with ``rows`` = P B sequences, H = ``units`` and Z = ``latents``.
 
-    ``tf32`` allows tensor cores, which round what they multiply to ten bits.
+    ``tf32`` allows tensor cores, which round factors to ten bits of mantissa.
 
     Raises:
-        ValueError: not even one row fits a block's shared memory, or there is no kernel for the fastest
+        ValueError: not even one row fits into a block's shared memory, or there is no kernel for the fastest
             measured plan.
     """
     case = Case("combiner_scan_backward" if backward else "combiner_scan", rows, units, latents, tf32)
@@ -175,7 +175,7 @@ def combiner_plan(
 
 
 def scan_plans(rows: int, units: int, latents: int, device: Device = H100) -> dict[str, Plan]:
-    """The plans of the four scans of a step of SVI."""
+    """The plans of the four scans of an SVI step."""
     return {
         "rnn_scan": rnn_plan(rows, units, device),
         "rnn_scan_backward": rnn_plan(rows, units, device, backward=True),
@@ -192,7 +192,7 @@ def rnn_plans(
     tf32: bool = False,
     bf16: bool = False,
 ) -> Iterator[Plan]:
-    """Every plan that :func:`rnn_plan` chooses from; not all of them fit the device."""
+    """All candidates of :func:`rnn_plan`, including plans that do not fit the device."""
     scan = "rnn_scan_backward" if backward else "rnn_scan"
     for shape in _shapes(rows, device):
         outputs = -(-units // shape.cluster_size)
@@ -223,7 +223,7 @@ def combiner_plans(
     backward: bool = False,
     tf32: bool = False,
 ) -> Iterator[Plan]:
-    """Every plan that :func:`combiner_plan` chooses from; not all of them fit the device."""
+    """All candidates of :func:`combiner_plan`, including plans that do not fit the device."""
     scan = "combiner_scan_backward" if backward else "combiner_scan"
     inputs, outputs = (2 * latents, latents) if backward else (latents, 2 * latents)
     for shape in _shapes(rows, device):
@@ -234,7 +234,7 @@ def combiner_plans(
             to_quads, from_quads = (larger, smaller) if backward else (smaller, larger)
             tilings = tiling_of(inputs, own, to_quads), tiling_of(own, outputs, from_quads)
             if (tilings[0].in_registers, tilings[1].in_registers) != (to_quads, from_quads):
-                continue  # one keeps no weights, of which there is a kernel where neither does
+                continue  # kernels without weights in registers exist only for both matrices
             received = 4 * outputs * shape.cluster_size
             yield _plan(scan, rows, shape, tilings, received, COMBINER_GROUP, device, latents)
     yield from _lane_plans(rows, units, latents, device, backward, by_memory=False)
@@ -248,7 +248,7 @@ def combiner_plans(
 def _lane_plans(
     rows: int, units: int, latents: int, device: Device, backward: bool, by_memory: bool
 ) -> Iterator[Plan]:
-    """The plans of combiner_scan by lane tiles."""
+    """The plans of combiner_scan with lane tiles."""
     scan = "combiner_scan_backward" if backward else "combiner_scan"
     at_once = device.teams_at_once if by_memory else device.at_once
     for cut in (lane_tiles.word_cuts if by_memory else lane_tiles.cuts)(units, latents, backward):
@@ -261,12 +261,12 @@ def _lane_plans(
                 if by_memory:
                     cycles = cut.word_cycles(device, min(-(-rows // count), at_once(cut.blocks)), groups)
                 else:
-                    cycles = groups * cut.cycles(device)  # no group hides what another's step takes
+                    cycles = groups * cut.cycles(device)  # the steps of different groups do not overlap
                 yield _plan_of(rows, shape, tiles, used, cycles, device, by_memory)
 
 
 class _Shape(NamedTuple):
-    rows: int  # of a cluster
+    rows: int  # rows per cluster
     at_once: int
     cluster_size: int
 
@@ -283,7 +283,7 @@ def _shapes(rows: int, device: Device) -> Iterator[_Shape]:
 def _filled(
     scan: str, shape: _Shape, tilings: Sequence[Tiling], latents: int, device: Device
 ) -> tuple[tuple[Tiling, ...], int]:
-    """The tilings with as many weights in shared memory as there is room for, and the bytes of a block."""
+    """The tilings with as many weights in shared memory as fit, and the shared memory of a block in bytes."""
     filled = list(tilings)
 
     def taken() -> int:
@@ -293,7 +293,7 @@ def _filled(
     threads = max(tiling.threads for tiling in tilings)
     for i, tiling in enumerate(tilings):
         if tiling.groups <= THREADS and not tiling.tensor_tiles:
-            room = (device.shared_bytes - used) // (64 * threads)  # of a quad of each thread
+            room = (device.shared_bytes - used) // (64 * threads)  # quads per thread; one has 64 bytes
             in_shared = max(0, min(tiling.quads - tiling.in_registers, room))
             if in_shared:
                 filled[i] = tiling._replace(in_shared=in_shared)
@@ -311,7 +311,7 @@ def _plan(
     device: Device,
     latents: int = 0,
 ) -> Plan:
-    """A plan of general kernels; ``received`` and ``fixed`` as for :func:`.step_cycles`."""
+    """A plan of general kernels; ``received`` and ``fixed`` are those of :func:`.step_cycles`."""
     filled, used = _filled(scan, shape, tilings, latents, device)
     step = step_cycles(filled, *shape, received, fixed, device, rows)
     return _plan_of(rows, shape, filled, used, step, device)
@@ -326,9 +326,10 @@ def _plan_of(
     device: Device,
     by_memory: bool = False,
 ) -> Plan:
-    """A plan of which a cluster or a team takes so many cycles a step.
+    """A plan with the given estimated cycles per step of a cluster or a team.
 
-    Of more teams than run at a time each wave is a launch: a block may wait for those only that run too.
+    If there are more teams than can run concurrently, each wave is a separate launch, since a block must only
+    wait for blocks that are running.
     """
     size, clusters = shape.cluster_size, -(-rows // shape.rows)
     waves = -(-clusters // (device.teams_at_once(size) if by_memory else device.at_once(size)))
@@ -337,25 +338,27 @@ def _plan_of(
 
 
 def _best(plans: Iterator[Plan], device: Device, case: Case) -> Plan:
-    what = f"{case.scan.removesuffix('_backward')} with H = {case.units}"
+    op = case.scan.removesuffix("_backward")
+    what = f"{op} with H = {case.units}"
     if case.latents is not None:
         what += f" and Z = {case.latents}"
     fitting = [plan for plan in plans if plan.shared_bytes <= device.shared_bytes]
     if not fitting:
         raise ValueError(
-            f"{what}: expected sizes of which one row fits {device.shared_bytes} bytes of shared memory"
+            f"{what}: expected sizes for which one row fits in {device.shared_bytes} bytes of shared memory; "
+            f'Triton computes any: use_backend("triton", ops=("{op}",))'
         )
     fastest = _measured.fastest(device.name, case) if _measured else None
     if fastest is None:
-        # Of plans that take as long, the one of fewest clusters: each loads the weights.
+        # Of equally fast plans the one with the fewest clusters, since each cluster loads the weights.
         return min(fitting, key=lambda plan: (_weighed(plan, device), plan.clusters))
     for plan in fitting:
         if plan.numbers == list(fastest.plan):
             return plan._replace(us_per_step=fastest.us_per_step)
     name = f"measured plan of {case.scan}, {case.rows} rows, H = {case.units}"
-    fail(name, "one that fits the device and that there is a kernel for", str(list(fastest.plan)))
+    fail(name, "one that fits the device and has a kernel", str(list(fastest.plan)))
 
 
 def _weighed(plan: Plan, device: Device) -> float:
-    """The estimate that plans are compared by."""
+    """The estimated cycles by which plans are compared."""
     return plan.step_cycles * (_UNMEASURED if plan.exchange == "memory" and device.has_clusters else 1.0)

@@ -1,4 +1,4 @@
-"""Plans of ``rnn_scan`` for large batches, multiplied in bf16 on tensor cores.
+"""Plans of ``rnn_scan`` for large batches, in bf16 on tensor cores.
 
 ``csrc/cuda/rnn_scan_bf16.cuh`` has the kernels, and ``csrc/cuda/bf16_tile.h`` the layout.
 """
@@ -9,69 +9,69 @@ from typing import NamedTuple
 from dmm_fast.cuda.scan_kernels import kernels, shared_bytes
 from dmm_fast.cuda.tilings import NETWORK
 
-OUTPUTS, INPUTS, ROWS = 16, 16, 8  # of the product of two tiles
-LEAST_ROWS = 64  # of a batch
+OUTPUTS, INPUTS, ROWS = 16, 16, 8  # sizes of an MMA, m16n8k16
+LEAST_ROWS = 64  # smallest batch for which bf16 is used
 
-# Cycles: published throughputs of a multiprocessor, an exchange as an H100 80GB HBM3 took it, and what a warp
-# takes along the machine code for 9.0 for a group's step and for each tile of rows, besides its products.
-_PRODUCT = 8.0  # of two tiles, on one of four tensor cores
-_SHARED = 128.0  # bytes of shared memory a cycle
+# Cycles: published throughputs of a multiprocessor, the exchange time measured on an H100 80GB HBM3, and the
+# cycles of a warp, from the machine code for 9.0, for a group's step and for each tile of rows, without MMAs.
+_PRODUCT = 8.0  # cycles of an MMA on one of four tensor cores
+_SHARED = 128.0  # bytes of shared memory per cycle
 _GROUP, _TILE = 400.0, 200.0
-_LATENCY = 500.0  # from a store to another block's memory until it is seen there
+_LATENCY = 500.0  # from a store to another block's memory until it is visible there
 
 
 class Bf16Tiling(NamedTuple):
-    """Tiles of outputs and of inputs dealt to warps; ``csrc/cuda/bf16_tile.h`` has the same fields."""
+    """Assignment of tiles of outputs and inputs to warps; ``csrc/cuda/bf16_tile.h`` has the same fields."""
 
-    warps: int  # of a block
-    parts: int  # that the inputs are dealt to; also the warps of a bundle, which add up their sums
-    quads: int  # tiles of 16 inputs in a part
-    in_registers: int  # of these, tiles whose weights are there
-    row_tiles: int  # of 8 rows, in a group
+    warps: int  # warps per block
+    parts: int  # parts of the inputs; also the number of warps that add their partial sums
+    quads: int  # tiles of 16 inputs per part
+    in_registers: int  # tiles of a part with weights in registers
+    row_tiles: int  # tiles of 8 rows per group
 
     @property
     def threads(self) -> int:
-        """Threads of a block."""
+        """The number of threads of a block."""
         return 32 * self.warps
 
     @property
     def outputs(self) -> int:
-        """Outputs of a block."""
+        """The number of outputs of a block."""
         return OUTPUTS * self.warps
 
     @property
     def inputs(self) -> int:
-        """Inputs, at most."""
+        """The maximum number of inputs."""
         return INPUTS * self.quads * self.parts
 
     @property
     def rows(self) -> int:
-        """Rows of a group."""
+        """The number of rows of a group."""
         return ROWS * self.row_tiles
 
     @property
     def in_shared(self) -> int:
-        """Tiles of a part whose weights are in shared memory."""
+        """Tiles of a part with weights in shared memory."""
         return self.quads - self.in_registers
 
     @property
     def tensor_tiles(self) -> int:
-        """Tiles of 16 outputs that a warp multiplies."""
+        """Tiles of 16 outputs per warp."""
         return self.parts
 
     @property
     def kept(self) -> int:
-        """Weights in a thread's registers, of which one has two."""
+        """Weights per thread in registers, two per register."""
         return 8 * self.parts * self.in_registers
 
     @property
     def shared_weights(self) -> int:
-        """Weights of a thread in shared memory."""
+        """Weights per thread in shared memory."""
         return 8 * self.parts * self.in_shared
 
     @property
     def products(self) -> int:
-        """Products of two tiles that each of the four tensor cores makes for a group's step."""
+        """MMAs of each of the four tensor cores for a group's step."""
         return -(-self.warps // 4) * self.parts * self.quads * self.row_tiles
 
     @property
@@ -83,14 +83,14 @@ class Bf16Tiling(NamedTuple):
 
     @property
     def cycles(self) -> float:
-        """Estimated time of a group's step: a warp multiplies while another does the rest of its own."""
+        """Estimated cycles of a group's step, in which MMAs of a warp overlap with other work of another."""
         products = self.products * _PRODUCT
         alone = products / -(-self.warps // 4) + _GROUP + _TILE * self.row_tiles
         return max(products, alone, self.shared_bytes_read / _SHARED)
 
 
 class Cut(NamedTuple):
-    """A way of cutting up; ``cycles`` of a step of one cluster."""
+    """A distribution of the work, with the estimated ``cycles`` of a step of one cluster."""
 
     rows: int
     at_once: int
@@ -101,18 +101,18 @@ class Cut(NamedTuple):
 
 
 def has_bf16(rows: int, units: int) -> bool:
-    """Whether there may be a plan in bf16 for a batch of so many rows."""
+    """True if there may be a bf16 plan for a batch of ``rows`` rows."""
     return rows >= LEAST_ROWS and units % 4 == 0
 
 
 def received(tiling: Bf16Tiling, units: int, rows: int) -> int:
-    """Bytes that come to a block from the others for a step of so many rows, at most."""
-    own = units % tiling.outputs or tiling.outputs  # of the block that has the fewest units
+    """Maximum bytes that a block receives from the others in a step of ``rows`` rows."""
+    own = units % tiling.outputs or tiling.outputs  # units of the block with the fewest
     return 2 * rows * (units - own)
 
 
 def bf16_cuts(units: int, backward: bool, rows: int, most_rows: int) -> Iterator[Cut]:
-    """All for so many units, and a batch of so many rows of which a cluster has at most ``most_rows``."""
+    """All plans for these units and a batch of ``rows`` rows, with at most ``most_rows`` per cluster."""
     if not has_bf16(rows, units):
         return
     scan = "rnn_scan_backward" if backward else "rnn_scan"
@@ -127,6 +127,6 @@ def bf16_cuts(units: int, backward: bool, rows: int, most_rows: int) -> Iterator
             used = shared_bytes(scan, [count, at_once, size, *tiling])
             network = received(tiling, units, count) / NETWORK
             exchange = _LATENCY + received(tiling, units, at_once) / NETWORK
-            # What one group gives travels while the others compute, and all share the network.
+            # The transfer of one group overlaps with the computation of others; all share the network.
             cycles = max(groups * tiling.cycles, tiling.cycles + exchange, network)
             yield Cut(count, at_once, size, tiling, used, cycles)

@@ -26,7 +26,7 @@ def rnn_scan(
 def rnn_scan_backward(
     dh: Tensor, h: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str, direction: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``dx_proj [P, B, T, H], dw_hh [H, H]``, and dh_0 in the shape of h_0."""
+    """``dx_proj [P, B, T, H]``, ``dw_hh [H, H]``, and ``dh_0`` with the shape of ``h_0``."""
     P, B, _, H = h.shape
     plan = rnn_plan(P * B, H, device_of(h), backward=True, tf32=allows_tf32(), bf16=allows_bf16())
     dx_proj, dh_0 = torch.ops.dmm_fast._launch_rnn_scan_backward(
@@ -36,7 +36,7 @@ def rnn_scan_backward(
 
 
 def for_kernel(x: Tensor, plan: Plan) -> Tensor:
-    """``x [P, B, T, H]``, copied where a kernel in bf16, which reads four numbers at once, could not."""
+    """``x [P, B, T, H]``, copied if not aligned for a bf16 kernel, which loads four elements at once."""
     by_fours = (
         x.stride(3) == 1 and all(stride % 4 == 0 for stride in x.stride()[:3]) and x.data_ptr() % 16 == 0
     )

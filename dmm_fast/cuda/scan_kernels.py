@@ -1,7 +1,7 @@
-"""Facts about the compiled kernels of the scans: which there are, and the shared memory that a plan takes.
+"""Queries of the compiled library about the scans: instantiated kernels, and the shared memory of a plan.
 
-``csrc/cuda/scan_kernels.h`` and the kernels' argument structs state them; the compiled library tells them, so
-that a plan is made of the same numbers as its launch.
+The facts are stated in ``csrc/cuda/scan_kernels.h`` and in the kernels' argument structs. They are queried
+from the compiled library, so that a plan and its launch use the same numbers.
 """
 
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ from dmm_fast import _extension
 
 @lru_cache
 def kernels(kind: str) -> tuple[tuple[int, ...], ...]:
-    """The sizes of each kernel of a kind, in the order of ``csrc/cuda/scan_kernels.h``.
+    """The template sizes of each kernel of a kind, in the order of ``csrc/cuda/scan_kernels.h``.
 
     Raises:
-        RuntimeError: there is no compiled library, or no such kind.
+        RuntimeError: the compiled library is missing, or the kind is unknown.
     """
     listed: str = _library()._scan_kernels(kind)
     return tuple(tuple(map(int, sizes.split(","))) for sizes in listed.split())
 
 
 def shared_bytes(scan: str, numbers: Sequence[int], latents: int = 0) -> int:
-    """Bytes of shared memory that a block takes, of a plan as the compiled op ``scan`` takes it.
+    """Shared memory per block in bytes, for a plan in the form of an argument of the compiled op ``scan``.
 
     Raises:
-        RuntimeError: there is no compiled library, or it is no plan of that scan.
+        RuntimeError: the compiled library is missing, or the numbers are not a plan of that scan.
     """
     taken: int = _library()._scan_shared_bytes(scan, numbers, latents)
     return taken
@@ -35,7 +35,5 @@ def shared_bytes(scan: str, numbers: Sequence[int], latents: int = 0) -> int:
 
 def _library() -> "torch._ops._OpNamespace":
     if _extension.missing is not None:
-        raise RuntimeError(
-            f"plans are made by the compiled library, which is not there: {_extension.missing}"
-        )
+        raise RuntimeError(f"plans need the compiled library, which is missing: {_extension.missing}")
     return torch.ops.dmm_fast

@@ -1,6 +1,6 @@
-"""Plans of the scans' general kernels, which take any sizes: a thread has four outputs and some inputs.
+"""Plans of the scans' general kernels, for any sizes: a thread has four outputs and some of the inputs.
 
-``csrc/cuda/matrix.cuh`` multiplies so in float32, ``csrc/cuda/tensor_cores.cuh`` in tf32.
+The products are in ``csrc/cuda/matrix.cuh`` for float32 and in ``csrc/cuda/tensor_cores.cuh`` for tf32.
 """
 
 from collections.abc import Sequence
@@ -10,83 +10,83 @@ from typing import NamedTuple
 from dmm_fast.cuda.devices import Device
 from dmm_fast.cuda.scan_kernels import kernels
 
-THREADS = 256  # of a block: each may have 255 registers
-CHUNK = 4  # rows that are multiplied at once
-TENSOR_CHUNK = 16  # on tensor cores
+THREADS = 256  # threads per block, so that each may have 255 registers
+CHUNK = 4  # rows multiplied at once
+TENSOR_CHUNK = 16  # the same on tensor cores
 
-# Cycles, and bytes a cycle, of one multiprocessor.
-EXCHANGE = 350  # from a store to another block's memory until it is seen there
-_BARRIER = 60  # of a block, and a load from shared memory
-NETWORK = 14.0  # bytes from other blocks, as an H100 took them
-_L2 = 48.0  # bytes from the second-level cache, where its bandwidth is not shared by too many
+# Cycles, and bytes per cycle, of one multiprocessor.
+EXCHANGE = 350  # from a store to another block's memory until it is visible there
+_BARRIER = 60  # a barrier of a block, and a load from shared memory
+NETWORK = 14.0  # bytes received from other blocks, measured on an H100
+_L2 = 48.0  # bytes from L2, if not too many multiprocessors share its bandwidth
 _SHARED = 128.0  # bytes of shared memory
-TENSOR = 7.0  # a product of 16 x 8 by 8 x 8 in tf32, on one of four tensor cores
-# A quad that is not in registers: 30 cycles until its load has come, and a taken branch. The loop over these
-# quads is not unrolled, so no load is under way while another quad is multiplied.
+TENSOR = 7.0  # an m16n8k8 product in tf32, on one of four tensor cores
+# A quad that is not in registers: 30 cycles of load latency and a taken branch. The loop over these quads is
+# not unrolled, so loads do not overlap with the multiplication of another quad.
 _LOOP = 50
 
-# Cycles that a group takes at every step besides, however many rows it has, which no other group hides:
+# Further cycles of a group at every step, independent of its number of rows and not hidden by other groups:
 # fitted to the time of these kernels on an NVIDIA H100 80GB HBM3 at 1980 MHz (B = 20, H = 600, Z = 100;
-# rnn_scan with 2 to 4 rows in clusters of 8 and 16, combiner_scan with 2 rows in clusters of 8). Two thirds
-# are accounted for by the machine code: counting rows, addresses, adding up partial sums, remote stores.
+# rnn_scan with 2 to 4 rows in clusters of 8 and 16, combiner_scan with 2 rows in clusters of 8). The machine
+# code accounts for two thirds: row counts, addresses, addition of partial sums, remote stores.
 RNN_GROUP = 2_650
 COMBINER_GROUP = 5_700
 
 
 class Tiling(NamedTuple):
-    """The way a block multiplies rows by its part of a matrix; ``csrc/cuda/tiling.h`` has the same fields."""
+    """The tiling of a block's slice of a matrix; ``csrc/cuda/tiling.h`` has the same fields."""
 
     inputs: int
     outputs: int
-    groups: int  # of four outputs; a thread has one
-    parts: int  # that the inputs are dealt to, each with partial sums
-    quads: int  # of four inputs in a part
-    in_registers: int  # quads whose weights are in registers
-    in_shared: int  # and the next, in shared memory; the rest is read from device memory at every step
-    # Not 0: of 16 outputs, to a warp; groups are then of 16 outputs and quads of 8 inputs.
+    groups: int  # groups of four outputs, one per thread
+    parts: int  # parts of the inputs, each with partial sums
+    quads: int  # quads of four inputs per part
+    in_registers: int  # quads with weights in registers
+    in_shared: int  # further quads with weights in shared memory; all others are read from device memory
+    # Tiles of 16 outputs per warp on tensor cores, or 0; with them groups have 16 outputs, quads 8 inputs.
     tensor_tiles: int = 0
 
     @property
     def chunk(self) -> int:
-        """Rows that can be multiplied at once."""
+        """The number of rows multiplied at once."""
         return TENSOR_CHUNK if self.tensor_tiles else CHUNK
 
     @property
     def width(self) -> int:
-        """Numbers of a row's partial sums."""
+        """The number of partial sums of a row."""
         return (16 if self.tensor_tiles else 4) * self.groups
 
     @property
     def kept(self) -> int:
-        """Weights that a thread has in registers."""
+        """Weights per thread in registers."""
         return self.in_registers * (4 * self.tensor_tiles or 16)
 
     @property
     def shared_weights(self) -> int:
-        """Weights of a thread in shared memory."""
+        """Weights per thread in shared memory."""
         return 16 * self.in_shared
 
     @property
     def threads(self) -> int:
-        """Threads that the tiling needs."""
+        """The number of threads that the tiling needs."""
         if self.tensor_tiles:
             return -(-self.groups // self.tensor_tiles) * self.parts * 32
         return -(-min(self.groups, THREADS) * self.parts // 32) * 32
 
     @property
     def stride(self) -> int:
-        """Numbers of a row in shared memory."""
+        """The number of elements of a row in shared memory."""
         return 8 * self.parts * self.quads + 4 if self.tensor_tiles else 4 * self.parts * self.quads
 
     @property
     def partials(self) -> int:
-        """Numbers of a chunk's partial sums."""
+        """The number of partial sums of a chunk of rows."""
         return self.chunk * self.parts * self.width
 
     def cycles(self, rows: int, ffma_cycles: int, l2_bytes: float) -> float:
-        """Estimated time of multiplying a group of ``rows`` and adding up the partial sums.
+        """Estimated cycles for multiplying a group of ``rows`` and adding the partial sums.
 
-        ``l2_bytes`` come from the second-level cache in a cycle, at most.
+        ``l2_bytes`` is the L2 bandwidth in bytes per cycle.
         """
         if self.tensor_tiles:
             multiply = -(-self.threads // 128) * self.quads * self.tensor_tiles * -(-rows // 8) * TENSOR
@@ -102,9 +102,9 @@ class Tiling(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def tiling_of(inputs: int, outputs: int, registers: int) -> Tiling:
-    """A thread for each group and part, so that registers hold the weights if it can be."""
+    """A tiling with a thread for each group and part, so that registers hold the weights if they fit."""
     groups, quads = -(-outputs // 4), -(-inputs // 4)
-    if groups > THREADS:  # a thread takes several groups in turn and keeps no weights
+    if groups > THREADS:  # a thread processes several groups one after another and keeps no weights
         return Tiling(inputs, outputs, groups, 1, quads, 0, 0)
     parts = min(THREADS // groups, -(-quads // max(registers, 1)))
     return Tiling(inputs, outputs, groups, parts, max(-(-quads // parts), registers), registers, 0)
@@ -112,7 +112,7 @@ def tiling_of(inputs: int, outputs: int, registers: int) -> Tiling:
 
 @lru_cache(maxsize=1024)
 def tensor_tilings(inputs: int, outputs: int) -> list[Tiling]:
-    """Tilings that keep all weights in the registers of a block's warps."""
+    """Tilings for tensor cores that keep all weights in the registers of a block's warps."""
     groups, quads = -(-outputs // 16), -(-inputs // 8)
     found = []
     for tiles, most in kernels("rnn_scan_tensor_cores"):
@@ -133,9 +133,9 @@ def step_cycles(
     device: Device,
     all_rows: int,
 ) -> float:
-    """Estimated time of a step of a cluster, of those that have ``all_rows``.
+    """Estimated cycles of a step of a cluster in a batch of ``all_rows`` rows.
 
-    ``received`` bytes come to a block for each row and step; a group takes ``fixed`` cycles besides.
+    A block receives ``received`` bytes for each row and step; a group takes ``fixed`` further cycles.
     """
     clusters = min(-(-all_rows // rows), device.at_once(cluster_size))
     l2_bytes = device.l2_bytes(clusters * cluster_size)
@@ -143,5 +143,5 @@ def step_cycles(
     network = 0.0 if cluster_size == 1 else received * at_once / NETWORK
     exchange = _BARRIER if cluster_size == 1 else EXCHANGE + network
     groups = -(-rows // at_once)
-    # Only the time that a group's numbers travel is hidden by other groups' work, and all share the network.
+    # Work of other groups hides only the transfer time of a group, and all groups share the network.
     return max(groups * busy, busy + exchange, groups * network)

@@ -1,4 +1,4 @@
-"""Data of one's own, polyphonic music, synthetic sets, and batches of sequences."""
+"""Data sets: your own data, polyphonic music and synthetic sets, and mini-batches of sequences."""
 
 from dmm_fast.data._arrays import from_arrays, split
 from dmm_fast.data._batches import Batch, ControlledBatch, get_mini_batch, reverse_sequences

@@ -1,4 +1,4 @@
-"""Sets of sequences made of arrays, and their division into training, validation and test."""
+"""Sequence sets made from arrays, and their division into training, validation and test."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _DTYPES = (torch.float32, torch.float64)
 def from_arrays(
     arrays: Any, *, controls: Any = None, static: Any = None, dtype: torch.dtype = torch.float32
 ) -> SequenceSet:
-    """A set of the sequences in arrays of numpy or torch, or in nested lists of numbers.
+    """A sequence set made from arrays of numpy or torch, or from nested lists of numbers.
 
     Args:
-        arrays: one array ``[N, T, D]``, or N of ``[T_i, D]``, or of ``[T_i]`` where there is one feature. A
-            NaN is a missing value, and so is what a masked array of numpy masks.
-        controls: the controls u_t in the same form, ``[N, T, U]`` or N of ``[T_i, U]`` or ``[T_i]``, with as
-            many time steps and without NaN.
-        static: ``[N, S]``, or ``[N]`` where there is one, covariates that a sequence has once.
-        dtype: float32 or float64, of the set.
+        arrays: one array ``[N, T, D]``, or N arrays ``[T_i, D]``, or N arrays ``[T_i]`` for a single feature.
+            NaN and the masked entries of a numpy masked array are missing values.
+        controls: the controls u_t in the same form, ``[N, T, U]`` or N arrays ``[T_i, U]`` or ``[T_i]``, with
+            the same numbers of time steps and without NaN.
+        static: ``[N, S]``, or ``[N]`` for a single one, the covariates of each sequence.
+        dtype: dtype of the set, float32 or float64.
 
     Raises:
-        TypeError: an argument is no such array, or holds something else than real numbers.
-        ValueError: a shape does not fit, there is nothing in an array, or a number is infinite in ``dtype``.
+        TypeError: an argument is not such an array, or contains anything but real numbers.
+        ValueError: a shape is wrong, an array is empty, or a number is infinite in ``dtype``.
     """
     if not isinstance(dtype, torch.dtype) or dtype not in _DTYPES:
         check.fail("dtype", "torch.float32 or torch.float64", check.describe(dtype))
@@ -62,17 +62,17 @@ def from_arrays(
 def split(
     data: SequenceSet, fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0, name: str = "data"
 ) -> Dataset:
-    """A set divided at random into training, validation and test data.
+    """Divide a set at random into training, validation and test data.
 
     Args:
-        data: at least three sequences. The order they have among themselves is kept.
-        fractions: three positive numbers whose sum is 1. Of N sequences validation and test get the nearest
-            whole number to theirs, but one at least, and training the rest.
-        seed: of the division; torch's generators are left alone.
-        name: of the data set.
+        data: at least three sequences. Each split keeps their order.
+        fractions: three positive numbers whose sum is 1. The numbers of validation and test sequences are
+            rounded to the nearest integer, at least one; the other sequences are for training.
+        seed: seed of the division; torch's generators are not used.
+        name: name of the data set.
 
     Raises:
-        TypeError: an argument is of another kind.
+        TypeError: an argument has the wrong type.
         ValueError: there are too few sequences, or a number is out of range.
     """
     check.kind("data", data, SequenceSet)
@@ -98,7 +98,7 @@ def split(
 
 
 def _chosen(data: SequenceSet, indices: Tensor) -> SequenceSet:
-    """The sequences ``indices`` of ``data``, padded to the longest of them."""
+    """The sequences ``indices`` of ``data``, padded to the longest one."""
     indices = indices.to(data.lengths.device)
     lengths = data.lengths[indices]
     T = int(lengths.max())
@@ -111,7 +111,7 @@ def _chosen(data: SequenceSet, indices: Tensor) -> SequenceSet:
 
 
 def _rows(name: str, arrays: Any) -> list[NDArray[Any]]:
-    """The arrays ``[T_i, D]`` in one ``[N, T, D]`` or in several."""
+    """The arrays ``[T_i, D]`` in one array ``[N, T, D]`` or in several arrays."""
     expected = "an array [N, T, D], or a list of arrays [T_i, D] or [T_i]"
     if isinstance(arrays, np.ndarray | Tensor):
         whole = _numbers(name, arrays)
@@ -133,10 +133,10 @@ def _rows(name: str, arrays: Any) -> list[NDArray[Any]]:
 
 
 def _numbers(name: str, value: Any) -> NDArray[Any]:
-    """The real numbers in an array or in nested lists, as an array of numpy."""
+    """The real numbers in an array or in nested lists, as a numpy array."""
     if isinstance(value, Tensor):
         value = check.dense(name, value).detach().cpu()
-        # Numpy has no bfloat16, and a float16 would be infinite sooner.
+        # numpy has no bfloat16, and float16 overflows sooner.
         value = value.double().numpy() if value.is_floating_point() else value.resolve_conj().numpy()
     expected = "an array of real numbers"
     if isinstance(value, np.ma.MaskedArray) and value.dtype.kind in "buif":
@@ -145,7 +145,7 @@ def _numbers(name: str, value: Any) -> NDArray[Any]:
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, OverflowError):
-        check.fail(name, expected, "lists of different lengths or something else in them", TypeError)
+        check.fail(name, expected, "lists of different lengths, or other objects in them", TypeError)
     except RuntimeError:  # a tensor on another device, in a list
         check.fail(name, expected, check.describe(value), TypeError)
     if array.dtype.kind not in "buif":
@@ -154,7 +154,7 @@ def _numbers(name: str, value: Any) -> NDArray[Any]:
 
 
 def _padded(name: str, rows: list[NDArray[Any]], dtype: torch.dtype) -> Tensor:
-    """``[N, T_max, D]`` with zeros at the ends."""
+    """``[N, T_max, D]``, padded with zeros."""
     N, T, D = len(rows), max(map(len, rows)), rows[0].shape[1]
     Memory(DEFAULT_BYTES).take(name, N * T * D * dtype.itemsize)
     padded = torch.zeros(N, T, D, dtype=dtype)

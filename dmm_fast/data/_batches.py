@@ -1,4 +1,4 @@
-"""Mini-batches of sequences of different lengths, and Pyro's way to make them."""
+"""Mini-batches of sequences of different lengths, and a replacement for Pyro's ``get_mini_batch``."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from dmm_fast.reference import valid_steps
 class Batch(NamedTuple):
     """The positional arguments of ``DMM.model`` and ``DMM.guide``: ``svi.step(*batch)``.
 
-    ``mini_batch`` is ``[B, T, D]``, ``mini_batch_mask`` ``[B, T]`` or, for a set with missing values,
-    ``[B, T, D]``, of the same floating dtype (1 where something is observed, 0 where a value is missing and
-    past the end of a sequence), ``mini_batch_seq_lengths`` ``[B]`` int64.
-    ``mini_batch_reversed`` is the packed, time-reversed batch that Pyro's example feeds to its RNN,
-    or ``None``.
+    ``mini_batch`` is ``[B, T, D]``. ``mini_batch_mask`` is ``[B, T]`` or, for a set with missing values,
+    ``[B, T, D]``, of the same floating dtype: 1 at observed entries, 0 at missing ones and past the end of a
+    sequence. ``mini_batch_seq_lengths`` is int64 ``[B]``. ``mini_batch_reversed`` is the packed,
+    time-reversed batch that Pyro's example feeds to its RNN, or ``None``.
     """
 
     mini_batch: Tensor
@@ -29,11 +28,11 @@ class Batch(NamedTuple):
 
 
 class ControlledBatch(NamedTuple):
-    """A :class:`Batch` and what else ``DMM.model`` and ``DMM.guide`` take: ``svi.step(*batch)``.
+    """A :class:`Batch` with the further arguments of ``DMM.model`` and ``DMM.guide``: ``svi.step(*batch)``.
 
-    The first four fields are those of :class:`Batch`. ``annealing_factor`` weighs the KL terms:
-    ``batch._replace(annealing_factor=0.3)`` sets it. ``controls`` are ``[B, T, U]``, zero past the end of a
-    sequence, and ``static`` is ``[B, S]``, both of the dtype of ``mini_batch``; either may be ``None``.
+    The first four fields are those of :class:`Batch`. ``annealing_factor`` is the weight of the KL terms, set
+    by ``batch._replace(annealing_factor=0.3)``. ``controls`` is ``[B, T, U]``, zero past the end of a
+    sequence, and ``static`` is ``[B, S]``, both with the dtype of ``mini_batch``; either may be ``None``.
     """
 
     mini_batch: Tensor
@@ -53,11 +52,11 @@ def reverse_sequences(mini_batch: Tensor, lengths: Tensor) -> Tensor:
         lengths: ``[B]`` int64, each in ``0 .. T``.
 
     Returns:
-        ``[B, T, D]``, zero past the end of each sequence whatever ``mini_batch`` holds there.
+        ``[B, T, D]``, zero past the end of each sequence, whatever ``mini_batch`` contains there.
 
     Raises:
-        TypeError: ``mini_batch`` is no dense tensor.
-        ValueError: a shape does not fit, or ``lengths`` has another dtype or values.
+        TypeError: ``mini_batch`` is not a dense tensor.
+        ValueError: a shape is wrong, or ``lengths`` has the wrong dtype or values out of range.
     """
     check.dense("mini_batch", mini_batch)
     if mini_batch.dim() != 3:
@@ -75,26 +74,27 @@ def reverse_sequences(mini_batch: Tensor, lengths: Tensor) -> Tensor:
 def get_mini_batch(
     mini_batch_indices: Tensor, sequences: Tensor, seq_lengths: Tensor, cuda: bool = False
 ) -> Batch:
-    """Stand in for Pyro's ``get_mini_batch``, without its loops over rows.
+    """Replacement for Pyro's ``get_mini_batch`` without its loops over rows.
 
-    That is ``pyro.contrib.examples.polyphonic_data_loader.get_mini_batch``. The sequences are
-    sorted by length, longest first, ties in the order Pyro gives them, and cut to the longest. It knows
-    of no missing values: :meth:`SequenceSet.batch` does.
+    It replaces ``pyro.contrib.examples.polyphonic_data_loader.get_mini_batch``. The sequences are sorted by
+    length, longest first, with ties in Pyro's order, and cut to the longest one. Missing values are not
+    supported; use :meth:`SequenceSet.batch` for them.
 
     Args:
         mini_batch_indices: ``[B]`` int64.
         sequences: ``[N, T_max, D]``.
         seq_lengths: ``[N]`` int64.
-        cuda: move batch, mask and packed reverse to the current CUDA device; the lengths stay.
+        cuda: move the batch, the mask and the packed reversed batch to the current CUDA device; the lengths
+            stay on the CPU.
 
     Returns:
-        A :class:`Batch` of ``[B, T, D]``, the packed reverse, ``[B, T]`` in torch's default dtype,
-        ``[B]``.
+        A :class:`Batch`: ``[B, T, D]``, the packed reversed batch, the mask ``[B, T]`` in torch's default
+        dtype, and the lengths ``[B]``.
 
     Raises:
-        TypeError: ``sequences`` is no dense tensor, or ``cuda`` no bool.
-        ValueError: a shape does not fit, an index or a length is out of range, or ``cuda`` is set and there
-            is no CUDA device.
+        TypeError: ``sequences`` is not a dense tensor, or ``cuda`` is not a bool.
+        ValueError: a shape is wrong, an index or a length is out of range, or ``cuda`` is set and no CUDA
+            device is available.
     """
     check.dense("sequences", sequences)
     if sequences.dim() != 3 or 0 in sequences.shape:
@@ -107,7 +107,7 @@ def get_mini_batch(
     if cuda:
         check.device("cuda", "cuda")
     lengths = seq_lengths[mini_batch_indices]
-    # Pyro's order: an ascending sort flipped, which is not a descending sort where lengths tie.
+    # Pyro's order: a flipped ascending sort, which orders ties differently from a descending sort.
     order = torch.sort(lengths).indices.flip(0)
     lengths = lengths[order]
     T = int(lengths[0])

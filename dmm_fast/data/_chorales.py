@@ -28,11 +28,11 @@ from dmm_fast.data._piano_rolls import LOWEST_NOTE, NUM_KEYS
 from dmm_fast.data._sequences import Dataset, SequenceSet
 
 SHORTEST = 8
-"""The fewest time steps of a chorale: one phrase."""
+"""The smallest number of time steps of a chorale, one phrase."""
 MOST_CHORALES, LONGEST = 1_000_000, 1_000_000
-"""The most chorales of a split, and the most time steps of one: it takes hours to compose either."""
+"""The largest number of chorales in a split, and of time steps in one; composing so many takes hours."""
 
-# The chance of going from one degree (row) to the next: I ii iii IV V vi vii.
+# The probability of going from one degree (row) to the next (column): I ii iii IV V vi vii.
 SUCCESSION = np.array(
     [
         [0.00, 0.15, 0.05, 0.27, 0.30, 0.18, 0.05],
@@ -46,8 +46,8 @@ SUCCESSION = np.array(
 )
 PHRASE_STARTS = (0.6, 0.0, 0.0, 0.1, 0.15, 0.15, 0.0)
 AUTHENTIC, HELD, ORNAMENTED = 0.85, 0.15, 0.7
-"""The chance that a phrase ends V-I (else IV-I), that a chord lasts two steps, that such a one is
-ornamented."""
+"""The probabilities that a phrase ends V-I (else IV-I), that a chord lasts two steps, and that such a
+chord is ornamented."""
 
 
 def chorales(
@@ -57,21 +57,20 @@ def chorales(
     seed: int = 0,
     num_steps: tuple[int, int] = (40, 130),
 ) -> Dataset:
-    """Compose a data set of the size and density of the JSB chorales; nothing is downloaded or
-    read.
+    """Compose a data set of the size and density of the JSB chorales, without any file or download.
 
-    A chorale is in a random major or minor key. Its phrases are a Markov chain over the triads of
-    the key that ends in a cadence, V-I or IV-I. The four voices take the path through all voicings
-    that moves least (with a little noise) without parallel fifths or octaves and without crossing,
-    in their ranges. Some chords last two steps; passing notes and suspensions adorn some of those.
+    A chorale is in a random major or minor key. Each phrase is a Markov chain over the triads of the key
+    that ends in a cadence, V-I or IV-I. The four voices take the path through all voicings with the least
+    movement (plus a little noise), within their ranges, without crossing and without parallel fifths or
+    octaves. Some chords last two steps; some of these are ornamented by passing notes and suspensions.
     A step is a beat, as in the JSB set.
 
     Args:
-        num_train: chorales in the training split, up to a million; no chorale is in two places.
-        num_valid: chorales in the validation split.
-        num_test: chorales in the test split.
-        seed: of a generator of its own; torch's global one is not touched.
-        num_steps: the least and the greatest length, from 8 to a million; short ones are more
+        num_train: number of chorales in the training split, up to a million; all chorales are different.
+        num_valid: number of chorales in the validation split.
+        num_test: number of chorales in the test split.
+        seed: seed of a separate generator; torch's global one is not used.
+        num_steps: the smallest and the largest length, from 8 to a million; short chorales are more
             frequent.
 
     Returns:
@@ -79,7 +78,7 @@ def chorales(
         21.
 
     Raises:
-        TypeError: an argument is not an int, or ``num_steps`` not a pair of them.
+        TypeError: an argument is not an int, or ``num_steps`` is not a pair of ints.
         ValueError: an argument is out of range.
     """
     sizes = {"num_train": num_train, "num_valid": num_valid, "num_test": num_test}
@@ -94,7 +93,8 @@ def chorales(
 def chorale_voices(num_chorales: int, seed: int = 0, num_steps: tuple[int, int] = (40, 130)) -> list[Tensor]:
     """The chorales of :func:`chorales`, all different, as voices: each ``[T, 4]`` int64.
 
-    A row is the MIDI notes of soprano, alto, tenor and bass. Fewer chorales are the first of more.
+    A row has the MIDI notes of soprano, alto, tenor and bass. A smaller number of chorales gives the first of
+    a larger number.
     """
     check.int_between("num_chorales", num_chorales, 0, 3 * MOST_CHORALES)
     seed = check.int_between("seed", seed, -check.LARGEST_INT, check.LARGEST_INT)
@@ -114,7 +114,7 @@ def chorale_voices(num_chorales: int, seed: int = 0, num_steps: tuple[int, int] 
 
 
 class _Dice:
-    """Random numbers from a torch generator of our own."""
+    """Random numbers from a separate torch generator."""
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
@@ -122,7 +122,7 @@ class _Dice:
 
     def uniform(self) -> float:
         if not self._drawn:
-            # Many at once: a draw from torch costs the same for one as for a thousand.
+            # Draw many at once, since a call of torch costs the same for one number as for a thousand.
             self._drawn = self.uniforms(1024).tolist()
         return self._drawn.pop()
 
@@ -169,7 +169,7 @@ def _compose(T: int, dice: _Dice, harmony: Harmony) -> NDArray[np.int64]:
 
 
 def _phrase(length: int, dice: _Dice) -> tuple[list[int], list[int]]:
-    """The degrees and durations of a phrase of ``length`` steps, at least 8; the last has two."""
+    """The degrees and durations of a phrase of ``length`` steps, at least 8; the last chord lasts two."""
     durations = []
     left = length - 2
     while left:
@@ -177,8 +177,8 @@ def _phrase(length: int, dice: _Dice) -> tuple[list[int], list[int]]:
         durations.append(duration)
         left -= duration
     target = DOMINANT if dice.uniform() < AUTHENTIC else SUBDOMINANT
-    # reach[m][d]: the chance to be at the target m chords after d. With it the chain is drawn given
-    # its end.
+    # reach[m][d]: the probability of being at the target m chords after d, with which the chain is drawn
+    # conditionally on its end.
     reach = [np.eye(len(SUCCESSION))[target]]
     for _ in durations:
         reach.append(SUCCESSION @ reach[-1])
@@ -193,8 +193,7 @@ def _voice(
 ) -> NDArray[np.int64]:
     """Choose the cheapest path through the voicings of ``chords`` (Viterbi): ``[len(chords), 4]``.
 
-    There always is one: in every key, from some voicing of each chord an allowed path leads on for
-    ever.
+    A path always exists: in every key, some voicing of each chord has an allowed continuation of any length.
     """
     options, came_from = [], []
     total = np.zeros(0)
@@ -216,7 +215,7 @@ def _voice(
 
 
 def _ornament(voices: NDArray[np.int64], end: int, scale: set[int], dice: _Dice) -> None:
-    """Adorn, in place, the chord held at steps ``end - 1`` and ``end``, if the dice allow it.
+    """Ornament, in place and at random, the chord held at steps ``end - 1`` and ``end``.
 
     A suspension keeps a falling voice on its old note for the first of the two steps; a passing
     note fills a third between the second and the next chord.

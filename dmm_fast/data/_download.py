@@ -1,4 +1,4 @@
-"""Fetch the four polyphonic data sets that Pyro serves."""
+"""Download of the four polyphonic data sets that Pyro hosts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BLOBS = {
     "muse_data": "ef8ef2c01ce94ccc74f247eec1ca61d10b4e00de",
     "nottingham": "97268091279ec2844cf2fed04cee1f47db7b4a5d",
 }
-"""The git blob of each file in that commit: SHA-1 of ``blob <size>``, a zero byte, the content."""
+"""The git blob id of each file in that commit: SHA-1 of ``blob <size>``, a zero byte and the content."""
 _CHUNK = 1 << 16
 _DIGEST = re.compile("[0-9a-fA-F]{64}")
 
@@ -37,29 +37,28 @@ def download(
     max_bytes: int = 256 << 20,
     opener: Callable[[str], Any] | None = None,
 ) -> Path:
-    """Fetch a data set to ``<directory>/<name>.pickle`` for :func:`dmm_fast.data.load`.
+    """Download a data set to ``<directory>/<name>.pickle`` for :func:`dmm_fast.data.load`.
 
-    The address names one commit of Pyro's data repository, and the content must have the git blob
-    id that this commit records for the file. A git blob id is a SHA-1: it guards against damage and
-    a changed file, less against an adversary who can make collisions. Give ``sha256`` for a
-    stronger check (it is then made instead). The file is also read once, by the reader that
-    executes nothing. Only then does it take its name: a download that fails leaves nothing behind,
-    and a file that was there untouched. A file that is there and passes the check is not fetched
-    again.
+    The URL names one commit of Pyro's data repository, and the content must have the git blob id that
+    this commit records for the file. A git blob id is a SHA-1: it detects corruption and changed files, but
+    not an adversary who can construct collisions. Pass ``sha256`` for a stronger check, which then replaces
+    it. The file is also parsed once, by a reader that executes nothing, and only then renamed: a failed
+    download leaves nothing behind and an existing file untouched. A file that already exists and passes
+    the check is not downloaded again.
 
     Args:
         name: ``jsb_chorales``, ``piano_midi``, ``muse_data`` or ``nottingham``.
-        directory: made where missing.
+        directory: the destination folder, created if missing.
         progress: show a tqdm bar (needs tqdm).
-        sha256: the hexadecimal SHA-256 to check in place of the git blob id.
-        max_bytes: refuse more than this many bytes.
-        opener: called with the address; returns a readable response with ``headers``. By default
+        sha256: the hexadecimal SHA-256 to check instead of the git blob id.
+        max_bytes: largest size of the download in bytes.
+        opener: a function that takes the URL and returns a readable response with ``headers``. By default
             ``urllib.request.urlopen`` with a timeout of 60 seconds.
 
     Raises:
-        ValueError: an unknown ``name``; or what came is too large, cut short, of another digest, or
+        ValueError: ``name`` is unknown; or the download is too large, truncated, has another digest, or is
             not a data set.
-        TypeError: an argument is of another type.
+        TypeError: an argument has the wrong type.
         ImportError: ``progress`` is set and tqdm is not installed.
         OSError: the network or the disk failed.
     """
@@ -114,11 +113,11 @@ def _copy(response: Any, file: BinaryIO, url: str, max_bytes: int, progress: boo
 
 @contextmanager
 def _bar(total: int | None, name: str, progress: bool) -> Iterator[Callable[[int], object]]:
-    """Function to call with each number of bytes that came."""
+    """Yield a function to be called with the number of bytes of each received block."""
     if not progress:
         yield lambda _: None
         return
-    # Here and not above: only those who want to see a bar need tqdm.
+    # Imported here, since tqdm is needed only to show a bar.
     from tqdm import tqdm
 
     with tqdm(total=total, desc=name, unit="B", unit_scale=True, unit_divisor=1024) as bar:
@@ -126,7 +125,7 @@ def _bar(total: int | None, name: str, progress: bool) -> Iterator[Callable[[int
 
 
 def _mismatch(file: BinaryIO, name: str, sha256: str | None) -> tuple[str, str] | None:
-    """``None`` if the digest is right, else what was expected and what came."""
+    """``None`` if the digest is right, else the expected and the actual digest."""
     size = file.seek(0, 2)
     file.seek(0)
     if sha256 is None:

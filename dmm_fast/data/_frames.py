@@ -1,4 +1,4 @@
-"""Sets of sequences made of tables: data frames of pandas, CSV and Parquet."""
+"""Sequence sets made from tables: pandas data frames, CSV and Parquet files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FREQUENCY = "the length of a time step, such as 'D', 'h', '15min' or 'M'"
 
 
 def require(module: str, purpose: str) -> ModuleType:
-    """Import a library that the package does without otherwise.
+    """Import an optional library.
 
     Raises:
         ModuleNotFoundError: it is not installed; the message says how to install it.
@@ -50,28 +50,28 @@ def from_frame(
     *,
     freq: str | None = None,
 ) -> SequenceSet:
-    """A set of the sequences in a data frame of pandas that has a row for each time step.
+    """A sequence set made from a pandas data frame with one row for each time step.
 
-    Sequence i is that of the i-th smallest value of ``id``. A name may also be that of a level of the index.
+    Sequence i has the i-th smallest value of ``id``. A column name may also name a level of the index.
 
     Args:
-        frame: the data frame. A NaN (or NA) in a value is a missing value.
-        id: the column that says which sequence a row belongs to; None: there is one sequence.
-        time: the column of the time, by which rows are sorted; None: rows are in order, without gaps. Whole
-            numbers count time steps, those of a sequence from its own first on, and a step without a row is
-            one in which all values are missing. Dates need ``freq``.
-        columns: the columns of values, ``D`` of them; None: all that are named nowhere else.
-        controls: the columns of controls u_t. They may have neither NaN nor gaps between their steps.
-        static: the columns of covariates, each with one value for all rows of a sequence.
-        freq: the length of a time step where ``time`` holds dates, as a period of pandas: ``"D"``, ``"h"``,
-            ``"15min"``, ``"M"``. A row belongs to the period in which its date lies; of dates with a time
-            zone, days are those of its wall clock.
+        frame: the data frame. NaN (or NA) is a missing value.
+        id: the column that identifies the sequence of a row; None: all rows are one sequence.
+        time: the column of the time, by which rows are sorted; None: rows are in order and without gaps.
+            Integers count time steps, relative to the first of each sequence, and a step without a row has
+            all values missing. Dates need ``freq``.
+        columns: the ``D`` columns of values; None: all columns that are not named otherwise.
+        controls: the columns of controls u_t, which must have no NaN and no gaps between steps.
+        static: the columns of covariates, each constant over the rows of a sequence.
+        freq: the length of a time step if ``time`` has dates, as a pandas period: ``"D"``, ``"h"``,
+            ``"15min"``, ``"M"``. A row belongs to the period that contains its date; dates with a time zone
+            are assigned to days by local time.
 
     Raises:
         ImportError: pandas is not installed.
-        TypeError: ``frame`` is no data frame, or a name or a column is of another kind.
-        ValueError: a column is missing or used twice, two rows have the same time, a time is missing or no
-            whole number of steps, or a value is not what was expected.
+        TypeError: ``frame`` is not a data frame, or a name or a column has the wrong type.
+        ValueError: a column is missing or used twice, two rows have the same time, a time is missing or not
+            an integer number of steps, or a value is invalid.
     """
     pandas = require("pandas", "from_frame")
     check.kind("frame", frame, pandas.DataFrame)
@@ -84,14 +84,14 @@ def from_frame(
     memory = Memory(DEFAULT_BYTES)
     values, controlled, facts = [], [], []
     for label, rows in groups:
-        where = "" if id is None else f" in the sequence {label!r}"
+        where = "" if id is None else f" in sequence {label!r}"
         steps = _steps(pandas, rows, time, freq, where, memory, len(names.values))
         rows = rows.iloc[np.argsort(steps, kind="stable")]
         steps = np.sort(steps)
         T = int(steps[-1]) + 1
         if names.controls and len(rows) < T:
-            expected = f"no gaps where there are controls{where} (give a row, with controls, for each step)"
-            check.fail("time", expected, f"{T - len(rows)} steps without one")
+            expected = f"no gaps, since there are controls{where} (give a row, with controls, for each step)"
+            check.fail("time", expected, f"{T - len(rows)} steps without a row")
         table = np.full((T, len(names.values)), np.nan)
         table[steps] = _numeric(rows, names.values)
         values.append(table)
@@ -113,24 +113,25 @@ def read_table(
     freq: str | None = None,
     max_bytes: int = DEFAULT_BYTES,
 ) -> SequenceSet:
-    """Read the sequences in a ``.csv`` with a line of names, or a ``.parquet``, by :func:`from_frame`.
+    """Read sequences from a ``.csv`` file with a header line, or from a ``.parquet`` file.
 
     Args:
         path: the file.
-        id: the column of the sequence, as :func:`from_frame` takes it; so are all that follow.
+        id: the column of the sequence; this and the following arguments are those of :func:`from_frame`.
         time: the column of the time.
         columns: the columns of values.
         controls: the columns of controls.
         static: the columns of covariates.
-        freq: the length of a time step, with which the times of a ``.csv`` are read as dates, best those of
-            ISO 8601: of others pandas guesses which number is the month.
-        max_bytes: refuse a file that takes more memory than this.
+        freq: the length of a time step. With it the times of a ``.csv`` are parsed as dates; use ISO 8601,
+            since in other formats pandas guesses which number is the month.
+        max_bytes: largest amount of memory that the file may take.
 
     Raises:
         ImportError: pandas, or for Parquet pyarrow, is not installed.
         OSError: the file cannot be opened.
-        TypeError: an argument is of another kind.
-        ValueError: the file is no such table, or the table not of that form; the message names the file.
+        TypeError: an argument has the wrong type.
+        ValueError: the file is not a table of this format, or its contents are invalid; the message names the
+            file.
     """
     path = check.path("path", path)
     memory = Memory(check.int_between("max_bytes", max_bytes, 1))
@@ -138,13 +139,13 @@ def read_table(
     reader = readers.get(path.suffix.lower())
     if reader is None:
         check.fail("path", f"a file ending in {' or '.join(readers)}", str(path))
-    with path.open("rb"):  # the system's own words where that fails
+    with path.open("rb"):  # for the operating system's own error if that fails
         pass
     try:
         frame = reader(path, memory)
     except (ImportError, MemoryError):
         raise
-    except Exception as error:  # of broken files the libraries raise nearly every type there is
+    except Exception as error:  # for broken files the libraries raise errors of almost any type
         got = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(f"{path}: expected a table as {path.suffix.lower()}, got {got}") from error
     try:
@@ -159,7 +160,7 @@ def _read_csv(path: Path, memory: Memory) -> Any:
     memory.take("file", path.stat().st_size)
     pandas = require("pandas", f"reading {path.name}")
     with warnings.catch_warnings():
-        # Else pandas takes the first of too many cells for an index, and so shifts all names by one.
+        # Otherwise pandas takes the first of too many cells as an index, which shifts all names by one.
         warnings.simplefilter("error", pandas.errors.ParserWarning)
         return pandas.read_csv(path, compression=None, index_col=False)
 
@@ -168,13 +169,13 @@ def _read_parquet(path: Path, memory: Memory) -> Any:
     pandas = require("pandas", f"reading {path.name}")
     parquet = require("pyarrow", f"reading {path.name}") and import_module("pyarrow.parquet")
     facts = parquet.read_metadata(path)
-    # A column of one value takes next to nothing in the file.
+    # A constant column takes almost no space in the file, so the size of the file tells little.
     memory.take("file", facts.num_rows * facts.num_columns * _BYTES_PER_CELL)
     return pandas.read_parquet(path, engine="pyarrow")
 
 
 def _with_dates(frame: Any, time: str) -> Any:
-    """``frame`` with the column ``time`` as dates."""
+    """``frame`` with the column ``time`` converted to dates."""
     if time not in frame.columns or frame[time].dtype.kind in "buif":
         return frame
     try:
@@ -184,7 +185,7 @@ def _with_dates(frame: Any, time: str) -> Any:
 
 
 class _Names:
-    """The names of the columns by their use."""
+    """The column names by their use."""
 
     def __init__(
         self, id: Hashable, time: Hashable, columns: Columns, controls: Columns, static: Columns
@@ -200,12 +201,12 @@ class _Names:
         return [*self.single, *(self._columns or []), *self.controls, *self.static]
 
     def with_index(self, frame: Any) -> Any:
-        """``frame`` with the levels of its index that are named as columns."""
+        """``frame`` with the named levels of its index as columns."""
         levels = [n for n in self._named if n not in frame.columns and n in frame.index.names]
         return frame.reset_index(level=levels) if levels else frame
 
     def check(self, frame: Any) -> None:
-        """Check that each name is that of one column, and find the columns of values."""
+        """Check that each name belongs to exactly one column, and find the columns of values."""
         known = list(frame.columns)
         for name in self._named:
             if known.count(name) != 1:
@@ -220,7 +221,7 @@ class _Names:
         if not self.values:
             check.fail("columns", "at least one column of values", "none")
         if len(set(self.values)) < len(self.values):
-            check.fail("frame", "columns with names of their own", f"{self.values}"[:120])
+            check.fail("frame", "columns with distinct names", f"{self.values}"[:120])
 
 
 def _names(kind: str, given: Columns) -> list[Hashable]:
@@ -245,14 +246,14 @@ def _groups(frame: Any, id: Hashable) -> Iterator[tuple[Any, Any]]:
         check.fail("id", f"a value in each row of column {id!r}", "none in some")
     try:
         yield from frame.groupby(id, sort=True, observed=True)
-    except TypeError as error:  # of what cannot be hashed
+    except TypeError as error:  # for unhashable values
         check.fail("id", f"values of column {id!r} that can be grouped", str(error)[:80], TypeError)
 
 
 def _steps(
     pandas: ModuleType, rows: Any, time: Hashable, freq: str | None, where: str, memory: Memory, D: int
 ) -> NDArray[np.int64]:
-    """The time step of each row, the first of them 0."""
+    """The time step of each row, relative to the first one."""
     if time is None:
         if freq is not None:
             check.fail("freq", "None without time", check.describe(freq))
@@ -269,8 +270,8 @@ def _steps(
     unique, counts = np.unique(ticks, return_counts=True)
     if counts.max() > 1:
         twice = f"several at step {unique[counts.argmax()] - unique[0]} of the sequence"
-        check.fail("time", f"one row a time step{where}", twice)
-    # In Python's integers, which do not overflow; the memory of the gaps is asked for before it is taken.
+        check.fail("time", f"one row per time step{where}", twice)
+    # Python integers do not overflow; the memory for the gaps is checked before it is allocated.
     memory.take("time", (int(unique[-1]) - int(unique[0]) + 1) * D * _BYTES_PER_CELL)
     return ticks - unique[0]
 
@@ -280,7 +281,7 @@ def _whole(times: Any, expected: str) -> NDArray[np.int64]:
         check.fail("time", expected, f"{times.dtype}")
     numbers = times.to_numpy()
     if numbers.dtype.kind == "f":
-        # Beyond that not every whole number is a float.
+        # Beyond 2 ** 53 not every integer is a float.
         fractional = ~(np.abs(numbers) < 2.0**53) | (numbers != np.floor(numbers))
         if fractional.any():
             check.fail("time", expected, f"{numbers[fractional.argmax()]}")
@@ -290,30 +291,30 @@ def _whole(times: Any, expected: str) -> NDArray[np.int64]:
 
 
 def _periods(times: Any, freq: str | None) -> NDArray[np.int64]:
-    """Numbers of the periods of length ``freq`` in which dates lie."""
+    """The index of the period of length ``freq`` that contains each date."""
     if freq is None:
-        check.fail("freq", f"{_FREQUENCY}, where times are dates", "None")
+        check.fail("freq", f"{_FREQUENCY}, since times are dates", "None")
     check.kind("freq", freq, str)
     try:
-        # Days are those of the wall clock; hours are counted where it is set forward or back, too.
+        # Days follow local time; hours are counted by elapsed time across changes of daylight saving time.
         if times.dt.tz is not None:
             first = times.dt.tz_localize(None).iloc[:1].dt.to_period(freq).iloc[0]
             is_long = (first + 1).start_time - first.start_time >= _DAY
             by_clock = times.dt.tz_localize(None)
             elapsed = times.dt.tz_convert("UTC").dt.tz_localize(None)
-            # Hours begin when those of the first date's clock do, which may be off by half of one.
+            # Hours start at the full hours of the first date's local time, whose offset may be half an hour.
             times = by_clock if is_long else elapsed + (by_clock.iloc[0] - elapsed.iloc[0])
         periods = times.dt.to_period(freq)
         length = int(periods.dt.freq.n)
         ordinals = periods.astype("int64").to_numpy()
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         check.fail("freq", _FREQUENCY, f"{freq!r} ({' '.join(str(error).split())[:80]})")
-    # Periods of several units are numbered by the units: two in one period may differ by less.
+    # pandas numbers periods of several units by the unit, so the ordinals are divided by the length.
     return np.floor_divide(ordinals - ordinals.min(), length)
 
 
 def _numeric(rows: Any, names: Sequence[Hashable], complete: str | None = None) -> NDArray[np.float64]:
-    """Columns as numbers ``[rows, names]``; ``complete`` is the argument that may hold no NaN."""
+    """Columns as numbers ``[rows, names]``; ``complete`` names an argument that must not contain NaN."""
     out = np.empty((len(rows), len(names)))
     for i, name in enumerate(names):
         column = rows[name]
@@ -326,7 +327,7 @@ def _numeric(rows: Any, names: Sequence[Hashable], complete: str | None = None) 
 
 
 def _constant(table: NDArray[np.float64], names: Sequence[Hashable], where: str) -> NDArray[np.float64]:
-    """The one row that a table has again and again."""
+    """The single row that all rows of a table are equal to."""
     varies = (table != table[0]).any(axis=0)
     if varies.any():
         check.fail("static", f"one value of column {names[int(varies.argmax())]!r}{where}", "several")

@@ -1,4 +1,4 @@
-"""Four-part harmony: triads in a key, their voicings, and which voicing may follow which."""
+"""Four-part harmony: triads in a key, their voicings, and the allowed moves between voicings."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ WIDEST = (12, 12, 19)
 """The largest distance, in semitones, between neighbouring voices from the top."""
 LARGEST_LEAP = (9, 9, 9, 12)
 
-# Root, third and fifth above the tonic, in semitones. The minor mode has its leading tone raised in
-# V and vii, and an eighth chord, the major tonic that may end a piece (the Picardy third).
+# Root, third and fifth above the tonic, in semitones. The minor mode has a raised leading tone in V and vii,
+# and an eighth chord, the major tonic that may end a piece (the Picardy third).
 MAJOR = ((0, 4, 7), (2, 5, 9), (4, 7, 11), (5, 9, 0), (7, 11, 2), (9, 0, 4), (11, 2, 5))
 MINOR = ((0, 3, 7), (2, 5, 8), (3, 7, 10), (5, 8, 0), (7, 11, 2), (8, 0, 3), (11, 2, 5), (0, 4, 7))
 SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10))
@@ -26,7 +26,7 @@ TONIC, SUBDOMINANT, DOMINANT, PICARDY = 0, 3, 4, 7
 
 
 class Chord(NamedTuple):
-    """A triad as absolute pitch classes (0 = C), and the tonic it is heard against."""
+    """A triad as absolute pitch classes (0 = C), with the tonic of its key."""
 
     root: int
     third: int
@@ -46,16 +46,14 @@ class Chord(NamedTuple):
 
     @property
     def diminished(self) -> bool:
-        """Whether the fifth is diminished."""
+        """True if the fifth is diminished."""
         return (self.fifth - self.root) % 12 == 6
 
 
 def parallels(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.bool_]:
-    """Whether two voices that both move go from one perfect fifth or octave to another of the same
-    kind.
+    """True if two moving voices go from a perfect fifth to a perfect fifth, or from an octave to an octave.
 
-    ``before`` and ``after`` are ``[..., 4]`` and broadcast; motion in opposite directions counts
-    too.
+    ``before`` and ``after`` are ``[..., 4]`` and broadcast; contrary motion counts too.
     """
     found = np.zeros(np.broadcast_shapes(before.shape, after.shape)[:-1], dtype=bool)
     moves = before != after
@@ -68,24 +66,24 @@ def parallels(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 class Harmony:
-    """Voicings of chords and the costs of moving between them, worked out once each."""
+    """Voicings of chords and the costs of moves between them, each computed once."""
 
     def __init__(self) -> None:
         self._voicings: dict[Chord, tuple[Voicings, NDArray[np.float64]]] = {}
         self._moves: dict[tuple[Chord, Chord], NDArray[np.float64]] = {}
 
     def voicings(self, chord: Chord) -> tuple[Voicings, NDArray[np.float64]]:
-        """All allowed voicings ``[n, 4]`` of ``chord`` and what each costs ``[n]``.
+        """All allowed voicings ``[n, 4]`` of ``chord`` and their costs ``[n]``.
 
-        The voices keep their ranges, order and spacing; no tone is left out; the leading tone is
-        not doubled; the bass has the root or third, of a diminished triad the third.
+        The voices keep their ranges, order and spacing; no tone is omitted; the leading tone is not doubled;
+        the bass has the root or the third, and in a diminished triad the third.
         """
         if chord not in self._voicings:
             self._voicings[chord] = _voicings(chord)
         return self._voicings[chord]
 
     def moves(self, chord: Chord, following: Chord) -> NDArray[np.float64]:
-        """The cost ``[n, m]`` from each voicing of one chord to each of the next; inf forbids."""
+        """The cost ``[n, m]`` of each move between voicings of two chords; inf: a forbidden move."""
         if (chord, following) not in self._moves:
             self._moves[chord, following] = self._cost(chord, following)
         return self._moves[chord, following]
@@ -95,14 +93,14 @@ class Harmony:
         after = self.voicings(following)[0][None]
         move = after - before
         cost: NDArray[np.float64] = np.abs(move).sum(-1).astype(np.float64)
-        # The melody should not stand still as often as the inner voices do.
+        # The melody should repeat notes less often than the inner voices.
         cost += 3.0 * (move[..., 0] == 0)
-        # A voice that passes beyond where its neighbour just was is hard to follow.
+        # A voice that moves past its neighbour's previous note (overlap) is hard to follow.
         cost += 6.0 * (after[..., 1:] > before[..., :-1]).sum(-1)
         cost += 6.0 * (after[..., :-1] < before[..., 1:]).sum(-1)
         if following.tonic in following[:3]:
-            # The leading tone in an outer voice wants to rise; a penalty, since not every context
-            # allows it.
+            # The leading tone in an outer voice should rise; this is a penalty and not a rule, since not
+            # every context allows it.
             leading = before[..., (0, 3)] % 12 == chord.leading_tone
             cost += 20.0 * (leading & (move[..., (0, 3)] != 1)).sum(-1)
         too_far = (np.abs(move) > np.array(LARGEST_LEAP)).any(-1)
@@ -120,10 +118,10 @@ def _voicings(chord: Chord) -> tuple[Voicings, NDArray[np.float64]]:
     keep = ((gaps >= 0) & (gaps <= np.array(WIDEST))).all(-1) & (count > 0).all(-1)
     keep &= (bass == chord.third) | ((bass == chord.root) & (not chord.diminished))
     keep &= (every % 12 == chord.leading_tone).sum(-1) <= 1
-    # What is best doubled is the root, of a diminished triad the third.
+    # The root is best doubled, and in a diminished triad the third.
     doubling = np.array([3.0, 0.0, 3.0] if chord.diminished else [0.0, 3.0, 1.0])
     cost = (count - 1) @ doubling + 2.0 * (bass == chord.third)
-    # Drawn mildly to the middle of the ranges, or the voices drift over a long piece.
+    # A small cost for the distance to the middle of the ranges keeps voices from drifting over a long piece.
     middle = np.array([(low + high) / 2 for low, high in RANGES])
     cost += 0.1 * np.abs(every - middle).sum(-1)
     return every[keep], cost[keep]

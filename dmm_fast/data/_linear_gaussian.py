@@ -1,4 +1,4 @@
-"""A linear-Gaussian state space model: data whose exact log-likelihood is known."""
+"""A linear-Gaussian state space model: data with a known exact log-likelihood."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LARGEST_SIZE = 2**31 - 1
 
 @dataclass(frozen=True, eq=False)
 class LinearGaussianSet:
-    """Sequences and the exact parameters they were drawn from.
+    """Sequences and the exact parameters that they were drawn with.
 
     The model, for t = 1 .. lengths[n], from the known ``z_0``:
 
@@ -39,9 +39,9 @@ class LinearGaussianSet:
     def log_prob(self) -> Tensor:
         """``[N]`` float64: the exact log p(x_{1:lengths[n]}) of each sequence, in nats.
 
-        A Kalman filter in float64, the covariance update in Joseph's form, which stays symmetric
-        and positive (Bucy and Joseph 1968). The covariances do not depend on the data, so one
-        serves all rows.
+        It is computed by a Kalman filter in float64, with the covariance update in Joseph form, which stays
+        symmetric and positive definite (Bucy and Joseph 1968). The covariances do not depend on the data, so
+        they are shared by all rows.
         """
         x = self.data.sequences.double()
         A, b, q = (v.double() for v in self._transition())
@@ -79,12 +79,12 @@ def linear_gaussian(
     ragged: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> LinearGaussianSet:
-    """Draw a stable model and sequences from it, all on the CPU and from ``seed`` alone.
+    """Draw a stable model and sequences from it, on the CPU and determined by ``seed``.
 
-    The transition matrix is 0.9 times an orthogonal one, scales lie in [0.3, 0.6]. Parameters are
-    rounded to ``dtype`` before the sequences are drawn, so :meth:`LinearGaussianSet.log_prob` is
-    exact for what is returned, up to the rounding of the data themselves. ``ragged`` draws lengths
-    uniformly in ``1 .. T``, the longest being ``T``. torch's global generator is not touched.
+    The transition matrix is 0.9 times an orthogonal matrix, and scales lie in [0.3, 0.6]. Parameters are
+    rounded to ``dtype`` before the sequences are drawn, so :meth:`LinearGaussianSet.log_prob` is exact for
+    the returned parameters, up to the rounding of the data. With ``ragged``, lengths are uniform in
+    ``1 .. T``, and the longest is ``T``. torch's global generator is not used.
 
     Raises:
         TypeError: a size or ``seed`` is not an int, or ``ragged`` not a bool.

@@ -1,4 +1,4 @@
-"""Data sets of any kind of file."""
+"""Loading of data sets from files of any supported format."""
 
 from __future__ import annotations
 
@@ -39,46 +39,46 @@ def load(
     static: Columns = None,
     freq: str | None = None,
 ) -> Dataset:
-    """Read a data set; its name is the file's, without the suffix.
+    """Read a data set; its name is the file name without the suffix.
 
     - ``.mat``, MATLAB v5: ``traindata``, ``validdata``, ``testdata``, each an object array of shape
       ``[1, N]`` of piano rolls ``[T, 88]`` of 0 and 1; column 0 is MIDI note 21.
-    - ``.pickle`` or ``.pkl``, what :func:`dmm_fast.data.download` fetches (not the tensors that
+    - ``.pickle`` or ``.pkl``, as downloaded by :func:`dmm_fast.data.download` (not the tensors that
       Pyro caches): a dict of ``train``, ``valid`` and ``test``, each a list of sequences; a
       sequence is a list of time steps, a time step a tuple or list of MIDI notes 21 .. 108.
-    - ``.npz``, what :func:`save_npz` writes: for each split ``<split>_sequences``, uint8 or float32
-      ``[sum of T, D]``, the sequences one after another, and ``<split>_lengths``, int64 ``[N]``; perhaps
+    - ``.npz``, as written by :func:`save_npz`: for each split ``<split>_sequences``, uint8 or float32
+      ``[sum of T, D]``, the concatenated sequences, and ``<split>_lengths``, int64 ``[N]``; optionally
       ``<split>_controls`` ``[sum of T, U]`` and ``<split>_static`` ``[N, S]``. Or, of any real dtype,
-      ``sequences``, ``[N, T, D]`` or, with ``lengths``, ``[sum of T, D]``, and perhaps ``controls`` and
+      ``sequences``, ``[N, T, D]`` or, with ``lengths``, ``[sum of T, D]``, and optionally ``controls`` and
       ``static``.
     - ``.npy``: one array ``[N, T, D]`` of any real dtype.
     - ``.csv`` and ``.parquet``: see :func:`read_table`.
-    - a folder of MIDI files, or with folders ``train``, ``valid`` and ``test`` of them: see
+    - a folder of MIDI files, or a folder with subfolders ``train``, ``valid`` and ``test`` of them: see
       :func:`read_midi_folder`.
 
-    What is not in three splits is divided by :func:`split`. Nothing in a file is executed: an unpickler that
-    knows containers and integers reads ``.pickle``, and arrays are read without pickle.
+    Data without three splits are divided by :func:`split`. Nothing in a file is executed: ``.pickle`` files
+    are read by an unpickler restricted to containers and integers, and arrays are read without pickle.
 
     Args:
         path: the file, or the folder.
-        max_bytes: refuse a file that takes more memory than this, padding included, before that memory is
-            allocated; a small file can ask for a lot.
-        split_seed: of :func:`split`.
-        id: the column of the sequence, as :func:`read_table` takes it; this and all that follow are None for
-            what is no table.
+        max_bytes: largest amount of memory that the data may take, padding included; it is checked before
+            the memory is allocated, since a small file can require a lot.
+        split_seed: seed of :func:`split`.
+        id: the column of the sequence, as in :func:`read_table`; this and the following arguments must be
+            None unless the file is a table.
         time: the column of the time.
         columns: the columns of values.
         controls: the columns of controls.
         static: the columns of covariates.
-        freq: the length of a time step, where times are dates.
+        freq: the length of a time step, if times are dates.
 
     Raises:
-        ImportError: a library is not installed, scipy for ``.mat``, or one of :func:`read_table` and
-            :func:`read_midi_folder`.
+        ImportError: a library is not installed: scipy for ``.mat``, or those that :func:`read_table` and
+            :func:`read_midi_folder` need.
         OSError: the file cannot be opened.
-        TypeError: an argument is of another kind.
-        ValueError: it is not of that form, or takes more memory; the message names the file and what was
-            expected.
+        TypeError: an argument has the wrong type.
+        ValueError: the file does not have this format, or takes more memory; the message names the file and
+            what was expected.
     """
     path = check.path("path", path)
     max_bytes = check.int_between("max_bytes", max_bytes, 1)
@@ -98,7 +98,7 @@ def load(
     else:
         for name, value in table.items():
             if value is not None:
-                check.fail(name, f"None for what is no table ({', '.join(TABLES)})", check.describe(value))
+                check.fail(name, f"None unless path is a table ({', '.join(TABLES)})", check.describe(value))
         if path.is_dir():
             found = _read_folder(path, max_bytes)
         elif suffix in READERS:
@@ -121,12 +121,12 @@ def _read_folder(path: Path, max_bytes: int) -> _Read:
 
 @contextmanager
 def _naming(path: Path, kind: str) -> Iterator[None]:
-    """Turn whatever a reader raises on a malformed file into a ValueError that names the file."""
+    """Turn any error of a reader on a malformed file into a ValueError that names the file."""
     try:
         yield
-    except ImportError:  # scipy is missing: that is not the file's fault
+    except ImportError:  # a missing library is not an error of the file
         raise
-    except Exception as error:  # the formats' readers raise nearly every type there is
+    except Exception as error:  # the readers raise errors of almost any type
         raise ValueError(f"{path}: expected a data set as {kind}, got {_say(error)}") from error
 
 

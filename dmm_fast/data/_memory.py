@@ -1,4 +1,4 @@
-"""A bound on the memory that reading a file takes, kept before anything is allocated."""
+"""A bound on the memory used for reading a file, checked before each allocation."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ DEFAULT_BYTES = 8 << 30
 
 
 class Memory:
-    """Counts what a file asks for.
+    """A counter of the memory that a file requires.
 
     Args:
-        max_bytes: how much that may be in all.
+        max_bytes: the largest total in bytes.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes, self._taken = max_bytes, 0
 
     def take(self, name: str, num_bytes: int) -> None:
-        """Count ``num_bytes`` for ``name``, which are about to be allocated.
+        """Count ``num_bytes`` that are about to be allocated for ``name``.
 
         Raises:
-            ValueError: with these it is more than ``max_bytes``.
+            ValueError: the total exceeds ``max_bytes``.
         """
         self._taken += num_bytes
         if self._taken > self._max_bytes:

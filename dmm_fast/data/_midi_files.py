@@ -1,4 +1,4 @@
-"""Piano rolls of folders of MIDI files."""
+"""Piano rolls read from folders of MIDI files."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dmm_fast.data._sequences import SequenceSet
 
 MIDI_SUFFIXES = (".mid", ".midi")
 
-_DRUMS = 9  # the channel of percussion, whose notes are no pitches
-# Bytes that mido takes for the object it makes of a message, of which a byte of a file is enough.
+_DRUMS = 9  # the channel of percussion, whose notes are not pitches
+# Memory of a mido message object, for which a single byte of a file can be enough.
 _BYTES_PER_BYTE = 256
 
 
 class _Note(NamedTuple):
-    """A key held from one time to another, in ticks."""
+    """A note with its start and end in ticks."""
 
     key: int
     start: int
@@ -33,23 +33,24 @@ class _Note(NamedTuple):
 def read_midi_folder(
     path: str | Path, *, steps_per_beat: int = 4, max_bytes: int = DEFAULT_BYTES
 ) -> SequenceSet:
-    """Read the MIDI files in a folder as piano rolls of 0 and 1, ``[T, 88]``, a sequence each.
+    """Read the MIDI files in a folder as piano rolls of 0 and 1, one sequence ``[T, 88]`` per file.
 
-    Files are those ending in ``.mid`` or ``.midi``, in the order of their names. Column 0 is MIDI note 21; a
-    key is on in the time steps that it is held in, to the nearest step and for one at least. A key that is
-    struck again while it sounds, or right after, is one that is held. Percussion (channel 10) and notes
-    beyond the 88 keys are left out, and a file lasts to the end of its longest track.
+    The files are those ending in ``.mid`` or ``.midi``, sorted by name. Column 0 is MIDI note 21; a key is
+    on in the time steps in which it is held, rounded to the nearest step and for at least one. A key that is
+    struck again while it sounds, or immediately afterwards, counts as held. Percussion (channel 10) and notes
+    outside the 88 keys are ignored, and a file lasts until the end of its longest track.
 
     Args:
         path: the folder.
-        steps_per_beat: time steps of a quarter note.
-        max_bytes: refuse files that take more memory than this, before that memory is allocated.
+        steps_per_beat: number of time steps per quarter note.
+        max_bytes: largest amount of memory that the files may take; it is checked before the memory is
+            allocated.
 
     Raises:
         ImportError: mido is not installed.
         OSError: the folder or a file cannot be opened.
-        TypeError: an argument is of another type.
-        ValueError: there is no such file in it, or one is no MIDI file; the message names it.
+        TypeError: an argument has the wrong type.
+        ValueError: the folder has no such file, or a file is not a MIDI file; the message names it.
     """
     path = check.path("path", path)
     steps_per_beat = check.int_between("steps_per_beat", steps_per_beat, 1, 1 << 16)
@@ -74,15 +75,15 @@ def _read(path: Path, steps_per_beat: int, memory: Memory) -> Tensor:
         try:
             midi = mido.MidiFile(file=file, clip=True)
             if midi.ticks_per_beat < 1:
-                check.fail("time", "a file that counts beats", "one that counts frames of a film")
+                check.fail("time", "a file timed in beats", "one timed in SMPTE frames")
             tracks = [_notes(track) for track in midi.tracks]
-        except Exception as error:  # of a broken file mido raises nearly every type there is
+        except Exception as error:  # for a broken file mido raises errors of almost any type
             got = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise ValueError(f"{path}: expected a MIDI file, got {got}") from error
     ticks = midi.ticks_per_beat
 
     def step(time: int) -> int:
-        """The step nearest to a time, the later of two."""
+        """The step nearest to a time; of two equally near steps the later one."""
         return (2 * time * steps_per_beat + ticks) // (2 * ticks)
 
     T = max((step(end) for _, end in tracks), default=0)
@@ -98,7 +99,7 @@ def _read(path: Path, steps_per_beat: int, memory: Memory) -> Tensor:
 
 
 def _notes(track: Any) -> tuple[list[_Note], int]:
-    """The notes of a track in ticks, and when it ends."""
+    """The notes of a track in ticks, and its end."""
     clock, notes = 0, []
     struck: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     for message in track:
@@ -110,7 +111,7 @@ def _notes(track: Any) -> tuple[list[_Note], int]:
             held.append(clock)
         elif held:
             notes.append((message.note, held.pop(0), clock))
-    # A note that nothing ends sounds to the end.
+    # A note without a note-off sounds to the end of the track.
     notes += [(note, start, clock) for (_, note), held in struck.items() for start in held]
     keys = ((note - LOWEST_NOTE, start, end) for note, start, end in notes)
     return [_Note(*note) for note in keys if 0 <= note[0] < NUM_KEYS], clock

@@ -1,4 +1,4 @@
-"""Sets of sequences in ``.npz`` and ``.npy``, read without pickle."""
+"""Sequence sets in ``.npz`` and ``.npy`` files, read without pickle."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ _EXACT: tuple[type, ...] = (np.uint8, np.float32)
 
 
 def save_npz(dataset: Dataset, path: str | Path) -> None:
-    """Write ``dataset`` as the ``.npz`` that :func:`load` reads; the file appears whole or not at
-    all.
+    """Write ``dataset`` atomically as an ``.npz`` file for :func:`load`.
 
-    A split, and its controls and covariates, are stored as uint8 where that is exact (piano rolls), else as
+    A split, its controls and its covariates are stored as uint8 if that is exact (piano rolls), else as
     float32.
 
     Raises:
-        ValueError: ``path`` does not end in ``.npz``, or a split is float64 and not exact in
-            float32.
+        ValueError: ``path`` does not end in ``.npz``, or a split has float64 values that float32 cannot
+            represent exactly.
         OSError: the file cannot be written.
     """
     path = check.path("path", path)
@@ -56,10 +55,10 @@ def save_npz(dataset: Dataset, path: str | Path) -> None:
 
 
 def read_npz(file: BinaryIO, memory: Memory) -> Mapping[str, SequenceSet] | SequenceSet:
-    """The three splits that :func:`save_npz` wrote, or one set that has yet to be divided.
+    """The three splits written by :func:`save_npz`, or a single set to be divided.
 
-    The latter has ``sequences``, ``[N, T, D]`` with or without ``lengths``, or ``[sum of T, D]`` with them;
-    and, if it has, ``controls`` of the same form and ``static``, ``[N, S]``; all of any real dtype.
+    A single set has ``sequences``, ``[N, T, D]`` with or without ``lengths``, or ``[sum of T, D]`` with them,
+    and optionally ``controls`` of the same form and ``static``, ``[N, S]``; all of any real dtype.
     """
     with zipfile.ZipFile(file) as archive:
         if "sequences.npy" in archive.namelist():
@@ -76,7 +75,7 @@ def _read_one(archive: zipfile.ZipFile, memory: Memory) -> SequenceSet:
     names = {name.removesuffix(".npy") for name in archive.namelist()}
     strange = sorted(names - {"sequences", "lengths", "controls", "static"})
     if strange:
-        check.fail("file", "sequences, and perhaps lengths, controls and static", f"{strange[0]!r}"[:80])
+        check.fail("file", "sequences and optional lengths, controls and static", f"{strange[0]!r}"[:80])
     given = {name: _array(archive, name, memory) for name in sorted(names)}
     lengths = given.pop("lengths", None)
     static = given.pop("static", None)
@@ -85,7 +84,7 @@ def _read_one(archive: zipfile.ZipFile, memory: Memory) -> SequenceSet:
 
 
 def _divided(name: str, array: NDArray[Any], lengths: NDArray[Any] | None, memory: Memory) -> Any:
-    """The sequences in an array, which has them one after another or padded."""
+    """The sequences in an array, in which they are concatenated or padded."""
     if lengths is None:
         if array.ndim != 3:
             check.fail(name, "shape [N, T, D], or [sum of T, D] and an entry 'lengths'", str(array.shape))
@@ -93,7 +92,7 @@ def _divided(name: str, array: NDArray[Any], lengths: NDArray[Any] | None, memor
     if array.ndim == 3:
         _check_lengths("lengths", lengths, memory)
         if len(lengths) != len(array) or int(lengths.max(initial=0)) > array.shape[1]:
-            check.fail("lengths", f"{len(array)} lengths up to {array.shape[1]}", "others")
+            check.fail("lengths", f"{len(array)} lengths up to {array.shape[1]}", "other numbers")
         return [row[:n] for row, n in zip(array, lengths, strict=True)]
     return _parts(name, array, "lengths", lengths, memory)
 
@@ -126,12 +125,12 @@ def _parts(
     memory: Memory,
     dtypes: tuple[type, ...] | None = None,
 ) -> list[NDArray[Any]]:
-    """The sequences that an array ``[sum of T, D]`` has one after another."""
+    """The sequences that are concatenated in an array ``[sum of T, D]``."""
     if rows.ndim != 2 or (dtypes is not None and rows.dtype not in dtypes):
         kinds = "numbers" if dtypes is None else "uint8 or float32"
         check.fail(key, f"{kinds} of shape [sum of T, D]", f"{rows.dtype} of shape {rows.shape}")
     _check_lengths(lengths_key, lengths, memory)
-    # In Python's integers: a sum of int64 could wrap around to the right number.
+    # In Python integers, since a sum of int64 could wrap around to the right number.
     if sum(lengths.tolist()) != len(rows):
         check.fail(lengths_key, f"a sum of {len(rows)}, the rows of {key}", "another")
     return np.split(rows, np.cumsum(lengths)[:-1]) if len(lengths) else []
@@ -151,9 +150,9 @@ def _array(archive: zipfile.ZipFile, key: str, memory: Memory) -> NDArray[Any]:
 
 
 def _read_array(key: str, file: Any, memory: Memory) -> NDArray[Any]:
-    """An array of numpy's format, read only when its header says that there is memory for it."""
+    """An array in numpy's format, read after its header was checked against the memory limit."""
     version = np.lib.format.read_magic(file)
-    # Format 2.0 is for headers of more than 65535 bytes, and reads whatever length they claim.
+    # Format 2.0 allows headers of more than 65535 bytes, and numpy reads whatever length they claim.
     if version != (1, 0):
         check.fail(key, "an array in format 1.0", f"{version[0]}.{version[1]}")
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
@@ -165,7 +164,7 @@ def _read_array(key: str, file: Any, memory: Memory) -> NDArray[Any]:
 
 
 def _narrow(name: str, rows: Tensor) -> Tensor:
-    """``rows`` as uint8 where that is exact, else as float32. A NaN, a missing value, stays one."""
+    """``rows`` as uint8 if that is exact, else as float32. NaN, a missing value, is preserved."""
     for dtype in (torch.uint8, torch.float32):
         narrow = rows.to(dtype)
         back = narrow.to(rows.dtype)

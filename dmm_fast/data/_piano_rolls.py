@@ -1,4 +1,4 @@
-"""Piano rolls of ``.mat`` and of Pyro's ``.pickle``."""
+"""Piano rolls from ``.mat`` files and from Pyro's ``.pickle`` files."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from dmm_fast.data._sequences import SequenceSet
 LOWEST_NOTE = 21
 """The MIDI note of column 0 of a piano roll (A0)."""
 NUM_KEYS = 88
-"""The columns of a piano roll: MIDI notes 21 to 108."""
+"""The number of columns of a piano roll, MIDI notes 21 to 108."""
 SPLITS = ("train", "valid", "test")
 
-# Bytes that Python takes for an array, a list or a number and what refers to it.
+# Bytes that Python needs for an array, a list or a number and the reference to it.
 PER_SEQUENCE, _PER_STEP, _PER_NOTE = 256, 16, 24
 
 Rolls = Sequence[NDArray[Any]]
@@ -31,12 +31,12 @@ NoteLists = Sequence[Sequence[Sequence[int]]]
 
 
 def read_notes(file: BinaryIO, max_bytes: int = DEFAULT_BYTES) -> dict[str, NoteLists]:
-    """Read Pyro's pickled note lists, without making rolls of them; see :func:`dmm_fast.data.load`.
+    """Read Pyro's pickled note lists without converting them to rolls; see :func:`dmm_fast.data.load`.
 
     Raises:
         TypeError: ``file`` is not open for reading bytes.
-        ValueError: what is pickled is not of that form, takes more memory than ``max_bytes``, or the pickle
-            itself is broken or holds something refused.
+        ValueError: the content does not have this form or takes more memory than ``max_bytes``, or the pickle
+            is broken or contains refused objects.
     """
     memory = Memory(check.int_between("max_bytes", max_bytes, 1))
     content = file.read() if hasattr(file, "read") else None
@@ -52,7 +52,7 @@ def _note_lists(content: bytes, memory: Memory) -> dict[str, NoteLists]:
     for split in SPLITS:
         for i, sequence in enumerate(_list(split, entry(data, split))):
             steps = _list(f"{split}[{i}]", sequence)
-            # The steps may be few that stand there many times over.
+            # The memory is counted per reference, since one step may be referenced many times.
             memory.take(f"{split}[{i}]", len(steps) * _PER_STEP)
             if not all(isinstance(step, list | tuple) for step in steps):
                 check.fail(f"{split}[{i}]", "a list or tuple of notes at each time step", "another type")
@@ -64,7 +64,7 @@ def _note_lists(content: bytes, memory: Memory) -> dict[str, NoteLists]:
 
 def read_pickle(file: BinaryIO, memory: Memory) -> Mapping[str, SequenceSet]:
     """The piano rolls of Pyro's pickled note lists, by split."""
-    # Before it is read: the file itself may be too large.
+    # Checked before reading, since the file itself may be too large.
     memory.take("file", file.seek(0, 2))
     file.seek(0)
     notes = _note_lists(file.read(), memory)
@@ -97,7 +97,7 @@ def _check_roll(name: str, roll: Any) -> None:
 
 
 def pad(name: str, rows: Rolls, memory: Memory) -> SequenceSet:
-    """Pad ``[T, D]`` arrays into a set, one at a time into the memory that it will keep."""
+    """Pad ``[T, D]`` arrays into a set, copying them one at a time into its final memory."""
     D = rows[0].shape[1] if len(rows) else 0
     sequences = _allocate(name, [len(r) for r in rows], D, memory)
     for out, row in zip(sequences, rows, strict=True):
@@ -109,7 +109,7 @@ def _from_notes(name: str, data: NoteLists, memory: Memory) -> SequenceSet:
     sequences = _allocate(name, [len(steps) for steps in data], NUM_KEYS, memory)
     for i, (out, steps) in enumerate(zip(sequences, data, strict=True)):
         t = np.repeat(np.arange(len(steps)), [len(notes) for notes in steps])
-        # Checked as Python integers, which do not overflow.
+        # Checked as Python integers, since those do not overflow.
         notes = list(chain.from_iterable(steps))
         highest = LOWEST_NOTE + NUM_KEYS - 1
         if notes and not LOWEST_NOTE <= min(notes) <= max(notes) <= highest:
@@ -129,7 +129,7 @@ def _allocate(name: str, lengths: Sequence[int], D: int, memory: Memory) -> Tens
 
 
 def entry(data: Mapping[str, Any], key: str) -> Any:
-    """``data[key]``, or an error that says what there is."""
+    """``data[key]``, or an error that lists the existing keys."""
     if key not in data:
         check.fail("file", f"an entry {key!r}", f"only {sorted(map(str, data))}")
     return data[key]

@@ -1,6 +1,6 @@
-"""Containers, strings and numbers out of pickles, by Python's ``pickle`` with all else taken from it.
+"""A restricted unpickler for containers, strings and numbers, built from Python's ``pickle``.
 
-Its version in Python is used: the one in C allocates a memo as large as a pickle claims to need.
+The Python implementation is used, since the one in C allocates a memo as large as a pickle claims to need.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Any
 
 from dmm_fast.data._memory import Memory
 
-# Bytes that one byte of a pickle makes at most: a place in the memo, its number, and the table of
-# places while it grows.
+# Largest number of bytes allocated for one byte of a pickle: an entry in the memo, its index, and the memo's
+# table while it grows.
 _PER_INSTRUCTION = 144
 
-# Neither what calls or changes anything but the classes below, nor what allocates by a claim (BYTEARRAY8),
-# nor sets, whose members could be nested too deeply for Python to hash.
+# Excluded are instructions that call or change anything but the classes below, that allocate by a claimed
+# size (BYTEARRAY8), and sets, whose members could be nested too deeply for Python to hash.
 _INSTRUCTIONS = """
     PROTO FRAME STOP MARK POP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
     STRING BINSTRING SHORT_BINSTRING UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES
     BINBYTES8 EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 TUPLE EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM
     SETITEMS GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL REDUCE BUILD
 """
-# Where the keys of dicts are on the stack.
+# Positions of the keys of dicts on the stack.
 _KEYS = {"DICT": slice(None, None, 2), "SETITEMS": slice(None, None, 2), "SETITEM": slice(-2, -1)}
 
 
@@ -44,7 +44,7 @@ class _IntegerType:
 
 
 class _Integer:
-    """Stand-in for ``numpy.core.multiarray.scalar`` in a pickle: it makes a Python integer."""
+    """Stand-in for ``numpy.core.multiarray.scalar`` in a pickle: it creates a Python integer."""
 
     def __new__(cls, kind: _IntegerType, raw: str | bytes) -> int:  # type: ignore[misc]
         data = raw.encode("latin1") if isinstance(raw, str) else raw
@@ -53,7 +53,7 @@ class _Integer:
         return int.from_bytes(data, "big" if kind.order == ">" else "little", signed=kind.signed)
 
     def __setstate__(self, state: Any) -> None:
-        # Where this is defined pickle calls it and sets no attributes: no file can change the class.
+        # If this is defined, pickle calls it instead of setting attributes, so no file can change the class.
         raise pickle.UnpicklingError("a refused state of a numpy scalar")
 
 
@@ -69,7 +69,7 @@ def _refuse(_: Any) -> None:
 
 
 def _instruction(name: str) -> Callable[[Any], None]:
-    """Pickle's own, but without keys that could be nested too deeply for Python to hash."""
+    """Pickle's instruction, with a check of keys, which could be nested too deeply for Python to hash."""
     run = pickle._Unpickler.dispatch[getattr(pickle, name)[0]]
     if name not in _KEYS:
         return run
@@ -83,9 +83,9 @@ def _instruction(name: str) -> Callable[[Any], None]:
 
 
 class _NoteUnpickler(pickle._Unpickler):
-    """Knows :data:`_INSTRUCTIONS`, and numpy's integer scalars, which become Python integers.
+    """Executes :data:`_INSTRUCTIONS` only, and converts numpy's integer scalars to Python integers.
 
-    The files that Pyro serves are made of those; numpy itself is not called, and every other name is refused.
+    Pyro's files consist of these; numpy itself is not called, and every other global name is refused.
     """
 
     dispatch = dict.fromkeys(range(256), _refuse) | {
@@ -102,14 +102,14 @@ class _NoteUnpickler(pickle._Unpickler):
 
 
 def unpickle(content: bytes, memory: Memory) -> Any:
-    """Read a pickle of containers, strings and numbers; nothing it says is looked up or called.
+    """Read a pickle of containers, strings and numbers, without looking up or calling anything it names.
 
     Raises:
-        ValueError: it is broken, holds something else, or takes more memory than ``memory`` grants.
+        ValueError: the pickle is broken, contains other objects, or takes more memory than ``memory`` allows.
     """
     memory.take("file", len(content) * _PER_INSTRUCTION)
     try:
         return _NoteUnpickler(io.BytesIO(content), encoding="latin1").load()
-    except Exception as error:  # pickle raises nearly every type there is
+    except Exception as error:  # pickle raises errors of almost any type
         got = f"{type(error).__name__}: {error}"
         raise ValueError(f"file: expected a pickle of containers, strings and numbers, got {got}") from error

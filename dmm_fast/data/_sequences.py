@@ -15,29 +15,29 @@ from dmm_fast.reference import valid_steps
 
 @dataclass(frozen=True, eq=False)
 class SequenceSet:
-    """N sequences, padded at the end to the longest; values may be missing.
+    """N sequences, padded at the end to the longest one; values may be missing.
 
-    On a CPU a NaN within a sequence is a missing value, and one past its end is blank. On a GPU, where
-    looking for one would wait, ``mask`` has to say what is missing: make the set on a CPU and move it with
-    :meth:`to`.
+    On a CPU, NaN within a sequence is a missing value, and NaN past its end is ignored. On a GPU the values
+    are not searched for NaN, which would need a synchronisation, so missing values have to be marked in
+    ``mask``: create the set on a CPU and move it with :meth:`to`.
 
     Args:
-        sequences: ``[N, T_max, D]``, float32 or float64, zero (or NaN) past the end of each sequence. As an
-            attribute of a set with ``mask`` it is NaN wherever a value is missing, and zero past the end.
+        sequences: ``[N, T_max, D]``, float32 or float64, zero (or NaN) past the end of each sequence. The
+            attribute of a set with ``mask`` is NaN at missing values and zero past the end.
         lengths: ``[N]`` int64 on the same device, each in ``1 .. T_max``.
-        mask: ``[N, T_max, D]`` bool on the same device, True where a value is observed; None: everywhere but
-            at a NaN. As an attribute it is False at each NaN and past the end too, and None where no mask was
-            given and nothing is missing.
-        controls: ``[N, T_max, U]`` of the dtype and on the device of ``sequences``, the controls u_t of each
-            step: finite within a sequence, zero (or NaN) past its end, where the attribute is zero.
-        static: ``[N, S]`` likewise, finite covariates that a sequence has once.
+        mask: ``[N, T_max, D]`` bool on the same device, True at observed values; None: all but NaN are
+            observed. The attribute is also False at NaN and past the end; it is None if no mask was given and
+            no value is missing.
+        controls: ``[N, T_max, U]`` of the same dtype and device as ``sequences``, the controls u_t of each
+            step: finite within a sequence, zero (or NaN) past its end. The attribute is zero there.
+        static: ``[N, S]`` likewise, the finite covariates of each sequence.
 
     Raises:
-        TypeError: ``sequences``, ``controls`` or ``static`` is not a floating-point tensor, or ``mask`` no
-            tensor.
-        ValueError: a shape, dtype, device or length is wrong, the set is empty, or (looked at only
-            on a CPU, where reading costs no wait) something other than zero lies past the end of a
-            sequence, or controls or covariates are not finite.
+        TypeError: ``sequences``, ``controls`` or ``static`` is not a floating-point tensor, or ``mask`` is
+            not a tensor.
+        ValueError: a shape, dtype, device or length is wrong, the set is empty, or (checked only on a CPU,
+            where reading values needs no synchronisation) values past the end of a sequence are not zero, or
+            controls or covariates are not finite.
     """
 
     sequences: Tensor
@@ -47,7 +47,7 @@ class SequenceSet:
     static: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Check the arguments, and bring missing values into one form."""
+        """Check the arguments, and normalise the representation of missing values."""
         x = check.floating("sequences", self.sequences)
         if x.layout != torch.strided:
             check.fail("sequences", "a dense tensor", str(x.layout), TypeError)
@@ -71,7 +71,7 @@ class SequenceSet:
             self._unify(x, valid)
 
     def _unify(self, x: Tensor, valid: Tensor) -> None:
-        """NaN and False where a value is missing, zero and False past the end of a sequence."""
+        """Set NaN and False at missing values, zero and False past the end of each sequence."""
         observed = valid & ~x.isnan()
         if self.mask is not None:
             object.__setattr__(self, "mask", observed & self.mask)
@@ -82,14 +82,14 @@ class SequenceSet:
         object.__setattr__(self, "sequences", torch.where(observed, x, blank))
 
     def __len__(self) -> int:
-        """N, the number of sequences."""
+        """The number N of sequences."""
         return self.sequences.shape[0]
 
     @property
     def num_time_steps(self) -> int:
-        """The time steps of all sequences together, padding not counted (read on the host).
+        """The total number of time steps of all sequences, without padding (read on the host).
 
-        A step counts whether or not something is observed in it.
+        A step counts even if all its values are missing.
         """
         return int(self.lengths.sum())
 
@@ -101,24 +101,24 @@ class SequenceSet:
         return SequenceSet(self.sequences.to(device), self.lengths.to(device), *moved)
 
     def batch(self, indices: Tensor, T: int | None = None) -> Batch | ControlledBatch:
-        """Gather the sequences ``indices``, in that order, on the device the set lives on.
+        """Gather the sequences ``indices``, in that order, on the device of the set.
 
         Args:
             indices: ``[B]`` int64 on the device of the set.
-            T: time steps of the result, ``1 .. T_max``. ``None`` is the longest of these sequences,
-                which the host must read; with a number nothing waits for a device, so a step can be
-                captured in a CUDA graph. A sequence longer than ``T`` is refused on a CPU; on a
-                GPU, where looking at its length would wait, it is cut to ``T`` steps.
+            T: number of time steps of the result, ``1 .. T_max``. ``None``: the length of the longest of
+                these sequences, which the host must read. With a number no synchronisation is needed, so a
+                step can be captured in a CUDA graph. A sequence longer than ``T`` is refused on a CPU; on a
+                GPU, where its length is not read, it is cut to ``T`` steps.
 
         Returns:
-            A :class:`Batch` without ``mini_batch_reversed``: our guide reads ``mini_batch``
-            backwards. Where the set has a ``mask``, ``mini_batch_mask`` is ``[B, T, D]`` and
-            ``mini_batch`` zero at what is missing. A set with ``controls`` or ``static`` gives a
+            A :class:`Batch` without ``mini_batch_reversed``, since the guide reads ``mini_batch`` itself
+            backward. If the set has a ``mask``, ``mini_batch_mask`` is ``[B, T, D]``, and ``mini_batch`` is
+            zero at missing values. A set with ``controls`` or ``static`` returns a
             :class:`ControlledBatch`.
 
         Raises:
-            TypeError: ``T`` is no int.
-            ValueError: ``indices`` or ``T`` is not of that form, or (on a CPU) out of range.
+            TypeError: ``T`` is not an int.
+            ValueError: ``indices`` or ``T`` has the wrong form or (on a CPU) is out of range.
         """
         T_max = self.sequences.shape[1]
         self._check_indices(indices)
@@ -145,14 +145,15 @@ class SequenceSet:
         return ControlledBatch(*batch, controls=controls, static=static)
 
     def padded_steps(self, longest: int, buckets: int | Sequence[int] = 16) -> int:
-        """A ``T`` for :meth:`batch` out of few: the steps to pad a batch to whose longest has ``longest``.
+        """Round ``longest`` up to one of a few numbers of time steps, as a ``T`` for :meth:`batch`.
 
         Args:
-            longest: time steps of the longest sequence of the batch, ``1 .. T_max``.
-            buckets: the next multiple of a number, or the next of several numbers, ``T_max`` at most.
+            longest: number of time steps of the longest sequence of the batch, ``1 .. T_max``.
+            buckets: an int: round up to its next multiple; several ints: to the next of these. The result is
+                at most ``T_max``.
 
         Raises:
-            TypeError: a number is no int.
+            TypeError: a number is not an int.
             ValueError: ``longest`` is out of range, or a bucket is not positive.
         """
         T_max = self.sequences.shape[1]
@@ -174,7 +175,7 @@ class SequenceSet:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A named data set in its three splits."""
+    """A named data set with its three splits."""
 
     name: str
     train: SequenceSet
@@ -194,26 +195,26 @@ class Dataset:
 
 
 def _check_steps(name: str, steps: object, T_max: int) -> None:
-    """Check a number of time steps against the longest."""
+    """Check a number of time steps against the maximum."""
     expected = f"a number of time steps between 1 and {T_max}"
     if not 1 <= check.integer(name, steps, expected) <= T_max:
         check.fail(name, expected, str(steps))
 
 
 def _check_mask(mask: Tensor, x: Tensor) -> None:
-    """Check the kind, the shape and the place of a mask of ``x [N, T, D]``."""
+    """Check the dtype, shape and device of a mask of ``x [N, T, D]``."""
     check.kind("mask", mask, Tensor)
     if mask.dtype != torch.bool or mask.shape != x.shape or mask.device != x.device:
         check.fail("mask", f"bool of shape {tuple(x.shape)} on {x.device}", check.describe(mask))
 
 
 def _check_padding(name: str, x: Tensor, valid: Tensor) -> None:
-    """Check that nothing but zero and NaN lies past the end of a sequence."""
+    """Check that all values past the end of a sequence are zero or NaN."""
     dirty = ((x != 0) & ~x.isnan() & ~valid).any(dim=2).any(dim=1)
     if bool(dirty.any()):
         row = int(dirty.nonzero()[0])
         expected = "zeros past the end of each sequence"
-        check.fail(name, expected, f"something else in sequence {row}")
+        check.fail(name, expected, f"other values in sequence {row}")
 
 
 def _covariates(
@@ -221,7 +222,7 @@ def _covariates(
 ) -> Tensor:
     """Check covariates of the sequences ``x``, and return them with zero where ``valid`` is False.
 
-    ``lead`` are their sizes but for the last, and ``valid`` has these and a last one of 1.
+    ``lead`` is their shape without the last dimension; ``valid`` has the shape ``(*lead, 1)``.
     """
     given = check.floating(name, value)
     check.like(name, given, x, "sequences")

@@ -1,12 +1,12 @@
 """Sequence-level Pyro distributions of a Deep Markov Model.
 
 Each is one distribution over a whole sequence: batch shape ``[..., B]`` and event shape ``[T, Z]`` or
-``[T, D]``, time leftmost as in :class:`pyro.distributions.GaussianHMM`. Raggedness lives inside: past
-``lengths`` a draw is zero and the log-density, which is in nats, has no term.
+``[T, D]``, time leftmost as in :class:`pyro.distributions.GaussianHMM`. Sequences may have different
+``lengths``: past its end a draw is zero, and the log-density, which is in nats, has no term.
 
-Where a network is given as weights, an op of :mod:`dmm_fast.ops` computes it together with the density;
-where it is given as a module or a function, that is called: once for all time steps, or once a step where
-a draw of one step is what the next one reads.
+A network may be given as weights: an op of :mod:`dmm_fast.ops` then computes it together with the density. Or
+it may be a module or a function, which is called once for all time steps, or once per step if each step reads
+the draw of the one before.
 """
 
 from dmm_fast.distributions._categorical import CategoricalEmission

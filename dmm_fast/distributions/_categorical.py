@@ -20,16 +20,16 @@ _SUM_TOLERANCE = 1e-3
 class CategoricalEmission(ParameterEmission):
     """p(x_{1:T} | z_{1:T}) = prod_t Categorical(x_t; probs(z_t)) over one-hot ``[T, D]``.
 
-    Entries that are masked out are summed over: where the one is not among those observed, a step's term is
-    the log-probability of any category that is masked out.
+    Missing entries are summed over: if all observed entries of a step are zero, its term is the
+    log-probability that the category is one of the missing ones.
 
     Args:
         z: ``[..., B, T, Z]``.
-        emitter: the weights of an emitter of logits; or a network that gives probabilities ``[..., D]``,
-            which add up to one, for ``z_t [..., Z]``.
+        emitter: the weights of an emitter of logits; or a network that maps ``z_t [..., Z]`` to probabilities
+            ``[..., D]``, which sum to one.
         lengths: int64 ``[B]``.
-        mask: ``[B, T]`` or ``[B, T, D]``: what is observed. A draw is not masked by it.
-        output_dim: ``D``, to be given with a network.
+        mask: ``[B, T]`` or ``[B, T, D]``, 1 at observed entries. Draws are not masked.
+        output_dim: ``D``, required with a network.
     """
 
     # Past the end of a row a draw is zero, which is not one-hot.
@@ -55,7 +55,7 @@ class CategoricalEmission(ParameterEmission):
         """A draw ``[*sample_shape, ..., B, T, D]``, one-hot within each row and zero past its end."""
         with torch.no_grad():
             shape, probs = self._shape_of(sample_shape), self._drawable(self.mean, "probability")
-            # Past the end there has to be something to draw from.
+            # Past the end any valid probabilities will do; the draw is dropped.
             probs = torch.where(self._valid, probs, 1.0).expand(shape)
             index = torch.multinomial(probs.reshape(-1, shape[-1]), 1)
             return self._finish(F.one_hot(index, shape[-1]).to(probs.dtype).reshape(shape))

@@ -1,4 +1,4 @@
-"""The emissions of counts: Poisson, and negative binomial where they vary by more than that."""
+"""The emissions of counts: Poisson, and negative binomial for a larger variance."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -19,11 +19,11 @@ class PoissonEmission(ParameterEmission):
 
     Args:
         z: ``[..., B, T, Z]``.
-        emitter: the weights of an emitter, the softplus of whose output is the rate; or a network that gives
-            rates ``[..., D]`` for ``z_t [..., Z]``.
+        emitter: the weights of an emitter, the softplus of whose output is the rate; or a network that maps
+            ``z_t [..., Z]`` to rates ``[..., D]``.
         lengths: int64 ``[B]``.
-        mask: ``[B, T]`` or ``[B, T, D]``: what is observed. A draw is not masked by it.
-        output_dim: ``D``, to be given with a network.
+        mask: ``[B, T]`` or ``[B, T, D]``, 1 at observed entries. Draws are not masked.
+        output_dim: ``D``, required with a network.
     """
 
     support = constraints.independent(constraints.nonnegative_integer, 2)
@@ -40,7 +40,7 @@ class PoissonEmission(ParameterEmission):
 
     @property
     def variance(self) -> Tensor:
-        """The variances ``[..., B, T, D]``, which are the rates, zero past the end of each row."""
+        """The variances ``[..., B, T, D]``, equal to the rates, zero past the end of each row."""
         return self.mean
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -61,18 +61,17 @@ class PoissonEmission(ParameterEmission):
 class NegativeBinomialEmission(ParameterEmission):
     """p(x_{1:T} | z_{1:T}) = prod_t NB(x_t; mean(z_t), total_count(z_t)) over ``[T, D]``.
 
-    The variance of a mean ``m`` and a total count ``r`` is ``m + m^2 / r``. As
-    :class:`torch.distributions.NegativeBinomial` has it, that is a total count of ``r`` with
+    With mean ``m`` and total count ``r`` the variance is ``m + m^2 / r``. In the parameters of
+    :class:`torch.distributions.NegativeBinomial` this is a total count of ``r`` and
     ``probs = m / (r + m)``.
 
     Args:
         z: ``[..., B, T, Z]``.
         emitter: the weights of an emitter of two heads, the softplus of whose outputs are the mean and the
-            total count; or a network that gives ``mean, total_count``, each ``[..., D]``, for
-            ``z_t [..., Z]``.
+            total count; or a network that maps ``z_t [..., Z]`` to ``mean, total_count``, each ``[..., D]``.
         lengths: int64 ``[B]``.
-        mask: ``[B, T]`` or ``[B, T, D]``: what is observed. A draw is not masked by it.
-        output_dim: ``D``, to be given with a network.
+        mask: ``[B, T]`` or ``[B, T, D]``, 1 at observed entries. Draws are not masked.
+        output_dim: ``D``, required with a network.
     """
 
     support = constraints.independent(constraints.nonnegative_integer, 2)

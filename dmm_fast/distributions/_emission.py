@@ -1,4 +1,4 @@
-"""The emissions: what is observed, given the latents."""
+"""The emissions: distributions of the data given the latents."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -26,7 +26,7 @@ from dmm_fast.reference import observed
 
 
 class Units(NamedTuple):
-    """Units of real-valued data, each ``[D]``: ``x = loc + scale * y`` with ``y`` what the network emits."""
+    """Units of real-valued data, each ``[D]``: ``x = loc + scale * y`` for the network's output ``y``."""
 
     loc: Tensor
     scale: Tensor
@@ -42,7 +42,7 @@ class _Emission(SequenceDistribution):
         super().__init__(z.shape[:-2], torch.Size((T, output_dim)), lengths)
 
     def _features(self, kind: str, emitter: tuple[Tensor, ...], z: Tensor) -> int:
-        """Check the weights of an emitter, and return the number of features that they are for."""
+        """Check the weights of an emitter, and return the number of its output features."""
         self._check_weights("emitter", kind, emitter, z, "z", Z=check.sequences("z", z)[-1])
         return emitter[5].shape[0]  # the bias of the first head
 
@@ -55,20 +55,20 @@ class _Emission(SequenceDistribution):
 
     @staticmethod
     def _drawable(parameter: Tensor, name: str) -> Tensor:
-        """A parameter to draw with, which is refused where it is NaN."""
+        """Check that a parameter to draw with is not NaN, and return it."""
         if check.values_are_readable(parameter) and bool(parameter.isnan().any()):
-            check.fail("z", f"latents that the emitter has a {name} for", f"NaN as a {name}")
+            check.fail("z", f"latents with a {name} by the emitter", f"NaN as a {name}")
         return parameter
 
 
 class ParameterEmission(_Emission):
-    """An emission whose parameters come from an emitter's weights, by an op, or from a network.
+    """An emission whose parameters are computed by an op from an emitter's weights, or by a network.
 
-    A subclass says what the op and its weights are, and computes the same of a network's output.
+    A subclass names the op and its weights, and computes the same log-density from a network's output.
     """
 
     _WEIGHTS: ClassVar[type[Any]]
-    _KIND: ClassVar[str]  # of the weights, in the table of ops
+    _KIND: ClassVar[str]  # the kind of weights in the table of ops
     _OP: ClassVar[str]
 
     def __init__(
@@ -90,11 +90,11 @@ class ParameterEmission(_Emission):
             self._output = self._checked(emitter(z))
 
     def _checked(self, output: object) -> tuple[Tensor, ...]:
-        """The parameters that a network gave, each of the shape of the output."""
+        """The parameters returned by a network, each checked and expanded to the output's shape."""
         raise NotImplementedError
 
     def _log_prob_of_output(self, value: Tensor, keep: Tensor, *output: Tensor) -> Tensor:
-        """``[..., B]`` from the network's output; ``value`` is zero where nothing is observed."""
+        """``[..., B]`` from the network's output; ``value`` is zero at unobserved entries."""
         raise NotImplementedError
 
     def _log_prob(self, value: Tensor, gradient: Tensor | None = None) -> Tensor:
@@ -108,12 +108,20 @@ class ParameterEmission(_Emission):
         return self._spread(self._log_prob_of_output(torch.where(keep, value, 0.0), keep, *self._output))
 
 
+def tempered(u: Tensor, temperature: float) -> Tensor:
+    """Uniform numbers whose comparison with a probability divides its logit by the temperature.
+
+    sigmoid(temperature logit(u)) < sigmoid(a) if and only if u < sigmoid(a / temperature).
+    """
+    return u if temperature == 1 else torch.sigmoid(temperature * torch.logit(u))
+
+
 def probabilities(output: object, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """The probabilities that a network gave, expanded to ``shape``.
+    """The probabilities returned by a network, expanded to ``shape``.
 
     Raises:
         ValueError: they do not broadcast to ``shape``, or are not between 0 and 1.
-        TypeError: they are no floating-point tensor.
+        TypeError: they are not a floating-point tensor.
     """
     probs = checked_output("emitter", output, shape, dtype)
     if check.values_are_readable(probs):
@@ -128,16 +136,18 @@ class BernoulliEmission(_Emission):
 
     Args:
         z: ``[..., B, T, Z]``.
-        emitter: the weights of an emitter; or a network that gives probabilities ``[..., D]`` for
-            ``z_t [..., Z]``.
+        emitter: the weights of an emitter; or a network that maps ``z_t [..., Z]`` to probabilities
+            ``[..., D]``.
         lengths: int64 ``[B]``.
-        mask: ``[B, T]`` or ``[B, T, D]``: what is observed. A draw is not masked by it.
-        output_dim: ``D``, to be given with a network.
+        mask: ``[B, T]`` or ``[B, T, D]``, 1 at observed entries. Draws are not masked.
+        output_dim: ``D``, required with a network.
 
     Source: arXiv 1609.09869, section 3.
     """
 
     support = constraints.independent(constraints.boolean, 2)
+    temperature = 1.0
+    """Divides the logits of draws; densities and the mean are those of temperature 1."""
 
     def __init__(
         self,
@@ -151,7 +161,7 @@ class BernoulliEmission(_Emission):
         if isinstance(emitter, EmitterWeights):
             output_dim = self._features("emitter", emitter, z)
         super().__init__(z, check.size("output_dim", output_dim), lengths, mask)
-        # Here and not when the density is asked for: sample statements in a network belong to the model.
+        # Computed here and not with the density, since sample statements in the network belong to the model.
         self._probs = None if isinstance(emitter, EmitterWeights) else self._compute_probs(emitter)
 
     @property
@@ -171,9 +181,10 @@ class BernoulliEmission(_Emission):
         """A draw ``[*sample_shape, ..., B, T, D]``."""
         with torch.no_grad():
             shape, mean = self._shape_of(sample_shape), self._drawable(self.mean, "probability")
-            # torch.bernoulli would take twice as long on a CPU.
+            # torch.bernoulli takes twice as long on a CPU.
             wide = torch.promote_types(mean.dtype, torch.float32)
-            return (torch.rand(shape, dtype=wide, device=mean.device) < mean).to(mean.dtype)
+            u = torch.rand(shape, dtype=wide, device=mean.device)
+            return (tempered(u, self.temperature) < mean).to(mean.dtype)
 
     def _log_prob(self, value: Tensor, gradient: Tensor | None = None) -> Tensor:
         self._check_value(value, self.z)
@@ -195,13 +206,13 @@ class GaussianEmission(_Emission):
 
     Args:
         z: ``[..., B, T, Z]``.
-        emitter: the weights of a Gaussian emitter; or a network that gives ``loc, scale``, each
-            ``[..., D]``, for ``z_t [..., Z]``.
+        emitter: the weights of a Gaussian emitter; or a network that maps ``z_t [..., Z]`` to ``loc, scale``,
+            each ``[..., D]``.
         lengths: int64 ``[B]``.
-        mask: ``[B, T]`` or ``[B, T, D]``: what is observed. A draw is not masked by it.
-        output_dim: ``D``, to be given with a network.
+        mask: ``[B, T]`` or ``[B, T, D]``, 1 at observed entries. Draws are not masked.
+        output_dim: ``D``, required with a network.
         min_scale: added to every scale of the emitter.
-        units: the data's, where the emitter has others.
+        units: the units of the data, if the emitter's outputs are standardised.
 
     Source: arXiv 1609.09869, section 3.
     """
@@ -269,7 +280,7 @@ class GaussianEmission(_Emission):
         return y if self.units is None else self.units.loc + self.units.scale * y
 
     def _loc_and_scale(self) -> tuple[Tensor, Tensor]:
-        """``loc, scale`` as the emitter gives them, the least scale included."""
+        """``loc, scale`` of the emitter, including the minimum scale."""
         if self._output is not None:
             loc, scale = self._output
         else:

@@ -1,4 +1,4 @@
-"""A Gaussian of single steps sent through normalizing flows."""
+"""A Gaussian of a single step transformed by normalizing flows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,23 +19,23 @@ _INSTEAD = "average draws, as sample((1000,)).mean(0) does"
 
 
 class FlowedNormal(TorchDistribution):
-    """``N(loc, scale)`` over ``[Z]``, independent in each latent, and then flows.
+    """``N(loc, scale)`` over ``[Z]``, independent in each latent, followed by flows.
 
-    The log-density of the last draw is taken from its own noise; any other value is sent back through the
-    flows. The draw is known by identity: do not change it in place.
+    The log-density of the last draw is computed from its noise; for any other value the flows are inverted.
+    The last draw is recognised by identity: do not change it in place.
 
     Args:
         loc: ``[..., Z]``.
         scale: a standard deviation, of the shape of ``loc``.
         flows: Pyro transforms over the last dimension.
-        weights: of the flows, where :func:`dmm_fast._flows.weights_of` has made them once for several steps.
+        weights: the flows' weights, if they were gathered once for several steps.
 
     Source: ``TransformedDistribution`` in the guide of Pyro's ``examples/dmm.py``.
     """
 
     has_rsample = True
     support = constraints.real_vector
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - torch declares it so
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - as torch declares it
 
     def __init__(
         self, loc: Tensor, scale: Tensor, flows: Sequence[Any], weights: FlowWeights | None = None
@@ -43,7 +43,7 @@ class FlowedNormal(TorchDistribution):
         check.floating("loc", loc)
         check.like("scale", scale, loc, "loc")
         check.shape("scale", scale, loc.shape)
-        # A NaN is left to the loss, which says that training has diverged.
+        # NaN is accepted here: the loss then shows that training has diverged.
         if check.values_are_readable(scale) and bool((scale < 0).any()):
             check.fail("scale", "numbers from 0", str(scale.min().item()))
         check.trailing("loc", loc, (-1,), "[..., Z]")
@@ -85,7 +85,7 @@ class FlowedNormal(TorchDistribution):
         """A draw ``[*sample_shape, ..., Z]`` that carries no gradient."""
         with torch.no_grad():
             z = self.rsample(sample_shape)
-        # Its density must still have one, which only the evaluation of a given value gives.
+        # The log-density must still have gradients, so it is computed as for any given value.
         self._draw = None
         return z
 

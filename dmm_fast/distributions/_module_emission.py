@@ -1,4 +1,4 @@
-"""An emission that is a module of the user's own."""
+"""An emission defined by a user's module."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,21 +14,21 @@ from dmm_fast.reference import observed
 
 
 class ModuleEmission(_Emission):
-    """p(x_{1:T} | z_{1:T}) of a module with ``log_prob(x, z)`` and ``sample(z)``, over ``[T, D]``.
+    """p(x_{1:T} | z_{1:T}) by a module with ``log_prob(x, z)`` and ``sample(z)``, over ``[T, D]``.
 
-    For ``x [B, T, D]`` and ``z [..., B, T, Z]`` ``log_prob`` gives log p(x_t | z_t) in nats, ``[..., B, T]``,
-    or, where features are independent given z_t, ``[..., B, T, D]``: single entries can then be missing. Of
-    one number a step a mask ``[B, T, D]`` has to take out whole steps; on a GPU, where that is not looked at,
-    a step of which anything is missing is left out.
-    ``sample(z)`` gives ``[..., B, T, D]``, and ``mean(z)``, if there is one, likewise. The module is called
-    once for all steps. It sees 0 where x is missing and z = 0 past the end of a row; what it makes of that is
-    dropped, and has to be finite there, or a gradient would be NaN.
+    For ``x [B, T, D]`` and ``z [..., B, T, Z]``, ``log_prob`` returns log p(x_t | z_t) in nats, either
+    ``[..., B, T]`` or, if features are independent given z_t, ``[..., B, T, D]``, which allows single entries
+    to be missing. In the first case a mask ``[B, T, D]`` has to mask whole steps; on a GPU, where this is not
+    checked, a step with any missing entry is dropped.
+    ``sample(z)`` returns ``[..., B, T, D]``, and so does ``mean(z)``, which is optional. The module is called
+    once for all steps. Its inputs are 0 where x is missing and past the end of a row; its outputs there are
+    dropped but have to be finite, or gradients would be NaN.
 
     Args:
         z: ``[..., B, T, Z]``.
         emitter: the module.
         lengths: int64 ``[B]``.
-        mask: ``[B, T]`` or ``[B, T, D]``: what is observed. A draw is not masked by it.
+        mask: ``[B, T]`` or ``[B, T, D]``, 1 at observed entries. Draws are not masked.
         output_dim: ``D``.
     """
 
@@ -60,7 +60,7 @@ class ModuleEmission(_Emission):
 
     @property
     def variance(self) -> Tensor:
-        """Not known of a module."""
+        """The variance, which is not available for a module."""
         name = type(self.emitter).__name__
         raise NotImplementedError(f"variance: that of {name} is not known; estimate it from draws instead")
 
@@ -82,7 +82,7 @@ class ModuleEmission(_Emission):
         if terms.shape == (*lead, T):
             whole = keep.all(-1, keepdim=True)
             if check.values_are_readable(keep) and not torch.equal(whole, keep.any(-1, keepdim=True)):
-                expected = "whole steps where emission.log_prob gives one number a step, not one a feature"
+                expected = "whole steps, since emission.log_prob returns one number per step, not per feature"
                 check.fail("mask", expected, "a step with some of its features")
             keep, terms = whole, terms.unsqueeze(-1)
         else:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from dmm_fast import check, ops
-from dmm_fast.distributions._emission import _Emission
+from dmm_fast.distributions._emission import _Emission, tempered
 from dmm_fast.distributions._sequence import Network, check_network, checked_output
 from dmm_fast.ops import NadeEmitterWeights
 from dmm_fast.ops._autocast import is_on as autocast_is_on
@@ -18,30 +18,32 @@ from dmm_fast.reference import nade_emitter, nade_logits, observed
 class NadeEmission(_Emission):
     """p(x_{1:T} | z_{1:T}) = prod_t NADE(x_t; emitter(z_t)) over ``[T, D]``.
 
-    Within a step features come in turn, each with a probability that depends on those before it:
-    ``p(x_d = 1 | x_{<d}, z) = sigmoid(b_d + w_read[d] . sigmoid(a_d))``. The logits ``b`` and the first state
-    ``a_1`` are the emitter's, and ``a_{d+1} = a_d + x_d w_write[d]``.
+    The features of a step have an order, and the probability of each depends on the preceding ones:
+    ``p(x_d = 1 | x_{<d}, z) = sigmoid(b_d + w_read[d] . sigmoid(a_d))``. The logits ``b`` and the initial
+    state ``a_1`` are the emitter's outputs, and ``a_{d+1} = a_d + x_d w_write[d]``.
 
-    A missing feature has no term and leaves the state as it is. The density is then a normalised one of the
-    observed features: their marginal where the missing ones come last in the order, and elsewhere another.
+    A missing feature has no term and leaves the state unchanged. The result is a normalised density of the
+    observed features; it is their marginal if the missing features are last in the order, and otherwise not.
 
     Args:
         z: ``[..., B, T, Z]``.
-        emitter: the weights of a NADE emitter; or a network that gives the logits ``[..., D]`` and the first
-            state ``[..., U]`` for ``z_t [..., Z]``.
+        emitter: the weights of a NADE emitter; or a network that maps ``z_t [..., Z]`` to the logits
+            ``[..., D]`` and the initial state ``[..., U]``.
         lengths: int64 ``[B]``.
-        mask: ``[B, T]`` or ``[B, T, D]``: what is observed. A draw is not masked by it.
-        output_dim: ``D``, to be given with a network.
-        order: int64 ``[D]``, a permutation: the features in the order in which they come. Logit ``d`` of the
-            emitter, and row ``d`` of its weights, are then of feature ``order[d]``. None: as they are.
-        read: ``w_read [D, U]``, to be given with a network.
-        write: ``w_write [D, U]``, to be given with a network.
+        mask: ``[B, T]`` or ``[B, T, D]``, 1 at observed entries. Draws are not masked.
+        output_dim: ``D``, required with a network.
+        order: int64 ``[D]``, a permutation: the order of the features. Logit ``d`` of the emitter, and row
+            ``d`` of its weights, then belong to feature ``order[d]``. None: their own order.
+        read: ``w_read [D, U]``, required with a network.
+        write: ``w_write [D, U]``, required with a network.
 
     Source: Larochelle and Murray, "The Neural Autoregressive Distribution Estimator", AISTATS 2011;
     arXiv 1609.09869, table 4 (DMM-NADE).
     """
 
     support = constraints.independent(constraints.boolean, 2)
+    temperature = 1.0
+    """Divides the logit of each feature in draws; densities are those of temperature 1."""
     _instead = "draws approximate it, as sample((1000,)).mean(0) does"
 
     def __init__(
@@ -70,7 +72,7 @@ class NadeEmission(_Emission):
             self._read, self._write = emitter.w_read, emitter.w_write
         else:
             self._read, self._write = self._checked_weights(read, write)
-            # Here and not when the density is asked for: sample statements in a network belong to the model.
+            # Computed here and not with the density: sample statements in the network belong to the model.
             self._output = self._compute_output(emitter)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -81,8 +83,9 @@ class NadeEmission(_Emission):
                 self._finish(each) for each in self._output or nade_emitter(self.z, self.emitter)
             )
             if check.values_are_readable(logits) and bool(logits.isnan().any() | state.isnan().any()):
-                check.fail("z", "latents that the emitter has probabilities for", "NaN as a logit or a state")
+                check.fail("z", "latents with probabilities by the emitter", "NaN as a logit or a state")
             u = torch.rand(shape, dtype=logits.dtype, device=logits.device)
+            u = tempered(u, self.temperature)
             draw = self._finish(ops.nade_draw(u, logits, state, self._read, self._write))
             return draw if self.order is None else draw[..., self.order.argsort()]
 
@@ -103,7 +106,7 @@ class NadeEmission(_Emission):
         return features if self.order is None else features[..., self.order]
 
     def _checked_weights(self, read: object, write: object) -> tuple[Tensor, Tensor]:
-        """Check the weights by which features read and write the state, and return them."""
+        """Check the weights that read and write the state, and return them."""
         D = self.event_shape[-1]
         w_read, w_write = check.floating("read", read), check.floating("write", write)
         check.trailing("read", w_read, (D, -1), "[D, U]")
@@ -115,7 +118,7 @@ class NadeEmission(_Emission):
         return w_read, w_write
 
     def _compute_output(self, emitter: Network) -> tuple[Tensor, Tensor]:
-        """The logits and the first state that a network gives."""
+        """The logits and the initial state returned by a network."""
         check_network("emitter", emitter, "z_t")
         output = emitter(self.z)
         if not isinstance(output, tuple | list) or len(output) != 2:

@@ -1,4 +1,4 @@
-"""The posterior of the latents, which the guide draws from: a chain, or each step by itself."""
+"""The guide's posterior of the latents: a Markov chain, or independent steps (mean-field)."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -27,10 +27,10 @@ from dmm_fast.reference import MeanFieldWeights, mean_field, previous
 
 
 class Draw(NamedTuple):
-    """A draw of the posterior ``[..., B, T, Z]`` and what its log-density is made of.
+    """A draw of the posterior ``[..., B, T, Z]`` and the terms of its log-density.
 
-    ``loc`` and ``softplus(pre_scale)`` are those of q(z_t | z_{t-1}, x) before any flow, ``eps`` the
-    noise, ``log_det [..., B]`` the flows' log-determinants summed over valid steps (None without flows).
+    ``loc`` and ``softplus(pre_scale)`` are those of q(z_t | z_{t-1}, x) before any flow, ``eps`` is the
+    noise, and ``log_det [..., B]`` the flows' log-determinants summed over valid steps (None without flows).
     """
 
     z: Tensor
@@ -41,9 +41,10 @@ class Draw(NamedTuple):
 
 
 class DrawnPosterior(SequenceDistribution):
-    """A posterior that remembers its last draw: from its noise the log-density needs no inverse of a flow.
+    """A posterior that keeps its last draw, whose log-density follows from its noise without inverting flows.
 
-    Subclasses draw (:meth:`_draw_from`) and evaluate any other value (:meth:`_conditional_of`).
+    Subclasses implement drawing (:meth:`_draw_from`) and the density of other values
+    (:meth:`_conditional_of`).
     """
 
     has_rsample = True
@@ -58,17 +59,17 @@ class DrawnPosterior(SequenceDistribution):
 
     @property
     def last_draw(self) -> Draw:
-        """The last draw and what it was made of.
+        """The last draw and the terms of its log-density.
 
         Raises:
-            RuntimeError: there is none.
+            RuntimeError: nothing has been drawn.
         """
         if self._draw is None:
             check.fail("posterior", "a draw before this", "none", RuntimeError)
         return self._draw
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
-        """See :meth:`SequenceDistribution.expand`; a draw stays with the distribution that made it."""
+        """See :meth:`SequenceDistribution.expand`; the last draw is not copied to the new distribution."""
         new = super().expand(batch_shape, _instance)
         new._draw = None
         return new
@@ -77,7 +78,7 @@ class DrawnPosterior(SequenceDistribution):
         """A draw ``[*sample_shape, ..., B, T, Z]`` that carries no gradient."""
         with torch.no_grad():
             z = self.rsample(sample_shape)
-        # Its density must still have one, which only the evaluation of a given value gives.
+        # The log-density must still have gradients, so it is computed as for any given value.
         self._draw = None
         return z
 
@@ -87,11 +88,11 @@ class DrawnPosterior(SequenceDistribution):
         return self._draw.z
 
     def _draw_from(self, eps: Tensor) -> Draw:
-        """The draw that noise ``[..., B, T, Z]`` makes."""
+        """The draw for the noise ``eps [..., B, T, Z]``."""
         raise NotImplementedError
 
     def _conditional_of(self, value: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """``loc, scale`` of each step before any flow, at a value whose earlier steps they depend on."""
+        """``loc, scale`` of each step before any flow, given the earlier steps of ``value``."""
         raise NotImplementedError
 
     def _log_prob(self, value: Tensor, gradient: Tensor | None = None) -> Tensor:
@@ -114,38 +115,39 @@ class DrawnPosterior(SequenceDistribution):
         return ops.normal_log_prob(base, loc, scale, self.lengths) - log_det
 
     def kl_to(self, prior: MarkovPrior) -> Tensor:
-        """``[..., B]``: the analytic KL of each step at the last draw, summed; see :func:`register_kl`."""
+        """``[..., B]``: the analytic KL of each step at the last draw, summed over steps, in nats."""
         check.kind("prior", prior, MarkovPrior)
         return self._kl_to(prior)
 
     def _kl_to(self, prior: MarkovPrior, gradient: Tensor | None = None) -> Tensor:
-        """:meth:`kl_to`; with its gradients at once where the incoming ``gradient`` is told."""
+        """:meth:`kl_to`; with the incoming ``gradient`` given, its gradients are computed at once too."""
         if self.flows:
             raise NotImplementedError("kl_divergence: a posterior with flows has no analytic KL")
         draw = self.last_draw
         return prior._kl_from(draw.z, draw.loc, draw.pre_scale, gradient)
 
     def _raised(self, pre_scale: Tensor) -> Tensor:
-        """``pre_scale`` for a scale that is larger by ``min_scale``."""
+        """The ``pre_scale`` of a scale increased by ``min_scale``."""
         return _inverse_softplus(F.softplus(pre_scale) + self.min_scale) if self.min_scale else pre_scale
 
 
 class MarkovPosterior(DrawnPosterior):
     """q(z_{1:T} | x_{1:T}) = prod_t q(z_t | z_{t-1}, h_t) over ``[T, Z]``.
 
-    The log-density of the last draw is taken from its own noise (its gradient is that of the
-    reparameterised draw, and it stays finite where a scale underflows); any other value is
-    evaluated as it stands, all steps at once. The draw is known by identity: do not change it in
-    place. With flows, evaluating another value inverts them, one latent after another.
+    The log-density of the last draw is computed from its noise: its gradient is that of the reparameterised
+    draw, and it stays finite if a scale underflows. For any other value it is computed directly, for all
+    steps at once. The last draw is recognised by identity: do not change it in place. With flows, the density
+    of another value inverts them, one latent after another.
 
     Args:
-        h: ``[B, T, H]``, what the inference network gives.
-        z_q_0: ``[Z]``, what stands for z_0 in the guide.
-        combiner: the weights of a combiner; or a network that gives ``loc, scale`` of
-            q(z_t | z_{t-1}, x_{t:T}), each ``[..., Z]``, for ``z_{t-1} [..., Z]`` and ``h_t [..., H]``.
+        h: ``[B, T, H]``, the output of the inference network.
+        z_q_0: ``[Z]``, the guide's initial state, in place of z_0.
+        combiner: the weights of a combiner; or a network that maps ``z_{t-1} [..., Z]`` and ``h_t [..., H]``
+            to ``loc, scale`` of q(z_t | z_{t-1}, x_{t:T}), each ``[..., Z]``.
         lengths: int64 ``[B]``.
-        flows: Pyro transforms, each applied to z_t at every step (normalizing flows). One op draws through
-            those that ``affine_autoregressive(Z, hidden_dims=[F])`` makes; others are applied step by step.
+        flows: Pyro transforms (normalizing flows), all applied to z_t at every step. Flows created by
+            ``affine_autoregressive(Z, hidden_dims=[F])`` are computed by one op together with the scan;
+            others are applied step by step.
         min_scale: added to every scale, before any flow.
 
     Source: arXiv 1609.09869, section 4 (structured inference: ST-L, DKS and ST-LR of its table 1).
@@ -186,8 +188,8 @@ class MarkovPosterior(DrawnPosterior):
     def _scan(self, eps: Tensor, weights: CombinerWeights, flows: FlowWeights | None) -> Draw:
         if self.min_scale == 0:
             return self._scan_of(self.h, eps, weights, flows)
-        # z_t = (loc + m eps_t) + softplus(pre_scale) eps_t: as far as the scan knows m eps_t is a part of the
-        # location. It gets there through Z more hidden units, whose halves the loc head adds as they are.
+        # z_t = (loc + m eps_t) + softplus(pre_scale) eps_t: the scan computes m eps_t as a part of the
+        # location, through Z more hidden units, whose halves the loc head adds with identity weights.
         Z = eps.shape[-1]
         shift = self.min_scale * eps
         h = torch.cat([self.h.expand(*eps.shape[:-1], -1), 2.0 * shift], dim=-1)
@@ -212,7 +214,7 @@ class MarkovPosterior(DrawnPosterior):
         return Draw(z, eps, loc, pre_scale, log_det)
 
     def _scan_step_by_step(self, eps: Tensor) -> Draw:
-        """The draw with every z_t sent through the flows before the next step reads it."""
+        """The draw with the flows applied to every z_t before the next step reads it."""
         keep = valid(self.lengths, eps.shape[-2])
         h = torch.where(keep, self.h, 0.0)
         z_t = self.z_q_0.expand_as(eps[..., 0, :])
@@ -221,7 +223,7 @@ class MarkovPosterior(DrawnPosterior):
             now = slice(t, t + 1)
             base, loc, pre_scale = self._draw_step(z_t, h[..., now, :], eps[..., now, :])
             flowed, log_det = _flows.apply(self.flows, base, flow_weights)
-            # A chain that went on past the end of its row could grow without bound.
+            # A chain that continued past the end of its row could grow without bound.
             z_t = torch.where(keep[:, t], flowed.squeeze(-2), 0.0)
             steps.append((flowed, loc, pre_scale, log_det.unsqueeze(-1)))
         z, loc, pre_scale, log_det = (
@@ -257,13 +259,13 @@ class MarkovPosterior(DrawnPosterior):
 
 
 class MeanFieldPosterior(DrawnPosterior):
-    """q(z_{1:T} | x_{1:T}) = prod_t q(z_t | h_t) over ``[T, Z]``: no step depends on another.
+    """q(z_{1:T} | x_{1:T}) = prod_t q(z_t | h_t) over ``[T, Z]``: the steps are independent.
 
     Args:
-        h: ``[B, T, H]``, what the inference network gives.
-        combiner: the weights of the two heads; or a network that gives ``loc, scale`` of q(z_t | x), each
-            ``[..., Z]``, for ``h_t [..., H]``.
-        Z: latents of a step.
+        h: ``[B, T, H]``, the output of the inference network.
+        combiner: the weights of the two heads; or a network that maps ``h_t [..., H]`` to ``loc, scale`` of
+            q(z_t | x), each ``[..., Z]``.
+        Z: number of latents of a step.
         lengths: int64 ``[B]``.
         flows: as for :class:`MarkovPosterior`.
         min_scale: added to every scale, before any flow.
@@ -293,12 +295,12 @@ class MeanFieldPosterior(DrawnPosterior):
 
     @property
     def mean(self) -> Tensor:
-        """The means ``[..., B, T, Z]``, zero past the end of each row; of flows there is no closed form."""
+        """The means ``[..., B, T, Z]``, zero past the end of each row; not available with flows."""
         return super().mean if self.flows else self._heads()[0].expand(self._shape_of(()))
 
     @property
     def variance(self) -> Tensor:
-        """The variances ``[..., B, T, Z]``, zero past the end of each row; none of flows."""
+        """The variances ``[..., B, T, Z]``, zero past the end of each row; not available with flows."""
         if self.flows:
             return super().variance
         variance = torch.where(self._keep, F.softplus(self._heads()[1]).square(), 0.0)
@@ -343,5 +345,5 @@ def _inverse_softplus(scale: Tensor) -> Tensor:
 
 @register_kl(DrawnPosterior, MarkovPrior)
 def _kl_posterior_prior(q: DrawnPosterior, p: MarkovPrior) -> Tensor:
-    """Sum of the steps' analytic KL at the last draw: unbiased for KL(q || p), and less noisy."""
+    """Sum of the steps' analytic KL at the last draw: an unbiased, less noisy estimate of KL(q || p)."""
     return q._spread(q.kl_to(p))

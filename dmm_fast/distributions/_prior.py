@@ -27,13 +27,13 @@ class MarkovPrior(SequenceDistribution):
     """p(z_{1:T}) = prod_t N(z_t; transition(z_{t-1})) over ``[T, Z]``.
 
     Args:
-        z_0: ``[Z]``, what precedes z_1.
-        transition: the weights of a gated transition; or a network that gives ``loc, scale`` of
-            p(z_t | z_{t-1}), each ``[..., Z]``, for ``z_{t-1} [..., Z]``.
+        z_0: ``[Z]``, the initial state before z_1.
+        transition: the weights of a gated transition; or a network that maps ``z_{t-1} [..., Z]`` to
+            ``loc, scale`` of p(z_t | z_{t-1}), each ``[..., Z]``.
         lengths: int64 ``[B]``.
-        T: steps of the padded batch.
-        inputs: ``[B, T, X]``, what else each step depends on, such as the data before it and controls: the
-            transition then takes ``[z_{t-1}, inputs_t]``, and everything is conditional on them.
+        T: number of steps of the padded batch.
+        inputs: ``[B, T, X]``, further inputs of each step, such as past data and controls: the transition
+            then reads ``[z_{t-1}, inputs_t]``, and the distribution is conditional on them.
 
     Source: arXiv 1609.09869, section 3.
     """
@@ -69,7 +69,7 @@ class MarkovPrior(SequenceDistribution):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """A draw ``[*sample_shape, ..., B, T, Z]``, one step of the chain after another.
 
-        Where the transition is weights and autograd records nothing, one op draws all of it.
+        If the transition is given as weights and autograd does not record, one op draws the whole chain.
         """
         eps = standard_noise(self._shape_of(sample_shape), self.z_0)
         if isinstance(self.transition, TransitionWeights):
@@ -103,8 +103,8 @@ class MarkovPrior(SequenceDistribution):
 
         Args:
             z: ``[..., B, T, Z]``, a draw.
-            loc: of what each step was drawn from, of the shape of ``z``.
-            pre_scale: the same before softplus.
+            loc: location of the distribution that each step was drawn from, of the shape of ``z``.
+            pre_scale: its scale before softplus, of the same shape.
         """
         return self._kl_from(z, loc, pre_scale)
 

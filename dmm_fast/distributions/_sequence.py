@@ -1,4 +1,4 @@
-"""The base of the distributions over whole sequences, and how they call a network."""
+"""The base class of the distributions over whole sequences, and checks of a network's outputs."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,44 +10,48 @@ from torch import Tensor
 from typing_extensions import Self
 
 from dmm_fast import check
+from dmm_fast._share import own_rows, rows_to_draw
 from dmm_fast.ops._autocast import is_on as autocast_is_on
 from dmm_fast.ops._checks import check_weights
 from dmm_fast.ops._registry import call, call_unchecked, call_valued
 from dmm_fast.reference import valid_steps
 
 Network = Callable[..., Any]
-"""A module or a function in place of weights: tensors ``[..., B, T, *]`` or single steps ``[..., B, *]``."""
+"""A module or function used in place of weights, on tensors ``[..., B, T, *]`` or steps ``[..., B, *]``."""
 
 
 def valid(lengths: Tensor, T: int) -> Tensor:
-    """``[B, T, 1]`` bool: the steps within each row."""
+    """``[B, T, 1]`` bool: True at the steps within each sequence."""
     return valid_steps(lengths, T).unsqueeze(-1)
 
 
 def standard_noise(shape: torch.Size, like: Tensor) -> Tensor:
-    """Standard normal noise ``[..., B, T, Z]``, drawn step after step on a CPU.
+    """Standard normal noise ``[..., B, T, Z]``, drawn step by step on a CPU.
 
-    The steps of a per-step model draw ``[..., B, Z]`` in turn; drawing in the same order gives the
-    same noise for the same seed. A GPU draws all of it at once: there the order is another.
+    A model with one site per step draws ``[..., B, Z]`` at each step; drawing in the same order gives the
+    same noise for the same seed. On a GPU all noise is drawn at once, in another order. In a data-parallel
+    run each process draws the noise of the whole mini-batch and uses that of its own rows.
     """
     *batch, T, Z = shape
-    eps = like.new_empty((T, *batch, Z))
-    # A CPU makes its numbers 16 at a time, so that whole blocks are the same ones however many there are.
-    in_turn = like.device.type == "cpu" and math.prod((*batch, Z)) % 16 != 0
+    drawn = [*batch[:-1], *map(rows_to_draw, batch[-1:])]
+    eps = like.new_empty((T, *drawn, Z))
+    # torch's CPU generator fills 16 values at a time, so whole blocks are the same in one call or several.
+    in_turn = like.device.type == "cpu" and math.prod((*drawn, Z)) % 16 != 0
     for step in eps if in_turn else (eps,):
         step.normal_()
-    return eps.movedim(0, -2)
+    eps = eps.movedim(0, -2)
+    return eps if drawn == batch else own_rows(eps)
 
 
 class SequenceDistribution(TorchDistribution):
     """Shapes, expansion and the time mask by ``lengths`` of every distribution over whole sequences."""
 
-    _is_checked = False  # whether ops may take the parameters as they are
+    _is_checked = False  # True: the parameters were checked, and ops need not check them again
     _instead = (
         "its steps have one given z_{t-1}: average draws, those of dmm_fast.infer.latents (given data) or "
         "dmm_fast.infer.sample_prior (of the model)"
     )
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - torch declares it so
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - as torch declares it
 
     def __init__(self, batch_shape: torch.Size, event_shape: torch.Size, lengths: Tensor) -> None:
         self.lengths = lengths
@@ -71,7 +75,7 @@ class SequenceDistribution(TorchDistribution):
         """
         batch_shape = check.sizes("batch_shape", batch_shape)
         check.kind("_instance", _instance, SequenceDistribution, type(None))
-        # B stays as it is: a row is not one of several alike, it has its own length.
+        # B cannot be expanded: every row is a sequence with its own length.
         own = self.batch_shape
         lead = batch_shape[len(batch_shape) - len(own) : -1]
         if (
@@ -90,7 +94,7 @@ class SequenceDistribution(TorchDistribution):
     def _check_weights(
         self, name: str, kind: str, weights: object, like: Tensor, like_name: str, **sizes: int
     ) -> None:
-        """Check the weights of a network, so that ops need not; under autocast they do, as dtypes change."""
+        """Check a network's weights once for all ops; under autocast the ops check, since dtypes change."""
         self._is_checked = not autocast_is_on()
         if self._is_checked:
             check_weights(kind, weights, like, like_name, sizes, name)
@@ -100,17 +104,17 @@ class SequenceDistribution(TorchDistribution):
         return self._log_prob(value)
 
     def _log_prob(self, value: Tensor, gradient: Tensor | None = None) -> Tensor:
-        """:meth:`log_prob`; with its gradients at once where the incoming ``gradient`` is told."""
+        """:meth:`log_prob`; with the incoming ``gradient`` given, its gradients are computed at once too."""
         raise NotImplementedError
 
     def _compute(self, op: str, *given: Any, gradient: Tensor | None = None) -> Any:
-        """Compute an op of arguments that were checked before, for :meth:`_log_prob`."""
+        """Compute an op on arguments that were checked before, for :meth:`_log_prob`."""
         if not self._is_checked:
             return call(op, *given)
         return call_unchecked(op, *given) if gradient is None else call_valued(gradient, op, *given)
 
     def _check_value(self, value: Tensor, like: Tensor) -> None:
-        """Check what a log-density is asked of, for parameters like ``like``."""
+        """Check the argument of a log-density against parameters like ``like``."""
         event = (self.lengths.shape[0], *self.event_shape)
         fits = isinstance(value, Tensor) and value.layout == torch.strided
         if not (fits and value.shape == (*self.batch_shape[:-1], *event)):
@@ -129,7 +133,7 @@ class SequenceDistribution(TorchDistribution):
 
 
 def refuse_moment(moment: str, distribution: TorchDistribution, instead: str) -> NoReturn:
-    """Raise that a distribution has no closed form for its mean or variance, and say what there is instead.
+    """Raise: a distribution has no closed form of its mean or variance; ``instead`` names an alternative.
 
     Raises:
         NotImplementedError: always.
@@ -139,21 +143,21 @@ def refuse_moment(moment: str, distribution: TorchDistribution, instead: str) ->
 
 
 def check_network(name: str, network: Any, *given: str) -> None:
-    """Check a network in place of weights: that it can be called with what ``given`` names.
+    """Check that a network used in place of weights can be called with the inputs that ``given`` names.
 
     Raises:
-        TypeError: it cannot.
+        TypeError: it cannot be called with them.
     """
     check.function(name, network)
     check.takes(name, network, given, {}, f"a network of {' and '.join(given)}")
 
 
 def checked_min_scale(value: float) -> float:
-    """A least scale, a finite number from 0.
+    """Check a minimum scale, a finite number of at least 0.
 
     Raises:
         ValueError: it is negative or not finite.
-        TypeError: it is no number.
+        TypeError: it is not a number.
     """
     if check.number("min_scale", value, "a finite number from 0") < 0:
         check.fail("min_scale", "a finite number from 0", str(value))
@@ -161,11 +165,11 @@ def checked_min_scale(value: float) -> float:
 
 
 def checked_output(name: str, tensor: object, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A network's output, expanded to ``shape``; under autocast it may have come in another dtype.
+    """A network's output, expanded to ``shape`` and cast to ``dtype``, from which autocast may differ.
 
     Raises:
         ValueError: it does not broadcast to ``shape``.
-        TypeError: it is no floating-point tensor.
+        TypeError: it is not a floating-point tensor.
     """
     value = check.floating(name, tensor)
     check.broadcastable(name, value, shape, "the network's output")
@@ -175,11 +179,11 @@ def checked_output(name: str, tensor: object, shape: Sequence[int], dtype: torch
 def checked_pair(
     name: str, output: object, parts: tuple[str, str], shape: Sequence[int], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The two tensors that a network gave, which ``parts`` names, each expanded to ``shape``.
+    """The two outputs of a network, which ``parts`` names, each expanded to ``shape``.
 
     Raises:
-        ValueError: one does not broadcast to ``shape``.
-        TypeError: they are not two floating-point tensors.
+        ValueError: an output does not broadcast to ``shape``.
+        TypeError: the outputs are not two floating-point tensors.
     """
     if not isinstance(output, tuple | list) or len(output) != 2:
         check.fail(name, f"a pair ({', '.join(parts)})", check.describe(output), TypeError)
@@ -191,12 +195,12 @@ def checked_pair(
 
 
 def checked_between(name: str, tensor: Tensor, most: float = math.inf) -> Tensor:
-    """A network's output, whose numbers are to be from 0 up to ``most``.
+    """A network's output, whose values must lie between 0 and ``most``.
 
-    A NaN is left to the loss, which says that training has diverged.
+    NaN is accepted here: the loss then shows that training has diverged.
 
     Raises:
-        ValueError: one is not.
+        ValueError: a value lies outside.
     """
     if check.values_are_readable(tensor):
         outside = tensor[(tensor < 0) | (tensor > most)]
@@ -209,11 +213,11 @@ def checked_between(name: str, tensor: Tensor, most: float = math.inf) -> Tensor
 def loc_and_scale(
     name: str, output: object, shape: Sequence[int], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The two tensors that a network gave for a Gaussian, each expanded to ``shape``.
+    """The location and the scale that a network returned for a Gaussian, each expanded to ``shape``.
 
     Raises:
-        ValueError: one does not broadcast to ``shape``, or a scale is negative.
-        TypeError: they are not two floating-point tensors.
+        ValueError: an output does not broadcast to ``shape``, or a scale is negative.
+        TypeError: the outputs are not two floating-point tensors.
     """
     loc, scale = checked_pair(name, output, ("loc", "scale"), shape, dtype)
     return loc, checked_between(f"scale of {name}", scale)

@@ -1,4 +1,4 @@
-"""A distribution over sequences of one step, as one over that step."""
+"""A distribution over a single step, made of one over sequences of length one."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +14,13 @@ from dmm_fast.distributions._sequence import SequenceDistribution
 
 
 class SingleStep(TorchDistribution):
-    """The one step of ``sequence``, of event shape ``[1, D]``, as a distribution of event shape ``[D]``.
+    """The single step of ``sequence``, of event shape ``[1, D]``, as a distribution of event shape ``[D]``.
 
     Args:
-        sequence: batch shape ``[..., B]``.
+        sequence: a distribution of batch shape ``[..., B]``.
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - torch declares it so
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - as torch declares it
 
     def __init__(self, sequence: SequenceDistribution) -> None:
         check.kind("sequence", sequence, SequenceDistribution)
@@ -32,7 +32,7 @@ class SingleStep(TorchDistribution):
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
-        """Whether draws are differentiable."""
+        """True if draws are differentiable."""
         return bool(self.sequence.has_rsample)
 
     @constraints.dependent_property
@@ -56,7 +56,7 @@ class SingleStep(TorchDistribution):
         return self.sequence.sample(torch.Size(sample_shape)).squeeze(-2)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """A draw with gradients, where the sequence has such."""
+        """A differentiable draw, if the sequence distribution has one."""
         return self.sequence.rsample(torch.Size(sample_shape)).squeeze(-2)
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -1,17 +1,19 @@
 """Training steps, evaluation and sampling with a DMM.
 
-:class:`GraphedSVI` trains one; :class:`SequenceELBO` makes the loss that it and ``pyro.infer.SVI`` can take
-in few operations. :func:`log_weights`, :func:`importance_nll`, :func:`evaluate_elbo` and
-:func:`evaluate_importance_nll` say how likely data are. :func:`latents`, :func:`reconstruct` and
-:func:`impute` draw from the posterior, :func:`generate` and :func:`sample_prior` from the model itself,
+:class:`GraphedSVI` trains a model; :class:`SequenceELBO` is a loss for it and for ``pyro.infer.SVI`` that
+needs few operations. :func:`log_weights`, :func:`importance_nll`, :func:`evaluate_elbo` and
+:func:`evaluate_importance_nll` compute the likelihood of data. :func:`latents`, :func:`reconstruct` and
+:func:`impute` draw from the posterior, :func:`generate` and :func:`sample_prior` from the model itself, and
 :func:`forecast` and :func:`counterfactual` from the model given data up to some step.
+:class:`DataParallel` spreads training and evaluation over several processes.
 
-Every log-likelihood is in nats. Randomness is torch's global generator; a function with ``seed`` and
-``generator`` leaves it untouched where one of them is given. Evaluation and sampling put every module of the
-model into evaluation mode, without dropout, and give each the mode it had back.
+Every log-likelihood is in nats. Random numbers come from torch's global generator; a function that is given a
+``seed`` or a ``generator`` leaves it untouched. Evaluation and sampling put every module of the model into
+evaluation mode, without dropout, and restore each module's mode afterwards.
 """
 
 from dmm_fast.infer._chain import Trajectory
+from dmm_fast.infer._data_parallel import DataParallel, RankLostError
 from dmm_fast.infer._evaluation import (
     Batch,
     ElboEvaluation,
@@ -28,9 +30,11 @@ from dmm_fast.infer._sequence_elbo import SequenceELBO
 __all__ = [
     "Batch",
     "CaptureError",
+    "DataParallel",
     "ElboEvaluation",
     "GraphedSVI",
     "Latents",
+    "RankLostError",
     "SequenceELBO",
     "Trajectory",
     "counterfactual",

@@ -1,18 +1,19 @@
-"""The model's chain from any step on: latents and data, drawn forward in time."""
+"""Forward simulation of the model from any state: latents and data."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from dmm_fast import check
 from dmm_fast._inputs import beside
 from dmm_fast._minibatch import MiniBatch
-from dmm_fast.distributions import MarkovPrior
+from dmm_fast.distributions import BernoulliEmission, MarkovPrior, NadeEmission
 from dmm_fast.model import DMM
 
 
 class Trajectory(NamedTuple):
-    """Latents ``[..., T, Z]`` and data ``[..., T, D]`` drawn together."""
+    """A joint draw of latents ``[..., T, Z]`` and data ``[..., T, D]``."""
 
     z: Tensor
     x: Tensor
@@ -21,7 +22,7 @@ class Trajectory(NamedTuple):
 class Start(NamedTuple):
     """The state before the first step: ``z [..., B, Z]``, and ``x [..., B, D]`` in the units of the networks.
 
-    The latter may be None where no network reads the past data.
+    ``x`` may be None if no network reads past data.
     """
 
     z: Tensor
@@ -31,23 +32,42 @@ class Start(NamedTuple):
 def known_steps(
     dmm: DMM, B: int, num_steps: int, controls: Tensor | None, static: Tensor | None
 ) -> MiniBatch:
-    """So many rows and steps without data, with their controls checked against the model."""
+    """A batch without data, of given numbers of rows and steps, with controls checked against the model."""
     lengths = torch.full((B,), num_steps, dtype=torch.int64)
     return dmm.mini_batch(None, None, None, lengths, 1.0, controls, static)
 
 
-def roll_out(dmm: DMM, start: Start, steps: MiniBatch) -> Trajectory:
-    """Z ``[..., B, T, Z]`` and x ``[..., B, T, D]`` drawn over ``steps``; zero past the end of each row."""
-    return _at_once(dmm, start, steps) if dmm.augment is None else _step_by_step(dmm, start, steps)
+def roll_out(dmm: DMM, start: Start, steps: MiniBatch, temperature: float = 1.0) -> Trajectory:
+    """Draws z ``[..., B, T, Z]`` and x ``[..., B, T, D]`` over ``steps``; zero past the end of each row.
+
+    Raises:
+        ValueError: ``temperature`` is not 1, and the emission is neither Bernoulli nor NADE.
+    """
+    if dmm.augment is None and temperature == 1:
+        return _at_once(dmm, start, steps)
+    return _step_by_step(dmm, start, steps, temperature)
+
+
+def checked_temperature(temperature: object) -> float:
+    """The temperature as a float.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is not positive.
+    """
+    checked = check.number("temperature", temperature, "a positive number")
+    if checked <= 0:
+        check.fail("temperature", "a positive number", str(checked))
+    return checked
 
 
 def _at_once(dmm: DMM, start: Start, steps: MiniBatch) -> Trajectory:
-    """The whole chain of z, and then all of x."""
+    """Draw the whole chain of z, then all of x."""
     *lead, B, Z = start.z.shape
     inputs = dmm.transition_inputs(steps)
     given = (steps.lengths, steps.T) if inputs is None else (steps.lengths, steps.T, inputs)
     transition = dmm.prior(*given).transition
-    # The prior's rows have a start each, so rows of all particles are rows of one.
+    # Each row of the prior has its own initial state, so the rows of all particles form one batch.
     lengths = steps.lengths.expand(*lead, B).reshape(-1)
     if inputs is not None:
         inputs = inputs.expand(*lead, *inputs.shape).reshape(len(lengths), *inputs.shape[-2:])
@@ -56,8 +76,8 @@ def _at_once(dmm: DMM, start: Start, steps: MiniBatch) -> Trajectory:
     return Trajectory(z, dmm.emission(z, steps.lengths).sample())
 
 
-def _step_by_step(dmm: DMM, start: Start, steps: MiniBatch) -> Trajectory:
-    """z_t and x_t in turn, for a model in which x_{t-1} is an input of step t."""
+def _step_by_step(dmm: DMM, start: Start, steps: MiniBatch, temperature: float) -> Trajectory:
+    """Draw z_t and x_t alternately, for a temperature or a model in which x_{t-1} is an input of step t."""
     z_t, units = start.z, dmm._units()
     x_prev = z_t.new_zeros(*z_t.shape[:-1], dmm.input_dim) if start.x is None else start.x
     controls = [None] * steps.T if steps.controls is None else steps.controls.unbind(-2)
@@ -65,10 +85,16 @@ def _step_by_step(dmm: DMM, start: Start, steps: MiniBatch) -> Trajectory:
     for controls_t, valid in zip(controls, steps.valid.unbind(-1), strict=True):
         more = dmm.inputs.of_transition(x_prev, controls_t)
         loc, scale = dmm.trans(z_t if more is None else beside(z_t, more))
-        # A chain that went on past the end of its row could grow without bound.
-        z_t = torch.where(valid[:, None], loc + scale * torch.randn_like(loc), 0.0)
+        # A chain that continued past the end of its row could grow without bound.
+        z_t = torch.where(valid[:, None], loc + temperature * scale * torch.randn_like(loc), 0.0)
         read = dmm.inputs.of_emission(z_t, x_prev).unsqueeze(-2)
-        x_t = dmm.emission(read, valid.to(torch.int64)).sample().squeeze(-2)
+        emission = dmm.emission(read, valid.to(torch.int64))
+        if temperature != 1:
+            if not isinstance(emission, BernoulliEmission | NadeEmission):
+                expected = "1 where the emission is neither Bernoulli nor NADE"
+                check.fail("temperature", expected, f"{temperature:g} with {type(emission).__name__}")
+            emission.temperature = temperature
+        x_t = emission.sample().squeeze(-2)
         x_prev = x_t if units is None else (x_t - units.loc) / units.scale
         z.append(z_t)
         x.append(x_t)

@@ -1,4 +1,4 @@
-"""Capture of work as CUDA graphs, in memory that the graphs share."""
+"""Capture of steps as CUDA graphs that share their memory."""
 
 import gc
 from collections.abc import Callable
@@ -19,25 +19,25 @@ Step = Callable[[], Tensor]
 
 _LIKELY_CAUSES = (
     "likely causes: the step waits for the GPU, as .cpu() does; it recreates a parameter; an autograd graph "
-    "of its parameters made on another stream is still alive, such as that of a loss still held: del loss "
+    "of its parameters made on another stream is still alive, such as that of an earlier loss: del loss "
     "before the first step"
 )
 
 
 class Capturer(Protocol):
-    """Runs steps before their capture, and captures them."""
+    """An object that runs steps before their capture and captures them."""
 
     def run(self, step: Step) -> Tensor:
-        """Run ``step`` as it comes, where its capture will be."""
+        """Run ``step`` without capturing it, on the stream of the later capture."""
 
     def capture(self, step: Step) -> Step:
-        """A replay of the work of ``step`` without Python, with the result in the same memory."""
+        """Capture ``step``; returns a function that replays it and returns the result in the same memory."""
 
 
 class CudaGraphs:
-    """Steps captured as CUDA graphs, on a stream of their own, in memory that they share.
+    """A capturer of CUDA graphs, on a separate stream and with one memory pool for all graphs.
 
-    With ``overlap`` there is a side stream of a lower priority.
+    With ``overlap`` there is also a side stream of lower priority.
     """
 
     def __init__(self, device: torch.device, overlap: bool = False) -> None:
@@ -46,7 +46,7 @@ class CudaGraphs:
         self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
     def run(self, step: Step) -> Tensor:
-        """Run ``step`` on the stream where it will be captured, in its place among the work of this one."""
+        """Run ``step`` on the stream of the later capture, ordered with the work of the current stream."""
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -61,9 +61,9 @@ class CudaGraphs:
 
     def _capture(self, step: Step, context: AbstractContextManager[None]) -> Step:
         graph = torch.cuda.CUDAGraph()
-        # A pool that no graph uses any more cannot be taken up again.
+        # A pool can only be reused while a graph that uses it is alive.
         pool = next((other.pool() for other in self._graphs), None)
-        # What Python's cycles still hold of steps on other streams would tie those into the capture.
+        # Reference cycles may keep autograd graphs of other streams alive, which would break the capture.
         gc.collect()
         with torch.cuda.graph(graph, pool=pool, stream=self._stream), context:
             result = step()
@@ -81,12 +81,12 @@ def captured(capturer: Capturer, step: Step) -> Step:
     """Capture ``step`` with ``capturer``.
 
     Raises:
-        CaptureError: ``step`` cannot be captured, and the message says why or what is likely.
+        CaptureError: ``step`` cannot be captured; the message gives the reason or the likely one.
     """
     try:
         return capturer.capture(step)
     except (CaptureError, BackendError, torch.OutOfMemoryError):
-        raise  # these say what is wrong
+        raise  # these messages already explain the problem
     except RuntimeError as error:
         got = f"{type(error).__name__}: {error}".partition("\n")[0]
         expected = "one that a CUDA graph can hold"

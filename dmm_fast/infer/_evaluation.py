@@ -1,7 +1,7 @@
 """Importance-sampled likelihoods and ELBOs of data, public as :mod:`dmm_fast.infer`."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -11,7 +11,9 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from dmm_fast import check
+from dmm_fast._share import rows_of, sharing, spread_rows
 from dmm_fast.data import SequenceSet
+from dmm_fast.infer._data_parallel import DataParallel
 from dmm_fast.model import DMM
 
 Batch = tuple[Any, ...]
@@ -20,11 +22,11 @@ Batch = tuple[Any, ...]
 
 
 class ElboEvaluation(NamedTuple):
-    """The negative ELBO in nats per time step, averaged both ways in use; lower is better.
+    """A negative ELBO or log-likelihood in nats per time step, averaged in both usual ways; lower is better.
 
-    ``total_over_total`` is the sum over all sequences divided by all their time steps (the
-    tutorial's figure); ``mean_of_averages`` gives each sequence's own average the same weight.
-    A time step in which values are missing, or all of them, counts as one.
+    ``total_over_total`` is the sum over all sequences divided by the total number of their time steps (the
+    tutorial's figure); ``mean_of_averages`` is the mean over sequences of each sequence's average. A time
+    step with missing values, even if all are missing, counts as a time step.
     """
 
     total_over_total: float
@@ -33,24 +35,24 @@ class ElboEvaluation(NamedTuple):
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode of ``module`` and all within it; then each has its own mode back."""
+    """Put ``module`` and its submodules into evaluation mode, and restore the mode of each on exit."""
     training = module.training
     modes = [(each, each.training) for each in module.modules()]
     try:
         module.eval()
         yield
     finally:
-        # A train() of a user's own may do more than set the mode, so it is called before that is.
+        # A user's train() may do more than set the mode, so it is called before the modes are restored.
         module.train(training)
         for each, mode in modes:
             each.training = mode
 
 
 def check_batch(dmm: DMM, batch: object) -> None:
-    """Check the kinds of a model and of a mini-batch; what is in the latter the model checks.
+    """Check the types of a model and of a mini-batch; the model itself checks the batch's elements.
 
     Raises:
-        TypeError: ``dmm`` is no DMM, or ``batch`` not a tuple of one to seven arguments.
+        TypeError: ``dmm`` is not a DMM, or ``batch`` is not a tuple of one to seven arguments.
     """
     check.kind("dmm", dmm, DMM)
     if not isinstance(batch, tuple | list) or not 1 <= len(batch) <= 7:
@@ -62,20 +64,20 @@ def log_weights(dmm: DMM, batch: Batch, num_particles: int) -> Tensor:
     """``[P, B]``: log p(x_b, z) - log q(z | x_b) for ``P`` draws of z, in nats, all in one pass.
 
     Raises:
-        TypeError: an argument is of another kind.
+        TypeError: an argument has the wrong type.
         ValueError: ``num_particles`` is not positive, or the batch does not fit the model.
     """
     check_batch(dmm, batch)
     num_particles = check.size("num_particles", num_particles)
-    # The model's plate is the rightmost, so particles go to the dimension before it.
+    # The model's plate is the rightmost dimension, so the particles are the dimension before it.
     particles = pyro.plate("particles", num_particles, dim=-2)
     total = torch.zeros((), device=dmm.z_0.device, dtype=dmm.z_0.dtype)
-    # In a parameter store of its own, or another model's training would find this one's parameters.
+    # In a separate parameter store, so that these parameters do not enter that of a model in training.
     with pyro.get_param_store().scope(), evaluating(dmm):
         guide = poutine.trace(particles(dmm.guide)).get_trace(*batch)
         model = poutine.trace(poutine.replay(particles(dmm.model), trace=guide)).get_trace(*batch)
         for trace, sign in ((model, 1.0), (guide, -1.0)):
-            # Where a network of the user's own may run.
+            # Computed within the scope, since a user's own network may run here.
             trace.compute_log_prob()
             for site in trace.nodes.values():
                 if site["type"] == "sample" and "log_prob" in site:
@@ -87,19 +89,19 @@ def log_weights(dmm: DMM, batch: Batch, num_particles: int) -> Tensor:
 def importance_nll(dmm: DMM, batch: Batch, num_particles: int = 100, chunk_size: int = 100) -> Tensor:
     r"""``[B]``: the importance-sampled ``-log p(x_b)`` of each sequence, in nats.
 
-    ``-log (1/P) sum_i p(x_b, z_i) / q(z_i | x_b)`` with the mean taken for each sequence by itself,
-    never over the batch. Its expectation bounds ``-log p(x_b)`` from above, tighter with more
+    ``-log (1/P) sum_i p(x_b, z_i) / q(z_i | x_b)``, with the mean taken separately for each sequence,
+    never over the batch. Its expectation is an upper bound on ``-log p(x_b)``, tighter with more
     particles.
 
     Args:
         dmm: the model and its guide.
-        batch: as ``DMM.model`` takes it.
-        num_particles: draws ``P`` of z for each sequence.
-        chunk_size: draws evaluated at a time, which bounds the memory.
+        batch: the arguments of ``DMM.model``.
+        num_particles: number ``P`` of draws of z for each sequence.
+        chunk_size: number of draws evaluated at a time, which bounds the memory.
 
     Raises:
-        TypeError: an argument is of another kind.
-        ValueError: a count that is not positive, or a batch that does not fit the model.
+        TypeError: an argument has the wrong type.
+        ValueError: a count is not positive, or the batch does not fit the model.
 
     Source: arXiv 1609.09869, appendix; Burda et al., arXiv 1509.00519.
     """
@@ -114,44 +116,91 @@ def importance_nll(dmm: DMM, batch: Batch, num_particles: int = 100, chunk_size:
 
 @torch.no_grad()
 def evaluate_elbo(
-    dmm: DMM, data: SequenceSet, num_particles: int = 1, mini_batch_size: int = 64
+    dmm: DMM,
+    data: SequenceSet,
+    num_particles: int = 1,
+    mini_batch_size: int = 64,
+    *,
+    ranks: DataParallel | None = None,
 ) -> ElboEvaluation:
     """The negative ELBO of a data set in nats per time step, averaged both ways.
 
+    Args:
+        dmm: the model and its guide.
+        data: the sequences.
+        num_particles: draws of z for each sequence.
+        mini_batch_size: sequences evaluated at a time, which bounds the memory.
+        ranks: processes that share the work; each of them calls this, and has the whole result.
+
     Raises:
-        TypeError: an argument is of another kind.
-        ValueError: a count that is not positive, or data that do not fit the model.
+        TypeError: an argument has the wrong type.
+        ValueError: a count is not positive, or the data do not fit the model.
     """
-    batches = _batches(dmm, data, mini_batch_size)
-    return _per_time_step([-log_weights(dmm, b, num_particles).mean(0) for b in batches], data.lengths)
+
+    def nats(batch: Batch) -> Tensor:
+        return -log_weights(dmm, batch, num_particles).mean(0)
+
+    return _evaluate(dmm, data, mini_batch_size, ranks, nats)
 
 
 @torch.no_grad()
 def evaluate_importance_nll(
-    dmm: DMM, data: SequenceSet, num_particles: int = 100, chunk_size: int = 100, mini_batch_size: int = 16
+    dmm: DMM,
+    data: SequenceSet,
+    num_particles: int = 100,
+    chunk_size: int = 100,
+    mini_batch_size: int = 16,
+    *,
+    ranks: DataParallel | None = None,
 ) -> ElboEvaluation:
     """:func:`importance_nll` of a data set in nats per time step, averaged both ways.
 
+    Args:
+        dmm: the model and its guide.
+        data: the sequences.
+        num_particles: draws of z for each sequence.
+        chunk_size: draws evaluated at a time, which bounds the memory, as ``mini_batch_size`` does.
+        mini_batch_size: sequences evaluated at a time.
+        ranks: processes that share the work; each of them calls this, and has the whole result.
+
     Raises:
-        TypeError: an argument is of another kind.
-        ValueError: a count that is not positive, or data that do not fit the model.
+        TypeError: an argument has the wrong type.
+        ValueError: a count is not positive, or the data do not fit the model.
     """
-    batches = _batches(dmm, data, mini_batch_size)
-    return _per_time_step([importance_nll(dmm, b, num_particles, chunk_size) for b in batches], data.lengths)
+
+    def nats(batch: Batch) -> Tensor:
+        return importance_nll(dmm, batch, num_particles, chunk_size)
+
+    return _evaluate(dmm, data, mini_batch_size, ranks, nats)
 
 
-def _batches(dmm: DMM, data: SequenceSet, mini_batch_size: int) -> Iterator[Batch]:
+def _evaluate(
+    dmm: DMM,
+    data: SequenceSet,
+    mini_batch_size: int,
+    ranks: DataParallel | None,
+    nats_of: Callable[[Batch], Tensor],
+) -> ElboEvaluation:
+    """Averages of ``nats_of``, ``[B]`` for a mini-batch, each rank computing its rows."""
     check.kind("dmm", dmm, DMM)
     check.kind("data", data, SequenceSet)
     size = check.size("mini_batch_size", mini_batch_size)
-    indices = torch.arange(len(data), device=data.lengths.device)
-    return (data.batch(chunk) for chunk in indices.split(size))
-
-
-def _per_time_step(nats_of_batches: list[Tensor], lengths: Tensor) -> ElboEvaluation:
-    nats = torch.cat(nats_of_batches).double()
-    lengths = lengths.to(nats.device)
+    check.kind("ranks", ranks, DataParallel, type(None))
+    batches = map(data.batch, torch.arange(len(data), device=data.lengths.device).split(size))
+    if ranks is None or ranks.size == 1:
+        nats = torch.cat([nats_of(batch) for batch in batches])
+    else:
+        # Sums with zeros are exact: the numbers are those of one process.
+        nats = ranks.sum(torch.cat([_own_rows(batch, ranks, nats_of) for batch in batches]))
+    nats, lengths = nats.double(), data.lengths.to(nats.device)
     return ElboEvaluation(
         total_over_total=(nats.sum() / lengths.sum()).item(),
         mean_of_averages=(nats / lengths).mean().item(),
     )
+
+
+def _own_rows(batch: Batch, ranks: DataParallel, nats_of: Callable[[Batch], Tensor]) -> Tensor:
+    """``[B]``: ``nats_of`` the rows of this rank, zero at those of others."""
+    share = ranks.share(len(batch[0]))
+    with sharing(share):
+        return spread_rows(nats_of(tuple(rows_of(value, share) for value in batch)), share)

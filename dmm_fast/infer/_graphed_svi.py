@@ -27,57 +27,61 @@ from dmm_fast.triton import side_stream
 class GraphedSVI(SVI):
     """``pyro.infer.SVI`` that replays its steps from CUDA graphs: ``GraphedSVI(model, guide, optim, loss)``.
 
-    A graph holds a whole step: ``gather``, the ELBO, its gradients and the optimizer. There is one for each
-    signature: shape, dtype and device of the tensors given to :meth:`step`, the values of ints, bools and
-    strings, and which modules of model and guide are training. A signature's first ``warm_up`` steps run as
-    they come, with whatever validation Pyro is told; the next is captured, with none, and replayed. Where the
-    tensors are on a CPU this is a plain ``SVI``, to the bit. :meth:`steps` takes several steps by one graph,
-    whose signature is that of all of them: one launch, and one look at what has changed, for all.
+    A graph holds a whole step: ``gather``, the ELBO, its gradients and the optimizer. There is one graph for
+    each signature: the shapes, dtypes and devices of the tensors given to :meth:`step`, the values of ints,
+    bools and strings, and the training mode of each module of model and guide. The first ``warm_up`` steps of
+    a signature run without a graph, with Pyro's validation as it is set; the next step is captured, without
+    validation, and replayed from then on. If the tensors are on a CPU, this is a plain ``SVI``, bit for bit.
+    :meth:`steps` takes several steps in one graph, whose signature is that of all of them: one launch, and
+    one check for changes, serve all steps.
 
-    Up to ``max_graphs`` graphs are kept, and as many signatures that have none yet; beyond that the least
-    recently used goes. Where signatures displace each other or start over again and again, so that more is
-    captured than replayed, a single ``RuntimeWarning`` names what changes between them, and what helps.
+    Up to ``max_graphs`` graphs are kept, and as many signatures that have no graph yet; beyond that the least
+    recently used is dropped. If signatures keep displacing each other or keep starting over, so that more
+    steps are captured than replayed, a single ``RuntimeWarning`` names the difference between the signatures
+    and a remedy.
 
-    What changes between replays is on the device: tensors are copied and floats filled into the graph's own
-    inputs, where the model finds a float as a float64 tensor of no dimension; learning rates and step counts
-    are the optimizer's tensors. Random numbers go on from replay to replay, and a seed set or a state
-    restored between steps counts, as torch's default CUDA generator belongs to the graph; another generator
-    does not, and a seed set within the model is set at the capture alone. Whatever else Python decides in a
-    step is decided once.
+    Inputs that change between replays are on the device: tensors are copied and floats filled into the
+    graph's own inputs, so that the model receives a float as a float64 tensor of no dimension; learning rates
+    and step counts are tensors of the optimizer. Random numbers continue from replay to replay. A seed set or
+    a state restored between steps takes effect, since torch's default CUDA generator is registered with the
+    graph. Other generators are not, and a seed set within the model takes effect at the capture only. All
+    other decisions that Python makes in a step are made once, at the capture.
 
-    Several models can be trained in turn, each by a ``GraphedSVI`` of its own, also under the same names:
-    before a replay the step's own parameters, if they are a module's, are put back into Pyro's store. A
-    signature starts over with its warm-up when something that its graph holds is another than in its last
-    plain or captured step:
+    Several models can be trained in turn, each by its own ``GraphedSVI``, also under the same names: before a
+    replay the step's own parameters, if they belong to a module, are put back into Pyro's store. A signature
+    starts over with its warm-up when one of the following, which its graph depends on, has changed since its
+    last plain or captured step:
 
     - a module of model or guide, its parameters and buffers, their memory and ``requires_grad``, a hook on
-      it, on a parameter or on all modules, a ``forward`` set on it. The modules seen are those that model and
-      guide are, are methods of, wrap with Pyro's handlers or ``functools.partial``, or close over;
-    - a parameter that is only in the store, as ``pyro.param`` makes them, or its memory;
-    - a number or a tensor of the optimizer.
+      it, on a parameter or on all modules, or a ``forward`` set on it. The modules considered are those that
+      model and guide are, are methods of, wrap with Pyro's handlers or ``functools.partial``, or close over;
+    - a parameter that is only in the store, as ``pyro.param`` makes it, or its memory;
+    - a hyperparameter or a state tensor of the optimizer.
 
-    A capture fails while an autograd graph of the same parameters is alive that was made on another stream,
-    usually the default one: their gradients are then accumulated on that stream. A loss, or any output of the
-    model's modules, that was computed outside :meth:`step` and is still held keeps such a graph alive: drop
-    it, ``del loss``, before the first steps. What :meth:`step` itself returns keeps none.
+    A capture fails while an autograd graph of the same parameters exists that was made on another stream,
+    usually the default one, because their gradients are then accumulated on that stream. A reference to a
+    loss, or to any output of the model's modules, computed outside :meth:`step` keeps such a graph alive:
+    delete it, ``del loss``, before the first steps. The result of :meth:`step` itself keeps none alive.
 
     Graphs share their memory: do not replay on two streams at once.
 
     Args:
-        model, guide, optim, loss, loss_and_grads: as ``SVI`` takes them. On a GPU every optimizer has to be
+        model, guide, optim, loss, loss_and_grads: as in ``SVI``. On a GPU every optimizer has to be
             capturable: ``PyroClippedAdam({..., "capturable": True})``.
-        gather: makes the arguments of model and guide, a tuple, of those of :meth:`step`, inside the graph:
-            ``lambda indices, T, factor: (*data.batch(indices, T), factor)``. None: they are the same.
-        max_graphs: graphs kept. 0: a plain ``SVI`` everywhere.
-        warm_up: calls of a signature before its capture, at least 1.
-        overlap: compute gradients of weights on a second stream of the graph, beside the scans, which leave a
-            part of the GPU idle. The numbers are the same. It takes parameters that a step uses once, whose
-            gradients nothing reads before the optimizer, so no hooks on them: where it is otherwise a
-            ``RuntimeWarning`` says so, and the step is captured without, which runs its Python once more.
-        capturer: in place of CUDA graphs, then on any device.
+        gather: a function that turns the arguments of :meth:`step` into a tuple of arguments of model and
+            guide, inside the graph: ``lambda indices, T, factor: (*data.batch(indices, T), factor)``. None:
+            the arguments are the same.
+        max_graphs: largest number of graphs kept. 0: a plain ``SVI`` on every device.
+        warm_up: number of calls with a signature before its capture, at least 1.
+        overlap: compute weight gradients on a second stream of the graph, concurrently with the scans, which
+            leave a part of the GPU idle. The results are the same. Every parameter must be used once per
+            step, and its gradient must not be read before the optimizer, so it can have no hooks; otherwise
+            a ``RuntimeWarning`` is given and the step is captured without overlap, which runs its Python
+            code once more.
+        capturer: an object to use in place of CUDA graphs, on any device.
 
     Raises:
-        TypeError: an argument is of another kind.
+        TypeError: an argument has the wrong type.
         ValueError: ``max_graphs`` or ``warm_up`` is out of range.
     """
 
@@ -119,37 +123,37 @@ class GraphedSVI(SVI):
         self._known_forms: set[object] = set()
 
     def step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Take a gradient step; ``SVI.step`` with the loss as a float64 tensor that nobody has read.
+        """Take a gradient step like ``SVI.step``, but return the loss as a float64 tensor, unsynchronised.
 
-        On a GPU ``loss.item()`` waits for the step. A loss that is no finite number shows there alone: the
-        parameters are spoilt by then, as after ``SVI.step``.
+        On a GPU ``loss.item()`` waits for the step. A loss that is not finite is noticed only there, when
+        the parameters have been updated with it, as after ``SVI.step``.
 
         Raises:
-            TypeError: an argument is no tensor, number, string or None, or there are others than model and
-                guide have; the loss is several numbers.
-            ValueError: the tensors are on several devices; an optimizer is not capturable.
-            CaptureError: a RuntimeError: the step cannot be captured, and the message says why or what is
-                likely. On a GPU torch itself may be of no use to the process after that.
+            TypeError: an argument is not a tensor, number, string or None; model and guide do not accept the
+                arguments; or the loss is not a single number.
+            ValueError: the tensors are on several devices, or an optimizer is not capturable.
+            CaptureError: a RuntimeError: the step cannot be captured; the message gives the reason or the
+                likely one. On a GPU torch may be unusable in this process afterwards.
         """
         return self._take([(args, kwargs)])[0]
 
     def steps(self, batches: Iterable[tuple[Any, ...]], **kwargs: Any) -> Tensor:
-        """Take several gradient steps, which a GPU replays from one graph: ``step(*batch, **kwargs)`` each.
+        """Take several gradient steps, ``step(*batch, **kwargs)`` for each batch, in one graph on a GPU.
 
-        Parameters, optimizer, losses and random numbers are those of as many calls of :meth:`step`, to the
-        bit, except that a graph's arguments are all read before its first step. There is a graph for each
-        sequence of signatures, with a warm-up and a capture of its own: the more signatures steps have, as
-        many numbers of time steps, the fewer steps should go into one graph.
+        Parameters, optimizer, losses and random numbers are bitwise those of as many calls of :meth:`step`,
+        except that all arguments of a graph are read before its first step. There is a graph for each
+        sequence of signatures, with its own warm-up and capture: the more signatures the steps have, such as
+        different numbers of time steps, the fewer steps should share a graph.
 
         Args:
             batches: the arguments of each step, a tuple or a list: ``[(*batch, factor), ...]``.
-            kwargs: arguments with names, the same for all steps.
+            kwargs: keyword arguments, the same for all steps.
 
         Returns:
-            The losses before each step, float64 ``[len(batches)]``, that nobody has read.
+            The loss before each step, float64 ``[len(batches)]``, unsynchronised.
 
         Raises:
-            TypeError: ``batches`` is no iterable of tuples; or as :meth:`step`.
+            TypeError: ``batches`` is not an iterable of tuples; or as :meth:`step`.
             ValueError: ``batches`` is empty; or as :meth:`step`.
             CaptureError: as :meth:`step`.
         """
@@ -163,7 +167,7 @@ class GraphedSVI(SVI):
         return self._take([(tuple(batch), kwargs) for batch in given])
 
     def _take(self, calls: list[Call]) -> Tensor:
-        """Take a step for each of ``calls``; returns the losses, one for each."""
+        """Take a step for each of ``calls``; returns one loss for each."""
         capturer = self._capturer_for(calls)
         if capturer is None:
             for args, kwargs in calls:
@@ -192,11 +196,11 @@ class GraphedSVI(SVI):
         return kept.replay().clone()
 
     def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """A step of ``SVI`` itself."""
+        """Take a step of ``SVI`` itself."""
         return loss_tensor(super().step(*self._gathered(args, kwargs), **self._passed(kwargs)))
 
     def _begin(self, key: Signature, calls: list[Call], change: str | None) -> Kept:
-        """Begin a signature: a new one, or one that starts over as something has changed."""
+        """Begin a new signature, or start one over because of ``change``."""
         for args, kwargs in calls:
             self._check_takes(args, kwargs)
         kept = self._kept[key] = Kept(calls)
@@ -206,13 +210,13 @@ class GraphedSVI(SVI):
         return kept
 
     def _modules_now(self) -> Modules:
-        """The modules of model and guide: the ones known, as long as nothing about them has changed."""
+        """The modules of model and guide, cached as long as nothing about them has changed."""
         known = self._modules
         self._modules = known.now(self.model, self.guide) if known else Modules(self.model, self.guide)
         return self._modules
 
     def _make_room(self, newest: Signature) -> None:
-        """Let the least recently used go: graphs beyond ``max_graphs``, and signatures without one."""
+        """Drop the least recently used graphs, and signatures without a graph, beyond ``max_graphs`` each."""
         for has_graph in (False, True):
             alike = [key for key, kept in self._kept.items() if (kept.replay is not None) is has_graph]
             alike.sort(key=lambda key: self._kept[key].used)
@@ -221,12 +225,12 @@ class GraphedSVI(SVI):
                 self._turnover.count(changes(key, newest), self.max_graphs)
 
     def _capturer_for(self, calls: list[Call]) -> Capturer | None:
-        """Capturer of steps with these arguments; None where they are to be plain ones."""
+        """The capturer for steps with these arguments; None: take plain steps."""
         if self.max_graphs == 0 or self._capturer is not None:
             return self._capturer if self.max_graphs else None
         values = [value for args, kwargs in calls for value in (*args, *kwargs.values())]
         tensors = [value for value in values if isinstance(value, Tensor)]
-        # Without any, a model that holds its data is where its parameters are.
+        # If no argument is a tensor, the model holds its data, and its parameters tell the device.
         for tensor in tensors or [p for _, p in pyro.get_param_store().named_parameters()]:
             if tensor.is_cuda:
                 self._capturer = CudaGraphs(tensor.device, self.overlap)
@@ -234,7 +238,7 @@ class GraphedSVI(SVI):
         return self._capturer
 
     def _check_takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Check that what is called with the arguments of a step has such arguments, once for each form."""
+        """Check that model and guide, or ``gather``, accept the arguments of a step, once for each form."""
         form = (len(args), *kwargs)
         if form in self._known_forms:
             return
@@ -249,7 +253,7 @@ class GraphedSVI(SVI):
         return kwargs if self.gather is None else {}
 
     def _run(self, kept: Kept) -> Tensor:
-        """Steps as they come."""
+        """Take steps without a graph."""
         losses = []
         for call in kept.calls:
             loss, params = self._loss_and_grads(kept, call)
@@ -259,13 +263,13 @@ class GraphedSVI(SVI):
         return torch.stack(losses)
 
     def _captured(self, kept: Kept) -> Tensor:
-        """Steps for a graph: no validation, which reads values, and gradients that nothing needs to zero."""
+        """Take the steps to be captured: without validation, which reads values, or zeroing of gradients."""
         known = {param for _, param in pyro.get_param_store().named_parameters()}
         if kept.held is not None:
             known.update(kept.held.params)
         with pyro.validation_enabled(False):
             losses = [self._captured_step(kept, call, known) for call in kept.calls]
-        # A view of a single one leaves out a launch.
+        # For a single loss, a view saves the launch of torch.stack.
         return torch.stack(losses) if len(losses) > 1 else losses[0].reshape(1)
 
     def _captured_step(self, kept: Kept, call: Call, known: set[Tensor]) -> Tensor:
@@ -276,14 +280,14 @@ class GraphedSVI(SVI):
             if new:
                 check.fail("model", "the parameters of the warm-up", f"{len(new)} more", CaptureError)
             for param in filter(aside.__contains__, params):
-                # One that had a gradient before has a gradient of zero now, with which Pyro steps it.
+                # Pyro would step a parameter that had a gradient before with one of zero, so this does too.
                 if param.grad is None:
                     param.grad = torch.zeros_like(param)
             self.optim(params)
         return loss
 
     def _loss_and_grads(self, kept: Kept, call: Call) -> tuple[Tensor, list[Tensor]]:
-        """The loss, unread, and the parameters there are, each once, which have their gradients."""
+        """The loss, unsynchronised, and each parameter of the step once, with its gradient computed."""
         args, kwargs = self._gathered(*call), self._passed(call[1])
         with poutine.trace(param_only=True) as capture, NumbersStay():
             loss = self._compute(self.model, self.guide, *args, **kwargs)
@@ -301,7 +305,10 @@ def _check_capturable(optim: PyroOptim) -> None:
 
 @contextmanager
 def _gradients_aside(params: Iterable[Tensor]) -> Iterator[set[Tensor]]:
-    """Without gradients, so that a backward within makes them in its own memory; those whose are aside."""
+    """Set gradients to None, so that a captured backward allocates them in the graph's own memory.
+
+    Yields the parameters that had a gradient; the gradients are restored on exit.
+    """
     aside = {param: param.grad for param in params if param.grad is not None}
     for param in aside:
         param.grad = None

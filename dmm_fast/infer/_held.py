@@ -1,6 +1,6 @@
-"""State of the host that a captured step holds on to, and whether it is still so.
+"""Host-side state on which a captured step depends, and a check that it is unchanged.
 
-A GPU waits for this before every replay whose loss is read.
+The check runs before every replay, so its duration counts whenever the loss of each step is read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PARTS = (
     "_backward_pre_hooks",
     "_backward_hooks",
 )
-"""The dictionaries of a module whose values a step uses."""
+"""The dictionaries of a module whose values affect a step."""
 
 _GLOBAL_HOOKS = (
     torch_module._global_forward_pre_hooks,
@@ -51,18 +51,18 @@ _OF_SCHEDULER = attrgetter("optimizer.param_groups", "optimizer.state")
 
 
 class Modules:
-    """The modules behind model and guide as they are now: parts, attributes, tensors and hooks.
+    """A snapshot of the modules behind model and guide: submodules, attributes, tensors and hooks.
 
-    They are those that model and guide are, are methods of, wrap (Pyro's handlers, ``functools.partial``),
-    close over or name as globals, and those that an object has whose methods they are, with all that is
-    within them.
+    The modules are those that model and guide are, are methods of, wrap (Pyro's handlers,
+    ``functools.partial``), close over or name as globals; those that are attributes of an object whose
+    methods they are; and all their submodules.
     """
 
     def __init__(self, model: Any, guide: Any) -> None:
         self._functions = (model, guide)
         modules = list(dict.fromkeys(m for root in _behind(model, guide) for m in root.modules()))
         self._attributes = [vars(module) for module in modules]
-        # A module of TorchScript has its mode elsewhere.
+        # TorchScript modules keep their mode outside __dict__.
         self._modes = [vars(each) if "training" in vars(each) else _Attributes(each) for each in modules]
         named = [
             (attributes, name)
@@ -72,9 +72,9 @@ class Modules:
         ]
         named += _globals_of(model, guide)
         self._mappings, self._names = [mapping for mapping, _ in named], [name for _, name in named]
-        # Such as flows. While an attribute is the same object, so is its list, whose items may be others.
+        # Lists such as that of the flows: the attribute may be the same list with different items.
         self._lists = [value for value in self._named() if type(value) is list]
-        # The dictionaries themselves, most of them empty: what they hold is read at every step.
+        # References to the dictionaries, most of them empty; their contents are read at every step.
         parts = [getattr(module, part) for module in modules for part in _PARTS]
         parts += _GLOBAL_HOOKS
         self._empty = [part for part in parts if not part]
@@ -85,26 +85,26 @@ class Modules:
         self._read = list(self._objects()), self._numbers()
 
     def now(self, model: Any, guide: Any) -> Modules:
-        """This object where nothing has changed, else a new one."""
+        """This object if nothing has changed, else a new snapshot."""
         same = model is self._functions[0] and guide is self._functions[1]
         return self if same and self._are_same() else Modules(model, guide)
 
     def modes(self) -> tuple[bool, ...]:
-        """Modes, True for training: dropout is in a graph or it is not."""
+        """The training mode of each module, since a graph is captured with or without dropout."""
         return tuple(map(_MODE, self._modes))
 
     def own(self, named: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Select the tensors that are parameters of a module here."""
+        """Select the tensors that are parameters of these modules."""
         ids = set(map(id, self._tensors))
         return {name: tensor for name, tensor in named.items() if id(tensor) in ids}
 
     def _are_same(self) -> bool:
         objects, numbers = self._read
-        # The last of both is the end: more or fewer objects than before are others.
+        # Both sequences end with a sentinel, so that a different number of objects is a difference too.
         return all(map(is_, self._objects(), objects)) and self._numbers() == numbers and not any(self._empty)
 
     def _named(self) -> Iterator[object]:
-        """Attributes of the modules' own, such as a number, and the globals."""
+        """Attributes of the modules, such as numbers, and the globals."""
         return map(dict.get, self._mappings, self._names)
 
     def _objects(self) -> Iterator[object]:
@@ -118,17 +118,17 @@ class Modules:
         )
 
     def _numbers(self) -> list[int]:
-        # An attribute that is added shows by how many there are.
+        # An added attribute changes the number of attributes.
         lengths = map(len, self._attributes)
         return [*lengths, *map(_TRAINED, self._tensors), *map(Tensor.data_ptr, self._tensors)]
 
 
 class Held:
-    """Modules, parameters and numbers of the optimizer with which a step was done.
+    """The modules, parameters and optimizer state with which a step was done.
 
     Args:
-        modules: as they are after the step.
-        optim: what stepped the parameters.
+        modules: a snapshot taken after the step.
+        optim: the optimizer of the step.
         params: the parameters of the step, by their names in the store.
     """
 
@@ -141,7 +141,7 @@ class Held:
             ([_copied(group) for group in groups], {param: dict(state) for param, state in states.items()})
             for groups, states in self._read_optim()
         ]
-        # A module keeps what it registers whatever becomes of the store; the rest is only there.
+        # Parameters of a module outlive the store's entries; all others exist in the store only.
         self._of_modules = {name: p for name, p in modules.own(params).items() if "$$$" in name}
         self._of_store = {name: p for name, p in params.items() if name not in self._of_modules}
         self._addresses = self._read_addresses()
@@ -152,15 +152,16 @@ class Held:
         return chain(self._of_modules.values(), self._of_store.values())
 
     def change(self, modules: Modules, optim: PyroOptim) -> str | None:
-        """Say what is not as it was; None where everything is.
+        """The thing that has changed since the step, in words; None if nothing has.
 
-        Then the store has the parameters of the modules, even where another model's have taken their place.
+        If nothing has changed, the modules' parameters are put back into the store, where another model's may
+        have replaced them.
         """
         if modules is not self._modules:
             return "a module, a parameter or a hook of model or guide"
         stored = pyro.get_param_store().named_parameters()
         with _BY_IDENTITY:
-            # Numbers may be equal; a tensor has to be the very same, as a graph knows its memory.
+            # Numbers have to be equal; a tensor has to be the same object, since a graph uses its memory.
             same = list(optim.optim_objs.values()) == self._optim_objs and _are_equal(
                 self._read_optim(), self._optim
             )
@@ -177,7 +178,7 @@ class Held:
         return None
 
     def _read_optim(self) -> list[tuple[Any, Any]]:
-        """The groups and the states of each optimizer."""
+        """The parameter groups and the state of each optimizer."""
         return [*map(_OF_OPTIMIZER, self._optimizers), *map(_OF_SCHEDULER, self._schedulers)]
 
     def _read_addresses(self) -> list[int]:
@@ -185,7 +186,7 @@ class Held:
 
 
 class _Attributes:
-    """Attributes of an object as items."""
+    """Access to an object's attributes as items."""
 
     def __init__(self, owner: object) -> None:
         self._owner = owner
@@ -195,7 +196,7 @@ class _Attributes:
 
 
 def _copied(group: dict[str, Any]) -> dict[str, Any]:
-    """A group with lists of its own for numbers, such as betas, which may be changed in place."""
+    """A copy of a group, including its lists, such as betas, which may be changed in place."""
     return {
         key: list(value) if type(value) is list and key != "params" else value for key, value in group.items()
     }
@@ -204,12 +205,12 @@ def _copied(group: dict[str, Any]) -> dict[str, Any]:
 def _are_equal(now: object, then: object) -> bool:
     try:
         return bool(now == then)
-    except ValueError:  # arrays of numpy, other ones than before, have no one answer
+    except ValueError:  # numpy arrays compare elementwise; they are different arrays
         return False
 
 
 class _ByIdentity(TorchFunctionMode):
-    """A tensor equals itself alone: ``==`` of whole containers reads no values, and is fast."""
+    """Makes tensors equal only to themselves, so that ``==`` of containers is fast and reads no values."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> bool:
         return False
@@ -223,16 +224,16 @@ def _is_scheduler(each: Any) -> bool:
 
 
 def optimizers(optim: PyroOptim) -> Iterator[torch.optim.Optimizer]:
-    """Torch's optimizers in Pyro's."""
+    """The torch optimizers inside a Pyro optimizer."""
     for each in optim.optim_objs.values():
-        yield getattr(each, "optimizer", each)  # behind a scheduler
+        yield getattr(each, "optimizer", each)  # unwraps a scheduler
 
 
 def _behind(*functions: Any) -> Iterator[nn.Module]:
-    """The modules that functions are, are methods of, wrap or close over."""
+    """The modules that ``functions`` are, are methods of, wrap or close over."""
     found = list(functions)
     seen: set[int] = set()
-    for each in found:  # which grows meanwhile
+    for each in found:  # the list grows in the loop
         if id(each) in seen:
             continue
         seen.add(id(each))
@@ -249,12 +250,12 @@ def _behind(*functions: Any) -> Iterator[nn.Module]:
                 found += (each.func, *each.args, *each.keywords.values())
             found += (getattr(each, "__self__", None), getattr(each, "__wrapped__", None))
             for cell in getattr(each, "__closure__", None) or ():
-                with suppress(ValueError):  # a variable that has no value yet
+                with suppress(ValueError):  # a closure variable without a value yet
                     found.append(cell.cell_contents)
 
 
 def _globals_of(*functions: Any) -> list[tuple[dict[str, Any], str]]:
-    """Places, a dictionary and a key, at which functions find the modules that they name as globals."""
+    """The globals that functions use and that are modules, as pairs of a dictionary and a key."""
     found = []
     for function in functions:
         code = getattr(function, "__code__", None)

@@ -1,4 +1,4 @@
-"""State of a signature: the inputs of its graph, and how far it has come."""
+"""The state of a signature: its graph, the graph's inputs, and the number of warm-up steps so far."""
 
 from collections import defaultdict
 from typing import Any
@@ -14,10 +14,10 @@ from dmm_fast.infer._signatures import Call
 
 
 class Kept:
-    """State of a signature: its inputs, how many warm-ups it has run, and then its graph.
+    """The state of a signature: its graph's inputs, the number of warm-ups done, and then its graph.
 
     Args:
-        calls: the arguments of each of its steps, for which there will be memory.
+        calls: the arguments of each of its steps, for which memory is allocated.
 
     Raises:
         ValueError: their tensors are on several devices.
@@ -40,7 +40,7 @@ class Kept:
         self.params: dict[str, Tensor] = {}
         self.replay: Step | None = None
         self.held: Held | None = None
-        # The places of floats and, by dtype, of tensors: on a GPU a launch can copy all of one dtype.
+        # Floats, and tensors grouped by dtype, since one launch on a GPU can copy all tensors of a dtype.
         own = _values(self.calls)
         places = defaultdict[torch.dtype, list[int]](list)
         for place, value in enumerate(values):
@@ -50,11 +50,11 @@ class Kept:
         self._floats = [(own[place], place) for place, value in enumerate(values) if isinstance(value, float)]
 
     def fill(self, calls: list[Call]) -> None:
-        """Put the arguments of the steps into the inputs."""
+        """Copy the arguments of the steps into the graph's inputs."""
         given = _values(calls)
         for own, places in self._tensors:
             tensors = [given[place] for place in places]
-            # Which costs less than torch.no_grad().
+            # Detaching costs less than torch.no_grad().
             tensors = [tensor.detach() if tensor.requires_grad else tensor for tensor in tensors]
             torch._foreach_copy_(own, tensors, non_blocking=True)
         for number, place in self._floats:
@@ -62,7 +62,7 @@ class Kept:
 
 
 def _values(calls: list[Call]) -> list[Any]:
-    """All arguments, one call after another, those with names in the order of these."""
+    """All arguments, call by call; keyword arguments are sorted by name."""
     values: list[Any] = []
     for args, kwargs in calls:
         values += args
@@ -72,7 +72,7 @@ def _values(calls: list[Call]) -> list[Any]:
 
 
 def _own(value: Any, device: torch.device) -> Any:
-    """An input for a graph: memory of its own for what may change, the value itself for what may not."""
+    """A graph's input for ``value``: new memory for a tensor or float, which may change; else the value."""
     if isinstance(value, Tensor):
         return torch.empty_like(value, requires_grad=False)
     return torch.empty((), dtype=torch.float64, device=device) if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""Draws from the posterior, and of data within the sequences, public as :mod:`dmm_fast.infer`."""
+"""Draws of latents from the posterior, reconstruction and imputation, public as :mod:`dmm_fast.infer`."""
 
 from typing import NamedTuple
 
@@ -15,12 +15,12 @@ from dmm_fast.model import DMM
 
 
 class Latents(NamedTuple):
-    """A draw of z_{1:T} from the posterior, and what each z_t was drawn from; zero past the end of a row.
+    """A draw of z_{1:T} from the posterior, with the Gaussian of each z_t; zero past the end of a row.
 
-    Each is ``[B, T, Z]``, or ``[S, B, T, Z]`` for S draws. ``loc`` and ``scale`` (a standard deviation) are
-    those of q(z_t | z_{t-1}, x), a Gaussian, given the drawn z_{t-1}; a mean-field guide's do not depend on
-    that. Where the guide has normalizing flows they are of the Gaussian before the flows, while ``z`` has
-    gone through them.
+    Each field is ``[B, T, Z]``, or ``[S, B, T, Z]`` for S draws. ``loc`` and ``scale`` (a standard deviation)
+    are those of the Gaussian q(z_t | z_{t-1}, x) given the drawn z_{t-1}, on which those of a mean-field
+    guide do not depend. If the guide has normalizing flows, they belong to the Gaussian before the flows,
+    while ``z`` is the result of the flows.
 
     In a structured guide the posterior of z_t alone has no closed form. Without flows its mean is estimated
     by the mean of ``loc`` over draws, its variance by the mean of ``scale ** 2`` plus the variance of ``loc``
@@ -41,17 +41,18 @@ def latents(
     seed: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Latents:
-    """Draws of the latents given data, with means and scales of the steps they were drawn from.
+    """Draws of the latents given data, with the mean and scale of each step's distribution.
 
     Args:
         dmm: the model and its guide.
-        batch: as ``DMM.model`` takes it.
-        num_samples: draws ``S`` for each sequence, all in one pass; None: one, without a dimension for it.
-        seed: of this call's random numbers; None: they are those of torch's global generator.
-        generator: in place of a seed, a generator whose next number is the seed.
+        batch: the arguments of ``DMM.model``.
+        num_samples: number of draws ``S`` for each sequence, all in one pass; None: one, without that
+            dimension.
+        seed: seed of this call's random numbers; None: use torch's global generator.
+        generator: used instead of a seed; its next random number becomes the seed.
 
     Raises:
-        TypeError: an argument is of another kind.
+        TypeError: an argument has the wrong type.
         ValueError: ``num_samples`` or ``seed`` is out of range, or the batch does not fit the model.
     """
     with drawing(dmm, seed, generator):
@@ -70,21 +71,22 @@ def reconstruct(
 ) -> Tensor:
     """``[B, T, D]``: the emission's mean (probabilities, for a Bernoulli) at one posterior draw.
 
-    Missing values are filled in; past the end of a row it is zero.
+    Missing values are filled in; the result is zero past the end of a row.
 
     Args:
         dmm: the model and its guide.
-        batch: as ``DMM.model`` takes it.
-        num_samples: draws ``S``, all in one pass, for a result ``[S, B, T, D]`` whose mean over draws
-            estimates E[x | data]; None: one.
-        mean: whether it is the emission's mean, or else a draw from the emission: the posterior predictive.
-        seed: of this call's random numbers; None: they are those of torch's global generator.
-        generator: in place of a seed, a generator whose next number is the seed.
+        batch: the arguments of ``DMM.model``.
+        num_samples: number of draws ``S``, all in one pass, for a result ``[S, B, T, D]`` whose mean over
+            draws estimates E[x | data]; None: one, without that dimension.
+        mean: return the emission's mean; False: a draw from the emission, that is from the posterior
+            predictive.
+        seed: seed of this call's random numbers; None: use torch's global generator.
+        generator: used instead of a seed; its next random number becomes the seed.
 
     Raises:
-        TypeError: an argument is of another kind.
+        TypeError: an argument has the wrong type.
         ValueError: ``num_samples`` or ``seed`` is out of range, or the batch does not fit the model.
-        NotImplementedError: the emission has no closed form for its mean; with ``mean=False`` it needs none.
+        NotImplementedError: the emission's mean has no closed form; ``mean=False`` does not need it.
     """
     check.kind("mean", mean, bool)
     with drawing(dmm, seed, generator):
@@ -102,22 +104,23 @@ def impute(
     seed: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """``[B, T, D]``: the data with a draw in place of each value that is missing within a row.
+    """``[B, T, D]``: the data with a draw in place of each missing value within a row.
 
-    z_{1:T} is drawn from the posterior given what is observed, and missing values from the emission at that
-    draw; what is observed stays as it is, and past the end of a row it is zero. Where the features of a step
-    depend on each other given z_t, as in a NADE emission, this is not given the observed ones of that step
-    but for what z_t knows of them.
+    z_{1:T} is drawn from the posterior given the observed values, and missing values from the emission at
+    that draw. Observed values are unchanged, and the result is zero past the end of a row. If the features of
+    a step depend on one another given z_t, as in a NADE emission, the draw is not conditioned on the observed
+    features of its step, except through z_t.
 
     Args:
         dmm: the model and its guide.
-        batch: as ``DMM.model`` takes it.
-        num_samples: draws ``S``, all in one pass, for a result ``[S, B, T, D]``; None: one.
-        seed: of this call's random numbers; None: they are those of torch's global generator.
-        generator: in place of a seed, a generator whose next number is the seed.
+        batch: the arguments of ``DMM.model``.
+        num_samples: number of draws ``S``, all in one pass, for a result ``[S, B, T, D]``; None: one, without
+            that dimension.
+        seed: seed of this call's random numbers; None: use torch's global generator.
+        generator: used instead of a seed; its next random number becomes the seed.
 
     Raises:
-        TypeError: an argument is of another kind.
+        TypeError: an argument has the wrong type.
         ValueError: ``num_samples`` or ``seed`` is out of range, or the batch does not fit the model.
 
     Source: multiple imputation, as for DMMs in arXiv 1609.09869, section 6.
@@ -125,12 +128,12 @@ def impute(
     with drawing(dmm, seed, generator):
         drawn, checked = posterior_draw(dmm, batch, num_samples)
         x = _emission_at(dmm, drawn, checked).sample()
-        assert checked.x is not None  # or there would be no posterior
+        assert checked.x is not None  # the guide requires data
         return torch.where(checked.observed, checked.x, x)
 
 
 def posterior_draw(dmm: DMM, batch: Batch, num_samples: int | None) -> tuple[Latents, MiniBatch]:
-    """A draw, or ``num_samples`` of them, and the batch that it is of."""
+    """A draw, or ``num_samples`` draws, and the checked batch."""
     check_batch(dmm, batch)
     shape = () if num_samples is None else (check.size("num_samples", num_samples),)
     checked = dmm.mini_batch(*batch)

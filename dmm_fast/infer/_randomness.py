@@ -1,4 +1,4 @@
-"""The random numbers of a call, and the mode of the model while it draws."""
+"""Random seeds and evaluation mode for functions that draw from a model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +14,14 @@ _LARGEST_SEED = (1 << 64) - 1
 
 @contextmanager
 def drawing(dmm: DMM, seed: int | None, generator: torch.Generator | None) -> Iterator[None]:
-    """Without dropout; with a ``seed``, or one that ``generator`` gives, with random numbers of its own.
+    """Draw within the block without dropout, and with a separate random stream if seeded.
+
+    The seed is ``seed``, or the next random number of ``generator``; without either the block draws from
+    torch's global generator.
 
     Raises:
-        TypeError: an argument is of another kind.
-        ValueError: ``seed`` is out of range, or there is both.
+        TypeError: an argument has the wrong type.
+        ValueError: ``seed`` is out of range, or both arguments are given.
     """
     check.kind("dmm", dmm, DMM)
     seed = _seed_of(seed, generator)
@@ -28,7 +31,7 @@ def drawing(dmm: DMM, seed: int | None, generator: torch.Generator | None) -> It
         return
     device = dmm.z_0.device
     with evaluating(dmm), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        # Those generators alone: torch.manual_seed would seed every GPU.
+        # Only these generators, since torch.manual_seed would seed every GPU.
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             with torch.cuda.device(device):
@@ -37,12 +40,12 @@ def drawing(dmm: DMM, seed: int | None, generator: torch.Generator | None) -> It
 
 
 def _seed_of(seed: int | None, generator: torch.Generator | None) -> int | None:
-    """The seed that was given, or the next number of the generator that was; None without either."""
+    """The given seed, or the next random number of the given generator; None without either."""
     check.kind("generator", generator, torch.Generator, type(None))
     if generator is not None:
         if seed is not None:
             check.fail("generator", "None beside a seed", "both")
-        # A network of the user's own may draw too, and knows torch's global generator alone.
+        # A seed and not the generator itself, since a user's network may draw from the global generator.
         return int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
     if seed is None:
         return None

@@ -1,4 +1,4 @@
-"""Draws from the model itself and of what follows data, public as :mod:`dmm_fast.infer`."""
+"""Draws from the model itself and forecasts, public as :mod:`dmm_fast.infer`."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dmm_fast import check
 from dmm_fast._minibatch import MiniBatch
-from dmm_fast.infer._chain import Start, Trajectory, known_steps, roll_out
+from dmm_fast.infer._chain import Start, Trajectory, checked_temperature, known_steps, roll_out
 from dmm_fast.infer._evaluation import Batch
 from dmm_fast.infer._posterior_draws import posterior_draw
 from dmm_fast.infer._randomness import drawing
@@ -23,6 +23,7 @@ def generate(
     *,
     controls: Tensor | None = None,
     static: Tensor | None = None,
+    temperature: float = 1.0,
     seed: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -30,23 +31,27 @@ def generate(
 
     Args:
         dmm: the model.
-        num_sequences: sequences to draw.
-        num_steps: time steps of each.
-        controls: ``[N, num_steps, U]``, of a model with ``control_dim`` U.
-        static: ``[N, S]``, of a model with ``static_dim`` S.
-        seed: of this call's random numbers; None: they are those of torch's global generator.
-        generator: in place of a seed, a generator whose next number is the seed.
+        num_sequences: number of sequences to draw.
+        num_steps: number of time steps of each.
+        controls: ``[N, num_steps, U]`` for a model with ``control_dim`` U.
+        static: ``[N, S]`` for a model with ``static_dim`` S.
+        temperature: below 1, draws stay closer to the most probable values. It multiplies the scale of
+            z_t given z_{t-1}, and divides the logits of a Bernoulli or NADE emission; with any other
+            emission it must be 1.
+        seed: seed of this call's random numbers; None: use torch's global generator.
+        generator: used instead of a seed; its next random number becomes the seed.
 
     Raises:
-        TypeError: an argument is of another kind.
-        ValueError: a count is not positive, ``seed`` is out of range, or what is known of the steps does not
-            fit the model.
+        TypeError: an argument has the wrong type.
+        ValueError: a count or ``temperature`` is not positive, ``seed`` is out of range, or ``controls``,
+            ``static`` or ``temperature`` does not fit the model.
     """
+    temperature = checked_temperature(temperature)
     num_sequences = check.size("num_sequences", num_sequences)
     num_steps = check.size("num_steps", num_steps)
     with drawing(dmm, seed, generator):
         steps = known_steps(dmm, num_sequences, num_steps, controls, static)
-        return roll_out(dmm, Start(dmm.z_0.expand(num_sequences, -1)), steps).x
+        return roll_out(dmm, Start(dmm.z_0.expand(num_sequences, -1)), steps, temperature).x
 
 
 @torch.no_grad()
@@ -60,22 +65,22 @@ def sample_prior(
     seed: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Trajectory:
-    """Draws of latents and data together from the model itself: ``z [..., T, Z]`` and ``x [..., T, D]``.
+    """Joint draws of latents and data from the model itself: ``z [..., T, Z]`` and ``x [..., T, D]``.
 
-    Their means over draws estimate those of the model, which has none in closed form.
+    Means over draws estimate the model's means, which have no closed form.
 
     Args:
         dmm: the model.
-        num_steps: time steps ``T``.
-        num_samples: draws ``S``, a dimension on the left; None: one, without a dimension for it.
-        controls: ``[T, U]``, or ``[B, T, U]`` for rows of a dimension ``B`` right of the draws; of a model
+        num_steps: number of time steps ``T``.
+        num_samples: number of draws ``S``, the leftmost dimension; None: one draw, without that dimension.
+        controls: ``[T, U]``, or ``[B, T, U]`` for a dimension ``B`` of rows right of the draws, for a model
             with ``control_dim`` U.
-        static: ``[S]``, or ``[B, S]`` likewise; of a model with ``static_dim`` S.
-        seed: of this call's random numbers; None: they are those of torch's global generator.
-        generator: in place of a seed, a generator whose next number is the seed.
+        static: ``[S]``, or ``[B, S]`` likewise, for a model with ``static_dim`` S.
+        seed: seed of this call's random numbers; None: use torch's global generator.
+        generator: used instead of a seed; its next random number becomes the seed.
 
     Raises:
-        TypeError: an argument is of another kind.
+        TypeError: an argument has the wrong type.
         ValueError: a count is not positive, ``seed`` is out of range, or what is known of the steps does not
             fit the model.
     """
@@ -103,32 +108,39 @@ def forecast(
     quantiles: Iterable[float] | None = None,
     *,
     controls: Tensor | None = None,
+    temperature: float = 1.0,
     seed: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """``[B, num_steps, D]``: a draw of what follows each sequence, from its own end on.
+    """``[B, num_steps, D]``: a draw of the continuation of each sequence from its own end.
 
-    z_{1:T} is drawn from the posterior given the prefix, the transition carries its last step
-    forward, and x is drawn from the emission.
+    z_{1:T} is drawn from the posterior given the sequence, the transition continues it from its last step,
+    and x is drawn from the emission.
 
     Args:
         dmm: the model and its guide.
-        batch: as ``DMM.model`` takes it.
-        num_steps: time steps to draw.
-        num_samples: draws ``S`` for each sequence, all in one pass, for a result ``[S, B, num_steps, D]``; of
-            notes, its mean over draws estimates their probabilities. None: one.
+        batch: the arguments of ``DMM.model``.
+        num_steps: number of time steps to draw.
+        num_samples: number of draws ``S`` for each sequence, all in one pass, for a result
+            ``[S, B, num_steps, D]``; for binary data, its mean over draws estimates probabilities. None: one
+            draw, without that dimension.
         quantiles: ``Q`` probabilities between 0 and 1. With them the result is ``[Q, B, num_steps, D]``, the
-            quantiles of the ``num_samples`` draws for each value by itself, interpolated linearly.
-        controls: ``[B, num_steps, U]``, those of the steps to draw, of a model with ``control_dim`` U; what
-            is static comes with the batch.
-        seed: of this call's random numbers; None: they are those of torch's global generator.
-        generator: in place of a seed, a generator whose next number is the seed.
+            quantiles of the ``num_samples`` draws, separately for each value, interpolated linearly.
+        controls: ``[B, num_steps, U]``, the controls of the steps to draw, for a model with ``control_dim``
+            U; static covariates are part of the batch.
+        temperature: below 1, draws stay closer to the most probable values. It multiplies the scale of
+            z_t given z_{t-1}, and divides the logits of a Bernoulli or NADE emission; with any other
+            emission it must be 1. The latents of the given steps are
+            drawn at 1.
+        seed: seed of this call's random numbers; None: use torch's global generator.
+        generator: used instead of a seed; its next random number becomes the seed.
 
     Raises:
-        TypeError: an argument is of another kind.
-        ValueError: a count is not positive, a number is out of range, ``quantiles`` come without
-            ``num_samples``, or the batch or ``controls`` do not fit the model.
+        TypeError: an argument has the wrong type.
+        ValueError: a count or ``temperature`` is not positive, a number is out of range, ``quantiles`` come
+            without ``num_samples``, or the batch, ``controls`` or ``temperature`` does not fit the model.
     """
+    temperature = checked_temperature(temperature)
     num_steps = check.size("num_steps", num_steps)
     probabilities = None if quantiles is None else _checked_quantiles(quantiles)
     if probabilities is not None and num_samples is None:
@@ -136,7 +148,7 @@ def forecast(
     with drawing(dmm, seed, generator):
         drawn, checked = posterior_draw(dmm, batch, num_samples)
         steps = known_steps(dmm, len(checked.lengths), num_steps, controls, _static(dmm, checked))
-        x = roll_out(dmm, _after(dmm, checked, drawn.z, checked.lengths), steps).x
+        x = roll_out(dmm, _after(dmm, checked, drawn.z, checked.lengths), steps, temperature).x
     if probabilities is None:
         return x
     wide = x if x.dtype == torch.float64 else x.float()
@@ -154,24 +166,24 @@ def counterfactual(
     seed: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Trajectory:
-    """Draws of what would have been from step ``start`` on under other controls: z and x.
+    """Draws of z and x from step ``start`` on as they would have been under other controls.
 
-    z_{1:start} is drawn from the posterior given the whole factual sequence, and the model goes on from there
-    under ``controls``, with noise of its own. Both are zero past the end of a row.
+    z_{1:start} is drawn from the posterior given the whole factual sequence, and the model continues from
+    there under ``controls``, with new noise. Both are zero past the end of a row.
 
     Args:
         dmm: the model and its guide.
-        batch: as ``DMM.model`` takes it, with the factual controls.
-        controls: ``[B, T - start, U]``, those of the steps ``start, .., T - 1``, counted from 0; what stands
-            past the end of a row is not read.
-        start: the first step with other controls, from 0.
-        num_samples: draws ``S`` for each sequence, all in one pass, for ``z [S, B, T - start, Z]`` and
-            ``x [S, B, T - start, D]``; None: one, without a dimension for it.
-        seed: of this call's random numbers; None: they are those of torch's global generator.
-        generator: in place of a seed, a generator whose next number is the seed.
+        batch: the arguments of ``DMM.model``, with the factual controls.
+        controls: ``[B, T - start, U]``, the controls of the steps ``start, .., T - 1``, counted from 0;
+            entries past the end of a row are ignored.
+        start: the first step with other controls, counted from 0.
+        num_samples: number of draws ``S`` for each sequence, all in one pass, for
+            ``z [S, B, T - start, Z]`` and ``x [S, B, T - start, D]``; None: one, without that dimension.
+        seed: seed of this call's random numbers; None: use torch's global generator.
+        generator: used instead of a seed; its next random number becomes the seed.
 
     Raises:
-        TypeError: an argument is of another kind.
+        TypeError: an argument has the wrong type.
         ValueError: a count is not positive, a number is out of range, or the batch or ``controls`` do not fit
             the model.
 
@@ -181,7 +193,7 @@ def counterfactual(
         drawn, checked = posterior_draw(dmm, batch, num_samples)
         start = check.int_between("start", start, 0, checked.T - 1)
         if dmm.control_dim == 0:
-            check.fail("dmm", "a model with controls", "one of control_dim=0")
+            check.fail("dmm", "a model with controls", "one with control_dim=0")
         later = checked.valid[:, start:]
         if isinstance(controls, Tensor) and controls.shape[:-1] == later.shape:
             controls = torch.where(later.to(controls.device)[..., None], controls, 0.0)
@@ -199,7 +211,7 @@ def _static(dmm: DMM, checked: MiniBatch) -> Tensor | None:
 
 
 def _after(dmm: DMM, checked: MiniBatch, z: Tensor, steps: Tensor) -> Start:
-    """The state after so many ``steps [B]`` of each row; before the first, what the model starts from."""
+    """The state after ``steps [B]`` steps of each row; after 0 steps the model's initial state."""
     lead = z.shape[:-2]
 
     def last(values: Tensor, first: Tensor) -> Tensor:
@@ -215,7 +227,7 @@ def _after(dmm: DMM, checked: MiniBatch, z: Tensor, steps: Tensor) -> Start:
 
 
 def _checked_quantiles(quantiles: Any) -> list[float]:
-    """The probabilities as Python's numbers."""
+    """The probabilities as Python floats."""
     expected = "a sequence of probabilities between 0 and 1"
     if isinstance(quantiles, Tensor):
         quantiles = check.dense("quantiles", quantiles).tolist()

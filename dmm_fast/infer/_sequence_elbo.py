@@ -1,8 +1,8 @@
-"""``Trace_ELBO`` and ``TraceMeanField_ELBO`` in few operations, where all sites are whole sequences.
+"""``Trace_ELBO`` and ``TraceMeanField_ELBO`` in few operations, for sites that are whole sequences.
 
-Pyro adds up the sites number by number, once for the loss and once for its gradient: on a GPU each of some
-forty products and sums of single numbers is a launch. Here the weight of each term is known before the term
-is, so that its value and its gradients come from one pass over the networks.
+Pyro adds the terms of the sites as scalars, once for the loss and once for its gradient: on a GPU each of
+some forty scalar products and sums is a kernel launch. Here the weight of each term is known before the term
+is computed, so that its value and its gradients come from one pass over the networks.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -35,7 +35,7 @@ from dmm_fast.distributions import (
 )
 from dmm_fast.ops._backends import may_use
 
-# A single program does all of it.
+# The kernel for the loss is a single program, which limits the number of elements.
 MOST_NUMBERS = 1 << 14
 
 _POSTERIORS = (MarkovPosterior, MeanFieldPosterior)
@@ -52,10 +52,10 @@ _OURS = (*_EMISSIONS, MarkovPrior, *_POSTERIORS)
 
 
 class Term(NamedTuple):
-    """A log-density or a divergence as it stands in the ELBO: times ``scale``, added (1) or taken away (-1).
+    """A log-density or divergence in the ELBO, multiplied by ``scale`` and added (1) or subtracted (-1).
 
-    ``compute(gradient)`` gives it for each row, with its gradients for the incoming one where that is known;
-    ``like`` is a tensor of its shape, dtype and device, ``name`` that of its site.
+    ``compute(gradient)`` returns its value for each row and, if the incoming gradient is given, computes its
+    gradients too; ``like`` is a tensor of its shape, dtype and device, and ``name`` is that of its site.
     """
 
     name: str
@@ -66,25 +66,25 @@ class Term(NamedTuple):
 
 
 class SequenceELBO(Trace_ELBO):
-    """The estimator and the attributes of ``elbo``, in other operations.
+    """The same estimator as ``elbo``, computed with fewer operations.
 
-    Each term of the ELBO and its gradients come from one pass over the networks, nothing is computed that
-    does not enter it, and guide and model check their mini-batch and register their parameters once. It is a
-    loss for ``SVI``, on a CPU too, and for :class:`GraphedSVI`::
+    Each term of the ELBO and its gradients come from one pass over the networks, no unused quantities are
+    computed, and guide and model check their mini-batch and register their parameters only once. It is a loss
+    for ``SVI``, also on a CPU, and for :class:`GraphedSVI`::
 
         svi = SVI(dmm.model, dmm.guide, optimizer, loss=SequenceELBO(Trace_ELBO()))
 
-    Losses and gradients are those of ``elbo`` but for rounding. Where a site is not one of
-    :mod:`dmm_fast.distributions`, is masked, or has a scale of several numbers or with a gradient, the terms
-    and their sum are Pyro's own; :meth:`loss` and :meth:`differentiable_loss` always are. What Pyro's
-    validation checks is checked. Between guide and model of a step, change data only by operations of torch:
-    what numpy or ``.data`` changes is not seen.
+    Losses and gradients equal those of ``elbo`` except for rounding. If a site's distribution is not one of
+    :mod:`dmm_fast.distributions`, is masked, or has a scale of several elements or with a gradient, Pyro's
+    own computation is used, as it always is in :meth:`loss` and :meth:`differentiable_loss`. All checks of
+    Pyro's validation are made. Between guide and model of a step, change data by operations of torch only:
+    changes by numpy or through ``.data`` are not noticed.
 
     Args:
         elbo: Pyro's ``Trace_ELBO`` or ``TraceMeanField_ELBO``; its attributes are shared.
 
     Raises:
-        TypeError: ``elbo`` is anything else; a subclass is another estimator.
+        TypeError: ``elbo`` is anything else; a subclass would be another estimator.
     """
 
     def __new__(cls, elbo: Trace_ELBO) -> "SequenceELBO":
@@ -108,7 +108,7 @@ class SequenceELBO(Trace_ELBO):
     def _get_trace(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
     ) -> tuple[Trace, Trace]:
-        """As Pyro's, but without log-densities where it makes them: which operations they are is open."""
+        """As in Pyro, but log-densities are not computed yet, since the terms may need other operations."""
         if isinstance(poutine.unwrap(guide), Messenger):
             traces: tuple[Trace, Trace] = super()._get_trace(model, guide, args, kwargs)
             return traces
@@ -122,13 +122,13 @@ class SequenceELBO(Trace_ELBO):
         return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Pyro's own: a number, for which no gradients are made."""
+        """The loss as a number, without gradients, by Pyro's own method."""
         return self._plain().loss(model, guide, *args, **kwargs)
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """Pyro's own: a tensor that autograd differentiates, as often as is wanted."""
+        """The loss as a tensor that autograd can differentiate any number of times, by Pyro's own method."""
         return self._plain().differentiable_loss(model, guide, *args, **kwargs)
 
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Any, Any]:
@@ -146,7 +146,7 @@ class SequenceELBO(Trace_ELBO):
                 shaped: Any = {**site, "log_prob": _rows_of(site["fn"], site["value"])}
                 check_site_shape(shaped, self.max_plate_nesting)
         gradients = gradients_of(terms, self.num_particles)
-        # Gradients that are made at once can be had once.
+        # Gradients that are computed together with the value can be used only once.
         told = [None] * len(terms) if self.retain_graph else gradients
         computed = [term.compute(gradient) for term, gradient in zip(terms, told, strict=True)]
         if is_validation_enabled():
@@ -155,7 +155,7 @@ class SequenceELBO(Trace_ELBO):
         return torch_item(loss_of(terms, computed)), _Surrogate(computed, gradients)
 
     def _terms(self, model_trace: Trace, guide_trace: Trace) -> list[Term] | None:
-        """The terms of the ELBO; None where they are Pyro's."""
+        """The terms of the ELBO; None if Pyro's own computation is needed."""
         sites = [(site, 1) for site in _sample_sites(model_trace)]
         sites += [(site, -1) for site in _sample_sites(guide_trace)]
         if not all(_is_plain(site, sign) for site, sign in sites):
@@ -164,7 +164,7 @@ class SequenceELBO(Trace_ELBO):
 
 
 class _SequenceMeanFieldELBO(SequenceELBO, TraceMeanField_ELBO):
-    """:class:`SequenceELBO` for ``TraceMeanField_ELBO``: the divergence in place of two log-densities."""
+    """:class:`SequenceELBO` for ``TraceMeanField_ELBO``: an analytic KL replaces two log-densities."""
 
     def _get_trace(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
@@ -194,11 +194,11 @@ class _SequenceMeanFieldELBO(SequenceELBO, TraceMeanField_ELBO):
                 terms.append(_divergence(posterior, site))
             else:
                 return None
-        return None if drawn else terms  # the guide may have sites that the model has not
+        return None if drawn else terms  # the guide may have sites that the model lacks
 
 
 class _Surrogate:
-    """The loss that an ELBO differentiates, divided by the number of particles already."""
+    """The differentiable loss, already divided by the number of particles."""
 
     def __init__(self, roots: list[Tensor], gradients: list[Tensor]) -> None:
         pairs = zip(roots, gradients, strict=True)
@@ -215,7 +215,7 @@ class _Surrogate:
 
 
 def gradients_of(terms: list[Term], num_particles: int) -> list[Tensor]:
-    """The gradients of the negative ELBO by its terms, over ``num_particles``."""
+    """The gradient of the negative ELBO with respect to each term, divided by ``num_particles``."""
     if _by_triton(terms):
         from dmm_fast.triton import elbo
 
@@ -264,7 +264,7 @@ def _sample_sites(trace: Trace) -> Iterator[Any]:
 
 
 def _is_plain(site: dict[str, Any], sign: int) -> bool:
-    """Whether a site's term is its log-density times a number, and so is its gradient."""
+    """True if a site's term and its gradient are the log-density and its gradient times one number."""
     scale = site["scale"]
     return (
         "log_prob" not in site
@@ -276,7 +276,7 @@ def _is_plain(site: dict[str, Any], sign: int) -> bool:
 
 
 def _is_constant(scale: Tensor) -> bool:
-    """Whether a scale is one number without a gradient."""
+    """True if a scale has a single element and no gradient."""
     return scale.dim() == 0 and not scale.requires_grad
 
 
@@ -301,6 +301,6 @@ def _divergence(posterior: dict[str, Any], prior: dict[str, Any]) -> Term:
 
 
 def _rows_of(distribution: Any, value: Tensor) -> Tensor:
-    """A tensor of the shape and the dtype of the log-densities, of which nothing is read."""
+    """A tensor of the shape and dtype of the log-densities, whose values are not read."""
     rows = value.shape[: value.dim() - distribution.event_dim]
     return value.detach().new_empty(()).expand(torch.broadcast_shapes(distribution.batch_shape, rows))

@@ -1,4 +1,4 @@
-"""Signatures of steps, to which graphs are bound, and a warning where they change too often."""
+"""Signatures of steps, the keys of graphs, and a warning if they change too often."""
 
 import warnings
 from collections.abc import Iterable, Iterator
@@ -10,42 +10,42 @@ from torch import Tensor
 from dmm_fast import check
 
 _MANY = 16
-"""Signatures that begin anew before somebody is told."""
+"""Number of displaced or restarted signatures after which a warning is given."""
 _FEW_STEPS = 1024
-"""Steps within which they have to do so: beyond, replays are worth their captures."""
+"""Number of steps within which they count; over more steps, the replays repay the captures."""
 
 _PAD = "pad sequences to few numbers of time steps, as SequenceSet.padded_steps does, or raise max_graphs"
 _NUMBER = (
-    "give a number that changes as a float or a tensor, and a number of time steps as one of few, as "
-    "SequenceSet.padded_steps does"
+    "pass a number that changes as a float or a tensor, and restrict numbers of time steps to a few values, "
+    "as SequenceSet.padded_steps does"
 )
-_SAME_NUMBER = "take as many steps at once each time, or raise max_graphs"
-_FEWER = "give fewer kinds of arguments, or raise max_graphs"
+_SAME_NUMBER = "take the same number of steps in each call, or raise max_graphs"
+_FEWER = "pass fewer kinds of arguments, or raise max_graphs"
 _KEEP = "keep model, guide and optimizer between steps, and set a learning rate by filling its tensor"
 
 
 _OF_TENSOR = attrgetter("shape", "dtype", "device")
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""Arguments of a step: those without a name, and those with one."""
+"""Arguments of a step: positional and keyword arguments."""
 
 
 Kinds = tuple[tuple[object, ...], tuple[str, ...], tuple[object, ...]]
-"""Arguments of a step as far as a graph is bound to them: those without a name, names, and those with one."""
+"""The kinds of a step's arguments, which a graph fixes: positional ones, keywords, and keyword arguments."""
 
 Signature = tuple[tuple[Kinds, ...], tuple[bool, ...]]
-"""The key of a graph: the arguments of each of its steps, and the modes of the modules."""
+"""The key of a graph: the kinds of the arguments of each of its steps, and the modes of the modules."""
 
 
 class Change(NamedTuple):
-    """A difference between two signatures, and the remedy where it comes often."""
+    """A difference between two signatures, and the remedy if it occurs often."""
 
     what: str
     remedy: str
 
 
 def signature(calls: list[Call], modes: tuple[bool, ...]) -> Signature:
-    """The signature of some steps; a TypeError where an argument is of a kind that no graph can take."""
+    """The signature of some steps; raises a TypeError if a graph cannot have an argument of such a type."""
     kinds = []
     for args, kwargs in calls:
         names = tuple(sorted(kwargs)) if kwargs else ()
@@ -62,7 +62,7 @@ def changes(one: Signature, other: Signature) -> Iterator[Change]:
     for a, b in zip(calls, other_calls, strict=True):
         yield from _argument_changes(a, b)
     if modes != other_modes:
-        yield Change("which modules are training", _FEWER)
+        yield Change("the training modes of the modules", _FEWER)
 
 
 def _argument_changes(one: Kinds, other: Kinds) -> Iterator[Change]:
@@ -78,12 +78,12 @@ def _argument_changes(one: Kinds, other: Kinds) -> Iterator[Change]:
 
 
 def started_over(what: str) -> Change:
-    """A signature that has to begin anew because of ``what`` on the host."""
+    """The change of a signature that starts over because ``what`` has changed on the host."""
     return Change(what, _KEEP)
 
 
 class Turnover:
-    """Counts the signatures that displace others or start over; one warning says that there are many."""
+    """Counts signatures that displace others or start over, and warns once if there are many."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -92,7 +92,7 @@ class Turnover:
         self._told = False
 
     def count(self, why: Iterable[Change], max_graphs: int) -> None:
-        """Count one, with what has changed; the caller of the public method is warned."""
+        """Count one event with its changes; a warning is attributed to the caller of the public method."""
         if self._told:
             return
         if self.steps - self._since > _FEW_STEPS:
@@ -108,7 +108,7 @@ class Turnover:
         message = (
             f"signatures: expected few of them, got {self._events} in {self.steps - self._since} steps that "
             f"displaced another or started over (max_graphs is {max_graphs}), each with a warm-up and a "
-            f"capture. What changes: {what}. What helps: {remedies}"
+            f"capture. Changes: {what}. Remedies: {remedies}"
         )
         warnings.warn(message, RuntimeWarning, stacklevel=5)
 
@@ -118,7 +118,7 @@ def _kinds(values: Iterable[Any]) -> tuple[object, ...]:
 
 
 def _kind(value: Any) -> object:
-    """Kind of an argument that is no tensor."""
+    """The kind of an argument that is not a tensor."""
     if isinstance(value, float):
         return float
     if value is not None and not isinstance(value, int | str):
@@ -128,7 +128,7 @@ def _kind(value: Any) -> object:
 
 
 def _change(label: str, one: Any, other: Any) -> Change:
-    """Difference between two kinds: a tensor's has three parts, a value's two, a float's is the type."""
+    """The difference between two kinds: three items for a tensor, two for a value, the type for a float."""
     if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
         if len(one) == 3:
             if one[0] != other[0]:
@@ -136,5 +136,5 @@ def _change(label: str, one: Any, other: Any) -> Change:
             return Change(f"the dtype or the device of {label}", _FEWER)
         if one[0] is other[0]:
             kind = one[0].__name__
-            return Change(f"the {kind} that is {label}", _NUMBER if one[0] is int else _FEWER)
+            return Change(f"the value of the {kind} {label}", _NUMBER if one[0] is int else _FEWER)
     return Change(f"the type of {label}", _FEWER)

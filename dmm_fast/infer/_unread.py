@@ -1,4 +1,4 @@
-"""Numbers of a step that stay on the device, as a CUDA graph needs it."""
+"""Scalars that stay on the device during a step, as CUDA graph capture requires."""
 
 import numbers
 from typing import Any, NoReturn
@@ -11,20 +11,20 @@ from dmm_fast import check
 
 
 class CaptureError(RuntimeError):
-    """A step cannot be captured as a CUDA graph; the message says why, or what is likely."""
+    """A step cannot be captured as a CUDA graph; the message gives the reason or the likely one."""
 
 
 class Unread(numbers.Number):
-    """A float64 where it was computed, for sums that Pyro does with Python's numbers.
+    """A float64 scalar on its device that supports the arithmetic that Pyro does with Python numbers.
 
-    To Pyro it is a number like any other, equal to itself, so not NaN.
+    Pyro treats it as any other number; it is equal to itself, hence not NaN.
     """
 
     def __init__(self, value: Tensor) -> None:
         self.value = value.detach().to(torch.float64)
 
     def __add__(self, other: Any) -> "Unread":
-        # Pyro's sums begin with a zero.
+        # Pyro's sums start from zero.
         return self if isinstance(other, int | float) and other == 0 else Unread(self.value + _value(other))
 
     def __mul__(self, other: Any) -> "Unread":
@@ -45,10 +45,10 @@ class Unread(numbers.Number):
     __radd__, __rmul__, __hash__ = __add__, __mul__, object.__hash__
 
     def __bool__(self) -> NoReturn:
-        check.fail("step", "no decision by a number on the device", "one", CaptureError)
+        check.fail("step", "no decision that depends on a value on the device", "one", CaptureError)
 
     def __float__(self) -> NoReturn:
-        check.fail("step", "no number of the device on the host", "one", CaptureError)
+        check.fail("step", "no conversion of a value on the device to a Python number", "one", CaptureError)
 
 
 def _value(number: Any) -> Any:
@@ -56,7 +56,7 @@ def _value(number: Any) -> Any:
 
 
 class NumbersStay(TorchFunctionMode):
-    """``item()`` of a floating-point tensor waits for nothing: the number stays on the device."""
+    """Makes ``item()`` of a floating-point tensor return a scalar that stays on the device."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.item and args[0].is_floating_point():
@@ -65,7 +65,7 @@ class NumbersStay(TorchFunctionMode):
 
 
 def loss_tensor(loss: Any) -> Tensor:
-    """The loss of a step, a tensor of the device or a number, as a float64 tensor without gradient."""
+    """The loss of a step, a tensor on the device or a number, as a float64 tensor without gradient."""
     if isinstance(loss, tuple):
         check.fail("loss", "one number", f"{len(loss)}", TypeError)
     if isinstance(loss, Unread):

@@ -1,4 +1,4 @@
-"""Piano rolls as pictures and as MIDI files; needs matplotlib and mido."""
+"""Plots and MIDI files of piano rolls; needs matplotlib and mido."""
 
 from dmm_fast._figures import save_png
 from dmm_fast.music._midi import TICKS_PER_STEP, to_midi, write_midi

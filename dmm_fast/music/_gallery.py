@@ -1,4 +1,4 @@
-"""Pictures and MIDI files of what a trained model makes."""
+"""Plots and MIDI files of a trained model's samples, reconstructions and forecasts."""
 
 from __future__ import annotations
 
@@ -32,20 +32,22 @@ def draw_gallery(
     prefix_steps: int,
     tempo: float,
     program: int,
+    temperature: float,
     metrics: Path,
 ) -> list[Path]:
     """Write prior samples, reconstructions and forecasts as PNG and MIDI, and the training curve.
 
     Args:
         dmm: a trained model of piano rolls, with a Bernoulli or a NADE emission.
-        sequences: what to reconstruct and to continue, the first that are longer than the prefix.
+        sequences: sequences to reconstruct and to continue; the first ones longer than the prefix are used.
         out: an existing folder.
-        num: pieces of each kind.
-        num_steps: time steps to draw, of a sample and of a continuation.
-        prefix_steps: time steps of a sequence to continue.
-        tempo: time steps a minute in the MIDI files.
+        num: number of pieces of each kind.
+        num_steps: number of time steps of a sample and of a continuation.
+        prefix_steps: number of time steps of a sequence to continue from.
+        tempo: time steps per minute in the MIDI files.
         program: General MIDI instrument, 0 to 127.
-        metrics: a ``metrics.jsonl``; without it, or an epoch in it, there is no training curve.
+        temperature: that of samples and continuations, as in :func:`dmm_fast.infer.forecast`.
+        metrics: a ``metrics.jsonl``; if it is missing or empty, no training curve is written.
 
     Returns:
         The files written.
@@ -58,8 +60,8 @@ def draw_gallery(
             fail(name, "at least 1", str(value))
     long_enough = int((sequences.lengths > prefix_steps).sum())
     if long_enough < num:
-        expected = f"steps that at least {num} sequences exceed"
-        fail("prefix_steps", expected, f"{prefix_steps}, which {long_enough} do")
+        expected = f"at least {num} sequences longer than it"
+        fail("prefix_steps", expected, f"{long_enough} longer than {prefix_steps}")
     epochs = read_metrics(metrics) if metrics.exists() else []
     chosen = torch.nonzero(sequences.lengths > prefix_steps).flatten()[:num]
     written: list[Path] = []
@@ -69,10 +71,10 @@ def draw_gallery(
         write_midi(out / f"{name}.mid", to_midi(roll, tempo=tempo, program=program))
         written.extend([out / f"{name}.png", out / f"{name}.mid"])
 
-    for number, roll in enumerate(generate(dmm, num, num_steps), start=1):
+    for number, roll in enumerate(generate(dmm, num, num_steps, temperature=temperature), start=1):
         write(f"sample_{number}", [Panel(f"Sample {number} from the prior", roll)], roll)
     _reconstructions(dmm, sequences, chosen, write)
-    _forecasts(dmm, sequences, chosen, prefix_steps, num_steps, write)
+    _forecasts(dmm, sequences, chosen, prefix_steps, num_steps, write, temperature)
     if epochs:
         save_png(out / TRAINING_CURVE, training_curve(epochs))
         written.append(out / TRAINING_CURVE)
@@ -81,7 +83,7 @@ def draw_gallery(
 
 def _reconstructions(dmm: DMM, sequences: SequenceSet, chosen: Tensor, write: Callable[..., None]) -> None:
     batch = sequences.batch(chosen)
-    if isinstance(dmm.emitter, NadeEmitter):  # whose probabilities have no closed form
+    if isinstance(dmm.emitter, NadeEmitter):  # its probabilities have no closed form
         probabilities = reconstruct(dmm, batch, _NUM_DRAWS, mean=False).mean(0)
     else:
         probabilities = reconstruct(dmm, batch)
@@ -102,12 +104,13 @@ def _forecasts(
     prefix_steps: int,
     num_steps: int,
     write: Callable[..., None],
+    temperature: float = 1.0,
 ) -> None:
     whole = sequences.batch(chosen)
     prefix = whole.mini_batch[:, :prefix_steps]
     lengths = torch.full_like(whole.mini_batch_seq_lengths, prefix_steps)
     given = Batch(prefix, None, whole.mini_batch_mask[:, :prefix_steps], lengths)
-    continued = torch.cat([prefix, forecast(dmm, given, num_steps)], dim=1)
+    continued = torch.cat([prefix, forecast(dmm, given, num_steps, temperature=temperature)], dim=1)
     for row, index in enumerate(chosen.tolist()):
         panels = [
             Panel(f"Test sequence {index + 1}", whole.mini_batch[row, : continued.shape[1]]),

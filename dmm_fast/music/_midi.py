@@ -28,22 +28,22 @@ def to_midi(
     velocity: int = 80,
     lowest_note: int = LOWEST_NOTE,
 ) -> mido.MidiFile:
-    """A piano roll as a MIDI file of one track; consecutive steps of a note are one held note.
+    """A piano roll as a MIDI file with one track; consecutive steps of a note become one held note.
 
     Args:
         roll: ``[T, D]``, any dtype, entries 0 or 1; column d is MIDI note ``lowest_note + d``.
-        tempo: time steps (beats) a minute, at least 3.6.
+        tempo: time steps (beats) per minute, at least 3.6.
         program: General MIDI instrument, 0 to 127 (0 piano, 19 church organ, 52 choir).
-        velocity: how hard every note is struck, 1 to 127.
+        velocity: MIDI velocity of every note, 1 to 127.
         lowest_note: MIDI number of column 0.
 
     Returns:
-        A ``mido.MidiFile``, :data:`TICKS_PER_STEP` ticks a step. Its length is T steps, also where
-        the roll ends in a rest.
+        A ``mido.MidiFile`` with :data:`TICKS_PER_STEP` ticks per step. Its length is T steps, even if the
+        roll ends in a rest.
 
     Raises:
-        TypeError: an argument of another type.
-        ValueError: an argument of another shape or outside its range.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument has the wrong shape or is out of range.
     """
     _check(roll, tempo, program, velocity, lowest_note)
     track = mido.MidiTrack()
@@ -51,7 +51,7 @@ def to_midi(
     track.append(mido.Message("program_change", program=program))
     held = roll.detach().to("cpu", torch.int8)
     silence = held.new_zeros(1, held.shape[1])
-    # change[t] is +1 where a note starts at step t and -1 where it has just ended.
+    # change[t] is +1 if a note starts at step t and -1 if it ended at step t - 1.
     change = torch.diff(held, dim=0, prepend=silence, append=silence)
     clock = 0
     for step, column in torch.nonzero(change).tolist():
@@ -68,8 +68,8 @@ def write_midi(path: str | Path, midi: mido.MidiFile) -> None:
     """Write a MIDI file atomically.
 
     Raises:
-        OSError: the folder is missing or cannot be written; an earlier file is untouched.
-        TypeError: ``path`` is no path, or ``midi`` no MIDI file.
+        OSError: the folder is missing or not writable; an earlier file is untouched.
+        TypeError: ``path`` is not a path, or ``midi`` is not a ``mido.MidiFile``.
     """
     kind("midi", midi, mido.MidiFile)
     with atomic_write(check_path("path", path)) as file:

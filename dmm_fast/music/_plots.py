@@ -1,4 +1,4 @@
-"""Piano rolls, drawn into axes or figures that are given or made."""
+"""Plots of piano rolls, in given axes or in new figures."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _OCTAVE, _HIGHEST = 12, 127  # in semitones, and the highest MIDI note
 
 
 class Panel(NamedTuple):
-    """A piano roll of a comparison.
+    """A piano roll in a comparison.
 
     Attributes:
-        title: what it shows.
+        title: the panel's title.
         roll: ``[T, D]``, 0 or 1, or probabilities.
     """
 
@@ -41,21 +41,22 @@ def piano_roll(
     lowest_note: int = LOWEST_NOTE,
     notes: tuple[int, int] | None = None,
 ) -> None:
-    """Draw a piano roll: time in steps to the right, pitch upwards, octaves named at their C.
+    """Draw a piano roll: time in steps to the right, pitch upwards, octaves labelled at their C.
 
     A roll of zeros and ones is coloured by voice, counted from the highest note of each step; any
-    other is drawn as intensity between 0 and 1.
+    other is drawn as an intensity between 0 and 1.
 
     Args:
-        ax: where to draw.
+        ax: the axes to draw into.
         roll: ``[T, D]`` with entries between 0 and 1.
         title: text above the roll.
         lowest_note: MIDI number of column 0.
-        notes: the MIDI notes at the lower and the upper edge; by default just around the music.
+        notes: the MIDI notes at the lower and the upper edge; by default the range of the music.
 
     Raises:
-        TypeError: an argument of another type.
-        ValueError: ``roll`` has another shape, is empty, or leaves [0, 1]; a note is no MIDI note.
+        TypeError: an argument has the wrong type.
+        ValueError: ``roll`` has the wrong shape, is empty or has values outside [0, 1], or a note is not a
+            MIDI note.
     """
     kind("ax", ax, Axes)
     kind("title", title, str)
@@ -84,15 +85,15 @@ def piano_roll(
 
 
 def note_range(rolls: Iterable[Tensor], lowest_note: int = LOWEST_NOTE) -> tuple[int, int]:
-    """The lowest and the highest MIDI note worth showing, one octave at least.
+    """The lowest and the highest MIDI note to show, at least one octave apart.
 
     Args:
         rolls: piano rolls ``[T, D]``; an entry above 0.05 counts as sounding.
         lowest_note: MIDI number of column 0.
 
     Raises:
-        TypeError: an argument of another type.
-        ValueError: there is no roll, or one has another shape, is empty, or leaves [0, 1].
+        TypeError: an argument has the wrong type.
+        ValueError: there is no roll, or a roll has the wrong shape, is empty or has values outside [0, 1].
     """
     int_between("lowest_note", lowest_note, 0, _HIGHEST)
     sounding = [
@@ -114,13 +115,13 @@ def compare(
     """Piano rolls one below the other on the same axes, e.g. a piece and its reconstruction.
 
     Args:
-        panels: what to draw, from top to bottom.
+        panels: the piano rolls to draw, from top to bottom.
         lowest_note: MIDI number of column 0.
-        boundary: a line after this many steps, e.g. where a forecast begins.
+        boundary: draw a line after this many steps, e.g. where a forecast begins.
 
     Raises:
-        TypeError: an argument of another type.
-        ValueError: there is no panel, or a roll is none.
+        TypeError: an argument has the wrong type.
+        ValueError: there is no panel, or a roll is invalid.
     """
     if not isinstance(panels, tuple | list):
         fail("panels", "a sequence of panels", describe(panels), TypeError)
@@ -160,13 +161,13 @@ def _values(roll: Tensor) -> np.ndarray:
 
 
 def _voices(values: np.ndarray) -> np.ndarray:
-    """1 for the highest note of a step, 2 for the next, ...; 0 where there is none."""
+    """Voice numbers: 1 for the highest note of a step, 2 for the next, and so on; 0 where no note sounds."""
     from_the_top = np.cumsum(values[:, ::-1], axis=1)[:, ::-1]
     return np.minimum(from_the_top, len(PALETTE)) * values
 
 
 def _intensity_map() -> ListedColormap:
-    """White to the ink blue of the voices, even in lightness."""
+    """A colour map from white to the ink blue of the voices, with even steps in lightness."""
     white, blue = np.ones(3), np.array(to_rgb("#1f3f77"))
     steps = np.linspace(0, 1, 256)[:, None]
     return ListedColormap(white + (blue - white) * steps)

@@ -1,12 +1,14 @@
 """The ops of a Deep Markov Model: pure functions of tensors, each with a choice of backends.
 
 The reference is eager PyTorch and has every derivative. A compiled backend has first derivatives in reverse
-mode; second derivatives and forward mode raise :class:`BackendError`: ``use_backend("reference")`` has them.
+mode; second derivatives and forward mode raise :class:`~dmm_fast.BackendError`, and
+``use_backend("reference")`` provides them.
 
-Under ``torch.autocast`` ops compute in float32: inputs in half precision, as autocast makes them, are cast
-up, float32 and float64 stay, and results are those of the same call without autocast. So is the backward pass
-of a compiled backend, within autocast or after it. The backward pass of the reference consists of torch's own
-operations, which autocast rounds where it is on: as with any module, call ``backward()`` after the block.
+Under ``torch.autocast`` ops compute in float32: inputs in half precision, as produced by autocast, are cast
+up, float32 and float64 are unchanged, and results are those of the same call without autocast. The same holds
+for the backward pass of a compiled backend, within autocast or after it. The backward pass of the reference
+consists of torch's own operations, which autocast rounds while it is on: as with any module, call
+``backward()`` after the block.
 """
 
 from dmm_fast.ops._backends import BACKENDS, BackendError, info, use_backend

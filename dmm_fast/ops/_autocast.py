@@ -11,15 +11,17 @@ _Given = TypeVar("_Given")
 _R = TypeVar("_R")
 
 _NARROW = (torch.bfloat16, torch.float16)
+# torch.compile of torch 2.10 cannot trace the question whether a kind of device has autocast.
+_WITH_AUTOCAST = ("cpu", "cuda")
 
 
 def is_on() -> bool:
-    """Whether autocast is on for any kind of device: one cheap question for each call of an op."""
+    """True if autocast is on for any device type; a single cheap check for each call of an op."""
     return torch._C._is_any_autocast_enabled()
 
 
 def in_float32(function: Callable[[_Given], _R], given: _Given) -> _R:
-    """``function(given)`` with half precision taken as float32 and without autocast, where that is on."""
+    """``function(given)`` without autocast and with half precision cast to float32, if autocast is on."""
     device = device_where_on(given)
     if device is None:
         return function(given)
@@ -28,9 +30,9 @@ def in_float32(function: Callable[[_Given], _R], given: _Given) -> _R:
 
 
 def device_where_on(given: Any) -> str | None:
-    """The kind of device that the tensors within ``given`` are on, if autocast is on for it."""
+    """The device type of the tensors within ``given`` if autocast is on for it, else None."""
     device = next((leaf.device.type for leaf in tree_flatten(given)[0] if isinstance(leaf, Tensor)), None)
-    if device is None or not torch.amp.is_autocast_available(device):
+    if device is None or not (device in _WITH_AUTOCAST or torch.amp.is_autocast_available(device)):
         return None
     return device if torch.is_autocast_enabled(device) else None
 

@@ -1,6 +1,6 @@
 """Backends of the ops: the registry of implementations, the choice among them, and a report of both.
 
-The default goes by the device of the tensors. An explicit choice with :func:`use_backend` never falls
+The default depends on the device of the tensors. An explicit choice with :func:`use_backend` never falls
 back: an op that the chosen backend cannot compute raises :class:`BackendError`.
 """
 
@@ -18,18 +18,18 @@ from dmm_fast.check import describe, elements, fail
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 
-# What a device prefers, best first. A backend that is not registered for an op is passed over here,
-# and only here: this order is the default, not an answer to an explicit request. Where Triton's kernels
-# are interpreted they take CPU tensors, for whoever asks for them.
+# Backends by preference for each device type. A backend that is not registered for an op is skipped only
+# here, in the default order, and never after an explicit request. If Triton's kernels are interpreted, they
+# accept CPU tensors on request.
 PREFERENCE = {
     "cpu": ("cpp", "reference", *(("triton",) if triton.INTERPRETED else ())),
-    # Ops are registered for backend "cuda" with every library; not every library has the kernels.
+    # Every library registers the ops of backend "cuda", but not every library has the kernels.
     "cuda": (*(("cuda",) if _extension.cuda_architectures() else ()), "triton", "reference"),
 }
 
 
 class Implementation(NamedTuple):
-    """A backend's function for an op, and the dtypes that it takes (None: any)."""
+    """A backend's function for an op, and the dtypes that it accepts (None: any)."""
 
     compute: Callable[..., Any]
     dtypes: tuple[torch.dtype, ...] | None
@@ -39,39 +39,39 @@ _implementations: dict[str, dict[str, Implementation]] = {}
 
 
 class BackendError(RuntimeError):
-    """The backend that was asked for cannot compute this op; the message says why."""
+    """The requested backend cannot compute this op; the message gives the reason."""
 
 
 class use_backend:  # noqa: N801 - reads as a verb, as a call and in a with statement
     """Compute ops with ``name``: ``"reference"``, ``"cpp"``, ``"triton"`` or ``"cuda"``.
 
-    As a call it holds until the next call for the same ops or for more; in a ``with`` statement until the
-    block ends, and no longer. Of the choices for an op that hold, the latest counts. The end of a block takes
-    back that block's own choice, whatever was chosen since. ``None`` gives the ops back to the device of the
-    tensors, and in a block hides the choices made outside it::
+    A plain call holds until the next call for the same or more ops, a ``with`` statement until the end of its
+    block. Of the choices in effect for an op, the latest counts. The end of a block revokes only the choice
+    of that block, even if others were made since. ``None`` restores the default by device, and in a block
+    hides the choices made outside it::
 
         use_backend("reference")
         with use_backend("cpp", ops=("rnn_scan", "combiner_scan")):
             with use_backend(None, ops=("rnn_scan",)):
                 ...  # the device's default for rnn_scan, C++ for combiner_scan, the reference for the others
 
-    A choice is local to the thread and to the asyncio task that makes it. A task begins with the choices of
-    the code that creates it. Threads started later begin with the device's choice, and so do autograd's own
-    threads, which run the backward pass of tensors on a GPU. The backward pass of an op is that of the
-    backend that computed the forward pass, whatever is chosen by then; but ``torch.utils.checkpoint`` repeats
-    a forward pass in such a thread, so there the choice has to be made within the checkpointed function.
+    A choice is local to its thread and asyncio task. A task inherits the choices of the code that creates it.
+    New threads start with the default by device, including autograd's own threads, which run the backward
+    pass of tensors on a GPU. The backward pass of an op is computed by the backend of its forward pass,
+    whatever the choice is by then. However, ``torch.utils.checkpoint`` repeats a forward pass in such a
+    thread, so with it make the choice within the checkpointed function.
 
     A function compiled with ``torch.compile`` is compiled again when it is called under another choice.
 
     Args:
         name: the backend, or None.
-        ops: names of the ops it is for, as :func:`info` lists them; None: all of them.
+        ops: names of the ops that the choice is for, as listed by :func:`info`; None: all ops.
 
     Raises:
-        ValueError: ``name`` is no backend, or ``ops`` names an op that does not exist.
-        TypeError: ``ops`` is a string or no collection.
+        ValueError: ``name`` is not a backend, or ``ops`` names an unknown op.
+        TypeError: ``ops`` is a string or not a collection.
         RuntimeError: the ``with`` statement does not directly follow the call, is a second one for the same
-            object, or ends in another thread or task than the one it began in.
+            object, or ends in another thread or task than it began in.
     """
 
     def __init__(self, name: str | None, ops: Collection[str] | None = None) -> None:
@@ -84,7 +84,7 @@ class use_backend:  # noqa: N801 - reads as a verb, as a call and in a with stat
 
     def __enter__(self) -> None:
         held = _choices.held
-        # By the next call this one counts as plain, and may have hidden others for good.
+        # After a later call this one counts as a plain call, which may have replaced earlier ones for good.
         if self._is_block or not held or held[-1] is not self:
             got = "a second one" if self._is_block else "one after another call or in another thread or task"
             fail("use_backend", "a with statement right after the call", got, RuntimeError)
@@ -103,10 +103,10 @@ _held: ContextVar[tuple[use_backend, ...]] = ContextVar("dmm_fast_backends", def
 
 
 class _Choices(ModuleType):
-    """The choices that hold in this thread and task, the latest last, as an attribute.
+    """The choices in effect in this thread and task, the latest last, as a module attribute.
 
-    torch.compile cannot trace a ContextVar. An attribute of a module it reads when it traces, and again
-    before each call of what it has compiled, as a guard.
+    torch.compile cannot trace a ContextVar. It reads an attribute of a module when it traces, and again as a
+    guard before each call of a compiled function.
     """
 
     @property
@@ -123,7 +123,7 @@ _choices = _Choices("dmm_fast.ops._backends.choices")
 
 def _op_names(ops: Collection[str]) -> frozenset[str]:
     expected = "None or a collection of names of ops"
-    # What can be iterated over but once is taken for a mistake.
+    # One-shot iterators are refused, since they are probably a mistake.
     if not isinstance(ops, Collection):
         fail("ops", expected, describe(ops), TypeError)
     known = sorted(_implementations)
@@ -135,7 +135,7 @@ def _op_names(ops: Collection[str]) -> frozenset[str]:
 
 
 def _without_replaced(held: tuple[use_backend, ...]) -> tuple[use_backend, ...]:
-    """Leave out the choices by calls that later calls have replaced: nothing can bring them back."""
+    """Remove plain choices that later plain calls have replaced, since they can never take effect again."""
     kept: list[use_backend] = []
     replaced: frozenset[str] = frozenset()
     for choice in reversed(held):
@@ -143,13 +143,13 @@ def _without_replaced(held: tuple[use_backend, ...]) -> tuple[use_backend, ...]:
             ops = frozenset(_implementations) if choice._ops is None else choice._ops
             if ops <= replaced:
                 continue
-            replaced |= ops
+            replaced = replaced.union(ops)  # torch.compile of torch 2.10 has no |= of frozensets
         kept.append(choice)
     return tuple(reversed(kept))
 
 
 def requested(op: str) -> str | None:
-    """The backend that was asked for to compute ``op``."""
+    """The backend requested for ``op``, or None."""
     for choice in reversed(_choices.held):
         if choice._ops is None or op in choice._ops:
             return choice._name
@@ -157,7 +157,7 @@ def requested(op: str) -> str | None:
 
 
 def may_use(name: str) -> bool:
-    """Whether what is no op may be computed by backend ``name``: unless another is chosen for all ops."""
+    """True if backend ``name`` may compute things that are not ops: no other is chosen for all ops."""
     for choice in reversed(_choices.held):
         if choice._ops is None:
             return choice._name in (None, name)
@@ -167,17 +167,17 @@ def may_use(name: str) -> bool:
 def register(
     op: str, backend: str, compute: Callable[..., Any], dtypes: tuple[torch.dtype, ...] | None = None
 ) -> None:
-    """Make ``compute`` what ``backend`` has for ``op``, for tensors of ``dtypes`` (None: any)."""
+    """Register ``compute`` as the implementation of ``op`` in ``backend``, for ``dtypes`` (None: any)."""
     _implementations.setdefault(op, {})[backend] = Implementation(compute, dtypes)
 
 
 def implementation(op: str, tensor: Tensor) -> Callable[..., Any]:
-    """The function that computes ``op`` for a tensor; it has the arguments of the reference."""
+    """The function that computes ``op`` for a tensor, with the arguments of the reference."""
     return _implementations[op][chosen(op, tensor.device.type, tensor.dtype)].compute
 
 
 def candidates(op: str, device: str, dtype: torch.dtype) -> list[str]:
-    """The backends that compute ``op`` on ``device`` in ``dtype``, the best first."""
+    """The backends that can compute ``op`` on ``device`` in ``dtype``, by preference."""
 
     def computes(backend: str) -> bool:
         held = _implementations[op].get(backend)
@@ -190,7 +190,7 @@ def chosen(op: str, device: str, dtype: torch.dtype = torch.float32) -> str:
     """The backend that would compute ``op`` on ``device`` in ``dtype``.
 
     Raises:
-        BackendError: the backend asked for with :func:`use_backend` has no such op there.
+        BackendError: the backend requested with :func:`use_backend` cannot compute it.
     """
     able = candidates(op, device, dtype)
     wanted = requested(op)
@@ -200,7 +200,7 @@ def chosen(op: str, device: str, dtype: torch.dtype = torch.float32) -> str:
 
 
 def refuse(op: str, backend: str, device: str, dtype: torch.dtype, able: list[str]) -> NoReturn:
-    """Raise that ``backend`` does not compute ``op`` there, and that those in ``able`` do.
+    """Raise an error: ``backend`` cannot compute ``op`` there, while those in ``able`` can.
 
     Raises:
         BackendError: always.
@@ -213,12 +213,12 @@ def refuse(op: str, backend: str, device: str, dtype: torch.dtype, able: list[st
 
 
 def _holders() -> set[str]:
-    """The backends that compute any op."""
+    """The backends that compute at least one op."""
     return {backend for by_backend in _implementations.values() for backend in by_backend}
 
 
 def _missing() -> dict[str, str]:
-    """Why a backend is not there at all, for each that is not."""
+    """The reason for each unavailable backend."""
     without_nvcc = "built without CUDA kernels: no nvcc in CUDA_HOME or on PATH, or it failed"
     reasons = {
         "cpp": _extension.missing,
@@ -229,10 +229,10 @@ def _missing() -> dict[str, str]:
 
 
 def info() -> dict[str, Any]:
-    """Report what is installed, which backends hold an op, and which computes each op by default.
+    """Report the installed versions, the backends of each op, and each op's default backend.
 
-    ``requested`` is what :func:`use_backend` has chosen in this thread and task: None, the name of a backend
-    where it is the same for all ops, or a dictionary of those ops that one was chosen for.
+    ``requested`` is the choice made by :func:`use_backend` in this thread and task: None, the name of a
+    backend if it is the same for all ops, or a dictionary from ops to backends.
     """
     from dmm_fast import __version__
 

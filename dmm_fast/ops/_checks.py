@@ -1,7 +1,7 @@
-"""The checks of an op's arguments, as the table of ops states them.
+"""The checks of an op's arguments, derived from the table of ops.
 
-An argument of exactly the expected shape, the common case, takes one comparison. Any other is checked step by
-step, for whether it broadcasts and for what is wrong with it.
+An argument with exactly the expected shape, the common case, needs one comparison. Any other is checked step
+by step, to find out if it broadcasts and, if not, to describe the error.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -17,13 +17,13 @@ from dmm_fast.ops.schema._signature import Argument, Op, size_of, sizes_in
 
 
 class _Known:
-    """The arguments that have been checked already: the leading one, and the sizes of the letters."""
+    """The result of the checks so far: the leading argument, and the sizes of the letters."""
 
     def __init__(self, name: str, tensor: Tensor, letters: Sequence[str]) -> None:
         self.name, self.tensor, self.letters = name, tensor, letters
         self.sizes = dict(zip(letters, tensor.shape[-len(letters) :], strict=True))
-        self.lead = tensor.shape[: -len(letters)]  # joint with that of every argument since
-        self.names = name  # the arguments that this is of
+        self.lead = tensor.shape[: -len(letters)]  # broadcast with those of all arguments checked since
+        self.names = name  # the names of these arguments
 
 
 def _is_like(tensor: Any, first: Tensor) -> bool:
@@ -36,11 +36,11 @@ def _is_like(tensor: Any, first: Tensor) -> bool:
 
 
 def check_arguments(op: str, given: tuple[Any, ...]) -> None:
-    """Check the arguments of an op in the order of its row: first the leading one, then its weights.
+    """Check the arguments of an op, first the leading one, then the weights, then the others.
 
     Raises:
-        ValueError: a shape, dtype, device, length, mask or name that does not fit.
-        TypeError: the leading argument, the weights or a name are of another type.
+        ValueError: a shape, dtype, device, length, mask or name is wrong.
+        TypeError: the leading argument, the weights or a name have the wrong type.
     """
     place, letters, steps = _CHECKS[op]
     known = _Known(OPS[op].leading, _leading(OPS[op].leading, given[place], letters), letters)
@@ -67,11 +67,11 @@ def _leading(name: str, value: Any, letters: Sequence[str]) -> Tensor:
 def check_weights(
     kind: str, values: object, first: Tensor, first_name: str, sizes: dict[str, int], name: str = "weights"
 ) -> None:
-    """Check weights of a kind of the table; ``sizes`` gains the letters that it does not have.
+    """Check weights of a kind in the table; sizes of new letters are added to ``sizes``.
 
     Raises:
-        ValueError: a field does not fit.
-        TypeError: they are of another type.
+        ValueError: a field has the wrong shape, dtype or device.
+        TypeError: the weights have the wrong type.
     """
     weights = WEIGHTS[kind]
     if not isinstance(values, weights.tuple_type) or not _all_fit(values, weights.words, first, sizes):
@@ -93,7 +93,7 @@ def _weights(argument: Argument, letters: Sequence[str], value: Any, known: _Kno
 
 
 def _plain(argument: Argument, letters: Sequence[str], value: Any, known: _Known) -> None:
-    """Check a tensor that has neither particles nor rows."""
+    """Check a tensor without particle and row dimensions."""
     sizes = known.sizes
     if not _is_like(value, known.tensor):
         check.like(argument.name, value, known.tensor, known.name)
@@ -120,7 +120,7 @@ def _exact(argument: Argument, letters: Sequence[str], value: Any, known: _Known
 
 
 def _broadcast(argument: Argument, letters: Sequence[str], value: Any, known: _Known) -> None:
-    """Check a tensor whose particles, or leading dimensions, broadcast with those of the others."""
+    """Check a tensor whose particle or leading dimensions broadcast with those of the other arguments."""
     sizes = [size_of(letter, known.sizes) for letter in letters]
     if _is_like(value, known.tensor) and value.shape == (*known.lead, *sizes):
         return
@@ -173,8 +173,8 @@ _STEPS: dict[str, _Step] = {
 
 
 def _checks_of(op: Op) -> tuple[int, Sequence[str], list[_Entry]]:
-    """The place and the letters of the leading argument, and the checks of the others in their order."""
-    # Weights tell sizes, and a start is of all particles.
+    """The index and the letters of the leading argument, and the checks of the others in order."""
+    # Weights come first since they define sizes; starts come late since they need all particle dimensions.
     ranks: dict[_Step, int] = {_weights: 0, _plain: 0, _start: 2, _lengths: 3, _mask: 3, _choice: 3}
     leading = op.leading_argument
     entries: list[_Entry] = []

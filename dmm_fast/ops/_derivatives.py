@@ -1,7 +1,8 @@
-"""Derivatives that compiled ops do not have: an error in their place.
+"""Errors for derivatives that compiled ops do not have.
 
-A compiled op has first derivatives in reverse mode. torch takes what is not registered for zero: a second
-derivative, by differentiating a backward pass, and forward mode, which carries a tangent with a tensor.
+A compiled op has first derivatives in reverse mode. Without these errors torch would take unregistered
+derivatives for zero: second derivatives, obtained by differentiating a backward pass, and forward mode, in
+which a tensor carries a tangent.
 """
 
 from collections.abc import Iterable
@@ -21,10 +22,10 @@ _FIRST = "first derivatives in reverse mode, all that a compiled backend compute
 
 
 def may_be_recorded(given: Iterable[Tensor | Iterable[Tensor]]) -> bool:
-    """Whether autograd may record what is computed of these tensors, or tuples of tensors.
+    """True if autograd may record operations on these tensors, or tuples of tensors.
 
-    Within a transform of ``torch.func`` a tensor does not tell whether the one that it stands for requires a
-    gradient.
+    Within a transform of ``torch.func`` the result is True whenever gradients are enabled, since a wrapped
+    tensor does not show if the original one requires a gradient.
     """
     if not torch.is_grad_enabled():
         return False
@@ -33,7 +34,7 @@ def may_be_recorded(given: Iterable[Tensor | Iterable[Tensor]]) -> bool:
 
 
 def is_recorded_plainly() -> bool:
-    """Whether autograd records, and nothing beside it: no transform, tangent or compiler."""
+    """True if autograd records and no transform, forward mode or compiler is active."""
     return (
         torch.is_grad_enabled()
         and not torch._C._are_functorch_transforms_active()
@@ -43,7 +44,7 @@ def is_recorded_plainly() -> bool:
 
 
 def refuse(op: str, wanted: str, expected: str = _FIRST) -> NoReturn:
-    """Raise that the compiled ``op`` does not have the derivative that is ``wanted``.
+    """Raise an error: the compiled ``op`` does not have the derivative ``wanted``.
 
     Raises:
         BackendError: always.
@@ -52,15 +53,15 @@ def refuse(op: str, wanted: str, expected: str = _FIRST) -> NoReturn:
 
 
 def forward_mode_is_on() -> bool:
-    """Whether any tensor may carry a tangent; within ``torch.func.jvp`` too, which enters a dual level."""
+    """True if tensors may carry tangents, also within ``torch.func.jvp``, which enters a dual level."""
     return forward_ad._current_level >= 0
 
 
 def refuse_tangents(op: str, given: Any) -> None:
-    """Refuse tensors that carry a tangent, anywhere within ``given``, which ``op`` would drop.
+    """Refuse tensors with a tangent anywhere within ``given``, which ``op`` would drop.
 
     Raises:
-        BackendError: a tensor carries one.
+        BackendError: a tensor carries a tangent.
     """
     leaves, _ = tree_flatten(given)
     if any(isinstance(leaf, Tensor) and _carries_tangent(leaf) for leaf in leaves):
@@ -68,7 +69,7 @@ def refuse_tangents(op: str, given: Any) -> None:
 
 
 def _carries_tangent(tensor: Tensor) -> bool:
-    """Whether ``tensor`` has a tangent, in the innermost transform of ``torch.func`` or one around it."""
+    """True if ``tensor`` has a tangent in the innermost transform of ``torch.func`` or an enclosing one."""
     if forward_ad.unpack_dual(tensor).tangent is not None:
         return True
     transform: Any = torch._C._functorch.peek_interpreter_stack()

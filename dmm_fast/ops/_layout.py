@@ -7,32 +7,31 @@ from torch import Size, Tensor
 
 from dmm_fast.ops.schema._signature import Argument, Op, Signature, sizes_in
 
-# The arguments of a call, those of a compiled op, results.
+# The arguments of a call or of a compiled op, or its results.
 Values = tuple[Any, ...]
 
 
 def joint(first: Size, *others: Size) -> Size:
-    """The shape that shapes broadcast to; mostly they are equal, which is cheap to see."""
+    """The common broadcast shape; equal shapes, the usual case, are recognised cheaply."""
     return first if all(other == first for other in others) else torch.broadcast_shapes(first, *others)
 
 
 class Layout:
-    """Arguments of an op brought into the layout of its compiled form, and results back into the user's."""
+    """Conversion of an op's arguments to the layout of its compiled form, and of results to the user's."""
 
     def __init__(self, op: Op) -> None:
-        # The feature dimensions of each kind of word; [..., B] or [...] come before them.
+        # The number of trailing dimensions to keep, [T, D] or [D]; [..., B] or [...] come before them.
         self._kept = 2 if op.leading_argument.dims[0] in "Pp" else 1
         self._wide = [i for i, a in enumerate(op.arguments) if a.kind == "tensor" and a.dims[0] in "PpNn"]
         self._starts = [i for i, a in enumerate(op.arguments) if a.kind == "tensor" and a.dims[0] == "s"]
-        self._leading = op.arguments.index(op.leading_argument)  # whose features are a start's
+        self._leading = op.arguments.index(op.leading_argument)  # a start has its number of features
         self._weights = [i for i, a in enumerate(op.arguments) if a.kind == "weights"]
         self._masks = [i for i, a in enumerate(op.arguments) if a.kind == "mask"]
 
     def flatten(self, given: Values, full_starts: bool) -> tuple[list[Any], Size]:
-        """The arguments of the compiled op, views wherever strides allow, and the leading dimensions.
+        """The arguments of the compiled op, as views where strides allow it, and the leading dimensions.
 
-        A start that all rows have in common is ``[1, 1, width]`` unless ``full_starts`` asks for
-        ``[P, B, width]``.
+        A start shared by all rows becomes ``[1, 1, width]``, or ``[P, B, width]`` with ``full_starts``.
         """
         values = list(given)
         lead = joint(*[given[i].shape[: -self._kept] for i in self._wide])
@@ -64,7 +63,7 @@ def _start(tensor: Tensor, lead: Size, width: int, is_full: bool) -> Tensor:
 
 
 def _with_one_particle_dimension(wide: Tensor, lead: Size) -> Tensor:
-    """``wide [*lead, ...]`` with the particle dimensions of ``lead``, none or several, as one."""
+    """``wide [*lead, ...]`` with the particle dimensions of ``lead``, none or several, merged into one."""
     if len(lead) == 1:
         return wide.unsqueeze(0)
     return wide if len(lead) == 2 else wide.flatten(0, len(lead) - 2)

@@ -1,4 +1,4 @@
-"""Ranges of the numbers that a step of Adam takes, and the check of a number against one."""
+"""Valid ranges of the settings of an Adam step, and the check of a number against a range."""
 
 import math
 import sys
@@ -12,7 +12,7 @@ _LARGEST = sys.float_info.max
 
 
 class Range(NamedTuple):
-    """A range of numbers: its name in messages, and a test of membership that NaN never passes."""
+    """A range of numbers: its description in messages, and a membership test that NaN fails."""
 
     expected: str
     admits: Callable[[Any], bool]
@@ -38,10 +38,10 @@ RANGES = {
 
 
 def number(name: str, value: Any, within: Range) -> Any:
-    """Check a Python number, and return it as an int or a float; a bool is none.
+    """Check a Python number, which must not be a bool, and return it as an int or a float.
 
     Raises:
-        TypeError: it is no number.
+        TypeError: it is not a number.
         ValueError: it is out of range.
     """
     if isinstance(value, bool) or not isinstance(value, within.kind):

@@ -1,10 +1,10 @@
-"""Compiled ops of torch, made of the table of ops and of the functions that compute them.
+"""Registration of the ops with torch, derived from the table of ops.
 
-Torch knows one op ``dmm_fast::<name>`` for each row of the table, and one of its gradients,
-``dmm_fast::<name>_backward``. The C++ library computes them on a CPU. On a GPU a function of this module
-passes each call on to Triton or to CUDA, which are functions of that name in ``dmm_fast.triton`` and
-``dmm_fast.cuda``. The last argument of an op is the backend that was asked for, so that a backward pass
-belongs to its forward pass, in a compiled graph too.
+Each row of the table becomes an op ``dmm_fast::<name>`` and an op of its gradients,
+``dmm_fast::<name>_backward``. The C++ library computes them on a CPU. On a GPU a router in this module
+dispatches each call to Triton or CUDA, that is to the function of the same name in ``dmm_fast.triton`` or
+``dmm_fast.cuda``. The last argument of an op is the requested backend, so that a backward pass uses the
+backend of its forward pass, also in a compiled graph.
 """
 
 import importlib
@@ -38,24 +38,24 @@ def call(name: str, *given: Any) -> Any:
 
     Raises:
         ValueError: an argument does not fit the table.
-        TypeError: an argument is of another type.
-        BackendError: the backend that was asked for cannot compute the op.
+        TypeError: an argument has the wrong type.
+        BackendError: the requested backend cannot compute the op.
     """
     return _in_float32(_call, name, given) if _autocast.is_on() else _call(name, given)
 
 
 def call_unchecked(name: str, *given: Any) -> Any:
-    """Compute an op for arguments that are known to fit; autocast changes dtypes, so it has them checked."""
+    """Compute an op without checking its arguments, except under autocast, which changes dtypes."""
     return _in_float32(_call, name, given) if _autocast.is_on() else _compute(name, given)
 
 
 def call_valued(gradient: Tensor, name: str, *given: Any) -> Any:
-    """Compute an op for arguments that are known to fit, and where it can be its gradients in the same pass.
+    """Compute an op without checking its arguments, with its gradients in the same pass if possible.
 
     Args:
-        gradient: of the op's result and of its shape: what the backward pass is going to be given, which it
-            then reads here and not there. The gradients can be had once.
-        name: of the op.
+        gradient: the gradient with respect to the op's result, of the same shape. It is read now and not in
+            the backward pass, which can run only once.
+        name: the op.
         given: its arguments.
     """
     op = OPS[name]
@@ -73,7 +73,7 @@ def call_valued(gradient: Tensor, name: str, *given: Any) -> Any:
 
 
 class _Valued(torch.autograd.Function):
-    """An op whose backward pass is done when it is computed, and gives its value too."""
+    """An op whose forward pass runs its backward kernel, which returns the gradients and the value."""
 
     @staticmethod
     def forward(ctx: Any, name: str, backend: str, gradient: Tensor, *values: Any) -> Tensor:
@@ -81,7 +81,7 @@ class _Valued(torch.autograd.Function):
         names = [argument.name for argument in op.forward.flat_arguments[:-1]]
         needed = dict(zip(names, ctx.needs_input_grad[3:], strict=True))
         wanted = [needed[optional] for optional in op.optional]
-        # A valued op saves all its arguments.
+        # The backward op of a valued op reads all its arguments.
         *gradients, out = getattr(_ops, op.backward.name).default(gradient, *values, *wanted, True, backend)
         made = dict(zip([result.name for result in op.backward.flat_results[:-1]], gradients, strict=True))
         ctx.gradients = [made[f"d{each}"] if is_needed else None for each, is_needed in needed.items()]
@@ -89,7 +89,7 @@ class _Valued(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        # Without another reference to them autograd takes the gradients of parameters as they are.
+        # Dropped here, so that autograd adopts the gradients of parameters instead of copying them.
         gradients, ctx.gradients = ctx.gradients, None
         return None, None, None, *gradients
 
@@ -112,7 +112,7 @@ _layouts = {op.name: Layout(op) for op in OPS.values()}
 
 
 def _takes_full_starts(leading: Tensor, backend: str) -> bool:
-    """Whether the backend, the device's default where none is named, takes a start for each row."""
+    """True if the backend, or by default that of the device, needs one start for each row."""
     return leading.device.type == "cpu" and backend in ("", "cpp")
 
 
@@ -158,7 +158,7 @@ def _fake(op: Op) -> Function:
 
 
 def _fake_backward(op: Op) -> Function:
-    """The shapes of its gradients."""
+    """The shapes of an op's gradients."""
     signature = op.backward
     names = [argument.name for argument in signature.flat_arguments]
 
@@ -169,7 +169,7 @@ def _fake_backward(op: Op) -> Function:
         def shape(gradient: Argument) -> Any:
             if not values.get(f"with_{gradient.name}", True):
                 return (0,)
-            by = values.get(gradient.name.removeprefix("d"))  # which tells the shape of a start
+            by = values.get(gradient.name.removeprefix("d"))  # the argument; a start may have several shapes
             return shape_of(gradient, sizes) if by is None else by.shape
 
         made = tuple(given[0].new_empty(shape(gradient)) for gradient in signature.flat_results)
@@ -182,7 +182,7 @@ def _fake_backward(op: Op) -> Function:
 
 
 def _setup_context(op: Op) -> Function:
-    """The function that keeps what the backward pass reads."""
+    """The function that saves the tensors for the backward pass."""
     places = {argument.name: i for i, argument in enumerate(op.forward.flat_arguments)}
     made_at = {result.name: i for i, result in enumerate(op.forward.results)}
     saved = [argument for argument in op.backward.flat_arguments if argument.name in places | made_at]
@@ -200,13 +200,13 @@ def _setup_context(op: Op) -> Function:
         if op.kept:
             ctx.shapes = [result.shape for result in made]
             ctx.mark_non_differentiable(*made[len(op.results) :])
-            ctx.set_materialize_grads(False)  # autograd would make zeros for these too
+            ctx.set_materialize_grads(False)  # autograd would create zeros for the kept outputs too
 
     return setup_context
 
 
 def _backward(op: Op) -> Function:
-    """The gradients by all arguments of an op, in the precision of its forward pass."""
+    """The gradients with respect to all arguments of an op, in the precision of its forward pass."""
     overload = getattr(_ops, f"{op.name}_backward").default
     arguments = op.forward.flat_arguments
     names = [argument.name for argument in arguments]
@@ -214,7 +214,7 @@ def _backward(op: Op) -> Function:
     returned = [i for i, argument in enumerate(arguments) if argument.has_gradient]
     is_name = [argument.kind == "choice" for argument in op.backward.flat_arguments[len(op.results) :]]
     values = len(op.results) if op.valued else 0
-    is_name = is_name[: -1 - len(optional) - values]  # what was saved; flags and the backend follow
+    is_name = is_name[: -1 - len(optional) - values]  # saved values; the flags and the backend follow
 
     def backward(ctx: Any, incoming: tuple[Any, ...]) -> tuple[Any, ...]:
         tensors, chosen = iter(ctx.saved_tensors), iter(ctx.names)
@@ -241,7 +241,7 @@ def _backward(op: Op) -> Function:
                 return backward(ctx, incoming)
         if torch.is_grad_enabled():
             return backward(ctx, incoming)
-        # Autograd's part, in Python, would do nothing and take its time.
+        # Skips autograd's Python code for the backward op, which would take time and do nothing.
         with torch._C._AutoDispatchBelowAutograd():
             return backward(ctx, incoming)
 
@@ -249,7 +249,7 @@ def _backward(op: Op) -> Function:
 
 
 def _refuse_derivative(name: str, wanted: str, *expected: str) -> Function:
-    """The backward pass of an op that has no gradients, or of one that computes gradients."""
+    """A backward pass that raises, for ops without gradients and for those that compute gradients."""
 
     def refuse(ctx: Any, *incoming: Any) -> NoReturn:
         _derivatives.refuse(name, wanted, *expected)
@@ -261,7 +261,7 @@ def _refuse_derivative(name: str, wanted: str, *expected: str) -> Function:
 
 
 def _python_functions(op: str, stem: str) -> Iterator[tuple[str, Any, Any]]:
-    """The backends that compute ``op`` in Python, with their package and its module ``stem``."""
+    """The backends with a Python function for ``op``, with their package and its module ``stem``."""
     for backend, package in (("triton", triton), ("cuda", cuda)):
         if package.missing is None and find_spec(f"{package.__name__}.{stem}") is not None:
             module = importlib.import_module(f"{package.__name__}.{stem}")
@@ -270,7 +270,7 @@ def _python_functions(op: str, stem: str) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _router(op: str, stem: str, signature: Signature, device: str) -> Function:
-    """The function that passes a call on ``device`` on to the backend that its last argument asks for."""
+    """The function that dispatches a call on ``device`` to the backend named by its last argument."""
     functions: dict[str, Function] = {
         backend: getattr(module, signature.name) for backend, _, module in _python_functions(op, stem)
     }
@@ -291,7 +291,7 @@ def _router(op: str, stem: str, signature: Signature, device: str) -> Function:
         if not isinstance(made, tuple):
             return made
         flat: list[Tensor] = []
-        for each in made:  # the gradients by weights are a list
+        for each in made:  # the gradients of weights are a list
             flat += each if isinstance(each, list) else (each,)
         return tuple(flat)
 
@@ -299,9 +299,9 @@ def _router(op: str, stem: str, signature: Signature, device: str) -> Function:
 
 
 def route_on(device: str) -> None:
-    """Have calls on ``device`` passed on: on a GPU, and on a CPU where Triton or CUDA compute there too.
+    """Install the routers for ``device``: a GPU, or the CPU if Triton's or CUDA's kernels run there.
 
-    That is where Triton's kernels are interpreted and CUDA's emulated.
+    That is the case if Triton's kernels are interpreted or CUDA's are emulated.
     """
     rows = [(op.name, op.stem, s) for op in OPS.values() for s in op.signatures]
     rows.append((CLIPPED_ADAM.name, CLIPPED_ADAM.name, CLIPPED_ADAM))
@@ -313,7 +313,7 @@ def route_on(device: str) -> None:
 
 
 def difference_of_library() -> str | None:
-    """The first op that the compiled library has otherwise than the table; None where it has all of them."""
+    """The first op whose schema in the compiled library differs from the table; None if all agree."""
     for signature in signatures():
         found = getattr(_ops, signature.name, None)
         wanted = f"dmm_fast::{signature.schema}"
@@ -323,7 +323,7 @@ def difference_of_library() -> str | None:
 
 
 def _register(op: Op) -> None:
-    """Register everything that torch and ``use_backend`` know of a row of the table."""
+    """Register a row of the table with torch and with ``use_backend``."""
     name, backward = op.forward.name, op.backward.name
     torch.library.register_fake(f"dmm_fast::{name}", _fake(op), lib=_library)
     register_compiled(name, op.stem, _compiled(op))
@@ -342,7 +342,7 @@ def _register(op: Op) -> None:
 
 
 def register_compiled(op: str, stem: str, compute: Function) -> None:
-    """Register ``compute``, which calls the compiled op, for each backend that has functions for it."""
+    """Register ``compute``, which calls the compiled op, for each backend that implements the op."""
     if _extension.of_other_version is not None:
         return
     if _extension.missing is None:

@@ -1,7 +1,7 @@
 """Batched GEMMs around the scans: recomputed activations and weight gradients, shared by the Triton and
 CUDA backends.
 
-Zeros stand for what is invalid, so that all steps of all rows may go into one product.
+Invalid steps are zero, so that all steps of all rows can go into one GEMM.
 """
 
 import torch
@@ -12,33 +12,34 @@ from dmm_fast.reference import CombinerWeights, previous, valid_steps
 
 
 def allows_tf32() -> bool:
-    """Whether torch's own setting for products in float32 allows tf32 on a GPU; by default it does not."""
+    """True if torch's precision setting for float32 GEMMs allows tf32 on a GPU; by default it does not."""
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def allows_bf16() -> bool:
-    """Whether that setting allows bf16 with sums in float32: ``set_float32_matmul_precision("medium")``."""
+    """True if the setting allows bf16 with float32 sums: ``set_float32_matmul_precision("medium")``."""
     if not allows_tf32():
         return False
     try:
         return torch.get_float32_matmul_precision() == "medium"
     except (
         RuntimeError
-    ):  # torch's newer settings, one for each kind of product, were used: none of them is bf16 on a GPU
+    ):  # torch's newer settings, one for each kind of operation, are in use; none of them is bf16 on a GPU
         return False
 
 
 def heads_of_hidden(h: Tensor, weights: CombinerWeights) -> Tensor:
-    """``[P, B, T, 2 Z]``: of loc and pre_scale, which are layers of (g + h) / 2, the part that needs no g."""
+    """``[P, B, T, 2 Z]``: the part of loc and pre_scale, linear layers of (g + h) / 2, that is due to h."""
     w = torch.cat([weights.w_loc, weights.w_scale])
     b = torch.cat([weights.b_loc, weights.b_scale])
     return torch.addmm(b, h.flatten(0, 2), w.mT, alpha=0.5).view(*h.shape[:3], len(w))
 
 
 def rnn_weight_gradient(dx_proj: Tensor, h: Tensor, h_0: Tensor, lengths: Tensor, direction: str) -> Tensor:
-    """``dw_hh [H, H]``: at each step the deltas by what it read.
+    """``dw_hh [H, H]``: the sum over steps of each step's deltas times the state that it read.
 
-    That is ``h_{t+1}``, at a row's end ``h_0``; forward in time ``h_{t-1}``, at a row's first step ``h_0``.
+    The state is ``h_{t+1}``, or ``h_0`` at a row's end; forward in time ``h_{t-1}``, or ``h_0`` at a row's
+    first step.
     """
     T = h.shape[2]
     if direction == "forward":
@@ -55,8 +56,8 @@ def combiner_weight_gradients(
 ) -> tuple[Tensor, ...]:
     """The gradients of ``w_z, b_z, w_loc, b_loc, w_scale, b_scale``.
 
-    ``da`` is of what g is the tanh of; ``dout [P, B, T, 2 Z]`` is of loc and of pre_scale. Both are zero past
-    the end of each row.
+    ``da`` is the gradient with respect to the argument of the tanh g, ``dout [P, B, T, 2 Z]`` that with
+    respect to loc and pre_scale. Both are zero past the end of each row.
     """
     valid = valid_steps(lengths, z.shape[2])[..., None]
     z_before = torch.where(valid, previous(z, z_q_0), 0.0).flatten(0, 2)

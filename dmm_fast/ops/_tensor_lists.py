@@ -1,7 +1,7 @@
-"""Parallel lists of tensors that an op changes in place: all alike, and each in memory of its own.
+"""Checks of parallel lists of tensors that an op changes in place: equal properties, disjoint memory.
 
-An optimizer brings hundreds of tensors to each step. What they must have in common is asked of all at once,
-by ``map``; only where something may not fit are they looked at one by one.
+An optimizer step has hundreds of tensors. Common properties are checked for all at once, by ``map``; only if
+this check fails are the tensors examined one by one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,12 @@ _dtype, _device, _bytes = attrgetter("dtype"), attrgetter("device"), attrgetter(
 
 
 def check_alike(lists: Lists) -> None:
-    """Check that ``lists`` are of one length, with strided tensors of one floating dtype on one device.
+    """Check that all lists have the same length and strided tensors of one floating dtype on one device.
 
-    Each tensor has the shape of that at its place in the first list.
+    Each tensor must have the shape of the tensor at the same index of the first list.
 
     Raises:
-        TypeError: a value is no list, or an element no floating-point tensor.
+        TypeError: a value is not a list, or an element is not a floating-point tensor.
         ValueError: a list or a tensor differs from the first.
     """
     first_name, first = next(iter(lists.items()))
@@ -34,7 +34,7 @@ def check_alike(lists: Lists) -> None:
         check.kind(name, tensors, list, tuple)
         if len(tensors) != len(first):
             check.fail(name, f"{len(first)} tensors as {first_name} has", str(len(tensors)))
-    # torch.compile reads them one by one, and once.
+    # torch.compile cannot use the fast check; it traces the check of each tensor once.
     if not torch.compiler.is_compiling() and _are_alike(list(lists.values())):
         return
     for name, tensors in lists.items():
@@ -60,12 +60,12 @@ def _are_alike(lists: Sequence[Sequence[Tensor]]) -> bool:
 
 
 def are_contiguous(tensors: Sequence[Tensor]) -> bool:
-    """Whether every tensor is."""
+    """True if every tensor is contiguous."""
     return all(map(Tensor.is_contiguous, tensors))
 
 
 class _Span(NamedTuple):
-    """The memory from the first element of a tensor to past its last, in bytes."""
+    """The memory of a tensor, from its first element to the end of its last one, as byte addresses."""
 
     start: int
     end: int
@@ -75,10 +75,10 @@ class _Span(NamedTuple):
 
 
 def check_apart(lists: Lists, may_meet: str) -> None:
-    """Check that no element in memory belongs to two of the tensors, or twice to one.
+    """Check that no memory is shared by two of the tensors, or by two elements of one.
 
-    The tensors of the list ``may_meet`` may share memory with each other. While torch compiles there are no
-    addresses, and nothing is checked.
+    The tensors of the list ``may_meet`` may share memory with each other. Nothing is checked while
+    torch.compile traces, since there are no addresses then.
 
     Raises:
         ValueError: two tensors overlap, or one overlaps itself.
@@ -90,7 +90,7 @@ def check_apart(lists: Lists, may_meet: str) -> None:
         starts = [*map(Tensor.data_ptr, every)]
         ends = sorted(map(add, starts, map(_bytes, every)))
         starts.sort()
-        # Of intervals apart each ends before the next begins; of others, in this order, some pair does not.
+        # The intervals are disjoint if and only if the i-th smallest end precedes the (i + 1)-th start.
         if not any(map(gt, ends, starts[1:])):
             return
     spans = sorted(
@@ -106,7 +106,7 @@ def check_apart(lists: Lists, may_meet: str) -> None:
     for span in spans:
         if not span.tensor.is_contiguous() and _repeats(span.tensor.shape, span.tensor.stride()):
             got = f"{check.describe(span.tensor)} with stride {span.tensor.stride()}"
-            check.fail(f"{span.name}[{span.place}]", "each element in memory of its own", got)
+            check.fail(f"{span.name}[{span.place}]", "no two elements at one address", got)
         open_spans = [other for other in open_spans if other.end > span.start]
         for other in open_spans:
             if not (span.name == other.name == may_meet) and _meet(other, span):
@@ -117,13 +117,13 @@ def check_apart(lists: Lists, may_meet: str) -> None:
 
 
 def _extent(tensor: Tensor) -> int:
-    """Bytes from the first element to past the last."""
+    """Bytes from the first element to the end of the last one."""
     steps = zip(tensor.shape, tensor.stride(), strict=True)
     return (1 + sum((size - 1) * stride for size, stride in steps)) * tensor.itemsize
 
 
 def _meet(a: _Span, b: _Span) -> bool:
-    """Whether an element belongs to both, of which ``b`` begins within ``a``."""
+    """True if two tensors share an element, where ``b`` starts within the span of ``a``."""
     if a.tensor.is_contiguous() and b.tensor.is_contiguous():
         return True
     between, rest = divmod(b.start - a.start, a.tensor.itemsize)
@@ -132,7 +132,7 @@ def _meet(a: _Span, b: _Span) -> bool:
     )
 
 
-# Optimizers ask the same of the same tensors at each step.
+# Cached since an optimizer checks the same tensors at each step.
 @lru_cache(maxsize=1024)
 def _places_meet(
     a_shape: torch.Size,
@@ -151,11 +151,11 @@ def _repeats(shape: torch.Size, stride: tuple[int, ...]) -> bool:
         if size > 1 and step <= reach:
             return _places(shape, stride).unique().numel() < shape.numel()
         reach += (size - 1) * step
-    return False  # each dimension steps over all that the smaller ones reach
+    return False  # each stride is larger than the extent of all smaller dimensions
 
 
 def _places(shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
-    """The place of each element after the first, counted in elements."""
+    """The offset of each element from the first one, in elements."""
     places = torch.zeros((), dtype=torch.int64)
     for size, step in zip(shape, stride, strict=True):
         places = places.unsqueeze(-1) + torch.arange(size) * step

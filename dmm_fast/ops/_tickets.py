@@ -1,12 +1,12 @@
-"""Tickets: counters by which the programs of a launch find out which of them comes last.
+"""Tickets: atomic counters by which the last program of a launch is found.
 
-Every block or program of a step of Adam reads step counts and learning rates, and the last one to have read
-them writes the new ones. For that each draws a number from a ticket, an int32 on the device, and the last one
-puts the ticket back to zero for the next launch.
+Every block or program of an Adam step reads step counts and learning rates, and the last one to have read
+them writes the new values. For this, each increments a ticket, an int32 on the device, atomically, and the
+last one resets it to zero for the next launch.
 
-Two launches that may run at the same time must not draw from one ticket. Those that change the same step
-count never may, on whatever streams and in whatever graphs. So a ticket belongs to a step count, and lives
-as long.
+Two launches that may run concurrently must not use the same ticket. Launches that change the same step count
+never run concurrently, on any streams or in any graphs, so each step count has its own ticket with the same
+lifetime.
 """
 
 from typing import Any
@@ -22,11 +22,11 @@ _tickets: Any = WeakTensorKeyDictionary()
 
 
 def ticket_to_advance(steps: list[Tensor], lrs: list[Tensor], lrd: float) -> Tensor | None:
-    """Find the ticket of a launch that counts steps and decays learning rates.
+    """The ticket of a launch that counts steps and decays learning rates, allocated at the first call.
 
-    None where the numbers have been advanced here instead, by operations of their own: where the capture of a
-    CUDA graph is the first to ask. A ticket made within it would be in the graph's own memory, and set to
-    zero by another node in each replay.
+    If the first call is within the capture of a CUDA graph, counts and rates are updated here by separate
+    operations, and the result is None: a ticket allocated in the capture would be in the graph's memory and
+    would be zeroed by a further node in each replay.
     """
     ticket: Tensor | None = _tickets.get(steps[0])
     if ticket is None and is_capturing():

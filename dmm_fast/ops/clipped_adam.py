@@ -28,9 +28,9 @@ def clipped_adam(
     centered_variance: bool = False,
     lrd: float | None = None,
 ) -> None:
-    r"""Step every tensor of ``params`` in place.
+    r"""Update every tensor of ``params`` in place.
 
-    For each parameter ``p`` with gradient ``g`` and moving averages ``m``, ``v`` of its shape::
+    For each parameter ``p`` with gradient ``g`` and moving averages ``m``, ``v`` of the same shape::
 
         g <- clamp(g, -clip_norm, clip_norm)
         d  = g + weight_decay * p
@@ -38,39 +38,40 @@ def clipped_adam(
         v <- beta2 * v + (1 - beta2) * e^2,    e = d - m if centered_variance else d
         p <- p - lr * sqrt(1 - beta2^step) / (1 - beta1^step) * m / (sqrt(v) + eps)
 
-    The clamp is written back into ``grads``; the weight decay is not. The four lists are parallel,
-    with tensors of any shapes, all of one floating dtype on one device; one bucket of an optimizer. No two
-    tensors share memory, but for gradients with each other.
+    Clamped gradients are written back to ``grads``, without the weight decay. The four lists are parallel,
+    with tensors of any shapes, all of one floating dtype and on one device. No two tensors may share memory,
+    except for gradients with each other.
 
-    ``step`` and ``lr`` are numbers, or tensors of no dimension beside the parameters: one for all, or
-    a list with one for each. Tensors are read where they are when the step runs, so that a CUDA graph
-    replays with what they hold by then; a number is a part of the graph for good.
+    ``step`` and ``lr`` are numbers, or tensors of no dimension on the device of the parameters: one for all
+    parameters, or a list with one for each. Tensors are read on the device when the step runs, so that each
+    replay of a CUDA graph uses their current values; a number becomes a constant of the graph.
 
-    With ``lrd`` both are tensors that hold the numbers before this step, which counts and decays in place:
-    first ``step += 1`` and ``lr *= lrd``, for a tensor that several parameters have in common once.
+    With ``lrd``, both are tensors with the values before this step, which are first updated in place:
+    ``step += 1`` and ``lr *= lrd``, once for a tensor shared by several parameters.
 
     Args:
         params: parameters, changed in place.
         grads: gradients, clamped in place.
         exp_avgs: moving averages ``m``, changed in place.
         exp_avg_sqs: moving averages ``v``, changed in place.
-        step: number of this step, from 1; as a tensor int64. With ``lrd``, steps before this one.
-        lr: learning rate of this step, finite: whatever decay there is has been applied; as a tensor float64.
-            With ``lrd``, the rate before its decay.
+        step: number of this step, from 1; a tensor is int64. With ``lrd``, the number of steps before this
+            one.
+        lr: learning rate of this step, finite, after any decay; a tensor is float64. With ``lrd``, the rate
+            before its decay.
         beta1: decay of ``m``, in [0, 1).
         beta2: decay of ``v``, in [0, 1).
-        eps: added to the denominator, finite and from 0.
-        weight_decay: strength of the L2 penalty, finite and from 0.
-        clip_norm: largest magnitude of a gradient element, above 0; ``inf`` clips nothing.
-        centered_variance: let ``v`` average the squared distance from ``m``.
-        lrd: factor of the learning rate, finite and above 0. None: ``step`` and ``lr`` are those of this step
-            and stay as they are.
+        eps: added to the denominator, finite and at least 0.
+        weight_decay: weight of the L2 penalty, finite and at least 0.
+        clip_norm: largest magnitude of a gradient element, above 0; ``inf``: no clipping.
+        centered_variance: let ``v`` average the squared deviation of ``d`` from ``m``.
+        lrd: factor applied to the learning rate, finite and above 0. None: ``step`` and ``lr`` are those of
+            this step and are not changed.
 
     Raises:
-        ValueError: the lists or their tensors differ in what they must have in common, a tensor stands twice
-            in ``params``, tensors share memory, a number is out of range where it can be read, or a tensor
-            for ``step`` or ``lr`` is of another kind.
-        TypeError: an argument is of another type.
+        ValueError: the lists or their tensors do not match, a tensor occurs twice in ``params``, tensors
+            share memory, a readable number is out of range, or a tensor for ``step`` or ``lr`` has the wrong
+            shape, dtype or device.
+        TypeError: an argument has the wrong type.
 
     Source: Kingma and Ba, arXiv 1412.6980; the centered variance is equation 2 of Rengaraj et al.,
     doi 10.3390/computation11050095. The order of operations is that of
@@ -93,7 +94,7 @@ def clipped_adam(
         check.fail("centered_variance", "a bool", check.describe(centered_variance), TypeError)
     if not params:
         return
-    # A gradient that two parameters have in common is clamped twice, which is as good as once.
+    # A gradient shared by two parameters is clamped twice, which has the same result as once.
     check_apart(lists, may_meet="grads")
     _backends.implementation("clipped_adam", params[0])(
         *lists.values(), step=step, lr=lr, **settings, centered_variance=centered_variance, lrd=lrd
@@ -103,7 +104,7 @@ def clipped_adam(
 def _number_or_tensors(
     name: str, given: Any, params: Sequence[Tensor], dtype: torch.dtype, within: Range
 ) -> Any:
-    """Check a step count or a learning rate, and return it; as a tensor, read where that costs no wait."""
+    """Check a step count or a learning rate, and return it; a tensor's value only if it is on a CPU."""
     if not isinstance(given, Tensor | list):
         return number(name, given, within)
     if isinstance(given, list) and len(given) != len(params):
@@ -119,7 +120,7 @@ def _number_or_tensors(
 
 
 def _for_each(number: float | Tensor | list[Tensor], count: int) -> tuple[float, list[Tensor]]:
-    """A number and no tensors, or tensors for each of ``count`` parameters and a number of no account."""
+    """A number and no tensors, or one tensor for each of ``count`` parameters and an unused number."""
     if isinstance(number, Tensor):
         return 0, [number] * count
     return (0, number) if isinstance(number, list) else (number, [])
@@ -149,7 +150,7 @@ def _compute(
     lr_number, lrs = _for_each(lr, len(params))
     given: list[tuple[Tensor, ...]] = list(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True))
     dense = given
-    # The kernel walks memory; tensors laid out each in its own way go through copies.
+    # The kernel iterates over memory, so tensors with different layouts have to be copied.
     if not are_contiguous([*params, *grads, *exp_avgs, *exp_avg_sqs]):
         dense = [f if _share_one_dense_layout(f) else tuple(t.contiguous() for t in f) for f in given]
     torch.ops.dmm_fast.clipped_adam(

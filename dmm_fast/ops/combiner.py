@@ -15,14 +15,14 @@ def combiner(z_prev: Tensor, h: Tensor, weights: CombinerWeights) -> tuple[Tenso
     Args:
         z_prev: ``[..., Z]``.
         h: ``[..., H]``; leading dimensions broadcast with those of ``z_prev``.
-        weights: of the combiner.
+        weights: weights of the combiner.
 
     Returns:
         ``loc, scale``, each ``[..., Z]``.
 
     Raises:
-        ValueError: a shape, dtype or device that does not fit.
-        TypeError: ``z_prev`` or ``weights`` is of another kind.
+        ValueError: a shape, dtype or device is wrong.
+        TypeError: ``z_prev`` or ``weights`` has the wrong type.
 
     Source: ``Combiner`` in Pyro's ``examples/dmm.py``.
     """
@@ -38,16 +38,16 @@ def combiner_log_prob(
     Args:
         z: ``[..., B, T, Z]``; broadcasts with ``h`` on the particle dimensions.
         h: ``[..., B, T, H]``.
-        z_q_0: what precedes z_1; of any shape that broadcasts to ``[..., B, Z]``.
-        weights: of the combiner.
+        z_q_0: the initial state before z_1, of any shape that broadcasts to ``[..., B, Z]``.
+        weights: weights of the combiner.
         lengths: int64 ``[B]``, values in ``[0, T]``.
 
     Returns:
         ``[..., B]``.
 
     Raises:
-        ValueError: a shape, dtype, device or length that does not fit.
-        TypeError: ``z`` or ``weights`` is of another kind.
+        ValueError: a shape, dtype, device or length is wrong.
+        TypeError: ``z`` or ``weights`` has the wrong type.
     """
     result: Tensor = call("combiner_log_prob", z, h, z_q_0, weights, lengths)
     return result

@@ -7,18 +7,18 @@ from dmm_fast.reference import EmitterWeights, GaussianEmitterWeights
 
 
 def emitter(z: Tensor, weights: EmitterWeights) -> Tensor:
-    """``logits`` of p(x_t | z_t): two ReLU layers and a linear one.
+    """``logits`` of p(x_t | z_t): two ReLU layers and a linear layer.
 
     Args:
         z: ``[..., Z]``.
-        weights: of the Bernoulli emitter.
+        weights: weights of the Bernoulli emitter.
 
     Returns:
         ``[..., D]``.
 
     Raises:
-        ValueError: a shape, dtype or device that does not fit.
-        TypeError: ``z`` or ``weights`` is of another kind.
+        ValueError: a shape, dtype or device is wrong.
+        TypeError: ``z`` or ``weights`` has the wrong type.
 
     Source: ``Emitter`` in Pyro's ``examples/dmm.py``, before its sigmoid.
     """

@@ -1,4 +1,4 @@
-"""The projected data that the inference network's recurrence reads."""
+"""The input projection of the inference network's recurrence."""
 
 from torch import Tensor
 
@@ -6,13 +6,13 @@ from dmm_fast.ops._registry import call
 
 
 def input_projection(x: Tensor, w: Tensor, b: Tensor, lengths: Tensor) -> Tensor:
-    r"""``x_proj_t = W x_t + b`` on valid steps.
+    r"""``x_proj_t = W x_t + b`` at valid steps.
 
-    Rows of few nonzero values, as piano rolls have them, may be computed from those alone: a weight that
-    is not finite is then seen only where it meets one.
+    Rows with few nonzero values, as in piano rolls, may be computed from these values alone: a weight that is
+    not finite then affects the result only where its input is nonzero.
 
     Args:
-        x: ``[..., B, T, D]``; what stands past the end of a row is not read.
+        x: ``[..., B, T, D]``; entries past the end of a row are ignored.
         w: ``[H, D]``, ``W_ih`` of a recurrent layer.
         b: ``[H]``, its ``b_ih + b_hh``.
         lengths: int64 ``[B]``, values in ``[0, T]``.
@@ -21,8 +21,8 @@ def input_projection(x: Tensor, w: Tensor, b: Tensor, lengths: Tensor) -> Tensor
         ``x_proj [..., B, T, H]``, zero past the end of each row.
 
     Raises:
-        ValueError: a shape, dtype, device or length that does not fit.
-        TypeError: ``x`` is no floating-point tensor.
+        ValueError: a shape, dtype, device or length is wrong.
+        TypeError: ``x`` is not a floating-point tensor.
 
     Source: arXiv 1609.09869, section 4; the first half of ``nn.RNN`` in Pyro's ``examples/dmm.py``.
     """

@@ -8,21 +8,21 @@ from dmm_fast.ops._registry import call
 def normal_log_prob(
     value: Tensor, loc: Tensor, scale: Tensor, lengths: Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """Sum over what is observed of log N(value; loc, scale), in nats.
+    """Sum over observed entries of log N(value; loc, scale), in nats.
 
     Args:
-        value: ``[..., B, T, D]``; this and the next two broadcast on the particle dimensions.
+        value: ``[..., B, T, D]``; value, loc and scale broadcast on the particle dimensions.
         loc: ``[..., B, T, D]``.
         scale: ``[..., B, T, D]``, positive where observed.
         lengths: int64 ``[B]``, values in ``[0, T]``.
-        mask: ``[B, T]`` or ``[B, T, D]``, bool or 0/1: what is observed. None: all of it.
+        mask: ``[B, T]`` or ``[B, T, D]``, bool or 0/1, 1 at observed entries. None: all observed.
 
     Returns:
         ``[..., B]``.
 
     Raises:
-        ValueError: a shape, dtype, device, length or mask that does not fit.
-        TypeError: ``loc`` is no floating-point tensor.
+        ValueError: a shape, dtype, device, length or mask is wrong.
+        TypeError: ``loc`` is not a floating-point tensor.
     """
     result: Tensor = call("normal_log_prob", value, loc, scale, lengths, mask)
     return result
@@ -36,15 +36,15 @@ def drawn_log_prob(eps: Tensor, pre_scale: Tensor, lengths: Tensor) -> Tensor:
 
     Args:
         eps: ``[..., B, T, Z]``.
-        pre_scale: of the shape of ``eps``.
+        pre_scale: same shape as ``eps``.
         lengths: int64 ``[B]``, values in ``[0, T]``.
 
     Returns:
         ``[..., B]``.
 
     Raises:
-        ValueError: a shape, dtype, device or length that does not fit.
-        TypeError: ``eps`` is no floating-point tensor.
+        ValueError: a shape, dtype, device or length is wrong.
+        TypeError: ``eps`` is not a floating-point tensor.
     """
     result: Tensor = call("drawn_log_prob", eps, pre_scale, lengths)
     return result

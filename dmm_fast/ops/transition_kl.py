@@ -11,23 +11,23 @@ def transition_kl(
 ) -> Tensor:
     """Sum over valid t of KL(N(loc_t, softplus(pre_scale_t)) || p(z_t | z_{t-1})), in nats.
 
-    With ``z`` drawn from the chain whose steps ``loc`` and ``pre_scale`` describe, the expectation
-    over ``z`` is KL(q(z_{1:T}) || p(z_{1:T})).
+    If ``z`` is drawn from the chain with steps ``N(loc_t, softplus(pre_scale_t))``, the expectation over
+    ``z`` is KL(q(z_{1:T}) || p(z_{1:T})).
 
     Args:
         z: ``[..., B, T, Z]``.
-        loc: of the shape of ``z``.
-        pre_scale: of the shape of ``z``.
-        z_0: what precedes z_1 in the prior; of any shape that broadcasts to ``[..., B, Z]``.
-        weights: of the transition.
+        loc: same shape as ``z``.
+        pre_scale: same shape as ``z``.
+        z_0: the initial state of the prior, of any shape that broadcasts to ``[..., B, Z]``.
+        weights: weights of the transition.
         lengths: int64 ``[B]``, values in ``[0, T]``.
 
     Returns:
         ``[..., B]``.
 
     Raises:
-        ValueError: a shape, dtype, device or length that does not fit.
-        TypeError: ``z`` or ``weights`` is of another kind.
+        ValueError: a shape, dtype, device or length is wrong.
+        TypeError: ``z`` or ``weights`` has the wrong type.
 
     Source: arXiv 1609.09869, section 4, the factorised bound.
     """

@@ -11,16 +11,16 @@ def transition_log_prob(z: Tensor, z_0: Tensor, weights: TransitionWeights, leng
 
     Args:
         z: ``[..., B, T, Z]``.
-        z_0: what precedes z_1; of any shape that broadcasts to ``[..., B, Z]``.
-        weights: of the transition.
+        z_0: the initial state before z_1, of any shape that broadcasts to ``[..., B, Z]``.
+        weights: weights of the transition.
         lengths: int64 ``[B]``, values in ``[0, T]``.
 
     Returns:
         ``[..., B]``.
 
     Raises:
-        ValueError: a shape, dtype, device or length that does not fit.
-        TypeError: ``z`` or ``weights`` is of another kind.
+        ValueError: a shape, dtype, device or length is wrong.
+        TypeError: ``z`` or ``weights`` has the wrong type.
 
     Source: arXiv 1609.09869, sections 3 and 5.
     """

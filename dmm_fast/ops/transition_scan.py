@@ -12,23 +12,23 @@ def transition_scan(
 ) -> Tensor:
     r"""Draw ``z_t = loc + scale eps_t`` with ``loc, scale = gated_transition([z_{t-1}, inputs_t])``.
 
-    There is no gradient: a backward pass through a compiled backend raises ``BackendError``, and
-    ``use_backend("reference")`` has one.
+    There is no gradient: a backward pass through a compiled backend raises ``BackendError``;
+    ``use_backend("reference")`` provides one.
 
     Args:
         eps: ``[..., B, T, Z]``, standard normal noise.
-        z_0: what precedes z_1; of any shape that broadcasts to ``[..., B, Z]``.
-        inputs: ``[..., B, T, X]``, what else each step depends on, such as controls; broadcasts with ``eps``
-            on the particle dimensions. None: nothing else.
-        weights: of the transition, with ``I = Z + X`` inputs.
+        z_0: the initial state before z_1, of any shape that broadcasts to ``[..., B, Z]``.
+        inputs: ``[..., B, T, X]``, further inputs of each step, such as controls; broadcasts with ``eps`` on
+            the particle dimensions. None: no further inputs.
+        weights: weights of the transition, with ``I = Z + X`` inputs.
         lengths: int64 ``[B]``, values in ``[0, T]``.
 
     Returns:
         ``z [..., B, T, Z]``, zero past the end of each row.
 
     Raises:
-        ValueError: a shape, dtype, device or length that does not fit.
-        TypeError: ``eps`` or ``weights`` is of another kind.
+        ValueError: a shape, dtype, device or length is wrong.
+        TypeError: ``eps`` or ``weights`` has the wrong type.
 
     Source: arXiv 1609.09869, sections 3 and 5.
     """

@@ -1,7 +1,7 @@
-"""Optimizers: ``ClippedAdam`` as Pyro defines it, with all parameters stepped at once.
+"""Optimizers: ``ClippedAdam`` as Pyro defines it, with all parameters updated in one call.
 
-:class:`ClippedAdam` is a plain ``torch.optim.Optimizer``; :class:`PyroClippedAdam` is what
-``pyro.infer.SVI`` takes. The states of both are those of Pyro's classes and load either way.
+:class:`ClippedAdam` is a plain ``torch.optim.Optimizer``; :class:`PyroClippedAdam` is for
+``pyro.infer.SVI``. The states of both are compatible with those of Pyro's classes in both directions.
 """
 
 from dmm_fast.optim._clipped_adam import ClippedAdam, PyroClippedAdam

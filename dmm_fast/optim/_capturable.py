@@ -1,7 +1,7 @@
-"""The numbers of an optimizer that a CUDA graph can change: learning rates and step counts as tensors.
+"""Learning rates and step counts as tensors, which a CUDA graph can change.
 
-A group with ``capturable`` has ``lr`` as float64 of no dimension on its parameters' device, and each of its
-parameters ``step`` as int64.
+In a group with ``capturable``, ``lr`` is a float64 tensor of no dimension on the device of the parameters,
+and ``step`` of each parameter is an int64 tensor.
 """
 
 from typing import Any, TypeGuard
@@ -13,19 +13,19 @@ from dmm_fast.check import fail, is_capturing
 
 
 def is_capturable(group: dict[str, Any]) -> bool:
-    """Whether a parameter group keeps its numbers as tensors."""
+    """True if a parameter group keeps its learning rate and step counts as tensors."""
     return bool(group.get("capturable", False))
 
 
 def put_rate_on_device(group: dict[str, Any]) -> None:
-    """Make the learning rate of a capturable group a tensor, if it is none."""
+    """Convert the learning rate of a capturable group to a tensor if it is a number."""
     if is_capturable(group) and group["params"] and not isinstance(group["lr"], Tensor):
         _refuse_capture("lr")
         group["lr"] = torch.full((), group["lr"], dtype=torch.float64, device=group["params"][0].device)
 
 
 def set_rate(group: dict[str, Any], lr: float) -> None:
-    """Give a parameter group another learning rate, in the tensor that a graph reads if it has one."""
+    """Set the learning rate of a parameter group, in place if it is a tensor, which a graph may read."""
     if isinstance(group["lr"], Tensor):
         group["lr"].fill_(lr)
     else:
@@ -33,20 +33,20 @@ def set_rate(group: dict[str, Any], lr: float) -> None:
 
 
 def put_count_on_device(param: Tensor, state: dict[str, Any]) -> None:
-    """Make the step count of a capturable parameter a tensor, if it is none."""
+    """Convert the step count of a capturable parameter to a tensor if it is a number."""
     if not isinstance(state["step"], Tensor):
         _refuse_capture("params")
         state["step"] = torch.full((), state["step"], dtype=torch.int64, device=param.device)
 
 
 def _refuse_capture(name: str) -> None:
-    """A graph that held the first value of a tensor would begin with it in each replay."""
+    """Refuse to initialise a tensor in a capture, since every replay would initialise it again."""
     if is_capturing():
         fail(name, "a step before the capture of a CUDA graph", "the first one within it", RuntimeError)
 
 
 def as_kept(state_dict: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
-    """A state with numbers where a capturable optimizer has tensors, and capturable as ``groups`` are."""
+    """A state with numbers in place of a capturable optimizer's tensors, and ``capturable`` of ``groups``."""
     saved = [with_number(group, "lr", torch.float64) for group in state_dict["param_groups"]]
     for group, own in zip(saved, groups, strict=False):
         group.pop("capturable", None)
@@ -57,11 +57,11 @@ def as_kept(state_dict: dict[str, Any], groups: list[dict[str, Any]]) -> dict[st
 
 
 def with_number(given: dict[str, Any], name: str, dtype: torch.dtype) -> dict[str, Any]:
-    """A copy that has a number where ``given`` has it as a tensor."""
+    """A copy of ``given`` with a number in place of the tensor ``name``."""
     value = given.get(name)
     return {**given, name: value.item()} if is_number(value, dtype) else dict(given)
 
 
 def is_number(value: object, dtype: torch.dtype) -> TypeGuard[Tensor]:
-    """Whether ``value`` is a tensor as a capturable optimizer keeps a number."""
+    """True if ``value`` is a tensor in which a capturable optimizer keeps a number."""
     return isinstance(value, Tensor) and value.dtype == dtype and value.dim() == 0 and not value.is_meta

@@ -1,4 +1,4 @@
-"""Checks of what :class:`dmm_fast.optim.ClippedAdam` is given: parameters, hyper-parameters and states."""
+"""Checks of the parameters, hyperparameters and states given to :class:`dmm_fast.optim.ClippedAdam`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,11 +17,11 @@ _PARAMS = "an iterable of parameters"
 
 
 def check_params(value: object) -> list[Any]:
-    """The parameters or the groups of them that a constructor is given, as a list.
+    """The parameters or parameter groups given to a constructor, as a list.
 
     Raises:
-        TypeError: ``value`` is no iterable of several things.
-        ValueError: there is none.
+        TypeError: ``value`` is not an iterable of parameters or groups.
+        ValueError: ``value`` is empty.
     """
     expected = f"{_PARAMS} or of dicts"
     if isinstance(value, Mapping):
@@ -33,11 +33,12 @@ def check_params(value: object) -> list[Any]:
 
 
 def check_new_group(group: object, defaults: dict[str, Any], others: list[dict[str, Any]]) -> list[Any]:
-    """Check a group of parameters that is to be added to ``others``, and return its parameters.
+    """Check a parameter group that is to be added to ``others``, and return its parameters.
 
     Raises:
-        TypeError: it is no dict, has something other than parameters, or a hyper-parameter is no number.
-        ValueError: a parameter is computed or in another group, or a hyper-parameter is out of range.
+        TypeError: the group is not a dict, contains other objects than parameters, or a hyperparameter is not
+            a number.
+        ValueError: a parameter is not a leaf or is in another group, or a hyperparameter is out of range.
     """
     if not isinstance(group, dict):
         fail("param_group", "a dict", describe(group), TypeError)
@@ -52,7 +53,7 @@ def check_new_group(group: object, defaults: dict[str, Any], others: list[dict[s
     params = check.elements("params", value, _PARAMS)
     taken = {id(param) for other in others for param in other["params"]}
     for param in params:
-        # torch takes what named_parameters() gives.
+        # torch accepts the pairs of named_parameters().
         is_named = isinstance(param, tuple) and len(param) == 2 and isinstance(param[0], str)
         tensor = param[1] if is_named else param
         if not isinstance(tensor, Tensor):
@@ -68,11 +69,11 @@ def check_new_group(group: object, defaults: dict[str, Any], others: list[dict[s
 
 
 def check_group(group: dict[str, Any]) -> None:
-    """Check the hyper-parameters of a parameter group.
+    """Check the hyperparameters of a parameter group.
 
     Raises:
-        TypeError: one is missing or of another type.
-        ValueError: one is out of range.
+        TypeError: a hyperparameter is missing or has the wrong type.
+        ValueError: a hyperparameter is out of range.
     """
     if not isinstance(group.get("capturable", False), bool):
         fail("capturable", "a bool", describe(group["capturable"]), TypeError)
@@ -90,11 +91,11 @@ def check_group(group: dict[str, Any]) -> None:
 
 
 def check_gradient(param: Tensor, group: dict[str, Any]) -> None:
-    """Check that ``param`` has no gradient, or one that is dense and real, where its group's rate is.
+    """Check that the gradient of ``param`` is None, or dense and real, and on the device of its group's rate.
 
     Raises:
-        TypeError: the gradient is sparse, or the parameter complex.
-        ValueError: it is of a capturable group and on another device than the rate.
+        TypeError: the gradient is sparse, or the parameter is complex.
+        ValueError: the parameter of a capturable group is on another device than the learning rate.
     """
     if param.grad is None:
         return
@@ -107,11 +108,11 @@ def check_gradient(param: Tensor, group: dict[str, Any]) -> None:
 
 
 def check_structure(state_dict: object, groups: list[dict[str, Any]]) -> None:
-    """Check that a state is of groups as large as ``groups``, with a dict for each group and parameter.
+    """Check that a state has the same number and sizes of groups as ``groups``, and dicts as entries.
 
     Raises:
-        TypeError: a part of it is no dict, or no list where one has to be.
-        ValueError: an entry is missing, or the groups are others.
+        TypeError: a part of the state is not a dict, or not a list where a list is required.
+        ValueError: an entry is missing, or the groups differ.
     """
     check.kind("state_dict", state_dict, dict)
     assert isinstance(state_dict, dict)
@@ -139,11 +140,11 @@ def check_structure(state_dict: object, groups: list[dict[str, Any]]) -> None:
 
 
 def check_values(state_dict: dict[str, Any], groups: list[dict[str, Any]]) -> None:
-    """Check the numbers and the averages of a state, whose structure fits, for the parameters of ``groups``.
+    """Check the numbers and moments of a state of the right structure for the parameters of ``groups``.
 
     Raises:
-        TypeError: a hyper-parameter is missing or of another type.
-        ValueError: one is out of range, or a parameter's state does not fit it.
+        TypeError: a hyperparameter is missing or has the wrong type.
+        ValueError: a hyperparameter is out of range, or a parameter's state does not fit it.
     """
     for group, own in zip(state_dict["param_groups"], groups, strict=True):
         check_group(group)
@@ -152,7 +153,7 @@ def check_values(state_dict: dict[str, Any], groups: list[dict[str, Any]]) -> No
 
 
 def _check_state(param: Tensor, state: dict[str, Any] | None) -> None:
-    """Check what a state says of ``param``: nothing, or a step count and two averages."""
+    """Check the state of ``param``: empty, or a step count and two moments."""
     if not state:
         return
     if state.keys() != {"step", *MOMENTS}:

@@ -28,37 +28,39 @@ from dmm_fast.optim._checks import (
 class ClippedAdam(Optimizer):
     """Adam with elementwise gradient clipping, learning-rate decay and L2 weight decay.
 
-    A step, in this order: ``lr *= lrd`` for each group; each gradient element is clamped to
-    ``[-clip_norm, clip_norm]``, in ``p.grad`` itself; ``weight_decay * p`` is added to a copy of
-    the gradient; then Adam. :func:`dmm_fast.ops.clipped_adam.clipped_adam` has the formulas. A
-    parameter whose ``grad`` is None is left as it is, and each parameter counts its own steps.
-    Parameters of one device and dtype, at one step count, under equal hyper-parameters are stepped
-    by one call, whatever group they are in.
+    A step does the following, in this order: ``lr *= lrd`` for each group; each gradient element is
+    clamped to ``[-clip_norm, clip_norm]``, in ``p.grad`` itself; ``weight_decay * p`` is added to a copy
+    of the gradient; then an Adam step. :func:`dmm_fast.ops.clipped_adam` has the formulas. A
+    parameter whose ``grad`` is None is left unchanged, and each parameter has its own step count.
+    Parameters with the same device, dtype, step count and hyperparameters are updated by one call, even if
+    they are in different groups.
 
-    With ``capturable`` the learning rates and the step counts are tensors beside the parameters: a step
-    can be captured in a CUDA graph, whose replays decay and count as steps do. One step has to come
-    before the capture. Then set a rate with ``group["lr"].fill_(rate)``, as torch's schedulers do: a
-    number put there instead becomes a tensor of its own in the next step, of which no graph knows.
+    With ``capturable`` the learning rates and the step counts are tensors on the device of the parameters:
+    a step can be captured in a CUDA graph, whose replays decay and count like steps. At least one step has
+    to be taken before the capture. Afterwards set a rate with ``group["lr"].fill_(rate)``, as torch's
+    schedulers do: a number assigned instead becomes a new tensor in the next step, which no graph reads.
 
     Args:
-        params: parameters, or dicts that define groups of them.
+        params: parameters, or dicts that define parameter groups.
         lr: learning rate of the first step, before its decay.
         betas: decay of the averages of the gradient and of its square, each in [0, 1).
         eps: added to the denominator.
-        weight_decay: strength of the L2 penalty.
-        clip_norm: largest magnitude of a gradient element; ``inf`` clips nothing.
-        lrd: factor of the learning rate in each step.
-        centered_variance: average the squared distance from the mean gradient, not the square.
-        capturable: keep ``lr`` as float64 and the step counts as int64 tensors on the parameters'
-            device. States load either way: whether numbers or tensors are kept is the optimizer's own.
+        weight_decay: weight of the L2 penalty.
+        clip_norm: largest magnitude of a gradient element; ``inf``: no clipping.
+        lrd: factor applied to the learning rate in each step.
+        centered_variance: average the squared deviation of the gradient from its mean, not its square.
+        capturable: keep ``lr`` as a float64 and the step counts as int64 tensors on the parameters' device.
+            A state with numbers or with tensors can be loaded into either kind of optimizer, which
+            converts them.
 
     Raises:
-        TypeError: a hyper-parameter is not a number; on a step, a gradient is sparse or complex.
-        ValueError: a hyper-parameter is out of range; on a step, a capturable group is on two devices.
-        RuntimeError: a capture meets numbers or parameters that no step has put on the device.
+        TypeError: a hyperparameter is not a number; in a step, a gradient is sparse or complex.
+        ValueError: a hyperparameter is out of range; in a step, a capturable group is on two devices.
+        RuntimeError: in a capture, a number or a parameter's state has not been put on the device by an
+            earlier step.
 
-    Source: ``pyro.optim.clipped_adam.ClippedAdam``, whose bits the reference backend gives on a CPU; the
-    compiled one differs in the last of them.
+    Source: ``pyro.optim.clipped_adam.ClippedAdam``. On a CPU the reference backend is bitwise equal to it,
+    and the compiled one differs by rounding.
     """
 
     def __init__(
@@ -82,7 +84,7 @@ class ClippedAdam(Optimizer):
             "lrd": lrd,
             "centered_variance": centered_variance,
         }
-        # Where it is not, the state is Pyro's to the letter.
+        # Without it, the state has exactly the entries of Pyro's.
         if capturable is not False:
             defaults["capturable"] = capturable
         super().__init__(check_params(params), defaults)
@@ -94,7 +96,7 @@ class ClippedAdam(Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Do one step; a ``closure`` computes gradients first, and its loss is returned."""
+        """Take one step; a ``closure`` computes gradients first, and its loss is returned."""
         loss = None
         if closure is not None:
             check.takes("closure", closure, (), {})
@@ -104,35 +106,35 @@ class ClippedAdam(Optimizer):
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters; what it leaves out is as the constructor was told.
+        """Add a parameter group; hyperparameters that it lacks are those of the constructor.
 
         Raises:
-            TypeError: the group is no dict, has something other than parameters, or a hyper-parameter of
-                another type.
-            ValueError: a parameter is computed or in another group, or a hyper-parameter is out of range.
+            TypeError: the group is not a dict, contains other objects than parameters, or a hyperparameter
+                has the wrong type.
+            ValueError: a parameter is not a leaf or is in another group, or a hyperparameter is out of range.
         """
         param_group["params"] = check_new_group(param_group, self.defaults, self.param_groups)
         super().add_param_group(param_group)
         put_rate_on_device(self.param_groups[-1])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state of a ``ClippedAdam``, this class's or Pyro's.
+        """Load the state of a ``ClippedAdam`` of this package or of Pyro.
+
+        On an error the present state is kept.
 
         Raises:
-            TypeError: a part of the state is of another type.
-            ValueError: the state is another optimizer's, or belongs to other parameters.
-
-        The state there was is kept then.
+            TypeError: a part of the state has the wrong type.
+            ValueError: the state belongs to another optimizer or to other parameters.
         """
         check_structure(state_dict, self.param_groups)
         kept = as_kept(state_dict, self.param_groups)
         for group in kept["param_groups"]:
-            group.setdefault("centered_variance", False)  # Pyro's states of before it had one
+            group.setdefault("centered_variance", False)  # missing in states of older versions of Pyro
         check_values(kept, self.param_groups)
         super().load_state_dict(kept)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # torch comes through here with the whole new state, from load_state_dict, copy and pickle.
+        # torch calls this with the whole new state, in load_state_dict, copy and pickle.
         for group in filter(is_capturable, state["param_groups"]):
             put_rate_on_device(group)
             for param in group["params"]:
@@ -142,18 +144,17 @@ class ClippedAdam(Optimizer):
 
 
 class PyroClippedAdam(PyroOptim):
-    """:class:`ClippedAdam` as ``pyro.infer.SVI`` takes it: ``SVI(model, guide, optim, loss)``.
+    """:class:`ClippedAdam` for ``pyro.infer.SVI``: ``SVI(model, guide, optim, loss)``.
 
-    As with ``pyro.optim.ClippedAdam``, each parameter has an optimizer in ``optim_objs`` that holds
-    its state, so ``get_state``, ``set_state``, ``save`` and ``load`` speak Pyro's format. A call
-    steps all parameters together, with as many operations as there are different hyper-parameters,
-    step counts, devices and dtypes. It does not go through the ``step`` of the single optimizers:
-    hooks on those do not run.
+    As in ``pyro.optim.ClippedAdam``, each parameter has an optimizer in ``optim_objs`` that holds its
+    state, so ``get_state``, ``set_state``, ``save`` and ``load`` use Pyro's format. A call updates all
+    parameters together, with one operation for each combination of hyperparameters, step count, device
+    and dtype. It does not call ``step`` of the single optimizers, so hooks on them do not run.
 
     Args:
         optim_args: arguments of :class:`ClippedAdam`, or a function of a parameter's name that
             returns them.
-        clip_args: ``clip_norm`` and ``clip_value`` for Pyro's clipping of each whole gradient
+        clip_args: ``clip_norm`` and ``clip_value`` for Pyro's clipping of each parameter's gradient
             before the step, or a function of a parameter's module name and name that returns them.
 
     Raises:
@@ -172,21 +173,22 @@ class PyroClippedAdam(PyroOptim):
             if not isinstance(value, dict) and not _has_signature(value):
                 fail(name, "a dict or a function that returns one", describe(value), TypeError)
         super().__init__(ClippedAdam, optim_args, clip_args)
-        # The store may forget them where another's parameters take their place. Some have none, as in Pyro.
+        # Kept here because another model's parameters may replace these in the store. As in Pyro, some
+        # parameters have no name.
         self._names: dict[Tensor, Any] = {}
 
     def get_state(self) -> dict[str, Any]:
-        """The state of each parameter's optimizer, by the name that the parameter had at its first step."""
+        """The state of each parameter's optimizer, under the parameter's name at its first step."""
         kept = self.optim_objs
         return {name: kept[param].state_dict() for param, name in self._names.items() if param in kept}
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
-        """Do one step for every parameter in ``params``, each of which may stand there once.
+        """Take one step for every parameter in ``params``.
 
         Raises:
-            TypeError: ``params`` has something other than parameters, or there are other arguments: a
-                closure would have to run once a parameter.
-            ValueError: a parameter stands in ``params`` twice.
+            TypeError: ``params`` contains other objects than parameters, or there are further arguments: a
+                closure would have to run once for each parameter.
+            ValueError: ``params`` contains a parameter twice.
         """
         if args or kwargs:
             fail("arguments", "params alone", f"{len(args) + len(kwargs)} more", TypeError)
@@ -203,7 +205,7 @@ class PyroClippedAdam(PyroOptim):
         _step_together(optimizers)
 
     def _optimizer_of(self, param: Tensor) -> ClippedAdam:
-        """The optimizer of ``param``, made on first sight, with the state that waits for it."""
+        """The optimizer of ``param``, created at its first step with the state that was loaded for it."""
         if param not in self.optim_objs:
             optimizer = self._get_optim(param)
             name = pyro.get_param_store().param_name(param)
@@ -216,7 +218,7 @@ class PyroClippedAdam(PyroOptim):
 
 
 def _has_signature(value: Any) -> bool:
-    """Whether ``value`` is a function whose arguments Pyro can count."""
+    """True if ``value`` is a function whose signature Pyro can inspect."""
     try:
         inspect.signature(value)
     except (TypeError, ValueError):
@@ -225,22 +227,22 @@ def _has_signature(value: Any) -> bool:
 
 
 class _Rule(NamedTuple):
-    """Settings that parameters have in common if one call steps them."""
+    """Settings that parameters must share to be updated by one call."""
 
     device: torch.device
     dtype: torch.dtype
-    step: int | None  # None: each has its own, on the device
+    step: int | None  # None: each parameter has its own count on the device
     lr: float | None
     betas: tuple[float, float]
     eps: float
     weight_decay: float
     clip_norm: float
     centered_variance: bool
-    lrd: float | None  # None: steps are counted and rates have decayed before the call
+    lrd: float | None  # None: step counts and learning rates were updated before the call
 
 
 class _Bucket(NamedTuple):
-    """The tensors under one rule: parallel lists. The last two are of numbers where the rule has them."""
+    """The tensors under one rule, as parallel lists; the last two hold numbers if the rule has them."""
 
     params: list[Tensor]
     grads: list[Tensor]
@@ -251,7 +253,7 @@ class _Bucket(NamedTuple):
 
 
 class _Stepped(NamedTuple):
-    """A parameter in this step, with its state and its group."""
+    """A parameter of the current step, with its state and its group."""
 
     param: Tensor
     grad: Tensor
@@ -260,7 +262,7 @@ class _Stepped(NamedTuple):
 
 
 def _step_together(optimizers: Iterable[Optimizer]) -> None:
-    """Step all parameters of all ``optimizers``; nothing changes if a gradient is unfit."""
+    """Take a step for all parameters of all ``optimizers``; if a gradient is invalid, nothing changes."""
     groups = [(optimizer, group) for optimizer in optimizers for group in optimizer.param_groups]
     for _, group in groups:
         put_rate_on_device(group)
@@ -291,7 +293,7 @@ def _step_together(optimizers: Iterable[Optimizer]) -> None:
 
 
 def _begin(each: _Stepped) -> None:
-    """Give a parameter a state before its first step."""
+    """Initialise the state of a parameter before its first step."""
     if not each.state:
         state = {"step": 0, **{moment: torch.zeros_like(each.grad) for moment in MOMENTS}}
         if is_capturable(each.group):
@@ -300,10 +302,11 @@ def _begin(each: _Stepped) -> None:
 
 
 def _count_and_decay(groups: list[dict[str, Any]], stepped: list[_Stepped]) -> dict[_Rule, _Bucket]:
-    """Count the steps of parameters and decay the rates of ``groups``, and return what is to be called.
+    """Update step counts and learning rates of ``groups``, and return the calls to make, by rule.
 
-    A call does both itself for a group on a device that it steps as a whole and that shares its rate with no
-    other. The rest takes operations of its own: a call would decay a rate too early or not at all.
+    A call updates both itself if it covers a whole group on a device that shares its rate with no other
+    group. All others are updated here by separate operations, since a call would decay their rate too early
+    or not at all.
     """
     for group in groups:
         if not is_capturable(group):
@@ -328,7 +331,7 @@ def _count_and_decay(groups: list[dict[str, Any]], stepped: list[_Stepped]) -> d
 def _in_no_call_as_a_whole(
     groups: list[dict[str, Any]], stepped: list[_Stepped], rules: list[_Rule]
 ) -> set[int]:
-    """Find the groups, by ``id``, that are stepped by several rules or by none, or share a rate."""
+    """The ids of the groups that several rules or none apply to, or that share a learning rate."""
     rules_of: dict[int, set[_Rule]] = {id(group): set() for group in groups}
     for each, rule in zip(stepped, rules, strict=True):
         if rule.lrd is not None:
@@ -338,7 +341,7 @@ def _in_no_call_as_a_whole(
 
 
 def _decay_apart(groups: list[dict[str, Any]]) -> None:
-    """``lr *= lrd`` in each group, by one operation for all; one by one where some share a rate."""
+    """``lr *= lrd`` in each group, by one operation for all; group by group if some share a rate."""
     rates, factors = [group["lr"] for group in groups], [float(group["lrd"]) for group in groups]
     if len(set(map(id, rates))) == len(rates):
         torch._foreach_mul_(rates, factors)
@@ -348,7 +351,7 @@ def _decay_apart(groups: list[dict[str, Any]]) -> None:
 
 
 def _rule_of(each: _Stepped) -> _Rule:
-    """The rule by which a parameter steps."""
+    """The rule that applies to a parameter."""
     param, _, state, group = each
     capturable = is_capturable(group)
     return _Rule(
@@ -366,7 +369,7 @@ def _rule_of(each: _Stepped) -> _Rule:
 
 
 def _put_into_bucket(each: _Stepped, rule: _Rule, buckets: dict[_Rule, _Bucket]) -> None:
-    """Put a parameter with those that step by the same rule."""
+    """Add a parameter to those with the same rule."""
     param, grad, state, group = each
     bucket = buckets.setdefault(rule, _Bucket([], [], [], [], [], []))
     row = (param, grad, *(state[m] for m in MOMENTS), state["step"], group["lr"])

@@ -1,8 +1,9 @@
 """Training runs with a DMM: settings, annealing, evaluation, checkpoints, exact resumption.
 
-:func:`train` runs what a :class:`TrainConfig` says. A checkpoint is one safetensors file;
-:func:`load_dmm` reads the model in it. :func:`training_curve` draws the metrics that :func:`read_metrics`
-reads. Names that depend on extras (safetensors, matplotlib) are imported when they are first used.
+:func:`train` trains a model with the settings of a :class:`TrainConfig`. A checkpoint is one safetensors
+file; :func:`load_dmm` loads its model. :func:`read_metrics` reads the metrics of a run, and
+:func:`training_curve` plots them. Names that depend on extras (safetensors, matplotlib) are imported when
+they are first used.
 """
 
 from typing import TYPE_CHECKING
@@ -39,7 +40,7 @@ _HOMES = {
     "training_curve": "_curve",
 }
 
-# Type checkers read the imports; see the package above.
+# Type checkers read these imports; at run time the names are resolved lazily, as in dmm_fast/__init__.py.
 if TYPE_CHECKING:
     from dmm_fast.training._checkpoint import (
         Checkpoint,

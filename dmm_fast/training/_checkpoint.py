@@ -1,10 +1,9 @@
 """Checkpoints: one safetensors file that holds a whole training run, written atomically.
 
 A file has its tensors under readable names (``model.emitter.lin_z_to_hidden.weight``,
-``optimizer.<parameter>.state.0.exp_avg``, ``rng.cpu``, ``order``) and one JSON document in the
-safetensors metadata with everything else. JSON writes a float64 with as many digits as it takes
-to read the same bits back. A CRC-32 over the document and all tensors finds flipped bits.
-Nothing is ever unpickled.
+``optimizer.<parameter>.state.0.exp_avg``, ``rng.cpu``, ``order``) and everything else in one JSON
+document in the safetensors metadata. JSON writes a float64 with enough digits to restore it bit for
+bit. A CRC-32 over the document and all tensors detects corruption. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ VERSION = 1
 PathLike = str | os.PathLike[str]
 
 _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
-"""First bytes of a bare pickle; what torch saves today is a zip archive around one."""
+"""First bytes of a bare pickle, as old versions of torch write; today's write a zip archive."""
 
 _CONVERT = (
     "a file of torch.save, which is never unpickled here; convert a state dict you trust with "
@@ -46,27 +45,27 @@ _CONVERT = (
 
 
 class CheckpointError(ValueError):
-    """A file that is not the checkpoint asked for: names the file, what was expected, what came."""
+    """A file is not a valid checkpoint: the message names the file, what was expected, and what was found."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Everything a training run needs to go on to the same bits.
+    """Everything that a training run needs to resume bit for bit.
 
     Attributes:
         sizes: the constructor arguments of the :class:`~dmm_fast.model.DMM`.
         config: the training settings, JSON values only.
-        data: what the run was trained on (a fingerprint, compared on resume).
+        data: a fingerprint of the training data, compared on resume.
         model: the DMM's ``state_dict()``.
         optimizer: ``PyroOptim.get_state()``.
         rng: states of torch's global generators, ``"cpu"`` and, on a GPU, ``"cuda"``.
-        epoch: epochs finished.
-        step: mini-batches of the current epoch finished.
+        epoch: number of completed epochs.
+        step: number of completed mini-batches of the current epoch.
         order: int64 ``[N]``, the current epoch's permutation; None between epochs.
         epoch_loss: the current epoch's loss so far, nats.
-        best: lowest validation loss so far, nats per time step; None before the first.
-        metrics_bytes: length of ``metrics.jsonl`` when this was saved.
-        recovery: what a run that recovers from losses that are no numbers goes back to; else empty.
+        best: lowest validation loss so far, nats per time step; None before the first evaluation.
+        metrics_bytes: length of ``metrics.jsonl`` in bytes when the checkpoint was saved.
+        recovery: the states to go back to when a loss is not finite; empty unless ``recover`` is set.
     """
 
     sizes: dict[str, Any]
@@ -102,11 +101,11 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
 
 
 def save_checkpoint(path: PathLike, checkpoint: Checkpoint) -> None:
-    """Write ``checkpoint`` to ``path``: the earlier file stays until the new one is whole.
+    """Write ``checkpoint`` to ``path`` atomically: an earlier file is replaced once the new one is complete.
 
     Raises:
         OSError: the folder is missing or the disk is full; the earlier file is untouched.
-        TypeError: ``config``, ``sizes`` or ``optimizer`` hold something that is neither a tensor
+        TypeError: ``config``, ``sizes`` or ``optimizer`` contains a value that is neither a tensor
             nor a JSON value.
     """
     check.kind("checkpoint", checkpoint, Checkpoint)
@@ -115,14 +114,14 @@ def save_checkpoint(path: PathLike, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: PathLike) -> Checkpoint:
-    """Read a checkpoint; tensors come on the CPU.
+    """Read a checkpoint; its tensors are on the CPU.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: the file is truncated, corrupt, of another format or version, or a field is not
-            what a checkpoint has there.
+        FileNotFoundError: the file does not exist.
+        CheckpointError: the file is truncated, corrupt, or of another format or version, or a field is
+            invalid.
     """
-    fields = {"recovery": {}, **_read(path, "checkpoint")}  # of before runs recovered there is none
+    fields = {"recovery": {}, **_read(path, "checkpoint")}  # older checkpoints have no such field
     if set(fields) != set(_FIELD_TYPES):
         _fail(path, f"the fields {sorted(_FIELD_TYPES)}", sorted(map(str, fields)))
     for name, types in _FIELD_TYPES.items():
@@ -140,13 +139,13 @@ def load_dmm(path: PathLike, *, cuda: bool = False) -> DMM:
     """The model of a checkpoint, in evaluation mode.
 
     Args:
-        path: a file that :func:`save_checkpoint` wrote.
-        cuda: put it on the current CUDA device.
+        path: a file written by :func:`save_checkpoint`.
+        cuda: put the model on the current CUDA device.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         CheckpointError: the file is not a checkpoint, or its tensors do not fit its sizes.
-        ValueError: ``cuda`` is set and there is no CUDA device.
+        ValueError: ``cuda`` is set and no CUDA device is available.
     """
     checkpoint = load_checkpoint(path)
     dmm = build_dmm(path, checkpoint.sizes, checkpoint.model, cuda=cuda)
@@ -157,18 +156,17 @@ def load_dmm(path: PathLike, *, cuda: bool = False) -> DMM:
 def build_dmm(
     path: PathLike, sizes: Mapping[str, Any], model: Mapping[str, Tensor], *, cuda: bool = False
 ) -> DMM:
-    """A DMM of a checkpoint's sizes, made only when the checkpoint's tensors have the same sizes.
+    """A DMM of a checkpoint's sizes, allocated only after the checkpoint's tensors were found to fit them.
 
     Args:
-        path: where they came from, for the message.
+        path: the checkpoint's file, for error messages.
         sizes: the constructor arguments.
         model: the ``state_dict()`` that is to be loaded.
-        cuda: put it on the current CUDA device.
+        cuda: put the model on the current CUDA device.
 
     Raises:
-        CheckpointError: the DMM does not take these sizes, or ``model`` has others. Nothing of these
-            sizes has then been allocated.
-        ValueError: ``cuda`` is set and there is no CUDA device.
+        CheckpointError: the sizes are invalid, or those of ``model`` differ; nothing has been allocated.
+        ValueError: ``cuda`` is set and no CUDA device is available.
     """
     check.kind("sizes", sizes, Mapping)
     check.kind("cuda", cuda, bool)
@@ -181,14 +179,14 @@ def build_dmm(
 
 
 def train_config(path: PathLike, config: Mapping[str, Any]) -> TrainConfig:
-    """The settings of the run that a checkpoint is of.
+    """The settings of the run that wrote a checkpoint.
 
     Args:
-        path: where they came from, for the message.
+        path: the checkpoint's file, for error messages.
         config: the ``config`` of a :class:`Checkpoint`.
 
     Raises:
-        CheckpointError: a name that is no setting, or a value of another type or out of its range.
+        CheckpointError: a name is not a setting, or a value has the wrong type or is out of range.
     """
     check.kind("config", config, Mapping)
     with _about(path, "the settings of a run"):
@@ -197,7 +195,7 @@ def train_config(path: PathLike, config: Mapping[str, Any]) -> TrainConfig:
             if name not in types:
                 check.fail("config", "names of settings", repr(name)[:80])
             kinds = typing.get_args(types[name]) or (types[name],)
-            # JSON has one kind of number, so a whole number may be a setting that is a float.
+            # JSON does not distinguish int and float, so an int is accepted for a float setting.
             if type(value) not in (*kinds, *([int] if float in kinds else [])):
                 expected = getattr(types[name], "__name__", str(types[name]))
                 check.fail(f"config.{name}", expected, check.describe(value))
@@ -212,7 +210,7 @@ def save_model(path: PathLike, dmm: DMM) -> None:
 
     Raises:
         OSError: the folder is missing or the disk is full; the earlier file is untouched.
-        TypeError: ``dmm`` is no module.
+        TypeError: ``dmm`` is not a module.
     """
     check.kind("dmm", dmm, nn.Module)
     tensors = {name: _tree.portable(name, tensor) for name, tensor in dmm.state_dict().items()}
@@ -220,11 +218,12 @@ def save_model(path: PathLike, dmm: DMM) -> None:
 
 
 def load_model(path: PathLike, dmm: DMM) -> None:
-    """Load parameters from a checkpoint or from a safetensors state dict (also of Pyro's DMM).
+    """Load parameters from a checkpoint, or from a safetensors state dict of this DMM or of Pyro's.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: no safetensors file, or other names or shapes than ``dmm`` has.
+        FileNotFoundError: the file does not exist.
+        CheckpointError: the file is not a safetensors file, or its names or shapes differ from those of
+            ``dmm``.
     """
     check.kind("dmm", dmm, nn.Module)
     tensors, metadata = _open(path)
@@ -233,10 +232,10 @@ def load_model(path: PathLike, dmm: DMM) -> None:
 
 
 def load_state(path: PathLike, dmm: DMM, state: Mapping[str, Tensor]) -> None:
-    """Copy ``state`` into ``dmm``, strictly; ``path`` is where it came from, for the message.
+    """Copy ``state`` into ``dmm``, strictly; ``path`` is the file it was read from, for error messages.
 
     Raises:
-        CheckpointError: other names or shapes than ``dmm`` has.
+        CheckpointError: names or shapes differ from those of ``dmm``.
     """
     check.kind("dmm", dmm, nn.Module)
     check_state("state", state)
@@ -251,7 +250,7 @@ def load_state(path: PathLike, dmm: DMM, state: Mapping[str, Tensor]) -> None:
             _fail(path, f"{name} of shape {tuple(parameter.shape)}", tuple(given.shape))
         if given.dtype not in _tree.DTYPES or given.is_floating_point() != parameter.is_floating_point():
             _fail(path, f"{name} as {parameter.dtype}", given.dtype)
-        # The whole numbers of a DMM are the orders in which its flows take the features.
+        # The integer tensors of a DMM are the permutations of features in its flows.
         if not given.is_floating_point() and not torch.equal(
             given.cpu().flatten().sort().values, parameter.cpu().flatten().sort().values
         ):
@@ -267,18 +266,21 @@ def save_optimizer(path: PathLike, state: Mapping[str, Any]) -> None:
     """Write ``PyroOptim.get_state()`` as safetensors.
 
     Raises:
-        TypeError: ``state`` holds something that is neither a tensor nor a JSON value.
+        TypeError: ``state`` contains a value that is neither a tensor nor a JSON value.
     """
     check.kind("state", state, Mapping)
     _write(path, "optimizer", {"optimizer": dict(state)})
 
 
 def load_optimizer(path: PathLike) -> dict[str, Any]:
-    """Read what :func:`save_optimizer` or :func:`save_checkpoint` wrote, for ``PyroOptim.set_state``.
+    """Read the optimizer state from a file of :func:`save_optimizer` or :func:`save_checkpoint`.
+
+    Returns:
+        The state as ``PyroOptim.set_state`` accepts it.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: the file is truncated, corrupt, of another format or version.
+        FileNotFoundError: the file does not exist.
+        CheckpointError: the file is truncated, corrupt, or of another format or version.
     """
     state = _read(path, "optimizer", "checkpoint").get("optimizer")
     if not isinstance(state, dict):
@@ -300,7 +302,7 @@ def _write_bytes(path: PathLike, data: bytes) -> None:
     path = check.path("path", path)
     with atomic_write(path) as file:
         file.write(_in_order(data))
-    # The rename is in the folder: only once that is on the disk does a power cut not undo it.
+    # The rename is an entry of the folder, so the folder has to be flushed too, or a power cut could undo it.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -309,7 +311,7 @@ def _write_bytes(path: PathLike, data: bytes) -> None:
 
 
 def _in_order(data: bytes) -> bytes:
-    """The file with the keys of its header in order, which is another in each process otherwise."""
+    """The file with the keys of its header sorted; without this their order differs between processes."""
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8:start]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
@@ -337,7 +339,7 @@ def _read(path: PathLike, *kinds: str) -> dict[str, Any]:
 
 @contextmanager
 def _about(path: PathLike, expected: str = "a checkpoint of dmm_fast") -> Iterator[None]:
-    """Turn what a check refuses into a CheckpointError that names the file."""
+    """Turn the error of a failed check into a CheckpointError that names the file."""
     try:
         yield
     except (ValueError, TypeError) as error:
@@ -349,7 +351,7 @@ def _open(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
     path = check.path("path", path)
     try:
         with safe_open(path, framework="pt") as opened:
-            # Copies, as what safetensors returns may be a map of a file about to be replaced.
+            # Copies, since safetensors may return memory-mapped tensors of a file about to be replaced.
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
             return tensors, opened.metadata() or {}
     except SafetensorError as error:

@@ -21,54 +21,58 @@ EMISSIONS = tuple(HEADS)
 class TrainConfig:
     """The settings of a training run; the defaults are those of Pyro's ``examples/dmm.py``.
 
-    The fields of :data:`RUN_FIELDS` say where to write and how long to go on. All others determine
-    the numbers, are kept in the checkpoint, and cannot change when a run is resumed.
+    The fields in ``RUN_FIELDS`` set where a run writes and how long it lasts. All others determine its
+    results; they are stored in the checkpoint and cannot change when a run is resumed.
 
     Attributes:
         data: a data file or a folder of MIDI files, as :func:`dmm_fast.data.load` reads them, or
-            ``chorales``, the built-in set.
-        num_sequences: of the built-in set, how many to train on (a third of it to test).
-        split_seed: of the division of data that are not divided into training, validation and test.
-        id_column, time_column: of a table, which sequence a row belongs to, and its time step.
-        columns, control_columns, static_columns: of a table, names with commas between them.
-        freq: of a table with dates, the length of a time step.
-        seed: of torch's global generators.
-        learning_rate, beta1, beta2, clip_norm, lr_decay, weight_decay: of ``ClippedAdam``.
-        lr_schedule: ``constant``, or ``cosine``: from 1 to 0 over all epochs.
-        warmup_steps: the learning rate climbs linearly over this many steps.
-        mini_batch_size: sequences a step.
-        annealing_epochs: over these the KL terms' weight climbs to 1; 0 for none.
-        minimum_annealing_factor: the weight it climbs from.
-        z_dim, emission_dim, transition_dim, rnn_dim, num_layers, rnn_dropout_rate, num_iafs,
-            iaf_dim: sizes of the :class:`~dmm_fast.model.DMM`.
-        elbo: ``trace`` (KL by sampling), ``mean_field`` (analytic KL), ``tmc``, ``tmcelbo``.
-        tmc_num_samples: samples a site for the last two.
-        inference: the guide, one of :data:`~dmm_fast._arguments.INFERENCE`.
-        rnn: its recurrent network, one of :data:`~dmm_fast._arguments.NETWORKS`.
+            ``chorales``, the built-in data set.
+        num_sequences: number of training sequences of the built-in data set; validation and test have a
+            third as many each.
+        split_seed: seed of the division into training, validation and test, for data that come undivided.
+        id_column, time_column: for a table, the columns that name a row's sequence and its time step.
+        columns, control_columns, static_columns: for a table, column names separated by commas.
+        freq: for a table with dates, the length of a time step.
+        seed: seed of torch's global generators.
+        learning_rate, beta1, beta2, clip_norm, lr_decay, weight_decay: arguments of ``ClippedAdam``.
+        lr_schedule: ``constant``, or ``cosine``: a factor from 1 to 0 over all epochs.
+        warmup_steps: number of steps over which the learning rate rises linearly.
+        mini_batch_size: number of sequences per step.
+        annealing_epochs: number of epochs over which the weight of the KL terms rises to 1; 0: no
+            annealing.
+        minimum_annealing_factor: the weight at which annealing begins.
+        z_dim, emission_dim, transition_dim, rnn_dim, num_layers: sizes of the :class:`~dmm_fast.DMM`.
+        rnn_dropout_rate, num_iafs, iaf_dim: arguments of the same.
+        elbo: ``trace`` (sampled KL), ``mean_field`` (analytic KL), ``tmc`` or ``tmcelbo``.
+        tmc_num_samples: number of samples per site for ``tmc`` and ``tmcelbo``.
+        inference: the guide, one of those that :class:`~dmm_fast.DMM` explains.
+        rnn: the guide's recurrent network, ``relu``, ``tanh``, ``lstm`` or ``gru``.
         emission: one of the names that :class:`~dmm_fast.model.DMM` explains, such as ``bernoulli`` for zeros
             and ones or ``gaussian`` for real values.
-        nade_dim: hidden units of a NADE emission.
-        augment: where x_{t-1} is an input: ``transition``, ``emission``, ``both``; None: nowhere.
-        mask_input: the guide also reads which values are observed.
+        nade_dim: number of hidden units of a NADE emission.
+        augment: the networks that also read x_{t-1}: ``transition``, ``emission`` or ``both``; None: neither.
+        mask_input: give the guide the mask of observed values as a further input.
         min_scale: added to the scales of the guide's z and of a Gaussian emission.
-        standardize: a new model takes the mean and the scale of its training data for its units (Gaussian
-            only), a loaded one has its own; None: where the emission is Gaussian.
-        recover: at a loss that is no finite number go back to the last good state, halve the learning
-            rate and go on; see :class:`~dmm_fast.training._recovery.Recovery`.
+        standardize: use the mean and the scale of the training data as the units of a new model (Gaussian
+            emissions only; a loaded model has its own units); None: do so if the emission is Gaussian.
+        recover: when a loss is not finite, go back to the last good state, halve the learning rate and
+            continue; see :class:`~dmm_fast.training._recovery.Recovery`.
         cuda: train on the current CUDA device.
-        num_epochs: how many epochs the whole run has.
-        eval_frequency: validate and test every so many epochs, and after the last; 0 for never.
-        out: a folder for checkpoints, metrics and TensorBoard; None writes none of them.
-        resume: go on from ``out/last.safetensors``.
-        checkpoint_freq: save every so many epochs, and at the end; 0 for the end only.
+        num_epochs: number of epochs of the whole run.
+        eval_frequency: number of epochs between evaluations on validation and test data; the last epoch is
+            always evaluated; 0: never evaluate.
+        out: a folder for checkpoints, metrics and TensorBoard; None: write none of them.
+        resume: continue from ``out/last.safetensors``.
+        checkpoint_freq: number of epochs between checkpoints; one is always written at the end; 0: only
+            at the end.
         tensorboard: write scalars to ``out/tensorboard``.
-        progress: show a progress bar where standard error is a terminal.
-        load_model, load_opt: start from this model, and this optimizer state.
-        save_model, save_opt: also write the model, and the optimizer state, here.
+        progress: show a progress bar if standard error is a terminal.
+        load_model, load_opt: files of the model and the optimizer state to start from.
+        save_model, save_opt: further files to write the model and the optimizer state to.
 
     Raises:
-        TypeError: a setting is of another type than its own.
-        ValueError: a setting is out of its range, or does not go with another.
+        TypeError: a setting has the wrong type.
+        ValueError: a setting is out of range, or conflicts with another.
     """
 
     data: str = "chorales"
@@ -125,11 +129,11 @@ class TrainConfig:
     save_opt: Path | None = None
 
     def __post_init__(self) -> None:
-        """Check the types, the ranges, and what goes together."""
+        """Check types, ranges, and combinations of settings."""
         _check_types(self)
         for name, (lowest, highest) in _RANGES.items():
             value = getattr(self, name)
-            # Of NaN each comparison is false.
+            # Comparisons with NaN are false, so this rejects NaN too.
             if value is not None and not lowest <= value <= highest:
                 fail(name, _range(lowest, highest), str(value))
         for name, choices in _CHOICES.items():
@@ -154,13 +158,13 @@ class TrainConfig:
             fail("load_opt", "load_model with it", "none")
 
     def sizes(self, input_dim: int, control_dim: int = 0, static_dim: int = 0) -> dict[str, Any]:
-        """The constructor arguments of the DMM for data with so many features, controls and covariates.
+        """The constructor arguments of a DMM, for data with these numbers of features, controls, covariates.
 
         Raises:
-            TypeError: an argument is no int.
-            ValueError: an argument is out of its range.
+            TypeError: an argument is not an int.
+            ValueError: an argument is out of range.
         """
-        # Left out where it is the default, of which models of before there was a choice know nothing.
+        # A default is left out, since checkpoints older than the argument do not have it.
         names = ("emission", "nade_dim", "augment", "mask_input", "inference", "rnn", "min_scale")
         defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in names}
         inputs = {"control_dim": control_dim, "static_dim": static_dim}
@@ -177,7 +181,7 @@ class TrainConfig:
 
     @property
     def table(self) -> dict[str, Any]:
-        """The arguments of :func:`dmm_fast.data.load` that say what the columns of a table are."""
+        """The arguments of :func:`dmm_fast.data.load` that describe the columns of a table."""
         lists = {"columns": self.columns, "controls": self.control_columns, "static": self.static_columns}
         return {
             "id": self.id_column,
@@ -188,34 +192,40 @@ class TrainConfig:
 
     @property
     def is_standardized(self) -> bool:
-        """Whether a new model takes its units, mean and scale of each feature, from its training data."""
+        """True if a new model takes its units, the mean and scale of each feature, from its training data."""
         return self.emission == "gaussian" if self.standardize is None else self.standardize
 
     def kept(self) -> dict[str, Any]:
-        """The settings that determine the numbers, as JSON values."""
-        # A cosine is over all epochs, so how many there are then matters from the first step.
+        """The settings that determine the results of a run, as JSON values."""
+        # The cosine schedule spans all epochs, so with it the number of epochs matters from the first step.
         free = RUN_FIELDS - {"num_epochs"} if self.lr_schedule == "cosine" else RUN_FIELDS
         names = [field.name for field in dataclasses.fields(self) if field.name not in free]
         return {name: getattr(self, name) for name in names} | {"standardize": self.is_standardized}
 
     def saved(self) -> dict[str, Any]:
-        """Settings in a checkpoint: :meth:`kept`, and what a resumed run takes over unless told otherwise."""
+        """Settings in a checkpoint: :meth:`kept`, and those that a resumed run may override."""
         return {name: getattr(self, name) for name in PACE_FIELDS} | self.kept()
 
-    def annealing_factor(self, epoch: int, which_mini_batch: int, num_mini_batches: int) -> float:
-        """The KL terms' weight at a step: linear over ``annealing_epochs``, then 1.
+    def without_outputs(self) -> TrainConfig:
+        """The settings of a process that takes part in a run and writes nothing."""
+        return dataclasses.replace(
+            self, out=None, resume=False, save_model=None, save_opt=None, tensorboard=False, progress=False
+        )
 
-        As in Pyro's example: the step's one-based number over the number of annealed steps, on the
-        way from ``minimum_annealing_factor`` to 1.
+    def annealing_factor(self, epoch: int, which_mini_batch: int, num_mini_batches: int) -> float:
+        """The weight of the KL terms at a step: linear over ``annealing_epochs``, then 1.
+
+        As in Pyro's example, the weight goes from ``minimum_annealing_factor`` to 1 by the step's one-based
+        index divided by the number of annealed steps.
 
         Args:
-            epoch: from 0.
-            which_mini_batch: from 0, within the epoch.
-            num_mini_batches: of an epoch.
+            epoch: the epoch, counted from 0.
+            which_mini_batch: the mini-batch within the epoch, counted from 0.
+            num_mini_batches: number of mini-batches per epoch.
 
         Raises:
-            TypeError: an argument is no int.
-            ValueError: an argument is out of its range.
+            TypeError: an argument is not an int.
+            ValueError: an argument is out of range.
         """
         _count("epoch", epoch, 0)
         _count("num_mini_batches", num_mini_batches, 1)
@@ -226,11 +236,11 @@ class TrainConfig:
         return self.minimum_annealing_factor + (1.0 - self.minimum_annealing_factor) * done
 
     def scheduled_lr(self, step: int, num_mini_batches: int) -> float:
-        """The rate to give ``ClippedAdam`` before ``step`` (from 0), which decays it once more.
+        """The learning rate to set before ``step``, counted from 0; ``ClippedAdam`` decays it once more.
 
         Raises:
-            TypeError: an argument is no int.
-            ValueError: an argument is out of its range.
+            TypeError: an argument is not an int.
+            ValueError: an argument is out of range.
         """
         _count("step", step, 0)
         _count("num_mini_batches", num_mini_batches, 1)
@@ -243,21 +253,21 @@ class TrainConfig:
 
     @property
     def is_scheduled(self) -> bool:
-        """Whether anything but ``ClippedAdam``'s own decay changes the learning rate."""
+        """True if the learning rate changes by more than ``ClippedAdam``'s own decay."""
         return self.lr_schedule != "constant" or self.warmup_steps > 0
 
 
 PACE_FIELDS = ("num_epochs", "eval_frequency", "checkpoint_freq")
-"""Settings that say how long to go on and how often to look."""
+"""Settings of the length of a run and of the intervals between evaluations and checkpoints."""
 
 TABLE_FIELDS = ("id_column", "time_column", "columns", "control_columns", "static_columns", "freq")
-"""Settings that say what the columns of a table are."""
+"""Settings that describe the columns of a table."""
 
 FILE_FIELDS = ("load_model", "load_opt", "save_model", "save_opt")
-"""Settings that name a file beside the folder of a run."""
+"""Settings that name files outside the folder of a run."""
 
 RUN_FIELDS = frozenset({*PACE_FIELDS, *FILE_FIELDS, "out", "resume", "tensorboard", "progress"})
-"""Settings that do not change the numbers of a run."""
+"""Settings that do not change the results of a run."""
 
 _INF = math.inf
 _LARGEST = sys.float_info.max
@@ -274,7 +284,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "num_iafs": (0, _INF),
     **dict.fromkeys(("iaf_dim", "nade_dim"), (1, _INF)),
     "split_seed": (0, sys.maxsize),
-    "seed": (0, 2**32 - 1),  # what NumPy takes, which Pyro seeds too
+    "seed": (0, 2**32 - 1),  # the range of NumPy's seeds, since Pyro seeds NumPy too
 }
 
 _CHOICES = {
@@ -288,7 +298,7 @@ _CHOICES = {
 
 
 def _check_types(config: TrainConfig) -> None:
-    """Check each field against its annotation; an int may stand for a float, and a bool for nothing else."""
+    """Check each field against its annotation; an int is accepted as a float, a bool only as a bool."""
     for name, hint in get_type_hints(TrainConfig).items():
         kinds = get_args(hint) or (hint,)
         value = getattr(config, name)

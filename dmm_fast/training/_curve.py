@@ -1,4 +1,4 @@
-"""The curve of a training run's losses."""
+"""A plot of a training run's losses."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def training_curve(metrics: Sequence[Mapping[str, float]]) -> Figure:
     """Negative ELBO in nats per time step over the epochs, for training, validation and test.
 
     Args:
-        metrics: the lines of ``metrics.jsonl``: ``epoch`` and ``train``, and where the model was
-            evaluated ``valid`` and ``test``.
+        metrics: the lines of ``metrics.jsonl``: ``epoch`` and ``train``, and ``valid`` and ``test`` for
+            epochs in which the model was evaluated.
 
     Raises:
-        TypeError: ``metrics`` is no sequence of dicts of numbers.
-        ValueError: ``metrics`` is empty, or an epoch has no number or no loss.
+        TypeError: ``metrics`` is not a sequence of dicts of numbers.
+        ValueError: ``metrics`` is empty, or a line lacks ``epoch`` or a loss.
     """
     _check_metrics(metrics)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -35,7 +35,7 @@ def training_curve(metrics: Sequence[Mapping[str, float]]) -> Figure:
             marker = "" if name == "train" and len(points) > 1 else "o"
             xs, ys = zip(*points, strict=True)
             ax.plot(xs, ys, color=colour, label=label, marker=marker, markersize=4, linewidth=1.6)
-    # The first epochs fall from 60 nats and more: drawn whole, they would flatten all the rest.
+    # The loss falls from 60 nats and more in the first epochs, which would flatten the rest of the curve.
     settled = metrics[len(metrics) // 10 :]
     losses = [line[name] for line in settled for name in ("train", "valid", "test") if name in line]
     margin = 0.05 * (max(losses) - min(losses))

@@ -1,4 +1,4 @@
-"""Data of a training run: what the settings name, whether the model can be trained on it, which it is."""
+"""The data of a training run: loading, checking against the model, and a fingerprint."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def load_data(config: TrainConfig) -> Dataset:
     """The data set that ``config.data`` names.
 
     Raises:
-        TypeError: ``config`` is something else.
-        FileNotFoundError: there is no such file.
+        TypeError: ``config`` is not a :class:`TrainConfig`.
+        FileNotFoundError: the file does not exist.
         ValueError: the file holds no data set, or ``num_sequences`` is given with a file.
     """
     kind("config", config, TrainConfig)
@@ -41,12 +41,13 @@ def load_data(config: TrainConfig) -> Dataset:
 
 
 def check_data(data: Dataset, emission: str) -> None:
-    """Check that all splits fit one model, and that it can emit what they hold; NaN is a missing value.
+    """Check that one model fits all splits and that ``emission`` can produce their values; NaN is missing.
 
     Raises:
-        TypeError: ``data`` is no data set.
-        ValueError: splits differ in their features, controls or covariates, are not of torch's default dtype
-            as the model is, or hold what ``emission`` never gives.
+        TypeError: ``data`` is not a :class:`~dmm_fast.data.Dataset`.
+        ValueError: the splits differ in their numbers of features, controls or covariates; their dtype is
+            not torch's default dtype, which the model has; or a value is outside the support of
+            ``emission``.
     """
     kind("data", data, Dataset)
     dtype = torch.get_default_dtype()
@@ -68,10 +69,10 @@ def widths(split: SequenceSet) -> tuple[int, int, int]:
 
 
 def fingerprint(data: Dataset) -> str:
-    """A data set's name, sizes and CRC-32, to tell it from another.
+    """A data set's name, size and CRC-32, which identify it when a run is resumed.
 
     Raises:
-        TypeError: ``data`` is no data set.
+        TypeError: ``data`` is not a :class:`~dmm_fast.data.Dataset`.
     """
     kind("data", data, Dataset)
     crc = 0

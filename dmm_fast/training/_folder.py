@@ -1,4 +1,4 @@
-"""The folder of a run: its files, who may write there, and the way on from a spoilt checkpoint."""
+"""The folder of a run: its files, its lock, and advice when a checkpoint is damaged."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ BEST = "best.safetensors"
 
 
 class RunFolder:
-    """The folder of a run. While ``with`` is entered it exists, and no other process trains in it.
+    """The folder of a run; a context manager that creates it and keeps other processes from training in it.
 
-    A folder that was made for a run which then ends by an error before it has a checkpoint is removed again.
+    A folder created on entering is removed again if the run fails before it has written a checkpoint.
 
     Args:
-        path: the folder, which may be missing still.
+        path: the folder, which need not exist yet.
 
     Raises:
-        ValueError: on entering, another process trains in it, or has done so since this was made.
-        OSError: on entering, the folder cannot be made or written.
+        ValueError: on entering, another process is training in the folder, or has done so since this object
+            was made.
+        OSError: on entering, the folder cannot be created or written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,7 +50,7 @@ class RunFolder:
             if self._state() != self._known:
                 expected = f"{self.last} as it was when this run was set up"
                 fail("out", expected, "one that another process has written since")
-            # A process killed while it wrote leaves what it had written so far.
+            # A process that was killed during a write leaves a partial file.
             for half_written in self.path.glob(".*.safetensors.*.part"):
                 half_written.unlink()
             self._entered = entered.pop_all()
@@ -59,47 +60,47 @@ class RunFolder:
         self._entered.close()
         if self._made and error[0] is not None and not self.last.exists():
             shutil.rmtree(self.path, ignore_errors=True)
-            with suppress(OSError):  # another process may use one by now
+            with suppress(OSError):  # another process may use a parent folder by now
                 for parent in self._made[1:]:
                     parent.rmdir()
 
     def refuse_a_run(self) -> None:
-        """Check that no run is there, whose files a new one would overwrite.
+        """Check that the folder holds no run, whose files a new one would overwrite.
 
         Raises:
-            ValueError: there is one.
+            ValueError: it holds a run.
         """
         for name in (LAST, BEST, METRICS):
             path = self.path / name
-            # Without a line it is all that a run has left that did not get through a step.
+            # An empty metrics file may be left by a run that failed before its first checkpoint.
             if path.exists() and (name != METRICS or path.stat().st_size > 0):
                 fail("out", "a folder without a run, or resume", f"{self.path}, which has {name}")
 
     def load(self) -> Checkpoint:
-        """The checkpoint to resume from; errors as of :func:`load_last`."""
+        """The checkpoint to resume from; raises as :func:`load_last` does."""
         self._known = self._state()
         return load_last(self.path)
 
     def warn_of_best(self) -> None:
-        """Say so if ``best.safetensors`` is spoilt, which a resumed run does not read."""
+        """Log a warning if ``best.safetensors``, which a resumed run does not read, is damaged."""
         best = self.path / BEST
         if best.exists():
             try:
                 ckpt.load_checkpoint(best)
             except CheckpointError as error:
-                logger.warning("%s. The run goes on from %s; the next best model replaces it", error, LAST)
+                logger.warning("%s. The run resumes from %s; the next best model replaces it", error, LAST)
 
     def save(self, name: str, checkpoint: Checkpoint) -> None:
         """Write a checkpoint.
 
         Raises:
-            OSError: it cannot be written; the earlier one is untouched.
+            OSError: the file cannot be written; the earlier one is untouched.
         """
         ckpt.save_checkpoint(self.path / name, checkpoint)
         self._known = self._state()
 
     def _state(self) -> tuple[int, int, int] | None:
-        """Identity of the last checkpoint's file, another one once it was written anew."""
+        """Identity of the last checkpoint's file, which changes whenever it is written."""
         try:
             stat = self.last.stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -111,8 +112,8 @@ def load_last(folder: Path) -> Checkpoint:
     """The checkpoint to resume a run from.
 
     Raises:
-        FileNotFoundError: there is none.
-        CheckpointError: it is spoilt; the message says how to go on.
+        FileNotFoundError: the folder has no checkpoint.
+        CheckpointError: the checkpoint is damaged; the message says how to continue.
     """
     path = folder / LAST
     if not path.exists():
@@ -122,11 +123,11 @@ def load_last(folder: Path) -> Checkpoint:
 
 
 def load_or_advise(path: Path) -> Checkpoint:
-    """Read a checkpoint; if it is a spoilt one of a run, the message says what else the run has.
+    """Read a checkpoint; if a run's checkpoint is damaged, the message names the other files of the run.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: it is no checkpoint, or not a whole one.
+        FileNotFoundError: the file does not exist.
+        CheckpointError: the file is not a checkpoint, or is damaged.
     """
     try:
         return ckpt.load_checkpoint(path)
@@ -137,20 +138,20 @@ def load_or_advise(path: Path) -> Checkpoint:
 
 
 def settings_of(path: Path, saved: Checkpoint) -> TrainConfig:
-    """The settings of the run that wrote a checkpoint; those it does not know have their defaults.
+    """The settings of the run that wrote a checkpoint; settings missing in it have their defaults.
 
     Raises:
-        CheckpointError: they are no settings of a run.
+        CheckpointError: the checkpoint's settings are invalid.
     """
     return ckpt.train_config(path, saved.config)
 
 
 def check_outputs(config: TrainConfig) -> None:
-    """Check that what ``config`` says to write can be written, and that no file is to hold two things.
+    """Check that the outputs in ``config`` can be written and that no two of them share a file.
 
     Raises:
-        ValueError: two outputs are one file, or one is a folder.
-        OSError: a folder cannot be made or written.
+        ValueError: two outputs have the same path, or an output file is an existing folder.
+        OSError: a folder cannot be created or written.
     """
     taken: dict[Path, str] = {}
     if config.out is not None:
@@ -166,18 +167,18 @@ def check_outputs(config: TrainConfig) -> None:
 
 
 def _advice(path: Path) -> str:
-    """End of a message about a spoilt or lost checkpoint: the other files of the run, and the way on."""
+    """End of a message about a damaged or missing checkpoint: the run's other files, and how to continue."""
     other = path.with_name(BEST if path.name == LAST else LAST)
     if not other.exists():
         return f". There is no {other.name} beside it"
     try:
         whole = ckpt.load_checkpoint(other)
     except CheckpointError as error:
-        return f". {other.name} beside it is spoilt too: {error}"
-    what = f". {other.name} beside it is whole, of after {whole.epoch} epochs"
+        return f". {other.name} beside it is damaged too: {error}"
+    what = f". {other.name} beside it is intact and has {whole.epoch} epochs"
     if path.name == BEST:
-        return f"{what}: name {other} itself to use that"
+        return f"{what}: to use it, give {other} itself"
     metrics = path.with_name(METRICS)
     epochs = metrics.read_bytes().count(b"\n") if metrics.exists() else whole.epoch
     again = f"train {epochs - whole.epoch} epochs again"
-    return f"{what}: to go on from there and {again}, cp {shlex.quote(str(other))} {shlex.quote(str(path))}"
+    return f"{what}: to resume from it and {again}, cp {shlex.quote(str(other))} {shlex.quote(str(path))}"

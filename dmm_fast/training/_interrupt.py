@@ -1,4 +1,4 @@
-"""Ending a loop between two steps when the user, or the system, asks for it."""
+"""Signal handling that ends training between two steps."""
 
 from __future__ import annotations
 
@@ -8,28 +8,33 @@ from types import FrameType
 from typing import Any
 
 
-class TrainingInterrupted(Exception):  # noqa: N818 - no error: somebody asked for it
-    """A signal ended training between two steps; the message says how to go on."""
+class TrainingInterrupted(Exception):  # noqa: N818 - not an error: the user or the system requested it
+    """A signal ended training between two steps; the message says how to resume."""
 
 
 class StopSignals:
-    """While entered, SIGINT, SIGTERM and SIGHUP are noted in ``received``; a second SIGINT interrupts.
+    """A context manager that records SIGINT, SIGTERM or SIGHUP in ``received``; a second SIGINT interrupts.
 
-    SIGHUP comes when a terminal is closed. A signal that is ignored, as ``nohup`` and a shell's
-    background jobs have it, stays so.
+    SIGHUP is sent when a terminal is closed. Signals that the process ignores, as under ``nohup`` or in a
+    shell's background job, stay ignored.
+
+    Args:
+        twice: let a second SIGINT interrupt at once. False for a process started by ``torchrun``, which
+            passes on the SIGINT that the terminal has already sent to all processes.
     """
 
     _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-    def __init__(self) -> None:
+    def __init__(self, *, twice: bool = True) -> None:
+        self._twice = twice
         self.received: int | None = None
         self._earlier: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        # Python lets only the main thread handle signals; elsewhere they stay as they are.
+        # Python lets only the main thread set signal handlers; in other threads they are left unchanged.
         if threading.current_thread() is threading.main_thread():
             for number in self._NUMBERS:
-                # None: a handler that Python did not set and could not put back.
+                # None stands for a handler that was not installed from Python, which could not be restored.
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._earlier[number] = signal.signal(number, self._note)
         return self
@@ -40,5 +45,5 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        if signal.SIGINT in self._earlier:
+        if self._twice and signal.SIGINT in self._earlier:
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""A lock on a folder that one process holds at a time, and a process that died holds no longer."""
+"""A lock on a folder, held by one process at a time and released when that process ends."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from dmm_fast.training._runlog import logger
 
 _FILE = ".lock"
 
-# Of file systems that know no locks, such as some that are mounted over a network.
+# Errors of file systems without locks, such as some network file systems.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class FolderLock:
-    """A lock on an existing folder while ``with`` is entered; reading the folder needs none.
+    """A context manager that locks an existing folder; reading the folder needs no lock.
 
-    The kernel keeps it (``flock``) for an open file, ``.lock`` in the folder, so that it ends with its
-    process however that ends. The file names the process, for the message.
+    The lock is an ``flock`` on the open file ``.lock`` in the folder, so the kernel releases it when the
+    process ends, even by a crash. The file holds the process id, for the error message.
 
     Args:
-        name: what the error is to name.
-        folder: what to lock.
+        name: the argument that an error message names.
+        folder: the folder to lock.
 
     Raises:
-        ValueError: on entering, another process, or another ``FolderLock`` of this one, holds it.
+        ValueError: on entering, another process, or another ``FolderLock`` of this process, holds the lock.
         OSError: on entering, the file cannot be written.
     """
 
@@ -42,8 +42,8 @@ class FolderLock:
 
     def __enter__(self) -> FolderLock:
         with ExitStack() as opened:
-            # The holder takes the file away when it is done. A lock on a file that went in the meantime
-            # locks nothing, and then there is a new file to lock.
+            # The holder removes the file when it leaves. A lock on a file that was removed between open and
+            # flock protects nothing, so a new file is opened then.
             while not self._holds(file := opened.enter_context(self._path.open("a+b"))):
                 pass
             with naming(self._path):
@@ -58,7 +58,7 @@ class FolderLock:
         self._opened.close()
 
     def _holds(self, file: BinaryIO) -> bool:
-        """Lock ``file``, and say whether it is still the one in the folder."""
+        """Lock ``file``; return True if it is still the file in the folder."""
         try:
             with naming(self._path):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

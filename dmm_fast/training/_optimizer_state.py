@@ -1,4 +1,4 @@
-"""An optimizer's state from a file, brought to the parameters of a model."""
+"""The state of the optimizer: matched to the parameters of a model, and its learning rates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from dmm_fast._network import rename_former
 from dmm_fast.check import describe, fail
 from dmm_fast.model import DMM
-from dmm_fast.optim import ClippedAdam
+from dmm_fast.optim import ClippedAdam, PyroClippedAdam
+from dmm_fast.optim._capturable import set_rate
 from dmm_fast.training._checkpoint import CheckpointError
 
 _PREFIX = "dmm$$$"
@@ -17,13 +18,13 @@ _SHOWN = 3
 
 
 def fit_to_model(path: Path, state: dict[str, Any], dmm: DMM) -> dict[str, Any]:
-    """The state in the names that the parameters of ``dmm`` have today, in their order.
+    """The state under the current names of the parameters of ``dmm``, in their order.
 
-    Parameters that had other names once are found as ``load_state_dict`` finds them.
+    Former names of parameters are recognised, as they are by ``load_state_dict``.
 
     Args:
-        path: where ``state`` came from, for the message.
-        state: by name in Pyro's parameter store, as ``PyroOptim.get_state`` gives it.
+        path: the file that ``state`` was read from, for error messages.
+        state: the state by name in Pyro's parameter store, as ``PyroOptim.get_state`` returns it.
         dmm: the model to be trained.
 
     Raises:
@@ -56,12 +57,27 @@ def fit_to_model(path: Path, state: dict[str, Any], dmm: DMM) -> dict[str, Any]:
 
 
 def in_order(tree: Any) -> Any:
-    """The same tree with the keys of its dicts sorted, so that equal ones are written as equal bytes."""
+    """The same tree with the keys of its dicts sorted, so that equal trees are written as equal bytes."""
     return {key: in_order(tree[key]) for key in sorted(tree)} if isinstance(tree, dict) else tree
 
 
 def _some(names: Iterable[str]) -> str:
-    """Number of the names, and the first of them."""
+    """The number of names, followed by the first few."""
     ordered = sorted(names)
     dots = ", ..." if len(ordered) > _SHOWN else ""
     return f"{len(ordered)} ({', '.join(ordered[:_SHOWN])}{dots})"
+
+
+def set_learning_rate(optimizer: PyroClippedAdam, waiting: dict[str, Any], lr: float) -> None:
+    """Set the learning rate of each parameter's optimizer.
+
+    Args:
+        optimizer: the optimizer of the run.
+        waiting: the state that the parameters' optimizers will start from, before the first step.
+        lr: the learning rate.
+    """
+    optimizers = list(optimizer.optim_objs.values())
+    states = [each.param_groups for each in optimizers] or [each["param_groups"] for each in waiting.values()]
+    for groups in states:
+        for group in groups:
+            set_rate(group, lr)

@@ -1,4 +1,4 @@
-"""Going back to a good state of a run, with a smaller learning rate, when its loss is no number."""
+"""Recovery from a loss that is not finite: an earlier state of the run at a lower learning rate."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class Progress:
 
 
 class Recovery:
-    """The last good states of a run, kept beside the parameters, and how many ``times`` it went back.
+    """The last states of a run, and the number of ``times`` that it has gone back to one of them.
 
-    A state is good once a loss computed from it was finite, which shows a step later. So the two last
-    states are kept: the older one is good, the newer one may be. To go back is to give the parameters and
-    the optimizer the values of the newest good one in their own memory, as CUDA graphs need, to restore
-    the random generators, and to halve the learning rates: what follows has the noise that it had before.
+    A state is good if a loss computed from it is finite, which is known one step later. The two latest
+    states are therefore kept: the older one is good, and the newer one may be. Going back copies the newest
+    good state into the existing memory of parameters and optimizer, as CUDA graphs need, restores the random
+    generators, so that the steps are repeated with the same noise, and halves the learning rates.
 
     Args:
         dmm: the model in training.
-        rate: the learning rate of before the first step.
+        rate: the learning rate before the first step.
     """
 
     def __init__(self, dmm: DMM, rate: float) -> None:
@@ -57,14 +57,14 @@ class Recovery:
         return _LESS**self.times
 
     def saved(self) -> dict[str, Any]:
-        """Contents for a checkpoint, from which a resumed run recovers as this one would."""
+        """The states to store in a checkpoint, with which a resumed run recovers as this one would."""
         return {"times": self.times, "states": list(self._states)}
 
     def load(self, path: Path, saved: dict[str, Any]) -> None:
-        """Take over what :meth:`saved` gave; ``path`` is where it was kept, for the message.
+        """Restore the result of :meth:`saved`; ``path`` is the file it was read from, for error messages.
 
         Raises:
-            CheckpointError: it is something else.
+            CheckpointError: ``saved`` has another form.
         """
         times, states = saved.get("times"), saved.get("states")
         parts = {"progress", "model", "optimizer", "rng"}
@@ -78,13 +78,13 @@ class Recovery:
         self.times, self._states = times, list(states)
 
     def keep(self, progress: Progress, optimizer_state: dict[str, Any]) -> None:
-        """Keep the state there is now; all losses up to here have been read, and were finite.
+        """Keep the current state; all losses so far must have been read and found finite.
 
-        Nothing is read from a GPU: the copies stay there.
+        The copies stay on the device, so nothing is read from a GPU.
 
         Args:
-            progress: where training stands.
-            optimizer_state: by parameter, as ``PyroOptim.get_state`` gives it.
+            progress: the current position of training.
+            optimizer_state: the state by parameter, as ``PyroOptim.get_state`` returns it.
         """
         if self._states and _place(self._states[-1]) == (progress.epoch, progress.step):
             return
@@ -100,18 +100,18 @@ class Recovery:
         self._states = [*self._states[-1:], _copy(state)]
 
     def go_back(self, optimizer: PyroClippedAdam, epoch: int, step: int, now: Progress) -> bool:
-        """Restore the newest good state, and set ``now`` to where it was; False if there is none.
+        """Restore the newest good state and set ``now`` to its position; return False if there is none.
 
-        The lowest validation loss stays what it is, as the checkpoint of that model does.
+        The lowest validation loss is kept, since the checkpoint of that model is kept too.
 
         Args:
-            optimizer: what trains the model.
-            epoch: that of the first step whose loss was no finite number.
-            step: that step, within its epoch.
-            now: where training stands.
+            optimizer: the optimizer that trains the model.
+            epoch: the epoch of the first step whose loss was not finite.
+            step: that step within its epoch.
+            now: the current position of training.
         """
         if _place(self._states[-1]) == (epoch, step):
-            # Its very first loss was that one.
+            # The first loss computed from this state was not finite, so the state is not good.
             del self._states[-1]
         if not self._states:
             return False
@@ -140,7 +140,7 @@ def _place(state: dict[str, Any]) -> tuple[int, int]:
 
 
 def _restore(own: dict[str, Any], kept: dict[str, Any] | None) -> None:
-    """Give one parameter's optimizer the state ``kept``, or that of before the first step."""
+    """Set the state of one parameter's optimizer to ``kept``; None: to the state before the first step."""
     saved = kept["state"].get(0, {}) if kept is not None else {}
     for name, value in own.items():
         if isinstance(value, Tensor):
@@ -150,7 +150,7 @@ def _restore(own: dict[str, Any], kept: dict[str, Any] | None) -> None:
 
 
 def _copy(tree: Any) -> Any:
-    """A copy that shares no memory."""
+    """A deep copy, whose tensors share no memory with ``tree``."""
     if isinstance(tree, Tensor):
         return tree.detach().clone()
     if isinstance(tree, dict):

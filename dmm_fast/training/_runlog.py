@@ -1,4 +1,4 @@
-"""Output of a training run as it goes: lines, a progress bar, metrics, TensorBoard."""
+"""Output of a training run: log lines, a progress bar, metrics, TensorBoard."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ METRICS = "metrics.jsonl"
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """The lines of a ``metrics.jsonl``: one an epoch, losses in nats per time step.
+    """The lines of a ``metrics.jsonl`` file: one per epoch, with losses in nats per time step.
 
-    A last line that has no end, of a process that died while it wrote, is left out.
+    A last line without a newline, as a process that was killed leaves it, is ignored.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: a line is not a JSON object of numbers with ``epoch`` and ``train``.
     """
     kind("path", path, str, Path)
@@ -51,20 +51,21 @@ def _metrics_of(where: str, line: str) -> dict[str, float]:
 
 
 class RunLog:
-    """The bar, ``out/metrics.jsonl`` and ``out/tensorboard`` of a run, until ``with`` is left.
+    """The progress bar, ``out/metrics.jsonl`` and ``out/tensorboard`` of a run, as a context manager.
 
     Args:
-        out: the run's folder, or None: then neither metrics nor TensorBoard are written.
+        out: the run's folder; None: write neither metrics nor TensorBoard scalars.
         tensorboard: write TensorBoard scalars too.
-        progress: show a bar where standard error is a terminal.
-        total_steps: of the whole run.
-        first_step: steps already done, 0 for a new run.
-        first_epoch: epochs already done.
-        metrics_bytes: how much of ``metrics.jsonl`` belongs to them; the rest is cut off.
+        progress: show a bar if standard error is a terminal.
+        total_steps: number of steps of the whole run.
+        first_step: number of steps already done, 0 for a new run.
+        first_epoch: number of epochs already done.
+        metrics_bytes: size of the part of ``metrics.jsonl`` that belongs to these epochs; the file is
+            truncated to it.
 
     Raises:
-        TypeError: an argument is of another type.
-        ValueError: ``metrics.jsonl`` is shorter than that.
+        TypeError: an argument has the wrong type.
+        ValueError: ``metrics.jsonl`` is shorter than ``metrics_bytes``.
         OSError: a file cannot be written; the error names it.
     """
 
@@ -92,7 +93,7 @@ class RunLog:
         self._metrics = None if out is None else out / METRICS
         self._scalars: ScalarFile | None = None
         self._tensorboard = out / "tensorboard" if out is not None and tensorboard else None
-        # What an interrupted run logged after its last checkpoint is hidden.
+        # Discard what an interrupted run logged after its last checkpoint.
         self._begin(first_epoch or None, metrics_bytes)
         self._bar = tqdm(
             total=total_steps,
@@ -100,7 +101,7 @@ class RunLog:
             unit="step",
             smoothing=0.05,
             dynamic_ncols=True,
-            # tqdm reads None as: only on a terminal.
+            # tqdm takes None to mean: show the bar only on a terminal.
             disable=None if progress else True,
         )
         self._epoch_started = time.perf_counter()
@@ -113,7 +114,7 @@ class RunLog:
         self._bar.close()
 
     def _begin(self, epoch: int | None, metrics_bytes: int) -> None:
-        """Drop what there is of ``epoch`` and later ones; None: there is nothing yet."""
+        """Discard the output of ``epoch`` and later epochs; None: there is no output yet."""
         self.metrics_bytes = metrics_bytes
         if self._metrics is not None:
             _cut(self._metrics, metrics_bytes)
@@ -121,7 +122,7 @@ class RunLog:
             self._scalars = ScalarFile(self._tensorboard, first_step=epoch)
 
     def go_back(self, step: int, epoch: int, metrics_bytes: int) -> None:
-        """Forget what came after ``step`` steps of the run; arguments as when this was made."""
+        """Discard all output after ``step`` steps of the run; the arguments are those of the constructor."""
         self._begin(epoch, metrics_bytes)
         self._bar.n = step
         self._bar.refresh()
@@ -134,7 +135,7 @@ class RunLog:
         self._bar.update()
 
     def epoch(self, line: Mapping[str, float]) -> None:
-        """Print, and keep, one epoch's line: ``epoch``, ``train`` and what else was measured.
+        """Log and write the metrics of an epoch: ``epoch``, ``train`` and any further measurements.
 
         Raises:
             OSError: a file cannot be written; the error names it.
@@ -147,7 +148,7 @@ class RunLog:
         if "valid" in line:
             logger.info("[val/test epoch %04d]  %.4f  %.4f", epoch, line["valid"], line["test"])
         if self._metrics is not None:
-            # No times: a resumed run's file is the same, byte for byte, as an unbroken one's.
+            # No times are written, so that the file of a resumed run equals that of an uninterrupted one.
             with naming(self._metrics), self._metrics.open("ab") as file:
                 file.write(json.dumps(dict(line)).encode() + b"\n")
                 file.flush()
@@ -158,9 +159,9 @@ class RunLog:
 
 
 def _cut(path: Path, size: int) -> None:
-    """Keep the first ``size`` bytes of ``path``, which may be missing if that is none."""
+    """Truncate ``path`` to ``size`` bytes; the file may be missing if ``size`` is 0."""
     found = path.stat().st_size if path.exists() else 0
     if found < size:
-        fail(str(path), f"at least the {size} bytes its checkpoint knows of", f"{found}")
+        fail(str(path), f"at least the {size} bytes that its checkpoint records", f"{found}")
     if found > size:
         os.truncate(path, size)

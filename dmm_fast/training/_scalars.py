@@ -1,4 +1,4 @@
-"""TensorBoard's scalars in one file, written at once: what goes wrong is raised where it is written."""
+"""A synchronous writer of TensorBoard scalars, which raises errors at the call that causes them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dmm_fast._io import naming
 
 
 class ScalarFile:
-    """An event file of TensorBoard, to which each call adds the scalars of a step.
+    """A TensorBoard event file to which each call adds the scalars of a step.
 
-    TensorBoard's own writer leaves the writing to a thread, whose errors show later or not at all.
+    TensorBoard's own writer writes in a background thread, whose errors show late or not at all.
 
     Args:
-        folder: where TensorBoard looks; made with the first scalars.
-        first_step: hide what earlier files in the folder have from this step on; None hides nothing.
+        folder: TensorBoard's log folder; created with the first scalars.
+        first_step: hide the scalars of earlier files in the folder from this step on; None: hide nothing.
 
     Raises:
         ModuleNotFoundError: TensorBoard is not installed.

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import shlex
 import signal
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,155 +15,205 @@ import torch
 from torch import Tensor
 
 from dmm_fast.check import fail, kind
-from dmm_fast.data import ControlledBatch, Dataset, SequenceSet
-from dmm_fast.infer import GraphedSVI, evaluate_elbo
+from dmm_fast.data import Dataset, SequenceSet
+from dmm_fast.infer import DataParallel, GraphedSVI, RankLostError, evaluate_elbo
 from dmm_fast.model import DMM
-from dmm_fast.optim import PyroClippedAdam
-from dmm_fast.optim._capturable import set_rate
 from dmm_fast.training import _checkpoint as ckpt
 from dmm_fast.training._config import TrainConfig
 from dmm_fast.training._data import check_data, fingerprint, load_data, widths
-from dmm_fast.training._folder import BEST, LAST, RunFolder, check_outputs, settings_of
+from dmm_fast.training._folder import BEST, LAST, RunFolder, check_outputs
+from dmm_fast.training._identity import Identity
 from dmm_fast.training._interrupt import StopSignals, TrainingInterrupted
-from dmm_fast.training._objective import guide_and_elbo
-from dmm_fast.training._optimizer_state import fit_to_model, in_order
+from dmm_fast.training._mini_batches import MiniBatches
+from dmm_fast.training._objective import guide_and_elbo, optimizer_of
+from dmm_fast.training._optimizer_state import fit_to_model, in_order, set_learning_rate
+from dmm_fast.training._processes import agree, check_processes
 from dmm_fast.training._recovery import MOST_RECOVERIES, Progress, Recovery
 from dmm_fast.training._runlog import RunLog, logger
 
 _EVALUATION_SEED = 1
 
-# On a GPU the host runs this many steps ahead at most before it waits for their losses. States to go back
-# to are kept as often, everywhere.
+# On a GPU the host queues at most this many steps before it waits for their losses. The states that a run
+# can go back to are kept at the same interval, on every device.
 _STEPS_AHEAD = 64
 _MOST_GRAPHS = 32
 
 
 class NonFiniteLossError(ValueError):
-    """The loss became infinite or not a number; the checkpoints of before are kept."""
+    """The loss became infinite or NaN; the checkpoints saved before are kept."""
 
 
-def train(config: TrainConfig, data: Dataset | None = None) -> DMM:
-    """Train a DMM as ``config`` says and return it; see :class:`Trainer`."""
-    trainer = Trainer(config, data)
+def train(config: TrainConfig, data: Dataset | None = None, *, ranks: DataParallel | None = None) -> DMM:
+    """Train a DMM with the settings ``config`` and return it; see :class:`Trainer`."""
+    trainer = Trainer(config, data, ranks=ranks)
     trainer.run()
     return trainer.dmm
 
 
 class Trainer:
-    """A training run. Making it loads the data and, with ``config.resume``, the checkpoint.
+    """A training run. The constructor loads the data and, with ``config.resume``, the checkpoint.
 
-    Nothing is written before :meth:`run`, and a run has no checkpoint before its first step is done.
+    Nothing is written before :meth:`run` is called, and the first checkpoint is written after the first
+    step.
 
-    The global state it touches: Pyro's parameter store is cleared, and torch's random generators
-    are seeded, drawn from and, on resume, restored. On a CPU with as many threads as before, a
-    resumed run has the same bits as one that never stopped.
+    A run changes global state: Pyro's parameter store is cleared, and torch's random generators are
+    seeded, drawn from and, on resume, restored. On a CPU with the same number of threads, a resumed run
+    is bitwise equal to one that was never interrupted.
+
+    With ``ranks`` the rows of every mini-batch of ``config.mini_batch_size`` are spread over several
+    processes, each of which makes a Trainer with the same settings; rank 0 writes the files. The run is that
+    of a single process, but for rounding, so it can be resumed with another number of processes.
 
     Args:
         config: the settings.
-        data: what to train on; by default what ``config.data`` names.
+        data: the data set to train on; by default the one that ``config.data`` names.
+        ranks: the processes of a data-parallel run; None: this process alone.
 
     Raises:
-        TypeError: an argument is of another type.
-        ValueError: CUDA is asked for and not there; the data are none for ``emission``; ``out`` already
-            holds a run and ``resume`` is not set; or, when resuming, settings or data differ from the
-            checkpoint's.
+        TypeError: an argument has the wrong type.
+        ValueError: CUDA was requested and is not available, or not for each process; ``emission`` cannot
+            produce the data; ``out`` already holds a run and ``resume`` is not set; with several processes,
+            ``elbo`` is an enumerated one or mini-batches have fewer rows than there are processes; or, when
+            resuming, settings or data differ from the checkpoint's.
         FileNotFoundError: a file to start or to resume from does not exist.
-        OSError: what is to be written cannot be.
-        CheckpointError: a file to start or to resume from is no checkpoint, or of other sizes.
+        OSError: an output file cannot be written.
+        CheckpointError: a file to start or to resume from is not a checkpoint, or has other sizes.
     """
 
-    def __init__(self, config: TrainConfig, data: Dataset | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, data: Dataset | None = None, *, ranks: DataParallel | None = None
+    ) -> None:
         kind("config", config, TrainConfig)
+        kind("ranks", ranks, DataParallel, type(None))
+        # A group of one process is none: nothing has to be agreed on.
+        self._ranks = ranks if ranks is not None and ranks.size > 1 else None
+        with self._together():
+            self._set_up(config, data)
+
+    def _together(self) -> AbstractContextManager[None]:
+        """Have all processes end by an error if one of them does."""
+        return nullcontext() if self._ranks is None else self._ranks.together()
+
+    def _set_up(self, config: TrainConfig, data: Dataset | None) -> None:
         if config.cuda and not torch.cuda.is_available():
             fail("cuda", "a CUDA device", "torch.cuda.is_available() is False")
+        resumed = RunFolder(config.out) if config.resume and config.out is not None else None
+        self._out = config.out
+        if self._ranks is not None:
+            check_processes(config, self._ranks)
+            config = config if self._ranks.is_main else config.without_outputs()
         check_outputs(config)
         data = load_data(config) if data is None else data
         check_data(data, config.emission)
         self.config = config
         self.folder = None if config.out is None else RunFolder(config.out)
         self.data = data.to("cuda" if config.cuda else "cpu")
-        self.num_mini_batches = math.ceil(len(data.train) / config.mini_batch_size)
+        # Enumeration reads values from the device in the middle of a step, which a CUDA graph cannot do.
+        is_graphed = config.cuda and config.elbo in ("trace", "mean_field")
+        self._batches = MiniBatches(
+            self.data.train, config.mini_batch_size, pads=is_graphed, ranks=self._ranks
+        )
+        self.num_mini_batches = len(self._batches)
         self.progress = Progress()
-        # On the host, so that choosing T for a batch on a GPU waits for nothing.
-        self._lengths = data.train.lengths.cpu()
-        self._num_time_steps = data.train.num_time_steps
-        self._fingerprint = fingerprint(data)
         self._optimizer_state: dict[str, Any] = {}
 
         pyro.clear_param_store()
         pyro.set_rng_seed(config.seed)
-        self._sizes = config.sizes(*widths(data.train))
-        self.dmm = DMM(**self._sizes, use_cuda=config.cuda)
+        sizes = config.sizes(*widths(data.train))
+        self._identity = Identity(
+            config.kept(), sizes, fingerprint(data), len(data.train), self.num_mini_batches
+        )
+        self.dmm = DMM(**sizes, use_cuda=config.cuda)
         rate = config.scheduled_lr(0, self.num_mini_batches)
         self._recovery = Recovery(self.dmm, rate)
-        self.optimizer = PyroClippedAdam(
-            {
-                "lr": rate,
-                "betas": (config.beta1, config.beta2),
-                "clip_norm": config.clip_norm,
-                "lrd": config.lr_decay,
-                "weight_decay": config.weight_decay,
-                **({"capturable": True} if config.cuda else {}),
-            }
-        )
-        # Enumeration asks for the values of a step while it makes it.
-        self._graphed = config.cuda and config.elbo in ("trace", "mean_field")
+        self.optimizer = optimizer_of(config, rate)
         guide, elbo = guide_and_elbo(self.dmm, config)
         self.svi = GraphedSVI(
             self.dmm.model,
             guide,
             self.optimizer,
-            elbo,
-            gather=self._gather,
-            max_graphs=_MOST_GRAPHS if self._graphed else 0,
+            elbo if self._ranks is None else self._ranks.elbo(elbo),
+            gather=self._batches.gather,
+            max_graphs=_MOST_GRAPHS if is_graphed else 0,
         )
-        # Losses that are still on the device, each with the time steps of its mini-batch.
+        # Losses not yet copied to the host, each with the number of time steps in its mini-batch.
         self._unread: list[tuple[Tensor, int]] = []
         self._steps_ahead = _STEPS_AHEAD if config.cuda else 1
-        self._start()
+        self._start(resumed)
 
     @property
     def steps_done(self) -> int:
-        """Steps since the beginning of the run, those before a resumption included."""
+        """Number of steps since the beginning of the run, including those before it was resumed."""
         return self.progress.epoch * self.num_mini_batches + self.progress.step
 
     def run(self) -> None:
         """Train up to ``config.num_epochs``.
 
         Raises:
-            NonFiniteLossError: the loss is no finite number; nothing is saved after that.
-            TrainingInterrupted: SIGINT, SIGTERM or SIGHUP came; the state after the current step is saved.
-            ValueError: another process trains in ``out``, or has done so since this was made.
-            OSError: a file cannot be written; the error names it, and the earlier one is whole.
+            NonFiniteLossError: the loss is not finite; nothing is saved after that.
+            TrainingInterrupted: SIGINT, SIGTERM or SIGHUP was received; the state after the current step
+                is saved.
+            ValueError: another process is training in ``out``, or has done so since this object was made.
+            OSError: a file cannot be written; the error names it, and the earlier version is intact.
+            RankLostError: another process of the run has ended; what was saved before is intact.
         """
+        with ExitStack() as entered:
+            with self._together():
+                log = self._open(entered)
+            stop = entered.enter_context(StopSignals(twice=self._ranks is None))
+            if self._ranks is None:
+                self._loop(log, stop)
+                return
+            try:
+                agree(self._ranks, self.config, self.dmm, self._identity, self.progress)
+                self._loop(log, stop)
+            except RankLostError as error:
+                raise RankLostError(f"{error}. {self._way_on()}") from error
+            except (NonFiniteLossError, TrainingInterrupted):
+                # All raise this, and wait until rank 0 has written: torchrun ends the others with the first.
+                self._ranks.most(0)
+                raise
+
+    def _open(self, entered: ExitStack) -> RunLog:
+        """Lock the run's folder and open its log, both until ``entered`` is left."""
         config = self.config
-        with self.folder or nullcontext():
-            self._announce()
-            log = RunLog(
-                config.out,
-                tensorboard=config.tensorboard,
-                progress=config.progress,
-                total_steps=config.num_epochs * self.num_mini_batches,
-                first_step=self.steps_done,
-                first_epoch=self.progress.epoch,
-                metrics_bytes=self.progress.metrics_bytes,
-            )
-            with log, StopSignals() as stop:
-                if self.steps_done == 0:
-                    self._keep()
-                while self.progress.epoch < config.num_epochs:
-                    self._step(log)
-                    if self.progress.step == self.num_mini_batches:
-                        self._finish_epoch(log)
-                    elif self.progress.step % _STEPS_AHEAD == 0:
-                        self._keep()
-                    if self.steps_done == 1:
-                        self._read_losses(log)
-                        self._save(LAST)
-                    if stop.received is not None:
-                        self._read_losses(log)
-                        self._interrupt(stop.received)
-                self._save_plain()
+        if self.folder is not None:
+            entered.enter_context(self.folder)
+        self._announce()
+        log = RunLog(
+            config.out,
+            tensorboard=config.tensorboard,
+            progress=config.progress,
+            total_steps=config.num_epochs * self.num_mini_batches,
+            first_step=self.steps_done,
+            first_epoch=self.progress.epoch,
+            metrics_bytes=self.progress.metrics_bytes,
+        )
+        return entered.enter_context(log)
+
+    def _loop(self, log: RunLog, stop: StopSignals) -> None:
+        if self.steps_done == 0:
+            self._keep()
+        while self.progress.epoch < self.config.num_epochs:
+            self._step(log)
+            if self.progress.step == self.num_mini_batches:
+                self._finish_epoch(log)
+            elif self.progress.step % _STEPS_AHEAD == 0:
+                self._keep()
+            if self.steps_done == 1:
+                self._read_losses(log)
+                self._save(LAST)
+            if (number := self._stop_requested(stop)) is not None:
+                self._read_losses(log)
+                self._interrupt(number)
+        self._save_plain()
+
+    def _stop_requested(self, stop: StopSignals) -> int | None:
+        """The signal after which all processes stop, at the same step: one that any of them received."""
+        if self._ranks is None:
+            return stop.received
+        # On a GPU the losses are read after many steps, and only then do processes wait for each other.
+        return None if self._unread else self._ranks.most(stop.received or 0) or None
 
     def _announce(self) -> None:
         now, config = self.progress, self.config
@@ -171,31 +221,31 @@ class Trainer:
             logger.info("resuming %s after %d epochs and %d steps", self.folder.last, now.epoch, now.step)
             self.folder.warn_of_best()
         if not (config.out or config.save_model or config.save_opt):
-            logger.info("nothing of this run will be kept: neither out nor save_model nor save_opt is given")
+            logger.info("this run writes no files: none of out, save_model and save_opt is given")
         logger.info(
             "N_train_data: %d     avg. training seq. length: %.2f    N_mini_batches: %d",
-            len(self._lengths),
-            self._num_time_steps / len(self._lengths),
+            self._batches.num_sequences,
+            self._batches.num_time_steps / self._batches.num_sequences,
             self.num_mini_batches,
         )
 
-    def _start(self) -> None:
-        """Begin anew, from given parameters, or where a checkpoint left off."""
+    def _start(self, resumed: RunFolder | None) -> None:
+        """Start from new parameters, from given ones, or from the checkpoint of a run to resume."""
         config = self.config
-        if config.is_standardized and config.load_model is None and not config.resume:
+        if config.is_standardized and config.load_model is None and resumed is None:
             self.dmm.standardize(self.data.train.sequences, self.data.train.lengths)
         if config.load_model is not None:
             ckpt.load_model(config.load_model, self.dmm)
         if config.load_opt is not None:
             self._set_optimizer_state(config.load_opt, ckpt.load_optimizer(config.load_opt))
-        if self.folder is not None and config.resume:
-            self._restore(self.folder)
+        if resumed is not None:
+            self._restore(self.folder or resumed)
         elif self.folder is not None:
             self.folder.refuse_a_run()
 
     def _restore(self, folder: RunFolder) -> None:
         saved = folder.load()
-        self._check_same_run(folder.last, saved)
+        self._identity.check_same(folder.last, saved)
         ckpt.load_state(folder.last, self.dmm, saved.model)
         self._set_optimizer_state(folder.last, saved.optimizer)
         for field in dataclasses.fields(Progress):
@@ -206,65 +256,35 @@ class Trainer:
         if self.config.cuda:
             torch.cuda.set_rng_state(saved.rng["cuda"])
 
-    def _check_same_run(self, path: Path, saved: ckpt.Checkpoint) -> None:
-        """Refuse to go on with settings, sizes or data other than those of the checkpoint."""
-        pairs = ((self.config.kept(), settings_of(path, saved).kept()), (self._sizes, saved.sizes))
-        for given, kept in pairs:
-            for name in [*given, *sorted(kept.keys() - given.keys())]:
-                if given.get(name) != kept.get(name):
-                    fail(name, f"{kept.get(name)!r}, as in {path}", repr(given.get(name)))
-        if self._fingerprint != saved.data:
-            fail("data", f"the data {path} was trained on ({saved.data})", self._fingerprint)
-        rows = len(self._lengths) if saved.order is None else len(saved.order)
-        if not 0 <= saved.step < self.num_mini_batches or rows != len(self._lengths):
-            expected = f"a step below {self.num_mini_batches} in an order of {len(self._lengths)} sequences"
-            fail(str(path), expected, f"step {saved.step} in one of {rows}", ckpt.CheckpointError)
-
     def _set_optimizer_state(self, path: Path, state: dict[str, Any]) -> None:
-        # A checkpoint of before the first step has no state yet.
+        # A checkpoint written before the first step has no optimizer state yet.
         state = fit_to_model(path, state, self.dmm) if state else {}
         self.optimizer.set_state(state)
-        # The optimizer takes it parameter by parameter at the first step; until then it is here.
+        # The optimizer adopts the state parameter by parameter at the first step; until then it is kept here.
         self._optimizer_state = state
 
     def _step(self, log: RunLog) -> None:
         """Take a gradient step on the next mini-batch."""
         now, config = self.progress, self.config
         if now.order is None:
-            now.order = torch.randperm(len(self._lengths))
-        start = now.step * config.mini_batch_size
-        indices = now.order[start : start + config.mini_batch_size]
-        lengths = self._lengths[indices]
-        # Longest first, ties as in Pyro's example: the same seed then pairs the same noise with
-        # the same sequences, and a CPU kernel drops rows as sequences end.
-        indices = indices[torch.sort(lengths).indices.flip(0)]
+            now.order = self._batches.order()
+        indices, T, num_time_steps = self._batches.step(now.order, now.step)
         if config.is_scheduled:
             rate = config.scheduled_lr(self.steps_done, self.num_mini_batches)
-            self._set_learning_rate(rate * self._recovery.rate_factor)
-        T = int(lengths.max())
-        if config.cuda:
-            # From pinned memory the copy waits for nothing.
-            indices = indices.pin_memory().to(self.data.train.sequences.device, non_blocking=True)
-        if self._graphed:
-            T = self.data.train.padded_steps(T)
+            rate *= self._recovery.rate_factor
+            set_learning_rate(self.optimizer, self._optimizer_state, rate)
         factor = config.annealing_factor(now.epoch, now.step, self.num_mini_batches)
-        # Of the sites of single steps Pyro refuses a distribution with NaN; the loss tells that here.
+        # With one site per time step, Pyro's validation would raise on NaN parameters; here the check of
+        # the loss reports them.
         with pyro.validation_enabled(False) if self.dmm.per_step_sites else nullcontext():
             loss = self.svi.step(indices, T, factor)
-        self._unread.append((loss, int(lengths.sum())))
+        self._unread.append((loss, num_time_steps))
         now.step += 1
         if now.step % self._steps_ahead == 0 or now.step == self.num_mini_batches:
             self._read_losses(log)
 
-    def _gather(self, indices: Tensor, T: int, factor: float | Tensor) -> tuple[Any, ...]:
-        """The arguments of model and guide, gathered where the data are."""
-        batch = self.data.train.batch(indices, T)
-        if isinstance(batch, ControlledBatch):
-            return batch._replace(annealing_factor=factor)
-        return (*batch, factor)
-
     def _read_losses(self, log: RunLog) -> None:
-        """Wait for the steps done so far, and look at their losses."""
+        """Wait for the steps done so far, and check and log their losses."""
         if not self._unread:
             return
         now = self.progress
@@ -279,13 +299,13 @@ class Trainer:
             log.step(now.epoch, loss / steps)
 
     def _go_back(self, log: RunLog, loss: float, step: int) -> None:
-        """Recover from a loss that is no finite number, if that was asked for and can be done."""
+        """Recover from a loss that is not finite, if ``config.recover`` is set and a good state exists."""
         now, recovery = self.progress, self._recovery
         where = f"got {loss} in epoch {now.epoch}, step {step}"
         may_recover = self.config.recover and recovery.times < MOST_RECOVERIES
         if not may_recover or not recovery.go_back(self.optimizer, now.epoch, step, now):
             has_earlier = self.folder is not None and self.folder.last.exists()
-            kept = f"; {self.folder.last} is of before" if self.folder is not None and has_earlier else ""
+            kept = f"; {self.folder.last} was saved before" if self.folder is not None and has_earlier else ""
             raise NonFiniteLossError(
                 f"loss: expected a finite number, {where}{kept}. "
                 "A lower learning rate, or warm-up steps, may help"
@@ -299,38 +319,29 @@ class Trainer:
             recovery.times,
             MOST_RECOVERIES,
         )
-        # Before the metrics of the steps taken back go: a checkpoint may not know of more than there are.
+        # Save before the metrics of the undone steps are cut off: a checkpoint must not count more bytes of
+        # metrics than the file has.
         self._save(LAST)
         log.go_back(self.steps_done, now.epoch, now.metrics_bytes)
 
     def _keep(self) -> None:
-        """Keep the state there is now, to go back to if the run is to recover."""
+        """Keep the current state, to go back to if a later loss is not finite."""
         if self.config.recover:
             self._recovery.keep(self.progress, self._state_of_optimizer())
 
     def _state_of_optimizer(self) -> dict[str, Any]:
-        """The optimizer's state by parameter, with its keys in the same order in each process."""
+        """The optimizer's state by parameter, with its keys in an order that is the same in every process."""
         state = {**self._optimizer_state, **self.optimizer.get_state()}
         if self.steps_done == 0 and not self._optimizer_state:
-            # After a return to the start the rates alone are left.
+            # After going back to the very start only the learning rates remain.
             state = {name: {**each, "state": {}} for name, each in state.items()}
         return in_order(state)
-
-    def _set_learning_rate(self, lr: float) -> None:
-        """Set the rate of each parameter's optimizer, or of the state they are to start from."""
-        optimizers = list(self.optimizer.optim_objs.values())
-        states = [optimizer.param_groups for optimizer in optimizers] or [
-            state["param_groups"] for state in self._optimizer_state.values()
-        ]
-        for groups in states:
-            for group in groups:
-                set_rate(group, lr)
 
     def _finish_epoch(self, log: RunLog) -> None:
         now, config = self.progress, self.config
         line: dict[str, float] = {
             "epoch": now.epoch,
-            "train": now.epoch_loss / self._num_time_steps,
+            "train": now.epoch_loss / self._batches.num_time_steps,
             "annealing_factor": config.annealing_factor(now.epoch, now.step - 1, self.num_mini_batches),
             "learning_rate": float(next(iter(self.optimizer.optim_objs.values())).param_groups[0]["lr"]),
         }
@@ -353,23 +364,29 @@ class Trainer:
             self._save_plain()
 
     def _evaluate(self, sequences: SequenceSet) -> float:
-        """Negative ELBO in nats per time step, on noise of its own: training never notices."""
+        """Negative ELBO in nats per time step; the random generators of training are left unchanged."""
         devices = [torch.cuda.current_device()] if self.config.cuda else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(_EVALUATION_SEED)
-            return evaluate_elbo(self.dmm, sequences).total_over_total
+            return evaluate_elbo(self.dmm, sequences, ranks=self._ranks).total_over_total
 
     def _interrupt(self, number: int) -> None:
         now = self.progress
         self._save(LAST)
         self._save_plain()
-        how = "nothing to resume from was written; give a folder with --out"
-        if self.folder is not None:
-            out = shlex.quote(str(self.folder.path))
-            how = f"saved {self.folder.last}; go on with: dmm-fast train --resume --out {out}"
         raise TrainingInterrupted(
-            f"{signal.Signals(number).name} after {now.epoch} epochs and {now.step} steps: {how}"
+            f"{signal.Signals(number).name} after {now.epoch} epochs and {now.step} steps: {self._way_on()}"
         )
+
+    def _way_on(self) -> str:
+        """End of a message about a run that has stopped: what was saved, and how to resume."""
+        if self._out is None or not (self._out / LAST).exists():
+            return "no checkpoint was written; give a folder with --out to be able to resume"
+        command = "dmm-fast"
+        if self._ranks is not None:
+            command = f"torchrun --nproc-per-node {self._ranks.local_size} -m dmm_fast"
+        out = shlex.quote(str(self._out))
+        return f"saved {self._out / LAST}; resume with: {command} train --resume --out {out}"
 
     def _save(self, name: str) -> None:
         """Write a checkpoint into the run's folder, if it has one."""
@@ -381,9 +398,9 @@ class Trainer:
         self.folder.save(
             name,
             ckpt.Checkpoint(
-                sizes=self._sizes,
+                sizes=self._identity.sizes,
                 config=self.config.saved(),
-                data=self._fingerprint,
+                data=self._identity.data,
                 model=self.dmm.state_dict(),
                 optimizer=self._state_of_optimizer(),
                 rng=rng,
@@ -393,7 +410,7 @@ class Trainer:
         )
 
     def _save_plain(self) -> None:
-        """Write the model and the optimizer state where ``save_model`` and ``save_opt`` say."""
+        """Write the model and the optimizer state to ``save_model`` and ``save_opt``, where given."""
         if self.config.save_model is not None:
             ckpt.save_model(self.config.save_model, self.dmm)
         if self.config.save_opt is not None:

@@ -10,10 +10,10 @@ from torch import Tensor
 from dmm_fast import check
 
 DEEPEST = 64
-"""Levels of a tree; that of an optimizer's state has seven."""
+"""Largest depth of a tree; an optimizer's state has seven levels."""
 
 LARGEST_DOCUMENT = 1 << 24
-"""Characters of a document; that of a model with thirty parameters has some ten thousand."""
+"""Largest number of characters in a document; a model with thirty parameters needs about ten thousand."""
 
 DTYPES = frozenset(
     {
@@ -29,18 +29,18 @@ DTYPES = frozenset(
         torch.bool,
     }
 )
-"""Dtypes of the tensors in a tree."""
+"""Dtypes that a tensor in a tree may have."""
 
 Scalar = bool | int | float | str | None
 
 
 def encode(node: Any, name: str, tensors: dict[str, Tensor], depth: int = 0) -> Any:
-    """``node`` as JSON; its tensors go to ``tensors`` under their dotted place in the tree.
+    """``node`` as JSON; its tensors are added to ``tensors`` under their dotted path in the tree.
 
-    ``depth`` is the level of the tree that it is at.
+    ``depth`` is the depth of ``node`` in the tree.
 
     Raises:
-        TypeError: a value is neither a tensor nor a JSON value, a key neither a str nor an int.
+        TypeError: a value is neither a tensor nor a JSON value, or a key is neither a str nor an int.
         ValueError: two tensors would have the same name, or the tree is deeper than :data:`DEEPEST`.
     """
     if depth > DEEPEST:
@@ -49,7 +49,7 @@ def encode(node: Any, name: str, tensors: dict[str, Tensor], depth: int = 0) -> 
         return node
     if isinstance(node, Tensor):
         if name in tensors:
-            check.fail(name, "one tensor of this name", "two: a key is an int, another its digits")
+            check.fail(name, "one tensor of this name", "two: one key is an int, another its digits")
         tensors[name] = portable(name, node)
         return {"tensor": name}
     if isinstance(node, Mapping):
@@ -65,17 +65,17 @@ def encode(node: Any, name: str, tensors: dict[str, Tensor], depth: int = 0) -> 
 
 
 def portable(name: str, tensor: Tensor) -> Tensor:
-    """Contiguous on the CPU with its own storage: safetensors refuses tensors that share one."""
+    """A contiguous copy on the CPU: safetensors refuses tensors that share storage."""
     if check.dense(name, tensor).dtype not in DTYPES:
         check.fail(name, "real numbers, whole numbers or bools", check.describe(tensor), TypeError)
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def parse(document: str) -> dict[str, Any]:
-    """The JSON object that ``document`` is.
+    """Parse ``document``, which must be a JSON object.
 
     Raises:
-        ValueError: it is none, or too large, or nested too deeply.
+        ValueError: it is not a JSON object, too large, or nested too deeply.
     """
     if len(document) > LARGEST_DOCUMENT:
         check.fail("document", f"at most {LARGEST_DOCUMENT} characters", str(len(document)))
@@ -89,10 +89,10 @@ def parse(document: str) -> dict[str, Any]:
 
 
 def decode(node: Any, tensors: Mapping[str, Tensor], depth: int = 0) -> Any:
-    """The tree that :func:`encode` was given; ``depth`` is the level of it that ``node`` is at.
+    """Inverse of :func:`encode`; ``depth`` is the depth of ``node`` in the tree.
 
     Raises:
-        ValueError: ``node`` is not what :func:`encode` makes, or names a tensor that is not there.
+        ValueError: ``node`` does not have the form that :func:`encode` writes, or names a missing tensor.
     """
     if depth > DEEPEST:
         check.fail("tree", f"at most {DEEPEST} levels", "more")

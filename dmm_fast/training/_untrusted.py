@@ -1,4 +1,4 @@
-"""Checks of what a checkpoint holds: a file may be from anywhere, and its checksum is anyone's to make."""
+"""Checks of a checkpoint's contents: a file may come from an untrusted source, with a valid checksum."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check_fields(checkpoint: Checkpoint) -> None:
 
 
 def check_state(name: str, state: object) -> None:
-    """Check that ``state`` is a dict of tensors by their names."""
+    """Check that ``state`` maps names to tensors."""
     check.kind(name, state, Mapping)
     for key, tensor in typing.cast("Mapping[Any, Any]", state).items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
@@ -51,7 +51,7 @@ def check_state(name: str, state: object) -> None:
 
 
 def check_optimizer(state: dict[Any, Any]) -> None:
-    """Check that ``state`` has, for each parameter, a state and groups as torch's optimizers have."""
+    """Check that ``state`` has, for each parameter, the dicts of a torch optimizer: a state and groups."""
     for name, own in state.items():
         if (
             not isinstance(name, str)
@@ -66,7 +66,7 @@ def check_optimizer(state: dict[Any, Any]) -> None:
 
 
 def check_rng(rng: dict[Any, Any]) -> None:
-    """Check that ``rng`` has states that torch's generators take."""
+    """Check that torch's generators accept the states in ``rng``."""
     if "cpu" not in rng or not set(rng) <= {"cpu", "cuda"}:
         check.fail("rng", "'cpu' and perhaps 'cuda'", str(list(rng))[:80])
     for name, state in rng.items():
@@ -79,12 +79,12 @@ def check_rng(rng: dict[Any, Any]) -> None:
 
 
 def check_sizes(sizes: Mapping[str, Any], model: Mapping[str, Tensor]) -> None:
-    """Check that a DMM of these sizes has the tensors of ``model``, without making it."""
+    """Check that a DMM of these sizes has the tensors of ``model``, without allocating it."""
     known = inspect.signature(DMM).parameters
     strange = [name for name in sizes if name not in known or name == "use_cuda"]
     if strange:
         check.fail("sizes", "constructor arguments of a DMM", str(strange[0])[:80])
-    # Loops over more layers or flows than there are tensors could go on for ever.
+    # Bounded by the number of tensors: a crafted file must not cause an endless loop over layers or flows.
     layers, flows = (
         check.int_between(f"sizes.{name}", sizes.get(name, known[name].default), 0, len(model))
         for name in ("num_layers", "num_iafs")
@@ -95,13 +95,14 @@ def check_sizes(sizes: Mapping[str, Any], model: Mapping[str, Tensor]) -> None:
     except (TypeError, ValueError, RuntimeError) as error:
         check.fail("sizes", "the sizes of a DMM", " ".join(str(error).split())[:200])
     shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
-    # A recurrent network with many layers takes long to make. From the second on all are alike.
+    # A recurrent network with many layers is slow to construct. All layers from the second on have the same
+    # shapes.
     second = {name.removesuffix("1"): shape for name, shape in shapes.items() if name.endswith("_l1")}
     for layer in range(2, layers):
         shapes |= {f"{name}{layer}": shape for name, shape in second.items()}
     z_dim = shapes["z_0"][0]
     for flow in range(flows):
-        # Flows cannot be made on the meta device. All their tensors have one of these shapes or less.
+        # Flows cannot be constructed on the meta device. No tensor of a flow is larger than these two.
         iaf_dim = check.int_between("sizes.iaf_dim", sizes.get("iaf_dim", known["iaf_dim"].default), z_dim)
         prefix = f"iafs_modules.{flow}.arn.layers"
         shapes |= {f"{prefix}.0.weight": (iaf_dim, z_dim), f"{prefix}.1.weight": (2 * z_dim, iaf_dim)}
@@ -112,7 +113,7 @@ def check_sizes(sizes: Mapping[str, Any], model: Mapping[str, Tensor]) -> None:
 
 
 def check_units(state: Mapping[str, Tensor], input_dim: int) -> None:
-    """Check the units of the data, of which a state has both or neither."""
+    """Check the units of the data, ``x_loc`` and ``x_scale``, of which a state has both or neither."""
     given = [name for name in ("x_loc", "x_scale") if name in state]
     if len(given) == 1:
         check.fail(given[0], "both x_loc and x_scale or neither", "one")

@@ -1,8 +1,8 @@
-"""Triton kernels: no compiler when the package is installed, any NVIDIA GPU from sm_80 on.
+"""Triton kernels, which need no compiler at installation, for any NVIDIA GPU from sm_80 on.
 
-A module has the name of its op's file and holds a function for each compiled op of that file, and one for
-its ``_backward``: the names, arguments and layouts ``[P, B, T, ...]`` of the C++ ops. Arguments come
-checked. Kernels are ``<op>_fwd_kernel`` and ``<op>_bwd_kernel``.
+A module is named after its op's file and has a function for each compiled op of that file and one for its
+``_backward``, with the names, arguments and layouts ``[P, B, T, ...]`` of the C++ ops. Arguments have already
+been checked. Kernels are named ``<op>_fwd_kernel`` and ``<op>_bwd_kernel``.
 """
 
 import os
@@ -12,14 +12,14 @@ import torch
 
 from dmm_fast.triton.tuning import autotune as autotune
 
-# Triton's own switch, which it reads when it is imported: kernels then run on CPU tensors, step by step.
+# Triton's own switch, which it reads at import: kernels are then interpreted, on CPU tensors.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
-"""The kind of device whose tensors the kernels take in this process."""
+"""The device type of the kernels' tensors in this process."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""Dtypes of the kernels, which compute in float32."""
+"""Supported dtypes; the kernels compute in float32."""
 
 
 def _why_not() -> str | None:
@@ -31,4 +31,4 @@ def _why_not() -> str | None:
 
 
 missing: str | None = _why_not()
-"""Why the kernels cannot run here; None where they can."""
+"""The reason why the kernels cannot run here; None if they can."""

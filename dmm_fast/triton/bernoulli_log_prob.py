@@ -11,7 +11,7 @@ from dmm_fast.triton.densities import bernoulli_log_density, bernoulli_slope
 def bernoulli_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
     x, logits, steps, mask, terms, first, wide, BLOCK_M: tl.constexpr
 ):
-    """A block of steps: terms [P, B, T] is a step's sum over what is observed of it."""
+    """A block of steps: terms [P, B, T] is each step's sum over observed entries."""
     index = rows.block_of_places(first, BLOCK_M)
     row, step, _, valid = rows.every_place(steps, index)
     x_row, logits_row = rows.at(x, steps, row, step), rows.at(logits, steps, row, step)
@@ -28,7 +28,7 @@ def bernoulli_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
 def bernoulli_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
     dout, x, logits, steps, mask, dx, dlogits, first, wide, BLOCK_M: tl.constexpr
 ):
-    """A block of steps: from dout [P, B] both gradients [P, B, T, D], zero where nothing counts."""
+    """A block of steps: from dout [P, B] both gradients [P, B, T, D], zero at dropped entries."""
     index = rows.block_of_places(first, BLOCK_M)
     row, step, inside, valid = rows.every_place(steps, index)
     x_row, logits_row = rows.at(x, steps, row, step), rows.at(logits, steps, row, step)
@@ -38,13 +38,13 @@ def bernoulli_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
         keep = rows.kept(mask, steps, row, step, columns, wide.D, valid)
         value, logit = rows.load(x_row, columns, keep), rows.load(logits_row, columns, keep)
         slope = tl.where(keep, d * bernoulli_slope(value, logit), 0.0)
-        # A logit that is not to keep is zero.
+        # The logits of dropped entries are zero.
         rows.store_row(dx + index * wide.D, columns, wide.D, inside, d * logit)
         rows.store_row(dlogits + index * wide.D, columns, wide.D, inside, slope)
 
 
 def bernoulli_log_prob(x: Tensor, logits: Tensor, lengths: Tensor, mask: Tensor | None) -> Tensor:
-    """``[P, B]``: the sum over what is observed of log Bernoulli(x; sigmoid(logits))."""
+    """``[P, B]``: the sum over observed entries of log Bernoulli(x; sigmoid(logits))."""
     terms = sums.terms_of(logits)
     given = (rows.rows_of(x), rows.rows_of(logits), rows.steps_of(logits, lengths), rows.entries_of(mask))
     rows.launch_wide(bernoulli_log_prob_fwd_kernel, logits, *given, terms)

@@ -1,7 +1,7 @@
-"""The head of a categorical emission: steps as a whole, of which entries may be missing.
+"""The head of a categorical emission, which treats steps as a whole; entries of a step may be missing.
 
-Entries that are missing are summed over. The log-sum-exps that this takes are a pass over the columns; the
-slopes are a second one, which computes the logits again.
+Missing entries are summed over. The required log-sum-exps are computed in one pass over the columns; the
+derivatives need a second one, which recomputes the logits.
 """
 
 import triton
@@ -15,20 +15,20 @@ NONE = tl.constexpr(float("-inf"))
 
 @triton.jit
 def added(top, total, logit, inside):  # type: ignore[no-untyped-def]
-    """The largest logit of each row so far, and the sum of exp(logit - largest), with those of a block."""
+    """Update the largest logit of each row and the sum of exp(logit - largest) with a block of logits."""
     logit = tl.where(inside, logit, NONE)
     higher = tl.maximum(top, tl.max(logit, 1))
-    # Before there is any, all are zero.
+    # Before the first logit the largest one is NONE, and all terms are zero.
     base = tl.where(higher == NONE, 0.0, higher)
     return higher, total * exp(top - base) + tl.sum(exp(logit - base[:, None]), 1)
 
 
 @triton.jit
 def totals(w, h_2, index, valid, x_row, mask, spots, D: tl.constexpr, blocks):  # type: ignore[no-untyped-def]
-    """Terms that the slopes of a row have in common, and its log-probability.
+    """Quantities shared by the derivatives of a row, and its log-probability.
 
-    These are the log-sum-exp of its logits, that of the missing ones, or of all where none is, how much of x
-    is missing, the factor of the probabilities in the slopes, and the term.
+    They are the log-sum-exp of its logits, that of the missing ones (of all if none is missing), the missing
+    mass of x, the factor of the probabilities in the derivatives, and the row's term.
     """
     top = tl.full((blocks.M,), NONE, tl.float32)
     total = tl.zeros((blocks.M,), tl.float32)
@@ -48,7 +48,7 @@ def totals(w, h_2, index, valid, x_row, mask, spots, D: tl.constexpr, blocks):  
     of_all = tl.where(valid, top + tl.log(tl.where(valid, total, 1.0)), 0.0)
     any_missing = top_missing > NONE
     of_missing = tl.where(any_missing, top_missing + tl.log(tl.where(any_missing, missing, 1.0)), of_all)
-    # A step of which nothing is observed has no term.
+    # A step without observed entries has no term.
     misses = tl.where(count > 0.0, 1.0 - hits, 0.0)
     factor = tl.where(count > 0.0, tl.where(any_missing, 1.0, hits), 0.0)
     term = (score - hits * of_all) + misses * (of_missing - of_all)
@@ -59,7 +59,7 @@ def totals(w, h_2, index, valid, x_row, mask, spots, D: tl.constexpr, blocks):  
 def categorical_emission_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
     w, hidden, x, mask, terms, found, count, blocks, D: tl.constexpr
 ):
-    """Whole rows: terms [P, B, T] is what is observed of each step."""
+    """Whole rows: terms [P, B, T] is the log-density of the observed entries of each step."""
     index, place, valid = tiles.rows_of_tile(found, count, blocks)
     spots = tiles.spots_of(found, count, index, valid)
     emitter.hidden_layers(w, hidden, index, valid, blocks)
@@ -74,7 +74,7 @@ def categorical_emission_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
 ):
     """Whole rows, from dout [P, B]: gradients in scratch, by z, and dx [P, B, T, D] unless it is None.
 
-    Also what is observed of each step, to terms [P, B, T] unless they are None.
+    Also writes the log-density of each step to terms [P, B, T] unless it is None.
     """
     index, place, valid = tiles.rows_of_tile(found, count, blocks)
     emitter.hidden_layers(w, hidden, index, valid, blocks)

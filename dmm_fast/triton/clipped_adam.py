@@ -1,7 +1,7 @@
 """A step of Adam with clipped gradients: every element of every tensor is read and written once.
 
-One launch does all tensors. Where they lie is in a table on the device: a line for each program, and behind
-these one for each parameter, with the numbers on the device that are to be changed for it.
+One launch updates all tensors. Their addresses are in a table on the device: a line for each program,
+followed by a line for each parameter with the addresses of its step count and learning rate.
 """
 
 import math
@@ -17,13 +17,13 @@ from dmm_fast.ops._tickets import ticket_to_advance
 from dmm_fast.triton.common import cdiv, on_device_of
 
 BLOCK = 2048  # elements of a program
-_LINE = tl.constexpr(7)  # numbers that tell a program what to do
-_AT_ONCE = tl.constexpr(64)  # parameters whose numbers the last program changes at a time
+_LINE = tl.constexpr(7)  # entries of a program's line
+_AT_ONCE = tl.constexpr(64)  # parameters whose counts and rates the last program updates at a time
 _POINTED_TO = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 _Places = tuple[tuple[int, ...], ...]
-"""For each parameter the addresses of it, its gradient and its averages, how many elements each has, and
-the addresses of its step count and its learning rate (0 where those are numbers)."""
+"""For each parameter the addresses of the parameter, its gradient and its moments, the number of elements,
+and the addresses of its step count and its learning rate (0 if they are numbers)."""
 
 
 def clipped_adam(
@@ -44,14 +44,14 @@ def clipped_adam(
     lrd: float,
     advance: bool,
 ) -> None:
-    """Step every tensor in place; the four of a parameter are dense and laid out in memory alike.
+    """Update every tensor in place; the four tensors of a parameter are dense and have the same layout.
 
-    ``steps`` and ``lrs`` hold a tensor for each parameter; where one is empty, ``step`` or ``lr`` counts. To
-    ``advance`` is to count the steps and to multiply the rates by ``lrd`` before anything else.
+    ``steps`` and ``lrs`` have a tensor for each parameter; if one is empty, ``step`` or ``lr`` is used. With
+    ``advance`` the step counts are incremented and the rates multiplied by ``lrd`` first.
     """
     first = params[0]
     on_device = bool(steps or lrs)
-    if on_device:  # a number joins the tensors
+    if on_device:  # if one of them is a number, make tensors of it too
         steps = steps or [torch.full((), step, dtype=torch.int64, device=first.device)] * len(params)
         lrs = lrs or [torch.full((), lr, dtype=torch.float64, device=first.device)] * len(params)
     fours = zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)
@@ -81,7 +81,7 @@ def clipped_adam(
 
 
 def _programs(size: int) -> int:
-    """The number of programs of a parameter: at least one, as its step may be the only one counted."""
+    """The number of programs of a parameter: at least one, also without elements, to count its step."""
     return cdiv(max(size, 1), BLOCK)
 
 
@@ -94,11 +94,11 @@ def _log(beta: float) -> float:
 
 
 def _table(places: _Places, like: Tensor) -> Tensor:
-    """int64 beside ``like``, lines of 7 and then of 2: see :func:`_lines`."""
+    """The table of :func:`_lines`, int64 on the device of ``like``, in lines of 7 and then of 2."""
     if not like.is_cuda:
         return _lines(places, like.itemsize)
     if torch.cuda.is_current_stream_capturing():
-        # The copy becomes a part of the graph and runs at each replay: what it reads has to stay.
+        # The copy becomes a node of the graph and runs at each replay, so its source has to be kept alive.
         host = _lines(places, like.itemsize).pin_memory()
         _read_by_graphs.append(host)
         return host.to(like.device, non_blocking=True)
@@ -110,19 +110,19 @@ _read_by_graphs: list[Tensor] = []
 
 @lru_cache(maxsize=64)
 def _kept_table(places: _Places, itemsize: int, stream: torch.cuda.Stream) -> Tensor:
-    """The table, kept for later steps: an optimizer's tensors mostly stay where they are.
+    """The table, cached for later steps, since an optimizer's tensors rarely move.
 
-    Each ``stream`` has its own: on another than the one that copies it, it might not be there yet. From
-    pinned memory the copy makes the host wait for nothing.
+    Each ``stream`` has its own table, since on another stream the copy might not be complete. The copy from
+    pinned memory is asynchronous.
     """
     return _lines(places, itemsize).pin_memory().to(stream.device, non_blocking=True)
 
 
 def _lines(places: _Places, itemsize: int) -> Tensor:
-    """For each program the places, how many elements there are from there on, and where its numbers are.
+    """A line for each program: its addresses, the remaining elements, and the addresses of its numbers.
 
-    For each parameter then where its step count and its learning rate are, 0 where a later one has them too:
-    each is changed once.
+    They are followed by a line for each parameter: the addresses of its step count and its learning rate, or
+    0 if a later parameter shares them, so that each is changed once.
     """
     lines = [
         (*(address + start * itemsize for address in four), min(BLOCK, size - start), step, lr)
@@ -136,7 +136,7 @@ def _lines(places: _Places, itemsize: int) -> Tensor:
 
 @triton.jit
 def _advance(lines, n_params, lrd):  # type: ignore[no-untyped-def]
-    """Count the steps and decay the rates that ``lines`` say, one of two addresses for each parameter."""
+    """Increment the step counts and decay the rates in ``lines``, which have two addresses per parameter."""
     for first in range(0, n_params, _AT_ONCE):
         i = first + tl.arange(0, _AT_ONCE)
         counted = tl.load(lines + 2 * i, mask=i < n_params, other=0)
@@ -169,12 +169,12 @@ def clipped_adam_kernel(  # type: ignore[no-untyped-def]
     DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program steps the elements of one line of ``table``: up to ``BLOCK`` of one parameter.
+    """Update the elements of one line of ``table``, up to ``BLOCK`` elements of one parameter.
 
-    Reads and writes them in the parameter, its gradient (which is clamped) and its two averages. With
-    ``ON_DEVICE`` the line says where the step count and the learning rate are; else there is ``step_size``.
-    With ``ADVANCES`` these are the numbers before the step, and the last program to have read its own, by
-    ``ticket``, changes those of all parameters.
+    The program reads and writes the parameter, its gradient (which is clamped) and its two moments. With
+    ``ON_DEVICE`` the line has the addresses of the step count and the learning rate; otherwise ``step_size``
+    is used. With ``ADVANCES`` these are the values before the step, and the last program to have read them,
+    found by ``ticket``, updates those of all parameters.
     """
     line = table + tl.program_id(0) * _LINE
     i = tl.arange(0, BLOCK)
@@ -195,7 +195,7 @@ def clipped_adam_kernel(  # type: ignore[no-untyped-def]
         if ADVANCES:
             count += 1
             lr *= lrd
-            tl.debug_barrier()  # every thread has read them
+            tl.debug_barrier()  # all threads of the program have read them
             if tl.atomic_add(ticket, 1, sem="acq_rel") == tl.num_programs(0) - 1:
                 tl.store(ticket, 0)
                 _advance(table + tl.num_programs(0) * _LINE, n_params, lrd)
@@ -203,7 +203,7 @@ def clipped_adam_kernel(  # type: ignore[no-untyped-def]
         corrected = lr * tl.sqrt(1.0 - tl.exp(step * log_beta2)) / (1.0 - tl.exp(step * log_beta1))
         step_size = corrected.to(tl.float32)
 
-    g = tl.where(g < -clip_norm, -clip_norm, tl.where(g > clip_norm, clip_norm, g))  # NaN stays
+    g = tl.where(g < -clip_norm, -clip_norm, tl.where(g > clip_norm, clip_norm, g))  # propagates NaN
     d = g + weight_decay * p if DECAYS else g
     m = m * beta1 + rest1 * d
     e = d - m if CENTERED else d

@@ -1,8 +1,8 @@
 """The combiner q(z_t | z_{t-1}, x_{t:T}): single steps, and the log-density of a whole chain.
 
-    c = (tanh(W_z z + b) + h_t) / 2    loc = W_loc c + b    pre_scale = W_scale c + b    z being z_{t-1}
+    c = (tanh(W_z z + b) + h_t) / 2    loc = W_loc c + b    pre_scale = W_scale c + b    with z = z_{t-1}
 
-Forward, c never leaves the program: a block of its H units at a time is multiplied into both heads.
+In the forward pass c is not stored: a block of its H units at a time is multiplied into both heads.
 """
 
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ class Sizes(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """A row of a backward pass: where its columns begin. The slope of c stands where dg does later."""
+    """The column offsets of a scratch row of a backward pass. dg later overwrites the derivative of c."""
 
     z: Any
     c: Any
@@ -36,7 +36,7 @@ class Scratch(NamedTuple):
 
 
 def network(weights: list[Tensor], blocks_for: layers.BlocksFor) -> layers.Network:
-    """The network with these weights."""
+    """The kernels' network with these weights."""
     w = CombinerWeights(*(weight.contiguous() for weight in weights))
     H, Z = w.w_z.shape
     return layers.Network(w, rows.constants(Sizes(Z, H)), blocks_for(H, Z))
@@ -45,7 +45,7 @@ def network(weights: list[Tensor], blocks_for: layers.BlocksFor) -> layers.Netwo
 def weights_backward(
     kernel: Any, weights: list[Tensor], steps: rows.Steps, count: int, *given: Any
 ) -> list[Tensor]:
-    """The gradients of the weights, from what ``kernel(w, *given, scratch, ...)`` leaves in scratch."""
+    """The gradients of the weights, from the scratch rows that ``kernel(w, *given, scratch, ...)`` writes."""
     H, Z = weights[0].shape
     at = Scratch(*layers.stacked(Z, H, H, Z, Z))
     pairs = [(at.dg, at.z), (at.dloc, at.c), (at.dpre_scale, at.c)]
@@ -76,7 +76,7 @@ def combiner_head(z, h, valid, w, columns, size, blocks):  # type: ignore[no-unt
 
 @triton.jit
 def scratch_of(scratch, place, size):  # type: ignore[no-untyped-def]
-    """The columns of the rows ``place`` of scratch."""
+    """Pointers to the columns of the rows ``place`` of scratch."""
     Z, H = size.Z, size.H
     z = scratch + place * (3 * Z + 2 * H)
     c = z + Z
@@ -87,7 +87,7 @@ def scratch_of(scratch, place, size):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def combiner_recompute(z, h, valid, w, scratch_row, size, blocks):  # type: ignore[no-untyped-def]
-    """Keep z_{t-1}, c, and the slope of c by what goes into the tanh, in scratch."""
+    """Store z_{t-1}, c, and the derivative of c with respect to the tanh's argument in scratch."""
     layers.copy_rows(z, valid, scratch_row.z, size.Z, blocks)
     for first in range(0, size.H, blocks.H):
         units = first + tl.arange(0, blocks.H)
@@ -100,7 +100,7 @@ def combiner_recompute(z, h, valid, w, scratch_row, size, blocks):  # type: igno
 
 @triton.jit
 def combiner_rows_backward(scratch_row, valid, w, dz, dh, size, blocks):  # type: ignore[no-untyped-def]
-    """From the gradients by loc and pre_scale in scratch to all others there, and to rows ``dz, dh``."""
+    """Compute all other gradients in scratch, and rows ``dz, dh``, from those of loc and pre_scale."""
     Z, H = size.Z, size.H
     tl.debug_barrier()
     for first in range(0, H, blocks.H):
@@ -199,7 +199,7 @@ def combiner_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
 def combiner_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
     w, dout, z, h, z_q_0, steps, dvalue, dbefore, dh, scratch, first, size, blocks, BLOCK_M: tl.constexpr
 ):
-    """A block of valid steps, from dout [P, B]: gradients by z_t, z_{t-1}, h_t [P, B, T, *], and scratch."""
+    """A block of valid steps, from dout [P, B]: gradients of z_t, z_{t-1}, h_t [P, B, T, *], and scratch."""
     Z, H = size.Z, size.H
     index = rows.block_of_places(first, BLOCK_M)
     row, step, valid = rows.places(steps, index)

@@ -1,6 +1,6 @@
 """Drawing the posterior chain z_{1:T}, forward in time, and its gradient.
 
-A step is two launches: from the latents of all rows to their hidden units, and from these back to latents.
+A step has two launches: one from the latents of all rows to the hidden units, one from these to latents.
 """
 
 import torch
@@ -18,9 +18,9 @@ from dmm_fast.triton.step_gradients import combiner_gradients
 def combiner_scan(
     h: Tensor, eps: Tensor, z_q_0: Tensor, weights: list[Tensor], lengths: Tensor, keep_g: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``z, loc, pre_scale``, each ``[P, B, T, Z]``, and for the backward ``g [P, B, T, H]`` in float32.
+    """``z, loc, pre_scale``, each ``[P, B, T, Z]``, and for the backward pass ``g [P, B, T, H]`` in float32.
 
-    All are zero past the end of each row. Without ``keep_g`` the last is empty.
+    All are zero past the end of each row. Without ``keep_g``, ``g`` is empty.
     """
     P, B, T, Z = eps.shape
     H, rows = h.shape[-1], P * B
@@ -81,10 +81,10 @@ def combiner_scan_backward(
 
 @scan.step_kernel
 def draw_bwd_kernel(w, incoming, eps, pre_scale, out, steps, t, blocks, size):  # type: ignore[no-untyped-def]
-    """From the gradient by a tile of the latents of step ``t`` to ``deps`` and ``dout``.
+    """Compute ``deps`` and ``dout`` of step ``t`` from the gradient of a tile of its latents.
 
     Reads the gradients ``incoming``, eps and pre_scale [P, B, T, Z] at valid steps, and ``da`` of the step
-    after, which :func:`~dmm_fast.triton.combiner_steps.combine_bwd_kernel` has left.
+    after, as written by :func:`~dmm_fast.triton.combiner_steps.combine_bwd_kernel`.
     """
     row, exists, length, columns = scan.tile_of_step(steps, blocks)
     dz = combiner_steps.by_latents(w, incoming, out, steps, row, t, length, columns, size, blocks)

@@ -1,6 +1,6 @@
 """Halves of a step of the combiner, forward and backward, for the scans that draw its chain.
 
-Forward the weights are stored by inputs, see :func:`dmm_fast.triton.scan.stored_by_inputs`.
+In the forward pass the weights are stored by inputs, see :func:`dmm_fast.triton.scan.stored_by_inputs`.
 """
 
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from dmm_fast.triton.scan import store_padded
 
 
 class Drawn(NamedTuple):
-    """The results of a draw, ``[P, B, T, Z]``; ``z`` is None where flows follow."""
+    """The results of a draw, ``[P, B, T, Z]``; ``z`` is None if flows follow."""
 
     z: Any
     loc: Any
@@ -25,14 +25,14 @@ class Drawn(NamedTuple):
 
 
 class BackwardWeights(NamedTuple):
-    """Weights that gradients pass: ``w_z [H, Z]``, and ``w_out [2 Z, H]``, which is w_loc over w_scale."""
+    """The weights for a backward pass: ``w_z [H, Z]``, and ``w_out [2 Z, H]``, w_loc stacked on w_scale."""
 
     w_z: Any
     w_out: Any
 
 
 class Incoming(NamedTuple):
-    """The gradients by z, loc and pre_scale, ``[P, B, T, Z]``."""
+    """The gradients of z, loc and pre_scale, ``[P, B, T, Z]``."""
 
     dz: Rows
     dloc: Rows
@@ -40,10 +40,10 @@ class Incoming(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """The results of the backward pass, and what the gradients of the weights are made of, in float32.
+    """The results of the backward pass, and the factors of the weight gradients, in float32.
 
-    ``da [P, B, T, H]`` is the gradient by what goes into the tanh, ``dout [P, B, T, 2 Z]`` the one by loc and
-    by pre_scale with all paths included. Both are written at valid steps only.
+    ``da [P, B, T, H]`` is the gradient of the argument of the tanh, ``dout [P, B, T, 2 Z]`` that of loc and
+    pre_scale, including all paths. Both are written at valid steps only.
     """
 
     dh: Any  # [P, B, T, H]
@@ -60,7 +60,7 @@ def backward_weights(weights: list[Tensor]) -> BackwardWeights:
 
 
 def gradients_for(h: Tensor, eps: Tensor) -> Gradients:
-    """Room for the gradients, from ``h [P, B, T, H]`` and ``eps [P, B, T, Z]``."""
+    """Allocate the gradients for ``h [P, B, T, H]`` and ``eps [P, B, T, Z]``."""
     P, B, T, Z = eps.shape
     H = h.shape[-1]
     return Gradients(
@@ -74,10 +74,10 @@ def gradients_for(h: Tensor, eps: Tensor) -> Gradients:
 
 @scan.step_kernel
 def combine_kernel(w, z, h, c, g, steps, t, blocks, size):  # type: ignore[no-untyped-def]
-    """The first half of step ``t``: from the latents of rows to a tile of all their hidden units.
+    """The first half of step ``t``: a tile of the hidden units of all rows from their latents.
 
-    Reads ``z [P B, Z]`` and h [P, B, T, H], writes ``c [P B, H]``. The tanh is kept in ``g [P, B, T, H]``,
-    unless that is None.
+    Reads ``z [P B, Z]`` and h [P, B, T, H], writes ``c [P B, H]``, and stores the tanh in
+    ``g [P, B, T, H]`` unless that is None.
     """
     row, exists, length, units = scan.tile_of_step(steps, blocks)
     active, H = t < length, size.H
@@ -90,9 +90,10 @@ def combine_kernel(w, z, h, c, g, steps, t, blocks, size):  # type: ignore[no-un
 
 @scan.step_kernel
 def draw_kernel(w, c, eps, to, out, steps, t, blocks, size):  # type: ignore[no-untyped-def]
-    """The second half: from the hidden units ``c [P B, H]`` to a tile of ``loc + softplus(pre_scale) eps``.
+    """The second half: a tile of ``loc + softplus(pre_scale) eps`` from the hidden units ``c [P B, H]``.
 
-    That goes to ``to [P B, Z]`` and, like loc and pre_scale, to the :class:`Drawn` tensors ``out``.
+    The result is written to ``to [P B, Z]`` and, with loc and pre_scale, to the :class:`Drawn` tensors
+    ``out``.
     """
     row, exists, length, columns = scan.tile_of_step(steps, blocks)
     active, place, Z = t < length, scan.place_of(steps, row, t), size.Z
@@ -109,8 +110,8 @@ def draw_kernel(w, c, eps, to, out, steps, t, blocks, size):  # type: ignore[no-
 
 @triton.jit
 def by_latents(w, incoming, out, steps, row, t, length, columns, size, blocks):  # type: ignore[no-untyped-def]
-    """The given columns of the gradient by the latents of step ``t``: its own, and that of the step after."""
-    carried = t + 1 < length  # nothing comes back into a row's last step
+    """The given columns of the gradient of the latents of step ``t``, with the part from the step after."""
+    carried = t + 1 < length  # the last step of a row has no step after it
     da = out.da + scan.place_of(steps, row, t + 1) * size.H
     dz = linear_backward(da, carried, size.H, w.w_z, columns, size.Z, blocks)
     return dz + load_row(at(incoming.dz, steps, row, t), columns, size.Z, t < length)
@@ -120,7 +121,7 @@ def by_latents(w, incoming, out, steps, row, t, length, columns, size, blocks): 
 def draw_backward(  # type: ignore[no-untyped-def]
     dx, incoming, eps, pre_scale, out, steps, row, t, columns, exists, active, size
 ):
-    """From ``dx``, the gradient by the given columns of what step ``t`` drew, to ``deps`` and ``dout``."""
+    """Compute ``deps`` and ``dout`` from ``dx``, the gradient of the given columns of step ``t``."""
     Z, place = size.Z, scan.place_of(steps, row, t)
     dloc = load_row(at(incoming.dloc, steps, row, t), columns, Z, active)
     dpre_scale = load_row(at(incoming.dpre_scale, steps, row, t), columns, Z, active)
@@ -134,7 +135,7 @@ def draw_backward(  # type: ignore[no-untyped-def]
 
 @scan.step_kernel
 def combine_bwd_kernel(w, g, out, steps, t, blocks, size):  # type: ignore[no-untyped-def]
-    """From ``dout`` of step ``t`` to a tile of ``dh`` and of ``da``, which has all hidden units."""
+    """Compute a tile of ``dh`` and ``da`` from ``dout`` of step ``t``."""
     row, exists, length, units = scan.tile_of_step(steps, blocks)
     active, place, H = t < length, scan.place_of(steps, row, t), size.H
     dc = linear_backward(out.dout + place * 2 * size.Z, active, 2 * size.Z, w.w_out, units, H, blocks)
@@ -145,7 +146,7 @@ def combine_bwd_kernel(w, g, out, steps, t, blocks, size):  # type: ignore[no-un
 
 @scan.step_kernel
 def starts_bwd_kernel(w, out, steps, blocks, size):  # type: ignore[no-untyped-def]
-    """A tile of ``dz_q_0``, the gradient by what the chains started from; zero for rows without a step."""
+    """A tile of ``dz_q_0``, the gradient of the chains' initial states; zero for rows without a step."""
     row, exists, length, columns = scan.tile_of_step(steps, blocks)
     da = out.da + scan.place_of(steps, row, 0) * size.H
     dz_q_0 = linear_backward(da, length > 0, size.H, w.w_z, columns, size.Z, blocks)

@@ -1,4 +1,4 @@
-"""Log-densities of counts and their slopes, and the gamma functions that they need, for arguments from 1."""
+"""Log-densities of counts, their derivatives, and the required gamma functions for arguments from 1."""
 
 import triton
 import triton.language as tl
@@ -7,14 +7,14 @@ from dmm_fast.triton.common import exp, log_1_plus, log_softplus, sigmoid, softp
 from dmm_fast.triton.densities import HALF_LOG_2PI, TINY, log_softplus_slope
 
 FAR = tl.constexpr(8.5)
-"""From where on Stirling's series is used."""
+"""Argument from which Stirling's series is used."""
 SHIFT = tl.constexpr(4)
-"""Steps that an argument of digamma is shifted by, for its asymptotic series."""
+"""Number of steps by which the argument of digamma is shifted for its asymptotic series."""
 
 
 @triton.jit
 def log1p(x):  # type: ignore[no-untyped-def]
-    """Log(1 + x) for x from 0."""
+    """Log(1 + x) for x >= 0."""
     return tl.where(x <= 1.0, log_1_plus(tl.minimum(x, 1.0)), tl.log(1.0 + x))
 
 
@@ -33,7 +33,7 @@ def stirling_tail(y):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def log_gamma(y):  # type: ignore[no-untyped-def]
-    """Log G(y). G(y) = p G(f) for an f in [1.5, 2.5], or G(f) / p: so nothing cancels where it is 0."""
+    """Log G(y), by G(y) = p G(f) or G(f) / p with f in [1.5, 2.5], without cancellation near its zeros."""
     low, far = y < 1.5, y >= FAR
     f, p = tl.where(low, y + 1.0, y), tl.where(low, y, 1.0)
     for _ in tl.static_range(6):
@@ -52,7 +52,7 @@ def log_gamma(y):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def log_gamma_ratio(y, x):  # type: ignore[no-untyped-def]
-    """Log(G(y + x) / G(y)) for x from 0, which of large y is not a difference of large numbers."""
+    """Log(G(y + x) / G(y)) for x >= 0, for large y not computed as a difference of large numbers."""
     sum = y + x
     tails = stirling_tail(sum) - stirling_tail(y)
     far = (y - 0.5) * log1p(x / y) + x * (tl.log(sum) - 1.0) + tails
@@ -61,14 +61,14 @@ def log_gamma_ratio(y, x):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def digamma_tail(y):  # type: ignore[no-untyped-def]
-    """Log(y) - 1 / (2 y) - digamma(y) for y that was shifted."""
+    """Log(y) - 1 / (2 y) - digamma(y) for a shifted y."""
     square = 1.0 / (y * y)
     return square * (1.0 / 12 - square * (1.0 / 120 - square * (1.0 / 252)))
 
 
 @triton.jit
 def digamma(y):  # type: ignore[no-untyped-def]
-    """The slope of log G."""
+    """The derivative of log G."""
     shifted = y + SHIFT
     sum = 0.5 / shifted + digamma_tail(shifted)
     for k in tl.static_range(4):
@@ -78,7 +78,7 @@ def digamma(y):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def digamma_rise(y, x):  # type: ignore[no-untyped-def]
-    """Digamma(y + x) - digamma(y) for x from 0: of terms that are all positive."""
+    """Digamma(y + x) - digamma(y) for x >= 0, a sum of positive terms."""
     shifted = y + SHIFT
     sum = digamma_tail(shifted) - digamma_tail(shifted + x) + 0.5 * x / (shifted * (shifted + x))
     for k in tl.static_range(4):
@@ -94,21 +94,21 @@ def poisson_log_density(x, pre_rate):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def poisson_slope(x, pre_rate):  # type: ignore[no-untyped-def]
-    """Its slope by pre_rate."""
+    """Its derivative with respect to pre_rate."""
     return (x - softplus(pre_rate)) * log_softplus_slope(pre_rate)
 
 
 @triton.jit
 def poisson_slope_by_value(x, pre_rate):  # type: ignore[no-untyped-def]
-    """Its slope by x."""
+    """Its derivative with respect to x."""
     return log_softplus(pre_rate) - digamma(x + 1.0)
 
 
 @triton.jit
 def negative_binomial_log_density(x, pre_mean, pre_count):  # type: ignore[no-untyped-def]
-    """Log NB(x) of a mean and a total count r, the softplus of both.
+    """Log NB(x), where the mean and the total count r are the softplus of the arguments.
 
-    Terms in 1 / r, which may be infinite, are kept apart: G(r) = G(1 + r) / r, and log(r) is finite.
+    Terms in 1 / r, which may overflow, are avoided by G(r) = G(1 + r) / r, since log(r) is finite.
     """
     r, log_r = tl.maximum(softplus(pre_count), TINY), log_softplus(pre_count)
     log_odds = log_softplus(pre_mean) - log_r
@@ -119,11 +119,11 @@ def negative_binomial_log_density(x, pre_mean, pre_count):  # type: ignore[no-un
 
 @triton.jit
 def negative_binomial_slopes(x, pre_mean, pre_count):  # type: ignore[no-untyped-def]
-    """Its slopes by pre_mean and pre_count."""
+    """Its derivatives with respect to pre_mean and pre_count."""
     r = tl.maximum(softplus(pre_count), TINY)
     log_odds = log_softplus(pre_mean) - log_softplus(pre_count)
     by_log_mean = (x - softplus(pre_mean)) * sigmoid(-log_odds)
-    # r times the slope of log G(x + r) - log G(r).
+    # r times the derivative of log G(x + r) - log G(r).
     of_gammas = r * digamma_rise(1.0 + r, x) + x / (x + r)
     by_log_count = of_gammas + r * log_sigmoid(-log_odds) - by_log_mean
     return by_log_mean * log_softplus_slope(pre_mean), by_log_count * log_softplus_slope(pre_count)
@@ -131,7 +131,7 @@ def negative_binomial_slopes(x, pre_mean, pre_count):  # type: ignore[no-untyped
 
 @triton.jit
 def negative_binomial_slope_by_value(x, pre_mean, pre_count):  # type: ignore[no-untyped-def]
-    """Its slope by x."""
+    """Its derivative with respect to x."""
     r = tl.maximum(softplus(pre_count), TINY)
     log_odds = log_softplus(pre_mean) - log_softplus(pre_count)
     return digamma_rise(x + 1.0, r) - 1.0 / (x + r) + log_sigmoid(log_odds)

@@ -1,4 +1,4 @@
-"""Log-densities and their slopes, elementwise, from the pre-activation of the scale."""
+"""Elementwise log-densities and their derivatives, from the pre-activation of the scale."""
 
 import triton
 import triton.language as tl
@@ -11,7 +11,7 @@ TINY = tl.constexpr(1.1754943508222875e-38)
 
 @triton.jit
 def log_softplus_slope(x):  # type: ignore[no-untyped-def]
-    """The derivative of log(softplus(x)), sigmoid(x) / softplus(x): near one where both would vanish."""
+    """The derivative of log(softplus(x)), sigmoid(x) / softplus(x), which tends to one where both vanish."""
     far = x < -15.0
     bounded = tl.where(far, 0.0, x)
     return tl.where(far, 1.0 - 0.5 * exp(tl.minimum(x, 0.0)), sigmoid(bounded) / softplus(bounded))
@@ -19,10 +19,10 @@ def log_softplus_slope(x):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def scaled(residual, pre_scale):  # type: ignore[no-untyped-def]
-    """The residual over the scale, the bounded scale, and the square's part that depends on the scale.
+    """The residual divided by the scale, the bounded scale, and the part of the square that depends on it.
 
-    The scale is kept off zero, so that a residual of zero over a vanished scale is zero and not NaN; where
-    it is held at its bound, nothing depends on it.
+    The scale is bounded away from zero, so that a zero residual over an underflowed scale is 0 and not NaN;
+    where the bound applies, nothing depends on the scale.
     """
     scale = softplus(pre_scale)
     bounded = tl.maximum(scale, TINY)
@@ -32,7 +32,7 @@ def scaled(residual, pre_scale):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def drawn_log_density(eps, pre_scale):  # type: ignore[no-untyped-def]
-    """The log-density of a draw from N(., softplus(pre_scale)) by its noise."""
+    """The log-density of a draw from N(., softplus(pre_scale)), computed from its noise."""
     return -0.5 * eps * eps - log_softplus(pre_scale) - HALF_LOG_2PI
 
 
@@ -45,7 +45,7 @@ def normal_log_density(value, loc, pre_scale):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def normal_slopes(value, loc, pre_scale):  # type: ignore[no-untyped-def]
-    """Its slopes by loc and pre_scale; that by the value is minus that by loc."""
+    """Its derivatives with respect to loc and pre_scale; that by the value is minus that by loc."""
     standard, bounded, square = scaled(value - loc, pre_scale)
     return standard / bounded, (square - 1.0) * log_softplus_slope(pre_scale)
 
@@ -60,7 +60,7 @@ def normal_kl(loc, pre_scale, loc_p, pre_scale_p):  # type: ignore[no-untyped-de
 
 @triton.jit
 def normal_kl_slopes(loc, pre_scale, loc_p, pre_scale_p):  # type: ignore[no-untyped-def]
-    """Its slopes by loc, pre_scale and pre_scale_p; that by loc_p is minus that by loc."""
+    """Its derivatives with respect to loc, pre_scale and pre_scale_p; that by loc_p is minus that by loc."""
     excess = expm1(2.0 * (log_softplus(pre_scale) - log_softplus(pre_scale_p)))
     standard, bounded, square = scaled(loc - loc_p, pre_scale_p)
     return (
@@ -72,12 +72,12 @@ def normal_kl_slopes(loc, pre_scale, loc_p, pre_scale_p):  # type: ignore[no-unt
 
 @triton.jit
 def bernoulli_log_density(x, logit):  # type: ignore[no-untyped-def]
-    """Log Bernoulli(x; sigmoid(logit)); for x of 0 or 1 nothing cancels."""
+    """Log Bernoulli(x; sigmoid(logit)), without cancellation for x of 0 or 1."""
     return (x * logit - tl.maximum(logit, 0.0)) - log_1_plus(exp(-tl.abs(logit)))
 
 
 @triton.jit
 def bernoulli_slope(x, logit):  # type: ignore[no-untyped-def]
-    """Its slope by the logit, x - sigmoid(logit), again without cancellation."""
+    """Its derivative with respect to the logit, x - sigmoid(logit), again without cancellation."""
     q = sigmoid(-tl.abs(logit))
     return tl.where(logit > 0.0, (x - 1.0) + q, x - q)

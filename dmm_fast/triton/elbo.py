@@ -1,4 +1,4 @@
-"""The weights of the log-densities of a few sites in an ELBO, and their sum: a launch each."""
+"""The weights of the log-densities of a few sites in an ELBO, and their sum, in one launch each."""
 
 from typing import Any, NamedTuple
 
@@ -12,9 +12,9 @@ from dmm_fast.triton.rows import decoded, encoded
 
 
 class _Term(NamedTuple):
-    """A site: its dense numbers, and a number on the device to scale them by, or None.
+    """A site: its dense elements, and a scale on the device, or None.
 
-    ``sign`` is times what scale there is on the host; ``size`` is encoded.
+    ``sign`` includes a scale that is a number on the host; ``size`` is encoded.
     """
 
     numbers: Any
@@ -24,9 +24,9 @@ class _Term(NamedTuple):
 
 
 def gradients_of(terms: list[tuple[Tensor, float | Tensor, int]], num_particles: int) -> list[Tensor]:
-    """The gradients by each term of the negative sum of ``term, scale, sign``, over ``num_particles``.
+    """The gradients with respect to each term of the negative sum of ``sign * scale * term / num_particles``.
 
-    Only shape, dtype and device of a term are read.
+    Of a term only shape, dtype and device are used.
     """
     made = [torch.empty(like.shape, dtype=like.dtype, device=like.device) for like, _, _ in terms]
     taken = tuple(_term(to, scale, sign) for to, (_, scale, sign) in zip(made, terms, strict=True))
@@ -36,7 +36,7 @@ def gradients_of(terms: list[tuple[Tensor, float | Tensor, int]], num_particles:
 
 
 def loss_of(terms: list[tuple[Tensor, float | Tensor, int]]) -> Tensor:
-    """The negative sum of ``log_prob, scale, sign``, in float64."""
+    """The negative sum of ``sign * scale * log_prob``, in float64."""
     loss = torch.empty((), dtype=torch.float64, device=terms[0][0].device)
     taken = tuple(_term(log_prob.contiguous(), scale, sign) for log_prob, scale, sign in terms)
     with on_device_of(loss):
@@ -52,7 +52,7 @@ def _term(numbers: Tensor, scale: float | Tensor, sign: int) -> _Term:
 
 @triton.jit
 def weight_of(term):  # type: ignore[no-untyped-def]
-    """The number that a term is multiplied by, in float64."""
+    """The factor of a term, in float64."""
     weight = tl.full((), term.sign, tl.float64)
     if term.scale is not None:
         weight *= tl.load(term.scale).to(tl.float64)
@@ -61,7 +61,7 @@ def weight_of(term):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def elbo_gradients_kernel(terms, TERMS: tl.constexpr, PARTICLES: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Each term's gradients, a block of numbers at a time."""
+    """Write the gradients of each term, a block of elements at a time."""
     for i in tl.static_range(TERMS):
         term = terms[i]
         gradient = (tl.zeros((BLOCK,), tl.float64) - weight_of(term) / PARTICLES).to(tl.float32)
@@ -75,7 +75,7 @@ def elbo_gradients_kernel(terms, TERMS: tl.constexpr, PARTICLES: tl.constexpr, B
 
 @triton.jit
 def elbo_kernel(terms, loss, TERMS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Each term's sum, a block of numbers at a time."""
+    """Sum each term, a block of elements at a time."""
     total = tl.full((), 0.0, tl.float64)
     for i in tl.static_range(TERMS):
         term = terms[i]

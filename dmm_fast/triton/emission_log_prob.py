@@ -1,4 +1,4 @@
-"""log p(x_{1:T} | z_{1:T}): emitter and log-density, that of one of the heads."""
+"""log p(x_{1:T} | z_{1:T}): emitter and log-density of one of the heads."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dmm_fast.triton import categorical, emitter, heads, rows, sums, tiles
 
-# Columns that a head takes at a time where those of a layer's block would need more registers than there are.
+# Columns that a head processes at a time if those of a layer's block would need too many registers.
 FEW = tl.constexpr(32)
 
 
@@ -17,7 +17,7 @@ FEW = tl.constexpr(32)
 def emission_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
     w, hidden, x, mask, terms, found, count, blocks, D: tl.constexpr, HEAD: tl.constexpr, NARROW: tl.constexpr
 ):
-    """Whole rows: terms [P, B, T] is what is observed of each step."""
+    """Whole rows: terms [P, B, T] is the log-density of the observed entries of each step."""
     index, place, valid = tiles.rows_of_tile(found, count, blocks)
     spots = tiles.spots_of(found, count, index, valid)
     x_row = tiles.row_at(x, spots)
@@ -42,7 +42,7 @@ def emission_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
 ):
     """Whole rows, from dout [P, B]: gradients in scratch, by z, and dx [P, B, T, D] unless it is None.
 
-    Also what is observed of each step, to terms [P, B, T] unless they are None.
+    Also writes the log-density of each step to terms [P, B, T] unless it is None.
     """
     index, place, valid = tiles.rows_of_tile(found, count, blocks)
     emitter.hidden_layers(w, hidden, index, valid, blocks)
@@ -76,7 +76,7 @@ def emission_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
 def _value(
     head: str, x: Tensor, z: Tensor, weights: list[Tensor], lengths: Tensor, mask: Tensor | None
 ) -> Tensor:
-    """``[P, B]``: the sum over what is observed of log p(x_t | z_t)."""
+    """``[P, B]``: the sum over observed entries of log p(x_t | z_t)."""
     terms, steps = sums.terms_of(z), rows.steps_of(z, lengths)
     given = (rows.rows_of(z), steps, rows.rows_of(x), rows.entries_of(mask), terms)
     kernel, options = _kernel(head, backward=False)
@@ -97,7 +97,7 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
     """``dx [P, B, T, D]``, ``dz [P, B, T, Z]``, gradients of the weights, and the value ``[P, B]``.
 
-    The first and the last are empty where they are not wanted.
+    The first and the last are empty if not requested.
     """
     P, B, T, _ = z.shape
     dx, dz = x.new_empty(x.shape if with_dx else (0,)), z.new_empty(z.shape)
@@ -112,7 +112,7 @@ def _gradients(
 
 
 def _kernel(head: str, *, backward: bool) -> tuple[Any, dict[str, Any]]:
-    """The kernel of a head, and what it takes besides."""
+    """The kernel of a head, and its further options."""
     if head == "categorical":
         kernels = (
             categorical.categorical_emission_log_prob_fwd_kernel,

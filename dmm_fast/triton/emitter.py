@@ -1,10 +1,10 @@
-"""The emitters p(x_t | z_t) for single steps ``[N, Z]``, and what their ops share.
+"""The emitters p(x_t | z_t) for single steps ``[N, Z]``, and shared parts of their ops.
 
     h_1 = relu(W_in z + b)   h_2 = relu(W_hidden h_1 + b)   out = W_out h_2 + b
 
-A Bernoulli's out is the logits; a Gaussian has a second head for pre_scale, and a NADE one of another width
-for its first state (:mod:`dmm_fast.triton.nade`). The first line is a launch, the rest is the op's own, of
-which a program has whole rows; backward it goes on to z.
+For a Bernoulli, out is the logits; a Gaussian has a second head for pre_scale, and a NADE one of another
+width for its initial state (:mod:`dmm_fast.triton.nade`). The first hidden layer is one launch. The rest is a
+second launch of each op, whose programs process whole rows; its backward pass continues to z.
 """
 
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from dmm_fast.triton.tiles import Columns, Gradient, Layer, Term
 
 
 class Weights(NamedTuple):
-    """Weights of an emitter: ``w_out`` gives its only head or the first, ``w_scale`` the second, if any."""
+    """Weights of an emitter: ``w_out`` is the only or the first head, ``w_scale`` the second, if any."""
 
     w_in: Any
     b_in: Any
@@ -40,7 +40,7 @@ class Hidden(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """The gradients that an op's heads leave, and those by way of them. That of one has no dpre_scale."""
+    """Gradients in scratch: those written by an op's heads, and those computed from them."""
 
     dout: Columns
     dpre_scale: Columns | None
@@ -50,7 +50,7 @@ class Taken(NamedTuple):
 def forward(
     kernel: Any, weights: list[Tensor], count: int, z: Rows, steps: Steps, *given: Any, **options: Any
 ) -> None:
-    """Run the first hidden layer for z, and ``kernel(w, hidden, *given, ...)``: the second, the op's head."""
+    """Run the first hidden layer, then ``kernel(w, hidden, *given, ...)``: the second, and the op's head."""
     w = Weights(*(weight.contiguous() for weight in weights))
     E = w.w_in.shape[0]
     for first, size in in_parts(count):
@@ -63,7 +63,7 @@ def forward(
 
 @triton.jit
 def hidden_layers(w, hidden, index, valid, blocks):  # type: ignore[no-untyped-def]
-    """Whole rows: the second hidden layer from the first."""
+    """Compute whole rows of the second hidden layer from the first."""
     E = hidden.h_2.width
     for n in range(0, hidden.h_2.width, blocks.N):
         columns = n + tl.arange(0, blocks.N)
@@ -83,10 +83,10 @@ def gradients(
     cleared: tuple[Columns, ...] = (),
     **options: Any,
 ) -> list[Tensor]:
-    """The gradients of the weights; that by z goes to ``dz [..., Z]``.
+    """The gradients of the weights; that of z is written to ``dz [..., Z]``.
 
-    The op's head is ``kernel(w, hidden, taken, *given, ..., **options)``, and leaves alone what is past the
-    ends of ``cleared``, where zeros are written.
+    The op's head is ``kernel(w, hidden, taken, *given, ..., **options)``; past the ends of rows it writes
+    nothing to the tensors ``cleared``, which are filled with zeros there.
     """
     w = Weights(*(weight.contiguous() for weight in weights))
     (E, Z), D = w.w_in.shape, w.w_out.shape[0]
@@ -128,7 +128,7 @@ def emitter_fwd_kernel(w, hidden, heads, found, count, blocks):  # type: ignore[
 
 @rowwise_kernel
 def emitter_bwd_kernel(w, hidden, taken, heads, found, count, blocks):  # type: ignore[no-untyped-def]
-    """Whole rows, from the gradients by each head [P, B, T, width]: all others, into scratch."""
+    """Whole rows: compute all gradients in scratch from those of each head [P, B, T, width]."""
     index, place, valid = tiles.rows_of_tile(found, count, blocks)
     spots = tiles.spots_of(found, count, index, valid)
     hidden_layers(w, hidden, index, valid, blocks)

@@ -1,8 +1,8 @@
-"""Drawing the posterior chain z_{1:T} through normalizing flows, forward in time, and its gradient.
+"""Drawing the posterior chain z_{1:T} with normalizing flows, forward in time, and its gradient.
 
-A step is two launches of the combiner and two of each of K flows. What the flows were given and made of it
-is computed once more at all steps in a launch of its own before the backward scan: within that it would
-take 4 K + 2 launches a step instead of 2 K + 2.
+A step has two launches for the combiner and two for each of K flows. Before the backward scan, the flows'
+inputs and activations at all steps are recomputed in a separate launch: recomputing them within the scan
+would take 4 K + 2 launches per step instead of 2 K + 2.
 """
 
 import torch
@@ -31,7 +31,7 @@ def flow_scan(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``z, loc, pre_scale``, each ``[P, B, T, Z]``, ``log_det [P, B]``, and ``g [P, B, T, H]`` in float32.
 
-    All are zero past the end of each row. Without ``keep_g`` the last, for the backward, is empty.
+    All are zero past the end of each row. ``g`` is for the backward pass, and empty without ``keep_g``.
     """
     P, B, T, Z = eps.shape
     K, F, _ = flow_weights[0].shape
@@ -43,7 +43,7 @@ def flow_scan(
     log_scales = eps.new_zeros((P, B, Z), dtype=torch.float64)
     if z.numel():
         c, a = (eps.new_empty((rows, width), dtype=torch.float32) for width in (H, F))
-        # What each flow is given, and the latents at the end.
+        # The input of each flow, and the latents at the end.
         x = scan.started(z_q_0, eps, copies=K + 1)
         steps, options = steps_of(eps, lengths), {"size": constants(Sizes(Z, H, K, F))}
         of_combine = (w, x[K], rows_of(h), c, g if keep_g else None, steps)
@@ -116,7 +116,7 @@ def flow_scan_backward(
 
 @triton.jit
 def gradient_of_sum(dsum, steps, row, exists):  # type: ignore[no-untyped-def]
-    """The gradient by the log-determinants of rows, from entries of one [P, B]."""
+    """The gradient of the log-determinants of rows, from entries of ``dsum [P, B]``."""
     p, b = row // decoded(steps.batch), row % decoded(steps.batch)
     return tl.load(entry_at(dsum, p, b, 0), mask=exists, other=0.0).to(tl.float32)
 
@@ -125,10 +125,10 @@ def gradient_of_sum(dsum, steps, row, exists):  # type: ignore[no-untyped-def]
 def latents_bwd_kernel(  # type: ignore[no-untyped-def]
     w, incoming, dsum, passed, out, of_flows, steps, t, blocks, size
 ):
-    """From the gradient by a tile of the latents of step ``t`` to ``dout`` of the last flow.
+    """Compute ``dout`` of the last flow from the gradient of a tile of the latents of step ``t``.
 
-    Reads the gradients ``incoming`` and ``dsum`` [P, B], ``da`` of the combiner that the step after has left,
-    and what ``passed`` has.
+    Reads the gradients ``incoming`` and ``dsum`` [P, B], the combiner's ``da`` of the step after, and the
+    activations ``passed``.
     """
     row, exists, length, columns = scan.tile_of_step(steps, blocks)
     dz = combiner_steps.by_latents(w, incoming, out, steps, row, t, length, columns, size, blocks)
@@ -141,7 +141,7 @@ def latents_bwd_kernel(  # type: ignore[no-untyped-def]
 def inputs_bwd_kernel(  # type: ignore[no-untyped-def]
     w_in, incoming, dsum, eps, pre_scale, passed, out, of_flows, steps, t, k, blocks, size
 ):
-    """From ``da`` of flow ``k`` to ``dout`` of the flow before, or of the combiner where it was the first."""
+    """Compute ``dout`` of flow ``k - 1``, or of the combiner if k = 0, from ``da`` of flow ``k``."""
     row, exists, length, columns = scan.tile_of_step(steps, blocks)
     active, at_flow = t < length, scan.place_of(steps, row, t) * size.K + k
     dx = flow_steps.gradient_by_inputs(w_in, passed, of_flows, at_flow, k, columns, active, size, blocks)

@@ -1,6 +1,6 @@
-"""Halves of a flow, forward and backward, for scans through flows; and the flows of all steps at once.
+"""Halves of a flow, forward and backward, for scans with flows; and the flows of all steps at once.
 
-Forward the weights are stored by inputs, see :func:`dmm_fast.triton.scan.stored_by_inputs`.
+In the forward pass the weights are stored by inputs, see :func:`dmm_fast.triton.scan.stored_by_inputs`.
 """
 
 from typing import Any, NamedTuple
@@ -50,17 +50,17 @@ class Passed(NamedTuple):
 
 
 class BackwardWeights(NamedTuple):
-    """Weights that gradients pass: ``w_in [K, F, Z]``, and ``w_out [K, 2 Z, F]``, w_mean over w_log_scale."""
+    """The weights for a backward pass: ``w_in [K, F, Z]``, and ``w_out [K, 2 Z, F]``, both heads stacked."""
 
     w_in: Any
     w_out: Any
 
 
 class Gradients(NamedTuple):
-    """The gradients that those of the flows' weights are made of, in float32, at valid steps only.
+    """The factors of the gradients of the flows' weights, in float32, at valid steps only.
 
-    ``da [P, B, T, K, F]`` is the one by what goes into the relu, ``dout [P, B, T, K, 2 Z]`` the one by mean
-    and by log_scale.
+    ``da [P, B, T, K, F]`` is the gradient of the argument of the ReLU, ``dout [P, B, T, K, 2 Z]`` that of
+    mean and log_scale.
     """
 
     da: Any
@@ -68,7 +68,7 @@ class Gradients(NamedTuple):
 
 
 def layer_blocks(outputs: int, inputs: int) -> scan.Blocks:
-    """The blocks of a layer for all steps at once, whose rows are those of the launch."""
+    """The block sizes of a layer for all steps at once; the block of rows is that of the launch."""
     return constants(scan.Blocks(0, width_block(outputs, 64), width_block(inputs, 64), input_precision()))
 
 
@@ -79,7 +79,7 @@ def backward_weights(flow_weights: list[Tensor]) -> BackwardWeights:
 
 
 def gradients_for(passed: Passed) -> Gradients:
-    """Room for the gradients."""
+    """Allocate the gradients."""
     *steps, Z = passed.x.shape
     return Gradients(passed.a.new_empty(passed.a.shape), passed.x.new_empty((*steps, 2 * Z)))
 
@@ -100,27 +100,28 @@ def flow_at(w, k, size):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def hidden(w, x, units, valid, size, blocks):  # type: ignore[no-untyped-def]
-    """The first half of a flow: from the rows ``x`` to the given units."""
+    """The first half of a flow: the given units from the rows ``x``."""
     return relu(scan.linear(x, valid, size.Z, w.w_in, w.b_in, units, size.F, blocks))
 
 
 @triton.jit
 def transformed(w, x, a, columns, valid, size, blocks):  # type: ignore[no-untyped-def]
-    """The second half: the given columns of what the flow makes of x, of log_scale and of its exponential."""
+    """The second half: the given columns of the flow's result, of log_scale and of its exponential."""
     Z, F = size.Z, size.F
     log_scale, mean = scan.linear_pair(
         a, valid, F, w.w_log_scale, w.b_log_scale, w.w_mean, w.b_mean, columns, Z, blocks
     )
-    log_scale = tl.where(log_scale < LEAST, LEAST, tl.where(log_scale > MOST, MOST, log_scale))  # NaN stays
+    log_scale = tl.where(log_scale < LEAST, LEAST, tl.where(log_scale > MOST, MOST, log_scale))  # keeps NaN
     scale = exp(log_scale)
     return scale * load_row(x, columns, Z, valid) + mean, log_scale, scale
 
 
 @triton.jit
 def transform_backward(dy, dlog_det, passed, out, place, columns, valid, Z):  # type: ignore[no-untyped-def]
-    """The first half of a flow back: the given columns of ``dout``, from those of ``dy``, by its result.
+    """The first half of a flow's backward pass: the given columns of ``dout`` from those of ``dy``.
 
-    ``place`` are the steps of that flow among all flows' steps, ``dlog_det`` [rows].
+    ``dy`` is the gradient of the flow's result, ``dlog_det`` [rows] that of its log-determinant; ``place``
+    are the indices of the flow's steps among those of all flows.
     """
     x = load_row(passed.x + place * Z, columns, Z, valid)
     scale = load_row(passed.scale + place * Z, columns, Z, valid)
@@ -130,7 +131,7 @@ def transform_backward(dy, dlog_det, passed, out, place, columns, valid, Z):  # 
 
 @scan.step_kernel
 def hide_kernel(flows, x, a, steps, t, k, blocks, size):  # type: ignore[no-untyped-def]
-    """Step ``t``, flow ``k``: from ``x [K + 1, P B, Z]`` to a tile of the flow's units, which go to ``a``."""
+    """Step ``t``, flow ``k``: write a tile of the flow's units for ``x [K + 1, P B, Z]`` to ``a``."""
     row, _, length, units = scan.tile_of_step(steps, blocks)
     active, x_row = t < length, x + (k * scan.row_count(steps) + row) * size.Z
     unit = hidden(flow_at(flows, k, size), x_row, units, active, size, blocks)
@@ -139,7 +140,7 @@ def hide_kernel(flows, x, a, steps, t, k, blocks, size):  # type: ignore[no-unty
 
 @scan.step_kernel
 def transform_kernel(flows, x, a, z, log_scales, steps, t, k, blocks, size):  # type: ignore[no-untyped-def]
-    """From the units ``a [P B, F]`` to a tile of what the next flow is given, or of z [P, B, T, Z].
+    """Compute a tile of the next flow's input, or of z [P, B, T, Z], from the units ``a [P B, F]``.
 
     The latents' log_scale is added to ``log_scales [P B, Z]``.
     """
@@ -153,13 +154,13 @@ def transform_kernel(flows, x, a, z, log_scales, steps, t, k, blocks, size):  # 
         scan.store_padded(z, scan.place_of(steps, row, t), columns, Z, exists, active, y)
     inside = active[:, None] & (columns < Z)[None, :]
     total = log_scales + row[:, None] * Z + columns[None, :]
-    # In float64: there are as many sums, one after another, as steps and flows.
+    # In float64, since each sum has as many terms as there are steps and flows.
     tl.store(total, tl.load(total, mask=inside, other=0.0) + log_scale.to(tl.float64), mask=inside)
 
 
 @scan.step_kernel
 def hide_bwd_kernel(w_out, passed, out, steps, t, k, blocks, size):  # type: ignore[no-untyped-def]
-    """From ``dout`` of step ``t`` and flow ``k`` to a tile of ``da``, which has all the flow's units."""
+    """Compute a tile of ``da`` from ``dout`` of step ``t`` and flow ``k``."""
     row, _, length, units = scan.tile_of_step(steps, blocks)
     Z, F, active = size.Z, size.F, t < length
     place = scan.place_of(steps, row, t) * size.K + k
@@ -170,7 +171,7 @@ def hide_bwd_kernel(w_out, passed, out, steps, t, k, blocks, size):  # type: ign
 
 @triton.jit
 def gradient_by_inputs(w_in, passed, out, place, k, columns, active, size, blocks):  # type: ignore[no-untyped-def]
-    """The given columns of the gradient by what flow ``k`` was given at the steps ``place`` of all flows."""
+    """The given columns of the gradient of the input of flow ``k``; ``place`` indexes steps of all flows."""
     Z, F = size.Z, size.F
     dx = linear_backward(out.da + place * F, active, F, w_in + k * F * Z, columns, Z, blocks)
     dmean = load_row(out.dout + place * 2 * Z, columns, Z, active)
@@ -181,7 +182,7 @@ def gradient_by_inputs(w_in, passed, out, place, k, columns, active, size, block
 def passed_flows_kernel(  # type: ignore[no-untyped-def]
     w, loc, pre_scale, eps, steps, passed, first, size, to_units, from_units, BLOCK_M: tl.constexpr
 ):
-    """A block of valid steps: what :class:`Passed` has, from loc, pre_scale and eps [P, B, T, Z]."""
+    """A block of valid steps: compute :class:`Passed` from loc, pre_scale and eps [P, B, T, Z]."""
     Z, F = size.Z, size.F
     row, step, valid = places(steps, block_of_places(first, BLOCK_M))
     first_flow = (row * decoded(steps.steps) + step) * size.K
@@ -213,7 +214,7 @@ def passed_flows_kernel(  # type: ignore[no-untyped-def]
 def passed_flows(
     loc: Tensor, pre_scale: Tensor, eps: Tensor, flow_weights: list[Tensor], lengths: Tensor
 ) -> Passed:
-    """The flows of all steps, which need no scan where ``loc`` and ``pre_scale`` are known."""
+    """The flows of all steps at once, without a scan, since ``loc`` and ``pre_scale`` are known."""
     P, B, T, Z = eps.shape
     K, F, _ = flow_weights[0].shape
     shapes = ((P, B, T, K, width) for width in (Z, F, Z))

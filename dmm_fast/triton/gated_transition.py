@@ -24,7 +24,7 @@ def gated_transition_fwd_kernel(w, mixed, loc, scale, found, count, blocks):  # 
 def gated_transition_bwd_kernel(  # type: ignore[no-untyped-def]
     w, mixed, taken, loc, scale, steps, found, count, blocks
 ):
-    """Whole rows, from the gradients ``loc, scale`` [1, N, 1, Z] to those within the network."""
+    """Whole rows: the gradients within the network from the gradients ``loc, scale`` [1, N, 1, Z]."""
     index, _, valid = tiles.rows_of_tile(found, count, blocks)
     spots = tiles.spots_of(found, count, index, valid)
     transition.mix(w, mixed, index, valid, blocks)

@@ -1,4 +1,4 @@
-"""Heads of an emission that take each entry by itself: a density by name, of one or two outputs.
+"""Elementwise heads of an emission: a density by name, with one or two outputs as parameters.
 
 ``HEAD`` is ``bernoulli`` or ``poisson``, which ignore the second output, ``normal`` or ``negative_binomial``.
 """
@@ -25,7 +25,7 @@ def log_density(value, out, second, HEAD: tl.constexpr):  # type: ignore[no-unty
 
 @triton.jit
 def slopes(value, out, second, HEAD: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Its slopes by the two outputs."""
+    """Its derivatives with respect to the two outputs."""
     by_second = second
     if HEAD == "bernoulli":
         by_out = densities.bernoulli_slope(value, out)
@@ -40,7 +40,7 @@ def slopes(value, out, second, HEAD: tl.constexpr):  # type: ignore[no-untyped-d
 
 @triton.jit
 def gradient_by_value(d, value, out, second, by_out, HEAD: tl.constexpr):  # type: ignore[no-untyped-def]
-    """``d`` times its slope by the value; ``by_out`` is that by the first output."""
+    """``d`` times the derivative with respect to the value; ``by_out`` is that of the first output."""
     if HEAD == "bernoulli":
         gradient = d * out
     elif HEAD == "poisson":

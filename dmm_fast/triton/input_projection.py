@@ -1,4 +1,4 @@
-"""Inputs of the inference network's recurrence: a layer of every step."""
+"""The input projection of the inference network's recurrence, a linear layer applied to every step."""
 
 from torch import Tensor
 

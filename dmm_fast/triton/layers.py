@@ -1,8 +1,8 @@
 """Linear layers within a rowwise kernel, forward and backward, and the gradients of their weights.
 
 A layer reads its rows from memory, a block of features at a time, so a kernel's blocks have a fixed size
-whatever the widths. Threads of a program see each other's stores after ``tl.debug_barrier()``, which is
-CUDA's ``__syncthreads()``.
+for any widths. Threads of a program see each other's stores after ``tl.debug_barrier()``, which is CUDA's
+``__syncthreads()``.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,17 +34,17 @@ class Blocks(NamedTuple):
 
 
 BlocksFor = Callable[[int, int], Blocks]
-"""From the widths of the widest hidden layer and of the outputs."""
+"""A function from the widths of the widest hidden layer and of the outputs to block sizes."""
 
 
 def forward_blocks(hidden: int, outputs: int) -> Blocks:
-    """For a layer within another's product: hidden units in slices, all outputs at once where few."""
+    """Blocks for a layer fused with the next: hidden units in slices, all outputs at once if they are few."""
     sizes = width_block(hidden, 32), width_block(outputs, 128), width_block(max(hidden, outputs), 16)
     return constants(Blocks(*sizes, input_precision()))
 
 
 def backward_blocks(hidden: int, outputs: int) -> Blocks:
-    """For passes in which every layer goes through scratch."""
+    """Blocks for passes that store every layer in scratch."""
     sizes = width_block(hidden, 64), width_block(outputs, 64), width_block(max(hidden, outputs), 16)
     return constants(Blocks(*sizes, input_precision()))
 
@@ -76,19 +76,19 @@ def product(rows, valid, K, w, columns, N, stride_n, stride_k, blocks):  # type:
 
 @triton.jit
 def linear(rows, valid, K, w, b, columns, N, blocks):  # type: ignore[no-untyped-def]
-    """The given columns of ``W x + b`` for rows x of K features, ``w`` being ``[N, K]``."""
+    """The given columns of ``W x + b`` for rows x of K features and ``w [N, K]``."""
     return product(rows, valid, K, w, columns, N, K, 1, blocks) + bias(b, columns, N)
 
 
 @triton.jit
 def linear_backward(drows, valid, N, w, columns, K, blocks):  # type: ignore[no-untyped-def]
-    """The given columns of the gradient by x of :func:`linear`, from that by its N outputs."""
+    """The given columns of the gradient of x in :func:`linear`, from that of its N outputs."""
     return product(drows, valid, N, w, columns, K, 1, K, blocks)
 
 
 @triton.jit
 def copy_rows(rows, valid, to, WIDTH, blocks):  # type: ignore[no-untyped-def]
-    """Write the rows to ``to``, in float32."""
+    """Copy the rows to ``to``, in float32."""
     for n in range(0, WIDTH, blocks.N):
         columns = n + tl.arange(0, blocks.N)
         store_row(to, columns, WIDTH, valid, load_row(rows, columns, WIDTH, valid))
@@ -96,12 +96,12 @@ def copy_rows(rows, valid, to, WIDTH, blocks):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def relu(x):  # type: ignore[no-untyped-def]
-    """max(x, 0), and NaN where x is."""
+    """max(x, 0), which propagates NaN."""
     return tl.where(x < 0.0, 0.0, x)
 
 
 class Network(NamedTuple):
-    """A network as kernels take it: contiguous weights by name, and its sizes and blocks as constants."""
+    """A network as an argument of kernels: contiguous weights by name, and sizes and blocks as constants."""
 
     w: Any
     size: Any
@@ -115,7 +115,7 @@ def launch_network(kernel: Any, network: Network, count: int, *args: Any, first:
 
 
 def in_parts(count: int) -> Iterator[tuple[int, int]]:
-    """``first, size`` of each part of ``count`` places that a backward pass takes at a time; at least one."""
+    """``first, size`` of each part of ``count`` places of a backward pass; at least one part."""
     for first in range(0, max(count, 1), SCRATCH_ROWS):
         yield first, min(SCRATCH_ROWS, count - first)
 
@@ -128,11 +128,11 @@ def weight_gradients(
     *,
     layers: list[tuple[slice, slice]],
 ) -> list[Tensor]:
-    """Gradients of weights and biases: products over the rows of scratch, one part of them after another.
+    """Gradients of weights and biases: GEMMs over the rows of scratch, part by part.
 
-    ``fill(scratch, first)`` writes the rows of scratch of the valid ones among the places of ``steps`` from
-    ``first`` on; nothing else is read. ``layers`` has, for each weight with its bias, the columns that hold
-    the gradient by the layer's outputs, and those that hold its inputs.
+    ``fill(scratch, first)`` writes the rows of scratch for the valid places of ``steps`` from ``first`` on;
+    only these are read. For each weight with its bias, ``layers`` has the columns of the gradient of the
+    layer's outputs and the columns of its inputs.
     """
     width = max(delta.stop for delta, _ in layers)
     dtype = weights[0].dtype if count <= SCRATCH_ROWS else torch.float32

@@ -2,10 +2,10 @@
 
     logit_d = b_d + w_read_d . sigmoid(a_d)    a_{d+1} = a_d + x_d w_write_d    b and a_1 from the emitter
 
-The emitter's launches make b and a_1, and take the gradients by them. Here a program has a block of rows with
-their states in registers, and goes through the features one by one. Backward, the state that a feature reads
-is made again from the last of those that were kept, one for every few features: to take back what a feature
-wrote would cost digits.
+The emitter's launches compute b and a_1 and backpropagate their gradients. Here a program has a block of rows
+with their states in registers and processes the features one by one. In the backward pass, the state that a
+feature reads is recomputed from the last stored one; a state is stored for every few features. Subtracting
+the contributions of features instead would lose accuracy.
 """
 
 from typing import Any, NamedTuple
@@ -21,11 +21,11 @@ from dmm_fast.triton.densities import bernoulli_log_density, bernoulli_slope
 from dmm_fast.triton.layers import in_parts
 
 KEPT = 8
-"""Features from one state that is kept to the next."""
+"""Number of features between stored states."""
 
 
 class Nade(NamedTuple):
-    """The weights ``[D, U]``, contiguous, and as constants their sizes and a power of two that holds U."""
+    """The weights ``[D, U]``, contiguous, with their sizes and the next power of two from U as constants."""
 
     read: Any
     write: Any
@@ -35,7 +35,7 @@ class Nade(NamedTuple):
 
 
 def nade_of(w_read: Tensor, w_write: Tensor) -> Nade:
-    """The weights as the kernels take them."""
+    """The weights as an argument of the kernels."""
     D, U = w_read.shape
     sizes = (tl.constexpr(size) for size in (D, U, next_power_of_2(U)))
     return Nade(w_read.contiguous(), w_write.contiguous(), *sizes)
@@ -49,7 +49,7 @@ def weight(w, d, units, U):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def feature(x_row, mask, steps, row, step, valid, d):  # type: ignore[no-untyped-def]
-    """Whether feature ``d`` of each row is observed, and its value, 0 where it is not."""
+    """A bool, True if feature ``d`` of each row is observed, and its value, 0 if not."""
     keep = valid
     if mask is not None:
         entry = rows.entry_at(mask, row % rows.decoded(steps.batch), step, d)
@@ -68,7 +68,7 @@ def logit_of(logits_row, a, w_read, valid, d):  # type: ignore[no-untyped-def]
 def nade_fwd_kernel(  # type: ignore[no-untyped-def]
     w, x, logits, state, steps, mask, terms, first, BLOCK_M: tl.constexpr
 ):
-    """A block of steps: terms [P, B, T] is what is observed of each."""
+    """A block of steps: terms [P, B, T] is the log-density of the observed entries of each step."""
     index = rows.block_of_places(first, BLOCK_M)
     row, step, _, valid = rows.every_place(steps, index)
     x_row, units = rows.at(x, steps, row, step), tl.arange(0, w.BLOCK_U)
@@ -87,10 +87,10 @@ def nade_bwd_kernel(  # type: ignore[no-untyped-def]
     w, dout, x, logits, state, steps, mask, kept, partial, dlogits, dstate, dx, terms, first,
     BLOCK_M: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
-    """A block of steps, from dout [P, B]: gradients by logits, state, and x unless dx is None.
+    """A block of steps, from dout [P, B]: gradients of logits, state, and x unless dx is None.
 
-    Also this program's sums of the gradients by both weights, to partial [programs, 2, D, U], and what is
-    observed of each step, to terms [P, B, T] unless they are None. ``kept`` is scratch for states.
+    Also writes the program's partial sums of the gradients of both weights to partial [programs, 2, D, U],
+    and the log-density of each step to terms [P, B, T] unless it is None. ``kept`` is scratch for states.
     """
     index = rows.block_of_places(first, BLOCK_M)
     row, step, inside, valid = rows.every_place(steps, index)
@@ -143,7 +143,7 @@ def nade_bwd_kernel(  # type: ignore[no-untyped-def]
 def nade_draw_kernel(  # type: ignore[no-untyped-def]
     w, u, logits, state, steps, out, first, BLOCK_M: tl.constexpr
 ):
-    """A block of rows of out [N, D]: in turn, 1 where u is below the feature's probability, else 0."""
+    """A block of rows of out [N, D]: feature by feature, 1 if u is below its probability, else 0."""
     index = rows.block_of_places(first, BLOCK_M)
     row, step, valid = rows.places(steps, index)
     u_row, logits_row = rows.at(u, steps, row, step), rows.at(logits, steps, row, step)
@@ -158,7 +158,7 @@ def nade_draw_kernel(  # type: ignore[no-untyped-def]
 
 
 def _heads(z: Tensor, weights: list[Tensor], steps: rows.Steps) -> tuple[Tensor, Tensor]:
-    """The logits ``[P, B, T, D]`` and the first state ``[P, B, T, U]`` of the valid steps."""
+    """The logits ``[P, B, T, D]`` and the initial state ``[P, B, T, U]`` of the valid steps."""
     logits, state = (
         z.new_empty((*z.shape[:3], head.shape[0]), dtype=torch.float32) for head in weights[4:8:2]
     )
@@ -172,7 +172,7 @@ def _heads(z: Tensor, weights: list[Tensor], steps: rows.Steps) -> tuple[Tensor,
 def nade_emission_log_prob(
     x: Tensor, z: Tensor, weights: list[Tensor], lengths: Tensor, mask: Tensor | None
 ) -> Tensor:
-    """``[P, B]``: the sum over what is observed of log p(x_t | z_t)."""
+    """``[P, B]``: the sum over observed entries of log p(x_t | z_t)."""
     terms, steps = sums.terms_of(z), rows.steps_of(z, lengths)
     logits, state = _heads(z, weights, steps)
     given = (nade_of(*weights[8:]), rows.rows_of(x), logits, state, steps, rows.entries_of(mask), terms)
@@ -192,7 +192,7 @@ def nade_emission_log_prob_backward(
 ) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
     """``dx [P, B, T, D]``, ``dz [P, B, T, Z]``, gradients of the weights, and the value ``[P, B]``.
 
-    The first and the last are empty where they are not wanted.
+    The first and the last are empty if not requested.
     """
     dx, dz = x.new_empty(x.shape if with_dx else (0,)), z.new_empty(z.shape)
     steps, terms = rows.steps_of(z, lengths), sums.terms_of(z) if with_out else None
@@ -206,7 +206,7 @@ def nade_emission_log_prob_backward(
         *(emitter.emitter_bwd_kernel, weights[:8], z.shape[:3].numel(), rows.rows_of(z), steps, dz, heads),
         cleared=(tiles.features_of(dz),),
     )
-    # Results of an op have memory of their own.
+    # The results of an op must not share memory.
     return (
         dx,
         dz,
@@ -216,7 +216,7 @@ def nade_emission_log_prob_backward(
 
 
 def _weight_gradients(nade: Nade, given: tuple[Any, ...], made: tuple[Tensor | None, ...]) -> Tensor:
-    """``[2, D, U]``: the gradients by both weights; the others are written to what is ``made``."""
+    """``[2, D, U]``: the gradients of both weights; the others are written to the tensors ``made``."""
     state = given[3]
     D, U = nade.D.value, nade.U.value
     total = torch.zeros((2, D, U), dtype=torch.float32, device=state.device)

@@ -1,4 +1,4 @@
-"""Names of compiled kernels that are the same in every process, so that each finds what another compiled."""
+"""Deterministic cache keys of Triton kernels, so that processes share compiled kernels."""
 
 import importlib
 import pkgutil
@@ -9,13 +9,13 @@ from dmm_fast import triton
 
 
 def name_kernels() -> None:
-    """Have Triton name all kernels of this package now, in one order.
+    """Compute Triton's cache keys of all kernels of this package now, in a fixed order.
 
-    A name is made of the source of a kernel and of the functions that it calls, and of their constants.
-    Triton 3.6 leaves out the constants of a function that it has not named before, so what a process
-    launches first would decide whether it finds a kernel in Triton's cache or compiles it again.
+    A key is computed from the source of a kernel and of the functions that it calls, and from their
+    constants. Triton 3.6 omits the constants of a function without a key, so the order of a process's
+    launches would decide if it finds a kernel in Triton's cache or recompiles it.
     """
     for found in pkgutil.iter_modules(triton.__path__, f"{triton.__name__}."):
         for function in vars(importlib.import_module(found.name)).values():
             if isinstance(function, JITFunction):
-                _ = function.cache_key  # it is made by the first look at it
+                _ = function.cache_key  # the property computes the key at its first access

@@ -1,4 +1,4 @@
-"""Gaussian log-densities of given parameters, and of draws from their own noise."""
+"""Gaussian log-densities, of values with given parameters and of draws from their noise."""
 
 import triton
 import triton.language as tl
@@ -10,7 +10,7 @@ from dmm_fast.triton.densities import HALF_LOG_2PI, drawn_log_density, log_softp
 
 @triton.jit
 def standardized(value, loc, scale, steps, row, step, columns, keep):  # type: ignore[no-untyped-def]
-    """The residual over the scale, and the scale; what is not to keep counts as zero and one."""
+    """The residual divided by the scale, and the scale; 0 and 1 at dropped entries."""
     s = tl.where(keep, rows.load(rows.at(scale, steps, row, step), columns, keep), 1.0)
     mean = rows.load(rows.at(loc, steps, row, step), columns, keep)
     return (rows.load(rows.at(value, steps, row, step), columns, keep) - mean) / s, s
@@ -18,7 +18,7 @@ def standardized(value, loc, scale, steps, row, step, columns, keep):  # type: i
 
 @triton.jit
 def gradient_of(dout, steps, row, valid):  # type: ignore[no-untyped-def]
-    """``[rows, 1]``: the gradient by the sum over time, from entries of dout [P, B]; zero past the end."""
+    """``[rows, 1]``: the gradient of the sum over time, read from dout [P, B]; zero past the end."""
     row, batch = row.to(tl.int32), rows.decoded(steps.batch)
     places = rows.entry_at(dout, (row // batch).to(tl.int64), (row % batch).to(tl.int64), 0)
     return tl.load(places, mask=valid, other=0.0).to(tl.float32)[:, None]
@@ -28,7 +28,7 @@ def gradient_of(dout, steps, row, valid):  # type: ignore[no-untyped-def]
 def normal_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
     value, loc, scale, steps, mask, terms, first, wide, BLOCK_M: tl.constexpr
 ):
-    """A block of steps: terms [P, B, T] is a step's sum over what is observed of it."""
+    """A block of steps: terms [P, B, T] is each step's sum over observed entries."""
     index = rows.block_of_places(first, BLOCK_M)
     row, step, _, valid = rows.every_place(steps, index)
     acc = tl.zeros((BLOCK_M, wide.N), tl.float32)
@@ -44,7 +44,7 @@ def normal_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
 def normal_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
     dout, value, loc, scale, steps, mask, dvalue, dloc, dscale, first, wide, BLOCK_M: tl.constexpr
 ):
-    """A block of steps: from dout [P, B] the three gradients [P, B, T, D], zero where nothing counts."""
+    """A block of steps: from dout [P, B] the three gradients [P, B, T, D], zero at dropped entries."""
     index = rows.block_of_places(first, BLOCK_M)
     row, step, inside, valid = rows.every_place(steps, index)
     d = gradient_of(dout, steps, row, valid)
@@ -62,7 +62,7 @@ def normal_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
 def normal_log_prob(
     value: Tensor, loc: Tensor, scale: Tensor, lengths: Tensor, mask: Tensor | None
 ) -> Tensor:
-    """``[P, B]``: the sum over what is observed of log N(value; loc, scale)."""
+    """``[P, B]``: the sum over observed entries of log N(value; loc, scale)."""
     terms = sums.terms_of(value)
     read = map(rows.rows_of, (value, loc, scale))
     given = (*read, rows.steps_of(value, lengths), rows.entries_of(mask))
@@ -105,13 +105,13 @@ def drawn_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
 ):
     """A block of steps: from dout [P, B] both gradients [P, B, T, D], zero past the end.
 
-    There is none by eps where ``deps`` is None. Also a valid step's sum, to terms [P, B, T] unless they are
+    ``deps`` is not computed if it is None. Also writes each valid step's sum to terms [P, B, T] unless it is
     None.
     """
     index = rows.block_of_places(first, BLOCK_M)
     row, step, inside, valid = rows.every_place(steps, index)
     eps_row, pre_scale_row = rows.at(eps, steps, row, step), rows.at(pre_scale, steps, row, step)
-    # Past the end this is zero, and so is what is loaded.
+    # Past the end both this gradient and the loaded values are zero.
     d = gradient_of(dout, steps, row, valid)
     acc = tl.zeros((BLOCK_M, wide.N), tl.float32)
     for n in range(0, wide.D, wide.N):
@@ -128,7 +128,7 @@ def drawn_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
 
 
 def drawn_log_prob(eps: Tensor, pre_scale: Tensor, lengths: Tensor) -> Tensor:
-    """``[P, B]``: the sum over valid steps of the log-density of a draw from its own noise."""
+    """``[P, B]``: the sum over valid steps of the log-density of a draw, computed from its noise."""
     terms = sums.terms_of(eps)
     given = (rows.rows_of(eps), rows.rows_of(pre_scale), rows.steps_of(eps, lengths))
     rows.launch_wide(drawn_log_prob_fwd_kernel, eps, *given, terms)
@@ -140,7 +140,7 @@ def drawn_log_prob_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``deps, dpre_scale``, each ``[P, B, T, Z]``, and the value ``[P, B]``.
 
-    The first and the last are empty where they are not wanted.
+    The first and the last are empty if not requested.
     """
     deps, dpre_scale = eps.new_empty(eps.shape if with_deps else (0,)), eps.new_empty(eps.shape)
     terms = sums.terms_of(eps) if with_out else None

@@ -1,4 +1,4 @@
-"""Observed values of a mini-batch, in one launch."""
+"""Masking of the unobserved values of a mini-batch, in one launch."""
 
 import torch
 import triton
@@ -12,7 +12,7 @@ BLOCK = 512
 
 
 def where_observed(x: Tensor, lengths: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """``x [B, T, D]`` with 0 wherever nothing is observed, and the mask, of any such shape, as bools."""
+    """``x [B, T, D]`` with 0 at unobserved entries, and the mask, ``[B, T]`` or ``[B, T, D]``, as bool."""
     B, T, D = x.shape
     out = torch.empty((B, T, D), dtype=x.dtype, device=x.device)
     bools = None if mask is None else torch.empty(mask.shape, dtype=torch.bool, device=x.device)
@@ -31,8 +31,8 @@ def where_observed(x: Tensor, lengths: Tensor, mask: Tensor | None) -> tuple[Ten
 def observed_kernel(  # type: ignore[no-untyped-def]
     x, lengths, mask, out, bools, T, D, count, BY_FEATURE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """A block of elements of out [B, T, D], and of bools [B, T] or [B, T, D] where there is a mask."""
-    # Divided as 32 bits where they hold the count.
+    """A block of elements of out [B, T, D], and of the bool mask [B, T] or [B, T, D] if there is one."""
+    # Divisions are of 32 bits if the number of elements fits.
     place = tl.program_id(0).to(count.dtype) * BLOCK + tl.arange(0, BLOCK)
     inside = place < count
     step, d = place // D, (place % D).to(tl.int64)

@@ -1,4 +1,4 @@
-"""The inference network's recurrence, backward or forward in time, and its gradient: a launch a step."""
+"""The inference network's recurrence, backward or forward in time, and its gradient: one launch per step."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def rnn_scan(
     P, B, T, H = x_proj.shape
     h = x_proj.new_empty((P, B, T, H))
     if h.numel():
-        # A row starts at its own step, so either state may be what it reads first.
+        # Rows start at different steps, so a row may read either state first.
         state, options = scan.started(h_0, h, copies=2), _constants(H, nonlinearity, direction)
         given = (w_hh.mT.contiguous(), rows_of(x_proj), steps_of(x_proj, lengths), h, state)
         with on_device_of(h):
@@ -34,7 +34,7 @@ def rnn_scan(
 def rnn_scan_backward(
     dh: Tensor, h: Tensor, w_hh: Tensor, h_0: Tensor, lengths: Tensor, nonlinearity: str, direction: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``dx_proj [P, B, T, H], dw_hh [H, H]``, and dh_0 in the shape of h_0."""
+    """``dx_proj [P, B, T, H], dw_hh [H, H]``, and dh_0 with the shape of h_0."""
     P, B, T, H = h.shape
     dx_proj, dh_0 = h.new_empty((P, B, T, H)), h.new_empty((P, B, H))
     if dh_0.numel():
@@ -54,7 +54,7 @@ def _constants(H: int, nonlinearity: str, direction: str) -> dict[str, Any]:
 
 @triton.jit
 def place(t, length, REVERSED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The place in memory of step ``t`` of rows; steps past the end of a row are where they are."""
+    """The index in memory of step ``t`` of rows, reversed within each row's length if ``REVERSED``."""
     return tl.where(t < length, length - 1 - t, t) if REVERSED else t
 
 
@@ -71,14 +71,15 @@ def rnn_step_fwd_kernel(  # type: ignore[no-untyped-def]
     TANH: tl.constexpr,
     REVERSED: tl.constexpr,
 ):
-    """Step ``t`` of a tile of rows and units; steps are taken from the last to the first.
+    """Step ``t`` of a tile of rows and units; the steps are run from the last to the first.
 
-    Forward in time the rows are ``REVERSED``: a step of theirs is at another place.
+    If the recurrence runs forward in time, the rows are ``REVERSED``: their steps are stored in the opposite
+    order.
 
     Reads x_proj [P, B, T, H] at valid steps and w_hh [H, H], stored by inputs; writes step t of h
     [P, B, T, H].
-    The nonlinearity is a tanh where ``TANH``, else a relu. ``state [2, P B, H]`` holds the rows' h in
-    float32, of an even step and of an odd one: a step reads one and writes the other.
+    The nonlinearity is tanh if ``TANH``, else ReLU. ``state [2, P B, H]`` has the rows' h in float32 for even
+    and odd steps: a step reads one and writes the other.
     """
     row, exists, length, columns = scan.tile_of_step(steps, blocks)
     active, here = t < length, place(t, length, REVERSED)
@@ -105,18 +106,18 @@ def rnn_step_bwd_kernel(  # type: ignore[no-untyped-def]
     TANH: tl.constexpr,
     REVERSED: tl.constexpr,
 ):
-    """Step ``t`` of a tile, from the first to the one behind the last: ``delta_t = f'(h_t) dL/dh_t``.
+    """Step ``t`` of a tile, from the first to one past the last: ``delta_t = f'(h_t) dL/dh_t``.
 
     Reads dh and h [P, B, T, H] at valid steps, and w_hh [H, H]; writes step t of dx_proj [P, B, T, H], which
-    are the deltas, and dh_0 [P, B, H] of the rows that end before it. ``state [2, P B, H]`` holds the deltas
-    in float32, and rows are ``REVERSED``, as in the forward kernel.
+    are the deltas, and dh_0 [P, B, H] of the rows that end before it. ``state [2, P B, H]`` has the deltas
+    in float32; ``REVERSED`` is as in the forward kernel.
     """
     row, exists, length, columns = scan.tile_of_step(steps, blocks)
     active, here = t < length, place(t, length, REVERSED)
-    carried = t <= tl.where(t > 0, length, -1)  # nothing comes into step 0
+    carried = t <= tl.where(t > 0, length, -1)  # step 0 has no predecessor
     state_row, size = state + row * H, scan.row_count(steps) * H
     value = linear_backward(state_row + (t + 1) % 2 * size, carried, H, w_hh, columns, H, blocks)
-    # What comes out of a row's last step is for its h_0.
+    # The gradient that leaves a row's last step is that of its h_0.
     store_row(dh_0 + row * H, columns, H, exists & (t == length), value)
     value += load_row(at(dh, steps, row, here), columns, H, active)
     h_here = load_row(at(h, steps, row, here), columns, H, active)

@@ -1,9 +1,9 @@
-"""Parts of the rowwise kernels: the steps that a program takes, loads and stores of rows, sums over time.
+"""Parts of the rowwise kernels: the steps of a program, loads and stores of rows, launches.
 
-A program takes a block of *places*: steps (p, b, t), of which only the valid ones have a number, counted
-row after row. So short sequences leave no gaps, and which step a number means is found on the device: the
-host never reads ``lengths``, launches as many programs as full rows would need, and those past the last
-valid step return at once.
+A program processes a block of *places*: steps (p, b, t), where only valid steps are numbered, row after row.
+So short sequences leave no gaps. The step of a place is found on the device: the host never reads
+``lengths`` and launches as many programs as full rows would need; those past the last valid step return
+immediately.
 
 Features are dense (:func:`dense`), all other strides are arguments.
 """
@@ -19,10 +19,10 @@ from torch import Tensor
 from dmm_fast.triton import tuning
 from dmm_fast.triton.common import cdiv, next_power_of_2, on_device_of, row_start
 
-# Sizes that differ from batch to batch: no kernel is compiled anew for them. Those within tuples are encoded.
+# Sizes that differ between batches, for which kernels are not recompiled. Those within tuples are encoded.
 VARYING = ("first", "count")
 
-# Lengths that a search for the place of a number reads at a time.
+# Number of lengths read at a time in the search for the step of a place.
 SEARCHED = tl.constexpr(64)
 
 
@@ -32,7 +32,7 @@ rowwise_kernel = triton.jit(do_not_specialize=VARYING)
 
 
 def encoded(number: int) -> int:
-    """A size or stride as a kernel takes it within a tuple: an odd number, and at least 3.
+    """A size or stride in the form for a kernel's tuple arguments: an odd number, at least 3.
 
     Triton compiles a kernel anew where an integer is 1 or a multiple of 16 and was not before, and
     ``do_not_specialize`` does not reach the members of a tuple (triton 3.6 to 3.9).
@@ -42,7 +42,7 @@ def encoded(number: int) -> int:
 
 @triton.jit
 def decoded(number):  # type: ignore[no-untyped-def]
-    """The number that :func:`encoded` was given."""
+    """Inverse of :func:`encoded`."""
     return (number - 3) >> 1
 
 
@@ -63,7 +63,7 @@ class Wide(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """A ``[P, B, T, width]`` tensor with dense features, as a kernel takes it: its strides are encoded."""
+    """A ``[P, B, T, width]`` tensor with dense features as an argument of kernels, with encoded strides."""
 
     ptr: Any
     stride_p: int
@@ -72,7 +72,7 @@ class Rows(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """The number of steps, and which of them are valid: all where ``lengths`` is None.
+    """The numbers of particles, rows and steps, and the lengths; all steps are valid if ``lengths`` is None.
 
     The three sizes are encoded.
     """
@@ -93,7 +93,7 @@ class Entries(NamedTuple):
 
 
 def dense(tensor: Tensor) -> Tensor:
-    """``tensor`` itself where its features are dense, else a copy."""
+    """``tensor`` itself if its features are dense, else a copy."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
@@ -110,7 +110,7 @@ def steps_of(tensor: Tensor, lengths: Tensor | None) -> Steps:
 
 
 def unit_of(*tensors: Rows | None) -> int:
-    """A number of elements that every row of them begins at multiples of: those of 16 bytes, or one."""
+    """An alignment of all rows of these tensors in elements: those of 16 bytes, or one."""
     given = [rows for rows in tensors if rows is not None]
     unit = 16 // given[0].ptr.element_size()
     aligned = all(rows.ptr.data_ptr() % 16 == 0 for rows in given)
@@ -123,30 +123,30 @@ def entries_of(tensor: Tensor | None) -> Entries | None:
 
 
 def constants(fields: _Fields) -> _Fields:
-    """The same named tuple with each field a constant of the kernel that takes it.
+    """The same named tuple with each field a constexpr of the kernel.
 
-    A field that bounds a ``range`` is used as it is, or assigned together with others: of one that is
-    assigned alone the interpreter makes a tensor, which that of triton 3.6 cannot count to with numpy 2.4.
+    In a kernel, use a field that bounds a ``range`` directly, or assign it together with others: a single
+    assignment makes a tensor in the interpreter, and Triton 3.6 with numpy 2.4 cannot use that in a range.
     """
     made: _Fields = _constants(fields)
     return made
 
 
-# A launch asks for the same ones again and again. Typed: named tuples of other kinds may be equal.
+# Cached since launches reuse the same constants. Typed, since named tuples of different types may be equal.
 @lru_cache(maxsize=1024, typed=True)
 def _constants(fields: Any) -> Any:
     return type(fields)(*(tl.constexpr(field) for field in fields))
 
 
 def width_block(size: int, most: int) -> int:
-    """The block for so many features: a power of two that ``tl.dot`` takes."""
+    """The block size for ``size`` features: a power of two that is valid for ``tl.dot``."""
     return min(max(next_power_of_2(size), 16), most)
 
 
 def launch(kernel: Any, count: int, on: Tensor, *args: Any, first: int = 0, **options: Any) -> None:
-    """Run ``kernel(*args, first, ...)``, a program for each block of ``count`` places from ``first`` on.
+    """Run ``kernel(*args, first, ...)`` with a program for each block of ``count`` places from ``first`` on.
 
-    A kernel reads nothing that it writes but its own scratch, so that it may run again to be measured.
+    Apart from scratch, a kernel must not read what it writes, so that it can be run repeatedly for tuning.
     """
     if count == 0:
         return
@@ -160,7 +160,7 @@ def launch(kernel: Any, count: int, on: Tensor, *args: Any, first: int = 0, **op
 
 
 def launch_wide(kernel: Any, like: Tensor, *args: Any) -> None:
-    """Run a kernel over all steps of ``like [P, B, T, D]``, which takes its features in blocks."""
+    """Run a kernel over all steps of ``like [P, B, T, D]``, with features in blocks."""
     width = like.shape[-1]
     wide = constants(Wide(width, width_block(width, 128)))
     launch(kernel, math.prod(like.shape[:3]), like, *args, wide=wide)
@@ -168,13 +168,13 @@ def launch_wide(kernel: Any, like: Tensor, *args: Any) -> None:
 
 @triton.jit
 def block_of_places(first, BLOCK_M: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The numbers of the places of this program, the first program's beginning with ``first``."""
+    """The indices of this program's places; those of the first program begin with ``first``."""
     return first + tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
 
 
 @triton.jit
 def places(steps, index):  # type: ignore[no-untyped-def]
-    """``row, step, valid`` of the valid steps with consecutive numbers; ``row`` is p * batch + b."""
+    """``row, step, valid`` of the places with consecutive indices; ``row`` is p * batch + b."""
     index = index.to(tl.int64)
     if steps.lengths is None:
         row, step = index // decoded(steps.steps), index % decoded(steps.steps)
@@ -186,22 +186,22 @@ def places(steps, index):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def valid_places(steps, index):  # type: ignore[no-untyped-def]
-    """:func:`places` where there are lengths; the numbers follow one another.
+    """:func:`places` with lengths, for consecutive indices.
 
-    So all but a few comparisons are of 32 bits. They are summed over the first axis, which a thread has most
-    of to itself.
+    Since they are consecutive, all but a few comparisons are of 32 bits. They are summed over the first axis,
+    most of which is within a thread.
     """
     begin = tl.min(index, 0)
     number = (index - begin).to(tl.int32)
-    passed = tl.zeros_like(number)  # rows that end before the number
-    start = tl.zeros_like(number)  # where the first that does not begins, if that is after the first number
-    earlier = tl.full((), 0, tl.int64)  # where it begins otherwise
+    passed = tl.zeros_like(number)  # the number of rows that end before a place
+    start = tl.zeros_like(number)  # the start of the place's row, if it is after the first place
+    earlier = tl.full((), 0, tl.int64)  # its start otherwise
     total = tl.full((), 0, tl.int64)
     first = 0
     while first < decoded(steps.batch):
         b = first + tl.arange(0, SEARCHED)
         length = tl.load(steps.lengths + b, mask=b < decoded(steps.batch), other=0)
-        # A length that is no length must not lead outside of a tensor.
+        # An invalid length must not cause an access outside of a tensor.
         length = tl.minimum(tl.maximum(length, 0), decoded(steps.steps)) * decoded(steps.particles)
         ends = total + tl.cumsum(length, 0)
         total += tl.sum(length, 0)
@@ -216,7 +216,7 @@ def valid_places(steps, index):  # type: ignore[no-untyped-def]
     b = tl.where(valid, passed, 0).to(tl.int64)
     length = tl.load(steps.lengths + b, mask=valid, other=1)
     length = tl.minimum(tl.maximum(length, 1), decoded(steps.steps))
-    # Not so many that 64 bits were needed, of which a division is slow: a sequence's steps of all particles.
+    # The offset within a sequence's steps of all particles fits in 32 bits, whose division is fast.
     offset = (index - tl.where(start > 0, begin + start, earlier)).to(tl.int32)
     particle, step = offset // length.to(tl.int32), offset % length.to(tl.int32)
     return particle.to(tl.int64) * decoded(steps.batch) + b, step.to(tl.int64), valid
@@ -224,7 +224,7 @@ def valid_places(steps, index):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def every_place(steps, index):  # type: ignore[no-untyped-def]
-    """``row, step, inside, valid`` of places counted without regard to lengths, for what writes them all."""
+    """``row, step, inside, valid`` of all steps, valid or not, for kernels that write all of them."""
     index = index.to(tl.int64)
     row, step = index // decoded(steps.steps), index % decoded(steps.steps)
     inside = row < decoded(steps.batch) * decoded(steps.particles)
@@ -240,13 +240,13 @@ def entry_at(entries, b, t, d):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def kept(mask, steps, row, step, columns, WIDTH, valid):  # type: ignore[no-untyped-def]
-    """``[rows, columns]``: what is valid, within the width, and observed."""
+    """``[rows, columns]`` bool: True at entries that are valid, within the width, and observed."""
     return observed(mask, row % decoded(steps.batch), step, columns, WIDTH, valid)
 
 
 @triton.jit
 def observed(mask, b, step, columns, WIDTH, valid):  # type: ignore[no-untyped-def]
-    """:func:`kept` of rows whose ``b`` is known."""
+    """:func:`kept` for rows with known ``b``."""
     keep = valid[:, None] & (columns < WIDTH)[None, :]
     if mask is not None:
         places = entry_at(mask, b[:, None], step[:, None], columns[None, :].to(tl.int64))
@@ -258,7 +258,7 @@ def observed(mask, b, step, columns, WIDTH, valid):  # type: ignore[no-untyped-d
 def at(rows, steps, row, step, UNIT: tl.constexpr = 1):  # type: ignore[no-untyped-def]
     """Pointers to the first feature of the steps ``row, step`` of a tensor.
 
-    The compiler reads several elements at once where it sees that rows begin at multiples of ``UNIT``.
+    The compiler uses vector loads if it knows that rows begin at multiples of ``UNIT``.
     """
     start = row_start(row, decoded(steps.batch), decoded(rows.stride_p), decoded(rows.stride_b))
     start += step * decoded(rows.stride_t)
@@ -267,35 +267,35 @@ def at(rows, steps, row, step, UNIT: tl.constexpr = 1):  # type: ignore[no-untyp
 
 @triton.jit
 def before(rows, start, steps, row, step, UNIT: tl.constexpr = 1):  # type: ignore[no-untyped-def]
-    """Pointers to the steps before: at the first step of a row, to its ``start``."""
+    """Pointers to the preceding steps; at the first step of a row, to its ``start``."""
     earlier = at(rows, steps, row, step - 1, UNIT)
     found = tl.where(step > 0, earlier, at(start, steps, row, tl.zeros_like(step), UNIT))
-    # The compiler assumes no alignment of pointers that are selected, and would copy one element at a time.
+    # The compiler assumes no alignment of selected pointers and would load one element at a time.
     return tl.multiple_of(found, UNIT * found.dtype.element_ty.primitive_bitwidth // 8) if UNIT > 1 else found
 
 
 @triton.jit
 def load(pointers, columns, keep):  # type: ignore[no-untyped-def]
-    """``[rows, columns]`` in float32; zero for what is not to keep."""
+    """``[rows, columns]`` in float32; zero where ``keep`` is False."""
     return tl.load(pointers[:, None] + columns[None, :], mask=keep, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def load_row(pointers, columns, WIDTH, valid):  # type: ignore[no-untyped-def]
-    """``[rows, columns]`` in float32; zero for what is not valid or beyond the width."""
+    """``[rows, columns]`` in float32; zero at invalid rows and beyond the width."""
     return load(pointers, columns, valid[:, None] & (columns < WIDTH)[None, :])
 
 
 @triton.jit
 def store_row(pointers, columns, WIDTH, valid, value):  # type: ignore[no-untyped-def]
-    """Write ``value [rows, columns]`` where it is valid and within the width."""
+    """Write ``value [rows, columns]`` at valid rows and within the width."""
     inside = valid[:, None] & (columns < WIDTH)[None, :]
     tl.store(pointers[:, None] + columns[None, :], value.to(pointers.dtype.element_ty), mask=inside)
 
 
 @rowwise_kernel
 def clear_kernel(out, steps, first, wide, BLOCK_M: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A block of steps: zeros in out [P, B, T, D] past the end of each row."""
+    """A block of steps: write zeros to out [P, B, T, D] past the end of each row."""
     index = block_of_places(first, BLOCK_M)
     _, _, inside, valid = every_place(steps, index)
     zeros = tl.zeros((BLOCK_M, wide.N), tl.float32)
@@ -304,6 +304,6 @@ def clear_kernel(out, steps, first, wide, BLOCK_M: tl.constexpr):  # type: ignor
 
 
 def clear_past_ends(out: Tensor, lengths: Tensor) -> Tensor:
-    """``out [P, B, T, width]``, contiguous, once there are zeros past the end of each row."""
+    """Fill ``out [P, B, T, width]``, contiguous, with zeros past the end of each row, and return it."""
     launch_wide(clear_kernel, out, out, steps_of(out, lengths))
     return out

@@ -1,9 +1,9 @@
-"""Rows of the valid steps of sequences, found by the kernel that reads them: each lane walks along a run.
+"""Iteration over the valid steps of sequences within a kernel: each lane processes a run of steps.
 
-The *places* of a batch are its valid steps, row after row, and one of each empty sequence, so that going on
-from one place to the next never skips a sequence. A program's places are dealt to its lanes in runs of
-consecutive ones: a lane searches for its first place once, and from then on adds one to its step or begins
-the next sequence.
+The *places* of a batch are its valid steps, row after row, plus one for each empty sequence, so that
+advancing from one place to the next never skips a sequence. A program's places are divided among its lanes in
+runs of consecutive ones: a lane searches for its first place once, and then increments its step or begins the
+next sequence.
 """
 
 from typing import Any, NamedTuple
@@ -16,9 +16,9 @@ from dmm_fast.triton.rows import SEARCHED, decoded, encoded
 
 
 class Neighbours(NamedTuple):
-    """The row that a row is multiplied by: that of the step ``shift`` further, a constant.
+    """The row that is paired with a row: that of the step ``shift`` (a constant) later.
 
-    Beyond the ends of its sequence it is row ``p start_p + b start_b`` of the start; both are encoded.
+    Beyond the ends of its sequence it is row ``p start_p + b start_b`` of the start, with encoded strides.
     """
 
     shift: Any
@@ -27,13 +27,13 @@ class Neighbours(NamedTuple):
 
 
 def neighbours_of(shift: int, start: Tensor | None = None) -> Neighbours:
-    """Steps ``shift`` further, or rows of ``start [P, B, width]``, whose strides are whole rows."""
+    """The neighbours at ``shift`` steps, or rows of ``start [P, B, width]``, whose strides are whole rows."""
     p, b = (0, 0) if start is None else (stride // start.shape[2] for stride in start.stride()[:2])
     return Neighbours(tl.constexpr(shift), encoded(p), encoded(b))
 
 
 class Place(NamedTuple):
-    """A place of each lane: particle, sequence, step, and the sequence's length, which may be zero."""
+    """The current place of each lane: particle, sequence, step, and the sequence's length, possibly zero."""
 
     p: Any
     b: Any
@@ -43,21 +43,21 @@ class Place(NamedTuple):
 
 @triton.jit
 def lengths_of(steps, b):  # type: ignore[no-untyped-def]
-    """The lengths of the sequences ``b``, none longer than there are steps; zero where there is none."""
+    """The lengths of the sequences ``b``, clamped to the number of steps; zero past the last sequence."""
     length = tl.load(steps.lengths + b, mask=b < decoded(steps.batch), other=0)
     return tl.minimum(tl.maximum(length, 0), decoded(steps.steps))
 
 
 @triton.jit
 def places_of(steps, b):  # type: ignore[no-untyped-def]
-    """The places of the sequences ``b`` of a particle; zero where there is no sequence."""
+    """The numbers of places of the sequences ``b`` of a particle; zero past the last sequence."""
     length = tl.maximum(lengths_of(steps, b).to(tl.int32), 1)
     return tl.where(b < decoded(steps.batch), length, 0)
 
 
 @triton.jit
 def place_count(steps):  # type: ignore[no-untyped-def]
-    """The places of a particle."""
+    """The number of places of a particle."""
     total = tl.full((), 0, tl.int32)
     first = 0
     while first < decoded(steps.batch):
@@ -68,7 +68,7 @@ def place_count(steps):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def find_places(steps, number, total):  # type: ignore[no-untyped-def]
-    """The places with these numbers, of which a particle has ``total``."""
+    """The places with these indices; a particle has ``total`` places."""
     p, number = number // total, number % total
     passed = tl.zeros_like(number)  # sequences that end before
     begin = tl.zeros_like(number)  # where the first that does not begins
@@ -88,7 +88,7 @@ def find_places(steps, number, total):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def next_places(place, steps):  # type: ignore[no-untyped-def]
-    """The place behind each."""
+    """The place after each place."""
     ends = place.t + 1 >= place.length
     b = tl.where(ends, place.b + 1, place.b)
     wraps = b >= decoded(steps.batch)

@@ -1,9 +1,9 @@
 """Shared parts of the scans: a launch for each half of a step, each program with a tile of rows and columns.
 
-Launches on a stream follow one another, which is the barrier that a step needs. So all multiprocessors read
-a part of the weights, where a program that went through all steps alone would read all of them at each: on
-an H100 that took 240 us a step of ``rnn_scan`` at 20 rows of 600 units. Scratch in float32 passes from launch
-to launch; it is small and stays in the L2 cache.
+Launches on a stream are ordered, which provides the barrier between steps. So each multiprocessor reads a
+part of the weights, whereas a program that ran all steps alone would read all weights at every step, which
+took 240 us per step of ``rnn_scan`` at 20 rows of 600 units on an H100. Launches pass data through scratch in
+float32, which is small and stays in the L2 cache.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,10 +19,10 @@ from dmm_fast.triton.common import cdiv, input_precision
 from dmm_fast.triton.layers import bias, linear_backward, tile
 from dmm_fast.triton.rows import constants, decoded, load_row, store_row, width_block
 
-# So many rows are at most 16 small tiles, each of which reads all weights.
+# This many rows are at most 16 small tiles, each of which reads all weights.
 FEW_ROWS = 128
 
-# Step, and flow: no kernel is compiled anew for them.
+# The indices of step and flow, for which kernels are not recompiled.
 step_kernel = triton.jit(do_not_specialize=["t", "k"])
 
 
@@ -36,12 +36,11 @@ class Blocks(NamedTuple):
 
 
 def blocks_for(rows: int, outputs: int, inputs: int) -> Blocks:
-    """The blocks of a layer: small where there are few rows.
+    """The block sizes of a layer: small blocks for few rows.
 
-    Then its inputs, one after another, are what a launch takes: of tiles that tensor cores take a program has
-    a chain of 225 products for 600 inputs, each waiting for the one before; of small ones every thread
-    has an output, and there is a program for each multiprocessor. Interpreted programs run in turn, so there
-    are fewer of them.
+    With few rows, the time of a launch is the chain of sums over the inputs. With tiles for tensor cores a
+    program has a chain of 225 dependent products for 600 inputs; with small tiles every thread has an output,
+    and there is a program for each multiprocessor. Interpreted programs run sequentially, so fewer are used.
     """
     few = rows <= FEW_ROWS
     height, width, depth = (8, 16, 64) if few else (64, 32, 64)
@@ -54,9 +53,9 @@ def blocks_for(rows: int, outputs: int, inputs: int) -> Blocks:
 def launcher(
     kernel: Any, rows: int, width: int, inputs: int, *args: Any, **options: Any
 ) -> Callable[..., None]:
-    """``run(*numbers)``: ``kernel(*args, *numbers, blocks)`` over tiles of ``rows`` by ``width`` outputs.
+    """A function that launches ``kernel(*args, *numbers, blocks)`` over tiles of ``rows`` and ``width``.
 
-    It runs on the current device.
+    It launches on the current device.
     """
     blocks = blocks_for(rows, width, inputs)
     grid = (cdiv(rows, blocks.M.value), cdiv(width, blocks.N.value))
@@ -68,10 +67,10 @@ def launcher(
 
 
 def stored_by_inputs(weights: Iterable[Tensor]) -> list[Tensor]:
-    """Weights ``[..., outputs, inputs]`` stored by inputs, biases as they are; all contiguous.
+    """Weights ``[..., outputs, inputs]`` transposed to be stored by inputs; biases unchanged; all contiguous.
 
-    Then neighbouring threads, which have neighbouring outputs, read neighbouring numbers: without bank
-    conflicts in shared memory, which eight of them had otherwise.
+    Adjacent threads, which have adjacent outputs, then read adjacent elements, which avoids 8-way bank
+    conflicts in shared memory.
     """
     return [(each.mT if number % 2 == 0 else each).contiguous() for number, each in enumerate(weights)]
 
@@ -90,7 +89,7 @@ def linear(rows, valid, K, w, b, columns, N, blocks):  # type: ignore[no-untyped
 
 @triton.jit
 def linear_pair(rows, valid, K, w, b, other_w, other_b, columns, N, blocks):  # type: ignore[no-untyped-def]
-    """The given columns of two layers of the same rows, whose products take turns."""
+    """The given columns of two layers of the same rows, with interleaved products."""
     acc = tl.zeros((valid.shape[0], columns.shape[0]), tl.float32)
     other = tl.zeros((valid.shape[0], columns.shape[0]), tl.float32)
     for k in range(0, K, blocks.K):
@@ -108,7 +107,7 @@ def tile_of_step(steps, blocks):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64) * blocks.M + tl.arange(0, blocks.M)
     exists = row < row_count(steps)
     length = tl.load(steps.lengths + row % decoded(steps.batch), mask=exists, other=0)
-    # A length that is no length must not lead outside of a tensor.
+    # An invalid length must not cause an access outside of a tensor.
     length = tl.minimum(tl.maximum(length, 0), decoded(steps.steps))
     return row, exists, length, tl.program_id(1) * blocks.N + tl.arange(0, blocks.N)
 
@@ -121,11 +120,11 @@ def row_count(steps):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def place_of(steps, row, t):  # type: ignore[no-untyped-def]
-    """The number of step ``t`` of rows among all steps."""
+    """The index of step ``t`` of rows among all steps."""
     return row * decoded(steps.steps) + t
 
 
 @triton.jit
 def store_padded(to, place, columns, WIDTH, exists, active, value):  # type: ignore[no-untyped-def]
-    """Write the columns of the steps ``place`` of a tensor [P, B, T, WIDTH], zeros past the ends of rows."""
+    """Write columns of the steps ``place`` of a tensor [P, B, T, WIDTH], with zeros past the ends of rows."""
     store_row(to + place * WIDTH, columns, WIDTH, exists, tl.where(active[:, None], value, 0.0))

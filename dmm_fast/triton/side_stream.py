@@ -1,11 +1,11 @@
-"""Launches on a second stream beside a captured one: gradients that nothing reads before the optimizer.
+"""A side stream within a graph capture, for weight gradients, which nothing reads before the optimizer.
 
-Nothing in a backward pass waits for the gradients of the weights. On a side stream they fill the
-multiprocessors that a scan leaves idle, and the main stream waits for them once, before the optimizer. What
-they are made of is held until then, so that no allocation of the main stream takes its memory. They
-themselves are not held: autograd makes a tensor that nobody else holds a parameter's ``.grad``, and copies
-any other. That it did so, and that no operator touched them before the wait, is checked while the step is
-captured; where it is not so, the step is captured again without a side stream.
+No other part of a backward pass depends on the weight gradients. Computed on a side stream, they use the
+multiprocessors that a scan leaves idle, and the main stream waits for them once, before the optimizer. Their
+inputs are kept alive until then, so that the main stream cannot reuse their memory. The gradients themselves
+must not be referenced here: autograd adopts a tensor without other references as a parameter's ``.grad``, and
+copies any other. The capture of the step checks that autograd adopted them and that no operator accessed them
+before the wait; otherwise the step is captured again without a side stream.
 """
 
 import warnings
@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 Result = TypeVar("Result")
 Enter = Callable[[Any], AbstractContextManager[Any]]
-"""Makes a stream the current one, as ``torch.cuda.stream`` does."""
+"""A function whose context makes a stream the current one, like ``torch.cuda.stream``."""
 
 
 class OverlapError(RuntimeError):
@@ -29,10 +29,10 @@ class OverlapError(RuntimeError):
 
 
 class Stream(Protocol):
-    """A stream, as torch.cuda has it."""
+    """The interface of ``torch.cuda.Stream`` that is used here."""
 
     def wait_stream(self, stream: Any) -> None:
-        """Let what is launched here from now on come after all that was launched there."""
+        """Order all later launches on this stream after all earlier ones on ``stream``."""
 
 
 class _Memory(NamedTuple):
@@ -46,18 +46,18 @@ class _Memory(NamedTuple):
 
 
 class _Made(NamedTuple):
-    """Memory that is being written, and whether it is still the storage it was."""
+    """Memory that is being written, and a weak reference to its storage."""
 
     memory: _Memory
     storage: StorageWeakRef
 
 
 class SideStream:
-    """Work beside a main stream, and what has happened to its memory since it began.
+    """Work on a side stream, and a record of accesses to its memory by the main stream.
 
     Args:
         main, side: the streams.
-        enter: makes ``side`` the current stream.
+        enter: a function whose context makes ``side`` the current stream.
     """
 
     def __init__(self, main: Stream, side: Stream, enter: Enter) -> None:
@@ -69,11 +69,11 @@ class SideStream:
 
     @contextmanager
     def launches(self, taken: Iterable[Tensor | None], made: Iterable[Tensor]) -> Iterator[None]:
-        """Launches within go to the side stream, behind all that the main stream has by now.
+        """Launch within the block on the side stream, after all present work of the main stream.
 
         Args:
-            taken: every tensor that they read, or that is their scratch.
-            made: the gradients, contiguous, each in memory of its own.
+            taken: all tensors that the launches read or use as scratch.
+            made: the gradients, contiguous and without shared memory.
         """
         self._held += [each for each in taken if each is not None]
         self._made += [_Made(_memory(each), StorageWeakRef(each.untyped_storage())) for each in made]
@@ -87,22 +87,22 @@ class SideStream:
             self._is_launching = False
 
     def notice(self, operator: Any, args: Any, kwargs: Any) -> None:
-        """Note if an operator of the main stream touches what the side stream has in work."""
+        """Record if an operator of the main stream accesses memory in use by the side stream."""
         if not self._is_forked or self._is_launching or operator.is_view:
             return
         taken = [_memory(each) for each in tree_leaves((args, kwargs)) if _is_strided(each)]
         if any(mine.memory.overlaps(memory) for mine in self._made for memory in taken):
-            self._touched = f"{operator} takes a gradient before all are there"
+            self._touched = f"{operator} reads a gradient before all are complete"
         if operator._schema.is_mutable:
             written = [_memory(each) for each in _written(operator, args, kwargs) if _is_strided(each)]
             if any(_memory(mine).overlaps(memory) for mine in self._held for memory in written):
-                self._touched = f"{operator} changes what a gradient is made of"
+                self._touched = f"{operator} changes an input of a gradient"
 
     def join(self, params: Iterable[Tensor]) -> None:
-        """Let the main stream wait, and see that all gradients are those of ``params``, untouched until now.
+        """Let the main stream wait, and check that ``params`` have adopted all gradients, unaccessed so far.
 
         Raises:
-            OverlapError: they are not.
+            OverlapError: a gradient was copied or accessed.
         """
         trouble = self._trouble(list(params)) if self._is_forked else None
         self.wait()
@@ -110,7 +110,7 @@ class SideStream:
             raise OverlapError(trouble)
 
     def wait(self) -> None:
-        """Let the main stream wait for the side stream, whatever has become of its results."""
+        """Let the main stream wait for the side stream, without checks."""
         if self._is_forked:
             self._main.wait_stream(self._side)
         self._held, self._made, self._touched, self._is_forked = [], [], None, False
@@ -122,31 +122,31 @@ class SideStream:
             return "a parameter has hooks"
         grads = {_memory(param.grad) for param in params if param.grad is not None}
         if any(made.storage.expired() or made.memory not in grads for made in self._made):
-            return "a gradient does not become that of a parameter as it is"
+            return "a gradient is not adopted by a parameter without a copy"
         return None
 
 
 _open: dict[Any, SideStream] = {}
-"""Side streams by their main ones: the threads of a backward pass share nothing else with the capture."""
+"""Active side streams by main stream; a global, since backward passes run in autograd's own threads."""
 
 
 def side_stream_of(tensor: Tensor) -> SideStream | None:
-    """The side stream of the current stream on the device of ``tensor``, if it has one now."""
+    """The active side stream of the current stream on the device of ``tensor``, or None."""
     return _open.get(_current_stream(tensor)) if _open else None
 
 
 def join(params: list[Tensor]) -> None:
-    """Let the current stream wait for its side stream, if it has one: see :meth:`SideStream.join`."""
+    """Let the current stream wait for its side stream, if it has one; see :meth:`SideStream.join`."""
     for side in set(filter(None, map(side_stream_of, params))):
         side.join(params)
 
 
 @contextmanager
 def beside(main: Stream, side: Stream, enter: Enter) -> Iterator[None]:
-    """Within, ``side`` is the side stream of ``main``, which waits for it at the end at the latest.
+    """Make ``side`` the side stream of ``main`` within the block, at whose end ``main`` waits for it.
 
     Raises:
-        OverlapError: gradients of the side stream were used before a :func:`join`, or there was none.
+        OverlapError: gradients of the side stream were used before :func:`join`, or it was not called.
     """
     opened = _open[main] = SideStream(main, side, enter)
     try:
@@ -164,20 +164,20 @@ def capture_beside(
     side: Stream | None,
     enter: Enter,
 ) -> Result:
-    """The result of ``capture(context)``, which runs within ``context``: with ``side`` beside ``main``.
+    """The result of ``capture(context)``, which enters ``context`` to use ``side`` beside ``main``.
 
-    Where that is not safe, a ``RuntimeWarning`` says why, and it is captured again without.
+    If this is not safe, a ``RuntimeWarning`` gives the reason, and the capture is repeated without it.
     """
     if side is not None:
         try:
             return capture(beside(main, side, enter))
         except OverlapError as error:
-            warnings.warn(f"overlap: the step is captured without, as {error}", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"overlap: the step is captured without it: {error}", RuntimeWarning, stacklevel=2)
     return capture(nullcontext())
 
 
 class _Watch(TorchDispatchMode):
-    """Shows a side stream every operator, also those of a backward pass and its hooks."""
+    """Reports every operator to a side stream, including those of a backward pass and its hooks."""
 
     def __init__(self, side: SideStream) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ def _memory(tensor: Tensor) -> _Memory:
 
 
 def _written(operator: Any, args: Any, kwargs: Any) -> list[Any]:
-    """Values that are given for the arguments that the operator writes."""
+    """The values of the arguments that the operator writes."""
     arguments = operator._schema.arguments
     given = {argument.name: value for argument, value in zip(arguments, args, strict=False)} | kwargs
     written = (a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write)

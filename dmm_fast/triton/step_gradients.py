@@ -1,4 +1,4 @@
-"""Weight gradients of ops over sequences: of the two scans, and of what the first of them reads."""
+"""Weight gradients of ops over sequences: of the scans and of the input projection."""
 
 import torch
 from torch import Tensor
@@ -13,13 +13,13 @@ def rnn_gradients(
 ) -> tuple[Tensor, Tensor]:
     """``dw_hh [H, H]``, and ``dh_0 [P, B, H]`` summed to the shape of ``h_0``.
 
-    The first is at each step the deltas by the h that it read: of the step after, or by the start at a row's
-    own end; forward in time of the step before, or by the start at a row's first step.
+    ``dw_hh`` is the sum over steps of the deltas times the h that the step read: that of the step after, or
+    the start at a row's end; forward in time that of the step before, or the start at a row's first step.
     """
     start = _start_rows(h_0.expand(dh_0.shape))
     layer = Layer(_rows(dx_proj), _rows(h), start=_dense_start(start), with_bias=False)
     read, starts = neighbours_of(1 if direction == "backward" else -1, start), _summed_rows(dh_0, h_0)
-    # Never aside: where one h_0 starts several layers, autograd adds their gradients up at once.
+    # Not on a side stream: if several layers share h_0, autograd immediately adds their gradients.
     dw, *total = weight_gradients(
         [layer], steps_of(h, lengths), h.dtype, neighbours=read, starts=starts, aside=False
     )
@@ -31,8 +31,9 @@ def combiner_gradients(
 ) -> tuple[Tensor, ...]:
     """``dz_q_0`` summed to the shape of ``z_q_0``, and those of ``w_z, b_z, w_loc, b_loc, w_scale, b_scale``.
 
-    ``da`` is of what ``g [P, B, T, H]`` is the tanh of; ``dout [P, B, T, 2 Z]`` is of loc and of pre_scale.
-    Nothing is read of what is not valid.
+    ``da`` is the gradient of the argument of the tanh ``g [P, B, T, H]``, ``dout [P, B, T, 2 Z]`` that of loc
+    and pre_scale.
+    Invalid steps are not read.
     """
     start = _start_rows(z_q_0.expand(dz_q_0.shape))
     dloc, dpre_scale = _rows(dout).chunk(2, dim=1)
@@ -52,33 +53,33 @@ def flow_gradients(
 ) -> list[Tensor]:
     """The gradients of ``w_in, b_in, w_mean, b_mean, w_log_scale, b_log_scale`` of K flows, stacked.
 
-    ``da [P, B, T, K, F]`` is of what ``a`` is the relu of, ``dout [P, B, T, K, 2 Z]`` is of mean and of
-    log_scale; ``x [P, B, T, K, Z]`` is what each flow was given. Nothing is read of what is not valid.
+    ``da [P, B, T, K, F]`` is the gradient of the argument of the ReLU ``a``, ``dout [P, B, T, K, 2 Z]`` that
+    of mean and log_scale; ``x [P, B, T, K, Z]`` are the inputs of the flows. Invalid steps are not read.
     """
     (*_, K, Z), F = x.shape, a.shape[-1]
     shapes = (K, F, Z), (K, F), (K, Z, F), (K, Z), (K, Z, F), (K, Z)
     stacked = [x.new_empty(shape, dtype=dtype) for shape in shapes]
     steps, here = steps_of(x, lengths), neighbours_of(0)
-    # All flows share a kernel: one with the layers of four takes many times longer to compile.
+    # One launch per flow: a kernel with the layers of four flows takes many times longer to compile.
     for k in range(K):
         da_k, dout_k, x_k, a_k = (each.flatten(0, 2)[:, k] for each in (da, dout, x, a))
         layers = [Layer(da_k, x_k), Layer(dout_k[:, :Z], a_k), Layer(dout_k[:, Z:], a_k)]
         into = [(w[k], b[k]) for w, b in zip(stacked[::2], stacked[1::2], strict=True)]
-        # Never aside: a flow's weights are made of parameters and masks, whose gradients are read at once.
+        # Not on a side stream: autograd immediately multiplies the gradients of flows by their masks.
         weight_gradients(layers, steps, dtype, neighbours=here, aside=False, into=into)
     return stacked
 
 
 def projection_weight_gradients(dout: Tensor, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """``dw [H, D], db [H]`` of a layer at every valid step; nothing is read of what is not valid."""
+    """``dw [H, D], db [H]`` of a layer at every valid step; invalid steps are not read."""
     layer, steps = Layer(_rows(dout), _rows(x)), steps_of(x, lengths)
-    # Never aside: a bias that is the sum of two parameters has its gradient copied at once.
+    # Not on a side stream: the bias is a sum of two parameters, so autograd immediately copies its gradient.
     dw, db = weight_gradients([layer], steps, x.dtype, neighbours=neighbours_of(0), aside=False)
     return dw, db
 
 
 def _summed_rows(dstart: Tensor, start: Tensor) -> Tensor | None:
-    """The rows of ``dstart [P, B, width]``, which it has a sum of where all begin with one."""
+    """The rows of ``dstart [P, B, width]`` if they have to be summed, since all share one start."""
     return dstart.flatten(0, 1) if start.shape[:2] == (1, 1) and dstart.shape != start.shape else None
 
 
@@ -88,13 +89,13 @@ def _rows(tensor: Tensor) -> Tensor:
 
 
 def _start_rows(start: Tensor) -> Tensor:
-    """``[P, B, width]`` whose sequences begin whole rows apart, as those of an expanded tensor do."""
+    """``[P, B, width]`` with strides that are multiples of the width, or zero as in expanded tensors."""
     width = start.shape[2]
     whole = start.stride(2) == 1 and all(stride % width == 0 for stride in start.stride()[:2])
     return start if whole else start.contiguous()
 
 
 def _dense_start(start: Tensor) -> Tensor:
-    """The rows of :func:`_start_rows` as a matrix; the kernel finds which is whose."""
+    """The rows of :func:`_start_rows` as a matrix, which the kernel indexes by the strides."""
     width = start.shape[2]
     return start.as_strided((min(1, start.numel()), width), (width, 1))

@@ -1,4 +1,4 @@
-"""Layers of every step of sequences, each a single product over all rows of a batch."""
+"""Linear layers applied to every step of sequences, each a single GEMM over all rows of a batch."""
 
 import triton.language as tl
 from torch import Tensor
@@ -14,7 +14,7 @@ def step_layers_kernel(  # type: ignore[no-untyped-def]
     """A tile of one of the layers of every step, zero past the end of each row."""
     begin = tl.program_id(0).to(tl.int64) * blocks.M
     T = decoded(steps.steps).to(tl.int32)
-    # One division of 64 bits, which are slow.
+    # Only one division of 64 bits, since they are slow.
     number = (begin % T).to(tl.int32) + tl.arange(0, blocks.M)
     row, step = (begin // T).to(tl.int32) + number // T, (number % T).to(tl.int64)
     index = begin + tl.arange(0, blocks.M)

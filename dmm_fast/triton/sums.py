@@ -1,6 +1,6 @@
-"""Sums over time, and of the two paths by which the log-density of a chain depends on each z_t.
+"""Sums over time, and over the two paths by which the log-density of a chain depends on each z_t.
 
-Each is made in an order that depends on sizes alone: the same call gives the same bits.
+The order of each sum depends on sizes only, so the same call gives the same bits.
 """
 
 import torch
@@ -29,14 +29,14 @@ ROWS = tl.constexpr(4)
 
 
 def terms_of(tensor: Tensor) -> Tensor:
-    """Room for a number a step of ``tensor [P, B, T, ...]``."""
+    """Allocate one element per step of ``tensor [P, B, T, ...]``."""
     return tensor.new_empty(tensor.shape[:3], dtype=torch.float32)
 
 
 def incoming(dout: Tensor) -> Entries | None:
-    """The gradient by a sum over time, ``dout [P, B]`` of any strides, for a kernel.
+    """The gradient of a sum over time, ``dout [P, B]`` with any strides, for a kernel.
 
-    It is copied where it does not begin at a multiple of 16 bytes: a kernel would be compiled anew for it.
+    It is copied if it is not aligned to 16 bytes, for which the kernel would be recompiled.
     """
     return entries_of(dout if dout.data_ptr() % 16 == 0 else dout.clone())
 
@@ -65,9 +65,9 @@ def sum_steps_kernel(terms, steps, out):  # type: ignore[no-untyped-def]
 
 
 def sum_steps(terms: Tensor | None, like: Tensor, lengths: Tensor) -> Tensor:
-    """``[P, B]`` of the dtype of ``like [P, B, T, ...]``: ``terms [P, B, T]`` summed in a fixed order.
+    """``[P, B]`` with the dtype of ``like [P, B, T, ...]``: ``terms [P, B, T]`` summed in a fixed order.
 
-    Empty, of shape ``(0,)``, where there are no terms.
+    Empty, of shape ``(0,)``, if ``terms`` is None.
     """
     if terms is None:
         return like.new_empty(0)
@@ -81,7 +81,7 @@ def sum_steps(terms: Tensor | None, like: Tensor, lengths: Tensor) -> Tensor:
 
 @triton.jit
 def join_paths(dvalue, dbefore, steps, dz, block, wide, M: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Write the sum of both paths to each dz [P, B, T, D], a block of M steps."""
+    """Write the sum of both paths to dz [P, B, T, D] for a block of M steps."""
     index = block.to(tl.int64) * M + tl.arange(0, M)
     row, step, inside, valid = every_place(steps, index)
     length = tl.load(steps.lengths + row % decoded(steps.batch), mask=inside, other=0)
@@ -96,9 +96,9 @@ def join_paths(dvalue, dbefore, steps, dz, block, wide, M: tl.constexpr):  # typ
 
 @triton.jit
 def sum_of_starts(dbefore, steps, dz_0, block, each, wide):  # type: ignore[no-untyped-def]
-    """Write a block of columns of dz_0 [starts, D]: sums over the sequences, so many of which have a start.
+    """Write a block of columns of dz_0 [starts, D]: sums over the ``each`` sequences that share a start.
 
-    One after another in a fixed order.
+    They are added in a fixed order.
     """
     across = (wide.D + 31) // 32
     start, columns = (block // across).to(tl.int64), (block % across) * 32 + tl.arange(0, 32)
@@ -118,7 +118,7 @@ def sum_of_starts(dbefore, steps, dz_0, block, each, wide):  # type: ignore[no-u
 def split_chain_kernel(  # type: ignore[no-untyped-def]
     dvalue, dbefore, steps, terms, dz, dz_0, out, blocks, starts, each, wide, BLOCK_M: tl.constexpr
 ):
-    """A block of dz [P, B, T, D]; or, in the programs behind those, of dz_0; or of out [P, B]."""
+    """A block of dz [P, B, T, D]; in further programs a block of dz_0, or of out [P, B]."""
     program = tl.program_id(0)
     if program < blocks:
         join_paths(dvalue, dbefore, steps, dz, program, wide, BLOCK_M)
@@ -131,10 +131,10 @@ def split_chain_kernel(  # type: ignore[no-untyped-def]
 def split_chain(
     dvalue: Tensor | None, dbefore: Tensor, start: Tensor, lengths: Tensor, terms: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``dz``, and ``dz_0`` like ``start``, from a step's gradients by z_t and by z_{t-1}, ``[P, B, T, Z]``.
+    """``dz``, and ``dz_0`` like ``start``, from each step's gradients of z_t and z_{t-1}, ``[P, B, T, Z]``.
 
-    Those are read only at valid steps; no ``dvalue`` is one of zeros. Behind them :func:`sum_steps` of the
-    ``terms``, in the same launch.
+    The gradients are read only at valid steps; ``dvalue`` None stands for zeros. The third result is
+    :func:`sum_steps` of ``terms``, computed in the same launch.
     """
     P, B, T, Z = dbefore.shape
     dz, dz_0 = start.new_empty(dbefore.shape), start.new_empty(start.shape)

@@ -1,12 +1,12 @@
-"""Networks over many rows, a few layers a launch: each program has a tile of rows and columns.
+"""Networks over many rows, a few layers per launch: each program has a tile of rows and columns.
 
-So even a few thousand rows give every multiprocessor something to do, and a weight is read once for each
-block of rows. What passes from launch to launch is scratch in float32, small enough for a GPU's L2. A program
-reads nothing that another of its launch writes, and what it writes does not depend on what was there, so that
-a kernel may run again to be measured.
+Thus even a few thousand rows occupy every multiprocessor, and a weight is read once for each block of rows.
+Launches pass data through scratch in float32, small enough for a GPU's L2 cache. A program reads nothing that
+other programs of its launch write, and its results do not depend on previous contents, so that a kernel can
+be run repeatedly for tuning.
 
-The first launch finds out which step each place is (:mod:`dmm_fast.triton.rows`) and reads the rows of z;
-the others read what it found, so that none of them divides or searches.
+The first launch determines the step of each place (:mod:`dmm_fast.triton.rows`) and reads the rows of z; the
+others read its results, so that they need no division or search.
 """
 
 from typing import Any, NamedTuple
@@ -46,7 +46,7 @@ class Spots(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Some columns of scratch, or of what is as dense: how long its rows are, and how many columns."""
+    """Columns of scratch, or of another dense matrix: pointer, row stride and number of columns."""
 
     ptr: Any
     stride: Any
@@ -54,7 +54,7 @@ class Columns(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A linear layer, whether a relu follows, and the columns of its result."""
+    """A linear layer, a flag for a following ReLU, and the columns of its result."""
 
     w: Any
     b: Any
@@ -63,16 +63,17 @@ class Layer(NamedTuple):
 
 
 class Term(NamedTuple):
-    """A gradient by a layer's outputs, and the layer's weight."""
+    """The gradient of a layer's outputs, and the layer's weight."""
 
     gradient: Columns
     w: Any
 
 
 class Gradient(NamedTuple):
-    """The gradient by what layers are of; ``relu_outputs`` is what a relu made of that, if there was any.
+    """The gradient of the common input of layers; ``relu_outputs`` is that input if it is a ReLU's output.
 
-    The latter is a tuple of one or none: a kernel takes no None this deep within tuples (triton 3.6).
+    The latter is a tuple of one element or none, since kernels accept no None this deep in tuples
+    (Triton 3.6).
     """
 
     terms: tuple[Term, ...]
@@ -86,22 +87,22 @@ def columns_of(scratch: Tensor, at: slice) -> Columns:
 
 
 def features_of(tensor: Tensor) -> Columns:
-    """All features of a contiguous tensor, whose rows are counted as places are."""
+    """All features of a contiguous tensor, whose rows are indexed like places."""
     width = tensor.shape[-1]
     return Columns(tensor, tl.constexpr(width), tl.constexpr(width))
 
 
 def room(on: Tensor, count: int, width: int) -> tuple[Tensor, Tensor]:
-    """Scratch of so many rows and columns, and room for what :func:`first_layers` finds out about them.
+    """Allocate scratch of ``count`` rows, and the table of their places for :func:`first_layers`.
 
-    These are for each row ``place, p, b, t``; ``place``, (p * batch + b) * steps + t, is -1 for none.
+    The table has ``place, p, b, t`` for each row; ``place``, (p * batch + b) * steps + t, is -1 for none.
     """
     scratch = torch.empty(count, width, dtype=torch.float32, device=on.device)
     return scratch, torch.empty(4, count, dtype=torch.int64, device=on.device)
 
 
 def constants_of(args: Any) -> Any:
-    """The part of a kernel's arguments that it is compiled for: constants and dtypes."""
+    """The part of a kernel's arguments on which its compilation depends: constants and dtypes."""
     if isinstance(args, tuple):
         return tuple(map(constants_of, args))
     return args.dtype if isinstance(args, Tensor) else getattr(args, "value", None)
@@ -115,9 +116,10 @@ def launch_tiles(kernel: Any, found: Tensor, widths: tuple[int, ...], *args: Any
 def launch_rows(
     kernel: Any, count: int, on: Tensor, widths: tuple[int, ...], *args: Any, **options: Any
 ) -> None:
-    """Run ``kernel(*args, count, blocks, ...)`` over tiles of so many rows, where ``on`` is.
+    """Run ``kernel(*args, count, blocks, ...)`` over tiles of ``count`` rows, on the device of ``on``.
 
-    Blocks of columns are those of one width after another; without any, whole rows of ``least_warps``.
+    The blocks of columns are those of all ``widths``; without widths, programs have whole rows and at least
+    ``least_warps`` warps.
     """
     if count == 0:
         return
@@ -145,7 +147,7 @@ def rows_of_tile(found, count, blocks):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def spots_of(found, count, index, valid):  # type: ignore[no-untyped-def]
-    """The places of the rows of scratch."""
+    """The places of rows of scratch."""
     return Spots(
         tl.load(found + count + index, mask=valid, other=0),
         tl.load(found + 2 * count + index, mask=valid, other=0),
@@ -162,7 +164,7 @@ def row_at(rows, spots):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def gradient_at(dout, spots, valid):  # type: ignore[no-untyped-def]
-    """``[rows, 1]``: the gradient by the sum over time, from entries of dout [P, B]."""
+    """``[rows, 1]``: the gradient of the sum over time, read from dout [P, B]."""
     return tl.load(entry_at(dout, spots.p, spots.b, 0), mask=valid, other=0.0).to(tl.float32)[:, None]
 
 
@@ -186,9 +188,9 @@ def layer_of(source, index, valid, w, b, columns, N, blocks):  # type: ignore[no
 
 @triton.jit
 def layer_at(layers, block, blocks):  # type: ignore[no-untyped-def]
-    """The first of a layer's columns in this block of the columns of all layers, and the layer's own.
+    """The first column and the layer of a block in the columns of all layers.
 
-    These are ``w, b, has_relu``, and the pointer, stride and width of where it goes.
+    The layer is given by ``w, b, has_relu``, and the pointer, stride and width of its result.
     """
     w, b, has_relu, to = layers[0].w, layers[0].b, layers[0].has_relu, layers[0].to.ptr
     stride, N = layers[0].to.stride, layers[0].to.width
@@ -206,9 +208,9 @@ def layer_at(layers, block, blocks):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def layer_tile(rows, valid, K, layers, scale, blocks):  # type: ignore[no-untyped-def]
-    """This program's columns of all layers, of ``scale`` times rows of K features; then where they belong.
+    """This program's columns of all layers for ``scale`` times rows of K features, and their destination.
 
-    These are the columns of their layer, and its pointer, stride and width.
+    The destination is given by the columns within their layer, and the layer's pointer, stride and width.
     """
     begin, w, b, has_relu, to, stride, N = layer_at(layers, tl.program_id(1), blocks)
     columns = begin + tl.arange(0, blocks.N)
@@ -218,13 +220,13 @@ def layer_tile(rows, valid, K, layers, scale, blocks):  # type: ignore[no-untype
 
 @triton.jit
 def rows_of_steps(x, start, steps, row, step, UNIT):  # type: ignore[no-untyped-def]
-    """Pointers to the steps of x, or to those before where there is a ``start``."""
+    """Pointers to the steps of x, or to the preceding steps if ``start`` is given."""
     return at(x, steps, row, step, UNIT) if start is None else before(x, start, steps, row, step, UNIT)
 
 
 @triton.jit
 def clear_past_ends(to, steps, place, inside, blocks):  # type: ignore[no-untyped-def]
-    """Write zeros to the rows of those places, counted without regard to lengths, that are past an end."""
+    """Write zeros to the rows past the ends of sequences, for a block of all steps."""
     _, _, _, valid = every_place(steps, place)
     zeros = tl.zeros((blocks.M, blocks.N), tl.float32)
     for n in range(0, to.width, blocks.N):
@@ -235,10 +237,10 @@ def clear_past_ends(to, steps, place, inside, blocks):  # type: ignore[no-untype
 def first_layers_kernel(  # type: ignore[no-untyped-def]
     z, z_0, steps, layers, z_copy, cleared, first, found, count, blocks, Z: tl.constexpr, UNIT: tl.constexpr
 ):
-    """Layers of z_{t-1}, or of z_t where ``z_0`` is None, from place ``first`` on.
+    """Layers of z_{t-1}, or of z_t if ``z_0`` is None, from place ``first`` on.
 
-    The programs of the first columns also write what the places are to ``found``, the rows themselves to
-    ``z_copy`` unless it is None, and zeros past the ends of the rows of ``cleared``.
+    The programs of the first columns also write the places to ``found``, the rows of z to ``z_copy`` unless
+    it is None, and zeros past the ends of the rows of ``cleared``.
     """
     index = tl.program_id(0).to(tl.int64) * blocks.M + tl.arange(0, blocks.M)
     inside = index < count
@@ -278,7 +280,7 @@ def first_layers(
 
 
 def widths_of(layers: list[Layer]) -> tuple[int, ...]:
-    """The number of their outputs."""
+    """The number of outputs of each layer."""
     return tuple(layer.to.width.value for layer in layers)
 
 
@@ -298,7 +300,7 @@ def gradient_tile(gradient, index, valid, columns, blocks):  # type: ignore[no-u
 
 @triton.jit
 def gradients_of_rows(gradients, index, place, valid, blocks):  # type: ignore[no-untyped-def]
-    """Whole rows of gradients, each by way of the one before; those of the last go by place."""
+    """Whole rows of gradients, each computed from the one before; the last one is written by place."""
     for i in tl.static_range(len(gradients)):
         tl.debug_barrier()
         to = place if i == len(gradients) - 1 else index
@@ -310,7 +312,7 @@ def gradients_of_rows(gradients, index, place, valid, blocks):  # type: ignore[n
 
 @rowwise_kernel
 def backward_kernel(gradients, found, count, blocks, BY_PLACE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A tile of one of the gradients. Rows go to those of ``to``, by place where it is no scratch."""
+    """A tile of one of the gradients; with ``BY_PLACE`` rows of the result are indexed by place."""
     index, place, valid = rows_of_tile(found, count, blocks)
     block = tl.program_id(1)
     for i in tl.static_range(len(gradients)):

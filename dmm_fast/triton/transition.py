@@ -1,12 +1,12 @@
-"""The gated transition, forward and backward: what its ops share.
+"""The gated transition, forward and backward: shared parts of its ops.
 
     gate = sigmoid(W_go relu(W_gi z + b) + b)    mean = W_mo relu(W_mi z + b) + b    linear = W_l z + b
     loc = (1 - gate) linear + gate mean          pre_scale = W_s relu(mean) + b
 
-z being z_{t-1} and, where a transition has further inputs, these behind it.
-Two launches: all layers of z; and what is made of them, of which each op makes something else. A program of
-the second has whole rows, since each pre_scale takes all of mean. Backward these once more, then the hidden
-layers, and z.
+with z = z_{t-1}, followed by any further inputs of the transition.
+There are two launches: one for all layers of z, and one for everything after them, which depends on the op.
+Programs of the second have whole rows, since each pre_scale depends on all of mean. The backward pass repeats
+both, and continues with the hidden layers and z.
 """
 
 from typing import Any, NamedTuple
@@ -24,9 +24,10 @@ from dmm_fast.triton.tiles import Columns, Gradient, Layer, Term
 
 
 class Mixed(NamedTuple):
-    """The layers of z, and what is made of them; for a backward pass also the slopes of loc.
+    """The layers of z and the values computed from them; in a backward pass also the derivatives of loc.
 
-    The slope by what goes into the sigmoid is ``gate_slope``, that by mean ``gate``, that by linear 1 - gate.
+    The derivative with respect to the sigmoid's argument is ``gate_slope``, with respect to mean ``gate``,
+    with respect to linear 1 - gate.
     """
 
     hidden_g: Columns
@@ -39,7 +40,7 @@ class Mixed(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """The gradients that an op's head leaves: dgate is by what goes into the sigmoid."""
+    """The gradients written by an op's head; dgate is that of the sigmoid's argument."""
 
     dgate: Columns
     dmean: Columns
@@ -49,7 +50,7 @@ class Taken(NamedTuple):
 
 @triton.jit
 def mix(w, mixed, index, valid, blocks):  # type: ignore[no-untyped-def]
-    """Whole rows: from the layers of z to what else :class:`Mixed` has."""
+    """Whole rows: compute the other fields of :class:`Mixed` from the layers of z."""
     Z = mixed.loc.width
     for n in range(0, mixed.loc.width, blocks.N):
         columns = n + tl.arange(0, blocks.N)
@@ -76,7 +77,7 @@ def head(mixed, w, index, valid, columns, blocks):  # type: ignore[no-untyped-de
 
 @triton.jit
 def head_backward(mixed, taken, index, valid, columns, dloc, dpre_scale):  # type: ignore[no-untyped-def]
-    """Take the gradients by the given columns of loc and pre_scale; dmean is as yet that by way of loc."""
+    """Write gradients from those of the given columns of loc and pre_scale; dmean only by way of loc."""
     gate = tiles.read(mixed.gate, index, valid, columns)
     tiles.write(taken.dpre_scale, index, valid, columns, dpre_scale)
     dgate = dloc * tiles.read(mixed.gate_slope, index, valid, columns)
@@ -87,7 +88,7 @@ def head_backward(mixed, taken, index, valid, columns, dloc, dpre_scale):  # typ
 
 @triton.jit
 def mean_backward(w, mixed, taken, index, valid, blocks):  # type: ignore[no-untyped-def]
-    """Whole rows: add to dmean what comes by way of pre_scale."""
+    """Whole rows: add the path by pre_scale to dmean."""
     tl.debug_barrier()
     Z = mixed.loc.width
     for n in range(0, mixed.loc.width, blocks.N):
@@ -103,9 +104,9 @@ def mean_backward(w, mixed, taken, index, valid, blocks):  # type: ignore[no-unt
 def forward(
     kernel: Any, weights: list[Tensor], count: int, z: Rows, z_0: Rows | None, steps: Steps, *given: Any
 ) -> None:
-    """Run the network for z_{t-1}, or for ``z`` itself where there is no ``z_0``, and the head.
+    """Run the network for z_{t-1}, or for ``z`` itself if ``z_0`` is None, and the op's head.
 
-    The latter is ``kernel(w, mixed, *given, ...)``, which mixes the layers first.
+    The head is ``kernel(w, mixed, *given, ...)``, which calls :func:`mix` first.
     """
     w = TransitionWeights(*(weight.contiguous() for weight in weights))
     G, R, Z = len(w.w_gate_in), len(w.w_mean_in), len(w.w_loc)
@@ -137,10 +138,10 @@ def backward(
     least_warps: int = 1,
     cleared: tuple[Columns, ...] = (),
 ) -> list[Tensor]:
-    """The gradients of the weights; that by z_{t-1}, or by ``z`` itself, goes to ``dbefore [..., Z]``.
+    """The gradients of the weights; that of z_{t-1}, or of ``z`` itself, is written to ``dbefore [..., Z]``.
 
-    The op's head is ``kernel(w, mixed, taken, *given, ...)``, and leaves alone what is past the ends of
-    ``cleared``, where zeros are written.
+    The op's head is ``kernel(w, mixed, taken, *given, ...)``; past the ends of rows it writes nothing to the
+    tensors ``cleared``, which are filled with zeros there.
     """
     w = TransitionWeights(*(weight.contiguous() for weight in weights))
     (G, width), R, Z = w.w_gate_in.shape, len(w.w_mean_in), len(w.w_loc)

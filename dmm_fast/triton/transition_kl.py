@@ -1,4 +1,4 @@
-"""The analytic KL from given Gaussian steps to the prior's: gated transition and divergence."""
+"""The analytic KL from given Gaussian steps to those of the prior: gated transition and divergence."""
 
 import torch
 import triton.language as tl
@@ -32,9 +32,9 @@ def transition_kl_fwd_kernel(  # type: ignore[no-untyped-def]
 def transition_kl_bwd_kernel(  # type: ignore[no-untyped-def]
     w, mixed, taken, dout, loc, pre_scale, dloc, dpre_scale, terms, found, count, blocks
 ):
-    """Whole rows, from dout [P, B]: gradients within the network, and by the given Gaussian [P, B, T, Z].
+    """Whole rows, from dout [P, B]: gradients within the network, and of the given Gaussian [P, B, T, Z].
 
-    Also the divergence of each step, to terms [P, B, T] unless they are None.
+    Also writes the divergence of each step to terms [P, B, T] unless it is None.
     """
     index, place, valid = tiles.rows_of_tile(found, count, blocks)
     spots = tiles.spots_of(found, count, index, valid)
@@ -81,7 +81,7 @@ def transition_kl_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], Tensor]:
     """``dz, dloc, dpre_scale [P, B, T, Z]``, ``dz_0`` like ``z_0``, gradients of the weights.
 
-    Last the value, ``[P, B]``, or empty where it is not wanted.
+    The last result is the value, ``[P, B]``, or empty if not requested.
     """
     P, B, T, _ = z.shape
     dloc, dpre_scale = z.new_empty(z.shape), z.new_empty(z.shape)

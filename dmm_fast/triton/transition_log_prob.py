@@ -29,9 +29,9 @@ def transition_log_prob_fwd_kernel(  # type: ignore[no-untyped-def]
 def transition_log_prob_bwd_kernel(  # type: ignore[no-untyped-def]
     w, mixed, taken, dout, z, dvalue, terms, found, count, blocks
 ):
-    """Whole rows, from dout [P, B]: gradients within the network, and by z_t itself [P, B, T, Z].
+    """Whole rows, from dout [P, B]: gradients within the network, and of z_t itself [P, B, T, Z].
 
-    Also the log-density of each step, to terms [P, B, T] unless they are None.
+    Also writes the log-density of each step to terms [P, B, T] unless it is None.
     """
     index, place, valid = tiles.rows_of_tile(found, count, blocks)
     spots = tiles.spots_of(found, count, index, valid)
@@ -64,7 +64,7 @@ def transition_log_prob(z: Tensor, z_0: Tensor, weights: list[Tensor], lengths: 
 def transition_log_prob_backward(
     dout: Tensor, z: Tensor, z_0: Tensor, weights: list[Tensor], lengths: Tensor, with_out: bool
 ) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
-    """``dz [P, B, T, Z]``, ``dz_0`` like ``z_0``, gradients of the weights, and the value if it is wanted."""
+    """``dz [P, B, T, Z]``, ``dz_0`` like ``z_0``, gradients of the weights, and the value if requested."""
     P, B, T, _ = z.shape
     dvalue, dbefore = (z.new_empty(z.shape, dtype=torch.float32) for _ in range(2))
     z_rows, steps = rows.rows_of(z), rows.steps_of(z, lengths)

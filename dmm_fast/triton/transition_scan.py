@@ -1,4 +1,4 @@
-"""The prior chain, forward in time: each step of all rows takes the launches of a gated transition."""
+"""The prior chain, forward in time: each step needs the launches of a gated transition for all rows."""
 
 import triton.language as tl
 from torch import Tensor
@@ -10,7 +10,7 @@ from dmm_fast.triton.rows import clear_past_ends, rows_of, rowwise_kernel, steps
 
 @rowwise_kernel
 def transition_scan_fwd_kernel(w, mixed, eps, z, ahead, found, count, blocks):  # type: ignore[no-untyped-def]
-    """Whole rows of one step: z_t goes to ``z``, and to ``ahead`` for the next step if there is one."""
+    """Whole rows of one step: z_t is written to ``z``, and to ``ahead`` for the next step if there is one."""
     index, _, valid = tiles.rows_of_tile(found, count, blocks)
     transition.mix(w, mixed, index, valid, blocks)
     for n in range(0, mixed.loc.width, blocks.N):
@@ -27,8 +27,8 @@ def transition_scan(
 ) -> Tensor:
     """``z [P, B, T, Z]``.
 
-    A step's rows lie side by side until all are drawn. They go on past their end, where nothing reads them,
-    and are cleared there at last.
+    The rows of a step are adjacent in memory until all steps are drawn. Rows continue past their end, where
+    the values are not read, and are cleared there at the end.
     """
     P, B, T, Z = eps.shape
     noise = eps.permute(2, 0, 1, 3).contiguous()

@@ -1,6 +1,6 @@
-"""Numbers of places and of warps for a program of a rowwise kernel: by a rule, or by measuring.
+"""The number of places and of warps per program of a rowwise kernel: by a rule, or by autotuning.
 
-The package imports this module where there is no triton too.
+This module is imported also if Triton is not installed.
 """
 
 import math
@@ -16,17 +16,17 @@ from dmm_fast import check
 
 FEW_PLACES = 8192
 
-# Programs that keep a GPU busy: two on each multiprocessor of an H100.
+# Number of programs that fill a GPU: two for each multiprocessor of an H100.
 ENOUGH = 264
 
 
 def cdiv(size: int, block: int) -> int:
-    """Blocks that cover ``size``."""
+    """The number of blocks that cover ``size``."""
     return -(-size // block)
 
 
 class Config(NamedTuple):
-    """A launch's options, by Triton's names and the kernels'."""
+    """The options of a launch, under the names used by Triton and the kernels."""
 
     BLOCK_M: int
     num_warps: int
@@ -34,7 +34,7 @@ class Config(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """The same of a launch over tiles of rows and columns, each summed over a block of inputs at a time."""
+    """The options of a launch over tiles of rows and columns, summed over a block of inputs at a time."""
 
     BLOCK_M: int = 64
     BLOCK_N: int = 64
@@ -53,15 +53,15 @@ _fastest: dict[Any, Any] = {}
 
 
 def autotune(on: bool = True) -> None:
-    """From now on, let the rowwise kernels measure which of :data:`CANDIDATES` is the fastest; or no more.
+    """Switch autotuning of the rowwise kernels on or off: timing a few block sizes and keeping the fastest.
 
-    Each does so once for its feature sizes and dtype, on the first batch that it meets, and keeps to it for
-    batches of any size: begin with a usual one. Within a CUDA graph's capture what is not known by then goes
-    by the rule. Choices may differ from run to run, and with them the last digits of a sum. The scans have
-    one configuration: a step waits for the one before it whatever the blocks.
+    Each kernel is tuned once for its feature sizes and dtype, on the first batch, and keeps the choice for
+    batches of any size, so begin with a typical batch. Within the capture of a CUDA graph, kernels that have
+    not been tuned use the rule. Choices, and with them the last digits of sums, may differ between runs. The
+    scans have a single configuration, since their time is the latency of dependent steps.
 
     Raises:
-        TypeError: ``on`` is no bool.
+        TypeError: ``on`` is not a bool.
     """
     global _measures
     check.kind("on", on, bool)
@@ -69,14 +69,14 @@ def autotune(on: bool = True) -> None:
 
 
 def by_rule(count: int) -> Config:
-    """Few places a program where the batch would not give each multiprocessor one."""
+    """Fewer places per program if the batch would otherwise not occupy every multiprocessor."""
     return Config(BLOCK_M=16 if count <= FEW_PLACES else 32, num_warps=8, num_stages=3)
 
 
 def tiles_by_rule(count: int, widths: tuple[int, ...], least_warps: int = 1) -> Tiles:
-    """Few rows a program where it has whole ones; else few columns, which are those of ``widths``.
+    """Few rows per program for whole rows; otherwise narrow blocks of the columns of ``widths``.
 
-    64 rows are what a GPU's largest products take.
+    Tiles have at most 64 rows, as in a GPU's largest matrix instructions.
     """
     if not widths:
         rows, warps = (16, 4) if count <= FEW_PLACES else (32, 8)
@@ -90,7 +90,7 @@ def tiles_by_rule(count: int, widths: tuple[int, ...], least_warps: int = 1) -> 
 def choose(
     run: Callable[[Choice], None], candidates: tuple[Choice, ...], rule: Choice, key: Any, on: Tensor
 ) -> Choice:
-    """The candidate with which ``run`` is the fastest, for launches with this key; or that by rule."""
+    """The fastest candidate for launches with this key if autotuning is on, else that of the rule."""
     if not _measures:
         return rule
     if key not in _fastest and not is_captured(on):
@@ -100,12 +100,12 @@ def choose(
 
 
 def is_captured(on: Tensor) -> bool:
-    """Whether what is launched now becomes a part of a CUDA graph."""
+    """True if launches are now captured into a CUDA graph."""
     return on.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def milliseconds(run: Callable[[Choice], None], config: Choice) -> float:
-    """The time of the launch in milliseconds; infinite where the GPU lacks the memory for it."""
+    """The time of the launch in milliseconds; infinite if the GPU lacks the resources for it."""
     from triton.runtime.errors import OutOfResources
     from triton.testing import do_bench
 

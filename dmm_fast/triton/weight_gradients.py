@@ -1,8 +1,8 @@
-"""Gradients of several weights and biases in one launch: products over all rows of a batch at once.
+"""Gradients of several weights and biases in one launch: split-K GEMMs over all rows of a batch.
 
-A layer's weight gradient is ``delta^T @ inputs`` over thousands of rows and has few elements, so each tile of
-it is dealt to several programs, each with a share of the rows; a second launch adds their sums in a fixed
-order. A bias is one more column, of inputs that are all one.
+A layer's weight gradient is ``delta^T @ inputs`` over thousands of rows and has few elements, so each tile is
+computed by several programs, each with a share of the rows (split-K); a second launch adds their partial sums
+in a fixed order. A bias is one more column, whose inputs are all one.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from dmm_fast.triton.tuning import Tiles
 
 
 class Cut(NamedTuple):
-    """Tiles, how many programs there should be, and how they multiply float32 where tf32 is not allowed.
+    """Tiles, the desired number of programs, and the precision of float32 products without tf32.
 
     A tile is of outputs by inputs, and summed over a block of rows at a time.
     """
@@ -33,21 +33,21 @@ class Cut(NamedTuple):
     precision: str = "bf16x6"
 
 
-# The fastest on an H100 at the tutorial's sizes: a launch with many sums is short of loads, one with few of
-# programs. Of the kernel for a single layer each of its 132 multiprocessors holds four, of those for several
-# three.
+# The fastest on an H100 at the tutorial's sizes: a launch with many sums is limited by loads, one with few by
+# its number of programs. Each of the 132 multiprocessors runs four programs of the kernel for a single layer,
+# and three of those for several layers.
 MANY_SUMS, FEW_SUMS = Cut(), Cut(Tiles(BLOCK_N=32), programs=768, precision="tf32x3")
 MANY = 150_000
 OF_SEVERAL = 396
 
-ADDED = 1024  # elements that a program of the second launch adds up
+ADDED = 1024  # elements of a program of the second launch
 
 
 class Layer(NamedTuple):
-    """A layer: ``delta`` is the gradient by its outputs; its inputs are rows of ``inputs``.
+    """A layer: ``delta`` is the gradient of its outputs; its inputs are rows of ``inputs``.
 
-    All are matrices with dense columns. Where there is a ``start``, inputs are those of the neighbouring
-    step, or the row of ``start`` beyond the end of a sequence. With ``other`` they are the mean of both.
+    All are matrices with dense columns. With a ``start``, the inputs are those of the neighbouring step, or
+    the row of ``start`` beyond the end of a sequence. With ``other``, they are the mean of both.
     """
 
     delta: Tensor
@@ -58,7 +58,7 @@ class Layer(NamedTuple):
 
 
 class _Product(NamedTuple):
-    """A layer as a kernel takes it, with its tiles and the place of its sums among all."""
+    """A layer as an argument of a kernel, with its tiles and the offset of its partial sums."""
 
     delta: Any
     inputs: Any
@@ -68,7 +68,7 @@ class _Product(NamedTuple):
 
 
 class _Size(NamedTuple):
-    """Constants of a layer: outputs, inputs, what stands between rows, where its tiles and sums are."""
+    """Constants of a layer: outputs, inputs, row strides, and the offsets of its tiles and sums."""
 
     M: Any
     N: Any
@@ -84,7 +84,7 @@ class _Size(NamedTuple):
 
 
 class _Sum(NamedTuple):
-    """The place of a layer's gradients, where its sums begin, and which programs add them up."""
+    """The destination of a layer's gradients, the offset of its sums, and the programs that add them."""
 
     weight: Any
     bias: Any
@@ -96,7 +96,7 @@ class _Sum(NamedTuple):
 
 
 class _Summed(NamedTuple):
-    """A matrix whose rows are summed, where the sum goes, and the first program that does it; encoded."""
+    """A matrix whose rows are summed, the destination, and the first program that does it; encoded."""
 
     rows: Any
     total: Any
@@ -116,24 +116,24 @@ def weight_gradients(
     aside: bool = True,
     into: Sequence[tuple[Tensor, Tensor | None]] | None = None,
 ) -> list[Tensor]:
-    """The gradients of each layer's weight ``[M, N]`` and, with a bias, of that ``[M]``, in order.
+    """The gradients of each layer's weight ``[M, N]`` and, with a bias, of the bias ``[M]``, in order.
 
-    Behind them the sum of the rows of ``starts [rows, width]``, contiguous, where that is given.
+    They are followed by the sum of the rows of ``starts [rows, width]``, contiguous, if that is given.
 
-    With ``neighbours`` rows are all steps ``[P, B, T]``, and those of the valid ones are read. Without, rows
-    are the valid steps with the numbers from ``first`` on.
+    With ``neighbours``, rows are all steps ``[P, B, T]``, of which the valid ones are read. Without, rows are
+    the valid steps with indices from ``first`` on.
 
-    Where the current stream has a side stream, that computes them if ``aside``: then nothing may read or
-    change them before the streams join.
+    With ``aside``, they are computed on the current stream's side stream, if it has one; nothing may then
+    read or change them before the streams join.
 
-    They are written to each layer's weight and bias in ``into`` where that is given.
+    They are written to each layer's weight and bias in ``into``, if given.
     """
     count = layers[0].delta.shape[0]
     made = [_made(layer, dtype) for layer in layers] if into is None else into
     out = [gradient for pair in made for gradient in pair if gradient is not None]
     if starts is not None:
         out.append(starts.new_empty(starts.shape[1]))
-    if count == 0:  # then no row has a start either
+    if count == 0:  # without steps the sum of starts is zero too
         return [gradient.zero_() for gradient in out]
     cut = cut_for(sum(gradient.numel() for gradient in out), len(layers))
     products, tiles, sums = _products(layers, cut.tiles)
@@ -169,13 +169,13 @@ def _made(layer: Layer, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
 
 
 def cut_for(sums: int, layers: int) -> Cut:
-    """The cut of a launch with so many sums, of so many layers."""
+    """The tiling of a launch with ``sums`` sums of ``layers`` layers."""
     cut = FEW_SUMS if sums < MANY else MANY_SUMS
     return cut if layers == 1 else cut._replace(programs=OF_SEVERAL)
 
 
 def _products(layers: list[Layer], cut: Tiles) -> tuple[tuple[_Product, ...], int, int]:
-    """The layers for the first kernel, and how many tiles and sums they have."""
+    """The layers for the first kernel, and their numbers of tiles and sums."""
     products, tiles, sums = [], 0, 0
     for layer in layers:
         M, N = layer.delta.shape[1], layer.inputs.shape[1]
@@ -190,7 +190,7 @@ def _products(layers: list[Layer], cut: Tiles) -> tuple[tuple[_Product, ...], in
 
 
 def _targets(made: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[tuple[_Sum, ...], int]:
-    """The gradients for the second kernel, and how many programs they need."""
+    """The gradients for the second kernel, and the number of programs they need."""
     targets, programs, sums = [], 0, 0
     for weight, bias in made:
         weights = weight.numel()
@@ -203,7 +203,7 @@ def _targets(made: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[tuple[_Sum, 
 
 
 def _splits(tiles: int, count: int, cut: Cut) -> int:
-    """Shares of the rows, each of some blocks: of three binary digits, so that few kernels are compiled."""
+    """The number of shares of the rows, rounded to three binary digits, so that few kernels are compiled."""
     most = max(1, min(cut.programs // tiles, count // (4 * cut.tiles.BLOCK_K)))
     digits = max(0, most.bit_length() - 3)
     return most >> digits << digits
@@ -225,14 +225,14 @@ def valid_count(steps):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def rows_at(pointer, rows, stride, columns, width, inside):  # type: ignore[no-untyped-def]
-    """``[rows, columns]`` of a matrix in float32; zero for what is not inside or beyond the width."""
+    """``[rows, columns]`` of a matrix in float32; zero at rows not inside and beyond the width."""
     keep = inside[:, None] & (columns < width)[None, :]
     return tl.load(pointer + rows[:, None] * stride + columns[None, :], mask=keep, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def inputs_at(product, own, neighbour, n, inside):  # type: ignore[no-untyped-def]
-    """The columns ``n`` of a layer's inputs, ones behind the last where it has a bias."""
+    """The columns ``n`` of a layer's inputs, followed by a column of ones if it has a bias."""
     size = product.size
     if product.start is None:
         inputs = rows_at(product.inputs, own, size.inputs, n, size.N, inside)
@@ -247,13 +247,13 @@ def inputs_at(product, own, neighbour, n, inside):  # type: ignore[no-untyped-de
         inputs = tl.load(row[:, None] + n[None, :], mask=keep, other=0.0).to(tl.float32)
     if product.other is not None:
         inputs = 0.5 * (inputs + rows_at(product.other, own, size.other, n, size.N, inside))
-    # Also without a bias: of what goes into a product unchanged and transposed, reads would be of four bytes.
+    # Done also without a bias: a value used directly in a transposed product would be loaded by four bytes.
     return tl.where((n == size.N)[None, :], 1.0 if size.with_bias else 0.0, inputs)
 
 
 @triton.jit
 def add_rows(acc, product, own, neighbour, inside, m, n, precision):  # type: ignore[no-untyped-def]
-    """``acc`` [inputs, outputs] and the products of these rows."""
+    """``acc`` [inputs, outputs] plus the products of these rows."""
     delta = rows_at(product.delta, own, product.size.delta, m, product.size.M, inside)
     inputs = inputs_at(product, own, neighbour, n, inside)
     return tl.dot(tl.trans(inputs), delta, acc=acc, input_precision=precision)
@@ -263,7 +263,7 @@ def add_rows(acc, product, own, neighbour, inside, m, n, precision):  # type: ig
 def multiply_tile(  # type: ignore[no-untyped-def]
     product, neighbours, steps, partial, tile, begin, end, total, blocks
 ):
-    """Write the sums of a layer's tile over the rows from ``begin`` to ``end`` to their place in partial."""
+    """Write the partial sums of a layer's tile over the rows from ``begin`` to ``end``."""
     size = product.size
     m = (tile // size.across) * blocks.M + tl.arange(0, blocks.M)
     n = (tile % size.across) * blocks.N + tl.arange(0, blocks.N)
@@ -281,7 +281,7 @@ def multiply_tile(  # type: ignore[no-untyped-def]
             own, neighbour = rows_of_places(place, steps, neighbours)
             inside = (number + i < end) & (place.t < place.length)
             acc = add_rows(acc, product, own, neighbour, inside, m, n, blocks.precision)
-            # A row ahead: what a loop reads is fetched early only where no other read says which.
+            # Computed one iteration ahead: the compiler prefetches loads only if their addresses are known.
             place = next_places(place, steps)
     acc = tl.trans(acc)
     to = partial + size.first_sum
@@ -296,7 +296,7 @@ def multiply_tile(  # type: ignore[no-untyped-def]
 def products_kernel(  # type: ignore[no-untyped-def]
     products, neighbours, steps, partial, first, count, splits, sums, blocks, LAYERS: tl.constexpr
 ):
-    """A tile of one of the products over a share of the valid rows: sums go to partial [splits, sums]."""
+    """A tile of one of the GEMMs over a share of the valid rows, written to partial [splits, sums]."""
     if neighbours is None:
         total = tl.minimum(tl.maximum(valid_count(steps) - first, 0), count).to(tl.int32)
         rows = total
@@ -320,7 +320,7 @@ def products_kernel(  # type: ignore[no-untyped-def]
 def sums_kernel(  # type: ignore[no-untyped-def]
     targets, summed, partial, sums, LAYERS: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """A block of a layer's gradients: the sums of all shares, added in their order; or of ``summed``."""
+    """A block of a layer's gradients, the sum of all shares in a fixed order; or a block of ``summed``."""
     program = tl.program_id(0)
     for i in tl.static_range(LAYERS):
         target = targets[i]
@@ -335,7 +335,7 @@ def sums_kernel(  # type: ignore[no-untyped-def]
             if target.bias is not None:
                 behind = (place >= target.weights) & (place < target.all)
                 tl.store(target.bias + place - target.weights, total, mask=behind)
-    if summed is not None:  # noqa: SIM102 - decided when it is compiled
+    if summed is not None:  # noqa: SIM102 - evaluated at compile time
         if program >= decoded(summed.first_program):
             columns = (program - decoded(summed.first_program)) * 128 + tl.arange(0, 128)
             width, rows = decoded(summed.width), tl.arange(0, 32)

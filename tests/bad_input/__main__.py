@@ -1,4 +1,4 @@
-"""``python -m tests.bad_input --tries 20000``: find raw errors and print them, one of a kind, by function."""
+"""``python -m tests.bad_input --tries 20000``: find raw errors and print one of each kind by function."""
 
 import argparse
 import os
@@ -16,7 +16,7 @@ from tests.bad_input.tries import Finding, bounds, find
 
 
 def main() -> None:
-    """Make the tries and print what is found."""
+    """Make the calls and print the faults."""
     parser = argparse.ArgumentParser(prog="python -m tests.bad_input")
     parser.add_argument("--tries", type=int, default=20000, help="calls in all")
     parser.add_argument("--only", default=[""], nargs="*", help="functions whose names begin so")

@@ -1,4 +1,4 @@
-"""Arguments that fit: under the name of a function and their own, or under their own alone."""
+"""Valid arguments, by the names of function and argument, or by the name of the argument alone."""
 
 import hashlib
 import io
@@ -57,7 +57,7 @@ def roll(T: int = 6) -> torch.Tensor:
 
 
 class Laplacian(torch.nn.Module):
-    """An emission of a user's own, with one location for all features."""
+    """A user-defined emission with the same location for all features."""
 
     def log_prob(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         return -(x - self.mean(z)).abs() - 0.6931471805599453
@@ -202,6 +202,7 @@ INSTANCES: dict[str, Callable[[], Any]] = {
     "distributions.MarkovPrior": prior,
     "distributions.SequenceDistribution": prior,
     "model.DMM.standardize": lambda: small_dmm(emission="gaussian"),
+    "infer.DataParallel": infer.DataParallel,
     "infer.GraphedSVI": svi,
     "model.DMM": small_dmm,
     "nn.CategoricalEmitter": lambda: nn.CategoricalEmitter(5, 3, 4),
@@ -347,6 +348,14 @@ ARGUMENTS: dict[str, Callable[[], Any]] = {
     "distributions.MarkovPrior.transition": lambda: small_dmm().trans.weights,
     "distributions.SequenceDistribution.expand.batch_shape": lambda: (2, 4),
     "distributions.SequenceDistribution.log_prob.value": lambda: rows(3),
+    "infer.DataParallel.broadcast.module": small_dmm,
+    "infer.DataParallel.check_alike.expected": lambda: "the same in all processes",
+    "infer.DataParallel.check_alike.name": lambda: "data",
+    "infer.DataParallel.elbo.elbo": Trace_ELBO,
+    "infer.DataParallel.most.number": lambda: 3,
+    "infer.DataParallel.of_main.tensor": lambda: torch.ones(2),
+    "infer.DataParallel.share.total": lambda: 4,
+    "infer.DataParallel.sum.tensor": lambda: torch.ones(2),
     "infer.GraphedSVI.guide": lambda: small_dmm().guide,
     "infer.GraphedSVI.loss": Trace_ELBO,
     "infer.SequenceELBO.elbo": Trace_ELBO,

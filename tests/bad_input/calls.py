@@ -1,4 +1,4 @@
-"""Every public function above the ops, found when this runs, and arguments with which it can be called.
+"""Every public function above the ops, found by inspection, with arguments to call it.
 
 A function is known by its module and name (``infer.forecast``), a method by its class too
 (``model.DMM.guide``), a constructor by the class (``model.DMM``). An argument is looked up first under the
@@ -31,7 +31,7 @@ SLOW = {"training.train", "training.Trainer", "data.chorales", "music.save_png",
 
 
 class Call(NamedTuple):
-    """A function and what makes arguments for it."""
+    """A function with a factory of its arguments."""
 
     name: str
     function: Callable[..., Any]
@@ -46,7 +46,7 @@ class Call(NamedTuple):
 
 
 def public_calls() -> tuple[list[Call], list[str]]:
-    """All calls that are covered, and the names of the public functions that are not."""
+    """All covered calls, and the names of the public functions that are not covered."""
     calls, uncovered = [], []
     for name, function, instance in _public_functions():
         if name in NOT_CALLED:
@@ -60,7 +60,7 @@ def public_calls() -> tuple[list[Call], list[str]]:
 
 
 class _Bound:
-    """A function, or a method of an instance made for each call; a context manager is left at once."""
+    """A function, or a method of an instance made for each call; a context manager is exited at once."""
 
     def __init__(self, function: Callable[..., Any], instance: Callable[[], Any] | None) -> None:
         self._function, self._instance = function, instance
@@ -81,7 +81,7 @@ def _public_functions() -> Iterator[tuple[str, Callable[..., Any], Callable[[], 
         if info.name.startswith("_") or info.name in INTERNAL_MODULES:
             continue
         module = importlib.import_module(f"dmm_fast.{info.name}")
-        # A package lists what it has for others, which may be imported on use; a module has what it defines.
+        # A package lists its public names, which may be imported lazily; a module has the names it defines.
         for name in sorted(getattr(module, "__all__", vars(module))):
             thing = getattr(module, name)
             is_own = getattr(thing, "__module__", None) == module.__name__ and not name.startswith("_")
@@ -94,13 +94,13 @@ def _public_functions() -> Iterator[tuple[str, Callable[..., Any], Callable[[], 
 
 
 def _no_instance() -> Any:
-    """Placeholder where nothing is known to call a method on."""
+    """Placeholder for classes without a known instance."""
 
 
 def _of_class(name: str, cls: type) -> Iterator[tuple[str, Callable[..., Any], Callable[[], Any] | None]]:
     """The constructor, if it checks anything, and the methods that have arguments.
 
-    A method that a base class implements is among them where arguments for it are listed.
+    A method implemented by a base class is included if arguments for it are listed.
     """
     if issubclass(cls, BaseException) or getattr(cls, "_is_protocol", False):
         return
@@ -121,7 +121,7 @@ def _of_class(name: str, cls: type) -> Iterator[tuple[str, Callable[..., Any], C
 def _arguments_of(
     name: str, function: Callable[..., Any], instance: Callable[[], Any] | None
 ) -> Callable[[], dict[str, Any]] | None:
-    """Function that makes all arguments of another; None if it requires one that is not known here."""
+    """A factory of all arguments of a function; None if a required one is unknown."""
     if instance is _no_instance:
         return None
     makers: dict[str, Callable[[], Any]] = {}

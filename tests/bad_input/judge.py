@@ -1,4 +1,4 @@
-"""Whether a call with wrong arguments ended as it should: with an answer, or the package's own error."""
+"""Classification of calls with wrong arguments: a finite result, an error of the package, or a fault."""
 
 import dataclasses
 import re
@@ -22,17 +22,17 @@ _SECONDS = 5.0
 
 
 class NoEndError(BaseException):
-    """A call went on for longer than any of these calls takes."""
+    """Raised when a call takes longer than any of these calls should."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """A call that did not end as it should.
+    """A call with a wrong outcome.
 
     Attributes:
-        kind: the type of the raw error, or what is wrong with the answer.
+        kind: the type of the raw error, or a description of the wrong result.
         message: the first characters of the error.
-        place: file and line of the package where it came up.
+        place: file and line of the package that raised it.
     """
 
     kind: str
@@ -41,7 +41,7 @@ class Fault:
 
 
 def judge(call: Callable[[], Any], *, may_be_infinite: bool) -> Fault | None:
-    """Make ``call``; None if it answered with finite numbers or refused as this package does."""
+    """Run ``call``; returns None for a finite result or an error of this package, else a fault."""
     try:
         with _time_limit(_SECONDS):
             tensors = list(_tensors(call()))
@@ -54,7 +54,7 @@ def judge(call: Callable[[], Any], *, may_be_infinite: bool) -> Fault | None:
 
 def _is_refusal(error: BaseException) -> bool:
     if isinstance(error, OSError):
-        return True  # the file is not there, or it is a folder: the system's own words say which
+        return True  # a missing file or a folder: the error of the operating system is sufficient
     house = isinstance(error, ValueError | TypeError | RuntimeError) and not isinstance(error, RecursionError)
     last = traceback.extract_tb(error.__traceback__)[-1]
     return house and PACKAGE in Path(last.filename).parents and bool(_MESSAGE.fullmatch(str(error)))
@@ -69,7 +69,7 @@ def _fault(error: BaseException) -> Fault:
 
 
 def _tensors(answer: Any) -> Iterator[Tensor]:
-    """The floating-point tensors with values in what a call gave."""
+    """The floating-point tensors with values in a result."""
     if isinstance(answer, Tensor):
         if answer.is_floating_point() and answer.device.type != "meta":
             yield answer.detach().to_dense()
@@ -86,7 +86,7 @@ def _tensors(answer: Any) -> Iterator[Tensor]:
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """A limit on the processor's time, which other processes do not use up."""
+    """A limit on processor time, which is independent of other processes."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise NoEndError(f"no end within {seconds} seconds")

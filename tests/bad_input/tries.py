@@ -16,7 +16,7 @@ from tests.bad_input.values import NOT_FINITE, spoilt
 
 
 class Finding(NamedTuple):
-    """A fault, with the function, the arguments that were spoilt, and how."""
+    """A fault, with the function, its invalid arguments, and how they were changed."""
 
     call: str
     arguments: str
@@ -25,12 +25,12 @@ class Finding(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Key that findings of one kind share."""
+        """A key shared by faults of one kind."""
         return f"{self.call}({self.arguments})"
 
 
 def find(call: Call, tries: int) -> Iterator[Finding]:
-    """The faults among ``tries`` calls, or a tenth of that for a slow one; the same for the same number."""
+    """The faults among ``tries`` calls, or a tenth as many for a slow function; reproducible."""
     dice = random.Random(call.name)
     if not call.arguments():
         return
@@ -40,7 +40,7 @@ def find(call: Call, tries: int) -> Iterator[Finding]:
         wrong = {name: spoilt(arguments[name], dice) for name in sorted(names)}
         finding = _try(call, arguments, wrong)
         if finding is not None and len(wrong) > 1:
-            # Of two, one alone is likely to blame.
+            # Of two invalid arguments, one alone probably causes the fault.
             alone = [_try(call, call.arguments(), {name: wrong[name]}) for name in names]
             yield next((f for f in alone if f is not None and f.fault.kind == finding.fault.kind), finding)
         elif finding is not None:
@@ -61,7 +61,7 @@ def _try(call: Call, arguments: dict[str, Any], wrong: dict[str, tuple[str, Any]
 
 @contextmanager
 def bounds() -> Iterator[None]:
-    """No network, and little memory beyond what there is: a call that asks for it fails."""
+    """Block the network and limit the memory, so that a call that asks for either fails."""
     no_network = mock.patch("dmm_fast.data._download.urlopen", side_effect=OSError("no network"))
     with no_network, little_memory(6 << 30):
         yield
@@ -69,7 +69,7 @@ def bounds() -> Iterator[None]:
 
 @contextmanager
 def little_memory(more: int) -> Iterator[None]:
-    """At most ``more`` bytes of address space beyond what is taken, on Linux."""
+    """Limit the address space to ``more`` bytes beyond its present size, on Linux."""
     if sys.platform != "linux":
         yield
         return

@@ -1,4 +1,4 @@
-"""Wrong values: a pool of things of other kinds, and ways to spoil a right value."""
+"""Invalid values: a pool of objects of other types, and ways to change a valid value."""
 
 import copy
 import dataclasses
@@ -122,13 +122,13 @@ _STRING_SPOILS: dict[str, Spoil] = {
     "very long": lambda v: str(v) * 2000,
 }
 
-# A latent a thousand off can have a density that float32 has no number for.
+# The density of a latent that is off by a thousand can overflow float32.
 NOT_FINITE = ("nan", "inf", "huge", "plus 1000")
 """Words in the labels of values after which an answer may be infinite or not a number."""
 
 
 def spoilt(value: Any, dice: random.Random, depth: int = 0) -> tuple[str, Any]:
-    """A wrong value in place of ``value``, and a label that says which."""
+    """An invalid value in place of ``value``, and a label for it."""
     if dice.random() < 0.35:
         return _from_pool(dice)
     if isinstance(value, Tensor):
@@ -152,19 +152,19 @@ def _from_pool(dice: random.Random) -> tuple[str, Any]:
 
 
 def _applied(spoils: dict[str, Any], value: Any, dice: random.Random) -> tuple[str, Any]:
-    """Draw one of ``spoils`` that can be done to ``value``."""
+    """Draw one of ``spoils`` that is applicable to ``value``."""
     labels = list(spoils)
     dice.shuffle(labels)
     for label in labels:
         try:
             return f"{label}, spoilt", spoils[label](value)
         except (RuntimeError, TypeError, ValueError, IndexError, OverflowError):
-            continue  # not every tensor has two dimensions, and so on
+            continue  # not applicable to every value, for example to a tensor of one dimension
     raise AssertionError(f"nothing spoils {value!r}")
 
 
 def _inside(value: Any, dice: random.Random, depth: int) -> tuple[str, Any]:
-    """``value`` with one of its parts spoilt, left out or put in twice."""
+    """``value`` with one of its parts changed, removed or duplicated."""
     if isinstance(value, dict):
         return _inside_dict(value, dice, depth)
     if _is_record(value):
@@ -173,10 +173,10 @@ def _inside(value: Any, dice: random.Random, depth: int) -> tuple[str, Any]:
         try:
             return f"{name}: {label}", dataclasses.replace(value, **{name: part})
         except Exception:
-            return _from_pool(dice)  # a record that checks itself cannot be had with this part
+            return _from_pool(dice)  # a record that checks its fields rejects this part
     parts = list(value)
     if isinstance(value, torch.Size):
-        value = tuple(value)  # a size takes nothing but whole numbers itself
+        value = tuple(value)  # torch.Size accepts only integers
     if not parts or dice.random() < 0.15:
         return ("a part less", type(value)(parts[:-1])) if _is_plain(value) else _from_pool(dice)
     if _is_plain(value) and dice.random() < 0.1:

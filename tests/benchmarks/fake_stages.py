@@ -1,4 +1,4 @@
-"""Stages that go wrong, each in its own way, run as the runner runs real ones."""
+"""Stages that fail in different ways, run by the runner like real ones."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from benchmarks.gpu import stage as stage_module
 from benchmarks.gpu.stage import ProcessSpentError, Unit
 
 
-def verdict(ok):
+def check_result(ok):
     return {
         "op": "f",
         "backend": "b",
@@ -35,7 +35,7 @@ def hangs(stage):
 
 
 def breaks(stage):
-    """After the second unit this process's device works no more."""
+    """The device of this process is unusable after the second unit."""
     object.__setattr__(stage, "device", "cuda")
     stage_module.settle = lambda: None
     stage_module.device_works = lambda: False
@@ -91,7 +91,7 @@ def runs_out(stage):
 
 def overruns(stage):
     def needed():
-        time.sleep(4.0)  # the stage has 1 second, and 2.5 to notice
+        time.sleep(4.0)  # longer than the second of the stage and the 2.5 seconds of grace
         stage.record.case("s", "c", "needed", {"median_ms": 1.0})
 
     yield Unit("needed", needed, 20.0, overrun=True)
@@ -99,12 +99,12 @@ def overruns(stage):
 
 
 def disagrees(stage):
-    yield Unit("right", lambda: stage.record.correctness(verdict(True)))
-    yield Unit("wrong", lambda: stage.record.correctness(verdict(False)))
+    yield Unit("right", lambda: stage.record.correctness(check_result(True)))
+    yield Unit("wrong", lambda: stage.record.correctness(check_result(False)))
 
 
 def leaves_a_hang(stage):
-    """A kernel has recorded a hang by the end of the second unit."""
+    """A kernel records a hang during the second unit."""
     object.__setattr__(stage, "device", "cuda")
     found = iter([None, RuntimeError("block 3 timed out"), None, None])
 

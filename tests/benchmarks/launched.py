@@ -1,8 +1,8 @@
-"""Triton kernels as a GPU that is not there would have them: ``python -m tests.benchmarks.launched WHAT``.
+"""Triton kernels for a GPU, on a machine without one: ``python -m tests.benchmarks.launched WHAT``.
 
-``compile``: compile an op's kernels; prints the name of each and whether it was in the cache. ``note``:
-launch nothing; prints the kernels that a job of an op and the stage of errors launch, and the launches of a
-step that the sweep of tiles has.
+``compile``: compile the kernels of an op; prints the name of each and whether it was in the cache. ``note``:
+print the kernels that a job of an op and the stage of errors launch, and the launches of a step that the tile
+sweep times, without compiling or launching them.
 """
 
 import json
@@ -24,19 +24,19 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 
 from benchmarks import errors  # noqa: E402
 from benchmarks.draws import Sizes  # noqa: E402
-from benchmarks.gpu.exercise import call_op  # noqa: E402
+from benchmarks.gpu.call_ops import call_op  # noqa: E402
 from benchmarks.gpu.stage import Stage  # noqa: E402
 from benchmarks.gpu.stages import tiles  # noqa: E402
 from benchmarks.gpu.stages.steps import tutorial_case  # noqa: E402
 from dmm_fast import ops  # noqa: E402
 from tests.triton.compile_table import NoGpu, take_cpu_tensors  # noqa: E402
 
-# As many steps as the tutorial has, for which a sum over them is compiled.
+# The tutorial's number of steps, as the sum over steps is compiled for it.
 NARROW = Sizes(D=8, Z=8, H=16, R=8, G=8, E=8, F=8)
 
 
 def compiled(folder: str) -> dict[str, Any]:
-    """Kernels with whether they were found in the cache, and functions that have no name by then."""
+    """Compile kernels; returns them with cache hits, and the functions that have no name by then."""
     found: list[tuple[str, bool]] = []
     knobs.cache.dir = folder
     knobs.compilation.listener = lambda *, src, cache_hit, **told: found.append((src.name, cache_hit))
@@ -52,7 +52,7 @@ def compiled(folder: str) -> dict[str, Any]:
 
 
 def noted(folder: str) -> dict[str, Any]:
-    """Kernels by who launches them, and the launches of a step."""
+    """The kernels launched by each job, and the launches of a step."""
     seen: set[tuple[str, str]] = set()
 
     def note(*, key: Any, fn: Any, **told: Any) -> bool:
@@ -82,11 +82,11 @@ def noted(folder: str) -> dict[str, Any]:
         launches = tiles.launches_of(tutorial_case(stage))
         own = [len(kernels_of(partial(run_others, launch))) for launch in launches]
     jobs = [job.name for job in tiles.candidate_jobs(stage, launches)]
-    told = [
-        {"name": one.name, "chosen": tiles.told(one.chosen), "others": len(one.others), "kernels": number}
-        for one, number in zip(launches, own, strict=True)
+    described = [
+        {"name": one.name, "chosen": tiles.described(one.chosen), "others": len(one.others), "kernels": n}
+        for one, n in zip(launches, own, strict=True)
     ]
-    return {"ops": by_op, "jobs": jobs, "launches": told}
+    return {"ops": by_op, "jobs": jobs, "launches": described}
 
 
 def run_others(launch: tiles.Launch) -> None:

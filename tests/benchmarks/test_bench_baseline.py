@@ -1,4 +1,4 @@
-"""The baseline is the tutorial's model: it agrees with itself mended, and with ``DMM``."""
+"""The baseline is the tutorial's model: it agrees with its mended variant and with ``DMM``."""
 
 import pyro
 import pytest
@@ -58,7 +58,7 @@ def test_equals_dmm_for_the_same_noise(lengths, elbo, dtype):
 
 @pytest.mark.parametrize("per_step_sites", [False, True])
 def test_equals_dmm_with_flows(per_step_sites):
-    # Pyro's inverse of a flow makes its zeros in the default dtype.
+    # Pyro's inverse of a flow allocates zeros in the default dtype.
     torch.set_default_dtype(torch.float64)
     batch = ragged_batch([3, 6, 2, 4], torch.float64)
     ours = DMM(**SIZES, num_iafs=2, iaf_dim=6, per_step_sites=per_step_sites).double()
@@ -72,7 +72,7 @@ def test_equals_dmm_with_flows(per_step_sites):
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])
-def test_mended_changes_nothing_but_the_speed(num_layers):
+def test_mended_baseline_computes_the_same(num_layers):
     batch = ragged_batch([5, 9, 1, 6], torch.float64)
     as_is = BaselineDMM(**SIZES, num_layers=num_layers).double()
     mended = BaselineDMM(**SIZES, num_layers=num_layers, mended=True).double()
@@ -85,13 +85,13 @@ def test_mended_changes_nothing_but_the_speed(num_layers):
 
 
 @pytest.mark.parametrize("reverse", [_reverse_rows, _reverse_at_once])
-def test_reversal_by_hand(reverse):
+def test_reversal_of_a_small_batch(reverse):
     padded = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 0.0], [6.0, 0.0, 0.0]]).unsqueeze(-1)
     want = [[3.0, 2.0, 1.0], [5.0, 4.0, 0.0], [6.0, 0.0, 0.0]]
     assert reverse(padded, torch.tensor([3, 2, 1])).squeeze(-1).tolist() == want
 
 
-def test_checkpoints_go_both_ways_and_one_seed_gives_the_same_parameters():
+def test_checkpoints_are_interchangeable_and_equal_seeds_give_equal_parameters():
     pyro.set_rng_seed(3)
     ours = DMM(**SIZES, num_iafs=1, iaf_dim=6)
     pyro.set_rng_seed(3)
@@ -103,7 +103,7 @@ def test_checkpoints_go_both_ways_and_one_seed_gives_the_same_parameters():
     baseline.load_state_dict(ours.state_dict(), strict=True)
 
 
-def test_annealing_scales_the_kl_alone():
+def test_annealing_scales_only_the_kl():
     batch = ragged_batch([4, 2], torch.float64)
     baseline = BaselineDMM(**SIZES).double()
     half, whole, double = (evaluate(baseline, batch, Trace_ELBO(), a)[0] for a in (0.5, 1.0, 1.5))

@@ -1,4 +1,4 @@
-"""The errors table measures what it says, and turns red for an op that is off."""
+"""Errors of single ops are measured correctly, and exceed the bound for a wrong op."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ ALL = sorted(ops.info()["ops"])
 
 @pytest.fixture
 def wrong_backend(monkeypatch):
-    """A function that makes an op's implementation a backend of its own, named "triton"."""
+    """A function that registers an implementation of an op as the backend "triton"."""
 
     def register(op, compute):
         held = {**_backends._implementations[op], "triton": _backends.Implementation(compute, None)}
@@ -32,14 +32,14 @@ def test_eager_measured_against_itself(op):
     rows = list(errors.op_rows(op, "reference", "cpu", QUICK))
     assert all(row.ok for row in rows)
     assert all(row.max_rel_error == row.eager_rel_error for row in rows)
-    # float32 is not float64; but a draw of zeros and ones is exact
+    # errors of float32 are positive, except for draws of zeros and ones, which are exact
     assert op == "nade_draw" or max(row.eager_rel_error for row in rows) > 1e-9
     cases = {row.case for row in rows}
     ragged = "lengths" in getattr(OPS.get(op), "inputs", ())
     assert cases == {"B=3, T=5, full", "B=3, T=5, ragged"} if ragged else {"B=3, T=5, full"}
 
 
-def test_every_floating_argument_has_a_gradient():
+def test_every_floating_point_argument_has_a_gradient():
     names = {row.op for row in errors.op_rows("emission_log_prob", "reference", "cpu", QUICK)}
     weights = {f"weights.{field}" for field in reference.EmitterWeights._fields}
     want = {"value"} | {f"gradient of {name}" for name in {"x", "z", *weights}}
@@ -47,16 +47,16 @@ def test_every_floating_argument_has_a_gradient():
 
 
 @pytest.mark.skipif("cpp" not in _backends._implementations["rnn_scan"], reason="no C++ ops were built")
-def test_the_compiled_ops_are_all_there_and_green():
+def test_all_compiled_ops_are_measured_and_within_their_bounds():
     rows = errors.measure("cpp", sizes=QUICK)
     assert {row.op.partition(": ")[0] for row in rows} == set(ALL)
     assert [row for row in rows if not row.ok] == []
-    # Another sum order than eager's: were it eager that is measured, all would be equal.
+    # The order of summation differs from eager PyTorch, so all errors would be equal if that were measured.
     assert any(row.max_rel_error != row.eager_rel_error for row in rows)
 
 
 class SlightlyOff(torch.autograd.Function):
-    """The identity, with a gradient that is a hundred thousandth too large."""
+    """The identity, with a gradient that is too large by 1e-5."""
 
     @staticmethod
     def forward(ctx, x):
@@ -67,7 +67,7 @@ class SlightlyOff(torch.autograd.Function):
         return dx * (1 + 1e-5)
 
 
-def test_a_wrong_gradient_is_red_and_named(wrong_backend):
+def test_a_wrong_gradient_exceeds_its_bound(wrong_backend):
     def off(x_proj, w_hh, *given):
         return reference.rnn_scan(x_proj, SlightlyOff.apply(w_hh), *given)
 
@@ -79,7 +79,7 @@ def test_a_wrong_gradient_is_red_and_named(wrong_backend):
     assert [row.max_rel_error for row in rows if not row.ok] == pytest.approx([1e-5, 1e-5], rel=0.1)
 
 
-def test_a_wrong_value_is_red(wrong_backend):
+def test_a_wrong_value_exceeds_its_bound(wrong_backend):
     def off(value, loc, scale, lengths, mask=None):
         return reference.normal_log_prob(value, loc, scale, lengths, mask) * (1 + 1e-5)
 
@@ -88,7 +88,7 @@ def test_a_wrong_value_is_red(wrong_backend):
     assert "normal_log_prob: value" in red
 
 
-def test_a_wrong_step_of_the_optimizer_is_red(wrong_backend):
+def test_a_wrong_step_of_the_optimizer_exceeds_its_bound(wrong_backend):
     def off(*lists, **options):
         reference.clipped_adam(*lists, **{**options, "weight_decay": 0.0})
 
@@ -97,11 +97,11 @@ def test_a_wrong_step_of_the_optimizer_is_red(wrong_backend):
     assert red == {f"clipped_adam: value of {name}" for name in ("params", "exp_avgs", "exp_avg_sqs")}
 
 
-def test_a_backend_that_has_nothing_here():
+def test_a_backend_without_ops_here_has_no_rows():
     assert errors.measure("cuda", sizes=QUICK) == []
 
 
-def test_errors_are_norm_wise_and_nan_is_the_worst():
+def test_errors_are_norm_wise_and_infinite_for_nan():
     truth = {"a": torch.tensor([3.0, 4.0]).double(), "b": torch.zeros(2).double()}
     near = {"a": torch.tensor([3.0, 4.5]), "b": torch.zeros(2)}
     assert errors.relative_errors(near, truth) == {"a": pytest.approx(0.1), "b": 0.0}
@@ -109,7 +109,7 @@ def test_errors_are_norm_wise_and_nan_is_the_worst():
     assert errors.relative_errors(off, truth) == {"a": torch.inf, "b": torch.inf}
 
 
-def test_a_bound_is_three_times_what_eager_errs_and_no_less_than_eight_eps():
+def test_a_bound_is_three_times_the_error_of_eager_and_at_least_eight_eps():
     eps = torch.finfo(torch.float32).eps
     floor = 8 * eps * (2 if _extension.instruction_set() == "baseline" else 1)
     assert errors.bound(1e-3) == pytest.approx(3e-3)
@@ -117,7 +117,7 @@ def test_a_bound_is_three_times_what_eager_errs_and_no_less_than_eight_eps():
     assert errors.bound(0.0, torch.bfloat16) == floor / eps * torch.finfo(torch.bfloat16).eps
 
 
-def test_inputs_keep_off_the_kinks():
+def test_inputs_of_relus_are_not_near_zero():
     for seed in range(5):
         inputs = errors.arguments_off_kinks("rnn_scan", Sizes(B=20, T=20, H=50), seed)
         doubles = map_tensors(inputs, to_double)
@@ -127,10 +127,10 @@ def test_inputs_keep_off_the_kinks():
         assert before_relu.abs().min() > errors.RELU_MARGIN
 
 
-def test_no_draw_off_the_kinks_is_an_error(monkeypatch):
+def test_only_draws_with_relu_inputs_near_zero_are_an_error(monkeypatch):
     monkeypatch.setattr(errors, "RELU_MARGIN", 10.0)
     monkeypatch.setattr(draws, "MAX_DRAWS", 3)
-    with pytest.raises(RuntimeError, match="emitter: expected a draw off every kink in 3"):
+    with pytest.raises(RuntimeError, match="emitter: expected a draw without a ReLU input near zero in 3"):
         errors.arguments_off_kinks("emitter", QUICK, 0)
 
 
@@ -139,7 +139,7 @@ def test_ragged_lengths_go_from_all_steps_to_one():
     assert QUICK.row_lengths() == [5, 5, 5]
 
 
-def test_arguments_are_drawn_for_a_device():
+def test_arguments_are_on_the_given_device():
     for device in ("cpu", "meta"):
         drawn = errors.arguments_off_kinks("clipped_adam", QUICK, 0, device)
         assert {tensor.device.type for tensors in drawn.values() for tensor in tensors} == {device}

@@ -1,4 +1,4 @@
-"""The library of the exchange floor: when it is built, and what is said where it is not."""
+"""The library of the exchange floor: when it is built, and the messages if it is missing."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from dmm_fast import _extension
 
 ROOT = exchange_floor.ROOT
 IN_SOURCE = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="the package's source is not here")
-# Writes its arguments and, unless a file forbids it, what stands for the library.
+# Writes its arguments and, unless a file forbids it, a placeholder of the library.
 NVCC = """#!{python}
 import json, pathlib, sys
 here = pathlib.Path(__file__).parent
@@ -37,7 +37,7 @@ def library(monkeypatch, tmp_path):
 
 @pytest.fixture
 def nvcc(monkeypatch, tmp_path):
-    """The folder of a stub of nvcc that is found."""
+    """A folder with a stub of nvcc, which is found first."""
     folder = tmp_path / "toolkit" / "bin"
     folder.mkdir(parents=True)
     (folder / "nvcc").write_text(NVCC.format(python=sys.executable))
@@ -48,7 +48,7 @@ def nvcc(monkeypatch, tmp_path):
     return folder
 
 
-def test_a_floor_that_is_not_there_is_explained(library, monkeypatch):
+def test_a_missing_floor_is_explained(library, monkeypatch):
     assert exchange_floor.missing("cpu") == "the exchange floor is a CUDA kernel, and the device is cpu"
     told = "_floor.so is not built: `python -m benchmarks.exchange_floor` builds it"
     assert exchange_floor.missing("cuda").startswith(told)
@@ -70,14 +70,14 @@ def test_it_is_built_with_the_flags_of_the_package(library, nvcc):
 
 
 @IN_SOURCE
-def test_it_is_built_where_it_is_not_there_or_old(library, nvcc, monkeypatch):
+def test_it_is_built_if_missing_or_out_of_date(library, nvcc, monkeypatch):
     assert exchange_floor.ensure() is None
     assert library.read_text() == "built"
     library.write_text("new")
     assert exchange_floor.ensure() is None
     assert library.read_text() == "new"
     os.utime(library, (0.0, 0.0))
-    monkeypatch.setenv("DMM_FAST_CUDA", "0")  # an old one is better than none
+    monkeypatch.setenv("DMM_FAST_CUDA", "0")  # an old library is better than none
     assert exchange_floor.ensure() is None
     assert library.read_text() == "new"
     monkeypatch.delenv("DMM_FAST_CUDA")
@@ -87,7 +87,7 @@ def test_it_is_built_where_it_is_not_there_or_old(library, nvcc, monkeypatch):
 
 
 @IN_SOURCE
-def test_a_failed_build_leaves_no_older_library(library, nvcc, capsys):
+def test_a_failed_build_leaves_no_old_library(library, nvcc, capsys):
     library.write_text("old")
     (nvcc / "fails").touch()
     assert exchange_floor.main([]) == 1
@@ -102,7 +102,7 @@ def test_without_nvcc_nothing_is_built(library, monkeypatch):
     assert exchange_floor.ensure() == told
 
 
-def test_a_kit_takes_the_library_that_it_has(library, monkeypatch, tmp_path):
+def test_a_kit_contains_the_existing_library(library, monkeypatch, tmp_path):
     monkeypatch.setattr(exchange_floor, "ROOT", tmp_path)
     assert "expected the package's source" in exchange_floor.ensure()
     library.write_text("built elsewhere")
@@ -110,21 +110,21 @@ def test_a_kit_takes_the_library_that_it_has(library, monkeypatch, tmp_path):
     assert library.read_text() == "built elsewhere"
 
 
-def test_a_run_on_a_gpu_builds_it_or_says_that_it_is_left_out(monkeypatch, tmp_path, capsys):
+def test_a_run_on_a_gpu_builds_it_or_reports_it_as_skipped(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(exchange_floor, "ensure", lambda: "_floor.so is not built: no nvcc")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(
         gpu, "run_stages", lambda budget, options: {"stages": [], "smoke": [], "profiles": []}
     )
     assert gpu.main(["--out", str(tmp_path), "--smoke"]) == 0
-    told = "The floors of the scans' exchanges are left out: _floor.so is not built: no nvcc."
-    assert told in capsys.readouterr().out.splitlines()
+    message = "The floors of the scans' exchanges are skipped: _floor.so is not built: no nvcc."
+    assert message in capsys.readouterr().out.splitlines()
     assert gpu.main(["--out", str(tmp_path), "--smoke", "--device", "cpu"]) == 0
-    assert "left out" not in capsys.readouterr().out
+    assert "skipped" not in capsys.readouterr().out
 
 
 @IN_SOURCE
-def test_its_bindings_fit_the_headers_of_the_package():
+def test_its_bindings_match_the_headers_of_the_package():
     compiler = shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler")

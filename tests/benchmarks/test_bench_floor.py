@@ -1,4 +1,4 @@
-"""The counted flops are those that PyTorch counts."""
+"""The flops of the floor equal PyTorch's count."""
 
 import warnings
 
@@ -15,10 +15,10 @@ from dmm_fast.nn import NotFusedWarning
 
 
 @pytest.mark.parametrize("module", [BaselineDMM, DMM])
-def test_flops_are_what_pytorch_counts(module):
+def test_flops_equal_the_count_of_pytorch(module):
     B, T = 3, 5
     dmm = module(**QUICK_SIZES)
-    # PyTorch counts its own products, not those of a compiled op, and with hooks on all modules.
+    # PyTorch counts its own products only, not those of a compiled op, by hooks on all modules.
     with FlopCounterMode(display=False) as counter, use_backend("reference"), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotFusedWarning)
         Trace_ELBO().loss_and_grads(dmm.model, dmm.guide, *full_batch(B, T))
@@ -34,5 +34,5 @@ def test_prints_the_floor(capsys):
     assert "GFLOP/s, floor" in out
 
 
-def test_the_tutorial_s_sizes():
+def test_tutorial_sizes():
     assert floor.tutorial_sizes() == (88, 100, 100, 200, 600)

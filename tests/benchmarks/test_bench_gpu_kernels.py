@@ -1,4 +1,4 @@
-"""What is compiled ahead on a GPU: jobs in processes, the cache of their kernels, the sweep of tiles."""
+"""Warm-up compile on a GPU: jobs in processes, the cache of their kernels, and the tile sweep."""
 
 import json
 import subprocess
@@ -11,12 +11,12 @@ from importlib.util import find_spec
 import pytest
 
 from benchmarks.cases import QUICK_SIZES
-from benchmarks.contestants import OURS
 from benchmarks.gpu import pool, triton_cache
 from benchmarks.gpu.pool import Ended, Job
 from benchmarks.gpu.stage import ProcessSpentError, Stage
 from benchmarks.gpu.stages import guides, kernels, tiles
-from benchmarks.pyro_racer import PyroRacer
+from benchmarks.implementations import OURS
+from benchmarks.pyro_stepper import PyroStepper
 from benchmarks.timing import Samples
 from dmm_fast.triton.tuning import Tiles
 
@@ -42,7 +42,7 @@ def launched(what, folder):
 # --- jobs ---------------------------------------------------------------------------------------------------
 
 
-def test_jobs_run_in_their_order_and_what_fails_is_told_by_name(stage, in_threads, capsys):
+def test_jobs_run_in_order_and_failures_are_reported_by_name(stage, in_threads, capsys):
     ran = []
     jobs = [
         Job("one", lambda: ran.append(1) or 7),
@@ -54,17 +54,17 @@ def test_jobs_run_in_their_order_and_what_fails_is_told_by_name(stage, in_thread
     assert (one, three) == (Ended("one", 7, None), Ended("three", None, None))
     assert two.error.startswith("two: Traceback")
     assert two.error.endswith("ZeroDivisionError: division by zero")
-    assert capsys.readouterr().out == "exercised one\nexercised three\n"
+    assert capsys.readouterr().out == "called one\ncalled three\n"
 
 
-def test_jobs_that_no_time_is_left_for_are_named(stage, in_threads):
+def test_jobs_without_time_are_recorded_as_not_run(stage, in_threads):
     jobs = [Job("long", partial(time.sleep, 0.3)), Job("late", lambda: None)]
     assert [each.name for each in pool.run_all(stage, jobs, seconds=0.1)] == ["long"]
     (row,) = stage.record.found("not_run")
-    assert (row["case"], row["why"]) == ("late", "the time of the stage was spent")
+    assert (row["case"], row["why"]) == ("late", "the stage ran out of time")
 
 
-def test_processes_compute_with_what_stands_in_for_kernels_that_failed(stage):
+def test_processes_use_the_replacements_of_failed_kernels(stage):
     stage.record.replaced["emitter"] = "reference"
     (ended,) = pool.run_all(stage, [Job("asks", asks)], told)
     assert ended.value == ["emitter by reference", "prepared on cpu"]
@@ -81,7 +81,7 @@ def asks():
     return [f"{next(iter(choice._ops))} by {choice._name}", sys.modules[__name__].prepared]
 
 
-def test_ops_are_compiled_before_steps_and_those_with_most_kernels_first(stage):
+def test_ops_are_compiled_before_steps_and_those_of_most_kernels_first(stage):
     full = Stage(stage.out, device="cpu", end=stage.end)
     names = [job.name for job in kernels.jobs(full)]
     ops, steps = names[: names.index("guide st-r, 2 flows")], names[names.index("guide st-r, 2 flows") :]
@@ -95,7 +95,7 @@ def test_ops_are_compiled_before_steps_and_those_with_most_kernels_first(stage):
     assert [name for name in ops if name != "emitter, cpp"] == [job.name for job in kernels.jobs(stage)]
 
 
-def test_a_job_that_fails_fails_the_stage(stage, monkeypatch):
+def test_a_failed_job_fails_the_stage(stage, monkeypatch):
     monkeypatch.setattr(
         kernels, "run_all", lambda stage, jobs: [Ended("a", None, None), Ended("b", None, "b: off")]
     )
@@ -103,15 +103,15 @@ def test_a_job_that_fails_fails_the_stage(stage, monkeypatch):
         kernels.compile_all(stage)
 
 
-def test_a_guide_s_steps_are_those_that_its_stage_takes(stage, monkeypatch):
-    """With these sizes, checked as there, by both that are compared: one step each."""
+def test_the_steps_of_a_guide_equal_those_of_its_stage(stage, monkeypatch):
+    """The job takes the checks of its stage, and one step of each implementation compared there."""
     stepped, compared = [], []
 
-    def run(racer):
-        stepped.append((racer.case.name, racer.replays, type(racer._svi).__name__))
+    def run(stepper):
+        stepped.append((stepper.case.name, stepper.replays, type(stepper._svi).__name__))
         return 0.0
 
-    monkeypatch.setattr(PyroRacer, "run", run)
+    monkeypatch.setattr(PyroStepper, "run", run)
     monkeypatch.setattr(guides, "checked", lambda *given: compared.append(given) or [])
     jobs = {job.name: job for job in kernels.step_jobs(stage)}
     jobs["guide st-r, 1 flows"].run()
@@ -122,7 +122,7 @@ def test_a_guide_s_steps_are_those_that_its_stage_takes(stage, monkeypatch):
     assert stepped[2:] == [("SVI step, B=4, T=6, all full (quick)", False, "SVI")]
 
 
-def test_the_steps_of_a_guide_and_of_a_contestant_can_be_taken(stage):
+def test_steps_of_a_guide_and_of_an_implementation_run(stage):
     jobs = {job.name: job for job in kernels.step_jobs(stage)}
     assert pool.attempt("cpu", jobs["guide mf-lr"]).error is None
     assert pool.attempt("cpu", jobs["step of dmm_fast, graphed"]).error is None
@@ -132,7 +132,7 @@ def test_the_steps_of_a_guide_and_of_a_contestant_can_be_taken(stage):
 
 
 @with_triton
-def test_a_cache_without_the_compilers_stages_is_found_again_elsewhere(tmp_path):
+def test_an_archived_cache_is_used_in_another_folder(tmp_path):
     one, other, archive = tmp_path / "one", tmp_path / "other", tmp_path / "a.tar.xz"
     first = launched("compile", one)
     assert [hit for _, hit in first["found"]] == [False] * len(first["found"]) != []
@@ -144,12 +144,12 @@ def test_a_cache_without_the_compilers_stages_is_found_again_elsewhere(tmp_path)
         path.unlink() if path.is_file() else path.rmdir()
     second = launched("compile", other)
     assert second["found"] == [[name, True] for name, _ in first["found"]]
-    # Whatever is launched first, all functions have got their names in one order.
+    # The order of function names does not depend on the order of launches.
     assert second["functions"] > 100
     assert second["nameless"] == []
 
 
-def test_a_list_of_files_that_cannot_be_read_is_left_out(tmp_path):
+def test_an_unreadable_list_of_files_is_removed(tmp_path):
     cache, other, archive = tmp_path / "one", tmp_path / "other", tmp_path / "a.tar.xz"
     for key, text in (
         ("a", "{"),
@@ -177,18 +177,18 @@ def note(tmp_path_factory):
 
 
 @with_triton
-def test_the_stage_of_errors_launches_what_the_jobs_have_compiled(note):
+def test_the_stage_of_errors_launches_only_compiled_kernels(note):
     for op, kernels_of in note["ops"].items():
         assert kernels_of["job"] >= 4, op
         assert kernels_of["missing"] == [], op
 
 
 @with_triton
-def test_every_launch_over_tiles_has_candidates_those_of_whole_rows_first(note):
+def test_every_launch_over_tiles_has_candidates_with_whole_rows_first(note):
     kinds = []
     for launch in note["launches"]:
         assert launch["others"] >= 4
-        # Candidates have kernels of their own, but for numbers of programs.
+        # Candidates have different kernels, except for those that differ in the number of programs.
         assert launch["kernels"] >= launch["others"] - len(tiles.PROGRAMS)
         kind = "products" if "products of" in launch["name"] else launch["chosen"].split(" x ")[1]
         kinds.append({"128": "rows"}.get(kind, "columns") if kind != "products" else kind)
@@ -201,7 +201,7 @@ def test_every_launch_over_tiles_has_candidates_those_of_whole_rows_first(note):
 
 @pytest.fixture
 def on_gpu(stage, monkeypatch):
-    """A stage that believes in a GPU, with two launches; what is run is noted."""
+    """A stage as on a GPU, with two launches, whose runs are recorded."""
     ran = []
     first, second, third = Tiles(), Tiles(BLOCK_M=16), Tiles(BLOCK_M=32)
     launches = [
@@ -214,7 +214,7 @@ def on_gpu(stage, monkeypatch):
     return stage
 
 
-def test_candidates_that_fit_are_timed_after_the_chosen(on_gpu):
+def test_fitting_candidates_are_timed_after_the_chosen_tiles(on_gpu):
     on_gpu.record.add(tiles.FITS, {"name": "a, 32 x 64 x 32, 4 warps, 3 stages"})
     on_gpu.record.add(tiles.FITS, {"name": "b, 16 x 64 x 32, 4 warps, 3 stages"})
     tiles.time_all(on_gpu)
@@ -222,14 +222,14 @@ def test_candidates_that_fit_are_timed_after_the_chosen(on_gpu):
     assert [row["extra"]["chosen"] for row in on_gpu.record.found("cases")] == [True, False] * 2
 
 
-def test_what_no_time_is_left_for_is_named(on_gpu):
+def test_candidates_without_time_are_recorded_as_not_run(on_gpu):
     object.__setattr__(on_gpu, "end", time.monotonic() + 0.5)
     tiles.time_all(on_gpu)
     assert on_gpu.ran == []
     assert [row["case"][0] for row in on_gpu.record.found("not_run")] == ["a", "b"]
 
 
-def test_a_launch_that_cannot_be_captured_ends_its_process(on_gpu, monkeypatch):
+def test_a_failed_capture_ends_the_process(on_gpu, monkeypatch):
     def time_launches(launch):
         raise RuntimeError("no capture")
 
@@ -240,7 +240,7 @@ def test_a_launch_that_cannot_be_captured_ends_its_process(on_gpu, monkeypatch):
     assert row["why"].endswith("RuntimeError: no capture")
 
 
-def test_candidates_are_recorded_as_they_fit_and_a_failure_fails_the_stage(on_gpu, monkeypatch):
+def test_candidates_that_fit_are_recorded_and_a_failure_fails_the_stage(on_gpu, monkeypatch):
     ended = [Ended("a, 1", True, None), Ended("a, 2", False, None), Ended("b, 1", None, "b, 1: off")]
     monkeypatch.setattr(tiles, "run_all", lambda *given, seconds: ended)
     with pytest.raises(RuntimeError, match="b, 1: off"):
@@ -249,7 +249,7 @@ def test_candidates_are_recorded_as_they_fit_and_a_failure_fails_the_stage(on_gp
     assert [row["case"] for row in on_gpu.record.found("not_run")] == ["a, 2"]
 
 
-def test_without_a_gpu_there_is_no_sweep_of_tiles(stage):
+def test_without_a_gpu_the_tile_sweep_is_skipped(stage):
     assert list(tiles.units(stage)) == []
     (row,) = stage.record.found("not_run")
-    assert row["why"] == "it takes a GPU"
+    assert row["why"] == "it requires a GPU"

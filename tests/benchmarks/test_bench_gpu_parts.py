@@ -1,4 +1,4 @@
-"""What the GPU suite's stages are made of: counts, shares, checks, reports of other programs."""
+"""Parts of the GPU stages: counts of operations, checks, times, and output of subprocesses."""
 
 import signal
 import sys
@@ -11,12 +11,12 @@ import torch
 from benchmarks import ROOT, commands, errors, exchange_floor
 from benchmarks.cases import full_batch
 from benchmarks.draws import Sizes, differentiable
-from benchmarks.gpu import exercise, measure, smoke
+from benchmarks.gpu import call_ops, measure, smoke
 from benchmarks.gpu.calls import SCANS, Call, backends_of, by, every_op, reference_of
-from benchmarks.gpu.clocked import verdicts
 from benchmarks.gpu.stage import Stage, Unit, run_units
 from benchmarks.gpu.stages import rowwise, scans, tests
-from benchmarks.racer import NoiseOfTheCpu, tutorial_noise
+from benchmarks.gpu.timed_case import check_results
+from benchmarks.stepper import NoiseOfTheCpu, tutorial_noise
 from dmm_fast import reference
 from dmm_fast.cuda.devices import H100
 from dmm_fast.cuda.plan import scan_plans
@@ -33,7 +33,7 @@ def stage(tmp_path):
 # --- units ------------------------------------------------------------------------------------------------
 
 
-def test_without_time_only_what_all_depends_on_is_run(tmp_path):
+def test_without_time_only_required_units_run(tmp_path):
     late = Stage(tmp_path, device="cpu", end=time.monotonic() - 1.0)
     ran = []
     names = ("needed", "other")
@@ -44,7 +44,7 @@ def test_without_time_only_what_all_depends_on_is_run(tmp_path):
     assert [row["case"] for row in late.record.found("not_run")] == ["other"]
 
 
-# --- how much there is to do ----------------------------------------------------------------------------
+# --- operations and bytes -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -69,13 +69,13 @@ def test_without_time_only_what_all_depends_on_is_run(tmp_path):
         ("normal_log_prob", 0, 3 * 30, 2),
     ],
 )
-def test_flops_and_bytes_are_those_of_a_count_by_hand(op, flops, numbers_in, numbers_out):
+def test_flops_and_bytes_equal_a_count_by_hand(op, flops, numbers_in, numbers_out):
     call = Call(op, SIZES, "cpu")
     lengths = 8 * SIZES.B if "lengths" in call.inputs else 0
     assert call.flops() == flops
     forward = 4 * (numbers_in + numbers_out) + lengths
     assert call.bytes_forward() == forward
-    # Read again, with what comes in for each output; a gradient for each number that is no length.
+    # Backward: arguments and incoming gradients read, a gradient of every floating-point argument written.
     assert call.bytes_both() == 2 * forward + 4 * numbers_in
 
 
@@ -85,7 +85,7 @@ def test_the_optimizer_reads_and_writes_four_lists():
     assert (call.flops(), call.bytes_forward()) == (0, 2 * 4 * 4 * numbers)
 
 
-def test_flops_of_a_step_are_the_floor_s():
+def test_flops_of_a_step_equal_those_of_the_floor():
     from benchmarks import floor
 
     sizes = Sizes()
@@ -110,13 +110,13 @@ def test_every_backend_is_called_and_agrees(op):
             alone = call.backward(by(name, op))
             for again in (alone(), alone()):
                 assert all(torch.equal(a, b) for a, b in zip(gradients, again, strict=True))
-        rows = verdicts(call, "quick", name, by(name, op))
+        rows = check_results(call, "quick", name, by(name, op))
         assert [row.op for row in rows][:1] == [f"{op}: worst value"]
         assert all(row.ok for row in rows)
 
 
-def test_a_backward_that_is_kept_has_leaves_of_its_own():
-    """Else a capture of the same call on another stream fails while its graph lives."""
+def test_a_separate_backward_has_leaves_of_its_own():
+    """Otherwise, a capture of the same call on another stream would fail while the graph is alive."""
     call = Call("emitter", errors.QUICK, "cpu")
     call.backward(by("reference", "emitter"))
     timed = []
@@ -132,28 +132,28 @@ def test_a_backward_that_is_kept_has_leaves_of_its_own():
 
 
 @pytest.mark.parametrize(("factor", "wrong"), [(1.01, {"value", "gradient"}), (1 + 1e-4, {"value"})])
-def test_a_check_tells_what_is_wrong(factor, wrong):
+def test_a_failed_check_names_the_wrong_result(factor, wrong):
     call = Call("emitter", errors.QUICK, "cpu")
-    rows = verdicts(call, "quick", "b", lambda z, weights: factor * reference.emitter(z, weights))
+    rows = check_results(call, "quick", "b", lambda z, weights: factor * reference.emitter(z, weights))
     assert {row.op.rpartition(" ")[2] for row in rows if not row.ok} == wrong
 
 
-def test_everything_is_exercised_for_the_sanitizer(capsys):
-    assert exercise.main(["--device", "cpu"]) == 0
+def test_the_sanitizer_calls_every_op(capsys):
+    assert call_ops.main(["--device", "cpu"]) == 0
     told = capsys.readouterr().out.split("\n")[:-2]
-    able = [f"exercised {op}, {b}" for op in every_op() for b in backends_of(op, "cpu") if b != "reference"]
+    able = [f"called {op}, {b}" for op in every_op() for b in backends_of(op, "cpu") if b != "reference"]
     assert sorted(told) == sorted(able)
 
 
-def test_what_cannot_be_exercised_is_told_and_the_rest_goes_on(capsys, monkeypatch):
-    monkeypatch.setattr(exercise, "every_op", lambda: ["emitter", "nonsense", "combiner"])
-    monkeypatch.setattr(exercise, "backends_of", lambda op, device: ["some", "reference"])
-    monkeypatch.setattr(exercise, "by", lambda name, op: reference_of(op))
-    assert exercise.main(["--device", "cpu"]) == 1
-    told = [line for line in capsys.readouterr().out.splitlines() if line[:1] in "eF"]
-    assert [line.split(",")[0] for line in told] == [
-        "exercised combiner",
-        "exercised emitter",
+def test_a_failed_call_is_reported_and_the_others_continue(capsys, monkeypatch):
+    monkeypatch.setattr(call_ops, "every_op", lambda: ["emitter", "nonsense", "combiner"])
+    monkeypatch.setattr(call_ops, "backends_of", lambda op, device: ["some", "reference"])
+    monkeypatch.setattr(call_ops, "by", lambda name, op: reference_of(op))
+    assert call_ops.main(["--device", "cpu"]) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if line[:1] in "cF"]
+    assert [line.split(",")[0] for line in lines] == [
+        "called combiner",
+        "called emitter",
         "FAILED nonsense",
     ]
 
@@ -170,7 +170,7 @@ def test_a_rowwise_op_is_checked_and_then_timed(stage, monkeypatch):
     assert not any(row["ok"] for row in stage.record.found("correctness"))
 
 
-def test_rowwise_ops_are_all_but_the_scans(stage):
+def test_rowwise_ops_are_all_ops_except_for_the_scans(stage):
     names = [unit.name for unit in rowwise.units(stage)]
     assert {name.split(",")[0] for name in names} == set(every_op()) - set(SCANS)
     # Compilation comes last.
@@ -179,7 +179,7 @@ def test_rowwise_ops_are_all_but_the_scans(stage):
     assert sum(compiled) == len(every_op()) - len(SCANS)
 
 
-def test_time_calls_by_the_clock():
+def test_time_calls_by_the_wall_clock():
     calls = []
     samples = measure.time_calls(lambda: calls.append(time.sleep(0.002)), "cpu", seconds=0.02)
     assert measure.LEAST_ROUNDS <= len(samples.ms) <= 10
@@ -187,14 +187,14 @@ def test_time_calls_by_the_clock():
     assert len(calls) > len(samples.ms)
 
 
-def test_a_call_of_which_few_fit_is_not_repeated_further():
+def test_a_long_call_is_not_repeated_further():
     calls = []
     samples = measure.time_calls(lambda: calls.append(time.sleep(0.02)), "cpu", seconds=0.1)
     assert measure.LEAST_ROUNDS <= len(samples.ms) <= 4
     assert len(calls) == 2 + len(samples.ms)
 
 
-def test_launches_are_timed_together_from_a_graph(monkeypatch):
+def test_several_launches_are_timed_in_one_graph(monkeypatch):
     ran = []
     monkeypatch.setattr(measure, "capture", lambda step: step)
     monkeypatch.setattr(measure, "_rounds", lambda step, device, n: [step() or 40.0 for _ in range(n)])
@@ -203,7 +203,7 @@ def test_launches_are_timed_together_from_a_graph(monkeypatch):
     assert len(ran) == 4 * (1 + 2)
 
 
-def test_scans_begin_with_what_takes_the_least(stage, monkeypatch):
+def test_scans_begin_with_the_fastest_backend(stage, monkeypatch):
     monkeypatch.setattr(scans, "runnable", lambda op, *given: ["cuda", "triton", "reference"])
     names = [unit.name for unit in scans.units(stage)]
     kinds = ["cuda" if name.endswith(", cuda") else name.split(",")[0].split(" of ")[0] for name in names]
@@ -211,11 +211,11 @@ def test_scans_begin_with_what_takes_the_least(stage, monkeypatch):
     assert kinds == [*["cuda"] * 3, "nn.RNN", *["floor"] * 10, *slow, *["plan sweep"] * 4]
 
 
-# --- the floor of the exchanges, which a CPU does not have ------------------------------------------------
+# --- the exchange floor, simulated on the CPU -------------------------------------------------------------
 
 
 def floor_like_the_op(rings, steps, cluster_size, threads, store="async_b32", giving_warps=0):
-    """The ring that the op turns, for arguments that it takes."""
+    """Turn the rings as the op does, and check its arguments."""
     vector = {"async_b32": 1, "async_v2": 2, "async_v4": 4, "words": 3}[store]
     assert rings.shape[1] % (cluster_size * vector) == 0
     assert threads % 32 == 0
@@ -246,7 +246,7 @@ def test_every_variant_of_the_floor_is_checked_and_timed(stage, with_floor):
     rows = stage.record.found("cases")
     variants = {row["impl"] for row in rows if "clusters of 16" in row["case"]}
     assert len(variants) == len(smoke.FLOOR_STORES) * len(scans.WARPS)
-    # Seven clusters of 16 run at a time: three rows each, 38 units of 600 a block, made a multiple of four.
+    # Seven clusters of 16 run concurrently: 3 rows each, 38 units per block, rounded up to a multiple of 4.
     told = rows[0]["extra"]
     assert (told["clusters"], told["rows_a_cluster"], told["width"]) == (7, 3, 116)
     assert len(rows) == len(variants) + 8
@@ -257,7 +257,7 @@ def test_every_variant_of_the_floor_is_checked_and_timed(stage, with_floor):
     assert smoke.check_floor("cpu")["ok"]
 
 
-def test_a_floor_that_is_wrong_shows(stage, with_floor):
+def test_a_wrong_floor_fails_its_check(stage, with_floor):
     with_floor(lambda rings, steps, *arguments: rings)
     scans.time_floors(stage, 8, Sizes(T=3))
     assert not any(row["ok"] for row in stage.record.found("correctness"))
@@ -274,7 +274,7 @@ def test_a_hang_of_the_floor_fails_it(with_floor, monkeypatch):
     assert (found["ok"], found["hang"]) == (False, "block 3 timed out")
 
 
-def test_without_the_floor_the_run_says_why_and_goes_on(stage, with_floor, monkeypatch):
+def test_without_the_floor_the_run_records_why_and_continues(stage, with_floor, monkeypatch):
     with_floor(floor_like_the_op)
     monkeypatch.setattr(exchange_floor, "missing", lambda device: "_floor.so is not built")
     assert smoke.check_floor("cpu") == {"worst": "_floor.so is not built"}
@@ -284,7 +284,7 @@ def test_without_the_floor_the_run_says_why_and_goes_on(stage, with_floor, monke
     assert stage.record.found("cases") == []
 
 
-def test_clusters_that_do_not_run_here_are_named(stage, with_floor):
+def test_clusters_that_do_not_run_here_are_recorded(stage, with_floor):
     with_floor(floor_like_the_op, H100._replace(clusters=(132, 66, 33, 15, 0)))
     scans.time_floors(stage, 16, Sizes(T=3))
     (row,) = stage.record.found("not_run")
@@ -305,15 +305,15 @@ def test_noise_does_not_depend_on_how_it_is_drawn():
     batch = full_batch(3, 4)
     assert torch.equal(at_once, step_by_step)
     assert torch.equal(at_once, tutorial_noise(batch, 5, seed=3))
-    # Without it one draw is another: 15 numbers a step, not a multiple of 16.
+    # Otherwise the draws differ, as the 15 numbers of a step are not a multiple of 16.
     pyro.set_rng_seed(3)
     assert not torch.equal(torch.empty(4, 3, 5).normal_(), step_by_step)
 
 
-# --- reports of other programs --------------------------------------------------------------------------
+# --- output of subprocesses -----------------------------------------------------------------------------
 
 
-def test_failing_tests_fail_the_stage_and_leave_their_names(stage, monkeypatch, tmp_path):
+def test_failing_tests_fail_the_stage_and_are_named(stage, monkeypatch, tmp_path):
     path = tmp_path / "test_it.py"
     path.write_text("def test_good(): pass\ndef test_bad(): assert 1 == 2\n")
     words = [sys.executable, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", "-n", "0"]
@@ -326,10 +326,10 @@ def test_failing_tests_fail_the_stage_and_leave_their_names(stage, monkeypatch, 
     assert "1 failed, 1 passed in" in counts
 
 
-def test_every_test_of_a_gpu_is_run_once_those_of_kernels_and_graphs_first(stage):
+def test_every_gpu_test_runs_once_with_kernels_and_graphs_first(stage):
     full = Stage(stage.out, device="cpu", end=stage.end)
     assert [unit.name for unit in tests.units(full)] == [f"pytest, {name}" for name in tests.RUNS]
-    assert list(tests.units(stage)) == []  # the time of a dry run is for the stages
+    assert list(tests.units(stage)) == []  # a dry run only tests the stages
     first, *_ = paths = [path for run in tests.RUNS.values() for path in run]
     assert first == "tests/gpu/test_graphed.py"
     of_gpu = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests" / "gpu").glob("test_*.py")}
@@ -338,7 +338,7 @@ def test_every_test_of_a_gpu_is_run_once_those_of_kernels_and_graphs_first(stage
 
 
 @pytest.mark.parametrize("in_the_background", [False, True])
-def test_a_program_that_hangs_is_interrupted_and_its_words_are_kept(request, in_the_background):
+def test_a_hanging_program_is_interrupted_and_its_output_is_kept(request, in_the_background):
     before = signal.getsignal(signal.SIGINT)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     signal.signal(signal.SIGINT, signal.SIG_IGN if in_the_background else signal.default_int_handler)
@@ -348,10 +348,10 @@ def test_a_program_that_hangs_is_interrupted_and_its_words_are_kept(request, in_
     ended = commands.run([sys.executable, "-c", program], 2.0, show=False)
     assert ended.status is None
     assert ended.output.split() == ["begun", "bye"]
-    assert ended.describe().splitlines() == ["begun", "bye", "time was up; last line: bye"]
+    assert ended.describe().splitlines() == ["begun", "bye", "timed out; last line: bye"]
 
 
-def test_the_time_of_a_program_begins_when_it_is_ready(tmp_path):
+def test_the_time_limit_of_a_program_starts_when_it_is_ready(tmp_path):
     program = "import time\ntime.sleep(1.5)\nprint('ready', flush=True)\n"
     run = [sys.executable, "-c", program + "time.sleep(0.2)"]
     assert commands.run(run, 1.0, show=False, ready="ready", starting=30.0).status == 0

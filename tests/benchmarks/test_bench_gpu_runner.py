@@ -1,4 +1,4 @@
-"""The GPU suite's stages: one that fails, hangs, dies or disagrees is no loss to the others."""
+"""The runner of the GPU stages: stages that fail, hang, crash or disagree do not affect the others."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from tests.benchmarks import fake_stages
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Run stages of ``fake_stages`` by their names, each with so many seconds."""
+    """Run stages of ``fake_stages`` by their names, with their time budgets in seconds."""
     real = runner._command
 
     def command(options):
@@ -62,12 +62,12 @@ def test_a_unit_that_raises_is_recorded_and_the_next_begins(run):
 def test_a_unit_that_hangs_is_ended_and_the_next_begins_in_a_new_process(run, tmp_path):
     results = run("hangs")
     assert impls(results) == ["first", "last"]
-    assert "bad: no end within 1 s" in of(results, "hangs")["error"]
-    # Where it hung.
+    assert "bad: not finished within 1 s" in of(results, "hangs")["error"]
+    # The traceback of the hang.
     assert "fake_stages.py" in (tmp_path / "out" / "stages.log").read_text()
 
 
-def test_what_a_unit_has_broken_ends_with_its_process(run):
+def test_a_unit_that_breaks_the_device_ends_its_process(run):
     results = run("breaks")
     assert impls(results) == ["first", "last"]
     assert [unit["unit"] for unit in of(results, "breaks")["failures"]] == ["bad"]
@@ -79,7 +79,7 @@ def test_a_hang_fails_the_unit_whose_kernel_recorded_it(run):
     assert failure["error"].endswith("block 3 timed out")
 
 
-def test_the_clock_of_a_stage_begins_after_its_imports(run, monkeypatch):
+def test_the_time_of_a_stage_starts_after_its_imports(run, monkeypatch):
     real = stage_module.importlib.import_module
 
     def slow(name):
@@ -96,7 +96,7 @@ def test_the_clock_of_a_stage_begins_after_its_imports(run, monkeypatch):
     assert options.record.found("detail")[0]["left"] > 0.5
 
 
-def test_a_new_process_that_a_unit_asks_for_is_no_failure(run):
+def test_a_unit_that_requests_a_new_process_has_not_failed(run):
     stage = of(run("needs_another"), "needs_another")
     assert stage["ok"]
     assert stage["detail"]["first"] != stage["detail"]["last"]
@@ -108,13 +108,13 @@ def test_units_share_a_process_until_one_breaks_it(run):
     assert processes[0] == processes[1]
 
 
-def test_a_stage_that_cannot_be_listed_fails_alone(run):
+def test_a_stage_that_cannot_list_its_units_fails_alone(run):
     results = run("cannot_be_listed", "well")
     assert of(results, "cannot_be_listed")["error"].endswith("ImportError: no such library")
     assert of(results, "well")["ok"]
 
 
-def test_a_worker_that_ends_by_itself_costs_its_stage(run):
+def test_a_worker_that_exits_fails_only_its_stage(run):
     results = run("ends_badly", "well")
     error = of(results, "ends_badly")["error"].splitlines()
     assert error[-1] == "exit status 3; last line: about to end"
@@ -130,16 +130,16 @@ def test_a_unit_that_kills_its_process_is_recorded_and_the_next_begins(run):
     assert of(results, "well")["ok"]
 
 
-def test_a_process_that_does_not_end_is_ended(run, monkeypatch):
+def test_a_hanging_process_is_killed(run, monkeypatch):
     monkeypatch.setattr(runner, "GRACE", 0.1)
     results = run("never_begins", "well", seconds=8.0, budget=8.0)
     stage = of(results, "never_begins")
     assert not stage["ok"]
-    assert stage["error"].splitlines()[-1] == "time was up; last line: about to hang"
-    assert of(results, "well")["error"] == "not begun: no time was left"
+    assert stage["error"].splitlines()[-1] == "timed out; last line: about to hang"
+    assert of(results, "well")["error"] == "not started: no time was left"
 
 
-def test_the_end_of_the_time_is_no_failure_and_what_is_left_is_named(run):
+def test_running_out_of_time_is_no_failure_and_remaining_units_are_recorded(run):
     results = run("runs_out", seconds=8.0)
     stage = of(results, "runs_out")
     assert stage["ok"]
@@ -147,20 +147,20 @@ def test_the_end_of_the_time_is_no_failure_and_what_is_left_is_named(run):
     assert [row["case"] for row in results["not_run"]] == ["long", "last"]
 
 
-def test_a_unit_that_all_depends_on_may_overrun_its_stage(run):
+def test_a_required_unit_may_overrun_its_stage(run):
     results = run("overruns", seconds=1.0)
     assert impls(results) == ["needed"]
     assert of(results, "overruns")["ok"]
     assert [row["case"] for row in results["not_run"]] == ["last"]
 
 
-def test_what_is_beyond_its_bound_fails_the_stage(run):
+def test_an_error_beyond_its_bound_fails_the_stage(run):
     results = run("disagrees")
     assert [row["ok"] for row in results["correctness"]] == [True, False]
     assert of(results, "disagrees")["error"] == "1 beyond their bound, the first f of b"
 
 
-def test_results_have_the_form_that_is_promised(run, tmp_path):
+def test_results_have_their_documented_fields(run, tmp_path):
     results = run("well", "fails")
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
     lists = {"smoke", "correctness", "cases", "profiles", "not_run"}
@@ -174,18 +174,18 @@ def test_results_have_the_form_that_is_promised(run, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == files
 
 
-def test_results_are_there_after_each_unit(run, tmp_path):
+def test_results_are_written_after_each_unit(run, tmp_path):
     results = run("reads_results")
     assert of(results, "reads_results")["detail"]["there"] == ["first"]
 
 
-def test_never_mixes_with_an_old_run(run):
+def test_refuses_the_folder_of_an_old_run(run):
     run("well")
     with pytest.raises(FileExistsError, match="without results"):
         run("well")
 
 
-def test_what_a_stage_leaves_over_goes_to_those_after_it():
+def test_unused_time_goes_to_later_stages():
     seconds = {"a": 10.0, "b": 30.0, "c": 60.0}
     assert runner.share("a", seconds, left=50.0) == 5.0
     assert runner.share("b", seconds, left=45.0) == 15.0
@@ -197,30 +197,30 @@ def test_what_a_stage_leaves_over_goes_to_those_after_it():
 
 
 @pytest.mark.parametrize("preset", ["first", "second"])
-def test_presets_are_whole_within_their_budget(preset):
+def test_presets_fit_their_budget(preset):
     stages = runner.PRESETS[preset]
     assert sum(stages.values()) <= runner.BUDGET == 300
     assert set(stages) <= set(runner.STAGES)
-    # Nothing in them compiles for minutes or watches every access.
-    assert not {"peers", "sizes", "rowwise", "ceilings"} & set(stages)
-    # What compiles comes before what it is compiled for, and the last stage takes the time that is left.
+    # No stage compiles for minutes or runs a sanitizer.
+    assert not {"peers", "sizes", "rowwise", "roofline"} & set(stages)
+    # Compilation comes before the stages that need it, and the last stage gets the remaining time.
     assert list(stages)[:3] == ["machine", "smoke", "kernels"]
     assert list(stages)[-1] == "tests"
 
 
-def test_no_time_left_is_said(run):
+def test_stages_without_time_are_reported(run):
     stage = of(run("well", budget=0.0), "well")
-    assert stage["error"] == "not begun: no time was left"
+    assert stage["error"] == "not started: no time was left"
 
 
-def test_a_line_that_was_not_written_whole_is_left_out(tmp_path):
+def test_an_incomplete_line_is_skipped(tmp_path):
     path = tmp_path / "rows.jsonl"
     assert Record(path).everything() == []
     path.write_text('{"kind": "cases", "impl": "a"}\n{"kind": "cas')
     assert Record(path).everything() == [{"kind": "cases", "impl": "a"}]
 
 
-def test_results_say_who_computes_in_place_of_kernels_that_failed(tmp_path):
+def test_results_name_the_replacements_of_failed_kernels(tmp_path):
     record = Record(tmp_path / "rows.jsonl")
     record.case("s", "c", "i", {"median_ms": 1.0})
     record.replaced["rnn_scan"] = "triton"
@@ -233,7 +233,7 @@ def test_results_say_who_computes_in_place_of_kernels_that_failed(tmp_path):
     assert record.found("detail") == [{"seen": 1}]
 
 
-def test_what_triton_has_compiled_goes_from_run_to_run(run, tmp_path):
+def test_compiled_triton_kernels_are_reused_in_the_next_run(run, tmp_path):
     first = run("compiles")
     assert of(first, "compiles")["detail"]["cached"] == []
     packed = tmp_path / "out" / triton_cache.ARCHIVE
@@ -262,7 +262,7 @@ BAD_ARGUMENTS = {
 
 
 @pytest.mark.parametrize("told", BAD_ARGUMENTS)
-def test_bad_arguments_are_named_and_nothing_is_written(told, tmp_path, monkeypatch, capsys):
+def test_bad_arguments_are_reported_and_nothing_is_written(told, tmp_path, monkeypatch, capsys):
     if told.startswith("--device") and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     monkeypatch.chdir(tmp_path)
@@ -277,7 +277,7 @@ def test_bad_arguments_are_named_and_nothing_is_written(told, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_the_workers_and_keeps_what_was_found(tmp_path, how):
+def test_an_interrupt_ends_the_workers_and_keeps_the_findings(tmp_path, how):
     out = tmp_path / "out"
     program = (
         "import sys; from benchmarks.gpu import __main__, runner; from pathlib import Path\n"
@@ -296,5 +296,5 @@ def test_an_interrupt_ends_the_workers_and_keeps_what_was_found(tmp_path, how):
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
     stages = json.loads((out / "results.json").read_text())["stages"]
-    assert [stage["error"] for stage in stages] == ["not begun: no time was left"] * 2
+    assert [stage["error"] for stage in stages] == ["not started: no time was left"] * 2
     assert not (out / "triton-cache").exists()

@@ -1,4 +1,4 @@
-"""The plan sweep: which plans are timed, what they are held to, and what is kept of them."""
+"""The plan sweep: the plans to time, their checks, and the written measurements."""
 
 import time
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.draws import Sizes
-from benchmarks.gpu import cuts, measure
+from benchmarks.gpu import measure, plan_sweep
 from benchmarks.gpu.stage import Stage
 from dmm_fast.cuda import measured
 from dmm_fast.cuda.devices import H100
@@ -22,8 +22,8 @@ def stage(tmp_path):
     return Stage(tmp_path, device="cpu", quick=True, end=time.monotonic() + 60.0)
 
 
-def test_plans_to_time_are_the_best_of_each_shape():
-    plans = cuts.best_of_each_shape(list(rnn_plans(20, 600)), H100.shared_bytes, most=5)
+def test_the_best_plans_of_each_shape_are_timed():
+    plans = plan_sweep.best_of_each_shape(list(rnn_plans(20, 600)), H100.shared_bytes, most=5)
     assert plans[0] == rnn_plan(20, 600)
     assert len({(*plan[:3], plan.exchange) for plan in plans}) == 5
     assert {plan.exchange for plan in plans} >= {"cluster", "memory"}
@@ -51,8 +51,8 @@ RESULTS_OF_OP = {
 
 
 @pytest.mark.parametrize("scan", RESULTS_OF_OP)
-def test_a_plan_sweep_times_every_plan_and_keeps_those_that_agree(scan, stage, monkeypatch):
-    """Stand-ins have the ops' arguments and some product of each; with one plan a last output is off."""
+def test_a_plan_sweep_times_every_plan_and_writes_those_that_agree(scan, stage, monkeypatch):
+    """Stand-ins for the ops use every argument; under one plan their last output is wrong."""
     asked = []
 
     def op(*, plan, **inputs):
@@ -65,16 +65,18 @@ def test_a_plan_sweep_times_every_plan_and_keeps_those_that_agree(scan, stage, m
         return (*others, last) if others else last
 
     monkeypatch.setattr(torch.ops.dmm_fast, f"_launch_{scan}", op, raising=False)
-    monkeypatch.setattr(cuts, "time_calls", lambda *called, seconds: measure.time_calls(*called, seconds=0.0))
+    monkeypatch.setattr(
+        plan_sweep, "time_calls", lambda *called, seconds: measure.time_calls(*called, seconds=0.0)
+    )
     before = measured.Measurement(measured.Case("rnn_scan", 1, 1), (1,) * 11, 1.0)
-    measured.add(stage.out / cuts.FILE, H100.name, [before])
-    cuts.sweep(stage, "scans", f"plan sweep of {scan}", scan, SIZES, H100)
+    measured.add(stage.out / plan_sweep.FILE, H100.name, [before])
+    plan_sweep.sweep(stage, "scans", f"plan sweep of {scan}", scan, SIZES, H100)
 
     agree = [row["ok"] for row in stage.record.found("correctness")]
     assert agree == [n != 2 for n in range(len(asked))]
-    assert 3 < len(asked) <= cuts.MOST
+    assert 3 < len(asked) <= plan_sweep.MOST
     assert all(row["extra"]["us_per_step"] > 0 for row in stage.record.found("cases"))
-    device, (kept, *timed) = measured.read(stage.out / cuts.FILE)
+    device, (kept, *timed) = measured.read(stage.out / plan_sweep.FILE)
     assert (device, kept) == (H100.name, before)
     assert [list(each.plan) for each in timed] == [plan for n, plan in enumerate(asked) if n != 2]
     backward = scan.endswith("_backward")
@@ -85,22 +87,26 @@ def test_a_plan_sweep_times_every_plan_and_keeps_those_that_agree(scan, stage, m
 
 
 @pytest.mark.parametrize("scan", RESULTS_OF_OP)
-def test_the_op_of_a_gpu_takes_what_is_drawn(scan):
-    inputs = cuts._inputs(scan, SIZES, "cpu")
+def test_the_drawn_arguments_match_the_op_of_a_gpu(scan):
+    inputs = plan_sweep._inputs(scan, SIZES, "cpu")
     with pytest.raises(NotImplementedError, match=f"dmm_fast::_launch_{scan}' with arguments from the 'CPU'"):
         getattr(torch.ops.dmm_fast, f"_launch_{scan}")(**inputs, plan=[1])
     if "w_hh" in inputs:
         assert inputs["w_hh"].abs().max() <= SIZES.H**-0.5
 
 
-def test_an_error_of_a_plan_is_the_largest_of_its_outputs_or_nan():
+def test_the_error_of_a_plan_is_the_largest_of_its_outputs_or_nan():
     one, off = torch.ones(4), torch.full((4,), 1.5)
-    assert cuts.max_error((one, off), (one, one)) == 0.5
-    assert cuts.max_error((one, off * torch.nan), (one, one)) != cuts.max_error((one, one), (one, one)) == 0.0
+    assert plan_sweep.max_error((one, off), (one, one)) == 0.5
+    assert (
+        plan_sweep.max_error((one, off * torch.nan), (one, one))
+        != plan_sweep.max_error((one, one), (one, one))
+        == 0.0
+    )
 
 
-def test_without_kernels_a_plan_sweep_is_not_run(stage):
-    cuts.time_cuts(stage, "scans", "rnn_scan_backward", SIZES)
+def test_without_kernels_a_plan_sweep_is_skipped(stage):
+    plan_sweep.time_plans(stage, "scans", "rnn_scan_backward", SIZES)
     (row,) = stage.record.found("not_run")
     assert row["case"] == "plan sweep of rnn_scan_backward, B=2, H=6, Z=4, T=3"
-    assert not (stage.out / cuts.FILE).exists()
+    assert not (stage.out / plan_sweep.FILE).exists()

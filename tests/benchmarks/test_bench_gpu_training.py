@@ -1,4 +1,4 @@
-"""A training by the command line, as a stage of a run on a GPU takes it; here within this process."""
+"""The stage that trains by the command line, run within this process."""
 
 import sys
 import time
@@ -22,7 +22,7 @@ def stage(tmp_path):
 
 @pytest.fixture
 def here(monkeypatch, capsys):
-    """Commands are run in this process; returns the arguments of each."""
+    """Run commands in this process; returns the arguments of each."""
     asked = []
 
     def run(command, seconds):
@@ -34,7 +34,7 @@ def here(monkeypatch, capsys):
     return asked
 
 
-def test_a_training_is_timed_evaluated_and_reported(stage, here):
+def test_training_is_timed_evaluated_and_reported(stage, here):
     training.train(stage)
     assert [arguments[0] for arguments in here] == ["train", "evaluate"]
     (row,) = stage.record.found("cases")
@@ -44,7 +44,7 @@ def test_a_training_is_timed_evaluated_and_reported(stage, here):
     assert "| songs | dmm-fast train | 2 |" in training_table({"cases": [row]})
 
 
-def test_a_training_that_fails_is_told(stage, here, tmp_path):
+def test_failed_training_is_reported(stage, here, tmp_path):
     (tmp_path / "songs.npz").write_bytes(b"garbage")
     with pytest.raises(RuntimeError, match="train: exit status"):
         training.train(stage)

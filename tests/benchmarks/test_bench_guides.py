@@ -1,4 +1,4 @@
-"""The benchmark of guides: what it trains, keeps and writes, and its table."""
+"""The benchmark of guides: its runs, files and table."""
 
 import json
 from dataclasses import replace
@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import guides
 from benchmarks.guides import GUIDES, Run
-from benchmarks.report.guides import readme_parts
+from benchmarks.report.guides import overview_parts
 from dmm_fast import ops
 from dmm_fast._arguments import INFERENCE
 from dmm_fast.data import chorales
@@ -35,7 +35,7 @@ def results_in(folder: Path) -> dict:
     return json.loads(path.read_text())
 
 
-def test_every_guide_is_in_the_plan() -> None:
+def test_every_guide_is_trained() -> None:
     assert [guide for guide, flows in GUIDES if not flows] == list(INFERENCE)
     assert [flows for guide, flows in GUIDES if guide == "st-r"] == [0, 1, 2]
 
@@ -51,12 +51,12 @@ def test_runs_are_trained_once_and_written_with_their_checks(small: None, tmp_pa
     }
     assert guides.main([*arguments, "--out", str(tmp_path / "second")]) == 0
     assert results_in(tmp_path / "second")["cases"] == first["cases"]
-    text = "\n".join(map(str, readme_parts(first)))
+    text = "\n".join(map(str, overview_parts(first)))
     assert f"{first['cases'][1]['test']['nll'][0]:.3f}" in text
     assert "| st-r, 1 flows |" in text
 
 
-def test_a_guide_that_is_off_is_not_trained(
+def test_a_guide_that_fails_its_check_is_not_trained(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     honest = guides._loss_and_grads

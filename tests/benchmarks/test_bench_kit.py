@@ -1,4 +1,4 @@
-"""The kit for a machine with a GPU that reaches no package index."""
+"""The kit for a GPU machine without access to a package index."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def small_data(folder):
     return data
 
 
-def test_a_kit_has_all_that_its_one_command_needs(with_kernels, tmp_path):
+def test_a_kit_has_everything_its_command_needs(with_kernels, tmp_path):
     data = small_data(tmp_path)
     out = tmp_path / "kit"
     for _ in range(2):  # over an old one
@@ -34,7 +34,7 @@ def test_a_kit_has_all_that_its_one_command_needs(with_kernels, tmp_path):
     assert list((out / "dmm_fast").glob("_C*.so"))
     assert {"pyro", "pyroapi", "tqdm", "opt_einsum"} <= {path.name for path in (out / "packages").iterdir()}
     assert not list(out.rglob("__pycache__"))
-    # Without this environment's packages for Pyro: only the kit's are found.
+    # Pyro's packages are hidden in this environment, so those of the kit are used.
     program = (
         "import pyro, benchmarks, dmm_fast; print(pyro.__file__, benchmarks.__file__, dmm_fast.__file__)"
     )
@@ -53,7 +53,7 @@ def test_a_kit_has_all_that_its_one_command_needs(with_kernels, tmp_path):
     assert all(path.startswith(str(out)) for path in found.split())
 
 
-def test_a_kit_without_the_floor_says_so(with_kernels, monkeypatch, tmp_path, capsys):
+def test_a_kit_without_the_floor_prints_a_warning(with_kernels, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(exchange_floor, "ensure", lambda: "_floor.so is not built: no nvcc")
     assert kit.main(["--out", str(tmp_path / "kit"), "--data", str(small_data(tmp_path))]) == 0
     told = "The kit will not measure the floors of the scans' exchanges: _floor.so is not built: no nvcc.\n"
@@ -74,14 +74,14 @@ def test_without_kernels_there_is_no_kit(monkeypatch, tmp_path, capsys):
     assert not (tmp_path / "kit").exists()
 
 
-def test_a_folder_of_something_else_is_left_alone(with_kernels, tmp_path, capsys):
+def test_another_folder_is_not_replaced(with_kernels, tmp_path, capsys):
     (tmp_path / "precious").touch()
     assert "--out: expected no folder or an old kit" in refused(capsys, "--out", str(tmp_path))
     assert (tmp_path / "precious").is_file()
 
 
 @pytest.mark.parametrize("name", ["nowhere", "garbage.mat"])
-def test_data_that_cannot_be_read_leaves_no_kit(with_kernels, tmp_path, capsys, name):
+def test_unreadable_data_is_an_error(with_kernels, tmp_path, capsys, name):
     (tmp_path / "garbage.mat").write_bytes(b"garbage")
     out = tmp_path / "kit"
     assert "--data: " in refused(capsys, "--out", str(out), "--data", str(tmp_path / name))
@@ -89,7 +89,7 @@ def test_data_that_cannot_be_read_leaves_no_kit(with_kernels, tmp_path, capsys, 
 
 
 @pytest.mark.parametrize("arguments", [[], ["first"]])
-def test_the_command_of_a_kit_says_how_to_call_it(tmp_path, arguments):
+def test_the_command_of_a_kit_prints_its_usage(tmp_path, arguments):
     (tmp_path / "run.sh").write_text(kit.RUN)
     ended = subprocess.run(["sh", "run.sh", *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode != 0

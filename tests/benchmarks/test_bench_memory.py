@@ -1,4 +1,4 @@
-"""Peak memory, against allocations of a known size."""
+"""Peak memory, tested with allocations of known size."""
 
 import mmap
 
@@ -28,23 +28,23 @@ def test_a_known_allocation(pieces):
 
 
 @can_tell
-def test_what_the_heap_kept_from_before_is_counted_again():
+def test_memory_kept_by_the_heap_is_counted():
     pieces, ballast = [], []
     for _ in range(1024):
         pieces.append(torch.ones(MB // 64))
-        ballast.append(torch.ones(2048))  # lies between them, so that the heap cannot shrink
+        ballast.append(torch.ones(2048))  # allocated in between, so that the heap cannot shrink
     pieces.clear()
-    shared = 1024 * 2 * PAGE  # each gap shares its first and last page with what is in use
+    shared = 1024 * 2 * PAGE  # each gap shares its first and last page with memory in use
     assert peak_resident(lambda: sixty_four_mb(1024)) == pytest.approx(64 * MB, abs=shared)
 
 
 @can_tell
-def test_an_earlier_peak_is_forgotten():
+def test_an_earlier_peak_is_reset():
     sixty_four_mb(1)
     assert peak_resident(lambda: None) < 4 * MB
 
 
-def test_a_platform_that_cannot_tell(monkeypatch, tmp_path):
+def test_unsupported_platforms_have_no_peak(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path / "absent" / "clear_refs")
     ran = []
     assert peak_resident(lambda: ran.append(1)) is None

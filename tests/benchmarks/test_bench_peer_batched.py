@@ -1,4 +1,4 @@
-"""The batched PyTorch peer, as it is and compiled, computes and steps as the tutorial does."""
+"""The batched PyTorch peer, plain and compiled, has the losses, gradients and updates of the tutorial."""
 
 import functools
 from dataclasses import replace
@@ -8,8 +8,8 @@ import torch
 from pyro.optim.clipped_adam import ClippedAdam
 
 from benchmarks import peer_batched, peer_torch
-from benchmarks.peer_batched import BatchedContestant, BatchedRacer, compiled, padded
-from benchmarks.racer import OPTIMIZER, tutorial_noise
+from benchmarks.peer_batched import BatchedImplementation, BatchedStepper, compiled, padded
+from benchmarks.stepper import OPTIMIZER, tutorial_noise
 from tests.helpers_peers import (
     STEPS,
     baseline_losses,
@@ -22,49 +22,51 @@ from tests.helpers_peers import (
 
 @pytest.fixture
 def traced():
-    """Through the compiler's front, whose code then runs as it is: the back takes half a minute."""
-    torch._dynamo.reset()  # the cases of other tests would count towards the limit of recompilations
-    return BatchedContestant("traced", functools.partial(compiled, "aot_eager"))
+    """Compile by the front end only and run its graph eagerly, as inductor takes half a minute."""
+    torch._dynamo.reset()  # other tests would count towards the limit of recompilations
+    return BatchedImplementation("traced", functools.partial(compiled, "aot_eager"))
 
 
-def assert_trains_as_the_tutorial(contestant):
+def assert_trains_as_the_tutorial(implementation):
     case, start = ragged_case(), parameters()
-    racer, losses = contestant.setup(case, start), []
+    stepper, losses = implementation.setup(case, start), []
     for seed in range(STEPS):
         batch = case.batches[seed % len(case.batches)]
-        losses.append(racer.step_with(padded(batch), tutorial_noise(batch, 8, seed)).item())
+        losses.append(stepper.step_with(padded(batch), tutorial_noise(batch, 8, seed)).item())
     assert losses == pytest.approx(baseline_losses(case, start), rel=2e-6)
-    # Losses hardly tell of a rate that does not decay.
-    assert racer.optimizer.steps.item() == STEPS
-    assert racer.optimizer.lr.item() == pytest.approx(OPTIMIZER["lr"] * OPTIMIZER["lrd"] ** STEPS, rel=1e-12)
+    # Losses hardly depend on the decay of the learning rate.
+    assert stepper.optimizer.steps.item() == STEPS
+    assert stepper.optimizer.lr.item() == pytest.approx(
+        OPTIMIZER["lr"] * OPTIMIZER["lrd"] ** STEPS, rel=1e-12
+    )
 
 
-def test_the_gate_is_green_on_ragged_batches():
-    assert disagreements(BatchedContestant(), ragged_case()) == set()
+def test_agrees_on_ragged_batches():
+    assert disagreements(BatchedImplementation(), ragged_case()) == set()
 
 
-def test_the_gate_sees_a_wrong_loss(monkeypatch):
+def test_a_wrong_loss_is_detected(monkeypatch):
     right = peer_torch.binary_cross_entropy_with_logits
     monkeypatch.setattr(
         peer_torch, "binary_cross_entropy_with_logits", lambda *args, **kw: 1.001 * right(*args, **kw)
     )
-    assert disagreements(BatchedContestant(), ragged_case()) == {"SVI loss", "SVI gradients"}
+    assert disagreements(BatchedImplementation(), ragged_case()) == {"SVI loss", "SVI gradients"}
 
 
-def test_the_gate_sees_padding_that_is_read(monkeypatch):
+def test_reading_padding_is_detected(monkeypatch):
     def unmasked(batch):
         right = padded(batch)
         return right._replace(valid=torch.ones_like(right.valid))
 
     monkeypatch.setattr(peer_batched, "padded", unmasked)
-    assert disagreements(BatchedContestant(), ragged_case(1)) == {"SVI loss", "SVI gradients"}
+    assert disagreements(BatchedImplementation(), ragged_case(1)) == {"SVI loss", "SVI gradients"}
 
 
 def test_training_has_the_losses_of_the_tutorial():
-    assert_trains_as_the_tutorial(BatchedContestant())
+    assert_trains_as_the_tutorial(BatchedImplementation())
 
 
-def test_the_compiled_gate_is_green_on_ragged_batches(traced):
+def test_compiled_peer_agrees_on_ragged_batches(traced):
     assert disagreements(traced, ragged_case()) == set()
 
 
@@ -81,22 +83,24 @@ def test_an_epoch_of_many_lengths_is_compiled_in_few_functions():
         return graph.forward
 
     case = replace(ragged_case(1), batches=tuple(ragged_batch([T, 2, 2]) for T in range(2, 9)))
-    BatchedRacer(case, parameters(), compiled(count)).run()
-    assert len(graphs) == 4  # the cell and the optimizer; the densities for one length, and for any
+    BatchedStepper(case, parameters(), compiled(count)).run()
+    assert (
+        len(graphs) == 4
+    )  # the cell and the optimizer; the densities for the first length and for any length
 
 
-def test_a_run_is_a_step_a_batch():
+def test_a_run_takes_a_step_per_batch():
     case, start = ragged_case(), parameters()
-    racer = BatchedContestant().setup(case, start)
-    before = {name: p.detach().clone() for name, p in racer.parameters.items()}
-    assert racer.run() > 0
-    assert racer.optimizer.steps.item() == len(case.batches)
-    for name, p in racer.parameters.items():
+    stepper = BatchedImplementation().setup(case, start)
+    before = {name: p.detach().clone() for name, p in stepper.parameters.items()}
+    assert stepper.run() > 0
+    assert stepper.optimizer.steps.item() == len(case.batches)
+    for name, p in stepper.parameters.items():
         assert not torch.equal(p, before[name]), name
         assert torch.equal(start[name], before[name]), name
 
 
-def test_reversed_sequences_end_where_they_began():
+def test_reversed_sequences_are_followed_by_padding():
     batch = ragged_batch([5, 9, 1, 6])
     mine = padded(batch)
     assert torch.equal(mine.x, batch.mini_batch.transpose(0, 1))
@@ -107,8 +111,8 @@ def test_reversed_sequences_end_where_they_began():
     assert torch.equal(back, mine.x)
 
 
-def test_the_optimizer_is_pyros(monkeypatch):
-    """Gradients on both sides of the clip, a tiny one against which eps counts, several steps."""
+def test_the_optimizer_equals_pyros(monkeypatch):
+    """Gradients above and below the clip, one so small that eps matters, and several steps."""
     for name, value in (("lr", 0.1), ("lrd", 0.9)):
         monkeypatch.setitem(OPTIMIZER, name, value)
     start = torch.tensor([1.0, -2.0, 0.5, 0.0])

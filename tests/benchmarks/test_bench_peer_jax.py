@@ -1,4 +1,4 @@
-"""The JAX peer computes what the tutorial computes, steps as it steps, and keeps to its processors."""
+"""The JAX peer has the losses, gradients and updates of the tutorial, and a limited number of processors."""
 
 import importlib
 import os
@@ -7,30 +7,30 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.racer import OPTIMIZER, tutorial_noise
+from benchmarks.stepper import OPTIMIZER, tutorial_noise
 from tests.helpers_peers import STEPS, baseline_losses, disagreements, parameters, ragged_case
 
 jax = pytest.importorskip("jax", reason="needs JAX: pip install -r benchmarks/requirements.txt")
 peer_jax = importlib.import_module("benchmarks.peer_jax")
 
 
-def test_the_gate_is_green_on_ragged_batches():
-    assert disagreements(peer_jax.JaxContestant(), ragged_case()) == set()
+def test_agrees_on_ragged_batches():
+    assert disagreements(peer_jax.JaxImplementation(), ragged_case()) == set()
 
 
-def test_the_gate_sees_a_wrong_loss(monkeypatch):
+def test_a_wrong_loss_is_detected(monkeypatch):
     def wrong(p, batch, eps, annealing_factor):
         return peer_jax.loss(p, batch, eps, 1.001 * annealing_factor)
 
     monkeypatch.setattr(peer_jax, "loss_and_gradients", jax.jit(jax.value_and_grad(wrong)))
-    assert disagreements(peer_jax.JaxContestant(), ragged_case(1)) == {"SVI loss", "SVI gradients"}
+    assert disagreements(peer_jax.JaxImplementation(), ragged_case(1)) == {"SVI loss", "SVI gradients"}
 
 
 def test_training_has_the_losses_of_the_tutorial():
-    case, start = ragged_case(2), parameters()  # each shape is a compilation
-    racer = peer_jax.JaxContestant().setup(case, start)
+    case, start = ragged_case(2), parameters()  # each shape is compiled
+    stepper = peer_jax.JaxImplementation().setup(case, start)
     step = jax.jit(peer_jax.step_with)
-    state, losses = racer.state, []
+    state, losses = stepper.state, []
     for seed in range(STEPS):
         batch = case.batches[seed % len(case.batches)]
         eps = tutorial_noise(batch, 8, seed).numpy()
@@ -51,23 +51,23 @@ def test_the_optimizer_clips_each_element():
     assert moved.square["a"].tolist() == pytest.approx((0.001 * clipped.square()).tolist())
 
 
-def test_a_run_is_a_step_a_batch_with_noise_of_its_own():
-    case, start = ragged_case(2), parameters()  # each shape is a compilation
-    racer = peer_jax.JaxContestant().setup(case, start)
-    key = jax.random.key_data(racer.state.key).tolist()
-    with racer.active():
-        assert racer.run() > 0
-    assert int(racer.state.steps) == len(case.batches)
-    assert jax.random.key_data(racer.state.key).tolist() != key
-    for name, p in racer.state.parameters.items():
+def test_a_run_takes_a_step_per_batch_with_random_noise():
+    case, start = ragged_case(2), parameters()  # each shape is compiled
+    stepper = peer_jax.JaxImplementation().setup(case, start)
+    key = jax.random.key_data(stepper.state.key).tolist()
+    with stepper.active():
+        assert stepper.run() > 0
+    assert int(stepper.state.steps) == len(case.batches)
+    assert jax.random.key_data(stepper.state.key).tolist() != key
+    for name, p in stepper.state.parameters.items():
         assert p.shape == start[name].shape
         assert not torch.equal(torch.tensor(p.tolist()), start[name]), name
 
 
 def test_runs_on_as_many_processors_as_torch_has_threads():
-    racer = peer_jax.JaxContestant().setup(ragged_case(1), parameters())
+    stepper = peer_jax.JaxImplementation().setup(ragged_case(1), parameters())
     allowed = os.sched_getaffinity(0)
-    with racer.active():
+    with stepper.active():
         assert len(os.sched_getaffinity(0)) == torch.get_num_threads() == 1
     assert os.sched_getaffinity(0) == allowed
     tasks = [task for task in Path("/proc/self/task").iterdir() if "Eigen" in (task / "comm").read_text()]
@@ -78,7 +78,7 @@ def test_refuses_another_number_of_threads(monkeypatch):
     peer_jax.start_client("cpu")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     with pytest.raises(RuntimeError, match=r"threads: expected 1, with which XLA was started .* got 3"):
-        peer_jax.JaxContestant().setup(ragged_case(1), parameters())
+        peer_jax.JaxImplementation().setup(ragged_case(1), parameters())
 
 
 def product_as_traced():
@@ -86,8 +86,8 @@ def product_as_traced():
 
 
 @pytest.mark.parametrize(("asked", "given"), [("highest", "HIGHEST"), ("high", "HIGH"), ("medium", "HIGH")])
-def test_on_a_gpu_products_have_the_precision_of_torchs(asked, given):
-    """HIGH is how JAX spells TF32."""
+def test_on_a_gpu_products_have_the_precision_of_torch(asked, given):
+    """JAX prints TF32 as HIGH."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(asked)
     try:
@@ -98,5 +98,5 @@ def test_on_a_gpu_products_have_the_precision_of_torchs(asked, given):
     assert "Precision" not in product_as_traced()
 
 
-def test_leaves_the_gpu_to_the_others_too():
+def test_does_not_preallocate_gpu_memory():
     assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"

@@ -1,12 +1,12 @@
-"""The PyTorch peer computes what the tutorial computes, and steps as it steps."""
+"""The PyTorch peer has the losses, gradients and updates of the tutorial."""
 
 import pytest
 import torch
 from pyro.optim.clipped_adam import ClippedAdam
 
 from benchmarks import peer_torch
-from benchmarks.peer_torch import Buffers, CombinerScan, FusedClippedAdam, Rows, TorchContestant
-from benchmarks.racer import OPTIMIZER, tutorial_noise
+from benchmarks.peer_torch import Buffers, CombinerScan, FusedClippedAdam, Rows, TorchImplementation
+from benchmarks.stepper import OPTIMIZER, tutorial_noise
 from tests.helpers_peers import (
     STEPS,
     baseline_losses,
@@ -17,19 +17,19 @@ from tests.helpers_peers import (
 )
 
 
-def test_the_gate_is_green_on_ragged_batches():
-    assert disagreements(TorchContestant(), ragged_case()) == set()
+def test_agrees_on_ragged_batches():
+    assert disagreements(TorchImplementation(), ragged_case()) == set()
 
 
-def test_the_gate_sees_a_wrong_loss(monkeypatch):
+def test_a_wrong_loss_is_detected(monkeypatch):
     right = peer_torch.binary_cross_entropy_with_logits
     monkeypatch.setattr(
         peer_torch, "binary_cross_entropy_with_logits", lambda *args, **kw: 1.001 * right(*args, **kw)
     )
-    assert disagreements(TorchContestant(), ragged_case()) == {"SVI loss", "SVI gradients"}
+    assert disagreements(TorchImplementation(), ragged_case()) == {"SVI loss", "SVI gradients"}
 
 
-def test_the_gate_sees_a_wrong_backward(monkeypatch):
+def test_a_wrong_backward_is_detected(monkeypatch):
     right = CombinerScan.backward
 
     def wrong(ctx, *gradients):
@@ -37,31 +37,31 @@ def test_the_gate_sees_a_wrong_backward(monkeypatch):
         return 1.001 * dh, *others
 
     monkeypatch.setattr(CombinerScan, "backward", staticmethod(wrong))
-    assert disagreements(TorchContestant(), ragged_case()) == {"SVI gradients"}
+    assert disagreements(TorchImplementation(), ragged_case()) == {"SVI gradients"}
 
 
 def test_training_has_the_losses_of_the_tutorial():
     case, start = ragged_case(), parameters()
-    racer = TorchContestant().setup(case, start)
+    stepper = TorchImplementation().setup(case, start)
     losses = []
     for seed in range(STEPS):
         batch = case.batches[seed % len(case.batches)]
         rows = Rows(batch, Buffers())
-        losses.append(racer.step(rows, tutorial_noise(batch, 8, seed)[rows.valid]))
+        losses.append(stepper.step(rows, tutorial_noise(batch, 8, seed)[rows.valid]))
     assert losses == pytest.approx(baseline_losses(case, start), rel=2e-6)
 
 
-def test_a_run_is_a_step_a_batch():
+def test_a_run_takes_a_step_per_batch():
     start = parameters()
-    racer = TorchContestant().setup(ragged_case(), start)
-    before = {name: p.detach().clone() for name, p in racer.parameters.items()}
-    assert racer.run() > 0
-    for name, p in racer.parameters.items():
+    stepper = TorchImplementation().setup(ragged_case(), start)
+    before = {name: p.detach().clone() for name, p in stepper.parameters.items()}
+    assert stepper.run() > 0
+    for name, p in stepper.parameters.items():
         assert not torch.equal(p, before[name]), name
         assert torch.equal(start[name], before[name]), name
 
 
-def test_rows_are_those_of_pack_padded_sequence():
+def test_rows_equal_those_of_pack_padded_sequence():
     batch = ragged_batch([5, 9, 1, 6])
     rows = Rows(batch, Buffers())
     packed = torch.nn.utils.rnn.pack_padded_sequence(
@@ -69,7 +69,7 @@ def test_rows_are_those_of_pack_padded_sequence():
     )
     assert torch.equal(rows.x, packed.data)
     assert rows.sizes == packed.batch_sizes.tolist()
-    assert rows.last.tolist() == [20, 17, 15, 3]  # of sequences of 9, 6, 5 and 1 steps
+    assert rows.last.tolist() == [20, 17, 15, 3]  # sequences of 9, 6, 5 and 1 steps
     assert rows.before[:6].tolist() == [0, 1, 2, 4, 5, 6]
 
 
@@ -88,8 +88,8 @@ def test_buffers_are_kept_and_grow():
     assert buffers.rows("a", 5, 2).shape == (5, 2)
 
 
-def test_the_optimizer_is_pyros():
-    """Gradients on both sides of the clip, a tiny one against which eps counts, several steps."""
+def test_the_optimizer_equals_pyros():
+    """Gradients above and below the clip, one so small that eps matters, and several steps."""
     options = {**OPTIMIZER, "lr": 0.1, "lrd": 0.9}
     start = torch.tensor([1.0, -2.0, 0.5, 0.0])
     ours, pyros = (start.clone().requires_grad_() for _ in range(2))

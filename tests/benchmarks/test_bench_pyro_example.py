@@ -1,4 +1,4 @@
-"""The runner of Pyro's example, tried on a small script of the same outline."""
+"""The runner of Pyro's example, tested with a small script of the same structure."""
 
 import argparse
 import logging
@@ -75,7 +75,7 @@ def test_the_same_model_gives_the_same_losses(files, monkeypatch, capsys):
     assert logging.getLogger().handlers == handlers
 
 
-def test_another_model_is_found_out(files, monkeypatch, capsys):
+def test_another_model_is_detected(files, monkeypatch, capsys):
     monkeypatch.setitem(pyro_example.REPLACEMENTS, "dmm_fast", Different)
     assert pyro_example.main([*files, "--steps", "2"]) == 1
     assert "largest of the first 2" in capsys.readouterr().out
@@ -87,7 +87,7 @@ def test_loader_is_imported_without_its_side_effects(monkeypatch):
     loader = pyro_example.import_loader()
     assert pyro_example.import_loader() is loader
     assert hasattr(loader, "get_mini_batch")
-    # The folder it would have made beside itself is a temporary one, and gone.
+    # The folder it would have made beside itself was a temporary one.
     assert not Path(loader.base_path).is_relative_to(Path(loader.__file__).parent)
     assert not Path(loader.base_path).exists()
     stand_in = sys.modules.get("torchvision")
@@ -111,7 +111,7 @@ def test_relative_differences():
         pyro_example.relative_differences([], [])
 
 
-def test_not_the_example(tmp_path):
+def test_files_other_than_the_example_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected Pyro's examples"):
         pyro_example.import_example(tmp_path / "absent.py")
     other = tmp_path / "other.py"

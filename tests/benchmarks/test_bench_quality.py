@@ -1,4 +1,4 @@
-"""Training to a test NLL: both train as they should, in turn, and for as long."""
+"""Training to a test NLL: both train correctly, alternately, and for the same time."""
 
 import json
 import math
@@ -8,16 +8,16 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import quality, trainee
+from benchmarks import quality, training_run
 from benchmarks.baseline import BaselineDMM
-from benchmarks.quality import TARGET, Plan, race, reached, row
-from benchmarks.trainee import Evaluation, FastStepper, Trainee, TutorialStepper
+from benchmarks.quality import TARGET, Plan, reached, row, train_interleaved
+from benchmarks.training_run import Evaluation, FastTrainingStepper, TrainingRun, TutorialTrainingStepper
 from dmm_fast.data import Dataset, SequenceSet
 from dmm_fast.training import TrainConfig, Trainer
 from tests.helpers_graph import RecordedGraphs
 
 CPU = torch.device("cpu")
-# Four rows a step: the noise of that many is the same drawn step by step or all at once.
+# With four rows, noise drawn per step equals noise drawn at once.
 SETTINGS = {"mini_batch_size": 4, "seed": 3, "annealing_epochs": 4}
 CONFIG = TrainConfig(**SETTINGS)
 
@@ -36,13 +36,13 @@ def data():
     )
 
 
-def a_trainee(data, make=FastStepper):
-    return Trainee("it", make, data, CPU, CONFIG)
+def a_training_run(data, make=FastTrainingStepper):
+    return TrainingRun("it", make, data, CPU, CONFIG)
 
 
-def trained(data, count, make=FastStepper):
-    """Evaluated after each of ``count`` epochs."""
-    it = a_trainee(data, make)
+def trained(data, count, make=FastTrainingStepper):
+    """The evaluations after each of ``count`` epochs."""
+    it = a_training_run(data, make)
     for epoch in range(count):
         it.train(math.inf, epoch + 1)
         it.evaluate()
@@ -53,7 +53,7 @@ def nlls(curve):
     return [value for point in curve for value in (point.train, point.valid, point.test, point.test_elbo)]
 
 
-def test_ours_trains_as_the_command_does(data, tmp_path):
+def test_dmm_fast_trains_like_the_command(data, tmp_path):
     config = TrainConfig(
         **SETTINGS, num_epochs=3, eval_frequency=1, out=tmp_path, tensorboard=False, progress=False
     )
@@ -66,15 +66,15 @@ def test_ours_trains_as_the_command_does(data, tmp_path):
 
 
 def test_both_train_alike(data):
-    ours, tutorial = trained(data, 3), trained(data, 3, TutorialStepper)
+    ours, tutorial = trained(data, 3), trained(data, 3, TutorialTrainingStepper)
     assert [(p.epoch, p.step) for p in ours.curve] == [(1, 2), (2, 4), (3, 6)]
     assert nlls(ours.curve) == pytest.approx(nlls(tutorial.curve), rel=1e-5)
 
 
-def test_taking_turns_changes_nothing(data):
+def test_alternating_changes_no_result(data):
     alone = trained(data, 2)
-    in_turn, other = a_trainee(data), a_trainee(data, TutorialStepper)
-    for _ in range(4):  # a step each, as any time is longer than none
+    in_turn, other = a_training_run(data), a_training_run(data, TutorialTrainingStepper)
+    for _ in range(4):  # one step each, as any time exceeds zero
         in_turn.train(1e-9)
         other.train(1e-9)
         in_turn.evaluate()
@@ -82,9 +82,9 @@ def test_taking_turns_changes_nothing(data):
     assert nlls(in_turn.curve[1::2]) == nlls(alone.curve)
 
 
-def test_a_graph_lasts_from_turn_to_turn(data):
+def test_graphs_are_kept_between_turns(data):
     graphs, full = RecordedGraphs(), replace(data, train=sequences(*[5] * 8))
-    it = a_trainee(full, partial(FastStepper, capturer=graphs))
+    it = a_training_run(full, partial(FastTrainingStepper, capturer=graphs))
     for _ in range(6):
         it.train(1e-9)
         it.evaluate()
@@ -93,7 +93,7 @@ def test_a_graph_lasts_from_turn_to_turn(data):
     assert nlls(it.curve[1::2]) == pytest.approx(nlls(plain.curve), rel=1e-6)
 
 
-def test_nothing_of_a_turn_stays_behind(data):
+def test_a_turn_leaves_global_state_unchanged(data):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -101,11 +101,11 @@ def test_nothing_of_a_turn_stays_behind(data):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_the_clock_stands_while_it_evaluates(data, monkeypatch):
+def test_evaluation_does_not_count_as_training_time(data, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(trainee.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(training_run.time, "perf_counter", lambda: now[0])
 
-    class Stepper(TutorialStepper):
+    class Stepper(TutorialTrainingStepper):
         def step(self, *args):
             now[0] += 2.0
             return super().step(*args)
@@ -114,9 +114,9 @@ def test_the_clock_stands_while_it_evaluates(data, monkeypatch):
         now[0] += 1000.0
         return quality_evaluate(*args)
 
-    quality_evaluate = trainee.evaluate_elbo
-    monkeypatch.setattr(trainee, "evaluate_elbo", evaluate)
-    it = a_trainee(data, Stepper)
+    quality_evaluate = training_run.evaluate_elbo
+    monkeypatch.setattr(training_run, "evaluate_elbo", evaluate)
+    it = a_training_run(data, Stepper)
     it.train(5.0)  # a third step begins at 4 and is finished
     assert (it.steps, it.epoch, it.seconds) == (3, 1, 6.0)
     assert it.ms == [2000.0, 2000.0]
@@ -127,7 +127,7 @@ def test_the_clock_stands_while_it_evaluates(data, monkeypatch):
 
 
 class Walker:
-    """A trainee whose steps take what they are told to, and who comes nearer by each."""
+    """A training run whose steps take a given time and lower the NLL."""
 
     def __init__(self, name, step, start=7.5):
         self.name, self.step, self.nll = name, step, start
@@ -149,23 +149,23 @@ class Walker:
 
 def test_both_have_the_same_time():
     ours, other = Walker("ours", 0.25), Walker("other", 3.0)
-    race(ours, other, Plan(epochs=47, turn=2.0))
+    train_interleaved(ours, other, Plan(epochs=47, turn=2.0))
     assert ours.epoch == 47
     assert ours.seconds <= other.seconds < ours.seconds + other.step
     assert max(ours.turns) == 2.0
 
 
-def test_a_race_ends_at_the_target_or_the_time():
+def test_training_ends_at_the_target_or_the_time_limit():
     ours = Walker("ours", 0.25)
-    race(ours, Walker("other", 0.5), Plan(turn=0.5, until_target=True))
+    train_interleaved(ours, Walker("other", 0.5), Plan(turn=0.5, until_target=True))
     assert ours.curve[-1] == reached(ours.curve)
     assert ours.curve[-2].test > TARGET >= ours.curve[-1].test
     ours = Walker("ours", 0.25)
-    race(ours, Walker("other", 0.5), Plan(seconds=12.0, turn=5.0))
+    train_interleaved(ours, Walker("other", 0.5), Plan(seconds=12.0, turn=5.0))
     assert (ours.seconds, ours.turns) == (12.0, [5.0, 5.0, 2.0])
 
 
-def test_no_turn_begins_that_could_be_late(monkeypatch):
+def test_no_turn_begins_that_could_exceed_the_deadline(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(quality.time, "monotonic", lambda: now[0])
 
@@ -175,14 +175,14 @@ def test_no_turn_begins_that_could_be_late(monkeypatch):
             now[0] += 20.0
 
     ours = Slow("ours", 0.25)
-    race(ours, Walker("other", 0.5), Plan(turn=5.0, deadline=109.0))
+    train_interleaved(ours, Walker("other", 0.5), Plan(turn=5.0, deadline=109.0))
     assert ours.turns == []
-    # By its turns of 5 there would be time for more than two; with its evaluations there is not.
-    race(ours, Walker("other", 0.5), Plan(turn=5.0, deadline=155.0))
+    # There is time for more than two turns of 5 seconds, but not with their evaluations.
+    train_interleaved(ours, Walker("other", 0.5), Plan(turn=5.0, deadline=155.0))
     assert len(ours.turns) == 2
 
 
-def test_the_row_says_how_far_it_came():
+def test_the_row_has_the_progress_of_the_run():
     it = Walker("it", 2.0, start=7.0)
     for _ in range(3):
         it.train(2.0)
@@ -200,7 +200,7 @@ def test_the_row_says_how_far_it_came():
     assert row(far, "tiny")["extra"]["reached"] is None
 
 
-def test_nothing_is_trained_that_computes_another_loss(data, tmp_path, monkeypatch, capsys):
+def test_nothing_is_trained_if_the_losses_disagree(data, tmp_path, monkeypatch, capsys):
     class Forgets(BaselineDMM):
         def guide(self, *args):
             super().guide(*args[:4], 0.5)
@@ -209,7 +209,7 @@ def test_nothing_is_trained_that_computes_another_loss(data, tmp_path, monkeypat
     monkeypatch.setattr(quality, "OURS", (other,))
     monkeypatch.setattr(quality, "chosen_data", lambda _: data)
     assert quality.main(["--out", str(tmp_path), "--epochs", "1"]) == 1
-    assert "do not compute the same" in capsys.readouterr().err
+    assert "the implementations do not agree" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""The command runs, and each of its calls is a replay."""
+"""The command runs, and all of its timed calls are replays."""
 
 from benchmarks import replay_overhead
 from benchmarks.cases import QUICK_SIZES
@@ -13,6 +13,6 @@ def test_prints_a_line_for_each_number_of_steps(capsys):
     assert first.endswith(" without copies")
 
 
-def test_copies_are_a_part_of_what_comes_before_the_launch():
+def test_copies_are_part_of_the_time_before_the_launch():
     for each in replay_overhead.measure(2, sizes=dict(QUICK_SIZES), T=2, calls=3, rounds=2):
         assert 0 < each.copies < each.total

@@ -1,4 +1,4 @@
-"""What is said of a run on a GPU, and of training to a quality on either device."""
+"""Report sections of a GPU run, and of training to a target NLL on either device."""
 
 import json
 
@@ -6,16 +6,16 @@ import pytest
 from PIL import Image
 
 from benchmarks.report import __main__ as report
-from benchmarks.report import gpu, quality
+from benchmarks.report import gpu, pages, quality
 from benchmarks.report.gpu import headline, not_ok, not_run_sentence, not_run_table, stages_table
 from benchmarks.report.markdown import cell, code, milliseconds, percent, ratio, three_digits
 from benchmarks.report.parts import Picture
 from benchmarks.report.profiles import profile_tables
 from benchmarks.report.quality import quality_table
 from benchmarks.report.results import share_of_bound
-from benchmarks.report.rowwise import ceilings_table, rowwise_table
+from benchmarks.report.rowwise import roofline_table, rowwise_table
 from benchmarks.report.scans import floors_table, scans_table, sweep_table
-from benchmarks.report.steps import contestants_table, headline_table, peers_table
+from benchmarks.report.steps import headline_table, implementations_table, peers_table
 from tests.helpers_results import (
     SIZE,
     STEP,
@@ -42,39 +42,42 @@ def names(parts):
 def place(tmp_path):
     folder = tmp_path / "results"
     folder.mkdir()
-    (tmp_path / "README.md").write_text(f"{report.START}{report.END}")
+    for page in ("README.md", "results.md"):
+        (tmp_path / page).write_text(f"{pages.START}{pages.END}")
     return tmp_path
 
 
 def call(place, results, *more):
     (place / "results" / "a.json").write_text(json.dumps(results))
-    return report.main(["--readme", str(place / "README.md"), "--results", str(place / "results"), *more])
+    paths = {"--readme": "README.md", "--page": "results.md", "--results": "results"}
+    options = [text for option, path in paths.items() for text in (option, str(place / path))]
+    return report.main([*options, *more])
 
 
-# --- the whole ----------------------------------------------------------------------------------------
+# --- README and results page --------------------------------------------------------------------------
 
 
-def test_readme_is_short_and_the_page_has_everything(place):
+def test_overview_is_short_and_the_page_has_everything(place):
     assert call(place, a_gpu_run()) == 0
-    readme, page = (place / "README.md").read_text(), (place / "results" / "README.md").read_text()
-    for both in (readme, page):
+    overview, page = (place / "results.md").read_text(), (place / "results" / "README.md").read_text()
+    for both in (overview, page):
         assert "A GPU, driver 1.2" in both
         assert "checks against the baseline and against float64 passed" in both
         assert "| training | dmm_fast | 6.87 | 5.00 | 2 | 24 |" in both
         assert "Not ok" not in both
-    words = ("B=64", "kernel<", "exchange floor", "emitter, B=20", "GB/s", "How the stages ended")
+    words = ("B=64", "kernel<", "exchange floor", "emitter, B=20", "GB/s", "### Stages")
     for word in (*words, "a_kernel", "### Steps of each guide", "### Training\n"):
-        assert word not in readme
+        assert word not in overview
         assert word in page
     assert call(place, a_gpu_run(), "--check") == 0
 
 
 def test_every_plot_names_its_source_and_is_checked(place, capsys):
     assert call(place, a_gpu_run()) == 0
-    readme, page = (place / "README.md").read_text(), (place / "results" / "README.md").read_text()
+    overview, page = (place / "results.md").read_text(), (place / "results" / "README.md").read_text()
     assert {path.name for path in (place / "results").glob("*.png")} == PLOTS
     for name in PLOTS:
-        assert f"](results/{name})" in readme
+        assert f"](results/{name})" in overview
         assert f"]({name})" in page
         path = place / "results" / name
         with Image.open(path) as image:
@@ -85,73 +88,77 @@ def test_every_plot_names_its_source_and_is_checked(place, capsys):
         assert name in capsys.readouterr().err
 
 
-def test_what_was_not_measured_leaves_no_trace(place):
+def test_sections_without_measurements_are_omitted(place):
     results = a_gpu_run()
-    results["cases"] = [row for row in results["cases"] if row["suite"] == "ceilings"]
+    results["cases"] = [row for row in results["cases"] if row["suite"] == "roofline"]
     results["profiles"], results["smoke"] = [], []
-    results["stages"] = [a_stage("ceilings"), a_stage("smoke")]
+    results["stages"] = [a_stage("roofline"), a_stage("smoke")]
     assert call(place, results) == 0
     page = (place / "results" / "README.md").read_text()
     headings = [line for line in page.splitlines() if line.startswith("### ")]
-    assert headings == ["### How the stages ended", "### Rowwise ops", "### Errors"]
+    assert headings == ["### Stages", "### Rowwise ops", "### Errors"]
     assert not list((place / "results").glob("*.png"))
 
 
 @pytest.mark.parametrize("suite", ["svi_step", "epoch", "train_to_quality"])
-def test_times_of_who_was_not_checked_are_refused(place, capsys, suite):
+def test_times_without_checks_are_refused(place, capsys, suite):
     results = a_gpu_run()
     row = next(row for row in results["cases"] if row["suite"] == suite)
-    results["cases"].append({**row, "impl": "a stranger"})
+    results["cases"].append({**row, "impl": "an unknown"})
     assert call(place, results) == 1
-    assert f"expected SVI loss of a stranger for {row['case']}, got none" in capsys.readouterr().err
+    assert f"expected SVI loss of an unknown for {row['case']}, got none" in capsys.readouterr().err
 
 
-def test_a_bound_of_zero_is_kept_by_no_error_alone():
+def test_only_a_zero_error_is_within_a_bound_of_zero():
     assert share_of_bound({"max_rel_error": 0.0, "bound": 0.0}) == 0.0
     assert share_of_bound({"max_rel_error": 1e-9, "bound": 0.0}) == float("inf")
     assert share_of_bound({"max_rel_error": 1e-9, "bound": 4e-9}) == 0.25
 
 
-# --- how it ended -------------------------------------------------------------------------------------
+# --- stages -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["smoke", "kernels", "errors", "replays", "tests"])
 def test_a_checking_stage_that_failed_is_named_first(name):
     results = a_gpu_run()
     stage_of(results, name).update(ok=False, error="pytest: 3 failed | 2 errors\nits last words")
-    told = f"**Not ok in this run: {name} (pytest: 3 failed \\| 2 errors).**"
-    assert gpu.readme_parts(results)[0] == told
-    assert gpu.page_parts(results)[0] == told
+    sentence = f"**Not ok in this run: {name} (pytest: 3 failed \\| 2 errors).**"
+    assert gpu.overview_parts(results)[0] == sentence
+    assert gpu.page_parts(results)[0] == sentence
 
 
-def test_a_smoke_test_that_did_not_run_is_named_and_other_stages_are_not():
+def test_a_missing_smoke_test_is_named_and_other_missing_stages_are_not():
     results = a_gpu_run()
     results["stages"] = [stage for stage in results["stages"] if stage["name"] not in ("smoke", "tests")]
-    stage_of(results, "race").update(ok=False, error="no time")
+    stage_of(results, "svi_step").update(ok=False, error="no time")
     assert not_ok(results) == "**Not ok in this run: smoke (did not run).**"
-    assert "| race | **not ok**: no time |  | 2 |" in stages_table(results)
+    assert "| svi_step | **not ok**: no time |  | 2 |" in stages_table(results)
 
 
-def test_kernels_that_failed_are_named_with_who_computed_instead():
+def test_stages_of_older_files_have_their_present_names():
+    assert "| svi_step | ok |  | 2 |" in stages_table({"stages": [a_stage("race")]})
+
+
+def test_failed_kernels_are_named_with_their_replacement():
     results = a_gpu_run()
     results["smoke"] = [a_smoke_row(ok=False, first_bad={"row": 1, "t": 2, "unit": 3})]
     results["cases"][0]["replaced"] = {"rnn_scan": "triton"}
-    for parts in (gpu.readme_parts(results), gpu.page_parts(results)):
+    for parts in (gpu.overview_parts(results), gpu.page_parts(results)):
         assert any("`rnn_scan` by triton" in part for part in parts if isinstance(part, str))
     assert "rnn_scan forward: first bad: row 1, t 2, unit 3" in texts(gpu.page_parts(results))
 
 
-def test_the_stages_tell_what_they_counted():
+def test_stage_details_show_their_counts():
     results = a_gpu_run()
-    told = ["SKIPPED [3] tests/m.py: no GPU", "==== 812 passed, 3 skipped in 9.87s ===="]
-    stage_of(results, "tests")["detail"] = {"tests": told}
+    lines = ["SKIPPED [3] tests/m.py: no GPU", "==== 812 passed, 3 skipped in 9.87s ===="]
+    stage_of(results, "tests")["detail"] = {"tests": lines}
     stage_of(results, "machine")["detail"] = {"clusters_at_once": {"8": 15, "16": 7}}
     text = stages_table(results)
     assert "| tests | ok | 812 passed, 3 skipped in 9.87s | 2 |" in text
-    assert "| machine | ok | clusters at once: 15 of 8, 7 of 16 blocks | 2 |" in text
+    assert "| machine | ok | concurrent clusters: 15 of 8, 7 of 16 blocks | 2 |" in text
 
 
-def test_what_was_not_run_is_told_by_the_last_line_of_its_reason():
+def test_skipped_implementations_are_listed_with_the_last_line_of_their_reason():
     results = a_gpu_run()
     results["not_run"] = [
         {"case": STEP, "impl": "JAX", "why": "Traceback\n  somewhere\nRuntimeError: no client"},
@@ -161,14 +168,14 @@ def test_what_was_not_run_is_told_by_the_last_line_of_its_reason():
     assert "| elsewhere | all | the time was spent |" in not_run_table(results)
     assert f"| {STEP} | JAX | RuntimeError: no client |" in not_run_table(results)
     sentence = not_run_sentence(results, headline(results))
-    first = f"Not run: JAX in {STEP}; RuntimeError: no client."
-    assert sentence == f"{first} Not run: a peer in all; failed at its first steps."
+    first = f"Skipped: JAX in {STEP}; RuntimeError: no client."
+    assert sentence == f"{first} Skipped: a peer in all; failed at its first steps."
 
 
 # --- SVI steps ----------------------------------------------------------------------------------------
 
 
-def test_headline_has_a_row_for_each_contestant_at_the_tutorials_size():
+def test_headline_has_a_row_for_each_implementation_at_the_tutorials_size():
     text = headline_table(headline(a_gpu_run()))
     titles = text.splitlines()[0]
     assert titles.count("times faster than tutorial") == 3
@@ -177,21 +184,21 @@ def test_headline_has_a_row_for_each_contestant_at_the_tutorials_size():
     steps = "2.00 | 256.0 (250.0 to 260.0) | 1.00 | 512.0 (500.0 to 520.0)"
     assert f"| dmm_fast | {steps} | 20.0 | 25.60 (25.00 to 26.00) |" in text
     assert "| dmm_fast, by itself | 1.50 | – | not run | not run | not run | not run |" in text
-    assert "–: not timed in turn with that baseline." in text
-    assert text.endswith("Products of float32 are IEEE where a case does not say otherwise.")
+    assert "–: not timed interleaved with that baseline." in text
+    assert text.endswith("Products of float32 are IEEE unless the case says otherwise.")
 
 
 def test_all_cases_have_their_baselines_and_their_peaks():
     rows = [row for row in a_gpu_run()["cases"] if row["suite"] in ("svi_step", "epoch")]
-    text = contestants_table(rows)
+    text = implementations_table(rows)
     assert "| n | peak, MB | times faster than tutorial | times faster than tutorial mended |" in text
     assert f"| {STEP} | dmm_fast | 2.00 | 1.80 to 2.20 | 9 | 44 | 256.0 (250.0 to 260.0) | – |" in text
     assert "| SVI step, B=64, T=129 | dmm_fast | 6.00 | 5.40 to 6.60 | 9 | – | – | 85.33 (" in text
     assert f"| {STEP} | dmm_fast | 2.50 (2.00 to 3.00) |" in peers_table(rows)
-    assert "Too large to be checked" in texts(gpu.page_parts(a_gpu_run()))
+    assert "Too large for a float64 check" in texts(gpu.page_parts(a_gpu_run()))
 
 
-def test_steps_over_sizes_are_drawn_where_an_axis_has_two_places():
+def test_a_scaling_plot_needs_an_axis_of_two_sizes():
     results = a_gpu_run()
     (picture,) = [part for part in gpu.page_parts(results) if names([part]) == ["gpu-scaling.png"]]
     assert picture.shows == "Milliseconds over B, T, suite gpu, ieee"
@@ -202,7 +209,7 @@ def test_steps_over_sizes_are_drawn_where_an_axis_has_two_places():
     assert "gpu-scaling.png" not in names(gpu.page_parts(results))
 
 
-def test_bars_are_on_a_logarithmic_scale_where_they_are_far_apart():
+def test_bars_that_are_far_apart_have_a_logarithmic_scale():
     picture = gpu.speed_up_picture(a_gpu_run())
     panels = picture.draw().axes
     assert [axes.get_title(loc="left") for axes in panels] == [
@@ -211,14 +218,14 @@ def test_bars_are_on_a_logarithmic_scale_where_they_are_far_apart():
         "an epoch, B=20",
     ]
     assert {axes.get_xscale() for axes in panels} == {"log"}
-    # Who was not timed in turn with the tutorial has no bar.
+    # An implementation that was not timed interleaved with the tutorial has no bar.
     assert [len(axes.patches) for axes in panels] == [3, 2, 2]
 
 
 # --- scans and ops ------------------------------------------------------------------------------------
 
 
-def test_scans_are_told_by_their_multiple_of_the_floor():
+def test_scans_are_compared_with_their_floor():
     text = scans_table(a_gpu_run())
     assert f"| `rnn_scan` | {SIZE} | *exchange floor* | 0.500 | – | 0.750 | – | 1.25 | – |" in text
     assert f"| `rnn_scan` | {SIZE} | cuda | 1.25 | 2.50 | 1.50 | 2.00 | 3.00 | 2.40 |" in text
@@ -228,7 +235,7 @@ def test_scans_are_told_by_their_multiple_of_the_floor():
     assert text.count("*exchange floor*") == 1
     assert (
         text.count("\n| ") == text.count("\n| `rnn_scan` | ") == 5
-    )  # floors of no plan and plan sweeps are elsewhere
+    )  # plan sweeps and floors without a plan have other tables
 
 
 def test_scans_without_a_floor_have_no_column_for_it():
@@ -239,7 +246,7 @@ def test_scans_without_a_floor_have_no_column_for_it():
     assert floors_table(results) == sweep_table(results) == ""
 
 
-def test_floors_and_plan_sweeps_have_tables_of_their_own():
+def test_floors_and_plan_sweeps_have_separate_tables():
     results = a_gpu_run()
     assert f"| exchange floor of rnn_scan, {SIZE} | 256 threads | 7 | 3 | 114 | 0.500 |" in floors_table(
         results
@@ -247,7 +254,7 @@ def test_floors_and_plan_sweeps_have_tables_of_their_own():
     assert f"| rnn_scan, {SIZE} | 3 rows | 1160 | 1.26 |" in sweep_table(results)
 
 
-def test_the_picture_of_the_scans_has_the_first_size_and_the_floor_of_each_pass():
+def test_the_plot_of_the_scans_shows_the_first_size_and_the_floor_of_each_pass():
     (picture,) = [part for part in gpu.page_parts(a_gpu_run()) if names([part]) == ["gpu-scans.png"]]
     assert picture.shows.endswith(SIZE)
     panels = picture.draw().axes
@@ -264,24 +271,24 @@ def test_the_picture_of_the_scans_has_the_first_size_and_the_floor_of_each_pass(
     ]
 
 
-def test_rowwise_ops_have_their_share_of_the_floor():
+def test_rowwise_ops_are_compared_with_their_floor():
     text = rowwise_table(a_gpu_run())
     assert "| call | floor, us | triton, us | reference, us |" in text
     assert "| emitter, B=20, T=129, forward | 2.00 | 4.00 (50%) | 50.0 (4.0%) |" in text
-    # 1e9 operations bind, not the bytes.
+    # Bound by its 1e9 operations, not by its bytes.
     assert "| emitter, B=256, T=129, forward | 20.0 | 40.0 (50%) | not run |" in text
     results = a_gpu_run()
-    results["cases"] = [row for row in results["cases"] if row["suite"] != "ceilings"]
+    results["cases"] = [row for row in results["cases"] if row["suite"] != "roofline"]
     assert "| emitter, B=20, T=129, forward | – | 4.00 (–) | 50.0 (–) |" in rowwise_table(results)
 
 
-def test_ceilings_have_units():
-    text = ceilings_table(a_gpu_run())
+def test_roofline_rates_have_units():
+    text = roofline_table(a_gpu_run())
     assert "| copy | 8 bytes | 2900 GB/s |" in text
     assert "| tf32 matrix product | 8 cubed | 390 TFLOP/s |" in text
 
 
-def test_a_profile_has_its_largest_kernels_and_the_rest_in_one_row():
+def test_a_profile_lists_its_largest_kernels_and_the_rest_in_one_row():
     (text,) = profile_tables(a_gpu_run())
     assert f"dmm_fast, {STEP}: a step takes 20000 us, and the GPU is busy for 15300 of them (76%)." in text
     lines = text.splitlines()
@@ -301,7 +308,7 @@ def test_a_profile_of_an_idle_gpu_has_no_shares():
 # --- training -----------------------------------------------------------------------------------------
 
 
-def test_training_is_told_by_when_it_reached_the_target():
+def test_training_table_shows_when_the_target_was_reached():
     for results in (a_gpu_run(), a_quality_run()):
         text = quality_table(results)
         assert (
@@ -313,7 +320,7 @@ def test_training_is_told_by_when_it_reached_the_target():
         )
 
 
-def test_training_without_an_evaluation_has_nothing_to_tell():
+def test_training_without_an_evaluation_has_dashes():
     results = a_quality_run()
     for row in results["cases"]:
         row["extra"] |= {"curve": [], "best_test": None, "last_test": None, "last_test_elbo": None}
@@ -324,7 +331,7 @@ def test_training_without_an_evaluation_has_nothing_to_tell():
     assert quality.quality_picture(results, "any.png").draw().axes
 
 
-def test_the_picture_of_training_has_a_line_each_and_the_target():
+def test_the_plot_of_training_has_a_line_for_each_implementation_and_the_target():
     picture = quality.quality_picture(a_quality_run(), "any.png")
     (axes,) = picture.draw().axes
     lines = {line.get_label(): line for line in axes.lines}
@@ -334,7 +341,7 @@ def test_the_picture_of_training_has_a_line_each_and_the_target():
     assert [text.get_text() for text in axes.texts] == ["5.00 s"]
 
 
-def test_the_picture_of_training_shows_the_best_of_who_stays_far_above_the_target():
+def test_the_plot_of_training_reaches_the_lowest_nll_of_every_implementation():
     results = a_quality_run()
     (axes,) = quality.quality_picture(results, "any.png").draw().axes
     assert axes.get_ylim()[1] == pytest.approx(1.4 * 6.87)
@@ -346,8 +353,8 @@ def test_the_picture_of_training_shows_the_best_of_who_stays_far_above_the_targe
 
 def test_training_on_a_cpu_is_a_suite_of_its_own(place):
     assert call(place, a_quality_run()) == 0
-    readme, page = (place / "README.md").read_text(), (place / "results" / "README.md").read_text()
-    for both in (readme, page):
+    overview, page = (place / "results.md").read_text(), (place / "results" / "README.md").read_text()
+    for both in (overview, page):
         assert "Suite `cpu-quality`" in both
         assert "| training | dmm_fast | 6.87 | 5.00 |" in both
     with Image.open(place / "results" / "cpu-quality.png") as image:
@@ -371,11 +378,11 @@ def test_training_on_a_cpu_is_a_suite_of_its_own(place):
         (0.0, "0.00", "0.00", "0.00"),
     ],
 )
-def test_numbers_have_the_digits_that_count(number, as_ms, as_digits, as_ratio):
+def test_numbers_have_their_significant_digits(number, as_ms, as_digits, as_ratio):
     assert (milliseconds(number), three_digits(number), ratio(number)) == (as_ms, as_digits, as_ratio)
 
 
-def test_shares_below_ten_per_cent_have_a_digit_more():
+def test_percentages_below_ten_have_one_decimal():
     assert [percent(share) for share in (0.5, 0.0996, 0.0994, 0.004, None)] == [
         "50%",
         "10%",
@@ -385,7 +392,7 @@ def test_shares_below_ten_per_cent_have_a_digit_more():
     ]
 
 
-def test_nothing_in_a_cell_ends_it():
+def test_cells_are_escaped_and_shortened():
     assert cell("a | b\n  c") == "a \\| b c"
     assert code("a `b` |") == "`a b \\|`"
     assert cell("x" * 20, 10) == "xxxxxxxx …"

@@ -1,4 +1,4 @@
-"""What is said of the steps of guides, of a training by the command line, and of tiles."""
+"""Report sections on guide steps, training by the command line, and tiles."""
 
 from benchmarks.report import gpu
 from benchmarks.report.guides import guide_steps_sentence, guide_steps_table
@@ -7,7 +7,7 @@ from benchmarks.report.training import training_sentence, training_table
 from tests.helpers_results import STEP, a_gpu_run
 
 
-def test_tiles_that_were_chosen_stand_beside_the_fastest():
+def test_chosen_tiles_are_listed_beside_the_fastest():
     text = tiles_table(a_gpu_run())
     assert "| 0, a_kernel | 4 x 64 x 32 | 2.5 x 64 x 32 | 4.00 | 2.50 | 1.60 | 2 |" in text
     assert "| 1, products | 9 x 64 x 32 | 9 x 64 x 32 | 9.00 | 9.00 | 1.00 | 1 |" in text
@@ -19,20 +19,20 @@ def test_tiles_that_were_chosen_stand_beside_the_fastest():
 def test_steps_of_guides_have_a_row_each_and_a_sentence_in_the_readme():
     results = a_gpu_run()
     assert f"| {STEP}, st-r, 2 flows | dmm_fast, graphed | 3.50 | 3.15 |" in guide_steps_table(results)
-    told = "Milliseconds of a step with each guide, dmm_fast, graphed: st-r 1.25; st-r, 2 flows 3.50."
-    assert told in gpu.readme_parts(results)
+    sentence = "Milliseconds of a step with each guide, dmm_fast, graphed: st-r 1.25; st-r, 2 flows 3.50."
+    assert sentence in gpu.overview_parts(results)
 
 
-def test_a_training_has_its_times_and_its_likelihoods():
+def test_training_has_times_and_likelihoods():
     results = a_gpu_run()
     nats = "7.062 | 6.812 | 7.188 | 6.938 | 6.87"
     assert f"| JSB | dmm-fast train | 5000 | 71.2 | 14.2 | {nats} |" in training_table(results)
     assert "importance sampling with 500 draws" in training_table(results)
-    told = "`dmm-fast train` on JSB: 5000 epochs in 71.2 s, test NLL 6.812 nats a time step; "
-    assert f"{told}the tutorial names 6.87." in gpu.readme_parts(results)
+    sentence = "`dmm-fast train` on JSB: 5000 epochs in 71.2 s, test NLL 6.812 nats a time step; "
+    assert f"{sentence}the tutorial reports 6.87." in gpu.overview_parts(results)
 
 
-def test_without_guides_training_and_tiles_nothing_is_said_of_them():
+def test_sections_without_rows_are_empty():
     results = a_gpu_run() | {"cases": []}
     parts = (guide_steps_table, guide_steps_sentence, training_table, training_sentence, tiles_table)
     assert [part(results) for part in parts] == [""] * 5

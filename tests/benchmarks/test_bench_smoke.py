@@ -1,4 +1,4 @@
-"""The smoke test of the kernels: what is wrong is named, and computed by another backend from then on."""
+"""The smoke test of the kernels: failures are described, and their ops computed by another backend."""
 
 import json
 import math
@@ -24,7 +24,7 @@ def record(tmp_path):
 
 
 def wrong(op, change):
-    """The reference of an op with its first output changed."""
+    """The reference of an op with a changed first output."""
 
     def function(**inputs):
         outputs = getattr(reference, op)(**inputs)
@@ -47,17 +47,17 @@ def test_every_op_with_a_cuda_kernel_is_tested():
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_what_is_right_passes(name, capsys):
+def test_correct_kernels_pass(name, capsys):
     assert smoke.main([name, "--device", "cpu", "--quick"]) == 0
     *ready, line = capsys.readouterr().out.splitlines()
     assert ready == ([] if name == "exchange_floor" else [smoke.READY])
     row = json.loads(line.removeprefix(smoke.RESULT))
     assert (row["kernel"], row["first_bad"]) == (name, None)
-    assert row["ok"] is (None if name == "exchange_floor" else True)  # which a CPU does not have
+    assert row["ok"] is (None if name == "exchange_floor" else True)  # not available on a CPU
     assert {*smoke.ROW, "kernel", "op", "backend"} == set(row)
 
 
-def test_large_batches_take_tensor_cores_where_they_are_allowed():
+def test_large_batches_use_tensor_cores_where_allowed():
     from dmm_fast.cuda.plan import combiner_plan, rnn_plan
     from dmm_fast.cuda.rnn_bf16 import Bf16Tiling
 
@@ -73,7 +73,7 @@ def test_large_batches_take_tensor_cores_where_they_are_allowed():
 
 
 @pytest.mark.parametrize(("descending", "first"), [(True, 3), (False, 1)])
-def test_the_first_bad_number_is_the_first_that_was_computed(monkeypatch, descending, first):
+def test_the_first_bad_element_is_the_earliest_computed(monkeypatch, descending, first):
     def change(h):
         h[0, 3, 4] += 0.1
         h[0, 1, 2] += 0.1
@@ -85,7 +85,7 @@ def test_the_first_bad_number_is_the_first_that_was_computed(monkeypatch, descen
     assert [error > 1e-3 for error in row["by_step"]] == [False, True, False, True, False]
 
 
-def test_nan_is_counted_and_is_bad(monkeypatch):
+def test_nan_is_counted_and_fails(monkeypatch):
     def change(h):
         h[1, :2] = math.nan
         return h
@@ -96,28 +96,28 @@ def test_nan_is_counted_and_is_bad(monkeypatch):
     assert row["by_step"][:2] == [None, None]
 
 
-def test_an_error_that_is_everywhere_small_is_bad_too(monkeypatch):
+def test_a_uniformly_small_error_fails_too(monkeypatch):
     row = checked(monkeypatch, Kernel("combiner_scan"), lambda z: z * (1 + 3e-5))
     assert not row["ok"]
     assert row["worst"] == "value 0"
     assert set(row["first_bad"]) == {"row", "t", "unit"}
 
 
-def test_a_wrong_gradient_is_found(monkeypatch):
+def test_a_wrong_gradient_is_detected(monkeypatch):
     row = checked(monkeypatch, Kernel("rnn_scan", backward=True), lambda h: 2.0 * h - h.detach())
     assert not row["ok"]
     assert row["worst"] == "gradient of x_proj"
     assert row["first_bad"]["t"] == 0
 
 
-def test_a_hang_fails_whatever_was_computed(monkeypatch):
+def test_a_hang_fails_regardless_of_the_result(monkeypatch):
     hang = RuntimeError("block 3")
     monkeypatch.setattr(smoke._extension, "raise_on_hang", lambda: (_ for _ in ()).throw(hang))
     row = smoke.check(Kernel("rnn_scan"), "cpu", quick=True)
     assert (row["ok"], row["hang"]) == (False, "block 3")
 
 
-def test_an_op_that_failed_is_computed_by_the_next_backend(record):
+def test_a_failed_op_is_computed_by_the_next_backend(record):
     record.add("smoke", {**ROW, "ok": True, "op": "combiner_scan"})
     record.add("smoke", {**ROW, "ok": False})
     record.add("smoke", {**ROW, "ok": False, "op": "exchange_floor", "backend": "cuda"})
@@ -128,7 +128,7 @@ def test_an_op_that_failed_is_computed_by_the_next_backend(record):
         assert record.replaced == {"rnn_scan": "reference"}
         assert _backends.chosen("rnn_scan", "cpu") == "reference"
         assert _backends.chosen("combiner_scan", "cpu") == "cpp"
-        with ops.use_backend("cpp"):  # a benchmark of one backend still names it
+        with ops.use_backend("cpp"):  # a benchmark can still select the failed backend
             assert _backends.chosen("rnn_scan", "cpu") == "cpp"
         assert runnable("rnn_scan", "cpu", record) == ["reference"]
         assert runnable("combiner_scan", "cpu", record) == ["cpp", "reference"]
@@ -136,14 +136,17 @@ def test_an_op_that_failed_is_computed_by_the_next_backend(record):
         ops.use_backend(None)
 
 
-def test_a_kernel_whose_result_was_lost_has_failed(record):
+def test_a_kernel_without_a_result_has_failed(record):
     for name in EVERY:
         if name != "combiner_scan backward":
             record.add("smoke", smoke.row_of(name, "cpu") | {"ok": True})
     try:
         fall_back(record, "cpu")
         (row,) = record.failed_kernels()
-        assert (row["kernel"], row["failed"]) == ("combiner_scan backward", "its result was lost")
+        assert (row["kernel"], row["failed"]) == (
+            "combiner_scan backward",
+            "its process died without a result",
+        )
         assert record.replaced == {"combiner_scan": "reference"}
     finally:
         ops.use_backend(None)
@@ -151,14 +154,14 @@ def test_a_kernel_whose_result_was_lost_has_failed(record):
 
 PROGRAMS = {
     "crashes": ("import os; print('ready', flush=True); os.abort()", "killed by SIGABRT; last line: ready"),
-    "hangs": ("import time; print('ready', flush=True); time.sleep(60)", "time was up; last line: ready"),
+    "hangs": ("import time; print('ready', flush=True); time.sleep(60)", "timed out; last line: ready"),
     "says nothing": ("pass", "exit status 0"),
     "raises": ("1 / 0", "exit status 1; last line: ZeroDivisionError: division by zero"),
 }
 
 
 @pytest.mark.parametrize("how", PROGRAMS)
-def test_a_process_that_ends_without_a_row_has_one(monkeypatch, tmp_path, how):
+def test_a_process_that_ends_without_a_result_gets_a_row(monkeypatch, tmp_path, how):
     program, expected = PROGRAMS[how]
     monkeypatch.setattr(stage_of_smoke, "SECONDS", 0.5)
     real = stage_of_smoke.run
@@ -172,10 +175,10 @@ def test_a_process_that_ends_without_a_row_has_one(monkeypatch, tmp_path, how):
     assert f"rnn_scan forward: {expected}" in smoke_table([row]).splitlines()
 
 
-# --- what is printed ------------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------------
 
 
-def test_the_last_lines_are_the_smoke_table_and_the_longest_kernels():
+def test_the_output_ends_with_the_smoke_table_and_the_longest_kernels():
     bad = {**ROW, "ok": False, "error": 0.5, "bound": 1e-6, "nan": 3, "worst": "h", "seconds": 1.0}
     bad |= {"first_bad": {"row": 1, "t": 2, "unit": 3}, "by_step": [1e-7, None, *[1e-3] * 14]}
     bad |= {"hang": "rnn_scan: block 3 gave up a wait", "failed": "a\nTraceback\nlast line"}
@@ -197,7 +200,7 @@ def test_the_last_lines_are_the_smoke_table_and_the_longest_kernels():
     assert smoke_table([]) == ""
 
 
-def test_the_report_says_which_ops_others_computed():
+def test_the_report_names_replaced_ops():
     none = {"cases": [{}], "correctness": [], "profiles": []}
     assert replaced_sentence(none) == ""
     some = {**none, "cases": [{}, {"replaced": {"rnn_scan": "triton"}}]}

@@ -1,4 +1,4 @@
-"""The scaling suite: its cases, what stands in for the large ones, and the gate on them."""
+"""The scaling suite: its cases, and the equivalence check of large ones by smaller ones."""
 
 from dataclasses import replace
 
@@ -8,14 +8,14 @@ import torch
 from benchmarks import suites
 from benchmarks.baseline import BaselineDMM
 from benchmarks.cases import QUICK_SIZES, quick_case
-from benchmarks.contestants import BASELINE, CONTESTANTS
-from benchmarks.gate import gate
-from benchmarks.run import taking_part, threads
+from benchmarks.equivalence import check_equivalence
+from benchmarks.implementations import BASELINE, IMPLEMENTATIONS
+from benchmarks.run import chosen_by, threads
 from benchmarks.suites import QUICK_SWEEP, Sweep, scaling, sweep_case, thread_counts
 
 
 class ForgetsRowsPast(BaselineDMM):
-    """Wrong where a batch is large: gradients of rows from the fifth on are lost."""
+    """Wrong for large batches: gradients of rows from the fifth on are lost."""
 
     def _posterior(self, z_prev, h, valid):
         h = torch.cat([h[:4], h[4:].detach()])
@@ -23,31 +23,31 @@ class ForgetsRowsPast(BaselineDMM):
 
 
 class ForgetsSteps(BaselineDMM):
-    """Wrong where a sequence is long: annealed by one half from six steps on."""
+    """Wrong for long sequences: annealed by one half from six steps on."""
 
     def guide(self, *args):
         super().guide(*args[:4], args[4] if args[0].shape[1] < 6 else 0.5)
 
 
 class WrongAtBoth(BaselineDMM):
-    """Wrong only where a batch has many rows and many steps at once."""
+    """Wrong only for batches of many rows and many steps."""
 
     def guide(self, *args):
         rows, steps = args[0].shape[:2]
         super().guide(*args[:4], 0.5 if rows > 1 and steps > 2 else args[4])
 
 
-def contestants(module):
+def implementations(module):
     return [BASELINE, replace(BASELINE, name="it", module=lambda sizes: module(**sizes))]
 
 
 def red(case, module):
     parameters = BASELINE.module(QUICK_SIZES).state_dict()
-    verdicts = gate(quick_case(case), parameters, contestants(module))
-    return {(v.op.partition(",")[0], v.case.partition(" for")[0]) for v in verdicts if not v.ok}
+    check_results = check_equivalence(quick_case(case), parameters, implementations(module))
+    return {(v.op.partition(",")[0], v.case.partition(" for")[0]) for v in check_results if not v.ok}
 
 
-def test_axes_meet_in_one_case_and_every_other_lies_on_one():
+def test_axes_have_one_common_case_and_every_other_case_is_on_one_axis():
     cases = scaling(Sweep(), threads=2, cpus=2)
     assert [dict(case.along) for case in cases] == [
         {"B": 20, "T": 129, "threads": 2},
@@ -63,10 +63,10 @@ def test_axes_meet_in_one_case_and_every_other_lies_on_one():
         assert case.rounds >= 3
 
 
-def test_large_cases_are_checked_in_halves_and_the_others_themselves():
+def test_large_cases_are_checked_by_two_smaller_ones():
     shapes = {
         tuple(case.batches[0].mini_batch.shape[:2]): [
-            tuple(half.batches[0].mini_batch.shape[:2]) for half in case.gate
+            tuple(half.batches[0].mini_batch.shape[:2]) for half in case.check_cases
         ]
         for case in scaling(Sweep(), threads=2, cpus=2)
     }
@@ -82,18 +82,18 @@ def test_large_cases_are_checked_in_halves_and_the_others_themselves():
     }
 
 
-def test_the_tutorial_as_it_is_does_not_run_where_it_takes_minutes():
+def test_the_unmodified_tutorial_skips_long_sequences():
     def names(T):
-        return [c.name for c in taking_part(sweep_case(Sweep(), 2, T, 1, {}), CONTESTANTS)]
+        return [c.name for c in chosen_by(sweep_case(Sweep(), 2, T, 1, {}), IMPLEMENTATIONS)]
 
     assert names(512) == ["tutorial", "tutorial mended", "PyTorch, hand-written backward", "dmm_fast"]
     assert names(2048) == ["tutorial mended", "PyTorch, hand-written backward", "dmm_fast"]
 
 
-def test_a_contestant_that_nobody_knows():
-    case = replace(sweep_case(QUICK_SWEEP, 1, 3, 1, {}), contestants=("tutorial", "who"))
-    with pytest.raises(ValueError, match=r"contestants: expected some of .*, got \['who'\]"):
-        taking_part(case, CONTESTANTS)
+def test_an_unknown_implementation_is_an_error():
+    case = replace(sweep_case(QUICK_SWEEP, 1, 3, 1, {}), implementations=("tutorial", "who"))
+    with pytest.raises(ValueError, match=r"implementations: expected some of .*, got \['who'\]"):
+        chosen_by(case, IMPLEMENTATIONS)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_thread_counts(cpus, counts):
     assert thread_counts(cpus) == counts
 
 
-def test_threads_are_put_back():
+def test_the_number_of_threads_is_restored():
     before = torch.get_num_threads()
 
     def fail_with_one_more():
@@ -118,23 +118,23 @@ def test_threads_are_put_back():
         assert torch.get_num_threads() == before
 
 
-def test_a_contestant_right_everywhere():
+def test_a_correct_implementation_passes():
     assert red(sweep_case(QUICK_SWEEP, 5, 4, 1, {}), BaselineDMM) == set()
 
 
-def test_rows_gone_wrong_are_seen_on_the_half_with_all_rows():
+def test_wrong_rows_are_detected_by_the_case_with_all_rows():
     found = red(sweep_case(QUICK_SWEEP, 5, 4, 1, {}), ForgetsRowsPast)
     case = "SVI step, B=5, T=4, all full, threads=1 (quick), batch 0"
     assert found == {("SVI gradients", "B=5, T=2"), ("SVI gradients", case)}
 
 
-def test_steps_gone_wrong_are_seen_on_the_half_with_all_steps():
+def test_wrong_steps_are_detected_by_the_case_with_all_steps():
     found = red(sweep_case(QUICK_SWEEP, 2, 9, 1, {}), ForgetsSteps)
     assert {("SVI loss", "B=1, T=9"), ("SVI gradients", "B=1, T=9")} <= found
     assert not any(where == "B=2, T=2" for _, where in found)
 
 
-def test_what_no_half_sees_is_seen_in_float32():
+def test_errors_of_large_cases_only_are_detected_in_float32():
     case = "SVI step, B=2, T=9, all full, threads=1 (quick), batch 0"
     found = red(sweep_case(QUICK_SWEEP, 2, 9, 1, {}), WrongAtBoth)
     assert found == {("SVI loss", case), ("SVI gradients", case)}
@@ -142,7 +142,7 @@ def test_what_no_half_sees_is_seen_in_float32():
 
 def test_quick_suite_has_every_kind_of_case():
     cases = suites.SUITES["cpu-scaling"].cases(None, True)
-    assert any(case.gate for case in cases)
+    assert any(case.check_cases for case in cases)
     assert any(case.not_run for case in cases)
     assert all("(quick)" in case.name and case.sizes == QUICK_SIZES for case in cases)
-    assert all(half.sizes == QUICK_SIZES for case in cases for half in case.gate)
+    assert all(half.sizes == QUICK_SIZES for case in cases for half in case.check_cases)

@@ -1,4 +1,4 @@
-"""The launches of a captured SVI step are counted whole, and do not grow unseen."""
+"""The launches of a captured SVI step are counted completely, and their numbers are pinned."""
 
 import json
 import re
@@ -19,10 +19,10 @@ CSRC = Path(__file__).parents[2] / "csrc"
 
 counts = pytest.mark.skipif(launches.missing() is not None, reason=str(launches.missing()))
 
-# Launches of a time step in a scan with one flow, and with two, forward and backward.
+# Launches per time step of a scan with one and with two flows, forward and backward.
 FLOW, FLOWS = 8, 12
 
-# Nodes of a step: a change of the package that changes them changes them here.
+# Nodes of a step, to be updated with any change of the package that affects them.
 NODES = {
     "Trace_ELBO": {"triton": 25, "cuda": 5, "torch": 5},
     "Trace_ELBO without a mask": {"triton": 25, "cuda": 5, "torch": 5},
@@ -47,13 +47,13 @@ def step_of(module=DMM):
 
 @counts
 @pytest.mark.parametrize("case", nodes.CASES, ids=lambda case: case.name)
-def test_a_step_launches_what_it_did(case):
+def test_the_launches_of_a_step_are_unchanged(case):
     launched = case.launches()
     assert by_library(launched) == NODES[case.name], nodes.table(launched)
 
 
 @counts
-def test_time_steps_have_launches_of_their_own_in_scans_with_flows_alone():
+def test_only_scans_with_flows_launch_kernels_per_time_step():
     for sizes, of_a_step in (({"num_iafs": 1, "iaf_dim": 100}, FLOW), ({"inference": "mf-lr"}, 0)):
         few, many = (
             by_library(nodes.step_launches(DMM(**sizes), Trace_ELBO(), T=steps)) for steps in (3, 40)
@@ -62,10 +62,10 @@ def test_time_steps_have_launches_of_their_own_in_scans_with_flows_alone():
 
 
 @counts
-def test_every_part_of_a_step_is_told():
+def test_every_part_of_a_step_is_named():
     launched = step_of()
     assert [launch.part for launch in launched if launch.kernel == "observed_kernel"] == ["guide"]
-    # The model asks for what the guide has made, and launches nothing.
+    # The model uses results of the guide and launches nothing.
     assert {launch.part for launch in launched} == {"guide", "", "backward", "optimizer"}
     scans = [(launch.op, launch.part) for launch in launched if launch.by == "cuda"]
     assert scans == [
@@ -97,7 +97,7 @@ class WithAKernel(DMM):
     ("module", "part", "kernel", "by"),
     [(WithAnAddition, "guide", "add_.Tensor", "torch"), (WithAKernel, "model", "observed_kernel", "triton")],
 )
-def test_a_planted_launch_is_one_more_node(module, part, kernel, by):
+def test_an_additional_launch_is_one_more_node(module, part, kernel, by):
     def those_of(launched):
         return [
             launch for launch in launched if (launch.part, launch.kernel, launch.by) == (part, kernel, by)
@@ -145,8 +145,8 @@ def test_operators_of_torch_are_counted(kind):
 
 
 @counts
-def test_operators_of_several_launches_have_those_of_their_parts():
-    """As torch computes them of other operators on any device."""
+def test_operators_of_several_launches_are_counted_by_their_parts():
+    """The operators that torch composes them of on any device."""
     aten, key = torch.ops.aten, torch._C.DispatchKey
     made = {
         "constant_pad_nd": (aten.constant_pad_nd.default, key.CompositeExplicitAutograd, A, [0, 1], 0.0),
@@ -192,7 +192,7 @@ def test_launches_of_the_compiled_library():
 
 
 @counts
-def test_a_launch_is_on_the_stream_that_is_current():
+def test_a_launch_is_on_the_current_stream():
     with recorded({}) as recorder:
         side = torch.cuda.Stream(A.device)
         before = torch.cuda.current_stream()
@@ -216,7 +216,7 @@ def test_a_step_that_reads_a_value_fails():
 
 
 @counts
-def test_afterwards_everything_is_as_it_was():
+def test_patches_are_removed_afterwards():
     found = dmm_fast.info()
     with recorded({}):
         inside = dmm_fast.info()["ops"]["emission_log_prob"]["cuda"], A.device.type, A.is_cuda, A.is_meta
@@ -243,7 +243,7 @@ def test_prints_and_writes_the_counts(tmp_path, capsys, monkeypatch):
     assert sum(launch["nodes"] for launch in plain["launches"]) == plain["nodes"]["all"]
     with pytest.raises(SystemExit):
         nodes.main(["--json", str(tmp_path / "none" / "nodes.json")])
-    assert "--json: expected a file in a folder that is there" in capsys.readouterr().err
+    assert "--json: expected a file in an existing folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -251,10 +251,10 @@ def test_prints_and_writes_the_counts(tmp_path, capsys, monkeypatch):
     [
         (launches, "find_spec", lambda name: None, "triton is not installed: pip install triton"),
         (launches.triton, "INTERPRETED", True, "TRITON_INTERPRET=1"),
-        (launches._extension, "missing", "it is elsewhere", "it is not there: it is elsewhere"),
+        (launches._extension, "missing", "it is elsewhere", "is missing: it is elsewhere"),
     ],
 )
-def test_what_is_missing_is_told(monkeypatch, capsys, owner, name, value, why):
+def test_missing_requirements_are_named(monkeypatch, capsys, owner, name, value, why):
     monkeypatch.setattr(launches, "find_spec", lambda name: True)
     monkeypatch.setattr(launches.triton, "INTERPRETED", False)
     monkeypatch.setattr(owner, name, value)

@@ -1,8 +1,8 @@
-"""The least time that one warp takes along its instructions, from their schedule and assumed latencies.
+"""A lower bound of the time of one warp, from the schedule of its instructions and assumed latencies.
 
 A warp issues in order. After an instruction it waits for as many cycles as the compiler says, and before one
-until the scoreboards in its mask are clear. Other warps, bank conflicts and misses of the instruction cache,
-which are left out, only make it longer.
+until the scoreboards in its mask are clear. Other warps, bank conflicts and misses of the instruction cache
+are ignored, and could only add to the time.
 """
 
 from collections.abc import Iterable
@@ -14,15 +14,15 @@ from tests.cuda.turns import Passed, is_remote_store, is_wait, is_word_poll
 LATENCY = {"LDS": 30, "SHFL": 25, "MUFU": 20, "LDC": 40, "LDG": 600, "LD": 600, "ATOMG": 600}
 OTHER_LATENCY = 20  # conversions, special registers, polls
 OPERANDS_READ = 10  # until the scoreboard of its operands is clear
-BARRIER = 30  # of a block, where all other warps have come already
+BARRIER = 30  # barrier of a block that all other warps have reached
 TAKEN_BRANCH = 10
 
 
 def chain(path: Iterable[Passed]) -> int:
     """Cycles from the end of the first wait to the last store to another block.
 
-    What was under way before the wait has arrived when it ends, since that takes several hundred cycles. A
-    wait for words ends with the last poll for them.
+    Loads issued before the wait are assumed complete at its end, as a wait takes several hundred cycles. A
+    wait for words ends with the last poll.
     """
     path = list(path)
     polls = [place for place, passed in enumerate(path) if is_word_poll(passed.instruction)]

@@ -1,4 +1,4 @@
-"""Runs of the kernels under the emulator, as the tests want them."""
+"""Fixtures that configure runs of the kernels under the emulator."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def options(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Choose how threads take turns and what goes wrong: the arguments of the emulator's ``Options``."""
+    """Set the order of threads and injected faults: the arguments of the emulator's ``Options``."""
     emulator, emulated = import_module("dmm_emulator"), import_module("tests.emulated")
 
     def choose(**given: Any) -> None:

@@ -1,4 +1,4 @@
-"""Kernels that exchange through device memory, compiled for GPUs that the library has no machine code for."""
+"""Kernels that exchange through device memory, compiled for GPUs without machine code in the library."""
 
 import importlib.util
 import subprocess
@@ -15,7 +15,7 @@ SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*_words*.cu"))
 
 @contextmanager
 def compiled(arch: str) -> Iterator[list[Path]]:
-    """The machine code of each of :data:`SOURCES` in a file, until the block ends.
+    """Compile each of :data:`SOURCES` to a file, which exists until the block ends.
 
     Raises:
         FileNotFoundError: there is no nvcc.
@@ -37,7 +37,7 @@ def compiled(arch: str) -> Iterator[list[Path]]:
 
 
 def _setup() -> ModuleType:
-    """``setup.py``, which knows the flags."""
+    """Import ``setup.py``, which has the compiler flags."""
     spec = importlib.util.spec_from_file_location("dmm_fast_setup", ROOT / "setup.py")
     assert spec is not None
     assert spec.loader is not None

@@ -3,11 +3,11 @@
     python -m tests.cuda.step_budget --large
 
 A cluster keeps all weights on the chip, and its blocks exchange at every step, so that both products and
-bytes grow with its rows. A row of the table is a kind of kernel and a cluster size: the rows that each of the
-clusters has that run at a time, what a block multiplies and receives in a step, and the share of the tensor
-cores' peak that the longer of both allows, if they overlap in full. The last share is without overlap of the
-exchange's latency, and at the rate of ``mma.sync``, of which a tensor core takes one in seven cycles and not
-in four as at its peak.
+bytes grow with its rows. A row of the table is for a kind of kernel and a cluster size. It has the rows of
+each of the concurrent clusters, the products and received bytes of a block per step, and the share of the
+tensor cores' peak that the longer of the two allows if they overlap fully. The last share assumes no overlap
+of the exchange's latency, and the rate of ``mma.sync``, of which a tensor core executes one in seven cycles
+instead of one in four at its peak.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,14 +26,14 @@ SHARED_BYTES = 128 * 1024  # of weights, beside states and sums
 
 
 class Product(NamedTuple):
-    """A matrix of the scan, of which a block has a part of the outputs or of the inputs."""
+    """A matrix of the scan, whose outputs or inputs are split over the blocks."""
 
     inputs: int
     outputs: int
     shares_outputs: bool
 
     def of_block(self, blocks: int) -> tuple[int, int]:
-        """Inputs and outputs of a block's part."""
+        """Inputs and outputs of the part of a block."""
         if self.shares_outputs:
             return self.inputs, -(-self.outputs // blocks)
         return -(-self.inputs // blocks), self.outputs
@@ -54,7 +54,7 @@ class Kind(NamedTuple):
         return sum(self.number_bytes * inputs * outputs for inputs, outputs in parts)
 
     def mmas(self, blocks: int, rows: int) -> int:
-        """Products of 16 outputs by some inputs by 8 rows that a block makes in a step."""
+        """The MMAs of a block in a step, of 16 outputs by some inputs by 8 rows."""
         tiles = 0
         for product in self.products:
             inputs, outputs = product.of_block(blocks)
@@ -72,17 +72,17 @@ _COMBINER = (Product(Z, H, shares_outputs=True), Product(H, 2 * Z, shares_output
 
 
 def _gathered(number_bytes: int) -> Callable[[int], float]:
-    """All-gather of the state: a block receives what the others have."""
+    """All-gather of the state: a block receives the parts of all others."""
     return lambda blocks: number_bytes * H * (blocks - 1) / blocks
 
 
 def _all_sums(blocks: int) -> float:
-    """All-to-all: every block receives every block's partial sums."""
+    """All-to-all: every block receives the partial sums of every block."""
     return 4 * 2 * Z * (blocks - 1)
 
 
 def _scattered(blocks: int) -> float:
-    """Reduce-scatter of the partial sums and all-gather of the latents: of each a part of every block's."""
+    """Reduce-scatter of the partial sums and all-gather of the latents, a part of each from every block."""
     return 4 * (2 * Z + Z) * (blocks - 1) / blocks
 
 
@@ -96,14 +96,14 @@ KINDS = (
 
 
 class Bound(NamedTuple):
-    """A kind in clusters of some size."""
+    """A kind of kernel in clusters of some size."""
 
     kind: Kind
     blocks: int
     rows: int  # of a cluster
     mmas: int  # of a block in a step
     received: float  # bytes, by a block in a step
-    useful: float  # cycles in which all multiprocessors could do the step's multiply-adds
+    useful: float  # cycles for the multiply-adds of the step on all multiprocessors at their peak
 
     @property
     def tensor(self) -> float:
@@ -112,7 +112,7 @@ class Bound(NamedTuple):
 
     @property
     def network(self) -> float:
-        """Cycles in which its bytes come."""
+        """Cycles in which the received bytes arrive."""
         return self.received / NETWORK
 
     @property
@@ -128,7 +128,7 @@ class Bound(NamedTuple):
 
     @property
     def keeps(self) -> str:
-        """The place of a block's weights."""
+        """The memory that holds the weights of a block."""
         needed = self.kind.weight_bytes(self.blocks)
         if needed <= REGISTER_BYTES:
             return "registers"
@@ -148,7 +148,7 @@ def bounds(device: Device = H100, batch: int = B) -> Iterator[Bound]:
 
 
 def existing_mmas(blocks: int, rows: int) -> list[int]:
-    """The same count for the kernels of rnn_scan that there are, one for each of their tilings."""
+    """The same count for the existing kernels of rnn_scan, one for each tiling."""
     return [
         tiling.threads // 32 * tiling.quads * tiling.tensor_tiles * -(-rows // TENSOR_ROWS)
         for tiling in tensor_tilings(H, -(-H // blocks))

@@ -1,9 +1,9 @@
 """Machine code of the CUDA kernels, instruction by instruction: of the library, or of a file for one GPU.
 
-An instruction has 128 bits. The upper 23 are the compiler's schedule, which the hardware obeys: how many
-cycles pass before the warp issues its next instruction, and the scoreboards. An instruction whose time is not
-known, like a load, marks one of six scoreboards until its result is there (a "write barrier"), or until its
-operands were read (a "read barrier"); what needs that has the scoreboard in its mask of those to wait for.
+An instruction has 128 bits. The upper 23 are the compiler's schedule, which the hardware follows: the number
+of cycles before the warp issues its next instruction, and the scoreboards. An instruction of variable
+latency, such as a load, marks one of six scoreboards until its result is available (a "write barrier") or
+until its operands have been read (a "read barrier"). Dependent instructions wait for that scoreboard.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from tests.cuda.resource_table import cuobjdump, demangled, library, parse
 
-ARCH = "sm_90"  # that of the committed table
+ARCH = "sm_90"  # the architecture of the committed table
 SCOREBOARDS = 6
 _STALL, _YIELD, _WRITE, _READ, _WAIT, _REUSE = 41, 45, 46, 49, 52, 58  # bits of the upper word
 _NO_SCOREBOARD = 7
@@ -40,17 +40,17 @@ class Instruction(NamedTuple):
 
     @property
     def yields(self) -> bool:
-        """Whether the scheduler may turn to another warp: the bit is 0 then."""
+        """True if the scheduler may switch to another warp, for which the bit is 0."""
         return not self.control >> _YIELD & 1
 
     @property
     def write_barrier(self) -> int | None:
-        """The scoreboard that is marked until the result is there."""
+        """The scoreboard that is marked until the result is available."""
         return _scoreboard(self.control >> _WRITE)
 
     @property
     def read_barrier(self) -> int | None:
-        """The scoreboard that is marked until the operands were read."""
+        """The scoreboard that is marked until the operands have been read."""
         return _scoreboard(self.control >> _READ)
 
     @property
@@ -61,12 +61,12 @@ class Instruction(NamedTuple):
 
     @property
     def reuse(self) -> int:
-        """Operands that are kept for the next instruction: a bit each."""
+        """The operands reused by the next instruction, a bit for each."""
         return self.control >> _REUSE & 15
 
     @property
     def target(self) -> int | None:
-        """The address that a branch leads to, if it is written in the instruction."""
+        """The target address of a branch, if it is part of the instruction."""
         address = re.search(r"0x([0-9a-f]+)$", self.operands)
         return int(address[1], 16) if address and self.kind == "BRA" else None
 
@@ -84,13 +84,13 @@ _INSTRUCTION = re.compile(
 
 
 def instructions(text: str, start: int = 0, end: int | None = None) -> list[Instruction]:
-    """The instructions of a function in what the disassembler says, ``text[start:end]``."""
+    """The instructions of a function in the disassembly ``text[start:end]``."""
     matches = _INSTRUCTION.finditer(text, start, len(text) if end is None else end)
     return [Instruction(int(m[1], 16), m[2] or "", m[3], m[4], int(m[5], 16)) for m in matches]
 
 
 def functions(text: str) -> Iterator[tuple[str, list[Instruction]]]:
-    """Each function of what ``cuobjdump -sass`` says, by its name in the library, one at a time."""
+    """Iterate over the functions in the output of ``cuobjdump -sass`` by their names in the library."""
     heads = list(_FUNCTION.finditer(text))
     for head, end in zip(heads, [*(h.start() for h in heads[1:]), len(text)], strict=True):
         yield head[1], instructions(text, head.end(), end)
@@ -99,11 +99,11 @@ def functions(text: str) -> Iterator[tuple[str, list[Instruction]]]:
 def kernels(
     names: Sequence[str] | None = None, arch: str = ARCH, binary: Path | None = None
 ) -> Iterator[tuple[str, list[Instruction]]]:
-    """The kernels of a file by their names in the source, one at a time.
+    """Iterate over the kernels of a file by their names in the source.
 
     Args:
-        names: those to read, which is faster for a few; None: all.
-        arch: the architecture whose code is read.
+        names: the kernels to read; None: all.
+        arch: the architecture to read.
         binary: the file; None: the library.
     """
     short = demangled(sorted({kernel.name for kernel in parse(_said(arch, binary, "-res-usage"))}))
@@ -115,7 +115,7 @@ def kernels(
 
 
 def compiler() -> str:
-    """The version of the assembler that made the machine code: that of nvcc."""
+    """The version of the assembler that made the machine code, which is that of nvcc."""
     found = re.search(rb"Cuda compilation tools, release [\d.]+, (V[\d.]+)", library().read_bytes())
     if found is None:
         raise ValueError(f"{library()}: expected the version of nvcc in it, got none")

@@ -1,9 +1,9 @@
-"""What the CUDA kernels take in the library that was built: registers, stack, static shared memory.
+"""Resources of the CUDA kernels in the built library: registers, stack, static shared memory.
 
     python -m tests.cuda.resource_table
 
-No GPU is needed. A register that is spilled lies on the stack, so a kernel without one spills none. The tool
-that reads it, cuobjdump, comes with the wheel of Triton.
+No GPU is needed. Spilled registers are stored on the stack, so a kernel without a stack has no spills. The
+tool, cuobjdump, comes with the wheel of Triton.
 """
 
 import re
@@ -18,7 +18,7 @@ import torch
 
 
 class Resources(NamedTuple):
-    """Of a kernel for an architecture; its name is that of the source, without arguments."""
+    """Resources of a kernel for an architecture, with its name in the source, without arguments."""
 
     name: str
     arch: str
@@ -29,7 +29,7 @@ class Resources(NamedTuple):
 
 def library() -> Path:
     """The compiled library that is loaded."""
-    from dmm_fast import _extension  # not above: the machine code of other kernels is read without it
+    from dmm_fast import _extension  # imported here, as other binaries are read without the library
 
     package = Path(_extension.__file__).parent
     (found,) = [path for path in map(Path, torch.ops.loaded_libraries) if path.parent == package]
@@ -37,11 +37,11 @@ def library() -> Path:
 
 
 def cuobjdump(*flags: str, binary: Path | None = None) -> str | None:
-    """What the tool says of a file, by default of the library; None where there is no such tool."""
+    """The output of the tool for a file, by default the library; None without the tool."""
     triton = find_spec("triton")
     beside = triton and triton.origin and Path(triton.origin).parent / "backends" / "nvidia" / "bin"
     tool = shutil.which("cuobjdump", path=beside or None)
-    # It warns of each file of the library that does not hold a function it is asked for.
+    # The tool warns of each file of the library that lacks a requested function.
     return tool and subprocess.check_output(
         [tool, *flags, binary or library()], text=True, stderr=subprocess.PIPE
     )
@@ -53,7 +53,7 @@ _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) ")
 
 
 def parse(report: str) -> list[Resources]:
-    """The kernels in what ``cuobjdump -res-usage`` says."""
+    """Parse the output of ``cuobjdump -res-usage``."""
     found, arch, name = [], "", ""
     for line in report.splitlines():
         if match := _ARCH.match(line):
@@ -66,7 +66,7 @@ def parse(report: str) -> list[Resources]:
 
 
 def table(binary: Path | None = None) -> list[Resources] | None:
-    """Every kernel of a file, by default of the library, for each architecture; None without the tool."""
+    """All kernels of a file, by default the library, for each architecture; None without the tool."""
     report = cuobjdump("-res-usage", binary=binary)
     if report is None:
         return None
@@ -76,7 +76,7 @@ def table(binary: Path | None = None) -> list[Resources] | None:
 
 
 def demangled(names: list[str]) -> dict[str, str]:
-    """Names in the library, each with that of the source; the same one where there is no c++filt."""
+    """The names in the source by those in the library; unchanged without c++filt."""
     tool = shutil.which("c++filt")
     if tool is None or not names:
         return {name: name for name in names}

@@ -1,19 +1,19 @@
-"""Instructions and estimated time of a step of the scans, from their machine code.
+"""Instruction counts and estimated times of a step of the scans, from their machine code.
 
     python -m tests.cuda.step_budget [--arch ARCH] [--all] [--check] [--write] [NAME...]
     python -m tests.cuda.step_budget --large
 
-No GPU is needed. What the library has no machine code for, as sm_86 and sm_89, is compiled: the kernels that
-exchange through device memory, with nvcc. A row is a turn of a kernel (:mod:`tests.cuda.turns`), as one warp
-passes it that does all there is to do: a time step of all rows, or of one group where groups take turns in a
-loop.
+No GPU is needed. For architectures without machine code in the library, such as sm_86 and sm_89, the kernels
+that exchange through device memory are compiled by nvcc. A row is a turn of a kernel
+(:mod:`tests.cuda.turns`) on the longest path of a warp: a time step of all rows, or of one group if groups
+alternate in a loop.
 
-Inner loops are passed once ("repeated" has their instructions). So the kernels for any size, which loop over
-what others unroll, take more than their row says, and their chain has loads of weights from device memory
-that a plan need not have. Their rows compare one build with another, and are no estimates.
+Inner loops are counted once ("repeated" has their instructions). The kernels for any size, which loop where
+others unroll, therefore execute more than their row says, and their chain has loads of weights from device
+memory that a plan may not have. Their rows serve to compare builds, not as estimates.
 
-``step_budget.json`` is the table that the library is held to, for compute capability 9.0.
-``--large`` is about batches of hundreds of rows: :mod:`tests.cuda.large_batches`.
+``step_budget.json`` is the committed table for compute capability 9.0, which the library must not exceed.
+``--large`` analyses batches of hundreds of rows: :mod:`tests.cuda.large_batches`.
 """
 
 import argparse
@@ -48,7 +48,7 @@ KINDS = {
     "stg": ("STG",),
     "branches": ("BRA", "BRX", "BSSY", "BSYNC"),
 }
-# The part by which a count may exceed the table's: small changes move instructions around.
+# Relative tolerance of the counts, as small changes move instructions around.
 TOLERANCE = {"instructions": 0.02, "chain": 0.05} | dict.fromkeys(
     ("lds", "bar", "stas", "shfl", "branches", "registers", "stack"), 0.0
 )
@@ -62,11 +62,11 @@ class Table(NamedTuple):
 
 
 def read_library(names: Sequence[str] | None = None, arch: str = ARCH) -> dict[str, Budget]:
-    """The budgets of all kernels of the library that is loaded.
+    """The budgets of the kernels of the loaded library.
 
     Args:
-        names: of the kernels whose turns are read, since that takes a quarter of a second each; None: of all.
-        arch: the architecture whose machine code is read.
+        names: the kernels whose turns are read, a quarter of a second for each; None: all.
+        arch: the architecture to read.
     """
     return _read(names, arch, None)
 
@@ -84,10 +84,11 @@ def _read(names: Sequence[str] | None, arch: str, binary: Path | None) -> dict[s
     found = {
         kernel.name: {"registers": kernel.registers, "stack": kernel.stack}
         for kernel in resource_table(binary) or []
-        if kernel.arch == (arch if binary is None else "")  # a file for one GPU does not say which
+        if kernel.arch
+        == (arch if binary is None else "")  # a file for one GPU does not record its architecture
     }
     for name, code in kernels(names, arch, binary):
-        # The tutorial's rnn_scan has ReLU. The combiner has tanh and softplus.
+        # The tutorial's rnn_scan uses ReLU, the combiner tanh and softplus.
         turn = find_turn(code, without_mufu=name.startswith("rnn_scan"))
         if turn is not None:
             found[name] |= _budget(turn)
@@ -107,14 +108,14 @@ def _budget(turn: Turn) -> Budget:
 
 
 def _waits(turn: Turn) -> int:
-    """Count the waits of a turn: polls for words of device memory are one together."""
+    """Count the waits of a turn; all polls for words of device memory count as one."""
     instructions = [passed.instruction for passed in turn.path]
     at_barriers = sum(is_wait(each) and not is_word_poll(each) for each in instructions)
     return at_barriers + any(map(is_word_poll, instructions))
 
 
 def excess(found: dict[str, Budget], allowed: dict[str, Budget]) -> list[str]:
-    """Differences from the table, a line each: kernels, and counts that have grown."""
+    """Differences from the table: missing and new kernels, and counts that have grown."""
     lines = [f"{name}: expected in the table, got none" for name in found.keys() - allowed.keys()]
     lines += [f"{name}: expected in the library, got none" for name in allowed.keys() - found.keys()]
     for name in found.keys() & allowed.keys():

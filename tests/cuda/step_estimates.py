@@ -1,8 +1,8 @@
-"""Estimated time of a step of the scans, from the budgets of their kernels and what an exchange takes.
+"""Estimated time of a step of the scans, from the budgets of their kernels and the time of an exchange.
 
-A step of a cluster takes what a warp takes from the end of its wait to its last store, or what the scheduler
-takes to issue it, whichever is longer, and an exchange as an H100 took it. Of a team, which exchanges through
-device memory, the exchange is made of published figures: :mod:`dmm_fast.cuda.word_exchange`.
+A step of a cluster takes the time of a warp from the end of its wait to its last store, or that of the
+scheduler to issue it, whichever is longer, plus an exchange as measured on an H100. The exchange of a team,
+which goes through device memory, is estimated from published figures: :mod:`dmm_fast.cuda.word_exchange`.
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ GPUS = ("a100", "rtx3090", "rtx4090", "h100")
 
 # Measured on an NVIDIA H100 80GB HBM3.
 EXCHANGE = 310.0  # ns, and the bytes that a block receives
-BYTES = 28.0  # a ns
+BYTES = 28.0  # per ns
 
 Budget = dict[str, int]  # registers and stack; of a kernel that exchanges, also what a turn takes
 
@@ -36,35 +36,35 @@ class Launch(NamedTuple):
 
     @property
     def latency(self) -> float:
-        """Cycles from the last store of a block until all others have waited for it, but for the bytes."""
+        """Cycles from the last store of a block to the end of the others' waits, except for the bytes."""
         if self.blocks:
             return travel_cycles(self.device) + poll_cycles(self.device)
         return self.device.clock * EXCHANGE
 
     @property
     def bytes(self) -> float:
-        """Cycles that the bytes take."""
+        """Cycles for the transfer of the bytes."""
         if self.blocks:
             return read_cycles(self.device, self.received, self.blocks)
         return self.device.clock * self.received / BYTES
 
     def issue(self, budget: Budget) -> int:
-        """Cycles that the scheduler with the most warps takes to issue what its warps do in a turn."""
+        """Cycles of the scheduler with the most warps to issue their instructions of a turn."""
         again = budget.get("ffma", 0) * (self.device.ffma_cycles - 1)
         return (budget["instructions"] + again) * -(-self.warps // 4)
 
     def step(self, budget: Budget) -> float:
-        """Estimated cycles of a step: while what one group gave is on its way, the others compute."""
+        """Estimated cycles of a step, in which groups compute during the exchanges of other groups."""
         turns = -(-self.groups // budget["waits"])
         busy = max(budget["chain"], self.issue(budget))
-        if self.blocks:  # no other group hides a poll that succeeds, or that words come
+        if self.blocks:  # the poll that succeeds and the transfer of words are not hidden by other groups
             busy += poll_cycles(self.device) + self.bytes
             return max(turns * busy, busy + travel_cycles(self.device))
         return max(turns * busy, busy + self.latency + self.bytes)
 
 
 def launch_of(scan: str, plan: Plan, device: Device = H100) -> Launch:
-    """The kernel of a plan: the one place that knows how kernels are named."""
+    """The name of the kernel of a plan."""
     way = "bwd" if scan.endswith("_backward") else "fwd"
     rows, at_once, size = plan[:3]
     by_memory = plan.exchange == "memory"
@@ -72,7 +72,7 @@ def launch_of(scan: str, plan: Plan, device: Device = H100) -> Launch:
         case (WarpTiling() as tiling,):
             sizes = ", ".join(map(str, (*tiling, at_once, "true" if rows > at_once else "false")))
             kernel = f"rnn_scan_{'words' if by_memory else 'warps'}_{way}_kernel<{sizes}>"
-            # A block gives itself nothing.
+            # A block sends nothing to itself.
             received = (word_bytes(at_once) if by_memory else 4 * at_once) * plan.given * (size - 1)
         case (LaneTile() as to, LaneTile() as back):
             tiles = f"{to.group_outputs}, {to.lane_inputs}, {back.group_outputs}, {back.lane_inputs}"
@@ -87,7 +87,7 @@ def launch_of(scan: str, plan: Plan, device: Device = H100) -> Launch:
 
 
 def launches(device: Device, exchange: Exchange) -> dict[str, tuple[Launch, int]]:
-    """For each scan the launch of the best plan that exchanges so, and how many follow one another."""
+    """The launch of the best plan with this exchange for each scan, and the number of launches."""
     B, H, Z = SIZES
     found = {}
     for scan in SCANS:
@@ -106,14 +106,14 @@ def launches(device: Device, exchange: Exchange) -> dict[str, tuple[Launch, int]
 
 
 def gpus_of(arch: str) -> list[tuple[Device, Exchange]]:
-    """The GPUs of an architecture that estimates are printed for, with each way they have to exchange."""
+    """The GPUs of an architecture to print estimates for, with each of their exchanges."""
     devices = [KNOWN[name] for name in GPUS if KNOWN[name].arch == arch]
     ways: tuple[Exchange, ...] = ("cluster", "memory")
     return [(device, way) for device in devices for way in ways if way == "memory" or device.has_clusters]
 
 
 def print_estimates(arch: str, budgets: dict[str, Budget]) -> None:
-    """A row for each scan whose kernel is there: cycles, and microseconds of a step."""
+    """A row for each scan with an existing kernel: cycles and microseconds of a step."""
     for device, exchange in gpus_of(arch):
         print(f"\n{device.name}, exchange by {exchange}")
         columns = "".join(f"{c:>8}" for c in ("warps", "groups", "chain", "issue", "latency", "bytes", "us"))

@@ -1,4 +1,4 @@
-"""One step of Adam with clipped gradients: the CUDA kernel against the float64 reference."""
+"""A step of Adam with clipped gradients: the CUDA kernel compared with the float64 reference."""
 
 from typing import Any
 
@@ -26,9 +26,9 @@ Lists = list[list[np.ndarray]]
 
 
 def draw(sizes: list[int], offset: int = 0) -> Lists:
-    """Parameters, gradients, averages and averages of squares, ``offset`` floats off their alignment.
+    """Parameters, gradients, averages and averages of squares, misaligned by ``offset`` floats.
 
-    Each lies at the end of its memory, so that the address sanitizer sees what goes past it.
+    Each ends where its memory ends, so that the address sanitizer detects accesses past it.
     """
     rng = np.random.default_rng(0)
 
@@ -46,7 +46,7 @@ def draw(sizes: list[int], offset: int = 0) -> Lists:
 
 
 def expect(lists: Lists, **rule: Any) -> Lists:
-    """What the reference makes of copies, in float64."""
+    """The results of the reference for copies, in float64."""
     tensors = [[torch.from_numpy(a).double() for a in arrays] for arrays in lists]
     reference.clipped_adam(*tensors, **rule)
     return [[t.numpy() for t in parallel] for parallel in tensors]
@@ -70,7 +70,7 @@ def assert_near(lists: Lists, expected: Lists) -> None:
     ],
     ids=str,
 )
-def test_a_step_is_the_reference_s(changed: dict[str, Any], offset: int, reversed: bool) -> None:
+def test_a_step_equals_the_reference(changed: dict[str, Any], offset: int, reversed: bool) -> None:
     rule = {**RULE, **changed}
     lists = draw(SIZES, offset)
     expected = expect(lists, **rule)
@@ -78,7 +78,7 @@ def test_a_step_is_the_reference_s(changed: dict[str, Any], offset: int, reverse
     assert_near(lists, expected)
 
 
-def test_arrays_of_one_tensor_may_be_aligned_each_in_its_own_way() -> None:
+def test_arrays_of_a_tensor_may_have_different_alignments() -> None:
     lists = [draw([1030], offset)[k] for k, offset in enumerate([0, 1, 2, 3])]
     expected = expect(lists, **RULE)
     emulator.clipped_adam(*lists, **RULE)
@@ -87,7 +87,7 @@ def test_arrays_of_one_tensor_may_be_aligned_each_in_its_own_way() -> None:
 
 @pytest.mark.parametrize("steps", [False, True])
 @pytest.mark.parametrize("lrs", [False, True])
-def test_numbers_may_lie_beside_the_parameters(steps: bool, lrs: bool) -> None:
+def test_step_counts_and_rates_may_be_arrays(steps: bool, lrs: bool) -> None:
     ours, theirs = draw(SIZES), draw(SIZES)
     at = {
         "steps": [np.array(2 * i + 1) for i in range(len(SIZES))] if steps else [],
@@ -104,19 +104,19 @@ def test_numbers_may_lie_beside_the_parameters(steps: bool, lrs: bool) -> None:
 
 
 @pytest.mark.parametrize("count", [0, TABLE - 1, TABLE, TABLE + 1, 2 * TABLE + 1])
-def test_more_tensors_than_the_table_holds_take_more_launches(count: int) -> None:
+def test_more_tensors_than_a_table_holds_need_more_launches(count: int) -> None:
     lists = draw([5 + i % 3 for i in range(count)])
     expected = expect(lists, **RULE) if count else lists
     assert emulator.clipped_adam(*lists, **RULE) == -(-count // TABLE)
     assert_near(lists, expected)
 
 
-def test_empty_tensors_have_their_blocks_too() -> None:
+def test_empty_tensors_are_supported() -> None:
     assert emulator.clipped_adam(*draw([0] * 3), **RULE) == 1
 
 
 @pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "misaligned"])
-def test_gradients_that_are_no_numbers_do_as_in_the_reference(offset: int) -> None:
+def test_nan_gradients_behave_as_in_the_reference(offset: int) -> None:
     lists = draw([40], offset)
     lists[1][0][:3] = [np.nan, np.inf, -np.inf]
     lists[3][0][5] = np.nan
@@ -126,7 +126,7 @@ def test_gradients_that_are_no_numbers_do_as_in_the_reference(offset: int) -> No
     assert_near(lists, expected)
 
 
-def test_a_missing_barrier_shows() -> None:
+def test_a_missing_barrier_is_detected() -> None:
     lists = draw([1000])
     emulator.clipped_adam(*lists, **RULE, reversed=True, max_barriers=0)
     assert np.isnan(lists[0][0]).any()
@@ -136,7 +136,7 @@ def test_a_missing_barrier_shows() -> None:
 
 
 class Numbers:
-    """Step counts and learning rates on the device, which a step counts and decays."""
+    """Step counts and learning rates on the device, which a step increments and decays."""
 
     def __init__(self, counts: list[int], rates: list[float], lrd: float = 0.9) -> None:
         self.counts, self.rates, self.lrd = counts, rates, lrd
@@ -145,12 +145,12 @@ class Numbers:
         self.ticket = np.zeros((), np.int32)
 
     def step(self, lists: Lists, **options: Any) -> int:
-        """Step under the emulator, which returns the number of launches."""
+        """Take a step under the emulator; returns the number of launches."""
         given = {"steps": self.steps, "lrs": self.lrs, "lrd": self.lrd, "tickets": [self.ticket]}
         return emulator.clipped_adam(*lists, **RULE, **given, advance=True, **options)
 
     def step_after_them(self, lists: Lists) -> None:
-        """Count and decay here, and then take the step with numbers that stay."""
+        """Increment and decay on the host, then take the step with constant numbers."""
         self.counts = [n + 1 for n in self.counts]
         self.rates = [x * self.lrd for x in self.rates]
         steps, lrs = [np.array(n) for n in self.counts], [np.array(x) for x in self.rates]
@@ -181,7 +181,7 @@ def test_the_last_block_counts_and_decays(reversed: bool) -> None:
 
 
 @pytest.mark.parametrize("count", [3, TABLE + 2])
-def test_what_several_tensors_have_in_common_is_changed_once(count: int) -> None:
+def test_shared_step_counts_and_rates_change_once(count: int) -> None:
     sizes = [5 if i % 8 == 1 else 0 for i in range(count)]
     ours, theirs = draw(sizes), draw(sizes)
     numbers = Numbers([7] * count, [(0.1, 0.2)[i % 2] for i in range(count)])

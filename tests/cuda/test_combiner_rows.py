@@ -1,4 +1,4 @@
-"""combiner_scan one row at a time, under the emulator: each kernel gives the truth, and a hang is told."""
+"""combiner_scan one row at a time, under the emulator: results of each kernel, and reports of hangs."""
 
 import re
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from dmm_fast.reference import valid_steps
 from tests.cases import CASES, Case
 from tests.compare import compare, evaluate, incoming_gradients, run_backend
 from tests.compiled import calls_of
-from tests.cuts import Choose, by_lanes, cut
 from tests.inputs import build
+from tests.plans import Choose, by_lanes, use_plan
 
-__all__ = ["cut"]
+__all__ = ["use_plan"]
 
 pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
 emulated = pytest.importorskip("tests.emulated")
@@ -33,7 +33,7 @@ each_way = pytest.mark.parametrize("backward", [False, True], ids=["", "backward
 
 
 def of_kernel(kernel: int, groups: int) -> Choose:
-    """Plans for one of the kernels, forward and backward; where it takes two rows, the last group has one."""
+    """Plans for one of the kernels, forward and backward; with two rows per group, the last group has one."""
     size, at_once = FORWARD[kernel][0], FORWARD[kernel][-1]
     rows = groups * at_once - (at_once > 1 and groups > 1)
 
@@ -55,42 +55,46 @@ def test_a_kernel_forward_has_one_backward() -> None:
 @pytest.mark.parametrize(
     ("groups", "order"), [(1, {}), (2, {"reversed": True}), (3, {"late": True}), (4, {})], ids=str
 )
-def test_every_kernel_gives_the_truth(
-    kernel: int, groups: int, order: dict[str, bool], cut: Callable[..., None], options: Callable[..., None]
+def test_every_kernel_agrees_with_float64(
+    kernel: int,
+    groups: int,
+    order: dict[str, bool],
+    use_plan: Callable[..., None],
+    options: Callable[..., None],
 ) -> None:
-    cut(of_kernel(kernel, groups))
+    use_plan(of_kernel(kernel, groups))
     options(**order)
     compare(OP, RAGGED, "cuda")
 
 
 @each_kernel
-def test_every_kernel_takes_what_it_is_made_for(kernel: int, cut: Callable[..., None]) -> None:
+def test_every_kernel_supports_its_largest_sizes(kernel: int, use_plan: Callable[..., None]) -> None:
     size, units, inputs, outputs, sums, at_once = FORWARD[kernel]
     H, Z = size * min(32 * units, 8 * sums), min(8 * inputs, 16 * outputs, 4 * BACKWARD[kernel][2])
-    cut(of_kernel(kernel, 1))
+    use_plan(of_kernel(kernel, 1))
     compare(OP, Case("largest", B=at_once, T=2, Z=Z, H=H, start="rows"), "cuda")
 
 
 @pytest.mark.parametrize("name", ["primes", "particles", "many_steps"])
-def test_rows_that_take_turns(name: str, cut: Callable[..., None]) -> None:
-    cut(of_kernel(1, 2 if name != "primes" else 3))
+def test_groups_of_rows_alternate(name: str, use_plan: Callable[..., None]) -> None:
+    use_plan(of_kernel(1, 2 if name != "primes" else 3))
     compare(OP, CASES[name], "cuda")
 
 
 @each_kernel
-def test_groups_that_end_together(
-    kernel: int, cut: Callable[..., None], options: Callable[..., None]
+def test_groups_of_equal_length(
+    kernel: int, use_plan: Callable[..., None], options: Callable[..., None]
 ) -> None:
-    """No row is short, so that a row that is not there would be seen in the results of the first."""
-    cut(of_kernel(kernel, 3))
+    """All rows have full length, so that a missing row would affect the results of the first."""
+    use_plan(of_kernel(kernel, 3))
     options(late=True)
     compare(OP, replace(RAGGED, B=6, T=4, particles=(), lengths="full", poison=""), "cuda")
 
 
 @each_kernel
-def test_g_is_zero_past_the_ends(kernel: int, cut: Callable[..., None]) -> None:
-    """Also of a row that ends before the other of its group."""
-    cut(of_kernel(kernel, 2))
+def test_g_is_zero_past_the_ends(kernel: int, use_plan: Callable[..., None]) -> None:
+    """Also for a row that ends before the other one of its group."""
+    use_plan(of_kernel(kernel, 2))
     forward, _ = calls_of(OP, RAGGED, "cuda")
     *_, g = forward.run()
     lengths = dict(zip(forward.names, forward.args, strict=True))["lengths"]
@@ -99,22 +103,22 @@ def test_g_is_zero_past_the_ends(kernel: int, cut: Callable[..., None]) -> None:
 
 
 @pytest.mark.parametrize("H", [1, 11, 31])
-def test_blocks_without_units_give_zeros_and_may_be_late(
-    H: int, cut: Callable[..., None], options: Callable[..., None]
+def test_blocks_without_units_return_zeros_and_may_be_late(
+    H: int, use_plan: Callable[..., None], options: Callable[..., None]
 ) -> None:
-    cut(of_kernel(3, 1))
+    use_plan(of_kernel(3, 1))
     options(late=True)
     compare(OP, replace(RAGGED, H=H), "cuda")
 
 
 @pytest.mark.parametrize("reversed", [False, True], ids=["", "reversed"])
-def test_a_missing_barrier_shows(
-    reversed: bool, cut: Callable[..., None], options: Callable[..., None]
+def test_a_missing_barrier_is_detected(
+    reversed: bool, use_plan: Callable[..., None], options: Callable[..., None]
 ) -> None:
     case = replace(CASES["small"], H=40, Z=20)
-    cut(of_kernel(1, 1))
+    use_plan(of_kernel(1, 1))
     compare(OP, case, "cuda")
-    options(reversed=reversed, max_barriers=8)  # those before the first step
+    options(reversed=reversed, max_barriers=8)  # barriers before the first step
     got = run_backend(OP, build(OP, case), case, "cuda")
     with ops.use_backend("reference"):
         expected = run_backend(OP, build(OP, case), case, "reference")
@@ -124,16 +128,16 @@ def test_a_missing_barrier_shows(
 # --- hangs ----------------------------------------------------------------------------------------------
 
 CASE = Case("hang", B=6, T=7, H=40, Z=9, start="rows")
-LENGTHS = [7, 6, 5, 4, 3, 2]  # so the first cluster has rows of 7 and of 6 steps
+LENGTHS = [7, 6, 5, 4, 3, 2]  # the first cluster has rows of 7 and 6 steps
 RANK = 2
 
 Run = Callable[..., re.Match[str]]
 
 
 @pytest.fixture
-def run(options: Callable[..., None], cut: Callable[..., None]) -> Run:
-    """Runs a scan of which one direction has a fault: what it says of it."""
-    cut(of_kernel(1, 2))
+def run(options: Callable[..., None], use_plan: Callable[..., None]) -> Run:
+    """Run a scan with a fault in one direction; returns the text of its error."""
+    use_plan(of_kernel(1, 2))
 
     def with_fault(backward: bool, **fault: Any) -> re.Match[str]:
         def gradients(outputs: tuple[Tensor, ...]) -> list[Tensor | None]:
@@ -160,7 +164,7 @@ def run(options: Callable[..., None], cut: Callable[..., None]) -> Run:
 @each_way
 @each_order
 @pytest.mark.parametrize(("group", "step"), [(0, 5), (1, 1)])
-def test_a_lost_store_is_told(
+def test_a_lost_store_is_reported(
     backward: bool, group: int, step: int, order: dict[str, bool], run: Run
 ) -> None:
     said = run(backward, fault="lost", group=group, step=step, **order)
@@ -172,7 +176,7 @@ def test_a_lost_store_is_told(
 @each_way
 @each_order
 @pytest.mark.parametrize(("group", "back"), [(0, 1), (1, 2)])
-def test_a_store_that_comes_twice_is_told_at_the_end(
+def test_a_duplicate_store_is_reported_at_the_end(
     backward: bool, group: int, back: int, order: dict[str, bool], run: Run
 ) -> None:
     steps = LENGTHS[group]
@@ -183,7 +187,7 @@ def test_a_store_that_comes_twice_is_told_at_the_end(
 
 @each_way
 @each_order
-def test_a_block_that_gives_nothing_is_missed_at_once(
+def test_a_block_that_sends_nothing_is_detected_at_once(
     backward: bool, order: dict[str, bool], run: Run
 ) -> None:
     said = run(backward, fault="silent", **order)
@@ -191,6 +195,6 @@ def test_a_block_that_gives_nothing_is_missed_at_once(
 
 
 @each_way
-def test_a_block_that_gives_up_is_there_for_those_that_have_not(backward: bool, run: Run) -> None:
+def test_a_block_that_times_out_stays_for_the_others(backward: bool, run: Run) -> None:
     said = run(backward, fault="early_timeout")
     assert said["group"] == said["step"] == "0"

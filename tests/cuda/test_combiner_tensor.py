@@ -1,4 +1,4 @@
-"""combiner_scan on tensor cores, under the emulator: it is as near as tf32 is, and a hang is told."""
+"""combiner_scan on tensor cores, under the emulator: accuracy of tf32, and reports of hangs."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -14,16 +14,16 @@ from dmm_fast.reference import valid_steps
 from tests.cases import CASES, Case
 from tests.compare import _traces, eager, error, evaluate, incoming_gradients, run_backend
 from tests.compiled import calls_of
-from tests.cuts import cut, on_tensor_cores
 from tests.inputs import build
+from tests.plans import on_tensor_cores, use_plan
 
-__all__ = ["cut"]
+__all__ = ["use_plan"]
 
 pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
 pytest.importorskip("tests.emulated")
 
 OP = "combiner_scan"
-SMALL = 5  # blocks of the kernel for up to 80 units and 24 latents
+SMALL = 5  # cluster size of the kernel for up to 80 units and 24 latents
 RAGGED = Case("tensor", B=7, T=4, Z=18, H=70, lengths="zeros", poison="nan", start="rows", incoming="strided")
 
 each_order = pytest.mark.parametrize("order", [{}, {"reversed": True}, {"late": True}], ids=str)
@@ -39,7 +39,7 @@ def tf32() -> Iterator[None]:
 
 
 def check(case: Case) -> None:
-    """Rounding to ten bits is off by 2^-11 at most, and errors do not grow along these few steps."""
+    """Rounding to ten bits errs by at most 2^-11, and errors do not grow over these few steps."""
     inputs = build(OP, case)
     got = run_backend(OP, inputs, case, "cuda")
     for name, truth in eager(OP, case, torch.float64).items():
@@ -60,31 +60,33 @@ def check(case: Case) -> None:
     ],
     ids=str,
 )
-def test_groups_take_turns(
-    rows: int, order: dict[str, bool], cut: Callable[..., None], options: Callable[..., None]
+def test_groups_alternate(
+    rows: int, order: dict[str, bool], use_plan: Callable[..., None], options: Callable[..., None]
 ) -> None:
     """A cluster has one to three groups, the last with fewer rows; of 20 rows the second cluster has one."""
-    cut(on_tensor_cores(SMALL, rows))
+    use_plan(on_tensor_cores(SMALL, rows))
     options(**order)
     check(RAGGED if rows < 8 else replace(RAGGED, particles=(3,), T=3))
 
 
 @pytest.mark.parametrize(("size", "H", "Z"), [(3, 27, 69), (2, 270, 4), (5, 80, 24), (5, 3, 9), (5, 11, 1)])
-def test_sizes(size: int, H: int, Z: int, cut: Callable[..., None], options: Callable[..., None]) -> None:
-    """Two tiles of a warp, of outputs or units; all there is room for; blocks without units or latents."""
-    cut(on_tensor_cores(size, 3))
+def test_sizes(
+    size: int, H: int, Z: int, use_plan: Callable[..., None], options: Callable[..., None]
+) -> None:
+    """Two tiles per warp, of outputs or units; the largest sizes; blocks without units or latents."""
+    use_plan(on_tensor_cores(size, 3))
     options(late=True)
     check(replace(RAGGED, B=3, T=3, H=H, Z=Z, lengths="ragged"))
 
 
 @pytest.mark.parametrize("name", ["empty_rows", "particles_2d", "expanded"])
-def test_the_table_of_shapes(name: str, cut: Callable[..., None]) -> None:
-    cut(on_tensor_cores(SMALL, 3))
+def test_the_table_of_shapes(name: str, use_plan: Callable[..., None]) -> None:
+    use_plan(on_tensor_cores(SMALL, 3))
     check(CASES[name])
 
 
-def test_g_is_zero_past_the_ends(cut: Callable[..., None]) -> None:
-    cut(on_tensor_cores(SMALL, 7))
+def test_g_is_zero_past_the_ends(use_plan: Callable[..., None]) -> None:
+    use_plan(on_tensor_cores(SMALL, 7))
     forward, _ = calls_of(OP, RAGGED, "cuda")
     *_, g = forward.run()
     lengths = dict(zip(forward.names, forward.args, strict=True))["lengths"]
@@ -93,13 +95,13 @@ def test_g_is_zero_past_the_ends(cut: Callable[..., None]) -> None:
 
 
 @pytest.mark.parametrize("reversed", [False, True], ids=["", "reversed"])
-def test_a_missing_barrier_shows(
-    reversed: bool, cut: Callable[..., None], options: Callable[..., None]
+def test_a_missing_barrier_is_detected(
+    reversed: bool, use_plan: Callable[..., None], options: Callable[..., None]
 ) -> None:
     case = replace(CASES["small"], H=40, Z=20)
-    cut(on_tensor_cores(SMALL, 3))
+    use_plan(on_tensor_cores(SMALL, 3))
     check(case)
-    options(reversed=reversed, max_barriers=2)  # those before the first step
+    options(reversed=reversed, max_barriers=2)  # barriers before the first step
     got = run_backend(OP, build(OP, case), case, "cuda")
     assert any(not error(got[name], truth) < 2e-3 for name, truth in eager(OP, case, torch.float64).items())
 
@@ -114,15 +116,15 @@ Run = Callable[..., re.Match[str]]
 
 
 @pytest.fixture
-def run(options: Callable[..., None], cut: Callable[..., None]) -> Run:
-    """Runs a scan of which one direction has a fault: what it says of it."""
+def run(options: Callable[..., None], use_plan: Callable[..., None]) -> Run:
+    """Run a scan with a fault in one direction; returns the text of its error."""
 
     def with_fault(backward: bool, **fault: Any) -> re.Match[str]:
         def gradients(outputs: tuple[Tensor, ...]) -> list[Tensor | None]:
             options(rank=RANK, **fault)
             return incoming_gradients(outputs, CASE)
 
-        cut(on_tensor_cores(SMALL, 6))
+        use_plan(on_tensor_cores(SMALL, 6))
         inputs = {**build(OP, CASE), "lengths": torch.tensor(LENGTHS)}
         if not backward:
             options(rank=RANK, **fault)
@@ -143,10 +145,10 @@ def run(options: Callable[..., None], cut: Callable[..., None]) -> Run:
 @each_way
 @each_order
 @pytest.mark.parametrize("half", [2, 5], ids=["latents", "sums"])
-def test_a_lost_store_is_told(backward: bool, half: int, order: dict[str, bool], run: Run) -> None:
+def test_a_lost_store_is_reported(backward: bool, half: int, order: dict[str, bool], run: Run) -> None:
     """A store of the latents of step 1, or of the sums of step 2.
 
-    Who lacks a sum gives no latents, for which others begin to wait at the same time.
+    A block that lacks a sum sends no latents, for which the others begin to wait at the same time.
     """
     said = run(backward, fault="lost", group=0, step=half, **order)
     assert int(said["step"]) in ((half - 1) if order else half, half, half + 1)
@@ -155,19 +157,19 @@ def test_a_lost_store_is_told(backward: bool, half: int, order: dict[str, bool],
 
 @each_way
 @pytest.mark.parametrize("back", [1, 2], ids=["sums", "latents"])
-def test_a_store_that_comes_twice_is_told_at_the_end(backward: bool, back: int, run: Run) -> None:
+def test_a_duplicate_store_is_reported_at_the_end(backward: bool, back: int, run: Run) -> None:
     halves = 2 * LENGTHS[0]
     said = run(backward, fault="doubled", group=0, step=halves - back)
     assert [int(said[name]) for name in ("group", "step", "rows")] == [0, halves + back % 2, 0]
 
 
 @each_way
-def test_a_block_that_gives_nothing_is_missed_at_once(backward: bool, run: Run) -> None:
+def test_a_block_that_sends_nothing_is_detected_at_once(backward: bool, run: Run) -> None:
     said = run(backward, fault="silent")
     assert said["group"] == said["step"] == "0"
 
 
 @each_way
-def test_a_block_that_gives_up_is_there_for_those_that_have_not(backward: bool, run: Run) -> None:
+def test_a_block_that_times_out_stays_for_the_others(backward: bool, run: Run) -> None:
     said = run(backward, fault="early_timeout")
     assert said["group"] == said["step"] == "0"

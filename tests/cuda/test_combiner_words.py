@@ -37,16 +37,16 @@ Teams = Callable[[int, int, int], None]
 
 
 class TeamPlan(NamedTuple):
-    """A plan as the op takes it."""
+    """A plan, encoded for the op."""
 
     numbers: list[int]
 
 
 @pytest.fixture
 def teams(monkeypatch: pytest.MonkeyPatch) -> Teams:
-    """Makes combiner_scan take teams of so many blocks and groups of rows; the last of several lacks a row.
+    """Make combiner_scan use teams of so many blocks and groups; the last of several groups lacks a row.
 
-    A planner would not choose them: there are more blocks than the units need.
+    The planner would not choose them, as they have more blocks than the units need.
     """
 
     def choose(kernel: int, blocks: int, groups: int) -> None:
@@ -77,7 +77,7 @@ def test_a_kernel_forward_has_one_backward() -> None:
     [(2, 1, {}), (3, 2, {"reversed": True}), (5, 3, {"late": True}), (9, 2, {"shuffled": True})],
     ids=str,
 )
-def test_every_kernel_gives_the_truth(
+def test_every_kernel_agrees_with_float64(
     kernel: int,
     blocks: int,
     groups: int,
@@ -85,14 +85,14 @@ def test_every_kernel_gives_the_truth(
     teams: Teams,
     options: Callable[..., None],
 ) -> None:
-    """Nine blocks are more than a thread reads the words of at once."""
+    """With nine blocks, a thread does not read all words at once."""
     teams(kernel, blocks, groups)
     options(**order)
     compare(OP, RAGGED, "cuda")
 
 
 @each_kernel
-def test_every_kernel_takes_what_it_is_made_for(kernel: int, teams: Teams) -> None:
+def test_every_kernel_supports_its_largest_sizes(kernel: int, teams: Teams) -> None:
     units, inputs, outputs, sums, at_once = FORWARD[kernel]
     H, Z = 2 * min(32 * units, 8 * sums), min(8 * inputs, 16 * outputs, 4 * BACKWARD[kernel][1])
     teams(kernel, 2, 1)
@@ -100,7 +100,7 @@ def test_every_kernel_takes_what_it_is_made_for(kernel: int, teams: Teams) -> No
 
 
 @pytest.mark.parametrize("H", [1, 5])
-def test_blocks_without_units_give_zeros(H: int, teams: Teams, options: Callable[..., None]) -> None:
+def test_blocks_without_units_return_zeros(H: int, teams: Teams, options: Callable[..., None]) -> None:
     teams(TWO_ROWS, 3, 1)
     options(late=True)
     compare(OP, replace(RAGGED, B=3, H=H), "cuda")
@@ -117,12 +117,12 @@ def test_results_are_zero_past_the_ends(teams: Teams) -> None:
 
 @pytest.mark.parametrize("kernel", [ONE_ROW, TWO_ROWS])
 def test_all_blocks_have_the_same_latents(kernel: int, teams: Teams) -> None:
-    """Latents that are alike in everything are equal to the bit, although each block stores others."""
+    """Latents with equal inputs are bitwise equal, although different blocks store them."""
     case = Case("alike", B=2, T=6, Z=10, H=40)
     inputs = build(OP, case)
     for name in ("eps", "z_q_0"):
         inputs[name] = inputs[name][..., :1].expand_as(inputs[name])
-    inputs["h"] = torch.zeros_like(inputs["h"])  # what it gives comes from another kernel
+    inputs["h"] = torch.zeros_like(inputs["h"])  # returned by another kernel
     for name in ("w_loc", "b_loc", "w_scale", "b_scale"):
         given = getattr(inputs["weights"], name)
         inputs["weights"] = inputs["weights"]._replace(**{name: given[:1].expand_as(given)})
@@ -139,10 +139,8 @@ FULL = replace(RAGGED, name="whole words", B=6, lengths="full", poison="", parti
 
 
 @pytest.mark.parametrize("fault", ["torn", "old_words"])
-def test_numbers_that_are_not_of_the_step_show(
-    fault: str, teams: Teams, options: Callable[..., None]
-) -> None:
-    """Words that become visible in halves, and words of an earlier launch."""
+def test_values_of_another_step_are_detected(fault: str, teams: Teams, options: Callable[..., None]) -> None:
+    """Words that become visible in two halves, and words of an earlier launch."""
     teams(TWO_ROWS, 3, 2)
     compare(OP, FULL, "cuda")
     options(fault=fault, shuffled=True, rank=-1)
@@ -152,14 +150,14 @@ def test_numbers_that_are_not_of_the_step_show(
 
 
 HANG = Case("hang", B=6, T=6, H=40, Z=9, start="rows")
-LENGTHS = [6, 5, 4, 3, 2, 1]  # so the first team has the groups [6] and [5]
+LENGTHS = [6, 5, 4, 3, 2, 1]  # the first team has the groups [6] and [5]
 RANK = 2
 Run = Callable[..., re.Match[str]]
 
 
 @pytest.fixture
 def run(teams: Teams, options: Callable[..., None]) -> Run:
-    """Runs a scan of which one direction has a fault: what the error says of the wait that timed out."""
+    """Run a scan with a fault in one direction; returns the part of the error on the wait that timed out."""
 
     def with_fault(backward: bool, kernel: int = ONE_ROW, **given: Any) -> re.Match[str]:
         teams(kernel, 3, 2)
@@ -190,10 +188,10 @@ def run(teams: Teams, options: Callable[..., None]) -> Run:
 @each_way
 @each_order
 @pytest.mark.parametrize(("group", "step"), [(0, 5), (1, 1)])
-def test_a_lost_word_is_told_and_no_other_is_taken_for_it(
+def test_a_lost_word_is_reported_and_not_confused_with_another(
     backward: bool, order: dict[str, bool], group: int, step: int, run: Run
 ) -> None:
-    """In its place is what was there before: zero, or the word of the step two before."""
+    """The reader finds the earlier content instead: zero, or the word of two steps before."""
     said = run(backward, fault="lost", group=group, step=step, **order)
     found = {name: int(said[name], 16) for name in ("group", "step", "rows", "flag")}
     assert found == {"group": group, "step": step, "rows": 1, "flag": max(step - 1, 0)}
@@ -201,15 +199,15 @@ def test_a_lost_word_is_told_and_no_other_is_taken_for_it(
 
 @each_way
 def test_without_the_second_buffer_a_word_is_overwritten_before_it_is_read(backward: bool, run: Run) -> None:
-    """The last block has given all its words when it has read only the first row's, and the first goes on."""
+    """The last block sends all its words after reading only the first row, and the first block continues."""
     said = run(backward, kernel=TWO_ROWS, fault="one_buffer", late=True)
-    # Of the threads that wait now one is told: for what was overwritten, or for the block that cannot go on.
+    # One of the waiting threads is reported: for an overwritten word, or for the block that cannot continue.
     assert int(said["flag"], 16) - int(said["step"]) in (0, 2)
 
 
 @each_way
 @each_order
-def test_a_block_that_gives_nothing_is_missed_at_once(
+def test_a_block_that_sends_nothing_is_detected_at_once(
     backward: bool, order: dict[str, bool], run: Run
 ) -> None:
     said = run(backward, fault="silent", **order)
@@ -217,6 +215,6 @@ def test_a_block_that_gives_nothing_is_missed_at_once(
 
 
 @each_way
-def test_a_block_may_give_up_early(backward: bool, run: Run) -> None:
+def test_a_block_may_time_out_early(backward: bool, run: Run) -> None:
     said = run(backward, fault="early_timeout")
     assert said["group"] == said["step"] == "0"

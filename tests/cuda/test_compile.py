@@ -1,4 +1,4 @@
-"""The CUDA kernels as they were compiled for GPUs that are not there, in the library that is loaded."""
+"""The CUDA kernels in the loaded library, compiled for GPUs that need not be present."""
 
 import re
 
@@ -26,11 +26,11 @@ def test_no_kernel_spills(kernels: list[Resources]) -> None:
 
 
 def test_all_shared_memory_is_dynamic(kernels: list[Resources]) -> None:
-    """From 9.0 on the hardware keeps a kibibyte for itself, which the tool counts."""
+    """From 9.0 on the hardware reserves a kibibyte, which the tool includes."""
     assert [k for k in kernels if k.shared != (0 if k.arch < "sm_90" else 1024)] == []
 
 
-def test_the_library_holds_a_kernel_for_every_plan(kernels: list[Resources]) -> None:
+def test_the_library_has_a_kernel_for_every_plan(kernels: list[Resources]) -> None:
     expected = {"clipped_adam_kernel", "cluster_kernel"}
     for way in ("fwd", "bwd"):
         for (quads,) in scan_kernels.kernels("rnn_scan"):
@@ -59,7 +59,7 @@ def test_the_library_holds_a_kernel_for_every_plan(kernels: list[Resources]) -> 
 
 
 def test_the_planner_counts_the_instructions_of_the_machine_code() -> None:
-    """The table counts one pass of the loop over chunks of weights in shared memory."""
+    """The table counts one iteration of the loop over chunks of weights in shared memory."""
     budgets = {name: budget for name, budget in read_table().kernels.items() if "chain" in budget}
     checked = set()
     for way, backward in (("fwd", False), ("bwd", True)):
@@ -70,7 +70,7 @@ def test_the_planner_counts_the_instructions_of_the_machine_code() -> None:
             counted = budget["instructions"] + max(tiling.in_shared - 1, 0) * budget["repeated"]
             assert tiling.instructions(rows, bool(several)) == pytest.approx(counted, rel=0.06), name
             checked.add(name)
-        # Those that exchange through device memory, once the table has been written with them.
+        # Kernels that exchange through device memory, if the table contains them.
         for *sizes, rows, several in scan_kernels.kernels("rnn_scan_words"):
             tiling = WarpTiling(*sizes)
             how = ", ".join(map(str, (*sizes, rows, "true" if several else "false")))
@@ -83,7 +83,7 @@ def test_the_planner_counts_the_instructions_of_the_machine_code() -> None:
                 n for tile in (cut.to_units, cut.from_units) for n in (tile.group_outputs, tile.lane_inputs)
             )
             name = f"combiner_rows_{way}_kernel<{', '.join(map(str, (cut.blocks, *tiles, cut.rows)))}>"
-            if cut.blocks > 1:  # a block alone stores to no other
+            if cut.blocks > 1:  # a single block stores to no other
                 assert cut.instructions == pytest.approx(budgets[name]["instructions"], rel=0.05), name
                 checked.add(name)
         for cut in lane_tiles.word_cuts(1, 1, backward):
@@ -98,7 +98,7 @@ def test_the_planner_counts_the_instructions_of_the_machine_code() -> None:
 
 
 @pytest.mark.usefixtures("kernels")
-def test_the_library_holds_the_architectures_that_it_names() -> None:
+def test_the_library_has_the_architectures_that_it_names() -> None:
     listed = cuobjdump("-lelf", "-lptx")
     assert listed is not None
     files = re.findall(r"\.sm_(\w+)\.(cubin|ptx)\b", listed)

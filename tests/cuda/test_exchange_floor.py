@@ -1,4 +1,4 @@
-"""The floor of a scan's exchanges: a ring that turns by one place a step."""
+"""The floor of a scan's exchanges: a ring that turns by one place per step."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 
 emulator = pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
 
-# How many numbers a thread stores at once.
+# Floats per store.
 each_store = pytest.mark.parametrize("store", [1, 2, 4])
 
 
@@ -36,7 +36,7 @@ def turn(
     ("clusters", "cluster_size", "vectors", "threads", "steps"),
     [(1, 1, 1, 64, 0), (1, 1, 7, 64, 3), (3, 2, 5, 64, 4), (2, 8, 33, 64, 21), (1, 16, 40, 96, 9)],
 )
-def test_the_ring_turns_by_a_place_a_step(
+def test_the_ring_turns_by_one_place_per_step(
     clusters: int,
     cluster_size: int,
     vectors: int,
@@ -53,7 +53,7 @@ def test_the_ring_turns_by_a_place_a_step(
 
 @each_store
 @pytest.mark.parametrize("reversed", [False, True], ids=["", "reversed"])
-def test_a_missing_barrier_shows(store: int, reversed: bool) -> None:
+def test_a_missing_barrier_is_detected(store: int, reversed: bool) -> None:
     given = rings(1, 160)
     turned = turn(given, 3, 8, store=store, reversed=reversed, max_barriers=0)
     assert not np.array_equal(turned, np.roll(given, -3, axis=1))
@@ -71,28 +71,28 @@ def test_a_lost_store_is_reported_by_the_block_that_misses_it(store: int, step: 
 
 
 @each_store
-def test_a_block_that_gives_nothing_is_reported_at_the_first_step(store: int) -> None:
+def test_a_block_that_sends_nothing_is_reported_at_the_first_step(store: int) -> None:
     with pytest.raises(RuntimeError, match="timed out waiting: group 0, step 0, parity 0, rows 1,"):
         turn(rings(2, 160), 7, 8, 64, store=store, fault="silent", rank=3)
 
 
 @each_store
-def test_a_block_that_gives_up_is_there_for_those_that_have_not(store: int) -> None:
+def test_a_block_that_times_out_stays_for_the_others(store: int) -> None:
     with pytest.raises(RuntimeError, match="timed out waiting: group 0, step 0,"):
         turn(rings(1, 160), 7, 8, store=store, fault="early_timeout")
 
 
 @each_store
 @pytest.mark.parametrize("step", [0, 3, 6])
-def test_a_store_that_comes_twice_is_reported_at_the_end(store: int, step: int) -> None:
-    """Seven steps are followed by 7 and 8: the one with the surplus barrier does not end."""
+def test_a_duplicate_store_is_reported_at_the_end(store: int, step: int) -> None:
+    """Seven steps are followed by waits for 7 and 8; the one on the barrier with surplus bytes times out."""
     after = 7 + (step + 1) % 2
     expected = f"rank 5 .*: group 0, step {after}, parity {after >> 1 & 1}, rows 0,"
     with pytest.raises(RuntimeError, match=expected):
         turn(rings(1, 160), 7, 8, store=store, fault="doubled", rank=5, step=step)
 
 
-# --- through device memory, in words of three numbers -------------------------------------------------------
+# --- through device memory, in words of three floats --------------------------------------------------------
 
 WORDS = 3
 
@@ -102,7 +102,7 @@ WORDS = 3
     ("teams", "blocks", "words", "threads", "giving_warps", "steps"),
     [(1, 2, 1, 64, 0, 0), (3, 2, 5, 64, 1, 4), (2, 20, 3, 32, 0, 5), (1, 3, 140, 64, 2, 6)],
 )
-def test_the_ring_of_a_team_turns_by_a_place_a_step(
+def test_the_ring_of_a_team_turns_by_one_place_per_step(
     teams: int, blocks: int, words: int, threads: int, giving_warps: int, steps: int, order: dict[str, bool]
 ) -> None:
     given = rings(teams, blocks * words * WORDS)
@@ -112,7 +112,7 @@ def test_the_ring_of_a_team_turns_by_a_place_a_step(
 
 @pytest.mark.parametrize("step", [0, 1, 6])
 def test_a_lost_word_is_reported(step: int) -> None:
-    """In its place there is nothing, or the word of the step two before."""
+    """The reader finds nothing instead, or the word of two steps before."""
     where = (
         f"of its team, timed out waiting: group 0, step {step}, rows 1, thread .*, flag 0x{max(step - 1, 0)}"
     )
@@ -127,7 +127,7 @@ def test_a_team_out_of_step_is_reported(fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["torn", "old_words"])
-def test_words_that_are_not_of_the_step_show(fault: str) -> None:
+def test_words_of_another_step_are_detected(fault: str) -> None:
     given = rings(1, 96)
     turned = turn(given, 3, 4, store=WORDS, fault=fault, shuffled=True)
     assert not np.array_equal(turned, np.roll(given, -3, axis=1))

@@ -1,4 +1,4 @@
-"""A scan whose blocks do not get what they wait for, or get more, says so: which block, group and step."""
+"""Reports of scans with lost or duplicate stores: block, group and step."""
 
 import re
 from collections.abc import Callable
@@ -11,16 +11,16 @@ from torch import Tensor
 from dmm_fast import ops
 from tests.cases import Case
 from tests.compare import evaluate, incoming_gradients
-from tests.cuts import cut, shaped
 from tests.inputs import build
+from tests.plans import shaped, use_plan
 
-__all__ = ["cut"]
+__all__ = ["use_plan"]
 
 emulator = pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
 emulated = pytest.importorskip("tests.emulated")
 
 CASE = Case("hang", B=6, T=7, H=40, Z=9, start="rows", nonlinearity="tanh")
-LENGTHS = [7, 6, 5, 4, 3, 2]  # so the first cluster has the groups [7, 6] and [5, 4]
+LENGTHS = [7, 6, 5, 4, 3, 2]  # the first cluster has the groups [7, 6] and [5, 4]
 LONGEST = (7, 5)
 RANK = 2
 
@@ -32,14 +32,14 @@ Run = Callable[..., re.Match[str]]
 
 
 def exchanged(op: str, backward: bool, group: int) -> int:
-    """Count the steps that a group exchanges: the last state of the forward RNN is for no block."""
+    """The number of steps with an exchange in a group; the last state of the forward RNN is not exchanged."""
     return LONGEST[group] - (op == "rnn_scan" and not backward)
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, cut: Callable[..., None]) -> Run:
-    """Runs a scan of which one direction has a fault: what it says of it."""
-    cut(shaped(4, 4, 2))
+def run(monkeypatch: pytest.MonkeyPatch, use_plan: Callable[..., None]) -> Run:
+    """Run a scan with a fault in one direction; returns the text of its error."""
+    use_plan(shaped(4, 4, 2))
 
     def with_fault(op: str, backward: bool, **options: Any) -> re.Match[str]:
         def begin() -> None:
@@ -71,14 +71,14 @@ def run(monkeypatch: pytest.MonkeyPatch, cut: Callable[..., None]) -> Run:
 @each_op
 @each_way
 @pytest.mark.parametrize(("group", "step"), [(0, 0), (0, 5), (1, 1), (1, 3)])
-def test_the_block_that_misses_a_store_says_so(
+def test_the_block_that_misses_a_store_is_reported(
     op: str, backward: bool, group: int, step: int, run: Run
 ) -> None:
     """The first store of a block is the one to itself."""
     said = run(op, backward, fault="lost", group=group, step=step)
     found = {name: int(said[name]) for name in ("block", "rank", "group", "step")}
     assert found == {"block": RANK, "rank": RANK, "group": group, "step": step}
-    # From the end back only the longest row takes part in the first step.
+    # In reverse time, only the longest row is part of the first step.
     from_the_end = (op == "rnn_scan") != backward
     assert int(said["rows"]) == (1 if from_the_end and step == 0 else 2)
 
@@ -86,7 +86,7 @@ def test_the_block_that_misses_a_store_says_so(
 @each_op
 @each_way
 @each_order
-def test_a_lost_store_is_found_in_any_order(
+def test_a_lost_store_is_reported_in_any_order_of_threads(
     op: str, backward: bool, order: dict[str, bool], run: Run
 ) -> None:
     said = run(op, backward, fault="lost", group=1, step=2, **order)
@@ -98,10 +98,10 @@ def test_a_lost_store_is_found_in_any_order(
 @each_order
 @pytest.mark.parametrize("group", [0, 1])
 @pytest.mark.parametrize("back", [1, 2, 4])
-def test_a_store_that_comes_twice_is_found_at_the_end(
+def test_a_duplicate_store_is_reported_at_the_end(
     op: str, backward: bool, group: int, back: int, order: dict[str, bool], run: Run
 ) -> None:
-    """The next phase of the barrier that counted too much does not end."""
+    """The next phase of the barrier with surplus bytes does not complete."""
     steps = exchanged(op, backward, group)
     step = steps - back
     said = run(op, backward, fault="doubled", group=group, step=step, **order)
@@ -111,8 +111,8 @@ def test_a_store_that_comes_twice_is_found_at_the_end(
 
 @each_op
 @each_way
-def test_a_block_that_gives_up_is_there_for_those_that_have_not(op: str, backward: bool, run: Run) -> None:
-    """It gives up while numbers are on their way to it, and ends when no other block has any for it."""
+def test_a_block_that_times_out_stays_for_the_others(op: str, backward: bool, run: Run) -> None:
+    """It times out while stores to it are in flight, and exits when no other block will store to it."""
     said = run(op, backward, fault="early_timeout")
     assert said["group"] == said["step"] == "0"
 
@@ -120,7 +120,7 @@ def test_a_block_that_gives_up_is_there_for_those_that_have_not(op: str, backwar
 @each_op
 @each_way
 @each_order
-def test_a_block_that_gives_nothing_is_missed_at_once(
+def test_a_block_that_sends_nothing_is_detected_at_once(
     op: str, backward: bool, order: dict[str, bool], run: Run
 ) -> None:
     said = run(op, backward, fault="silent", **order)

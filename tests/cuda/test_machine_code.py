@@ -1,4 +1,4 @@
-"""Instructions, the turn of an exchange and the chain of its dependences, read from machine code."""
+"""Instructions, the turn of an exchange and its dependence chain, read from machine code."""
 
 import pytest
 
@@ -40,7 +40,7 @@ def test_instructions_are_read() -> None:
     assert back[:4] == (0x8280, "@!P3", "BRA", "P4, 0x8240")
     assert (back.target, load.target, store.kind) == (0x8240, None, "STAS")
     assert nop.waits == [0, 1, 2, 3, 4, 5]
-    # A multiplication takes four cycles. A load marks a scoreboard, and what needs its result waits for it.
+    # A multiplication takes four cycles. A load marks a scoreboard, which dependent instructions wait for.
     assert (multiply.stall, multiply.write_barrier, multiply.read_barrier, multiply.waits) == (
         4,
         None,
@@ -107,7 +107,7 @@ def test_groups_that_are_unrolled_share_a_turn() -> None:
     assert lines_of(turn_of(code).path) == [2, 3, 4, 5, 6, 7]
 
 
-def test_what_follows_a_failed_poll_is_cold() -> None:
+def test_code_after_a_failed_poll_is_excluded() -> None:
     code = program(
         WAIT,  # 1
         "@P0 BRA 0x80",
@@ -141,7 +141,7 @@ def test_the_first_poll_succeeds(between: str, branch: str, expected: list[int])
     assert lines_of(turn_of(code).path) == expected
 
 
-def test_a_failed_poll_may_lie_apart() -> None:
+def test_a_failed_poll_may_be_out_of_line() -> None:
     code = program(
         WAIT, "@!P0 BRA 0x70", STORE, "@P2 BRA 0x10", "EXIT", "NOP", WAIT, "@P0 BRA 0x30", "BRA 0x70"
     )
@@ -153,8 +153,8 @@ def test_a_failed_poll_may_lie_apart() -> None:
 POLL, WORD = "LDG.E.128.STRONG.GPU R4, [R2.64]", "STG.E.128.STRONG.GPU [R8.64], R4"
 
 
-def test_words_come_at_the_first_poll() -> None:
-    """Those that have not come lead to the clock, and then to another poll or to the record of a hang."""
+def test_words_arrive_at_the_first_poll() -> None:
+    """If words have not arrived, control goes to the clock, then to another poll or the record of a hang."""
     code = program(
         "ISETP a step",  # 1
         "@P5 " + POLL,
@@ -179,10 +179,10 @@ def test_words_come_at_the_first_poll() -> None:
     turn = turn_of(code)
     assert lines_of(turn.path) == [1, 2, 3, 4, 10, 11, 12, 13, 14, 15, 18]
     assert turn.cold == 7
-    assert [passed.repeats for passed in turn.path] == [False] * 11  # more polls are none of its repeats
+    assert [passed.repeats for passed in turn.path] == [False] * 11  # further polls do not count as repeats
 
 
-def test_a_poll_may_lie_in_a_branch_before_the_one_that_decides() -> None:
+def test_a_poll_may_be_in_a_branch_before_the_decisive_one() -> None:
     code = program(
         "@!P5 BRA 0x30",  # 1
         POLL,
@@ -199,7 +199,7 @@ def test_a_poll_may_lie_in_a_branch_before_the_one_that_decides() -> None:
     assert lines_of(turn_of(code).path) == [1, 2, 3, 4, 7, 8, 9, 10]
 
 
-def test_ordinary_loads_and_stores_are_no_exchange() -> None:
+def test_ordinary_loads_and_stores_are_not_an_exchange() -> None:
     assert find_turn(program("LDG.E R4, [R2.64]", "STG.E [R8.64], R4", "@P2 BRA 0x10", "EXIT")) is None
     assert find_turn(program(POLL, "STG.E.STRONG.SYS [R8.64], R4", "@P2 BRA 0x10", "EXIT")) is None
 
@@ -236,10 +236,10 @@ SIDES = program(
 def test_the_longer_side_counts(without_mufu: bool, expected: list[int]) -> None:
     turn = turn_of(SIDES, without_mufu)
     assert lines_of(turn.path) == expected
-    assert turn.cold == 0  # lanes that are not together go outside the loop
+    assert turn.cold == 0  # diverged lanes leave the loop
 
 
-def test_tables_of_branches_lead_to_what_nothing_else_leads_to() -> None:
+def test_branch_tables_lead_to_blocks_without_other_predecessors() -> None:
     code = program(
         WAIT,  # 1
         "BRX R4 -0x20",
@@ -271,7 +271,7 @@ def test_kernels_that_do_not_exchange_have_no_turn() -> None:
         (("CS2R R4, SR_GLOBALTIMERLO", WAIT, STORE, "BRA 0x10"), "a way through it that exchanges"),
     ],
 )
-def test_an_exchange_that_is_in_no_loop_is_an_error(lines: tuple[str, ...], told: str) -> None:
+def test_an_exchange_outside_a_loop_is_an_error(lines: tuple[str, ...], told: str) -> None:
     with pytest.raises(ValueError, match=f"loop: expected {told}, got none"):
         find_turn(program(*lines))
 

@@ -1,4 +1,4 @@
-"""A kernel with one line changed: the smoke test names its first error, and the run goes on without it."""
+"""A kernel with an injected error: the smoke test reports it, and the run continues without the kernel."""
 
 import json
 import os
@@ -15,7 +15,7 @@ pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs thes
 pybind11 = pytest.importorskip("pybind11")
 
 ROOT = Path(__file__).resolve().parents[2]
-# The kernel takes the inputs of another time step in row 1 at t = 2; where a lane writes tells its row.
+# The kernel uses the inputs of another time step in row 1 at t = 2; the row follows from the output address.
 RIGHT = "load_global(turn.from[i])"
 ROW = "(turn.to - direction_.out()) / (int64_t{a_.ragged.steps} * a_.units)"
 WRONG = f"load_global(turn.from[i] + ({ROW} == 1 && turn.time == 2 ? direction_.operand(i).step : 0))"
@@ -23,7 +23,7 @@ WRONG = f"load_global(turn.from[i] + ({ROW} == 1 && turn.time == 2 ? direction_.
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an emulator with the wrong kernel; without sanitizers, which take minutes to compile."""
+    """Build an emulator with the faulty kernel, without sanitizers, which take minutes to compile."""
     root = tmp_path_factory.mktemp("planted")
     for folder in ("csrc", "benchmarks/csrc"):
         shutil.copytree(ROOT / folder, root / folder)
@@ -43,7 +43,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plain(**more: str) -> dict[str, str]:
-    """The environment without the sanitizers' run-time, which the tests themselves run with."""
+    """The environment without the sanitizers' run-time of the test process."""
     return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"} | more
 
 
@@ -56,19 +56,17 @@ def run(planted: Path, out: Path, *what: str) -> tuple[subprocess.CompletedProce
     return ended, json.loads((out / "results.json").read_text())
 
 
-def test_a_planted_wrong_kernel_is_named_and_the_run_goes_on_with_triton(
-    planted: Path, tmp_path: Path
-) -> None:
+def test_a_faulty_kernel_is_named_and_replaced_by_triton(planted: Path, tmp_path: Path) -> None:
     ended, results = run(planted, tmp_path / "out", "--only", "smoke", "scans")
     assert ended.returncode == 1
     rows = {row["kernel"]: row for row in results["smoke"]}
-    assert rows.pop("exchange_floor")["ok"] is None  # which the emulator has as no op
+    assert rows.pop("exchange_floor")["ok"] is None  # not an op of the emulator
     wrong = {kernel for kernel, row in rows.items() if not row["ok"]}
     assert "rnn_scan forward" in wrong
     assert all(kernel.startswith("rnn_scan") for kernel in wrong)
     bad = rows["rnn_scan forward"]
     assert (bad["backend"], bad["first_bad"]["row"], bad["first_bad"]["t"]) == ("cuda", 1, 2)
-    # Steps are computed from the last one back: those before the mistake in that order are right.
+    # Steps are computed from the last one back, so later time steps are correct.
     assert max(bad["by_step"][3:]) < 1e-6 < min(bad["by_step"][:3])
     last = ended.stdout.splitlines()[-60:]
     assert any("rnn_scan forward: first bad: row 1, t 2, unit" in line for line in last)

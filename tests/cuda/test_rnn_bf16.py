@@ -16,27 +16,27 @@ from dmm_fast.cuda.plan import Plan, rnn_plan
 from dmm_fast.cuda.rnn_bf16 import Bf16Tiling
 from tests.cases import Case
 from tests.compare import eager, error, evaluate, incoming_gradients, results, run_backend
-from tests.cuts import Choose, cut
 from tests.inputs import build
+from tests.plans import Choose, use_plan
 
-__all__ = ["cut"]
+__all__ = ["use_plan"]
 
 pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
 pytest.importorskip("tests.emulated")
 
 RAGGED = Case("bf16", B=7, T=5, H=60, particles=(2,), lengths="zeros", poison="nan", start="rows")
-# Rows of a cluster, warps of a block, tiles of rows; units.
+# Rows per cluster, warps per block, tiles of rows; units.
 CUTS = (
-    (7, 2, 2, 60),  # a group of two tiles, of which one has no row
-    (14, 4, 1, 92),  # two groups that take turns, weights in shared memory, a warp without units
-    (5, 1, 1, 92),  # bundles of one warp; six blocks; a cluster that lacks rows
+    (7, 2, 2, 60),  # a group of two tiles, one of them without rows
+    (14, 4, 1, 92),  # two alternating groups, weights in shared memory, a warp without units
+    (5, 1, 1, 92),  # bundles of one warp; six blocks; an incomplete cluster
 )
 each_cut = pytest.mark.parametrize("shape", CUTS, ids=str)
 each_order = pytest.mark.parametrize("order", [{}, {"reversed": True}, {"late": True}], ids=str)
 
 
 class Product(torch.autograd.Function):
-    """``state w_hh^T`` of factors in bf16, forward and backward; the weight's gradient is exact."""
+    """``state w_hh^T`` with factors rounded to bf16, forward and backward; exact gradient of the weight."""
 
     @staticmethod
     def forward(ctx: Any, state: Tensor, w_hh: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def rounded(numbers: Tensor) -> Tensor:
 
 
 def of(rows: int, warps: int, row_tiles: int, *_: int) -> Choose:
-    """Plans of that shape, whatever the units."""
+    """Select plans of this shape."""
 
     def is_it(plan: Plan) -> bool:
         tiling = plan.tilings[0]
@@ -67,7 +67,7 @@ def of(rows: int, warps: int, row_tiles: int, *_: int) -> Choose:
 
 @pytest.fixture(autouse=True)
 def medium(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A precision that allows bf16, and for batches as small as those here."""
+    """Allow bf16, also for batches as small as those here."""
     monkeypatch.setattr(rnn_bf16, "LEAST_ROWS", 1)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
@@ -88,7 +88,7 @@ def truth(monkeypatch: pytest.MonkeyPatch) -> Callable[[Case], Results]:
 
 
 def check(case: Case, expected: Results) -> None:
-    """All is as near to the rounded reference as float32 is, and as far from the truth as bf16."""
+    """Results have float32 accuracy relative to the rounded reference, bf16 accuracy relative to float64."""
     got = run_backend("rnn_scan", build("rnn_scan", case), case, "cuda")
     exact = eager("rnn_scan", case, torch.float64)
     for name, value in expected.items():
@@ -101,14 +101,14 @@ def check(case: Case, expected: Results) -> None:
 
 @each_cut
 @each_order
-def test_every_cut_gives_the_rounded_truth(
+def test_every_plan_agrees_with_rounded_products(
     shape: tuple[int, ...],
     order: dict[str, bool],
-    cut: Callable[..., None],
+    use_plan: Callable[..., None],
     options: Callable[..., None],
     truth: Callable[[Case], Results],
 ) -> None:
-    cut(of(*shape))
+    use_plan(of(*shape))
     options(**order)
     case = replace(RAGGED, H=shape[-1])
     check(case, truth(case))
@@ -127,16 +127,16 @@ def test_other_networks_and_layouts(
     nonlinearity: str,
     direction: str,
     changed: dict[str, Any],
-    cut: Callable[..., None],
+    use_plan: Callable[..., None],
     truth: Callable[[Case], Results],
 ) -> None:
-    """A lane that cannot read its four units of a row at once has a copy."""
-    cut(of(*CUTS[2]))
+    """Units that a lane cannot read in one load of four are copied."""
+    use_plan(of(*CUTS[2]))
     case = replace(RAGGED, nonlinearity=nonlinearity, direction=direction, **changed)
     check(case, truth(case))
 
 
-def test_medium_allows_bf16_and_no_other_precision() -> None:
+def test_only_medium_precision_allows_bf16() -> None:
     def is_bf16(plan: Plan) -> bool:
         return isinstance(plan.tilings[0], Bf16Tiling)
 
@@ -156,12 +156,15 @@ def test_medium_allows_bf16_and_no_other_precision() -> None:
 
 
 @pytest.mark.parametrize("reversed", [False, True], ids=["", "reversed"])
-def test_a_missing_barrier_shows(
-    reversed: bool, cut: Callable[..., None], options: Callable[..., None], truth: Callable[[Case], Results]
+def test_a_missing_barrier_is_detected(
+    reversed: bool,
+    use_plan: Callable[..., None],
+    options: Callable[..., None],
+    truth: Callable[[Case], Results],
 ) -> None:
     case = replace(RAGGED, H=92, lengths="full", poison="")
-    cut(of(*CUTS[1]))
-    options(reversed=reversed, max_barriers=2)  # those before the first step
+    use_plan(of(*CUTS[1]))
+    options(reversed=reversed, max_barriers=2)  # barriers before the first step
     got = run_backend("rnn_scan", build("rnn_scan", case), case, "cuda")
     assert any(
         not torch.allclose(got[name].double(), value, atol=1e-3) for name, value in truth(case).items()
@@ -174,9 +177,9 @@ Fail = Callable[..., re.Match[str]]
 
 
 @pytest.fixture
-def fail(cut: Callable[..., None], options: Callable[..., None]) -> Fail:
-    """Runs a scan of which one direction has a fault: what the error says of the wait that timed out."""
-    cut(of(16, 4, 1))
+def fail(use_plan: Callable[..., None], options: Callable[..., None]) -> Fail:
+    """Run a scan with a fault in one direction; returns the part of the error on the wait that timed out."""
+    use_plan(of(16, 4, 1))
 
     def with_fault(backward: bool, **given: Any) -> re.Match[str]:
         def gradients(outputs: tuple[Tensor, ...]) -> list[Tensor | None]:
@@ -205,27 +208,27 @@ each_way = pytest.mark.parametrize("backward", [False, True], ids=["", "backward
 
 @each_way
 @pytest.mark.parametrize(("group", "step"), [(0, 3), (1, 0)])
-def test_the_block_that_misses_a_store_says_so(backward: bool, group: int, step: int, fail: Fail) -> None:
+def test_the_block_that_misses_a_store_is_reported(backward: bool, group: int, step: int, fail: Fail) -> None:
     said = fail(backward, fault="lost", group=group, step=step)
-    assert said["rank"] == "0"  # a block stores to the other one alone
+    assert said["rank"] == "0"  # a block stores only to the other block
     assert (int(said["group"]), int(said["step"]), said["rows"]) == (group, step, "8")
 
 
 @each_way
 @pytest.mark.parametrize("back", [1, 2])
-def test_a_store_that_comes_twice_is_found_at_the_end(backward: bool, back: int, fail: Fail) -> None:
+def test_a_duplicate_store_is_reported_at_the_end(backward: bool, back: int, fail: Fail) -> None:
     steps = LONGEST[1] - (not backward)
     said = fail(backward, fault="doubled", group=1, step=steps - back)
     assert (said["group"], int(said["step"]), said["rows"]) == ("1", steps + back % 2, "0")
 
 
 @each_order
-def test_a_block_that_gives_nothing_is_missed_at_once(order: dict[str, bool], fail: Fail) -> None:
+def test_a_block_that_sends_nothing_is_detected_at_once(order: dict[str, bool], fail: Fail) -> None:
     said = fail(False, fault="silent", **order)
     assert (said["group"], said["step"]) == ("0", "0")
 
 
-def test_a_block_that_gives_up_is_there_for_those_that_have_not(fail: Fail) -> None:
-    """It gives up while numbers are on their way to it, and ends when no other block has any for it."""
+def test_a_block_that_times_out_stays_for_the_others(fail: Fail) -> None:
+    """It times out while stores to it are in flight, and exits when no other block will store to it."""
     said = fail(False, fault="early_timeout")
     assert (said["group"], said["step"]) == ("0", "0")

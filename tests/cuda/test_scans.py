@@ -1,4 +1,4 @@
-"""The scans on thread-block clusters, under the emulator: every way of cutting them up gives the truth."""
+"""The scans on thread-block clusters, under the emulator, for every kind of plan."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,15 +13,15 @@ from dmm_fast.cuda.plan import combiner_plans, rnn_plan, rnn_plans
 from dmm_fast.cuda.tilings import Tiling
 from tests.cases import CASES, Case
 from tests.compare import backends_for, compare, eager, error, run_backend
-from tests.cuts import Choose, cut, in_shared, shaped
 from tests.inputs import build
+from tests.plans import Choose, in_shared, shaped, use_plan
 
-__all__ = ["cut"]
+__all__ = ["use_plan"]
 
 pytest.importorskip("dmm_emulator", reason="make emulate builds it and runs these tests")
 pytest.importorskip("tests.emulated")
 
-RAGGED = Case("cut", B=7, T=6, Z=9, H=22, particles=(3,), lengths="zeros", poison="nan", start="rows")
+RAGGED = Case("use_plan", B=7, T=6, Z=9, H=22, particles=(3,), lengths="zeros", poison="nan", start="rows")
 SCANS = ("rnn_scan", "combiner_scan")
 
 
@@ -37,28 +37,28 @@ def of_shape(registers: bool, *shape: int) -> Choose:
 @pytest.mark.parametrize("registers", [False, True], ids=["", "registers"])
 @pytest.mark.parametrize("shared", [ALL, 1, 0])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_cut_gives_the_truth(
-    op: str, shape: tuple[int, ...], shared: int, registers: bool, cut: Callable[..., None]
+def test_every_plan_agrees_with_float64(
+    op: str, shape: tuple[int, ...], shared: int, registers: bool, use_plan: Callable[..., None]
 ) -> None:
-    cut(of_shape(registers, *shape), in_shared(shared))
+    use_plan(of_shape(registers, *shape), in_shared(shared))
     compare(op, RAGGED, "cuda")
 
 
 @pytest.mark.parametrize("registers", [False, True], ids=["", "registers"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_gives_the_truth_forward_in_time(
-    shape: tuple[int, ...], registers: bool, cut: Callable[..., None]
+def test_every_shape_agrees_with_float64_forward_in_time(
+    shape: tuple[int, ...], registers: bool, use_plan: Callable[..., None]
 ) -> None:
-    cut(of_shape(registers, *shape), in_shared(1))
+    use_plan(of_shape(registers, *shape), in_shared(1))
     compare("rnn_scan", replace(RAGGED, direction="forward"), "cuda")
 
 
 @pytest.mark.parametrize("op", SCANS)
 @pytest.mark.parametrize("size", [1, 4])
-def test_more_outputs_than_threads(op: str, size: int, cut: Callable[..., None]) -> None:
-    """Of 1030 outputs a thread takes two groups of four, where they are one block's."""
+def test_more_outputs_than_threads(op: str, size: int, use_plan: Callable[..., None]) -> None:
+    """With 1030 outputs per block, a thread computes two groups of four."""
     case = Case("very wide", B=3, T=3, Z=3, H=1030, lengths="ragged", poison="nan", nonlinearity="tanh")
-    cut(of_shape(False, size, 3, 2), in_shared(0))
+    use_plan(of_shape(False, size, 3, 2), in_shared(0))
     compare(op, case, "cuda")
 
 
@@ -72,7 +72,7 @@ def tf32() -> Iterator[None]:
 
 @pytest.mark.parametrize(("nonlinearity", "direction"), [("relu", "backward"), ("tanh", "forward")])
 @pytest.mark.parametrize(("tiles", "size", "rows", "at_once"), [(1, 2, 8, 8), (2, 1, 12, 8), (1, 4, 16, 16)])
-def test_tensor_cores_are_as_near_as_tf32_is(
+def test_tensor_cores_have_the_accuracy_of_tf32(
     tiles: int,
     size: int,
     rows: int,
@@ -80,10 +80,10 @@ def test_tensor_cores_are_as_near_as_tf32_is(
     nonlinearity: str,
     direction: str,
     tf32: None,
-    cut: Callable[..., None],
+    use_plan: Callable[..., None],
 ) -> None:
-    """Rounding to ten bits is off by 2^-11 at most, and errors do not grow along these few steps."""
-    cut(shaped(size, rows, at_once, tiles))
+    """Rounding to ten bits errs by at most 2^-11, and errors do not grow over these few steps."""
+    use_plan(shaped(size, rows, at_once, tiles))
     case = replace(RAGGED, H=61, B=9, nonlinearity=nonlinearity, direction=direction, name="tensor cores")
     got = run_backend("rnn_scan", build("rnn_scan", case), case, "cuda")
     for name, truth in eager("rnn_scan", case, torch.float64).items():
@@ -91,7 +91,7 @@ def test_tensor_cores_are_as_near_as_tf32_is(
         assert 1e-6 < off < 2e-3, (name, off)
 
 
-def test_tensor_cores_take_large_batches_where_they_are_allowed() -> None:
+def test_large_batches_use_tensor_cores_where_allowed() -> None:
     assert rnn_plan(1024, 512, tf32=True).tilings[0].tensor_tiles
     assert not rnn_plan(1024, 512).tilings[0].tensor_tiles
 
@@ -99,21 +99,21 @@ def test_tensor_cores_take_large_batches_where_they_are_allowed() -> None:
 @pytest.mark.parametrize("op", SCANS)
 @pytest.mark.parametrize("name", ["primes", "particles", "many_steps"])
 @pytest.mark.parametrize("size", [1, 8])
-def test_threads_in_reverse_and_stores_at_once(
-    op: str, name: str, size: int, cut: Callable[..., None], options: Callable[..., None]
+def test_reverse_thread_order_with_immediate_delivery(
+    op: str, name: str, size: int, use_plan: Callable[..., None], options: Callable[..., None]
 ) -> None:
-    cut(of_shape(True, size, 2, 1), in_shared(ALL))
+    use_plan(of_shape(True, size, 2, 1), in_shared(ALL))
     options(reversed=True)
     compare(op, CASES[name], "cuda")
 
 
 @pytest.mark.parametrize("op", SCANS)
 @pytest.mark.parametrize("H", [1, 22, 31])
-def test_a_block_may_be_as_late_as_it_likes(
-    op: str, H: int, cut: Callable[..., None], options: Callable[..., None]
+def test_blocks_may_be_arbitrarily_late(
+    op: str, H: int, use_plan: Callable[..., None], options: Callable[..., None]
 ) -> None:
-    """Clusters of 16 where 1, 11 or 16 blocks have units: one without holds up no other."""
-    cut(of_shape(False, 16, 2, 1))
+    """Clusters of 16 in which 1, 11 or 16 blocks have units; a block without units does not delay others."""
+    use_plan(of_shape(False, 16, 2, 1))
     options(late=True)
     compare(op, replace(RAGGED, H=H), "cuda")
 
@@ -121,20 +121,20 @@ def test_a_block_may_be_as_late_as_it_likes(
 @pytest.mark.parametrize("op", SCANS)
 @pytest.mark.parametrize("reversed", [False, True], ids=["", "reversed"])
 @pytest.mark.parametrize("size", [1, 8])
-def test_a_missing_barrier_shows(
-    op: str, size: int, reversed: bool, cut: Callable[..., None], options: Callable[..., None]
+def test_a_missing_barrier_is_detected(
+    op: str, size: int, reversed: bool, use_plan: Callable[..., None], options: Callable[..., None]
 ) -> None:
     case = replace(CASES["small"], H=40, Z=20)
-    cut(of_shape(True, size, 2, 1), in_shared(ALL))
+    use_plan(of_shape(True, size, 2, 1), in_shared(ALL))
     compare(op, case, "cuda")
-    options(reversed=reversed, max_barriers=2)  # those before the first step
+    options(reversed=reversed, max_barriers=2)  # barriers before the first step
     got = run_backend(op, build(op, case), case, "cuda")
     assert any(value.isnan().any() for value in got.values())
 
 
 @pytest.mark.parametrize("direction", ["backward", "forward"])
-def test_lengths_out_of_range_touch_no_other_memory(direction: str) -> None:
-    """They are checked where that needs no wait for the device; elsewhere the kernel keeps them in range."""
+def test_out_of_range_lengths_access_no_other_memory(direction: str) -> None:
+    """Lengths are checked if that needs no synchronisation; otherwise the kernel clamps them."""
     case = CASES["small"]
     inputs = build("rnn_scan", case)
     x_proj, h_0 = inputs["x_proj"][None], inputs["h_0"].expand(1, case.B, case.H)
@@ -151,7 +151,7 @@ def test_a_barrier_can_count_the_bytes_of_a_step(units: int, backward: bool) -> 
         assert fits_a_counter(4 * units * plan.rows_per_group)
     for plan in combiner_plans(64, units, 100, backward=backward, tf32=True):
         tile = plan.tilings[-1]
-        if isinstance(tile, TensorTiling):  # of each block's sums a part, or of each block's latents
+        if isinstance(tile, TensorTiling):  # a part of each block's sums, or of each block's latents
             share, most = tile.share(plan.cluster_size), max(plan.cluster_size, 2)
             assert fits_a_counter(4 * 2 * share * (plan.rows_per_group + 1) * most)
             continue
@@ -160,9 +160,9 @@ def test_a_barrier_can_count_the_bytes_of_a_step(units: int, backward: bool) -> 
 
 
 def fits_a_counter(count: int) -> bool:
-    """Whether a barrier can count so many bytes."""
+    """True if a barrier can count so many bytes."""
     return count < 1 << 20
 
 
-def test_the_table_of_shapes_is_run() -> None:
+def test_all_shapes_are_tested() -> None:
     assert all("cuda" in backends_for(op) for op in SCANS)

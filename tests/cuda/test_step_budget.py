@@ -1,4 +1,4 @@
-"""The library's scans take no more of anything than the committed table says, and how that is counted."""
+"""The scans of the library do not exceed the committed table of counts; and tests of the counting."""
 
 import sys
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ LAUNCHES = {scan: launch_of(scan, plan) for scan, plan in scan_plans(*SIZES).ite
 
 @pytest.fixture(scope="module")
 def held() -> list[str]:
-    """Kernels whose turns are read: those of the tutorial's size, and the longest of each family."""
+    """The kernels whose turns are read: those of the tutorial's size, and the longest of each family."""
     budgets = step_budget.read_table().kernels
     longest: dict[str, str] = {}
     for name in sorted(budgets, key=lambda name: budgets[name].get("instructions", 0)):
@@ -38,7 +38,7 @@ def budgets(held: list[str]) -> dict[str, Budget]:
     return step_budget.read_library(held)
 
 
-def test_the_library_takes_no_more_than_the_table_says(budgets: dict[str, Budget]) -> None:
+def test_the_library_does_not_exceed_the_table(budgets: dict[str, Budget]) -> None:
     table = step_budget.read_table()
     if (nvcc := compiler()) != table.nvcc:
         pytest.skip(f"the library is from nvcc {nvcc}, the table from {table.nvcc}")
@@ -76,7 +76,7 @@ ALLOWED: dict[str, Budget] = {
         ("chain", 211, True),
     ],
 )
-def test_counts_may_not_grow(column: str, count: int, is_more: bool) -> None:
+def test_larger_counts_are_reported(column: str, count: int, is_more: bool) -> None:
     found = {**ALLOWED, "a": ALLOWED["a"] | {column: count}}
     told = f"a: {column}: expected at most {ALLOWED['a'][column]}, got {count}"
     assert excess(found, ALLOWED) == ([told] if is_more else [])
@@ -87,26 +87,26 @@ def test_table_and_library_have_the_same_kernels() -> None:
     assert excess(ALLOWED, {"a": ALLOWED["a"]}) == ["b: expected in the table, got none"]
 
 
-def test_a_kernel_that_begins_to_exchange_is_told() -> None:
+def test_a_new_kernel_with_an_exchange_is_reported() -> None:
     assert excess({**ALLOWED, "b": ALLOWED["b"] | {"lds": 1}}, ALLOWED) == [
         "b: lds: expected at most 0, got 1"
     ]
 
 
-def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_table_is_read_back_unchanged(tmp_path: Path) -> None:
     table, path = Table("V1.2.3", ALLOWED), tmp_path / "table.json"
     step_budget.write_table(table, path)
     assert step_budget.read_table(path) == table
     assert [line.split('"')[1] for line in path.read_text().splitlines() if "registers" in line] == ["a", "b"]
 
 
-def test_the_committed_table_is_as_it_is_written(tmp_path: Path) -> None:
+def test_the_committed_table_is_as_written(tmp_path: Path) -> None:
     step_budget.write_table(step_budget.read_table(), tmp_path / "table.json")
     assert (tmp_path / "table.json").read_text() == TABLE.read_text()
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    """The command, with the table in place of the library."""
+    """Run the command with the table in place of the library."""
     monkeypatch.setattr(step_budget, "cuobjdump", lambda *flags: "")
     monkeypatch.setattr(step_budget, "read_library", lambda names, arch: step_budget.read_table().kernels)
     monkeypatch.setattr(sys, "argv", ["step_budget", *arguments])
@@ -126,22 +126,22 @@ def test_budgets_and_estimates_are_printed(
     assert [row.split()[0] for row in rows] == list(LAUNCHES)
     for row in rows:
         _, _, _, chain_, issue, latency, bytes_, us = row.split()
-        # The clock is 1.98 GHz; the rows of a cluster are in one group.
+        # At 1.98 GHz, with all rows of a cluster in one group.
         assert float(us) == pytest.approx(
             (max(float(chain_), float(issue)) + float(latency) + float(bytes_)) / 1980, abs=0.01
         )
 
 
-def test_what_is_too_much_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_excessive_counts_fail_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_budget, "excess", lambda found, allowed: ["a: lds: expected at most 3, got 4"])
     with pytest.raises(SystemExit, match="a: lds: expected at most 3, got 4"):
         run(monkeypatch, "--check")
 
 
-def test_groups_that_take_turns_hide_the_exchange() -> None:
+def test_alternating_groups_hide_the_exchange() -> None:
     budget = {"instructions": 100, "chain": 500, "waits": 1}
     launch = Launch("kernel", warps=10, groups=1, received=0)
-    assert launch.issue(budget) == 300  # a scheduler has three of the warps
+    assert launch.issue(budget) == 300  # three warps per scheduler
     assert launch.step(budget) == pytest.approx(500 + 613.8)
     assert launch._replace(warps=32).step(budget) == pytest.approx(800 + 613.8)
     assert launch._replace(groups=2).step(budget) == pytest.approx(500 + 613.8)
@@ -159,7 +159,7 @@ def test_a_step_of_a_team_waits_for_a_poll_and_for_bytes() -> None:
     assert (launch.latency, launch.issue(budget)) == (600, 1000)  # a multiplication takes two cycles there
     assert launch.bytes == pytest.approx(6400 / (35 * 108 / 105))
     assert launch.step(budget) == pytest.approx(1000 + 600 + launch.bytes)
-    # Of the exchange another group hides the way out only.
+    # Another group hides only the store of the exchange.
     assert launch._replace(groups=3).step(budget) == pytest.approx(3 * (1000 + 400 + launch.bytes))
     other = launch._replace(device=rtx3090, blocks=20)
     assert (other.latency, other.bytes, other.issue(budget)) == (375, 100, 800)
@@ -179,7 +179,7 @@ def test_waves_follow_one_another() -> None:
     (launch, waves) = launches(KNOWN["a100"], "memory")["rnn_scan"]
     assert waves == 1
     assert launch.received == 16 * 40 * 14  # a word of 16 bytes holds three rows
-    few = KNOWN["a100"]._replace(multiprocessors=8)  # one team of eight blocks, whose kernel takes one row
+    few = KNOWN["a100"]._replace(multiprocessors=8)  # one team of eight blocks with a kernel for one row
     assert launches(few, "memory")["rnn_scan"][1] == 20
 
 
@@ -200,7 +200,7 @@ def test_another_architecture_is_compiled(
     assert rows[0].split()[-1] == f"{us:.2f}"
 
 
-def test_kernels_are_compiled_for_one_gpu_and_thrown_away(
+def test_kernels_are_compiled_for_one_gpu_and_deleted(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     nvcc = tmp_path / "bin" / "nvcc"
@@ -217,7 +217,7 @@ def test_kernels_are_compiled_for_one_gpu_and_thrown_away(
     assert "rnn_scan_words.cu" in {source.name for source in cubins.SOURCES}
 
 
-def test_a_file_for_one_gpu_does_not_say_which(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_for_one_gpu_does_not_record_its_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
     file = Path("a.cubin")
 
     @contextmanager
@@ -268,7 +268,7 @@ def test_products_and_bytes_of_large_batches(
     assert (found.rows, found.mmas, found.received) == (rows, mmas, received)
 
 
-def test_a_share_is_that_of_the_longer_of_products_and_bytes() -> None:
+def test_a_share_is_limited_by_products_or_bytes() -> None:
     for each in large_batches.bounds():
         macs = 512 * (600 * 600 if "rnn" in each.kind.name else 600 * 300)
         peak = 132 * (1024 if each.kind.number_bytes == 4 else 2048)

@@ -1,18 +1,18 @@
-"""The way that a warp usually takes through the loop over time steps of a kernel that exchanges numbers.
+"""The usual path of a warp through the loop over time steps of a kernel that exchanges data between blocks.
 
-A *turn* is one pass of the innermost loop that both waits for what other blocks gave and stores to other
-blocks: a step of all rows, or of one group where groups take turns in a loop of their own. Of the ways
-through it one is counted, chosen by these rules:
+A *turn* is one iteration of the innermost loop that both waits for stores of other blocks and stores to
+other blocks: a step of all rows, or of one group if groups alternate in a loop of their own. One path
+through it is counted, chosen by these rules:
 
-1. A poll succeeds at the first attempt. What is only reached where it fails is left out: more polls, those
-   against the clock of the GPU (%globaltimer), and the record of a hang. Through device memory several words
-   are polled for at a time; that they have not come is what leads to the clock.
-2. The lanes of a warp come to a shuffle together, so the code for lanes that do not (BRA.DIV) is left out.
+1. A poll succeeds at the first attempt. Code that is only reached if it fails is excluded: further polls,
+   those against the clock of the GPU (%globaltimer), and the record of a hang. Through device memory several
+   words are polled at a time; if some have not arrived, control goes to the clock.
+2. The lanes of a warp reach a shuffle together, so the code for diverged lanes (BRA.DIV) is excluded.
 3. An inner loop is passed once.
-4. Of the ways that are left those count that wait and store the most often, and of them, where that is asked
-   for, those with the fewest exponentials and reciprocals (MUFU): ``rnn_scan`` with ReLU, not tanh.
-5. Of these, the one of most instructions. So of a branch for some threads the longer side counts: it is the
-   way of a warp that does everything, which the others wait for.
+4. Of the remaining paths, those with the most waits and stores are considered, and of them, if requested,
+   those with the fewest exponentials and reciprocals (MUFU): ``rnn_scan`` with ReLU, not tanh.
+5. Of these, the path of most instructions is counted. The longer side of a branch therefore counts: it is the
+   path of the warp with the most work, which the others wait for.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -26,17 +26,17 @@ _TABLES = ("BRX", "BRXU", "JMX")  # branches to an address from a table
 
 
 class Block(NamedTuple):
-    """Instructions that are executed together; where the last one leads to, as indices of blocks."""
+    """A basic block: its instructions, and the indices of its successors."""
 
     code: list[Instruction]
     next: tuple[int, ...]
 
 
 class Passed(NamedTuple):
-    """An instruction on the way."""
+    """An instruction on the path."""
 
     instruction: Instruction
-    jumps: bool  # the next one is not the one that follows in memory
+    jumps: bool  # the next instruction on the path is not the next one in memory
     repeats: bool  # in an inner loop
 
 
@@ -44,29 +44,29 @@ class Turn(NamedTuple):
     """A turn of a kernel."""
 
     path: list[Passed]
-    cold: int  # instructions of the loop that are only reached where polls fail
+    cold: int  # instructions of the loop that are only reached if polls fail
 
 
 def is_word_poll(instruction: Instruction) -> bool:
-    """Whether the instruction reads a word with a flag, past the first-level cache."""
+    """True if the instruction reads a word with a flag, bypassing the first-level cache."""
     return instruction.kind == "LDG" and ".STRONG.GPU" in instruction.opcode
 
 
 def is_wait(instruction: Instruction) -> bool:
-    """Whether the instruction asks a barrier if its phase has ended, or reads a word with a flag."""
+    """True if the instruction polls a barrier or reads a word with a flag."""
     return instruction.opcode.startswith("SYNCS.PHASECHK") or is_word_poll(instruction)
 
 
 def is_remote_store(instruction: Instruction) -> bool:
-    """Whether the instruction stores to another block's shared memory, or a word that others poll for."""
+    """True if the instruction stores to the shared memory of another block, or a word that others poll."""
     return instruction.kind == "STAS" or (instruction.kind == "STG" and ".STRONG.GPU" in instruction.opcode)
 
 
 def find_turn(code: Sequence[Instruction], without_mufu: bool = False) -> Turn | None:
-    """The turn of a kernel; None of one without an exchange.
+    """The turn of a kernel; None for a kernel without an exchange.
 
     Raises:
-        ValueError: the kernel waits and stores to other blocks, but no way through a loop does both.
+        ValueError: the kernel waits and stores to other blocks, but not on one path through a loop.
     """
     if not (any(map(is_wait, code)) and any(map(is_remote_store, code))):
         return None
@@ -114,7 +114,7 @@ def find_turn(code: Sequence[Instruction], without_mufu: bool = False) -> Turn |
 
 
 def blocks_of(code: Sequence[Instruction]) -> list[Block]:
-    """A function as blocks, in the order of their addresses."""
+    """Split a function into basic blocks, in the order of their addresses."""
     heads = {code[0].address, *(i.target for i in code if i.target is not None)}
     heads |= {after.address for i, after in pairwise(code) if _ends(i)}
     runs: list[list[Instruction]] = []
@@ -129,7 +129,7 @@ def blocks_of(code: Sequence[Instruction]) -> list[Block]:
     for i in reversed(range(len(runs))):
         if i not in led_to:
             cases = (i, *cases)
-        # A table does not say where it leads to: to what nothing else leads to, up to the next table.
+        # A branch table hides its targets: take all blocks without predecessors up to the next table.
         if runs[i][-1].kind in _TABLES:
             after[i], cases = cases, ()
         blocks.append(Block(runs[i], tuple(dict.fromkeys(after[i]))))
@@ -137,10 +137,10 @@ def blocks_of(code: Sequence[Instruction]) -> list[Block]:
 
 
 def loops(blocks: Sequence[Block]) -> dict[int, frozenset[int]]:
-    """Loops by their first blocks: of every branch backwards, the blocks from which it is reached.
+    """Loops by their header blocks: for every backward branch, the blocks from which it is reached.
 
-    A compiler's loops are entered by one block only. Branches backwards are those to a block that a search in
-    depth has entered and not left.
+    Loops made by a compiler have a single entry. Backward branches are those to a block on the stack of a
+    depth-first search.
     """
     before: dict[int, set[int]] = {index: set() for index in range(len(blocks))}
     backwards: list[tuple[int, int]] = []
@@ -185,7 +185,7 @@ def _next(last: Instruction, index: int, index_of: dict[int, int]) -> tuple[int,
 
 
 def _leading_to(timed: set[int], forth: dict[int, list[int]], polling: Sequence[frozenset[int]]) -> set[int]:
-    """The blocks that lead to a clock within the innermost of the loops that poll for words."""
+    """The blocks that lead to the clock within the innermost loop that polls for words."""
     found = set()
     for block in timed:
         inside = min((loop for loop in polling if block in loop), key=len, default=frozenset())
@@ -194,7 +194,7 @@ def _leading_to(timed: set[int], forth: dict[int, list[int]], polling: Sequence[
 
 
 def _after_success(block: Block) -> tuple[int, ...]:
-    """Blocks that a block leads to if its last poll succeeds."""
+    """The successors of a block if its last poll succeeds."""
     *_, last = block.code
     polls = [number for number, instruction in enumerate(block.code) if is_wait(instruction)]
     if polls and last.kind == "BRA" and len(block.next) > 1:
@@ -216,7 +216,7 @@ def _count(blocks: Sequence[Block], body: Iterable[int]) -> int:
 
 
 def _reached(ways: dict[int, list[int]], first: int, inside: frozenset[int] | None = None) -> set[int]:
-    """The blocks that a block leads to, without leaving some."""
+    """The blocks reachable from a block within a set of blocks."""
     found, ahead = {first}, [first]
     while ahead:
         index = ahead.pop()
@@ -230,9 +230,9 @@ def _reached(ways: dict[int, list[int]], first: int, inside: frozenset[int] | No
 def _longest(
     blocks: Sequence[Block], ways: dict[int, list[int]], header: int, without_mufu: bool
 ) -> list[int]:
-    """The blocks of the way to count, from the header to a branch back to it."""
-    best: dict[int, tuple[_Worth, int | None]] = {}  # of the rest of the way, and the next block
-    for index in TopologicalSorter(ways).static_order():  # what a block leads to comes before it
+    """The blocks of the counted path, from the header to a branch back to it."""
+    best: dict[int, tuple[_Worth, int | None]] = {}  # value of the rest of the path, and the next block
+    for index in TopologicalSorter(ways).static_order():  # successors are evaluated first
         rest: list[tuple[_Worth, int | None]] = [
             (best[after][0], after) for after in ways[index] if after in best
         ]
@@ -250,7 +250,7 @@ def _longest(
 
 
 class _Worth(NamedTuple):
-    """Worth of a way; of two ways the greater counts."""
+    """The value of a path; the path of the greatest value is counted."""
 
     exchanges: int  # waits and stores to other blocks
     avoided: int  # less the instructions to avoid

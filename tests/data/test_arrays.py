@@ -1,4 +1,4 @@
-"""Sets made of arrays and lists, and their division into training, validation and test."""
+"""Sets made of arrays and lists, and their split into training, validation and test sets."""
 
 from itertools import chain
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_sequences_of_one_feature_and_of_different_lengths() -> None:
     assert made.mask[:, :, 0].tolist() == [[True, True, False], [True, False, True], [True, False, False]]
 
 
-def test_what_numpy_masks_is_missing() -> None:
+def test_numpy_masked_values_are_missing() -> None:
     masked = np.ma.array([[1], [-999]], mask=[[0], [1]])
     made = from_arrays([masked, [[5.0]]])
     assert made.mask is not None
@@ -70,7 +70,7 @@ def test_controls_and_static() -> None:
         ({"arrays": [[1]], "static": [1, 2]}, r"static: expected shape \(1, S\) or \(1,\), got"),
     ],
 )  # fmt: skip
-def test_what_is_no_set_is_refused(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_sets_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=f"^{message}"):
         from_arrays(**arguments)
 
@@ -114,7 +114,7 @@ def test_a_split_has_every_sequence_once() -> None:
         (5, {"name": 3}, "name: expected str"),
     ],
 )
-def test_what_cannot_be_divided_is_refused(N: int, arguments: dict[str, Any], message: str) -> None:
+def test_indivisible_sets_are_refused(N: int, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=f"^{message}"):
         split(from_arrays([[1.0]] * N), **arguments)
 
@@ -154,7 +154,7 @@ def test_an_array_file_is_divided(tmp_path: Path) -> None:
         ("a.npz", {"sequences": ROWS}, r"sequences: expected shape \[N, T, D\], or .* an entry"),
         ("a.npz", {"sequences": ROWS, "lengths": PARTS[:2]}, "lengths: expected a sum of 10"),
         ("a.npz", {"sequences": ROWS[None], "lengths": np.array([11])}, "lengths: expected 1 lengths up"),
-        ("a.npz", {"sequences": ROWS[None], "labels": ROWS}, "file: expected sequences, .* got 'labels'"),
+        ("a.npz", {"sequences": ROWS[None], "labels": ROWS}, "file: expected sequences and .* got 'labels'"),
         ("a.npz", {"sequences": np.array([None])}, "allow_pickle=False"),
         ("a.npz", {"sequences": ROWS[None]}, "at least 3 sequences"),
         ("a.npz", {"sequences": ROWS[:, None], "controls": ROWS[:, None] + np.inf}, r"controls\[\d\]"),
@@ -175,7 +175,7 @@ def test_files_of_another_form_are_named(tmp_path: Path, name: str, content: Any
 
 
 @pytest.mark.parametrize("name", ["id", "time", "columns", "controls", "static", "freq"])
-def test_columns_are_refused_where_there_are_none(tmp_path: Path, name: str) -> None:
+def test_columns_are_refused_for_arrays(tmp_path: Path, name: str) -> None:
     arguments: dict[str, Any] = {name: "x"}
-    with pytest.raises(ValueError, match=f"^{name}: expected None for what is no table"):
+    with pytest.raises(ValueError, match=f"^{name}: expected None unless path is a table"):
         load(tmp_path / "own.npz", **arguments)

@@ -1,4 +1,4 @@
-"""The composed chorales keep the rules of four-part writing."""
+"""The composed chorales follow the rules of four-part writing."""
 
 import importlib
 from functools import cache
@@ -104,8 +104,8 @@ def test_keys_differ_and_notes_are_of_the_key() -> None:
         assert any(heard <= {*scale, 11, 4} for scale in SCALES)
 
 
-def test_ornaments_are_there() -> None:
-    """Some steps hold a chord that is no triad."""
+def test_chorales_have_ornaments() -> None:
+    """Some steps have a chord other than a triad."""
     triads = {tuple(sorted((x + k) % 12 for x in t)) for t in (*MAJOR, *MINOR) for k in range(12)}
     chords = [tuple(sorted({int(n) % 12 for n in row})) for v in pieces() for row in v]
     assert 0.03 < np.mean([c not in triads for c in chords]) < 0.3
@@ -114,7 +114,7 @@ def test_ornaments_are_there() -> None:
 @pytest.mark.parametrize("tonic", range(12))
 @pytest.mark.parametrize("triads", [MAJOR, MINOR])
 def test_a_path_always_exists(tonic: int, triads: tuple[tuple[int, int, int], ...]) -> None:
-    """Prune voicings without a way on until none is left to prune: every chord keeps some."""
+    """Remove voicings without a successor until none is left to remove: every chord keeps some."""
     harmony = Harmony()
     chords = [Chord.on(tonic, t) for t in triads]
     follows = [(i, j) for i, j in zip(*np.nonzero(SUCCESSION), strict=True)]
@@ -149,7 +149,7 @@ def test_voicings(triad: tuple[int, int, int]) -> None:
         assert row[3] == chord.third or (row[3] == chord.root and not chord.diminished)
 
 
-def test_leading_tone_is_drawn_to_the_tonic() -> None:
+def test_leading_tone_resolves_to_the_tonic() -> None:
     harmony, dominant, tonic = Harmony(), Chord.on(0, MAJOR[4]), Chord.on(0, MAJOR[0])
     before, after = harmony.voicings(dominant)[0][:, None], harmony.voicings(tonic)[0]
     moves = after - before
@@ -161,7 +161,7 @@ def test_leading_tone_is_drawn_to_the_tonic() -> None:
 
 @pytest.mark.parametrize(("soprano", "suspended"), [(69, True), (66, False)])
 def test_an_ornament_crosses_no_voice(soprano: int, suspended: bool) -> None:
-    """Only the alto falls by a step: it may be suspended unless the soprano is by then below it."""
+    """Only the alto falls by a step; it may be suspended unless the soprano would be below it."""
     module = importlib.import_module("dmm_fast.data._chorales")
     held = [soprano, 65, 60, 48]
     voices = np.array([[72, 67, 60, 48], held, held])
@@ -176,7 +176,7 @@ def test_a_chorale_composed_twice_is_kept_once(monkeypatch: pytest.MonkeyPatch) 
     assert [int(v[0, 0]) for v in chorale_voices(3)] == [1, 2, 3]
 
 
-def test_seed_decides_and_the_global_generator_is_left_alone() -> None:
+def test_seed_determines_the_data_and_the_global_generator_is_unchanged() -> None:
     state = torch.get_rng_state()
     first = chorale_voices(5, seed=1)
     assert torch.equal(torch.get_rng_state(), state)

@@ -1,4 +1,4 @@
-"""Controls and covariates of sequence sets: cleaned, gathered, moved, checked, and kept by files."""
+"""Controls and covariates of sequence sets: padding, gathering, devices, checks, and files."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ U = torch.arange(12.0).reshape(3, 4, 1).where((torch.arange(4) < LENGTHS[:, None
 S = torch.arange(6.0).reshape(3, 2)
 
 
-def test_a_batch_has_what_the_set_has() -> None:
+def test_a_batch_has_the_covariates_of_its_set() -> None:
     batch = SequenceSet(X, LENGTHS, None, U, S).batch(torch.tensor([2, 0]))
     assert isinstance(batch, ControlledBatch)
     plain = SequenceSet(X, LENGTHS).batch(torch.tensor([2, 0]))
@@ -67,7 +67,7 @@ def test_they_move_with_the_set() -> None:
         ("static", "s", "static: expected a floating-point tensor"),
     ],
 )
-def test_what_does_not_fit_is_refused(name: str, value: Any, message: str) -> None:
+def test_invalid_arguments_are_refused(name: str, value: Any, message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         SequenceSet(X, LENGTHS, **{name: value})
 

@@ -1,4 +1,4 @@
-"""Downloads, from a server on this machine."""
+"""Downloads from a local server."""
 
 import hashlib
 import importlib
@@ -28,7 +28,7 @@ NAME = "jsb_chorales"
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one body, and says how long it is, truly or not."""
+    """Serves one body with a true or false content length."""
 
     body = CONTENT
     content_length: int | None = len(CONTENT)
@@ -81,12 +81,12 @@ def test_download(
     assert server.requests == [f"/pyro-ppl/datasets/raw/{module.COMMIT}/polyphonic/{NAME}.pickle"]
     assert (f"{NAME}.pickle" in capsys.readouterr().err) == progress
     assert load(path).train.sequences.sum() == 3
-    # What is there and right is not fetched again.
+    # An existing file with the right hash is not fetched again.
     download(NAME, str(folder), sha256=SHA256, opener=opener)
     assert len(server.requests) == 1
 
 
-def test_no_bar_needs_no_tqdm(opener: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_without_a_bar_tqdm_is_not_needed(opener: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "tqdm", None)
     download(NAME, tmp_path, progress=False, sha256=SHA256, opener=opener)
     with pytest.raises(ImportError):
@@ -133,7 +133,7 @@ HOSTILE = pickle.dumps(socket.gethostname)
         ),
     ],
 )
-def test_what_fails_leaves_nothing(
+def test_a_failed_download_leaves_no_file(
     server: Server,
     opener: Any,
     tmp_path: Path,
@@ -190,7 +190,7 @@ def test_refuses(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_real_file_is_the_one_pinned(data_dir: Path) -> None:
+def test_real_file_has_the_pinned_hash(data_dir: Path) -> None:
     if not (data_dir / f"{NAME}.pickle").is_file():
         pytest.skip(f"needs {NAME}.pickle in {data_dir}; set DMM_FAST_DATA to where it is")
 

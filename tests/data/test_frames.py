@@ -1,4 +1,4 @@
-"""Sets made of data frames, CSV and Parquet: order, gaps, dates, covariates, and what is refused."""
+"""Sets made of data frames, CSV and Parquet: order, gaps, dates, covariates, and errors."""
 
 import sys
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_controls() -> None:
     assert made.controls is not None
     assert made.controls[:, :, 0].tolist() == [[1, 2], [3, 4]]
     assert made.sequences[:, :, 0].tolist() == [[0, 1], [2, 3]]
-    with pytest.raises(ValueError, match=r"time: expected no gaps where there are controls.*got 1 steps"):
+    with pytest.raises(ValueError, match=r"time: expected no gaps, since there are controls.*got 1 steps"):
         from_frame(DENSE.assign(t=[2, 0, 7, 8]), "who", "t", controls="u")
 
 
@@ -79,13 +79,13 @@ def test_dates(start: str, step: str, freq: str) -> None:
 
 @pytest.mark.parametrize("start", ["2026-03-27 01:30", "2026-10-23 01:30"])
 @pytest.mark.parametrize("freq", ["h", "D"])
-def test_clocks_that_are_set_forward_and_back_make_no_gaps(start: str, freq: str) -> None:
+def test_daylight_saving_makes_no_gaps(start: str, freq: str) -> None:
     times = pd.date_range(start, periods=100, freq=freq, tz="Europe/Berlin")
     made = from_frame(pd.DataFrame({"t": times, "x": np.arange(100.0)}), time="t", freq=freq)
     assert made.sequences[0, :, 0].tolist() == list(range(100))
 
 
-def test_hours_are_those_of_a_clock_that_is_off_by_half_of_one() -> None:
+def test_hours_in_time_zones_of_half_hours() -> None:
     times = pd.to_datetime(["2024-01-01 00:50", "2024-01-01 01:10", "2024-01-01 02:10"])
     for zone in (None, "Asia/Kolkata"):
         frame = pd.DataFrame({"t": times.tz_localize(zone), "x": [1.0, 2.0, 3.0]})
@@ -135,14 +135,14 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (FRAME, {"id": "who", "columns": ["x", "who"]}, "frame: expected one use of the column 'who'"),
     (FRAME, {"id": "who", "columns": []}, "columns: expected at least one name of a column, or None"),
     (FRAME, {"id": 1.5}, "id: expected the name of a column, a str or an int, got float 1.5"),
-    (FRAME, {"id": "who", "time": "age"}, "time: expected one row a time step in the sequence 'a', got"),
+    (FRAME, {"id": "who", "time": "age"}, "time: expected one row per time step in sequence 'a', got"),
     (FRAME, {"id": "who", "time": "x"}, "time: expected a value in each row of column 'x'.*, got"),
     (FRAME.assign(t=FRAME["t"] + 0.5), {"id": "who", "time": "t"}, "time: expected whole numbers .*, got "),
     (FRAME.assign(t=FRAME["t"] * 10**12), {"id": "who", "time": "t"}, "time: .*max_bytes"),
     (FRAME.assign(t=list("abcde")), {"id": "who", "time": "t"}, "time: expected whole numbers .* dates"),
     (dated("2024-01-01", "1D"), {"id": "who", "time": "t"}, "freq: expected the length .*, got None"),
     (dated("2024-01-01", "1D"), {"id": "who", "time": "t", "freq": "fortnight"}, "freq: .*, got 'fortnight'"),
-    (dated("2024-01-01", "1D"), {"id": "who", "time": "t", "freq": "M"}, "time: expected one row a time"),
+    (dated("2024-01-01", "1D"), {"id": "who", "time": "t", "freq": "M"}, "time: expected one row per time"),
     (FRAME, {"id": "who", "time": "t", "freq": "D"}, "freq: expected None where column 't' holds no dates"),
     (FRAME, {"id": "who", "freq": "D"}, "freq: expected None without time"),
     (FRAME, {"id": "t", "static": "who"}, "static: expected numbers in column 'who'"),
@@ -156,7 +156,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("frame", "arguments", "message"), BAD)
-def test_what_is_no_sequence_is_refused(frame: Any, arguments: dict[str, Any], message: str) -> None:
+def test_invalid_sequences_are_refused(frame: Any, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=f"^{message}"):
         from_frame(frame, **arguments)
 

@@ -1,4 +1,4 @@
-"""The Kalman filter, against Pyro's GaussianHMM and against the joint Gaussian written out."""
+"""The Kalman filter, compared with Pyro's GaussianHMM and with the joint Gaussian."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from dmm_fast.data import LinearGaussianSet, SequenceSet, linear_gaussian
 def as_pyro(data: LinearGaussianSet, T: int) -> dist.GaussianHMM:
     """The same model: Pyro's state starts one step before x_1, matrices act from the right.
 
-    The known z_0 is no Gaussian: so the first transition forgets where it starts, and draws z_1.
+    The known z_0 is not Gaussian, so the first transition ignores its start and draws z_1.
     """
     fields = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
     double = {name: v.double() for name, v in fields.items() if isinstance(v, Tensor)}
@@ -65,7 +65,7 @@ def test_log_prob_is_the_joint_gaussians() -> None:
     torch.testing.assert_close(data.log_prob(), expected, rtol=1e-10, atol=1e-10)
 
 
-def test_what_lies_past_the_end_does_not_count() -> None:
+def test_values_past_the_end_have_no_effect() -> None:
     data = linear_gaussian(4, 6, ragged=True, seed=4)
     short = int(data.data.lengths.argmin())
     n = int(data.data.lengths[short])
@@ -91,7 +91,7 @@ def test_samples_follow_the_model() -> None:
         assert ((x.std(0) / expected - 1).abs() < 5 / (2 * N) ** 0.5).all()
 
 
-def test_seed_decides_and_the_global_generator_is_left_alone() -> None:
+def test_seed_determines_the_data_and_the_global_generator_is_unchanged() -> None:
     state = torch.get_rng_state()
     first = linear_gaussian(3, 4, seed=1, ragged=True)
     assert torch.equal(torch.get_rng_state(), state)

@@ -1,4 +1,4 @@
-"""Data files that ask for more memory than they may take are refused before it is allocated."""
+"""Data files that need more memory than allowed are refused before it is allocated."""
 
 import io
 import pickle
@@ -34,7 +34,7 @@ def refused(path: Path, **arguments: Any) -> str:
 
 
 def npy(shape: tuple[int, ...], dtype: str = "|u1", data: bytes = b"", version: int = 1) -> bytes:
-    """An array file that claims a shape."""
+    """An array file whose header claims a shape."""
     header = repr({"descr": dtype, "fortran_order": False, "shape": shape}).encode()
     length = struct.pack("<H" if version == 1 else "<I", len(header))
     return b"\x93NUMPY" + bytes([version, 0]) + length + header + data
@@ -51,7 +51,7 @@ def npz(path: Path, **arrays: bytes) -> Path:
     return path
 
 
-def test_what_the_others_spoil_is_read(tmp_path: Path) -> None:
+def test_valid_files_are_read(tmp_path: Path) -> None:
     assert load(npz(tmp_path / "a.npz")).valid.lengths.tolist() == [2, 1]
 
 
@@ -65,12 +65,12 @@ def test_what_the_others_spoil_is_read(tmp_path: Path) -> None:
         {"valid_lengths": npy((2**40,), "<i8")},
     ],
 )
-def test_shapes_that_arrays_claim_are_added_up_first(tmp_path: Path, arrays: dict[str, bytes]) -> None:
+def test_claimed_shapes_are_added_up_before_reading(tmp_path: Path, arrays: dict[str, bytes]) -> None:
     message = refused(npz(tmp_path / "a.npz", **arrays))
     assert f"{next(iter(arrays))}: expected a file that takes at most max_bytes = 8589934592" in message
 
 
-def test_a_bomb_of_zeros_is_refused(tmp_path: Path) -> None:
+def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
     rows = 40_000_000
     path = npz(tmp_path / "a.npz", test_sequences=npy((rows, 1), data=bytes(rows)))
     assert path.stat().st_size < 100_000
@@ -170,7 +170,7 @@ def test_empty_lists_cost_more_than_their_bytes(tmp_path: Path) -> None:
     assert "max_bytes = 10000000" in refused(path, max_bytes=10_000_000)
 
 
-def test_pickles_of_every_protocol_and_kind_are_what_pickle_reads() -> None:
+def test_all_pickle_protocols_are_read_like_pickle() -> None:
     from dmm_fast.data._memory import Memory
     from dmm_fast.data._pickled import unpickle
 
@@ -261,7 +261,7 @@ def test_a_compressed_bomb_is_refused_before_it_is_inflated(tmp_path: Path) -> N
     )
     path = mat(tmp_path / "a.mat", compressed(bomb))
     assert path.stat().st_size < 100_000
-    # By the file: what is made of it later is not yet looked at.
+    # Refused by the size of the file, before its contents are parsed.
     assert "file: expected a file that takes at most max_bytes" in refused(path, max_bytes=1_000_000)
 
 
@@ -270,7 +270,7 @@ def test_empty_cells_cost_more_than_their_bytes(tmp_path: Path) -> None:
     assert "traindata: expected a file that takes at most" in refused(path, max_bytes=10_000_000)
 
 
-def test_other_variables_are_passed_over(tmp_path: Path) -> None:
+def test_other_variables_are_skipped(tmp_path: Path) -> None:
     bomb = matrix((30_000_000, 1), struct.pack("<II", 2, 30_000_000) + bytes(30_000_000), b"other", 9)
     cells = [matrix((1, 1), CELL, f"{split}data".encode()) for split in SPLITS]
     path = mat(tmp_path / "a.mat", compressed(bomb), *cells, matrix((2, 2), b"", b"strange", 17))
@@ -279,7 +279,7 @@ def test_other_variables_are_passed_over(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["u1", "f8", "f4", "i4", "?"])
 @pytest.mark.parametrize("compression", [False, True])
-def test_matlab_files_are_what_scipy_wrote(tmp_path: Path, dtype: str, compression: bool) -> None:
+def test_matlab_files_of_scipy_are_read(tmp_path: Path, dtype: str, compression: bool) -> None:
     rng = np.random.default_rng(0)
     cells = np.empty((1, 3), dtype=object)
     for i, steps in enumerate((1, 5, 3)):
@@ -291,7 +291,7 @@ def test_matlab_files_are_what_scipy_wrote(tmp_path: Path, dtype: str, compressi
         assert np.array_equal(row[: len(cell)].numpy(), cell)
 
 
-def test_the_header_does_not_choose_another_reader(tmp_path: Path) -> None:
+def test_the_header_does_not_select_another_reader(tmp_path: Path) -> None:
     cells = [matrix((1, 1), CELL, f"{split}data".encode()) for split in SPLITS]
     path = mat(tmp_path / "a.mat", *cells)
     path.write_bytes(bytes(4) + path.read_bytes()[4:])  # a zero among these is for scipy an older version

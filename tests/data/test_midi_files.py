@@ -28,7 +28,7 @@ def steps(roll: torch.Tensor, note: int) -> list[int]:
     return roll[:, note - 21].nonzero().flatten().tolist()
 
 
-def test_what_the_package_writes_comes_back(tmp_path: Path) -> None:
+def test_written_files_are_read_back(tmp_path: Path) -> None:
     rolls = [(torch.rand(T, 88) < 0.2).float() for T in (9, 5)]
     for name, roll in zip(("a.mid", "b.midi"), rolls, strict=True):
         write_midi(tmp_path / name, to_midi(roll))
@@ -87,7 +87,7 @@ HEADER = b"MThd\0\0\0\6\0\1\0\1\1\xe0MTrk"
         (b"no music at all", "expected a MIDI file, got OSError"),
         (HEADER + b"\0\0\0", "expected a MIDI file"),
         (HEADER + b"\xff\xff\xff\xff\0\x90", "expected a MIDI file"),
-        (HEADER[:12] + b"\xe7\x28MTrk\0\0\0\4\0\xff\x2f\0", "a file that counts beats"),
+        (HEADER[:12] + b"\xe7\x28MTrk\0\0\0\4\0\xff\x2f\0", "a file timed in beats"),
         (HEADER + b"\0\0\0\4\0\xff\x2f\0", "expected music of at least one time step, got none"),
     ],
 )

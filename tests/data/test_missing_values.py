@@ -1,4 +1,4 @@
-"""Sets with missing values: one form whatever they come as, and every use of a set sees what is observed."""
+"""Sets with missing values: their normal form, and every use of a set respects the mask."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ EMISSIONS = ("bernoulli", "gaussian")
 
 
 def parts(emission: str = "gaussian", dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    """Sequences without anything missing, their lengths, and a mask that takes out a third."""
+    """Complete sequences, their lengths, and a mask with a third of the values missing."""
     batch = make_batch(dtype=dtype, emission=emission)
     return batch.mini_batch, batch.mini_batch_seq_lengths, missing_mask(batch, 3).bool()
 
@@ -36,7 +36,7 @@ class TestOneForm:
         return (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None])[:, :, None]
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_nan_and_a_mask_say_the_same(self, dtype: torch.dtype) -> None:
+    def test_nan_and_a_mask_are_equivalent(self, dtype: torch.dtype) -> None:
         x, lengths, mask = parts(dtype=dtype)
         half = mask.clone()
         half[0] = True
@@ -55,7 +55,7 @@ class TestOneForm:
             assert given.num_time_steps == sum(LENGTHS)
         assert int(mask.sum()) < int(self.valid().expand_as(mask).sum())
 
-    def test_what_was_given_is_left_alone(self) -> None:
+    def test_arguments_are_unchanged(self) -> None:
         x, lengths, mask = parts()
         before = x.clone(), mask.clone()
         SequenceSet(x, lengths, mask)
@@ -74,7 +74,7 @@ class TestOneForm:
         assert given is not None
         assert torch.equal(given, self.valid().expand_as(x))
 
-    def test_a_device_is_not_waited_for(self) -> None:
+    def test_no_synchronisation_with_the_device(self) -> None:
         # A meta tensor has no values: reading one would raise.
         x, lengths, mask = (v.to("meta") for v in parts())
         moved = SequenceSet(x, lengths, mask)
@@ -83,7 +83,7 @@ class TestOneForm:
         assert with_missing().to("meta").mask is not None
         assert Dataset("name", *[with_missing()] * 3).to("meta").test.mask is not None
 
-    def test_a_batch_has_the_mask_and_nothing_where_it_is_zero(self) -> None:
+    def test_a_batch_has_the_mask_and_zeros_where_values_are_missing(self) -> None:
         data = with_missing()
         indices = torch.tensor([1, 3, 1])
         batch = data.batch(indices)
@@ -95,7 +95,7 @@ class TestOneForm:
         assert data.batch(indices, T=6).mini_batch_mask.shape == (3, 6, 5)
 
     @pytest.mark.parametrize("lengths", [LENGTHS, (6, 6, 6, 6)])
-    def test_npz_keeps_what_is_missing(self, tmp_path: Path, lengths: tuple[int, ...]) -> None:
+    def test_npz_keeps_missing_values(self, tmp_path: Path, lengths: tuple[int, ...]) -> None:
         x, _, mask = parts()
         data = SequenceSet(x, torch.tensor(lengths), mask)
         path = tmp_path / "set.npz"
@@ -126,7 +126,7 @@ class TestOneForm:
         with pytest.raises(kind, match=message):
             SequenceSet(x, lengths, mask)
 
-    def test_what_is_no_number_past_the_end_is_blank_and_what_is_one_is_refused(self) -> None:
+    def test_nan_past_the_end_is_ignored_and_numbers_are_refused(self) -> None:
         x, lengths, _ = parts()
         x[1, 4, 0] = float("inf")
         with pytest.raises(ValueError, match=r"^sequences: expected zeros past the end .* in sequence 1$"):
@@ -135,8 +135,8 @@ class TestOneForm:
 
 @pytest.mark.parametrize("emission", EMISSIONS)
 class TestUses:
-    def test_evaluation_is_that_of_the_observed_values(self, emission: str) -> None:
-        """And averages go over all time steps, those in which something is missing too."""
+    def test_evaluation_uses_the_observed_values(self, emission: str) -> None:
+        """Averages are over all time steps, including those with missing values."""
         dmm, data = small_dmm(emission=emission), with_missing(emission)
         x, lengths, mask = parts(emission)
         torch.manual_seed(6)
@@ -169,7 +169,7 @@ class TestUses:
         assert graphs.replays == 3
 
 
-def test_training_takes_a_set_with_missing_values() -> None:
+def test_training_supports_missing_values() -> None:
     data = with_missing("bernoulli")
     config = TrainConfig(
         num_epochs=2,
@@ -189,20 +189,20 @@ def test_training_takes_a_set_with_missing_values() -> None:
     assert not torch.equal(weight, before)
 
 
-def test_a_run_of_other_missing_values_is_another() -> None:
+def test_other_missing_values_are_other_data() -> None:
     x, lengths, mask = parts("bernoulli")
     sets = (SequenceSet(x, lengths), SequenceSet(x, lengths, mask), SequenceSet(x, lengths, ~mask))
     assert len({fingerprint(Dataset("set", data, data, data)) for data in sets}) == 3
 
 
-def test_continuations_in_pictures_start_from_what_is_observed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_continuations_in_pictures_start_from_observed_values(monkeypatch: pytest.MonkeyPatch) -> None:
     x, _, mask = parts("bernoulli")
     data = SequenceSet(x, torch.tensor([6, 6, 6, 6]), mask)
     given: list[Any] = []
 
-    def recorded(dmm: Any, batch: Any, num_steps: int) -> Tensor:
+    def recorded(dmm: Any, batch: Any, num_steps: int, **options: float) -> Tensor:
         given.append(batch)
-        return forecast(dmm, batch, num_steps)
+        return forecast(dmm, batch, num_steps, **options)
 
     monkeypatch.setattr(_gallery, "forecast", recorded)
     _gallery._forecasts(small_dmm(), data, torch.tensor([0, 3]), 4, 2, lambda *args: None)

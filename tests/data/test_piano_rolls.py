@@ -1,4 +1,4 @@
-"""Files of piano rolls: what is read, and what is refused."""
+"""Files of piano rolls: contents and errors."""
 
 import pickle
 import sys
@@ -30,7 +30,7 @@ PYTHON_2_NUMPY = (
 
 
 def python_2_pickle(notes: Any, code: bytes = b"i8", order: bytes = b"<") -> bytes:
-    """Pickle as the files that Pyro serves are: protocol 2, byte strings, numpy scalars."""
+    """Pickle like Pyro's files: protocol 2, byte strings, numpy scalars."""
     width = int(code[1:])
     body = b"\x80\x02" + PYTHON_2_NUMPY % (code, order) + b"00}("
     for split, sequences in notes.items():
@@ -161,7 +161,7 @@ def test_save_npz_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 class Touch:
-    """Pickles to a call that leaves a file behind."""
+    """An object whose unpickling would create a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -191,7 +191,7 @@ def test_pickle_executes_nothing(tmp_path: Path) -> None:
         b"Psome id\n.",
         b"U\x07some idQ.",
         b"\x82\x01.",
-        # State for the classes that stand in for numpy's, and a scalar that does not fit its type.
+        # State for the stand-ins of numpy's classes, and a scalar that does not match its type.
         b"cnumpy\ndtype\n}U\x05widthK\x63sb.",
         b"cnumpy.core.multiarray\nscalar\n}U\x01aK\x01sb.",
         b"cnumpy.core.multiarray\nscalar\n(K\x01U\x01atR.",
@@ -209,7 +209,7 @@ def test_pickle_refuses(tmp_path: Path, content: bytes) -> None:
     assert caught.value.__cause__ is not None
 
 
-def test_refused_state_leaves_the_unpickler_as_it_was(tmp_path: Path) -> None:
+def test_refused_state_leaves_the_unpickler_unchanged(tmp_path: Path) -> None:
     slots = b"cnumpy.core.multiarray\nscalar\nN}U\x07__new__K\x01s\x86b."
     with pytest.raises(ValueError, match=r"bad.pickle"):
         load(write(tmp_path / "bad.pickle", slots))
@@ -349,7 +349,7 @@ def test_path_refused(tmp_path: Path) -> None:
         load(tmp_path / "none.npz")
 
 
-def test_without_scipy_the_file_is_not_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_scipy_the_error_names_scipy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     savemat(tmp_path / "tune.mat", rolls(NOTES))
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(ImportError, match=r"scipy\.io"):

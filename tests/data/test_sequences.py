@@ -1,4 +1,4 @@
-"""Sets and batches, against Pyro's polyphonic_data_loader."""
+"""Sets and batches, compared with Pyro's polyphonic_data_loader."""
 
 import importlib
 import os
@@ -20,7 +20,7 @@ LOADER = "pyro.contrib.examples.polyphonic_data_loader"
 
 @pytest.fixture(scope="module")
 def pyro_loader() -> Iterator[ModuleType]:
-    """Pyro's loader imports torchvision and makes a directory: one is stubbed, one not made."""
+    """Import Pyro's loader with a stub of torchvision and without making its directory."""
     before = set(sys.modules)
     with pytest.MonkeyPatch.context() as patch:
         stubs = {name: ModuleType(name) for name in ("torchvision", "torchvision.datasets")}
@@ -78,7 +78,7 @@ def test_get_mini_batch_is_pyros_with_many_ties(pyro_loader: ModuleType) -> None
 
 def test_reverse_sequences() -> None:
     x = torch.arange(1.0, 9.0).reshape(2, 4, 1)
-    # NaN past the end leaves no trace.
+    # NaN past the end has no effect.
     x[1, 3] = float("nan")
     y = reverse_sequences(x, torch.tensor([4, 3]))
     assert y[:, :, 0].tolist() == [[4, 3, 2, 1], [7, 6, 5, 0]]
@@ -105,7 +105,7 @@ def test_batch_gathers_in_order(dtype: torch.dtype) -> None:
     assert wider.mini_batch_mask.tolist() == [[1, 1, 0, 0]]
 
 
-def test_batch_with_given_T_reads_nothing_on_the_host() -> None:
+def test_batch_with_given_T_does_not_synchronise() -> None:
     # A meta tensor has no values: reading one would raise.
     data = make([2, 5, 3]).to("meta")
     indices = torch.zeros(2, dtype=torch.int64, device="meta")
@@ -198,7 +198,7 @@ def test_other_types_are_refused(call: Callable[[SequenceSet], Any], message: st
         call(SequenceSet(X, L))
 
 
-def test_numbers_of_numpy_are_taken() -> None:
+def test_numpy_integers_are_accepted() -> None:
     data = SequenceSet(X, L)
     assert data.padded_steps(np.int64(2), np.int32(2)) == 2
     assert data.batch(torch.tensor([0]), T=np.int64(3)).mini_batch.shape == (1, 3, 4)

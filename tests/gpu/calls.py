@@ -1,4 +1,4 @@
-"""One call of an op, forward and backward, with all it needs on the device beforehand."""
+"""A call of an op, forward and backward, with its arguments already on the device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ RAGGED = replace(CASES["primes"], layout="contiguous", incoming="random")
 
 @dataclass
 class Prepared:
-    """An op, its arguments and the gradients that come in: ``run`` moves nothing to the device."""
+    """An op, its arguments and incoming gradients; ``run`` copies nothing to the device."""
 
     op_name: str
     backend: str
@@ -36,7 +36,7 @@ class Prepared:
         return named | {f"gradient of {name}": gradient for name, gradient in gradients.items()}
 
     def take(self, other: "Prepared") -> None:
-        """The numbers of ``other`` in place of the own, in the same memory."""
+        """Copy the values of ``other`` into the memory of this call."""
         with torch.no_grad():
             for (_, mine), (_, theirs) in zip(tensors(self.inputs), tensors(other.inputs), strict=True):
                 mine.copy_(theirs)
@@ -47,7 +47,7 @@ class Prepared:
 
 
 def prepare(op_name: str, backend: str, case: Case = RAGGED, device: str = DEVICE) -> Prepared:
-    """The call of ``op_name`` on ``case``; the op has run once, so that its kernels are compiled."""
+    """The call of ``op_name`` on ``case``, after one run that compiles its kernels."""
     inputs = build(op_name, case, torch.float32, device)
     function = getattr(ops, op_name)
     incoming: list[Tensor | None] = []
@@ -62,7 +62,7 @@ def prepare(op_name: str, backend: str, case: Case = RAGGED, device: str = DEVIC
 
 
 def assert_near(got: Results, expected: Results) -> None:
-    """The same up to the order of a sum."""
+    """Equal up to the order of summation."""
     assert got.keys() == expected.keys()
     for name, value in got.items():
         assert error(value, expected[name].double()) <= 1e-6, name

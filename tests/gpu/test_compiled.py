@@ -1,4 +1,4 @@
-"""Every op goes into one graph of torch.compile with its gradient, by inductor as users have it."""
+"""Every op and its gradient compile into one graph by inductor."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Who computes on a GPU, and on which."""
+"""Choice of the backend on a GPU, and of the GPU."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from tests.inputs import build
 
 
 @pytest.mark.parametrize("op_name", OPS)
-def test_a_backend_without_the_op_is_refused_and_nothing_else_computes(
+def test_a_backend_without_the_op_is_refused_without_fallback(
     op_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object) -> None:
@@ -30,9 +30,7 @@ def test_a_backend_without_the_op_is_refused_and_nothing_else_computes(
 
 
 @pytest.mark.parametrize(("op_name", "name"), OP_BACKENDS)
-def test_the_backend_that_is_asked_for_computes(
-    op_name: str, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_requested_backend_computes(op_name: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sentinel = object()
     held = _backends._implementations[op_name]
     monkeypatch.setitem(held, name, _backends.Implementation(lambda *args: sentinel, held[name].dtypes))
@@ -62,7 +60,7 @@ def test_an_op_computes_on_the_device_of_its_tensors(op_name: str, name: str) ->
 
 
 @pytest.mark.parametrize("op_name", OPS)
-def test_what_nobody_asked_for_is_computed_by_the_best_there_is(op_name: str) -> None:
+def test_by_default_the_best_backend_computes(op_name: str) -> None:
     chosen = _backends.chosen(op_name, "cuda")
     assert chosen == next(b for b in ("cuda", "triton", "reference") if b in backends_for(op_name))
     compare(op_name, CASES["particles"], chosen)

@@ -1,4 +1,4 @@
-"""The floor of a cluster scan on the hardware: the ring turns by one place a step."""
+"""The exchange floor of a cluster scan on the hardware: the ring turns by one place per step."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ STORES = {"async_b32": 1, "async_v2": 2, "async_v4": 4}
         (8, 16, 113, 512, 1000),
     ],
 )
-def test_the_ring_turns_by_a_place_a_step(
+def test_the_ring_turns_by_one_place_per_step(
     clusters: int, cluster_size: int, width: int, threads: int, steps: int, giving_warps: int, store: str
 ) -> None:
     if cluster_size > 1 and torch.cuda.get_device_capability() < (9, 0):

@@ -1,4 +1,4 @@
-"""Steps replayed from CUDA graphs: the numbers of plain steps, and nothing waits."""
+"""Steps replayed from CUDA graphs equal eager steps, and do not synchronise."""
 
 import warnings
 from typing import Any
@@ -33,8 +33,8 @@ def data() -> SequenceSet:
 
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
-def test_replays_have_the_numbers_of_steps(elbo: Any) -> None:
-    """Sixteen steps on two shapes in turn, each from its own seed, dropout on, the rate set once."""
+def test_replays_equal_eager_steps(elbo: Any) -> None:
+    """Sixteen steps on two alternating shapes, with a seed each, dropout, and one change of the rate."""
     losses, states = [], []
     for kind in (SVI, GraphedSVI):
         with pyro.get_param_store().scope():
@@ -54,8 +54,8 @@ def test_replays_have_the_numbers_of_steps(elbo: Any) -> None:
         assert_close(states[1][name], value, 1e-3, name)
 
 
-def test_steps_in_one_graph_have_the_numbers_of_single_steps() -> None:
-    """Three steps of several shapes a graph, dropout on, the rate set once, and a single step in between."""
+def test_steps_in_one_graph_equal_single_steps() -> None:
+    """Graphs of three steps of several shapes, with dropout, one change of the rate, and a single step."""
     losses, states = [], []
     for several in (False, True):
         with pyro.get_param_store().scope():
@@ -87,7 +87,7 @@ def test_steps_in_one_graph_have_the_numbers_of_single_steps() -> None:
         assert_close(states[1][name], value, 1e-3, name)
 
 
-def test_two_models_in_turn_have_the_numbers_of_each_alone() -> None:
+def test_two_alternating_models_equal_each_alone() -> None:
     batch = [t if t is None else t.cuda() for t in make_batch()]
 
     def step(svi: SVI, i: int) -> float:
@@ -107,7 +107,7 @@ def test_two_models_in_turn_have_the_numbers_of_each_alone() -> None:
         assert_close(p.detach(), q.detach(), 1e-3, name)
 
 
-def test_gradients_on_a_second_stream_have_the_bits_of_those_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_on_a_second_stream_are_bitwise_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     forks = []
     launches = side_stream.SideStream.launches
 
@@ -119,7 +119,7 @@ def test_gradients_on_a_second_stream_have_the_bits_of_those_on_one(monkeypatch:
     losses, states = [], []
     for overlap in (False, True):
         with pyro.get_param_store().scope(), warnings.catch_warnings():
-            warnings.simplefilter("error", RuntimeWarning)  # as where a step is captured without
+            warnings.simplefilter("error", RuntimeWarning)  # as if a step were captured without overlap
             dmm = small_dmm().cuda()
             svi = GraphedSVI(dmm.model, dmm.guide, PyroClippedAdam(ADAM), Trace_ELBO(), overlap=overlap)
             told = []
@@ -135,8 +135,8 @@ def test_gradients_on_a_second_stream_have_the_bits_of_those_on_one(monkeypatch:
         assert torch.equal(states[1][name], value), name
 
 
-def test_a_gradient_that_is_read_within_the_backward_pass_is_seen_there() -> None:
-    """Autograd computes on a GPU in a thread of its own, whose operators are watched too."""
+def test_a_gradient_read_within_the_backward_pass_is_detected() -> None:
+    """On a GPU, autograd runs in a thread of its own, whose operators are also recorded."""
     read: list[torch.Tensor] = []
     edges: list[Any] = []
     dmm = small_dmm().cuda()
@@ -151,16 +151,16 @@ def test_a_gradient_that_is_read_within_the_backward_pass_is_seen_there() -> Non
     batch = [t if t is None else t.cuda() for t in make_batch()]
     svi.step(*batch)
     with pytest.warns(
-        RuntimeWarning, match="^overlap: the step is captured without, as aten.*takes a gradient"
+        RuntimeWarning, match="^overlap: the step is captured without it: aten.*reads a gradient"
     ):
         svi.step(*batch)
     assert bool(svi.step(*batch).isfinite())
 
 
-def test_noise_goes_on_from_replay_to_replay() -> None:
+def test_noise_continues_over_replays() -> None:
     _, svi = make(GraphedSVI)
     batch = [t if t is None else t.cuda() for t in make_batch()]
-    # Without a rate nothing but the noise differs.
+    # With a learning rate of 0, only the noise differs.
     svi.step(*batch)
     for optimizer in svi.optim.optim_objs.values():
         optimizer.param_groups[0]["lr"].fill_(0.0)
@@ -172,7 +172,7 @@ def test_noise_goes_on_from_replay_to_replay() -> None:
     assert seeded[0] == pytest.approx(seeded[1], rel=1e-6)
 
 
-def test_a_replay_waits_for_nothing() -> None:
+def test_a_replay_does_not_synchronise() -> None:
     sequences = data()
     _, svi = make(GraphedSVI, gather=lambda indices, T, factor: (*sequences.batch(indices, T), factor))
     chosen = [torch.tensor([i, i + 1, i + 2], device="cuda") for i in range(4)]
@@ -193,7 +193,7 @@ def test_a_replay_waits_for_nothing() -> None:
 
 @pytest.mark.parametrize("backend", backends_for("clipped_adam", "cuda"))
 def test_replays_count_and_decay_exactly(backend: str) -> None:
-    """Many blocks and two graphs of the same numbers, in turn."""
+    """Many blocks, and two alternating graphs with the same step counts."""
     params = [
         torch.randn(shape, device="cuda").requires_grad_() for shape in ((600, 880), (3,), (0,), (70, 70))
     ]
@@ -215,8 +215,8 @@ def test_replays_count_and_decay_exactly(backend: str) -> None:
     assert [int(optimizer.state[p]["step"]) for p in params] == [501] * len(params)
 
 
-def test_graphs_share_their_memory_and_come_and_go() -> None:
-    """One pool whose graphs are replayed in any order, and whose first goes while others stay."""
+def test_graphs_share_a_memory_pool() -> None:
+    """Graphs in one pool are replayed in any order, and the first is deleted before the others."""
     sequences = data()
     losses = []
     for options in ({"max_graphs": 2}, {"max_graphs": 0}):

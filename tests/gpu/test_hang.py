@@ -1,4 +1,4 @@
-"""On the hardware no wait of a scan gives up, and looking for one costs no launch."""
+"""On the hardware no wait of a scan times out, and checking for it needs no launch."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The launches of scans by themselves, without the ops that make their arguments."""
+"""The launch ops of the scans, called without the public ops."""
 
 import torch
 from torch import Tensor
@@ -8,11 +8,11 @@ P, B, T, H = 1, 2, 3, 4
 
 
 def _filled(*shape: int) -> Tensor:
-    """A tensor of NaN, whose memory the next tensor of its size may get."""
+    """Free a tensor of NaN, so that the next tensor of its size reuses the memory."""
     return torch.full(shape, float("nan"), device="cuda")
 
 
-def test_without_latents_what_belongs_to_units_is_zero() -> None:
+def test_without_latents_the_results_for_units_are_zero() -> None:
     lengths = torch.full((B,), T, device="cuda")
     weights = [_filled(H, 0), _filled(H), _filled(0, H), _filled(0), _filled(0, H), _filled(0)]
     chain, start, units = _filled(P, B, T, 0), _filled(P, B, 0), _filled(P, B, T, H)

@@ -1,4 +1,4 @@
-"""The scans on the hardware, cut up in every way that there are kernels for."""
+"""The scans on the hardware, under plans for every kernel."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,10 +14,10 @@ from dmm_fast.cuda.rnn_plans import CHUNK, WarpTiling
 from dmm_fast.cuda.scan_kernels import kernels
 from tests.cases import Case
 from tests.compare import compare, eager, error, run_backend
-from tests.cuts import Choose, by_lanes, cut, in_shared, keeping, on_tensor_cores, shaped
 from tests.inputs import build
+from tests.plans import Choose, by_lanes, in_shared, keeping, on_tensor_cores, shaped, use_plan
 
-__all__ = ["cut"]
+__all__ = ["use_plan"]
 
 pytestmark = pytest.mark.skipif(not _extension.cuda_architectures(), reason="built without CUDA kernels")
 KINDS = ("rnn_scan", "rnn_scan_warps", "rnn_scan_words", "rnn_scan_bf16", "combiner_scan")
@@ -38,10 +38,10 @@ def takes_clusters(size: int) -> None:
 @each_shape
 @pytest.mark.parametrize("registers", RNN)
 def test_rnn_scan(
-    shape: tuple[int, int, int], registers: tuple[int], direction: str, cut: Callable[..., None]
+    shape: tuple[int, int, int], registers: tuple[int], direction: str, use_plan: Callable[..., None]
 ) -> None:
     takes_clusters(shape[0])
-    cut(keeping(registers, shaped(*shape)), in_shared(2))
+    use_plan(keeping(registers, shaped(*shape)), in_shared(2))
     compare("rnn_scan", replace(RAGGED, direction=direction), "cuda", device="cuda")
 
 
@@ -49,12 +49,12 @@ def test_rnn_scan(
 @pytest.mark.parametrize("fewer", [1, CHUNK - 3])
 @pytest.mark.parametrize("kernel", BY_WARPS, ids=str)
 def test_rnn_scan_by_warps(
-    kernel: tuple[int, ...], fewer: int, direction: str, cut: Callable[..., None]
+    kernel: tuple[int, ...], fewer: int, direction: str, use_plan: Callable[..., None]
 ) -> None:
     chunks, outputs, *_ = kernel
     units = CHUNK * chunks - fewer
     takes_clusters(-(-units // (8 * outputs)))
-    cut(of_warps(kernel, by_memory=False), room=cuda_device(torch.cuda.current_device()).shared_bytes)
+    use_plan(of_warps(kernel, by_memory=False), room=cuda_device(torch.cuda.current_device()).shared_bytes)
     case = replace(RAGGED, H=units, direction=direction, name=f"by warps {units}")
     compare("rnn_scan", case, "cuda", device="cuda")
 
@@ -63,21 +63,21 @@ def test_rnn_scan_by_warps(
 @pytest.mark.parametrize("fewer", [1, CHUNK - 3])
 @pytest.mark.parametrize("kernel", BY_WORDS, ids=str)
 def test_rnn_scan_by_words(
-    kernel: tuple[int, ...], fewer: int, direction: str, cut: Callable[..., None]
+    kernel: tuple[int, ...], fewer: int, direction: str, use_plan: Callable[..., None]
 ) -> None:
-    """Through device memory; where there are more teams than fit, in several launches."""
+    """Through device memory, in several launches if there are more teams than fit."""
     units, device = CHUNK * kernel[0] - fewer, cuda_device(torch.cuda.current_device())
     is_it = of_warps(kernel, by_memory=True)
     fitting = (plan for plan in rnn_plans(46, units, device, backward=True) if is_it(plan))
     if not any(plan.shared_bytes <= device.shared_bytes for plan in fitting):
         pytest.skip("fewer multiprocessors, or less shared memory, than a team takes")
-    cut(is_it, room=device.shared_bytes)
+    use_plan(is_it, room=device.shared_bytes)
     case = replace(RAGGED, H=units, direction=direction, name=f"by words {units}")
     compare("rnn_scan", case, "cuda", device="cuda")
 
 
 def of_warps(kernel: tuple[int, ...], by_memory: bool) -> Choose:
-    """Plans of a kernel; of several groups of rows the largest number for which a block may have room."""
+    """Plans of a kernel, with the largest number of groups of rows that fits a block."""
     chunks, outputs, kept, at_once, several = kernel
     rows = (2 * at_once + 1, at_once + 1, at_once) if several else (at_once,)
     tilings = (WarpTiling(chunks, outputs, kept),)
@@ -92,38 +92,38 @@ def of_warps(kernel: tuple[int, ...], by_memory: bool) -> Choose:
 @each_shape
 @pytest.mark.parametrize("registers", COMBINER)
 def test_combiner_scan(
-    shape: tuple[int, int, int], registers: tuple[int, int], cut: Callable[..., None]
+    shape: tuple[int, int, int], registers: tuple[int, int], use_plan: Callable[..., None]
 ) -> None:
     takes_clusters(shape[0])
 
     def keeps(plan: Plan) -> bool:  # forward the first weight is the smaller, backward the second
         return keeping(registers, shaped(*shape))(plan) or keeping(registers[::-1], shaped(*shape))(plan)
 
-    cut(keeps, in_shared(1))
+    use_plan(keeps, in_shared(1))
     compare("combiner_scan", RAGGED, "cuda", device="cuda")
 
 
 @pytest.mark.parametrize(("rows", "at_once"), [(1, 1), (2, 1), (5, 1), (2, 2), (5, 2)])
 @pytest.mark.parametrize(("size", "kept", "units"), [(1, 0, 120), (5, 0, 300), (8, 0, 300), (8, 190, 300)])
 def test_combiner_scan_by_lanes(
-    size: int, kept: int, units: int, rows: int, at_once: int, cut: Callable[..., None]
+    size: int, kept: int, units: int, rows: int, at_once: int, use_plan: Callable[..., None]
 ) -> None:
     takes_clusters(size)
     if kept and at_once > 1:
         pytest.skip("there is no kernel forward")
-    cut(by_lanes(size, rows, at_once, kept))
+    use_plan(by_lanes(size, rows, at_once, kept))
     compare("combiner_scan", replace(RAGGED, H=units, name=f"by lanes {units}"), "cuda", device="cuda")
 
 
 @pytest.mark.parametrize(("rows", "at_once"), [(1, 1), (2, 1), (5, 1), (2, 2), (5, 2)])
 @pytest.mark.parametrize("units", [120, 300, 600])
-def test_combiner_scan_by_words(units: int, rows: int, at_once: int, cut: Callable[..., None]) -> None:
+def test_combiner_scan_by_words(units: int, rows: int, at_once: int, use_plan: Callable[..., None]) -> None:
     device = cuda_device(torch.cuda.current_device())
 
     def is_it(plan: Plan) -> bool:
         return plan.exchange == "memory" and plan[0] <= rows and plan[1] == at_once
 
-    cut(is_it, room=device.shared_bytes)
+    use_plan(is_it, room=device.shared_bytes)
     compare("combiner_scan", replace(RAGGED, H=units, name=f"by words {units}"), "cuda", device="cuda")
 
 
@@ -138,11 +138,11 @@ def tf32() -> Iterator[None]:
 @pytest.mark.parametrize(("tiles", "units"), [(1, 120), (2, 300), (3, 600)])
 @pytest.mark.parametrize("shape", [(16, 16, 8), (16, 16, 16)])
 def test_tensor_cores(
-    tiles: int, units: int, shape: tuple[int, int, int], tf32: None, cut: Callable[..., None]
+    tiles: int, units: int, shape: tuple[int, int, int], tf32: None, use_plan: Callable[..., None]
 ) -> None:
     takes_clusters(shape[0])
-    cut(shaped(*shape, tiles))
-    # Of so many inputs of a ReLU tf32's rounding would change the sign of some.
+    use_plan(shaped(*shape, tiles))
+    # Rounding to tf32 would change the sign of some of so many ReLU inputs.
     case = replace(RAGGED, H=units, nonlinearity="tanh", name=f"tensor cores {units}")
     got = run_backend("rnn_scan", build("rnn_scan", case, device="cuda"), case, "cuda")
     for name, truth in eager("rnn_scan", case, torch.float64).items():
@@ -161,13 +161,13 @@ def bf16() -> Iterator[None]:
 @pytest.mark.parametrize("rows", [3, 16, 26])
 @pytest.mark.parametrize("kernel", IN_BF16, ids=str)
 def test_rnn_scan_in_bf16(
-    kernel: tuple[int, ...], rows: int, direction: str, bf16: None, cut: Callable[..., None]
+    kernel: tuple[int, ...], rows: int, direction: str, bf16: None, use_plan: Callable[..., None]
 ) -> None:
     tiling = Bf16Tiling(*kernel)
     units = tiling.inputs - 4
     takes_clusters(-(-units // tiling.outputs))
     room = cuda_device(torch.cuda.current_device()).shared_bytes
-    cut(lambda plan: plan.tilings == (tiling,) and plan[0] <= rows, room=room)
+    use_plan(lambda plan: plan.tilings == (tiling,) and plan[0] <= rows, room=room)
     case = replace(RAGGED, B=40, H=units, nonlinearity="tanh", direction=direction, name=f"in bf16 {units}")
     got = run_backend("rnn_scan", build("rnn_scan", case, device="cuda"), case, "cuda")
     for name, truth in eager("rnn_scan", case, torch.float64).items():
@@ -177,11 +177,11 @@ def test_rnn_scan_in_bf16(
 @pytest.mark.parametrize("rows", [1, 8, 15, 20, 32])
 @pytest.mark.parametrize(("units", "latents"), [(300, 50), (600, 100)])
 def test_combiner_scan_on_tensor_cores(
-    units: int, latents: int, rows: int, tf32: None, cut: Callable[..., None]
+    units: int, latents: int, rows: int, tf32: None, use_plan: Callable[..., None]
 ) -> None:
     """Up to four groups of a cluster, the last cluster with fewer rows."""
     takes_clusters(5)
-    cut(on_tensor_cores(5, rows))
+    use_plan(on_tensor_cores(5, rows))
     case = replace(RAGGED, H=units, Z=latents, name=f"combiner on tensor cores {units}")
     got = run_backend("combiner_scan", build("combiner_scan", case, device="cuda"), case, "cuda")
     for name, truth in eager("combiner_scan", case, torch.float64).items():

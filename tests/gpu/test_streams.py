@@ -1,4 +1,4 @@
-"""Work goes to the current stream, waits for nothing, and can be captured and replayed."""
+"""Ops run on the current stream without synchronising, and can be captured and replayed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from tests.gpu.calls import OP_BACKENDS, RAGGED, assert_near, prepare
 
 each_op = pytest.mark.parametrize(("op_name", "backend"), OP_BACKENDS)
 
-# Long enough that whatever does not wait for it is done first.
+# Long enough that work which does not wait for it finishes first.
 BUSY_CYCLES = 200_000_000
 
 
@@ -26,26 +26,26 @@ def no_waiting() -> Iterator[None]:
 
 
 @each_op
-def test_no_op_waits_for_the_device(op_name: str, backend: str) -> None:
+def test_no_op_synchronises(op_name: str, backend: str) -> None:
     call = prepare(op_name, backend)
     torch.cuda.synchronize()
     with no_waiting():
         call.run()
 
 
-def test_waiting_would_show() -> None:
+def test_synchronisation_would_be_detected() -> None:
     number = torch.ones(1, device="cuda")
     with no_waiting(), pytest.raises(RuntimeError, match="synchroniz"):
         number.item()
 
 
 @each_op
-def test_an_op_keeps_its_place_on_a_stream_of_its_own(op_name: str, backend: str) -> None:
+def test_an_op_runs_on_the_current_stream(op_name: str, backend: str) -> None:
     call, other = prepare(op_name, backend), prepare(op_name, backend, replace(RAGGED, seed=1))
     expected = other.run()
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
-        # The numbers arrive late on this stream: whoever works on another one reads the old ones.
+        # The values arrive late on this stream, so work on another stream would read the old ones.
         torch.cuda._sleep(BUSY_CYCLES)
         call.take(other)
         got = call.run()
@@ -54,7 +54,7 @@ def test_an_op_keeps_its_place_on_a_stream_of_its_own(op_name: str, backend: str
 
 
 @each_op
-def test_a_captured_call_is_replayed_on_other_numbers(op_name: str, backend: str) -> None:
+def test_a_captured_call_is_replayed_on_other_data(op_name: str, backend: str) -> None:
     call = prepare(op_name, backend)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -66,7 +66,7 @@ def test_a_captured_call_is_replayed_on_other_numbers(op_name: str, backend: str
     with torch.cuda.graph(graph):
         got = call.run()
     for seed in (1, 2):
-        # Lengths too: they are read on the device alone.
+        # Lengths as well, which are only read on the device.
         other = prepare(op_name, backend, replace(RAGGED, seed=seed, lengths=("ragged", "full")[seed - 1]))
         call.take(other)
         graph.replay()

@@ -1,4 +1,4 @@
-"""A changed network computes as changed: sites of whole sequences agree with the steps of Pyro's example."""
+"""Changed networks take effect: sites of whole sequences agree with the steps of Pyro's example."""
 
 import copy
 import warnings
@@ -62,7 +62,7 @@ class OwnCombiner(Combiner):
 
 
 class PlainTransition(nn.Module):
-    """No relation of the package's, with a scale that is the same for all."""
+    """A module independent of the package, with one scale for all latents."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Doubled(nn.Module):
 
 
 def put(path: str, make: Callable[[Any], nn.Module]) -> Change:
-    """Replace what is at ``path``, made of what is there."""
+    """Replace the module at ``path`` by one made from it."""
     owner, _, name = path.rpartition(".")
 
     def change(dmm: DMM) -> None:
@@ -147,7 +147,7 @@ def changed(change: Change, **kwargs: Any) -> DMM:
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_counts_and_is_said_once(name: str, elbo: type[Any]) -> None:
+def test_a_change_takes_effect_and_is_reported_once(name: str, elbo: type[Any]) -> None:
     batch = make_batch(dtype=torch.float64)
     dmm = changed(CHANGES[name])
     with pytest.warns(NotFusedWarning) as said:
@@ -163,8 +163,8 @@ def test_a_change_counts_and_is_said_once(name: str, elbo: type[Any]) -> None:
         assert_same_step((again[0], {n: again[1][n] for n in trained}), (steps[0], trained), 1e-10)
 
 
-def test_the_analytic_kl_of_a_changed_network_is_that_of_the_fused_one() -> None:
-    # A subclass that changes nothing but where it is computed.
+def test_the_analytic_kl_of_a_changed_network_equals_the_fused_one() -> None:
+    # A subclass that only changes the place of computation.
     class Same(GatedTransition):
         def forward(self, z_t_1: Tensor) -> tuple[Tensor, Tensor]:
             return super().forward(z_t_1)
@@ -185,7 +185,7 @@ def test_other_weights_are_the_ops_weights(name: str) -> None:
         ours = loss_and_grads(changed(FUSED_CHANGES[name]), batch, Trace_ELBO())
     unchanged = loss_and_grads(small_dmm(dtype=torch.float64), batch, Trace_ELBO())
     assert abs(ours[0] - unchanged[0]) > 1e-6 * abs(unchanged[0])
-    # An identity as a hook makes every network run by its own layers.
+    # An identity hook makes every network run its own layers.
     dmm = changed(FUSED_CHANGES[name])
     for network in (dmm.emitter, dmm.trans, dmm.combiner):
         for layer in network.children():
@@ -195,14 +195,14 @@ def test_other_weights_are_the_ops_weights(name: str) -> None:
 
 
 @pytest.mark.parametrize("flows", [{}, FLOWS])
-def test_a_changed_combiner_draws_and_judges_alike(flows: dict[str, Any]) -> None:
+def test_a_changed_combiner_is_used_for_draws_and_densities(flows: dict[str, Any]) -> None:
     dmm = changed(CHANGES["combiner subclass"], **flows)
     batch = make_batch(dtype=torch.float64)
     lengths = batch.mini_batch_seq_lengths
     with pytest.warns(NotFusedWarning):
         posterior = dmm.posterior(dmm.encode(dmm.mini_batch(*batch)), lengths)
     z = posterior.rsample((2,))
-    # The same numbers in other memory are judged without the noise they were drawn with.
+    # A copy of the draw is evaluated without the noise it was drawn with.
     torch.set_default_dtype(torch.float64)
     try:
         torch.testing.assert_close(posterior.log_prob(z), posterior.log_prob(z.clone()))
@@ -211,7 +211,7 @@ def test_a_changed_combiner_draws_and_judges_alike(flows: dict[str, Any]) -> Non
     assert bool((z[:, :, 1:][:, lengths == 1] == 0).all())
 
 
-def test_a_gaussian_emission_of_ones_own() -> None:
+def test_a_user_defined_gaussian_emission() -> None:
     class Own(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -239,7 +239,7 @@ def test_a_gaussian_emission_of_ones_own() -> None:
         ("combiner", nn.Bilinear(Z, H, Z), r"combiner: expected a pair \(loc, scale\), got"),
     ],
 )
-def test_a_network_that_gives_something_else_is_named(path: str, wrong: nn.Module, message: str) -> None:
+def test_a_network_with_a_wrong_output_is_named(path: str, wrong: nn.Module, message: str) -> None:
     dmm = small_dmm()
     setattr(dmm, path, wrong)
     batch = make_batch()
@@ -267,7 +267,7 @@ class TutorialGuide(DMM):
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("kind", [TutorialModel, TutorialGuide])
-def test_the_examples_own_half_beside_ours(kind: type[DMM], layers: int) -> None:
+def test_model_or_guide_of_the_example_can_be_combined_with_ours(kind: type[DMM], layers: int) -> None:
     torch.manual_seed(0)
     theirs = stir(BaselineDMM(**SIZES, num_layers=layers))
     ours = kind(**SIZES, num_layers=layers)
@@ -279,7 +279,7 @@ def test_the_examples_own_half_beside_ours(kind: type[DMM], layers: int) -> None
     assert_same_step(loss_and_grads(ours, batch, Trace_ELBO(), 0.5), expected, TOLERANCE[torch.float32])
 
 
-def test_an_overridden_model_that_asks_for_more_keeps_the_sites_of_sequences() -> None:
+def test_an_overridden_model_with_more_arguments_keeps_the_sites_of_sequences() -> None:
     class More(DMM):
         def model(self, *args: Any) -> Any:
             pyro.deterministic("more", torch.zeros(()))
@@ -297,7 +297,7 @@ def test_an_overridden_model_that_asks_for_more_keeps_the_sites_of_sequences() -
     )
 
 
-def test_an_overridden_emission_is_not_left_out_by_the_sites_of_steps() -> None:
+def test_an_overridden_emission_is_used_by_the_sites_of_steps() -> None:
     class Own(DMM):
         def emission(self, *args: Any) -> Any:
             return super().emission(*args)
@@ -307,7 +307,7 @@ def test_an_overridden_emission_is_not_left_out_by_the_sites_of_steps() -> None:
         dmm.model(*make_batch())
 
 
-def test_functional_call_computes_with_what_it_is_given() -> None:
+def test_functional_call_uses_its_parameters() -> None:
     class Loss(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -331,7 +331,7 @@ def test_functional_call_computes_with_what_it_is_given() -> None:
     assert ours.item() == expected.item()
     for name, p in other.named_parameters():
         assert torch.equal(halved[name].grad, p.grad), name
-    # What stood in for the parameters is not what an optimizer is to step.
+    # The substitutes of the parameters must not be registered for the optimizer.
     loss()
     assert pyro.get_param_store()["dmm$$$z_0"].unconstrained() is loss.dmm.z_0
 
@@ -371,7 +371,7 @@ def test_a_scale_below_zero_is_named() -> None:
         TraceMeanField_ELBO().loss(dmm.model, dmm.guide, *make_batch())
 
 
-def test_a_network_that_is_called_in_its_own_way_is_called() -> None:
+def test_a_network_with_its_own_call_is_called() -> None:
     class Own(Emitter):
         def __call__(self, z: Tensor) -> Tensor:
             return 0.5 * super().__call__(z)

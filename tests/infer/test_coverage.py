@@ -1,4 +1,4 @@
-"""Bands of forecasts hold as many of the data as they say, where model and guide are exact."""
+"""Bands of forecasts have their nominal coverage if model and guide are exact."""
 
 import pytest
 import torch
@@ -69,7 +69,7 @@ def draw_data(controlled: bool) -> tuple[Tensor, Tensor]:
 
 
 def coverage(dmm: DMM, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """For each band the part of the future within it, and the standard error of that."""
+    """For each band, the fraction of future values within it, and its standard error."""
     ends = [tail for band in BANDS for tail in (0.5 - band / 2, 0.5 + band / 2)]
     given = (x[:, :1], None, None, None, 1.0, u[:, :1] if dmm.control_dim else None)
     future = u[:, 1:] if dmm.control_dim else None
@@ -81,7 +81,7 @@ def coverage(dmm: DMM, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("controlled", [False, True], ids=["", "controls"])
-def test_bands_hold_as_many_as_they_say(controlled: bool) -> None:
+def test_bands_have_their_nominal_coverage(controlled: bool) -> None:
     x, u = draw_data(controlled)
     # Between two interpolated order statistics of S draws lies another draw with this probability.
     expected = torch.tensor(BANDS, dtype=torch.float64) * (DRAWS - 1) / (DRAWS + 1)

@@ -1,4 +1,4 @@
-"""Trace_ELBO in few operations against Pyro's own, and how many a captured step has."""
+"""SequenceELBO compared with Pyro's Trace_ELBO, and the number of operators of a captured step."""
 
 import copy
 import pickle
@@ -39,7 +39,7 @@ def scaled_by_a_tensor(dmm: DMM) -> tuple[Function, Function]:
 
 
 def in_a_plate(dmm: DMM) -> tuple[Function, Function]:
-    """Rows of a mini-batch that stands for more."""
+    """A mini-batch subsampled from more rows."""
 
     def within(f: Function) -> Function:
         def whole(*args: Any) -> None:
@@ -62,7 +62,7 @@ def scaled_by_rows(dmm: DMM) -> tuple[Function, Function]:
 
 
 def with_a_site(dmm: DMM) -> tuple[Function, Function]:
-    """A number of the user's own beside the sequences."""
+    """An additional latent of the user beside the sequences."""
 
     def model(*args: Any) -> None:
         pyro.sample("a", dist.Normal(0.0, 1.0))
@@ -99,12 +99,12 @@ def auto(dmm: DMM) -> tuple[Function, Function]:
 
 
 def with_hidden_parameters(dmm: DMM) -> tuple[Function, Function]:
-    """A guide whose parameters are not seen: those of the model are."""
+    """A guide whose parameters are hidden, while those of the model are visible."""
     return dmm.model, poutine.block(dmm.guide, hide_types=["param"])
 
 
 def with_a_wider_latent(dmm: DMM) -> tuple[Function, Function]:
-    """A guide within a plate that the model has not."""
+    """A guide within a plate that the model lacks."""
 
     def guide(*args: Any) -> None:
         with pyro.plate("more", 3, dim=-2):
@@ -114,7 +114,7 @@ def with_a_wider_latent(dmm: DMM) -> tuple[Function, Function]:
 
 
 def scaled_with_a_gradient(dmm: DMM) -> tuple[Function, Function]:
-    """A weight that is trained, as a parameter of the module."""
+    """A trainable weight, as a parameter of the module."""
     dmm.register_parameter("weight", torch.nn.Parameter(torch.tensor(0.4)))
 
     def scale(function: Function) -> Function:
@@ -149,7 +149,7 @@ ELBOS: dict[str, Callable[[], Trace_ELBO]] = {
 
 
 def loss_and_grads(make: Callable[[Trace_ELBO], Trace_ELBO], elbo: Trace_ELBO, wrap: Function) -> Any:
-    """The loss of two calls, and the gradients they have accumulated."""
+    """The losses of two calls, and the accumulated gradients."""
     pyro.clear_param_store()
     model, guide = wrap(small_dmm())
     torch.manual_seed(0)
@@ -169,7 +169,7 @@ def test_loss_and_gradients_are_pyros(wrap: Function, kind: str, monkeypatch: py
     theirs, their_grads = loss_and_grads(lambda elbo: elbo, ELBOS[kind](), wrap)
     assert not calls
     ours, our_grads = loss_and_grads(SequenceELBO, ELBOS[kind](), wrap)
-    # Of a latent that is observed there is a density, but no divergence.
+    # An observed latent has a density, but no divergence.
     is_ours = wrap in OURS or (wrap is with_an_observed_latent and "analytic" not in kind)
     assert bool(calls) == is_ours
     assert ours == pytest.approx(theirs, rel=1e-6)
@@ -207,7 +207,7 @@ def test_validation_is_pyros() -> None:
 
 
 @pytest.mark.parametrize("kind", [Trace_ELBO, TraceMeanField_ELBO])
-def test_a_site_outside_of_a_plate_is_refused_as_by_pyro(kind: type[Trace_ELBO]) -> None:
+def test_a_site_outside_a_plate_is_refused_as_by_pyro(kind: type[Trace_ELBO]) -> None:
     dmm, batch = small_dmm(), make_batch()
 
     def model(*args: Any) -> None:
@@ -242,7 +242,7 @@ def test_validation_changes_no_number(kind: type[Trace_ELBO], wrap: Function) ->
 
 
 def test_terms_are_computed_with_their_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No op of a log-density runs forward and backward: its backward pass alone gives both."""
+    """No op of a log-density runs forward, as its backward op also returns the value."""
     if _extension.missing is not None:
         pytest.skip(_extension.missing)
     called = []
@@ -255,7 +255,7 @@ def test_terms_are_computed_with_their_gradients(monkeypatch: pytest.MonkeyPatch
     sampled = ["transition_log_prob", "emission_log_prob", "drawn_log_prob"]
     assert called == [*sampled, "transition_kl", "emission_log_prob"]
     called.clear()
-    # Nobody asks for gradients of what is frozen.
+    # No gradients of frozen parameters are requested.
     dmm.requires_grad_(False)
     SequenceELBO(Trace_ELBO()).loss_and_grads(dmm.model, dmm.guide, *batch)
     assert called == []
@@ -294,7 +294,7 @@ def test_the_loss_alone_is_pyros(kind: type[Trace_ELBO]) -> None:
     assert numbers[0] == numbers[1]
 
 
-def test_a_term_that_is_no_number_is_named() -> None:
+def test_a_nan_term_is_named() -> None:
     pyro.clear_param_store()
     dmm = small_dmm()
     with torch.no_grad():
@@ -303,7 +303,7 @@ def test_a_term_that_is_no_number_is_named() -> None:
         SequenceELBO(Trace_ELBO()).loss_and_grads(dmm.model, dmm.guide, *make_batch())
 
 
-def test_attributes_are_those_of_the_elbo() -> None:
+def test_attributes_equal_those_of_the_elbo() -> None:
     elbo = Trace_ELBO()
     ours = SequenceELBO(elbo)
     elbo.num_particles = 5
@@ -323,14 +323,14 @@ def test_only_a_plain_elbo_is_replaced(elbo: Trace_ELBO | None, expected: bool) 
 
 
 class _Counted(TorchDispatchMode):
-    """Counts operators that a GPU would launch something for."""
+    """Counts operators with launches on a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Gradients are copied here only because the recorder holds them too.
+        # Gradients are copied only because the recorder also holds them.
         if not (func.is_view or str(func).startswith(("aten.empty", "aten.new_empty", "aten.copy_"))):
             self.names.append(str(func))
         return func(*args, **(kwargs or {}))
@@ -344,8 +344,8 @@ class _CountedGraphs(RecordedGraphs):
         return replay
 
 
-def test_a_captured_step_has_no_more_operators_than_it_had() -> None:
-    """Whoever adds one makes a GPU's step some 3 us longer; of the noise there is one for each time step."""
+def test_the_number_of_operators_of_a_captured_step_does_not_grow() -> None:
+    """Each operator adds about 3 us to a step on a GPU; noise has one for each time step."""
     graphs = _CountedGraphs()
     run, batch = Run(graphs), make_batch()
     for _ in range(2):

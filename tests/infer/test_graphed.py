@@ -1,6 +1,6 @@
-"""Steps replayed from a graph have the bits of ``pyro.infer.SVI``.
+"""Steps replayed from a graph are bitwise equal to those of ``pyro.infer.SVI``.
 
-The graph here is of the CPU: see :class:`tests.helpers_graph.RecordedGraphs`.
+Graphs are simulated on the CPU by :class:`tests.helpers_graph.RecordedGraphs`.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_replays_have_the_bits_of_steps(kind: str) -> None:
+def test_replays_equal_bitwise_steps(kind: str) -> None:
     graphs = RecordedGraphs()
     ours, theirs = (Run(g, **KINDS[kind]) for g in (graphs, None))
     emission = KINDS[kind].get("emission", "bernoulli")
@@ -52,14 +52,14 @@ def test_replays_have_the_bits_of_steps(kind: str) -> None:
             for run in (ours, theirs):
                 set_rates(run.optim, 0.02)
         factor = 0.1 + 0.07 * i
-        # The loss is the sum of the same float32 numbers, in float64; of analytic ones Pyro sums float32.
+        # The loss sums the same float32 terms in float64; Pyro sums analytic terms in float32.
         loss, right = ours.step(*batch, factor), theirs.step(*batch, annealing_factor=factor)
         assert loss == (pytest.approx(right, rel=1e-6) if is_analytic else right)
         assert_same_bits(ours, theirs)
     assert (graphs.runs, graphs.captures, graphs.replays) == (2, 2, 10)
 
 
-def test_the_loss_stays_as_it_was() -> None:
+def test_the_returned_loss_is_not_overwritten() -> None:
     run, batch = Run(RecordedGraphs()), make_batch()
     losses = [run.within(lambda: run.svi.step(*batch, 1.0)) for _ in range(5)]
     assert {(loss.dtype, loss.shape, loss.requires_grad) for loss in losses} == {(torch.float64, (), False)}
@@ -77,7 +77,7 @@ def test_an_argument_may_require_a_gradient() -> None:
     assert (graphs.runs, graphs.captures, graphs.replays) == (1, 1, 3)
 
 
-def test_a_seed_between_replays_counts() -> None:
+def test_a_seed_between_replays_takes_effect() -> None:
     run, batch = Run(RecordedGraphs()), make_batch()
     for _ in range(3):
         run.step(*batch)
@@ -109,7 +109,7 @@ def test_on_a_cpu_it_is_a_plain_svi(graphed: bool) -> None:
 
 
 class TestGather:
-    """Mini-batches out of a resident set, in few numbers of time steps."""
+    """Mini-batches gathered from a resident set, padded to few numbers of time steps."""
 
     @pytest.fixture
     def data(self) -> SequenceSet:
@@ -135,8 +135,8 @@ class TestGather:
         with pytest.raises(ValueError, match=message):
             data.padded_steps(*given)
 
-    def test_a_padded_step_is_that_of_the_batch_as_it_is(self, data: SequenceSet) -> None:
-        """On a CPU noise is drawn step after step, so a seed gives both the same noise where it counts."""
+    def test_a_padded_step_equals_that_of_the_unpadded_batch(self, data: SequenceSet) -> None:
+        """On a CPU noise is drawn per step, so equal seeds give equal noise at valid steps."""
         graphs = RecordedGraphs()
         ours, theirs = (Run(None, dtype=torch.float64) for _ in range(2))
         ours.svi = GraphedSVI(
@@ -164,7 +164,7 @@ class TestBookkeeping:
     def graphs(self) -> RecordedGraphs:
         return RecordedGraphs()
 
-    def test_the_least_recently_used_graph_goes(self, graphs: RecordedGraphs) -> None:
+    def test_the_least_recently_used_graph_is_dropped(self, graphs: RecordedGraphs) -> None:
         run = Run(graphs, max_graphs=2)
         a, b, c = (make_batch((n, 1)) for n in (2, 3, 4))
         for batch in (a, a, b, b, a, c, c):
@@ -176,13 +176,13 @@ class TestBookkeeping:
         run.step(*b)
         assert graphs.runs == 4
 
-    def test_warm_up_is_as_long_as_was_asked(self, graphs: RecordedGraphs) -> None:
+    def test_warm_up_has_the_requested_length(self, graphs: RecordedGraphs) -> None:
         run, batch = Run(graphs, warm_up=3), make_batch()
         for _ in range(5):
             run.step(*batch)
         assert (graphs.runs, graphs.captures, graphs.replays) == (3, 1, 2)
 
-    def test_a_signature_is_shapes_types_and_values_that_are_no_floats(self, graphs: RecordedGraphs) -> None:
+    def test_a_signature_has_shapes_types_and_values_other_than_floats(self, graphs: RecordedGraphs) -> None:
         def model(x: Tensor, scale: float, *, flag: Any = None) -> None:
             with poutine.scale(scale=scale):
                 pyro.sample("x", dist.Normal(pyro.param("m", x.new_zeros(3)), 1.0).to_event(1), obs=x)
@@ -259,7 +259,7 @@ CHANGES = (
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_what_a_graph_cannot_follow_starts_over(change: Callable[[Run], None]) -> None:
+def test_changes_that_a_graph_cannot_follow_start_over(change: Callable[[Run], None]) -> None:
     graphs = RecordedGraphs()
     ours, theirs = Run(graphs), Run(None)
     for i in range(8):
@@ -273,8 +273,8 @@ def test_what_a_graph_cannot_follow_starts_over(change: Callable[[Run], None]) -
 
 
 @pytest.mark.parametrize("always", [False, True], ids=("made when used", "made at once"))
-def test_a_parameter_that_some_steps_leave_out_is_as_with_pyro(always: bool) -> None:
-    """New in the store it is trained on; in the store, and once used, it decays where it is not used."""
+def test_a_parameter_unused_in_some_steps_behaves_as_with_pyro(always: bool) -> None:
+    """A parameter already in the store decays in steps that do not use it."""
 
     def model(x: Tensor, second: bool) -> None:
         loc = pyro.param("a", torch.zeros(3))

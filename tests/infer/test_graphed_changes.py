@@ -1,6 +1,6 @@
-"""Changes between steps: a graph goes on with what it holds only as long as a plain step would.
+"""Changes between steps that make a graph be captured again, and those that do not.
 
-The graph here is of the CPU: see :class:`tests.helpers_graph.RecordedGraphs`.
+Graphs are simulated on the CPU by :class:`tests.helpers_graph.RecordedGraphs`.
 """
 
 import warnings
@@ -112,7 +112,7 @@ def test_a_module_that_changes_starts_over(change: Callable[[Run], None]) -> Non
 
 
 def test_settings_of_an_optimizer_in_containers_are_seen() -> None:
-    """A list that is changed in place, and an array, of which ``==`` has no one answer."""
+    """A list changed in place, and an array, for which ``==`` is elementwise."""
     graphs, batch = RecordedGraphs(), make_batch()
     run = Run(graphs)
     run.step(*batch)
@@ -222,7 +222,7 @@ def clear_store(run: Run) -> None:
 
 
 @pytest.mark.parametrize("change", [add_parameter, clear_store])
-def test_what_a_step_does_not_hold_or_a_module_keeps_starts_nothing_over(
+def test_changes_unrelated_to_the_step_do_not_start_over(
     change: Callable[[Run], None],
 ) -> None:
     graphs = RecordedGraphs()
@@ -252,7 +252,7 @@ def memory_moved() -> None:
 
 @pytest.mark.parametrize(
     ("name", "change"),
-    # A name with a module's divider does not make it a module's.
+    # A name with the separator of modules does not make it a module's parameter.
     [("a", store_cleared), ("net$$$a", store_cleared), ("a", another_value), ("a", memory_moved)],
 )
 def test_a_parameter_that_the_store_made_starts_over(name: str, change: Callable[[], None]) -> None:
@@ -301,12 +301,12 @@ def test_modules_are_found_behind_functions(kind: str) -> None:
 
 
 class TestTwoModels:
-    """Trained in turn, each under the names of the other, as each would be alone."""
+    """Two models with equal parameter names, trained alternately, behave like each alone."""
 
     OTHERS: tuple[dict[str, Any], ...] = ({}, {"z_dim": 4, "rnn_dim": 9}, FLOWS)
 
     def alone(self, layers: dict[str, Any], graphs: RecordedGraphs | None, seed: int) -> Any:
-        """A model, its optimizer, and a step of it from random numbers of its own."""
+        """A model and its optimizer, whose steps use random numbers of their own."""
         dmm, optim = small_dmm(seed, **layers), adam()
         options = {} if graphs is None else {"capturer": graphs}
         kind = SVI if graphs is None else GraphedSVI
@@ -320,7 +320,7 @@ class TestTwoModels:
 
     @pytest.mark.parametrize("layers", OTHERS)
     @pytest.mark.parametrize("late", [0, 3], ids=("at once", "later"))
-    def test_alternation_has_the_bits_of_two_lone_runs(self, layers: dict[str, Any], late: int) -> None:
+    def test_alternation_equals_bitwise_two_lone_runs(self, layers: dict[str, Any], late: int) -> None:
         models = ({}, layers)
         expected = []
         for seed, of in enumerate(models):
@@ -348,7 +348,7 @@ class TestTwoModels:
             assert (both[which].runs, both[which].captures, both[which].replays) == (1, 1, 6)
 
     def test_models_that_register_their_modules_with_pyro(self) -> None:
-        """``pyro.module`` takes what the store has; each model's own is there again before its capture."""
+        """``pyro.module`` uses the parameters in the store; each model's are restored before its capture."""
 
         def make(seed: int, graphed: bool) -> tuple[nn.Linear, Callable[[], float]]:
             torch.manual_seed(seed)
@@ -384,7 +384,7 @@ class TestTwoModels:
             for _, _, step in runs:
                 step(i)
         with pyro.get_param_store().scope():
-            pass  # which leaves the store with the names of what stands in it alone
+            pass  # which leaves only the names of its present parameters in the store
         for number, (dmm, optim, _) in enumerate(runs):
             path = str(tmp_path / str(number))
             optim.save(path)

@@ -1,4 +1,4 @@
-"""Steps of functions that find their modules by themselves, replayed from graphs of the CPU."""
+"""Steps of functions that refer to modules indirectly, replayed from simulated graphs."""
 
 from typing import Any
 
@@ -35,9 +35,7 @@ class Holder:
 
 
 @pytest.mark.parametrize("kind", ["globals", "holder"])
-def test_modules_that_functions_find_by_themselves_are_seen(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_modules_found_by_functions_are_detected(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     losses: list[list[float]] = []
     for capturer in (RecordedGraphs(), None):
         pyro.clear_param_store()

@@ -1,4 +1,4 @@
-"""Signatures of steps: how many graphs there are, and a warning where they change too often."""
+"""Signatures of steps: the number of graphs, and warnings if they change too often."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -24,7 +24,7 @@ class TestSignatures:
         dmm, graphs = dmm or small_dmm(), RecordedGraphs()
         return GraphedSVI(dmm.model, dmm.guide, adam(), Trace_ELBO(), capturer=graphs, **options), graphs
 
-    def test_those_kept_are_few_and_a_graph_is_not_displaced_by_those_without(self) -> None:
+    def test_few_are_kept_and_graphs_are_not_displaced_by_those_without(self) -> None:
         svi, graphs = self.make(max_graphs=2)
         self.steps(svi, (2, 2, 3, 3))
         for T in range(4, 12):
@@ -42,7 +42,7 @@ class TestSignatures:
         self.steps(svi, (2, 2, 2))
         assert (graphs.runs, graphs.captures, graphs.replays) == (3, 2, 3)
 
-    def test_shapes_that_displace_each_other_are_told_of_once(self) -> None:
+    def test_shapes_that_displace_each_other_are_reported_once(self) -> None:
         svi, graphs = self.make(max_graphs=2)
         self.steps(svi, range(1, 18))
         with pytest.warns(RuntimeWarning) as caught:
@@ -52,28 +52,28 @@ class TestSignatures:
         assert message.startswith(
             "signatures: expected few of them, got 16 in 18 steps that displaced another"
         )
-        assert "What changes: the shape of argument 0. What helps: pad sequences" in message
+        assert "Changes: the shape of argument 0. Remedies: pad sequences" in message
         for remedy in ("padded_steps", "max_graphs is 2", "raise max_graphs"):
             assert remedy in message
         assert graphs.captures == 0
 
-    def test_graphs_that_displace_each_other_are_told_of(self) -> None:
+    def test_graphs_that_displace_each_other_are_reported(self) -> None:
         svi, _ = self.make(max_graphs=1)
-        with pytest.warns(RuntimeWarning, match=r"What changes: the shape of argument 0\."):
+        with pytest.warns(RuntimeWarning, match=r"Changes: the shape of argument 0\."):
             self.steps(svi, [2, 2, 3, 3] * 9)
 
-    def test_an_int_that_changes_is_told_of(self) -> None:
+    def test_an_int_that_changes_is_reported_of(self) -> None:
         svi, _ = self.make(max_graphs=4)
 
         def annealed() -> None:
             for factor in range(1, 25):
                 self.steps(svi, [3], factor)
 
-        with pytest.warns(RuntimeWarning, match=r"the int that is argument 4\. .*as a float or a tensor"):
+        with pytest.warns(RuntimeWarning, match=r"value of the int argument 4\. .*as a float or a tensor"):
             annealed()
         assert len(svi._kept) == 4
 
-    def test_what_makes_a_signature_start_over_each_time_is_told_of(self) -> None:
+    def test_the_cause_of_repeated_captures_is_reported(self) -> None:
         svi, _ = self.make()
 
         def scheduled() -> None:
@@ -82,15 +82,15 @@ class TestSignatures:
                     optimizer.param_groups[0]["lr"] = 0.1 / (i + 1)
                 self.steps(svi, [3])
 
-        with pytest.warns(RuntimeWarning, match=r"What changes: a number or a tensor of the optimizer\."):
+        with pytest.warns(RuntimeWarning, match=r"Changes: a number or a tensor of the optimizer\."):
             scheduled()
 
     @pytest.mark.filterwarnings("error")
-    def test_a_turnover_now_and_then_is_not_told_of(self) -> None:
+    def test_a_turnover_now_and_then_is_not_reported(self) -> None:
         svi = self.make(max_graphs=1)[0]
         for T in range(1, 40):
             self.steps(svi, [T])
-            # As many replays as make the captures worth it.
+            # Enough replays to make the captures worthwhile.
             svi._turnover.steps += 100
 
     def test_names_of_what_changes(self) -> None:
@@ -106,12 +106,12 @@ class TestSignatures:
         ]
         assert told((x, "b", x), (x[:1], "c", None), a=2) == [
             "the shape of argument 0",
-            "the str that is argument 1",
+            "the value of the str argument 1",
             "the type of argument 2",
-            "the int that is argument 'a'",
+            "the value of the int argument 'a'",
         ]
         assert told((x,), (x, x), a=1) == told((x,), (x,)) == ["the number or the names of the arguments"]
         modes = changes(signature([((), {})], (True,)), signature([((), {})], (False,)))
-        assert [change.what for change in modes] == ["which modules are training"]
+        assert [change.what for change in modes] == ["the training modes of the modules"]
         numbers = changes(signature([((x,), {})], ()), signature([((x,), {})] * 2, ()))
         assert [change.what for change in numbers] == ["the number of steps"]

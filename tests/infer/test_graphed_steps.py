@@ -1,6 +1,6 @@
-"""Several steps in one graph have the bits of as many single ones.
+"""Several steps in one graph are bitwise equal to single steps.
 
-The graph here is of the CPU: see :class:`tests.helpers_graph.RecordedGraphs`.
+Graphs are simulated on the CPU by :class:`tests.helpers_graph.RecordedGraphs`.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ SHAPES = ((6, 2, 1, 5), (3, 3), (4, 1, 2, 6), (3, 3))
 
 
 def batches(first: int, number: int) -> list[tuple[Any, ...]]:
-    """The arguments of steps ``first`` to ``first + number``, each with an annealing factor of its own."""
+    """The arguments of ``number`` steps from ``first`` on, each with its own annealing factor."""
     return [
         (*make_batch(SHAPES[i % len(SHAPES)], seed=i), 0.1 + 0.03 * i) for i in range(first, first + number)
     ]
@@ -43,7 +43,7 @@ def one_by_one(run: Run, given: list[tuple[Any, ...]], **kwargs: Any) -> list[fl
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
-def test_they_have_the_bits_of_single_steps(number: int) -> None:
+def test_they_equal_bitwise_single_steps(number: int) -> None:
     graphs = RecordedGraphs()
     ours, theirs = Run(graphs), Run(None)
     for i in range(4):
@@ -78,7 +78,7 @@ def test_on_a_cpu_they_are_plain_steps(options: dict[str, int]) -> None:
     assert not ours.svi._kept
 
 
-def test_they_go_with_single_steps_and_one_is_a_single_step() -> None:
+def test_they_can_be_mixed_with_single_steps() -> None:
     graphs = RecordedGraphs()
     ours, theirs = Run(graphs), Run(None)
     for i in range(3):
@@ -92,7 +92,7 @@ def test_they_go_with_single_steps_and_one_is_a_single_step() -> None:
     assert (graphs.runs, graphs.captures) == (3, 3)
 
 
-def test_arguments_with_names_are_those_of_all_steps() -> None:
+def test_arguments_with_names_equal_those_of_all_steps() -> None:
     graphs = RecordedGraphs()
     ours, theirs = Run(graphs), Run(None)
     for i in range(3):
@@ -139,7 +139,7 @@ def test_a_change_starts_over(change: Callable[[Run], None]) -> None:
 
 
 @pytest.mark.parametrize("seconds", ["aaab", "baaa", "abab"])
-def test_a_parameter_that_some_of_them_leave_out_is_as_with_pyro(seconds: str) -> None:
+def test_a_parameter_unused_in_some_of_them_behaves_as_with_pyro(seconds: str) -> None:
     def model(x: Tensor, second: bool) -> None:
         loc = pyro.param("a", torch.zeros(3))
         other = pyro.param("b", torch.ones(3))
@@ -163,8 +163,8 @@ def test_a_parameter_that_some_of_them_leave_out_is_as_with_pyro(seconds: str) -
     assert all(torch.equal(ours[1][name], theirs[1][name]) for name in ours[1])
 
 
-class TestWhatIsRefused:
-    """Before the first of the steps is taken."""
+class TestRefusals:
+    """Refusals before the first step."""
 
     @pytest.fixture(params=[True, False], ids=["graphed", "plain"])
     def run(self, request: pytest.FixtureRequest) -> Run:
@@ -197,7 +197,7 @@ class TestWhatIsRefused:
             steps(run, [make_batch(), (*make_batch(), 0.5, None, None, 1)])
         assert all(map(torch.equal, run.dmm.parameters(), before))
 
-    def test_what_no_graph_can_take(self) -> None:
+    def test_arguments_that_no_graph_supports(self) -> None:
         run, batch = Run(RecordedGraphs()), make_batch()
         before = [p.clone() for p in run.dmm.parameters()]
         meta = (*batch[:3], batch.mini_batch_seq_lengths.to("meta"))
@@ -221,7 +221,7 @@ class TestWhatIsRefused:
             svi.steps([(), ()])
 
 
-def test_numbers_of_steps_that_displace_each_other_are_told_of() -> None:
+def test_numbers_of_steps_that_displace_each_other_are_reported() -> None:
     dmm = small_dmm()
     svi = GraphedSVI(dmm.model, dmm.guide, adam(), Trace_ELBO(), capturer=RecordedGraphs(), max_graphs=1)
     batch = make_batch((2, 1))
@@ -230,6 +230,6 @@ def test_numbers_of_steps_that_displace_each_other_are_told_of() -> None:
         for i in range(18):
             svi.steps([batch] * (1 + i % 2))
 
-    with pytest.warns(RuntimeWarning, match=r"the number of steps\. What helps: take as many") as caught:
+    with pytest.warns(RuntimeWarning, match=r"the number of steps\. Remedies: take the same") as caught:
         alternating()
     assert [w.filename for w in caught] == [__file__]

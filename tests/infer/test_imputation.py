@@ -1,4 +1,4 @@
-"""Draws in place of what is missing."""
+"""Draws of missing values."""
 
 from typing import Any
 
@@ -21,7 +21,9 @@ B, T, D = len(LENGTHS), max(LENGTHS), SIZES["input_dim"]
 
 @pytest.mark.parametrize("layers", [{}, {"emission": "gaussian", "augment": "both"}], ids=["plain", "past"])
 @pytest.mark.parametrize("dims", [2, 3])
-def test_what_is_missing_is_drawn_and_the_rest_stays(layers: dict[str, Any], dims: int) -> None:
+def test_missing_values_are_drawn_and_observed_values_are_unchanged(
+    layers: dict[str, Any], dims: int
+) -> None:
     emission = layers.get("emission", "bernoulli")
     dmm = small_dmm(dtype=torch.float64, **layers)
     made = make_batch(dtype=torch.float64, emission=emission)

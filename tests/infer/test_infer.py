@@ -1,4 +1,4 @@
-"""Evaluation and sampling: every figure against a plain loop or a case computed by hand."""
+"""Evaluation and sampling, compared with plain loops or with cases computed by hand."""
 
 import math
 from collections.abc import Callable
@@ -61,7 +61,7 @@ def weights_by_loop(dmm: DMM, batch: Any, num_particles: int) -> Tensor:
 
 @pytest.mark.parametrize("per_step_sites", [False, True])
 @pytest.mark.parametrize("missing", [0, 2, 3])
-def test_log_weights_are_those_of_a_plain_loop(missing: int, per_step_sites: bool) -> None:
+def test_log_weights_equal_those_of_a_plain_loop(missing: int, per_step_sites: bool) -> None:
     dmm = small_dmm(dtype=torch.float64, per_step_sites=per_step_sites)
     x, _, mask, lengths = batch = make_batch(dtype=torch.float64)
     mask = missing_mask(batch, missing) if missing else mask
@@ -116,7 +116,7 @@ def test_the_estimate_does_not_depend_on_the_chunks() -> None:
 
 
 def test_weights_are_never_pooled_over_the_batch() -> None:
-    """With rows whose likelihoods differ, pooling first over rows would give another figure."""
+    """With rows of different likelihoods, pooling over rows first would give another result."""
     dmm, batch = small_dmm(dtype=torch.float64), make_batch(dtype=torch.float64)
     torch.manual_seed(6)
     weights = log_weights(dmm, batch, 20).detach()
@@ -127,7 +127,7 @@ def test_weights_are_never_pooled_over_the_batch() -> None:
     pooled = math.log(20) - weights.sum(-1).logsumexp(0)
     assert abs(nll.sum() - pooled) > 0.1
     assert nll.max() - nll.min() > 1.0
-    # A row has the same estimate in expectation whatever stands beside it.
+    # The expected estimate of a row does not depend on the other rows.
     alone = tuple(v[1:2] if isinstance(v, Tensor) else v for v in batch)
     beside = torch.stack([importance_nll(dmm, batch, 100)[1] for _ in range(40)])
     single = torch.stack([importance_nll(dmm, alone, 100)[0] for _ in range(40)])
@@ -161,7 +161,7 @@ def test_weights_far_below_one_do_not_underflow() -> None:
 
 
 def exact_dmm(dtype: torch.dtype = torch.float64) -> DMM:
-    """Posterior and prior are one and x does not depend on z: each weight is the likelihood."""
+    """Posterior and prior are equal and x does not depend on z, so each weight is the likelihood."""
     dmm = DMM(**SIZES).to(dtype)
     set_linear(dmm.trans.lin_proposed_mean_hidden_to_z, 0.0, 0.0)
     set_linear(dmm.trans.lin_z_to_loc, 0.0, 0.0)
@@ -177,7 +177,7 @@ ONES, ZEROS = D * math.log(4 / 3), D * math.log(4)
 
 
 def hand_set(dtype: torch.dtype = torch.float64) -> SequenceSet:
-    """Three sequences: 4 steps of ones, 1 of zeros, 5 of zeros; lengths in no order."""
+    """Three sequences: 4 steps of ones, 1 of zeros, 5 of zeros; lengths unsorted."""
     x = torch.zeros(3, 5, D, dtype=dtype)
     x[0, :4] = 1.0
     return SequenceSet(x, torch.tensor([4, 1, 5]))
@@ -211,8 +211,8 @@ def test_evaluate_elbo_is_the_mean_over_its_particles() -> None:
     assert tighter.total_over_total < got.total_over_total
 
 
-def test_evaluation_leaves_the_parameter_store_and_the_gradients_alone() -> None:
-    """Else whatever model is trained next would find the parameters of this one in the store."""
+def test_evaluation_does_not_change_the_parameter_store_or_the_gradients() -> None:
+    """Otherwise, the next model to be trained would find parameters of this one in the store."""
     dmm, (x, _, mask, lengths) = small_dmm(), make_batch()
     batch, data = (x, None, mask, lengths), SequenceSet(x, lengths)
     importance_nll(dmm, batch, 3)
@@ -231,7 +231,7 @@ def test_evaluation_leaves_the_parameter_store_and_the_gradients_alone() -> None
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("emission", ["bernoulli", "gaussian"])
 @pytest.mark.parametrize("layers", [{}, {"num_iafs": 1, "iaf_dim": 6}, {"num_layers": 2}])
-def test_shapes_of_what_is_drawn(layers: dict[str, Any], emission: str, dtype: torch.dtype) -> None:
+def test_shapes_of_draws(layers: dict[str, Any], emission: str, dtype: torch.dtype) -> None:
     dmm = small_dmm(dtype=dtype, emission=emission, **layers)
     batch = make_batch(dtype=dtype, emission=emission)
     reconstruction = reconstruct(dmm, batch)
@@ -254,7 +254,7 @@ def test_shapes_of_what_is_drawn(layers: dict[str, Any], emission: str, dtype: t
 
 
 @pytest.mark.parametrize("sample", ["reconstruct", "forecast", "generate"])
-def test_a_seed_fixes_what_is_drawn(sample: str) -> None:
+def test_a_seed_determines_the_draws(sample: str) -> None:
     dmm, batch = small_dmm(emission="gaussian"), make_batch(emission="gaussian")
     draw = {
         "reconstruct": lambda: reconstruct(dmm, batch),
@@ -273,7 +273,7 @@ TINY_SCALE = -40.0
 
 
 def counting_dmm() -> DMM:
-    """z_t = x_t in the posterior, z_t = z_{t-1} + 1 in the prior, x_t = z_t: all but noiseless."""
+    """z_t = x_t in the posterior, z_t = z_{t-1} + 1 in the prior, x_t = z_t, almost without noise."""
     dmm = DMM(1, 1, 2, 1, 1, emission="gaussian").double()
     set_linear(dmm.trans.lin_gate_hidden_to_z, 0.0, -1e3)
     set_linear(dmm.trans.lin_z_to_loc, 1.0, 1.0)
@@ -293,7 +293,7 @@ def counting_dmm() -> DMM:
     return dmm
 
 
-def test_a_forecast_goes_on_from_each_rows_own_end() -> None:
+def test_a_forecast_continues_from_the_end_of_each_row() -> None:
     dmm, lengths = counting_dmm(), torch.tensor([2, 5, 1])
     x = torch.tensor([[3.0, 4, 0, 0, 0], [1, 9, 2, 8, 7], [20, 0, 0, 0, 0]]).double()[:, :, None]
     future = forecast(dmm, (x, None, None, lengths), 3).squeeze(-1)

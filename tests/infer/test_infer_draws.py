@@ -1,4 +1,4 @@
-"""Draws of latents, reconstructions and forecasts: how many, from which numbers, in which mode."""
+"""Draws of latents, reconstructions and forecasts: shapes, seeds, and modes of modules."""
 
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +37,7 @@ Draw = Callable[..., Tensor]
 
 
 def latents_by_loop(dmm: DMM, batch: Any, S: int) -> tuple[Tensor, Tensor, Tensor]:
-    """``[S, B, T, Z]``, one row, one draw and one step at a time; past the end nothing."""
+    """``[S, B, T, Z]``, computed one row, draw and step at a time; zero past the end."""
     eps = torch.stack([torch.randn(S, B, Z, dtype=torch.float64) for _ in range(T)], -2)
     loc, scale, z = (torch.zeros(S, B, T, Z, dtype=torch.float64) for _ in range(3))
     h = dmm.encode(dmm.mini_batch(*batch))
@@ -85,15 +85,15 @@ class TestLatents:
         keep = valid_steps()[:, :, None]
         assert_close(z, torch.where(keep, flowed, 0.0).detach(), 1e-12)
 
-    def test_moments_are_those_of_the_draws(self) -> None:
-        """The law of total variance, by which a user gets the marginal moments."""
+    def test_moments_equal_those_of_the_draws(self) -> None:
+        """The law of total variance, which gives the marginal moments."""
         dmm, batch = small_dmm(dtype=torch.float64), make_batch((6, 4), dtype=torch.float64)
         loc, scale, z = (v[:, 0] for v in latents(dmm, batch, 20000, seed=6))
         assert_means_agree(z, loc.mean(0))
         variance = (scale**2).mean(0) + loc.var(0)
         assert_close(z.var(0), variance, 0.03)
 
-    def test_what_is_missing_leaves_no_trace(self) -> None:
+    def test_missing_values_have_no_effect(self) -> None:
         dmm, batch = small_dmm(), make_batch()
         mask = missing_mask(batch, 3)
         given = [
@@ -118,7 +118,7 @@ EMISSIONS = ("bernoulli", "gaussian")
 
 class TestSeed:
     @pytest.mark.parametrize("which", DRAWS)
-    def test_a_seed_repeats_a_call_and_leaves_the_global_generator_alone(self, which: str) -> None:
+    def test_a_seed_repeats_a_call_and_does_not_change_the_global_generator(self, which: str) -> None:
         draw = draws(small_dmm(emission="gaussian"), make_batch(emission="gaussian"))[which]
         torch.manual_seed(6)
         expected = draw()
@@ -131,7 +131,7 @@ class TestSeed:
         draw(seed=0)
         draw(seed=2**64 - 1)
 
-    def test_an_error_leaves_it_alone_too(self) -> None:
+    def test_an_error_does_not_change_it_either(self) -> None:
         dmm, state = small_dmm(), torch.get_rng_state()
         x, _, mask, lengths = make_batch()
         with pytest.raises(ValueError, match=r"^mini_batch: "):
@@ -160,7 +160,7 @@ class TestSamples:
         assert future.isfinite().all()
 
     def test_draws_have_the_distribution_of_single_ones(self) -> None:
-        """Each row goes on from its own end, in every draw; in the tile trick as well."""
+        """Each row continues from its own end in every draw, also if rows are tiled."""
         dmm, batch = small_dmm(dtype=torch.float64), make_batch(dtype=torch.float64)
         S = 3000
         tiled = tuple(v if v is None else v.repeat_interleave(S, 0) for v in batch)
@@ -172,8 +172,8 @@ class TestSamples:
 
     @pytest.mark.filterwarnings("ignore::dmm_fast.nn.NotFusedWarning")
     @torch.no_grad()
-    def test_a_forecast_goes_on_from_each_rows_end_in_each_draw(self) -> None:
-        """With a transition that keeps z and an emission without noise it is the last reconstruction."""
+    def test_a_forecast_continues_from_the_end_of_each_row_in_each_draw(self) -> None:
+        """If the transition keeps z and the emission has no noise, it equals the last reconstruction."""
         dmm, batch = small_dmm(emission="gaussian"), make_batch(emission="gaussian")
         dmm.trans.forward = lambda z: (z, torch.zeros_like(z))
         dmm.emitter.lin_hidden_to_scale.weight.zero_()
@@ -185,7 +185,7 @@ class TestSamples:
 
 
 class TestQuantiles:
-    def test_they_are_those_of_the_draws(self) -> None:
+    def test_they_equal_those_of_the_draws(self) -> None:
         dmm, batch = small_dmm(emission="gaussian"), make_batch(emission="gaussian")
         probabilities = [0.0, 0.05, 0.5, 1.0]
         got = forecast(dmm, batch, 4, 11, quantiles=probabilities, seed=2)
@@ -244,7 +244,7 @@ EVALUATIONS: dict[str, Callable[[DMM], Any]] = {
 
 
 class _Watched(nn.Module):
-    """Notes the modes in which it runs."""
+    """Records the modes in which it runs."""
 
     def __init__(self, wrapped: nn.Module) -> None:
         super().__init__()
@@ -259,7 +259,7 @@ class _Watched(nn.Module):
 @pytest.mark.filterwarnings("ignore::dmm_fast.nn.NotFusedWarning")
 class TestModes:
     @pytest.mark.parametrize("which", EVALUATIONS)
-    def test_every_module_has_its_own_mode_back(self, which: str) -> None:
+    def test_the_mode_of_every_module_is_restored(self, which: str) -> None:
         dmm = small_dmm(num_layers=2, rnn_dropout_rate=0.5)
         dmm.emitter, dmm.trans = _Watched(dmm.emitter), _Watched(dmm.trans)
         dmm.rnn.eval()
@@ -285,8 +285,8 @@ class TestModes:
                 call(dmm)
             assert (dmm.training, dmm.rnn.training, dmm.combiner.training) == (True, False, True)
 
-    def test_a_train_of_ones_own_is_called(self) -> None:
-        """Weights that are merged for evaluation are apart again."""
+    def test_an_overridden_train_is_called(self) -> None:
+        """Weights merged for evaluation are separated again afterwards."""
 
         class Merging(nn.Identity):
             merged = False
@@ -347,7 +347,7 @@ def test_numbers_out_of_range(call: Callable[[DMM, Any], Any], message: str) -> 
         call(small_dmm(), make_batch())
 
 
-def test_numbers_of_numpy_are_taken() -> None:
+def test_numpy_integers_are_accepted() -> None:
     dmm, batch = small_dmm(), make_batch()
     assert forecast(dmm, batch, np.int64(2), np.int32(3)).shape == (3, B, 2, D)
     assert importance_nll(dmm, batch, np.int64(5), np.int64(2)).shape == (B,)

@@ -1,4 +1,4 @@
-"""What guide and model of a step do once."""
+"""Work that guide and model of a step do once."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What may be computed on a side stream, and steps that are captured without one instead."""
+"""Weight gradients on a side stream, and steps that are captured without one."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ SCRATCH: list[StorageWeakRef] = []
 
 
 class _Linear(torch.autograd.Function):
-    """A layer whose weight gradient is computed aside where that is possible."""
+    """A layer whose weight gradient is computed on the side stream if possible."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class _Linear(torch.autograd.Function):
 
 
 class Chain(nn.Module):
-    """Layers one after the other, as a model without latents."""
+    """A model of sequential layers, without latents."""
 
     def __init__(self, *weights: Tensor) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def stepped(chain: Chain, order: Order, loss_and_grads: Any = None) -> SteppedBe
 
 
 def assert_as_plain(chain: Chain, again: Chain) -> None:
-    """The parameters after two steps are those of ``again`` after two plain ones, to the bit."""
+    """Assert that the parameters after two steps equal bitwise those of ``again`` after two plain steps."""
     with pyro.get_param_store().scope():
         svi = SVI(again.model, lambda x: None, adam(), Trace_ELBO())
         for _ in range(2):
@@ -136,10 +136,10 @@ def parametrized(chain: Chain) -> None:
 REFUSED: dict[str, tuple[Callable[[Chain], None], str]] = {
     "a hook": (hooked, "a parameter has hooks"),
     "a hook behind the accumulation": (hooked_behind, "a parameter has hooks"),
-    "a hook at the node": (hooked_at_the_node, r"aten\.linalg_vector_norm\.default takes a gradient before"),
-    "a frozen weight": (frozen, ".*a gradient (before|does not become that of a parameter)"),
-    "a weight used twice": (tied, r"aten\.add_?\.Tensor takes a gradient before"),
-    "a weight made of another": (parametrized, r"aten\.tanh_backward\.default takes a gradient before"),
+    "a hook at the node": (hooked_at_the_node, r"aten\.linalg_vector_norm\.default reads a gradient before"),
+    "a frozen weight": (frozen, ".*a gradient (before|is not adopted by a parameter)"),
+    "a weight used twice": (tied, r"aten\.add_?\.Tensor reads a gradient before"),
+    "a weight made of another": (parametrized, r"aten\.tanh_backward\.default reads a gradient before"),
 }
 
 
@@ -149,14 +149,14 @@ def test_a_gradient_that_is_used_earlier_is_captured_without(case: str) -> None:
     chain, again, order = Chain(*weights()), Chain(*weights()), Order()
     change(chain)
     change(again)
-    with pytest.warns(RuntimeWarning, match=f"^overlap: the step is captured without, as {message}"):
+    with pytest.warns(RuntimeWarning, match=f"^overlap: the step is captured without it: {message}"):
         capturer = stepped(chain, order)
     assert capturer.captures == 2
     last = [i for i, each in enumerate(order.events) if "side" in (each.stream, getattr(each, "other", ""))][
         -1
     ]
     assert isinstance(order.events[last], Wait)
-    assert any(isinstance(each, Launch) for each in order.events[last:])  # all of a step, on the main stream
+    assert any(isinstance(each, Launch) for each in order.events[last:])  # the whole step, on the main stream
     assert_as_plain(chain, again)
 
 
@@ -173,13 +173,13 @@ def test_a_loss_that_reads_or_makes_gradients_twice_is_captured_without(reading:
         return loss
 
     chain = Chain(*weights())
-    with pytest.warns(RuntimeWarning, match="^overlap: .* takes a gradient before all are there$"):
+    with pytest.warns(RuntimeWarning, match="^overlap: .* reads a gradient before all are complete$"):
         assert stepped(chain, Order(), loss_and_grads).captures == 2
 
 
 @contextmanager
 def beside(chain: Chain, order: Order) -> Iterator[None]:
-    """A backward pass beside a side stream, and what comes after it."""
+    """A backward pass with a side stream, and the launches after it."""
     with (
         patch.object(side_stream, "_current_stream", lambda tensor: order.current),
         side_stream.beside(order.main, order.side, order.enter),
@@ -188,7 +188,7 @@ def beside(chain: Chain, order: Order) -> Iterator[None]:
         yield
 
 
-def test_what_gradients_are_made_of_is_held_until_they_are_there() -> None:
+def test_operands_of_gradients_are_kept_until_they_are_computed() -> None:
     SCRATCH.clear()
     chain = Chain(*weights())
     with beside(chain, Order()):
@@ -197,7 +197,7 @@ def test_what_gradients_are_made_of_is_held_until_they_are_there() -> None:
         assert [each.expired() for each in SCRATCH] == 3 * [True]
 
 
-def test_what_a_gradient_is_made_of_must_not_change() -> None:
+def test_operands_of_a_gradient_must_not_change() -> None:
     chain = Chain(*weights(2))
 
     def change() -> None:
@@ -205,7 +205,7 @@ def test_what_a_gradient_is_made_of_must_not_change() -> None:
             X.mul_(1.0)
             side_stream.join(list(chain.parameters()))
 
-    with pytest.raises(side_stream.OverlapError, match=r"^aten.mul_.Tensor changes what a gradient is made"):
+    with pytest.raises(side_stream.OverlapError, match=r"^aten.mul_.Tensor changes an input of a gradient"):
         change()
 
 
@@ -229,13 +229,13 @@ def test_a_step_that_does_not_join_is_refused() -> None:
         with beside(Chain(*weights()), order):
             pass
 
-    with pytest.raises(side_stream.OverlapError, match="does not become that of a parameter"):
+    with pytest.raises(side_stream.OverlapError, match="is not adopted by a parameter"):
         forget()
     assert order.events[-1] == Wait("main", "side")
 
 
-def test_a_stream_that_was_not_forked_is_not_waited_for() -> None:
-    """Within a capture that would be an error: the other stream is no part of it."""
+def test_a_stream_that_was_not_forked_is_not_joined() -> None:
+    """Within a capture that would be an error, as the other stream is not part of it."""
     order = Order()
     current = patch.object(side_stream, "_current_stream", lambda tensor: order.current)
     with current, side_stream.beside(order.main, order.side, order.enter):
@@ -244,7 +244,7 @@ def test_a_stream_that_was_not_forked_is_not_waited_for() -> None:
 
 
 class TestCudaGraphs:
-    """With stand-ins for all that takes a GPU."""
+    """With stand-ins for everything that needs a GPU."""
 
     @pytest.fixture
     def order(self, monkeypatch: pytest.MonkeyPatch) -> Order:
@@ -262,7 +262,7 @@ class TestCudaGraphs:
             def pool(self) -> None:
                 return None
 
-        streams = {(-1,): order.main, (): order.side}  # by their priority; the least is that by default
+        streams = {(-1,): order.main, (): order.side}  # by priority; the default is the lowest
         monkeypatch.setattr(torch.cuda, "Stream", lambda device, *priority: streams[priority])
         monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
         monkeypatch.setattr(torch.cuda, "graph", graph)

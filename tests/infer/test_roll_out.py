@@ -1,5 +1,6 @@
-"""Draws of the model from some step on: controls, static covariates, past data, and each row's own start."""
+"""Draws of the model from some step on: controls, static covariates, past data, and starts of rows."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from dmm_fast import DMM
 from dmm_fast.infer import counterfactual, forecast, generate, latents, reconstruct, sample_prior
+from dmm_fast.infer._chain import Start, known_steps, roll_out
 from tests.helpers_model import (
     LENGTHS,
     SIZES,
@@ -38,7 +40,7 @@ each_model = pytest.mark.parametrize("layers", MODELS.values(), ids=MODELS)
 
 
 def quiet_dmm(units: bool = True, **layers: Any) -> DMM:
-    """A model and a guide without noise; with ``units``, those of the data are not those of the networks."""
+    """A model and a guide without noise; with ``units``, data and networks have different units."""
     dmm = small_dmm(dtype=torch.float64, emission="gaussian", **layers)
     for layer in (dmm.trans.lin_sig, dmm.emitter.lin_hidden_to_scale, dmm.combiner.lin_hidden_to_scale):
         set_linear(layer, 0.0, NO_SCALE)
@@ -48,7 +50,7 @@ def quiet_dmm(units: bool = True, **layers: Any) -> DMM:
 
 
 def known(dmm: DMM, *lead: int, seed: int = 8) -> tuple[Tensor | None, Tensor | None]:
-    """Controls ``[*lead, U]`` and static covariates ``[*lead[:-1], S]`` where the model has such."""
+    """Controls ``[*lead, U]`` and static covariates ``[*lead[:-1], S]`` if the model has them."""
     generator = torch.Generator().manual_seed(seed)
     controls = torch.randn(*lead, U, generator=generator, dtype=torch.float64)
     static = torch.randn(*lead[:-1], S, generator=generator, dtype=torch.float64)
@@ -56,7 +58,7 @@ def known(dmm: DMM, *lead: int, seed: int = 8) -> tuple[Tensor | None, Tensor | 
 
 
 def batch_of(dmm: DMM) -> tuple[Any, ...]:
-    """Data with missing values, as the model takes them."""
+    """Data with missing values in the form the model accepts."""
     made = make_batch(dtype=torch.float64, emission="gaussian")
     mask = missing_mask(made, 3)
     x = made.mini_batch.masked_fill(mask == 0, float("nan"))
@@ -64,7 +66,7 @@ def batch_of(dmm: DMM) -> tuple[Any, ...]:
 
 
 def step_by_step(dmm: DMM, z: Tensor, x: Tensor, controls: Any, static: Any, steps: int) -> list[Tensor]:
-    """What follows ``z [Z]`` and ``x [D]`` of one row, in the units of the data; without noise."""
+    """The noiseless continuation of ``z [Z]`` and ``x [D]`` of one row, in the units of the data."""
     made = []
     unit, zero = (1.0, 0.0) if dmm.x_loc is None else (dmm.x_scale, dmm.x_loc)
     for t in range(steps):
@@ -86,7 +88,7 @@ def row(values: Tensor | None, b: int) -> Tensor | None:
 @pytest.mark.parametrize("units", [False, True], ids=["", "units"])
 @each_model
 @torch.no_grad()
-def test_a_forecast_goes_on_from_each_rows_end(layers: dict[str, Any], units: bool) -> None:
+def test_a_forecast_continues_from_the_end_of_each_row(layers: dict[str, Any], units: bool) -> None:
     dmm = quiet_dmm(units, **layers)
     batch = batch_of(dmm)
     controls, _ = known(dmm, B, 4, seed=9)
@@ -146,7 +148,7 @@ def test_a_counterfactual_leaves_the_factual_at_its_start(layers: dict[str, Any]
 
 @each_model
 def test_draws_have_the_noise_of_the_model(layers: dict[str, Any]) -> None:
-    """Two steps of the model, with all its noise, against Pyro's own draws of its sites."""
+    """Two steps of the model with noise, compared with Pyro's draws of its sites."""
     dmm = small_dmm(dtype=torch.float64, per_step_sites=True, **layers)
     N = 4000
     controls, static = known(dmm, 1, 2)
@@ -185,6 +187,33 @@ def test_a_seed_repeats_each_call(layers: dict[str, Any]) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("augment", [None, "both"])
+@pytest.mark.parametrize("emission", ["bernoulli", "nade"])
+def test_at_a_low_temperature_draws_are_the_most_probable(emission: str, augment: str | None) -> None:
+    dmm = small_dmm(dtype=torch.float64, emission=emission, augment=augment)
+    assert generate(dmm, 20, 3, temperature=1e-6, seed=0).std(0).max() == 0
+    assert generate(dmm, 20, 3, temperature=1.0, seed=0).std(0).max() > 0
+    one, other = (
+        forecast(dmm, make_batch(dtype=torch.float64), 3, 50, temperature=t, seed=0) for t in (1e-6, 1.0)
+    )
+    assert one.var(0).mean() < other.var(0).mean()
+
+
+@pytest.mark.parametrize("emission", ["bernoulli", "nade"])
+def test_a_temperature_divides_logits_and_multiplies_scales(emission: str) -> None:
+    dmm, N, logit, scale = small_dmm(dtype=torch.float64, emission=emission), 4000, 0.4, 1.5
+    for weight in dmm.emitter.parameters():  # of a NADE too: no feature reads those before it
+        weight.data.zero_()
+    dmm.emitter.lin_hidden_to_input.bias.data.fill_(logit)
+    set_linear(dmm.trans.lin_sig, 0.0, math.log(math.expm1(scale)))
+    with torch.no_grad():
+        loc, _ = dmm.trans(dmm.z_0)
+        torch.manual_seed(0)
+        drawn = roll_out(dmm, Start(dmm.z_0.expand(N, -1)), known_steps(dmm, N, 1, None, None), 0.5)
+    assert_means_agree(drawn.x, 1 / (1 + math.exp(-logit / 0.5)))
+    assert_means_agree((drawn.z[:, 0] - loc) ** 2, (0.5 * scale) ** 2)
+
+
 CONTROLS = torch.zeros(B, 2, U)
 
 
@@ -213,9 +242,17 @@ CONTROLS = torch.zeros(B, 2, U)
             lambda d, b, c, e: generate(d, 1, 1, seed=1, generator=torch.Generator()),
             r"generator: expected None beside a seed, got both",
         ),
+        (
+            lambda d, b, c, e: generate(d, 1, 1, temperature=0),
+            r"temperature: expected a positive number, got",
+        ),
+        (
+            lambda d, b, c, e: forecast(small_dmm(emission="poisson"), b, 1, temperature=0.5),
+            r"temperature: expected 1 where the emission is neither Bernoulli nor NADE, got 0.5 with Poisson",
+        ),
     ],
 )
-def test_what_does_not_fit_is_named(call: Callable[..., Any], message: str) -> None:
+def test_invalid_arguments_are_named(call: Callable[..., Any], message: str) -> None:
     """A model without controls and its batch, and one with controls and its."""
     batch = make_batch()
     given = (small_dmm(), batch, small_dmm(control_dim=U), (*batch, 1.0, torch.zeros(B, T, U)))

@@ -1,4 +1,4 @@
-"""Rolls to MIDI and back, read by mido."""
+"""Piano rolls written as MIDI and read back by mido."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Pictures: the right size, the right colours in the right places, no global state."""
+"""Plots: sizes, colours and positions, and no global state."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Fixtures for the tests of the ops: instruction sets, a clean choice of backend, an op to choose for."""
+"""Fixtures for the tests of the ops: instruction sets, the choice of a backend, and an op for it."""
 
 from collections.abc import Callable, Iterator
 
@@ -19,7 +19,7 @@ def _narrower() -> tuple[str, ...]:
 
 @pytest.fixture(params=_narrower())
 def narrower(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The compiled ops on a narrower instruction set than they would take."""
+    """The compiled ops on a narrower instruction set than the default."""
     widest = _extension.instruction_set()
     torch.ops.dmm_fast._set_instruction_set(request.param)
     yield request.param
@@ -28,7 +28,7 @@ def narrower(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def no_request() -> Iterator[None]:
-    """No backend is chosen before or after the test."""
+    """Reset the choice of backends before and after the test."""
     ops.use_backend(None)
     yield
     ops.use_backend(None)
@@ -36,7 +36,7 @@ def no_request() -> Iterator[None]:
 
 @pytest.fixture
 def double_op(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor], Tensor]:
-    """An op that only the reference has, and that says what it was computed by."""
+    """An op that only the reference has, whose result shows which backend computed it."""
     monkeypatch.setattr(_backends, "_implementations", {})
     _backends.register("double", "reference", lambda x: 2 * x)
     return lambda x: _backends.implementation("double", x)(x)

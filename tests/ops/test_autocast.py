@@ -1,4 +1,4 @@
-"""Ops under ``torch.autocast`` compute in float32, and take what autocast has made of their inputs."""
+"""Ops under ``torch.autocast`` compute in float32, and accept inputs cast by autocast."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def computed(op_name: str, inputs: dict[str, Any]) -> tuple[Tensor, ...]:
 
 
 def rounded(dtype: torch.dtype, names: Any = None) -> Any:
-    """Round the floating tensors of these names, None: of all."""
+    """Round the floating-point tensors of these names; None: all."""
 
     def to_half(name: str, tensor: Tensor) -> Tensor:
         return tensor.to(dtype) if tensor.is_floating_point() and (names is None or name in names) else tensor
@@ -43,7 +43,7 @@ def upcast(name: str, tensor: Tensor) -> Tensor:
 
 
 @each_op
-def test_float32_gives_the_bits_it_gives_without_autocast(op_name: str, backend: str) -> None:
+def test_float32_is_bitwise_equal_without_autocast(op_name: str, backend: str) -> None:
     with ops.use_backend(backend):
         by = differentiated(op_name)
         expected = results(getattr(ops, op_name), TINY, build(op_name, TINY), by)
@@ -51,7 +51,7 @@ def test_float32_gives_the_bits_it_gives_without_autocast(op_name: str, backend:
             got = results(getattr(ops, op_name), TINY, build(op_name, TINY), by)
             assert torch.is_autocast_enabled(DEVICE)
     for name, value in expected.items():
-        # The reference's backward pass is torch's own, and so is what autocast makes of it.
+        # The backward pass of the reference is torch's, and follows autocast.
         if backend != "reference" or name.startswith("output"):
             assert got[name].dtype == torch.float32
             assert torch.equal(got[name], value), name
@@ -83,7 +83,7 @@ def test_gradients_come_back_in_the_dtype_of_the_inputs(op_name: str) -> None:
 
 
 @pytest.mark.parametrize("op_name", OPS)
-def test_float64_stays_as_it_is(op_name: str) -> None:
+def test_float64_is_not_cast(op_name: str) -> None:
     inputs = build(op_name, TINY, torch.float64)
     with torch.autocast(DEVICE, torch.bfloat16):
         got = computed(op_name, inputs)
@@ -93,7 +93,7 @@ def test_float64_stays_as_it_is(op_name: str) -> None:
 
 
 @pytest.mark.parametrize("op_name", OPS)
-def test_errors_are_those_of_without_autocast(op_name: str) -> None:
+def test_errors_are_the_same_without_autocast(op_name: str) -> None:
     inputs = {**build(op_name, TINY), OPS[op_name].leading: None}
     with pytest.raises(TypeError, match=rf"^{OPS[op_name].leading}: expected") as without:
         computed(op_name, inputs)

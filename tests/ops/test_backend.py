@@ -1,4 +1,4 @@
-"""Backends: the default, the explicit request that never falls back, and the report of both."""
+"""Backends: the default, explicit requests, which never fall back, and the report of both."""
 
 import platform
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def fail_if_called(*args: Any, **kwargs: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", [b for b in BACKENDS if b != "reference"])
-def test_a_backend_without_the_op_is_refused_and_nothing_else_computes(
+def test_a_backend_without_the_op_is_refused_without_fallback(
     double_op: Callable[[Tensor], Tensor], name: str
 ) -> None:
     _backends.register("double", "reference", fail_if_called)
@@ -56,7 +56,7 @@ def test_a_backend_for_another_device_is_refused(double_op: Callable[[Tensor], T
         double_op(torch.ones(2))
 
 
-def test_an_error_of_the_backend_is_not_answered_by_another(
+def test_an_error_of_the_backend_causes_no_fallback(
     double_op: Callable[[Tensor], Tensor],
 ) -> None:
     def broken(x: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def test_every_op_asks_for_its_own_implementation(op_name: str, monkeypatch: pyt
 
 
 @pytest.mark.skipif(not _extension.cuda_architectures(), reason="built without CUDA kernels")
-def test_a_cuda_kernel_is_preferred_for_the_dtypes_it_takes() -> None:
+def test_a_cuda_kernel_is_preferred_for_its_dtypes() -> None:
     assert _backends.chosen("clipped_adam", "cuda") == "cuda"
     assert _backends.chosen("clipped_adam", "cuda", torch.float64) == "reference"
     with ops.use_backend("cuda"), pytest.raises(BackendError, match="clipped_adam on cuda in float64"):
@@ -136,7 +136,7 @@ def test_info_follows_what_is_registered(double_op: Callable[[Tensor], Tensor]) 
     assert info["requested"] == "reference"
 
 
-# --- the comparison that backends are held to can fail --------------------------------------------------
+# --- the comparison of backends can fail ----------------------------------------------------------------
 
 
 def _scaled(factor: float) -> Callable[..., Any]:
@@ -164,7 +164,7 @@ def _in_place(z: Tensor, weights: Any) -> Tensor:
     ],
     ids=["value", "nan", "gradient", "in place", "dtype", "shape"],
 )
-def test_compare_tells_a_wrong_backend(
+def test_compare_detects_a_wrong_backend(
     wrong: Callable[..., Any], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(
@@ -177,7 +177,7 @@ def test_compare_tells_a_wrong_backend(
     assert said in str(caught.value)
 
 
-def test_compare_tells_a_trace_of_what_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare_detects_an_effect_of_invalid_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     def leaky(x_proj: Tensor, *given: Any) -> Tensor:
         return reference.rnn_scan(x_proj, *given) + 1e-30 * x_proj
 

@@ -1,4 +1,4 @@
-"""Whatever does not fit an op is refused with the argument's name, what was expected, what came."""
+"""Invalid arguments of an op are refused with the argument's name, the expected and the given value."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ Spoil = Callable[[Any], Any]
 
 
 class _Odd:
-    """A value that cannot even be compared."""
+    """A value that cannot be compared."""
 
     __hash__ = None
 
@@ -33,7 +33,7 @@ class _Odd:
 
 
 def _no_tensors(like: Tensor) -> dict[str, Any]:
-    """Values of other types, some of which have what a tensor has."""
+    """Values of other types, some of them similar to a tensor."""
     return {
         "None": None,
         "string": "x",
@@ -56,13 +56,13 @@ OTHER_TYPES = tuple(_no_tensors(torch.ones(1)))
 
 
 def _other_types(*names: str) -> Iterator[tuple[str, Spoil]]:
-    """Values of other types in place of a tensor; all of them, or those of these names."""
+    """Values of other types in place of a tensor; all, or those of these names."""
     for name in names or OTHER_TYPES:
         yield name, lambda t, name=name: _no_tensors(t)[name]
 
 
 def _tensor_spoils(op: Op, name: str, spec: str) -> Iterator[tuple[str, Spoil]]:
-    """Ways to spoil a tensor argument for which the argument itself is to blame."""
+    """Invalid changes of a tensor argument that are attributed to the argument itself."""
     yield from _other_types()
     yield "integers", lambda t: t.long()
     yield "complex", lambda t: t.to(torch.complex64)
@@ -93,7 +93,7 @@ def _length_spoils() -> Iterator[tuple[str, Spoil]]:
     yield "rows", lambda t: t[:-1]
     yield "device", lambda t: t.to("meta")
     if DEVICE != "cpu":
-        return  # to read values would wait for the device
+        return  # reading values would synchronise
     yield "negative", lambda t: t.clone().index_fill_(0, torch.tensor(1), -1)
     yield "beyond T", lambda t: t.clone().index_fill_(0, torch.tensor(1), CASE.T + 1)
 
@@ -106,7 +106,7 @@ def _mask_spoils() -> Iterator[tuple[str, Spoil]]:
     yield "particles", lambda t: t.unsqueeze(0)
     yield "device", lambda t: t.to("meta")
     if DEVICE != "cpu":
-        return  # to read values would wait for the device
+        return  # reading values would synchronise
     yield "two", lambda t: 2.0 * torch.ones_like(t, dtype=torch.float32)
     yield "half", lambda t: 0.5 * torch.ones_like(t, dtype=torch.float32)
     yield "nan", lambda t: torch.full_like(t, torch.nan, dtype=torch.float32)
@@ -139,7 +139,7 @@ def _weights_spoils(kind: str) -> Iterator[tuple[str, Spoil]]:
 
 
 def _spoils(op: Op, name: str, spec: str) -> Iterator[tuple[str, Spoil]]:
-    """Ways to spoil an argument as a whole."""
+    """Invalid replacements of an argument."""
     if spec in WEIGHTS:
         yield from _weights_spoils(spec)
     elif spec == "lengths":
@@ -157,7 +157,7 @@ def _spoils(op: Op, name: str, spec: str) -> Iterator[tuple[str, Spoil]]:
         yield from _tensor_spoils(op, name, spec)
 
 
-# They tell a size that others are held to.
+# They determine a size that other arguments must match.
 TELLING = {("nade_draw", "w_read", "features")}
 SPOILT = [
     pytest.param(op.name, name, spoil, id=f"{op.name}-{name}-{label}")
@@ -180,14 +180,14 @@ def assert_named(name: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("op_name", OPS)
-def test_what_fits_is_taken(op_name: str) -> None:
-    # The inputs that the other tests spoil.
+def test_valid_arguments_are_accepted(op_name: str) -> None:
+    # The inputs that the other tests change.
     for case in (CASE, WITH_PARTICLES):
         getattr(ops, op_name)(**build(op_name, case))
 
 
 @pytest.mark.parametrize(("op_name", "name", "spoil"), SPOILT)
-def test_what_does_not_fit_is_named(op_name: str, name: str, spoil: Spoil) -> None:
+def test_invalid_arguments_are_named(op_name: str, name: str, spoil: Spoil) -> None:
     inputs = build(op_name, CASE)
     inputs[name] = spoil(inputs[name])
     assert_named(name, refusal(op_name, inputs))
@@ -200,7 +200,7 @@ def test_field_of_the_weights_that_does_not_fit_is_named(op_name: str, spoil: Sp
     weights = inputs["weights"]
     for field in weights._fields:
         if (op_name, field, spoil) == ("transition_scan", "w_gate_in", _one_input_more):
-            continue  # this field tells the width that the others are held to
+            continue  # this field determines the width of the others
         inputs["weights"] = weights._replace(**{field: spoil(getattr(weights, field))})
         assert_named(f"weights.{field}", refusal(op_name, inputs))
 
@@ -222,7 +222,7 @@ def test_particles_that_do_not_broadcast_are_named(op_name: str, name: str) -> N
 
 
 @pytest.mark.parametrize("op_name", SEQUENCE_OPS)
-def test_lengths_error_quotes_what_came(op_name: str) -> None:
+def test_lengths_error_quotes_the_value(op_name: str) -> None:
     inputs = build(op_name, CASE)
     inputs["lengths"] = torch.tensor([4.0, 4.0, 4.0]).unsqueeze(-1)
     wanted = r"lengths: expected int64 of shape \(3,\).*, got float32 of shape \(3, 1\)"
@@ -237,7 +237,7 @@ def test_a_length_beyond_the_steps_is_quoted(op_name: str) -> None:
     assert re.match(r"lengths: expected values between 0 and T = 4, got (9|-2)", refusal(op_name, inputs))
 
 
-def test_weights_of_another_kind_are_told_by_their_type() -> None:
+def test_weights_of_another_kind_are_detected_by_their_type() -> None:
     # The shapes fit; only the names of the fields do not.
     size = Case("square", D=4, Z=4, E=4, H=4)
     inputs = build("emitter", size)

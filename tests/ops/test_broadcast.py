@@ -1,4 +1,4 @@
-"""Starts and particles that broadcast: as if they had been expanded, in every backend."""
+"""Broadcasting of initial states and particles equals expansion, in every backend."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -42,13 +42,13 @@ def each_backend(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def draw(like: Tensor, op_name: str, name: str, shape: tuple[int, ...]) -> Tensor:
-    """Numbers of the kind of the argument, drawn anew, in another shape."""
+    """New values for the argument in another shape."""
     generator = torch.Generator().manual_seed(len(shape) + 10 * sum(shape))
     return numbers(OPS[op_name].inputs[name].partition(":")[2], shape, generator).to(like)
 
 
 def assert_as_if_expanded(op_name: str, backend: str, inputs: Inputs, lead: Size) -> None:
-    """Hold values and gradients in float32 to the reference's, in float64, on expanded tensors."""
+    """Compare values and gradients in float32 with the float64 reference on expanded tensors."""
     start = STARTS.get(op_name)
 
     def expanded(**given: Any) -> Any:
@@ -78,7 +78,7 @@ def assert_as_if_expanded(op_name: str, backend: str, inputs: Inputs, lead: Size
 
 @pytest.mark.parametrize("leads", LEADS, ids=str)
 @pytest.mark.parametrize(("op_name", "backend"), each_backend(PARTICLES))
-def test_particles_may_be_of_some_arguments_alone(op_name: str, backend: str, leads: Any) -> None:
+def test_only_some_arguments_may_have_particles(op_name: str, backend: str, leads: Any) -> None:
     inputs = build(op_name, CASE)
     for name, lead in zip(PARTICLES[op_name], (*leads, leads[1]), strict=False):
         inputs[name] = draw(inputs[name], op_name, name, (*lead, *inputs[name].shape))

@@ -1,4 +1,4 @@
-"""``clipped_adam`` through every backend, held to the float64 reference."""
+"""``clipped_adam`` of every backend, compared with the float64 reference."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,13 +23,13 @@ STEPS = 5
 
 
 def lists(dtype: torch.dtype, strided: bool, device: str = "cpu") -> list[list[Tensor]]:
-    """Parameters, gradients, averages and averages of squares, the same numbers everywhere."""
+    """Parameters, gradients, averages and averages of squares, with reproducible values."""
     generator = torch.Generator().manual_seed(3)
 
     def draw(shape: tuple[int, ...], scale: float = 1.0, absolute: bool = False) -> Tensor:
         number = scale * torch.randn(shape, generator=generator)
         number = (number.abs() if absolute else number).to(device, dtype)
-        # A transposed copy: the same values in another order in memory, and each tensor in its own.
+        # A transposed copy: the same values in another memory order for each tensor.
         return number.mT.contiguous().mT if strided and number.dim() == 2 else number
 
     return [
@@ -53,7 +53,7 @@ def run(
 @pytest.mark.parametrize("strided", [False, True], ids=["dense", "strided"])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: ",".join(o) or "plain")
 @each_backend_and_dtype("clipped_adam")
-def test_steps_are_as_near_the_truth_as_eager_pytorch(
+def test_steps_are_as_accurate_as_eager_pytorch(
     backend: str, dtype: torch.dtype, options: dict[str, Any], strided: bool
 ) -> None:
     hold(backend, dtype, options, strided)
@@ -67,7 +67,7 @@ def test_so_is_the_library_on_narrower_instruction_sets(dtype: torch.dtype, opti
 
 
 def hold(backend: str, dtype: torch.dtype, options: dict[str, Any], strided: bool) -> None:
-    """Compare with the float64 reference, by what eager PyTorch is off."""
+    """Compare with the float64 reference, with bounds from the error of eager PyTorch."""
     truth = run(reference.clipped_adam, torch.float64, strided, **options)
     eager = run(reference.clipped_adam, dtype, strided, **options)
     with use_backend(backend):
@@ -79,7 +79,7 @@ def hold(backend: str, dtype: torch.dtype, options: dict[str, Any], strided: boo
 
 
 @each_backend("clipped_adam")
-def test_a_gradient_that_is_no_number_reaches_its_parameter(backend: str) -> None:
+def test_a_nan_gradient_reaches_its_parameter(backend: str) -> None:
     tensors = [[torch.full((40,), value, device=DEVICE)] for value in (1.0, 0.0, 0.0, 0.0)]
     tensors[1][0][17] = float("nan")
     with use_backend(backend):
@@ -111,7 +111,7 @@ FORMS: dict[str, Callable[[int, float], tuple[Any, Any]]] = {
 
 
 def assert_near(got: list[list[Tensor]], expected: list[list[Tensor]]) -> None:
-    """Two ways to the same step size are one rounding apart at most, and so is what it leads to."""
+    """Two computations of the step size differ by at most one rounding, and so do their results."""
     for ours, theirs in zip(got, expected, strict=True):
         for value, other in zip(ours, theirs, strict=True):
             torch.testing.assert_close(value, other, rtol=4 * torch.finfo(value.dtype).eps, atol=1e-9)
@@ -142,7 +142,7 @@ def test_each_parameter_may_have_numbers_of_its_own(backend: str, dtype: torch.d
 
 
 @each_backend("clipped_adam")
-def test_a_tensor_is_read_when_the_step_runs_and_left_as_it_is(backend: str) -> None:
+def test_a_tensor_is_read_when_the_step_runs_and_is_unchanged(backend: str) -> None:
     step, lr = count(1), rate(0.5)
     with use_backend(backend):
         for _ in range(3):
@@ -156,7 +156,7 @@ def test_a_tensor_is_read_when_the_step_runs_and_left_as_it_is(backend: str) -> 
 
 
 @each_backend("clipped_adam")
-def test_averages_that_forget_at_once(backend: str) -> None:
+def test_averages_with_betas_of_zero(backend: str) -> None:
     rule = {**RULE, "beta1": 0.0, "beta2": 0.0, "weight_decay": 0.0}
     tensors = [[torch.zeros(5)], [torch.full((5,), 0.5)], [torch.ones(5)], [torch.ones(5)]]
     with use_backend(backend):
@@ -176,7 +176,7 @@ OF_EACH, OF_ALL, OF_SOME = list(range(len(SHAPES))), [0] * len(SHAPES), [0, 1, 2
 def test_a_step_with_lrd_counts_and_decays_each_tensor_once(
     backend: str, dtype: torch.dtype, counts: list[int], rates: list[int]
 ) -> None:
-    """``counts`` and ``rates`` say which number each parameter has: one of its own or in common."""
+    """``counts`` and ``rates`` are the indices of the number of each parameter, its own or shared."""
     expected, got = lists(dtype, strided=True), lists(dtype, strided=True)
     numbers, sizes = [3 * i for i in range(len(SHAPES))], [0.1 / (i + 1) for i in range(len(SHAPES))]
     steps, lrs = [count(n) for n in numbers], [rate(x) for x in sizes]
@@ -214,7 +214,7 @@ def test_a_step_of_empty_parameters_is_counted(backend: str) -> None:
 
 @pytest.mark.parametrize("seen_before", [False, True])
 @each_backend("clipped_adam")
-def test_a_capture_that_meets_a_count_first_is_as_right(
+def test_a_capture_may_be_the_first_use_of_a_count(
     backend: str, seen_before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, got = lists(torch.float32, strided=False), lists(torch.float32, strided=False)
@@ -283,7 +283,7 @@ def test_a_step_with_lrd_changes_no_numbers(name: str) -> None:
         clipped_adam(*([torch.ones(3)] for _ in range(4)), **numbers, lrd=0.5, **RULE)
 
 
-def test_a_parameter_that_stands_there_twice_is_refused() -> None:
+def test_a_duplicate_parameter_is_refused() -> None:
     p = torch.ones(3)
     others = ([torch.ones(3), torch.ones(3)] for _ in range(3))
     with pytest.raises(ValueError, match=r"^params: expected each tensor once, got 2 with repetitions$"):

@@ -1,4 +1,4 @@
-"""Arguments that ``clipped_adam`` refuses before it changes anything: numbers, lists, shared memory."""
+"""Arguments that ``clipped_adam`` refuses before any change: numbers, lists, shared memory."""
 
 import re
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def arguments(**changed: Any) -> dict[str, Any]:
 
 
 def assert_refused(error: type[Exception], message: str, **changed: Any) -> None:
-    """Call with arguments changed, and see that no tensor has."""
+    """Call with changed arguments, and check that no tensor is modified."""
     given = arguments(**changed)
     tensors = [t for name in LISTS if isinstance(given[name], list) for t in given[name]]
     dense = [t for t in tensors if isinstance(t, Tensor) and t.layout == torch.strided and not t.is_meta]
@@ -58,7 +58,7 @@ def test_a_number_out_of_range_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OUT_OF_RANGE)
-def test_what_is_no_number_is_refused(name: str) -> None:
+def test_values_other_than_numbers_are_refused(name: str) -> None:
     values = [*([] if name == "lrd" else [None]), "0.5", True, (0.5,), 1j, np.ones(1), np.bool_(True)]
     values += [1.0, Fraction(1)] if name == "step" else []
     values += [[0.5], torch.tensor(0.5)] if name not in ("step", "lr") else []
@@ -67,7 +67,7 @@ def test_what_is_no_number_is_refused(name: str) -> None:
 
 
 @each_backend("clipped_adam")
-def test_numbers_of_other_types_are_taken(backend: str) -> None:
+def test_numbers_of_other_types_are_accepted(backend: str) -> None:
     others = {
         "beta1": np.float32(0.5),
         "beta2": Fraction(1, 4),
@@ -92,7 +92,7 @@ def test_centered_variance_is_a_bool(value: Any) -> None:
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_what_is_no_list_of_tensors_is_refused(name: str) -> None:
+def test_values_other_than_lists_of_tensors_are_refused(name: str) -> None:
     for value in (None, "ab", 3, torch.ones(2, 3), {}, iter([torch.ones(3)]), np.ones((2, 3))):
         assert_refused(TypeError, rf"^{name}: expected list or tuple, got", **{name: value})
     for element in (None, "x", 1.0, [1.0] * 3, np.ones(3), torch.ones(3).long(), torch.ones(3).to_sparse()):
@@ -105,7 +105,7 @@ def test_a_tensor_unlike_the_others_is_named(name: str) -> None:
     first = torch.ones(3, device=DEVICE)
     for unlike in (torch.ones(2, device=DEVICE).double(), torch.ones(2, device="meta")):
         assert_refused(ValueError, rf"^{name}\[1\]: expected float32 on", **{name: [first, unlike]})
-    # The shape of a parameter is what the others are measured by.
+    # The shape of a parameter determines that of the others.
     named = "grads" if name == "params" else name
     for shape in ((1,), (2, 1), ()):
         unlike = torch.ones(shape, device=DEVICE)
@@ -167,7 +167,7 @@ def test_tensors_that_overlap_are_refused(name: str, label: str) -> None:
     if name != "grads":
         assert_refused(ValueError, message, **given)
     elif shapes_fit:
-        # To clamp twice is to clamp once: two parameters may have one gradient.
+        # Clamping twice equals clamping once, so two parameters may share a gradient.
         clipped_adam(**arguments(**given))
 
 
@@ -184,7 +184,7 @@ def test_a_tensor_that_overlaps_itself_is_refused(name: str) -> None:
     memory = torch.ones(5, device=DEVICE)
     for tensor in (memory[:1].expand(3), memory.as_strided((2, 3), (1, 1))):
         given = {n: [torch.ones(tensor.shape, device=DEVICE)] for n in LISTS}
-        message = rf"^{name}\[0\]: expected each element in memory of its own, got .+ with stride"
+        message = rf"^{name}\[0\]: expected no two elements at one address, got .+ with stride"
         assert_refused(ValueError, message, **{**given, name: [tensor]})
 
 

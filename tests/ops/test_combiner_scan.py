@@ -1,4 +1,4 @@
-"""The hidden units g of the posterior chain's scans: kept for a backward pass, where there may be one."""
+"""The hidden units g of the posterior scans: kept for a backward pass only."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,14 +18,14 @@ from tests.inputs import build, differentiable
 
 OPS = ("combiner_scan", "flow_scan")
 CASE = Case("kept", B=5, T=9, Z=3, H=70, particles=(2,), lengths="zeros", poison="nan", start="rows")
-# Of what is allocated for it only g is as large as the given h.
+# Of its allocations, only g is as large as h.
 LARGE = Case("large", B=3, T=4, Z=1, H=64, lengths="ragged")
 
 each_backend = pytest.mark.parametrize(("op", "backend"), [pair for pair in OP_BACKENDS if pair[0] in OPS])
 
 
 @each_backend
-def test_g_is_right_at_every_step_and_zero_past_the_ends(op: str, backend: str) -> None:
+def test_g_is_correct_at_every_step_and_zero_past_the_ends(op: str, backend: str) -> None:
     forward, backward = calls_of(op, CASE, backend)
     given = dict(zip(forward.names, forward.args, strict=True))
     assert given["keep_g"] is True
@@ -44,7 +44,7 @@ def test_g_is_right_at_every_step_and_zero_past_the_ends(op: str, backend: str) 
 
 
 def largest_allocation(run: Callable[[], Any]) -> int:
-    """The most bytes that torch allocates at a time."""
+    """The largest single allocation of torch, in bytes."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if DEVICE == "cuda" else [])]
     with profile(activities=activities, profile_memory=True) as profiled:
         run()
@@ -71,7 +71,7 @@ def test_without_a_gradient_nothing_of_its_size_is_allocated(op: str, backend: s
 
 
 @each_backend
-def test_tensors_of_vmap_do_not_tell_whether_they_require_a_gradient(op: str, backend: str) -> None:
+def test_gradients_under_vmap_equal_those_of_single_calls(op: str, backend: str) -> None:
     inputs = build(op, Case("vmap", B=3, T=4, Z=3, H=5, lengths="ragged"))
     h = torch.stack([inputs["h"], inputs["h"].flip(0)]).requires_grad_()
 

@@ -1,4 +1,4 @@
-"""The compiled ops as torch sees them: schemas, fakes, autograd, tracing, huge strides."""
+"""The compiled ops as torch ops: schemas, fakes, autograd, tracing, huge strides."""
 
 from itertools import count
 from typing import Any
@@ -75,7 +75,7 @@ def test_one_graph_serves_other_sizes(op_name: str) -> None:
 def test_strides_past_two_to_the_31_are_followed(op_name: str) -> None:
     case = Case("far", B=2, lengths="ragged")
     apart, places = 2**31 + 8, count(step=64)
-    # Memory that is never touched is never there: only the two ends of this are.
+    # Untouched memory is not resident: only the two ends of this tensor are.
     memory = torch.empty(apart + 1024)
 
     def move(name: str, tensor: Tensor) -> Tensor:
@@ -94,13 +94,13 @@ def test_the_instruction_set_in_use_is_the_one_that_computes(narrower: str) -> N
     case = CASES["tutorial"]
     got = run_backend("transition_log_prob", build("transition_log_prob", case), case, "cpp")
     assert _extension.instruction_set() == narrower
-    # Only baseline has no fused multiply-add, so its bits are not the others'.
+    # Only baseline has no fused multiply-add, so its results differ from the others.
     torch.ops.dmm_fast._set_instruction_set("avx2" if narrower == "baseline" else "baseline")
     other = run_backend("transition_log_prob", build("transition_log_prob", case), case, "cpp")
     assert any(not torch.equal(value, other[name]) for name, value in got.items())
 
 
-def test_an_instruction_set_that_is_not_there_is_refused() -> None:
+def test_an_unavailable_instruction_set_is_refused() -> None:
     before = _extension.instruction_set()
     with pytest.raises(RuntimeError, match=r"name: expected one .*baseline\), got sse9"):
         torch.ops.dmm_fast._set_instruction_set("sse9")
@@ -108,7 +108,7 @@ def test_an_instruction_set_that_is_not_there_is_refused() -> None:
 
 
 @pytest.mark.parametrize("op_name", COMPILED)
-def test_half_precision_goes_to_the_reference_unless_the_library_is_asked_for(op_name: str) -> None:
+def test_half_precision_uses_the_reference_unless_the_library_is_requested(op_name: str) -> None:
     case = CASES["small"]
     inputs = build(op_name, case, torch.bfloat16)
     assert all(t.dtype in (torch.bfloat16, torch.int64, torch.bool) for _, t in tensors(inputs))

@@ -1,6 +1,6 @@
-"""The library by itself: what does not fit is refused before memory is touched, what overlaps is read right.
+"""The library itself: invalid arguments are refused before memory is accessed, overlaps are read correctly.
 
-The public ops check before; these are the checks for who calls ``torch.ops.dmm_fast`` without them.
+The public ops check before; these checks are for direct calls of ``torch.ops.dmm_fast``.
 """
 
 import re
@@ -35,7 +35,7 @@ def _calls() -> Iterator[tuple[str, Call]]:
 
 CALLS = dict(_calls())
 
-# The argument itself is to blame.
+# Errors attributed to the argument itself.
 KINDS: dict[str, Spoil] = {
     "half": lambda t: t.half(),
     "int32": lambda t: t.int(),
@@ -44,7 +44,7 @@ KINDS: dict[str, Spoil] = {
     "one dimension less": lambda t: t[0],
     "one dimension more": lambda t: t.unsqueeze(0),
 }
-# Sizes are read off some arguments: if these do not fit, another is to blame.
+# Some arguments determine sizes; errors in these are attributed to another argument.
 SIZES: dict[str, Spoil] = {
     "float": lambda t: t.float() if t.dtype == torch.float64 else t.double(),
     "short": lambda t: t[:-1],
@@ -52,12 +52,12 @@ SIZES: dict[str, Spoil] = {
     "empty": lambda t: t[..., :0],
     "long": lambda t: torch.cat([t, t]),
 }
-# What can be done to a number that comes as a tensor.
+# Invalid changes of a number given as a tensor.
 NUMBERS = ("half", "int32", "complex", "one dimension more", "float")
 
 
 def _places(call: Call) -> Iterator[tuple[str, int | None, str]]:
-    """Every tensor of a call: its argument, its index in a list, and what a message calls it."""
+    """Every tensor of a call: its argument, its index in a list, and its name in messages."""
     for name, value in zip(call.names, call.args, strict=True):
         if isinstance(value, Tensor):
             yield name, None, name
@@ -74,14 +74,14 @@ def _spoilt(call: Call, name: str, index: int | None, spoil: Spoil) -> dict[str,
 
 
 def _spoils(spoils: dict[str, Spoil], call: Call, name: str, index: int | None) -> dict[str, Spoil]:
-    """Those that change the tensor there."""
+    """The changes that apply to the tensor."""
     value = call.args[call.names.index(name)]
     tensor = value if index is None else value[index]
     return spoils if tensor.dim() else {s: spoil for s, spoil in spoils.items() if s in NUMBERS}
 
 
 def refusal(call: Call, changed: dict[str, Any]) -> str:
-    """The first line of the error, or that there was none."""
+    """The first line of the error, or a note that there was none."""
     try:
         call.run(**changed)
     except RuntimeError as error:
@@ -93,7 +93,7 @@ each_call = pytest.mark.parametrize("label", CALLS)
 
 
 @each_call
-def test_what_fits_is_taken(label: str) -> None:
+def test_valid_arguments_are_accepted(label: str) -> None:
     CALLS[label].run()
 
 
@@ -111,7 +111,7 @@ def test_every_op_of_the_library_is_called() -> None:
 def test_a_tensor_of_another_kind_is_named(label: str) -> None:
     call, faults = CALLS[label], []
     for name, index, in_message in _places(call):
-        # The parameters are what the other lists have to be like.
+        # The parameters determine the other lists.
         named = r"\w+\[\d\]" if name == "params" else re.escape(in_message)
         for kind, spoil in _spoils(KINDS, call, name, index).items():
             message = refusal(call, _spoilt(call, name, index, spoil))
@@ -144,7 +144,7 @@ def test_lengths_out_of_range_are_refused(label: str, wrong: int) -> None:
     assert f", lengths: expected values between 0 and T = 4, got {wrong} in row 1" in message
 
 
-# Without them there are numbers.
+# Without tensors, numbers are used.
 MAY_BE_EMPTY = ("steps", "lrs")
 
 
@@ -172,7 +172,7 @@ def test_another_nonlinearity_is_refused(wrong: str) -> None:
 
 
 def _one_stride(tensor: Tensor) -> Tensor:
-    """Each row is the row before it, moved by one element."""
+    """Rows overlap: each starts one element after the row before."""
     return tensor.contiguous().as_strided(tensor.shape, [1] * tensor.dim())
 
 
@@ -214,7 +214,7 @@ def test_clipped_adam_refuses_what_overlaps_itself(name: str, overlap: Callable[
     assert torch.equal(call.args[0][0], before)
 
 
-def test_clipped_adam_takes_no_integers() -> None:
+def test_clipped_adam_refuses_integers() -> None:
     call = clipped_adam_call()
     integers = tree_map_only(Tensor, Tensor.long, dict(zip(call.names[:4], call.args[:4], strict=True)))
     assert ", params[0]: expected Float or Double" in refusal(call, integers)

@@ -1,4 +1,4 @@
-"""Derivatives of every op: the reference has all of them, other backends the first ones and errors."""
+"""Derivatives of every op: all orders in the reference, first order and errors in other backends."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ each_compiled = pytest.mark.parametrize(
     ("op_name", "backend"), [pair for pair in OP_BACKENDS if pair[0] in DIFFERENTIABLE]
 )
 each_op = pytest.mark.parametrize("op_name", DIFFERENTIABLE)
-# For what is done around an op, one that takes a list of weights and one that does not.
+# One op with a list of weights, and one without, for tests of the glue around ops.
 around = pytest.mark.parametrize(
     ("op_name", "backend"), [pair for pair in OP_BACKENDS if pair[0] in ("gated_transition", "rnn_scan")]
 )
@@ -35,7 +35,7 @@ def loss_of(op_name: str, inputs: Inputs) -> Tensor:
 
 
 def first_derivatives(op_name: str, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], list[Tensor]]:
-    """Inputs, and the gradients of a loss, made to be differentiated again."""
+    """Inputs, and gradients of a loss with create_graph."""
     inputs = build(op_name, TINY, dtype)
     wanted = [tensor.requires_grad_() for tensor in differentiable(inputs).values()]
     return wanted, list(torch.autograd.grad(loss_of(op_name, inputs), wanted, create_graph=True))
@@ -61,7 +61,7 @@ def refusal_of(op_name: str, derivative: str) -> Any:
 @pytest.mark.parametrize(
     ("op_name", "backend"), [pair for pair in OP_BACKENDS if pair[0] not in DIFFERENTIABLE]
 )
-def test_what_has_no_gradient_refuses_a_backward_pass(op_name: str, backend: str) -> None:
+def test_ops_without_gradients_refuse_a_backward_pass(op_name: str, backend: str) -> None:
     inputs = build(op_name, TINY)
     for tensor in differentiable(inputs).values():
         tensor.requires_grad_()
@@ -77,7 +77,7 @@ def test_what_has_no_gradient_refuses_a_backward_pass(op_name: str, backend: str
 
 @each_compiled
 def test_no_gradient_can_be_differentiated(op_name: str, backend: str) -> None:
-    """By no input, nor by the incoming gradient, which ``torch.autograd.functional.jvp`` relies upon."""
+    """By no input, nor by the incoming gradient, which ``torch.autograd.functional.jvp`` needs."""
     inputs = build(op_name, TINY)
     wanted = [tensor.requires_grad_() for tensor in differentiable(inputs).values()]
     with ops.use_backend(backend):
@@ -107,8 +107,8 @@ def test_a_hessian_is_refused(op_name: str, backend: str) -> None:
 
 
 @around
-def test_a_graph_for_more_derivatives_may_be_made_in_vain(op_name: str, backend: str) -> None:
-    """As optimizers with closures do: only what goes through an op again is refused."""
+def test_an_unused_graph_for_higher_derivatives_is_allowed(op_name: str, backend: str) -> None:
+    """As in optimizers with closures; only differentiating through an op again is refused."""
     with ops.use_backend(backend):
         _, gradients = first_derivatives(op_name)
         other = torch.ones((), device=DEVICE, requires_grad=True)
@@ -125,7 +125,7 @@ def test_the_reference_is_differentiated_twice(op_name: str) -> None:
         total = sum((g * v).sum() for g, v in zip(gradients, along, strict=True))
         second = torch.autograd.grad(total, inputs, allow_unused=True)
         slope = sum((s * v).sum() for s, v in zip(second, along, strict=True) if s is not None)
-        # The same slope of the gradients along the same direction, from their values at two points.
+        # The directional derivative of the gradients from their values at two points.
         step, values = 1e-5, []
         for sign in (1, -1):
             moved = iter([(t + sign * step * v).detach() for t, v in zip(inputs, along, strict=True)])
@@ -195,13 +195,13 @@ def test_transforms_in_forward_mode_are_refused(op_name: str, backend: str) -> N
         for transform in transforms:
             with refusal_of(op_name, "forward mode"):
                 transform()
-        # What is made within a transform is wrapped too, but carries no tangent.
+        # Tensors made within a transform are wrapped as well, but have no tangent.
         assert torch.equal(jvp(lambda x: x.sum() * function(tensor + 0)), tensor.sum() * function(tensor))
 
 
 @around
-def test_transforms_in_reverse_mode_raise_or_are_right(op_name: str, backend: str) -> None:
-    """Some of torch's transforms find a way through an op; none of them may give anything else."""
+def test_transforms_in_reverse_mode_raise_or_are_correct(op_name: str, backend: str) -> None:
+    """Some of torch's transforms support an op; none of them may return a wrong result."""
     inputs = build(op_name, TINY)
     name = OPS[op_name].leading
     function, tensor = by_tensor(op_name, inputs, name), inputs[name].nan_to_num()

@@ -1,4 +1,4 @@
-"""Scales that underflow, logits that saturate: finite wherever the mathematics is."""
+"""Scales that underflow, logits that saturate: results are finite wherever the mathematics is."""
 
 import math
 from typing import Any
@@ -37,7 +37,7 @@ def exact_slope(x: float) -> float:
 
 
 def zero_weights(cls: type, spec: str, dtype: torch.dtype, **biases: float) -> Any:
-    """Weights of zero for sizes of 3 and Z, but for the biases named."""
+    """Zero weights for sizes of 3 and Z, except for the named biases."""
     sizes = {"1": 1, "Z": Z}
     shapes = [[sizes.get(letter, 3) for letter in word] for word in spec.split()]
     fields = zip(cls._fields, shapes, strict=True)
@@ -84,7 +84,7 @@ def test_log_softplus_and_its_slope_are_exact(dtype: torch.dtype) -> None:
     (slope,) = torch.autograd.grad(value.sum(), x)
     given = x.detach().double().tolist()
     eps = torch.finfo(dtype).eps
-    # torch's softplus is linear from 20 on, by definition of its threshold: off by exp(-20).
+    # torch's softplus is linear above its threshold of 20, with an error of exp(-20).
     for got, exact in ((value, exact_log_softplus), (slope, exact_slope)):
         expected = torch.tensor([exact(v) for v in given], dtype=torch.float64)
         off = (got.detach().double() - expected).abs()
@@ -209,13 +209,15 @@ def test_emission_log_prob(backend: str, dtype: torch.dtype, logit: float) -> No
         assert_finite_gradients(got, w)
 
 
-# --- what is invalid or masked, under a scale that vanishes -------------------------------------------
+# --- invalid or masked entries, under a scale that vanishes -------------------------------------------
 
 
 @pytest.mark.parametrize("pre_scale", [-1e4, -200.0, -60.0])
 @each_backend_and_dtype("transition_log_prob")
-def test_padding_of_transition_log_prob_is_quiet(backend: str, dtype: torch.dtype, pre_scale: float) -> None:
-    # Valid steps are at their mean of 1. Whatever stands for the others is far from theirs.
+def test_padding_of_transition_log_prob_has_no_effect(
+    backend: str, dtype: torch.dtype, pre_scale: float
+) -> None:
+    # Valid steps are at their mean of 1; values at other steps are far from theirs.
     z, z_0 = leaf(1, dtype, B, T, Z), leaf(1, dtype, Z)
     weights = zero_transition(dtype, pre_scale, loc=1.0)
     with ops.use_backend(backend):
@@ -226,7 +228,7 @@ def test_padding_of_transition_log_prob_is_quiet(backend: str, dtype: torch.dtyp
 
 @pytest.mark.parametrize("pre_scale", [-1e4, -200.0, -60.0])
 @each_backend_and_dtype("transition_kl")
-def test_padding_of_transition_kl_is_quiet(backend: str, dtype: torch.dtype, pre_scale: float) -> None:
+def test_padding_of_transition_kl_has_no_effect(backend: str, dtype: torch.dtype, pre_scale: float) -> None:
     z, loc, z_0 = leaf(1, dtype, B, T, Z), leaf(1, dtype, B, T, Z), leaf(1, dtype, Z)
     pre, weights = leaf(pre_scale, dtype, B, T, Z), zero_transition(dtype, pre_scale, loc=1.0)
     with ops.use_backend(backend):
@@ -237,7 +239,9 @@ def test_padding_of_transition_kl_is_quiet(backend: str, dtype: torch.dtype, pre
 
 @pytest.mark.parametrize("pre_scale", [-1e4, -200.0, -60.0])
 @each_backend_and_dtype("combiner_log_prob")
-def test_padding_of_combiner_log_prob_is_quiet(backend: str, dtype: torch.dtype, pre_scale: float) -> None:
+def test_padding_of_combiner_log_prob_has_no_effect(
+    backend: str, dtype: torch.dtype, pre_scale: float
+) -> None:
     z, h, z_q_0 = leaf(1, dtype, B, T, Z), leaf(1, dtype, B, T, 3), leaf(1, dtype, Z)
     weights = zero_combiner(dtype, pre_scale, loc=1.0)
     with ops.use_backend(backend):
@@ -248,7 +252,7 @@ def test_padding_of_combiner_log_prob_is_quiet(backend: str, dtype: torch.dtype,
 
 @pytest.mark.parametrize("pre_scale", [-1e4, -200.0, -60.0])
 @each_backend_and_dtype("gaussian_emission_log_prob")
-def test_what_gaussian_emission_does_not_observe_is_quiet(
+def test_unobserved_values_of_gaussian_emission_have_no_effect(
     backend: str, dtype: torch.dtype, pre_scale: float
 ) -> None:
     x, z = leaf(1, dtype, B, T, 3), leaf(1, dtype, B, T, Z)
@@ -261,7 +265,7 @@ def test_what_gaussian_emission_does_not_observe_is_quiet(
     assert_finite_gradients(got, x, z, weights)
 
 
-# --- never NaN where eager Normal is a number ---------------------------------------------------------
+# --- no NaN where eager Normal is finite --------------------------------------------------------------
 
 
 def _grid(dtype: torch.dtype, scales: list[float]) -> tuple[Tensor, Tensor, Tensor]:
@@ -306,7 +310,7 @@ def test_normal_log_prob_has_no_nan_that_eager_normal_lacks(backend: str, dtype:
     leaves = [t.clone().requires_grad_() for t in grid]
     terms = Normal(leaves[1], leaves[2]).log_prob(leaves[0])
     eager = torch.autograd.grad(terms.sum(), leaves)
-    # A row for each number: the values are compared too.
+    # One row per number, as values are compared as well.
     ours_in = [t.reshape(-1, 1, 1).clone().requires_grad_() for t in grid]
     lengths = torch.ones(len(terms), dtype=torch.int64, device=DEVICE)
     with ops.use_backend(backend):

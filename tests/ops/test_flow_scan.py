@@ -1,4 +1,4 @@
-"""The scan through flows: without an effect of theirs, with clamped scales, NaN, empty rows and chunks."""
+"""The scan with flows: identity flows, clamped scales, NaN, empty rows and chunks."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +21,7 @@ TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
 
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
 def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Even the smallest work is cut up for as many threads."""
+    """Make even the smallest work use this many threads."""
     before, share = torch.get_num_threads(), getattr(torch.ops.dmm_fast, "_share_small_work", None)
     torch.set_num_threads(request.param)
     if share is not None:
@@ -37,7 +37,7 @@ def inputs_of(backend: str) -> Inputs:
 
 
 def constant_flows(weights: FlowWeights, **biases: float) -> FlowWeights:
-    """Weights of zero, but for the biases named: what flows do does not depend on what goes in."""
+    """Zero weights, except for the named biases, so that flows do not depend on their inputs."""
     return FlowWeights(
         *(
             torch.full_like(t, biases.get(name, 0.0))
@@ -53,7 +53,7 @@ def run(op_name: str, backend: str, inputs: Inputs, incoming: list[Tensor | None
 
 @pytest.mark.usefixtures("threads")
 @each_backend(OP)
-def test_flows_without_effect_leave_the_combiner_s_scan(backend: str) -> None:
+def test_identity_flows_equal_the_combiner_scan(backend: str) -> None:
     inputs = inputs_of(backend)
     flow_weights = constant_flows(inputs.pop("flow_weights"))
     incoming: list[Tensor | None] = [torch.randn_like(inputs["eps"]) for _ in range(3)]
@@ -72,9 +72,7 @@ def test_flows_without_effect_leave_the_combiner_s_scan(backend: str) -> None:
 @pytest.mark.parametrize(
     ("given", "clamped"), [(-7.0, -5.0), (-5.0, -5.0), (0.5, 0.5), (3.0, 3.0), (9.0, 3.0)]
 )
-def test_a_clamped_scale_counts_as_what_it_is_and_passes_its_gradient(
-    backend: str, given: float, clamped: float
-) -> None:
+def test_a_clamped_scale_is_used_and_passes_its_gradient(backend: str, given: float, clamped: float) -> None:
     inputs = inputs_of(backend)
     flow_weights = constant_flows(inputs["flow_weights"], b_log_scale=given)
     lengths = inputs["lengths"].to(inputs["eps"])
@@ -88,11 +86,11 @@ def test_a_clamped_scale_counts_as_what_it_is_and_passes_its_gradient(
 @pytest.mark.usefixtures("threads")
 @each_backend(OP)
 @pytest.mark.parametrize("name", FlowWeights._fields)
-def test_a_nan_in_any_weight_comes_through_where_there_is_a_step(backend: str, name: str) -> None:
+def test_a_nan_in_any_weight_is_propagated_at_valid_steps(backend: str, name: str) -> None:
     inputs = inputs_of(backend)
     getattr(inputs["flow_weights"], name)[0].fill_(
         torch.nan
-    )  # of the first flow: the last one's scales depend on it
+    )  # of the first flow, which the scales of the last one depend on
     with ops.use_backend(backend):
         z, *_, log_det = ops.flow_scan(**inputs)
     has_steps = inputs["lengths"] > 0
@@ -116,7 +114,7 @@ def test_rows_without_a_step_are_zero_with_their_gradients(backend: str) -> None
         assert bool((result[~empty] != 0).flatten(1 if result.dim() > 1 else 0).any())
 
 
-# A backward pass goes in chunks of steps; these have several, of one step and of more.
+# A backward pass is computed in chunks; these cases have several, of one step and of more.
 CHUNKED = [
     Case("many rows", B=130, T=3, Z=3, H=5, K=1, F=4, lengths="zeros"),
     Case("many chunks", B=9, T=40, Z=3, H=5, K=3, F=4, lengths="ragged", incoming="strided"),

@@ -1,4 +1,4 @@
-"""The generated C++ says what the table of ops says."""
+"""The generated C++ files match the table of ops."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +11,11 @@ from dmm_fast.ops.schema import OPS, _cpp
 pytestmark = pytest.mark.skipif(not _cpp._CSRC.is_dir(), reason="the C++ sources are not here")
 
 
-def test_the_checked_in_files_are_what_the_table_says() -> None:
+def test_the_committed_files_match_the_table() -> None:
     assert _cpp.main(["--cpp", "--check"]) == 0
 
 
-# A change of a row, and the generated files that it changes.
+# Changes of a row, and the generated files that they affect.
 CHANGES = {
     "a wider result": ({"outputs": {"h": "PBTHH"}}, {"cpu/ops.inc", "ops.inc"}),
     "another input": ({"inputs": {**OPS["rnn_scan"].inputs, "b": "H"}}, {"cpu/ops.inc", "ops.inc"}),
@@ -43,7 +43,7 @@ def test_a_changed_row_changes_the_files(
     assert message.endswith("run `python -m dmm_fast.ops.schema --cpp`\n")
 
 
-def test_the_files_are_written_where_they_differ(
+def test_files_that_differ_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(_cpp, "_CSRC", tmp_path / "csrc")
@@ -55,7 +55,7 @@ def test_the_files_are_written_where_they_differ(
     assert _cpp.main(["--cpp", "--check"]) == 0
     (tmp_path / "csrc" / "ops.inc").write_text("// stale\n")
     assert _cpp.main(["--cpp", "--check"]) == 1
-    assert capsys.readouterr().err.startswith("csrc/ops.inc: expected what the table of ops says")
+    assert capsys.readouterr().err.startswith("csrc/ops.inc: expected the code of the table of ops")
 
 
 def test_a_check_of_the_list_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

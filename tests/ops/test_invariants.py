@@ -1,4 +1,4 @@
-"""What must hold of every sequence op whatever the numbers: padding, rows, particles, traces."""
+"""Invariants of every sequence op: padding, order of rows, particles, invalid entries."""
 
 import sys
 from collections.abc import Callable
@@ -69,12 +69,12 @@ def run(
 
 
 def precision(op_name: str, backend: str) -> torch.dtype:
-    """The finest dtype that the backend computes the op in."""
+    """The most precise dtype that the backend computes the op in."""
     return dtypes_for(op_name, backend)[-1]
 
 
 def run_whole(op_name: str, backend: str, case: Case) -> tuple[tuple[Tensor, ...], Results, list[Tensor]]:
-    """Outputs and gradients of the case, and the incoming gradients they were for."""
+    """Outputs and gradients of the case, and the incoming gradients."""
     incoming: list[Tensor] = []
 
     def draw(outputs: tuple[Tensor, ...]) -> list[Tensor]:
@@ -88,7 +88,7 @@ def run_whole(op_name: str, backend: str, case: Case) -> tuple[tuple[Tensor, ...
 
 
 def row_dim(op: Op, case: Case, name: str) -> int | None:
-    """Which dimension of an argument, or of an output given by its letters, is the batch."""
+    """The batch dimension of an argument, or of an output given by its letters."""
     spec = op.inputs.get(name, name).partition(":")[0]
     if spec in ("lengths", "mask"):
         return 0
@@ -100,7 +100,7 @@ def row_dim(op: Op, case: Case, name: str) -> int | None:
 
 
 def particle_dim(op: Op, case: Case, name: str) -> int | None:
-    """Which dimension of an argument, or of an output given by its letters, is the particles."""
+    """The particle dimension of an argument, or of an output given by its letters."""
     spec = op.inputs.get(name, name)
     has = {"P": True, "p": not case.shared, "s": case.start == "particles"}.get(spec[0], False)
     return 0 if has else None
@@ -119,7 +119,7 @@ def assert_parts_make_the_whole(
     parts: list[Pick],
     join: Callable[[list[Tensor], int], Tensor],
 ) -> None:
-    """Run each part of the case alone; outputs and gradients join, shared gradients add up."""
+    """Run each part of the case alone; concatenate outputs and gradients, and add shared gradients."""
     op = OPS[op_name]
     outputs, gradients, incoming = run_whole(op_name, backend, case)
     runs = []
@@ -148,9 +148,7 @@ def assert_parts_make_the_whole(
 @each_op
 @given(case=cases, data=st.data())
 @settings(max_examples=EXAMPLES)
-def test_order_of_rows_is_order_of_results(
-    op_name: str, backend: str, case: Case, data: st.DataObject
-) -> None:
+def test_permuting_rows_permutes_results(op_name: str, backend: str, case: Case, data: st.DataObject) -> None:
     order = torch.tensor(data.draw(st.permutations(range(case.B))), device=DEVICE)
     back = order.argsort()
     assert_parts_make_the_whole(
@@ -163,7 +161,9 @@ def test_order_of_rows_is_order_of_results(
 @each_op
 @given(case=cases, data=st.data())
 @settings(max_examples=EXAMPLES)
-def test_batch_in_two_is_the_batch(op_name: str, backend: str, case: Case, data: st.DataObject) -> None:
+def test_two_halves_of_a_batch_equal_the_batch(
+    op_name: str, backend: str, case: Case, data: st.DataObject
+) -> None:
     k = data.draw(st.integers(0, case.B))
     assert_parts_make_the_whole(
         *(op_name, backend, case, row_dim),
@@ -178,7 +178,7 @@ def test_batch_in_two_is_the_batch(op_name: str, backend: str, case: Case, data:
 @each_op
 @given(case=cases.filter(lambda case: case.particles))
 @settings(max_examples=EXAMPLES)
-def test_particles_are_a_loop(op_name: str, backend: str, case: Case) -> None:
+def test_particles_equal_a_loop(op_name: str, backend: str, case: Case) -> None:
     if case.shared and all("P" not in spec for spec in OPS[op_name].inputs.values()):
         case = replace(case, shared=False)
     assert_parts_make_the_whole(
@@ -191,7 +191,7 @@ def test_particles_are_a_loop(op_name: str, backend: str, case: Case) -> None:
 @each_op
 @given(case=cases, extra=st.integers(1, 4), junk=st.sampled_from([0.0, 1e30, float("nan")]))
 @settings(max_examples=EXAMPLES)
-def test_padding_further_changes_nothing(
+def test_more_padding_changes_no_result(
     op_name: str, backend: str, case: Case, extra: int, junk: float
 ) -> None:
     op = OPS[op_name]
@@ -222,8 +222,8 @@ def test_padding_further_changes_nothing(
 @each_op
 @given(case=cases, junk=st.sampled_from(["nan", "inf", "-inf", "1e38", "7"]))
 @settings(max_examples=EXAMPLES)
-def test_what_is_invalid_or_masked_leaves_no_trace(op_name: str, backend: str, case: Case, junk: str) -> None:
-    # Exactly: the same bits as with the numbers that were drawn for these entries.
+def test_invalid_or_masked_entries_have_no_effect(op_name: str, backend: str, case: Case, junk: str) -> None:
+    # Bitwise equal to the result for the values drawn at these entries.
     clean, clean_gradients, _ = run_whole(op_name, backend, replace(case, poison=""))
     outputs, gradients, _ = run_whole(op_name, backend, replace(case, poison=junk))
     for value, expected in zip(outputs, clean, strict=True):
@@ -235,7 +235,7 @@ def test_what_is_invalid_or_masked_leaves_no_trace(op_name: str, backend: str, c
 @pytest.mark.parametrize("backend", backends_for("rnn_scan"))
 @given(case=cases)
 @settings(max_examples=EXAMPLES)
-def test_a_scan_forward_in_time_is_one_backward_over_reversed_rows(backend: str, case: Case) -> None:
+def test_a_scan_forward_in_time_equals_one_backward_over_reversed_rows(backend: str, case: Case) -> None:
     case = replace(case, direction="forward")
     (h,), gradients, (incoming,) = run_whole("rnn_scan", backend, case)
     inputs = build("rnn_scan", case, precision("rnn_scan", backend))

@@ -1,4 +1,4 @@
-"""Precisions that torch's own settings allow the scans on a GPU."""
+"""Precisions that the settings of torch allow for the scans on a GPU."""
 
 import subprocess
 import sys
@@ -15,8 +15,8 @@ ASK = "from dmm_fast.ops._scan_gemms import allows_bf16, allows_tf32; print(allo
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_bf16_is_allowed_by_medium_alone(setting: str) -> None:
-    """Each in a process of its own, which the setting is of."""
+def test_only_medium_precision_allows_bf16(setting: str) -> None:
+    """Each in a process of its own, as the setting is global."""
     code = f"import torch; {setting}\n{ASK}"
     said = subprocess.check_output([sys.executable, "-c", code], text=True)
     assert said.split() == [str(allowed) for allowed in SETTINGS[setting]]

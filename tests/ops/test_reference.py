@@ -1,4 +1,4 @@
-"""The reference against the oracle: the same functions as plain loops over particles, rows, steps."""
+"""The reference compared with the oracle, which computes plain loops over particles, rows and steps."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ pytestmark = cpu_only
 
 @pytest.mark.parametrize("case_name", CASES)
 @pytest.mark.parametrize("op_name", OPS)
-def test_values_and_gradients_are_the_oracles(op_name: str, case_name: str) -> None:
+def test_values_and_gradients_equal_the_oracle(op_name: str, case_name: str) -> None:
     case = CASES[case_name]
     inputs = build(op_name, case, torch.float64)
     truth = results(getattr(oracle, op_name), case, inputs, differentiated(op_name))

@@ -40,7 +40,7 @@ TOY = Op(
 )
 
 
-def test_a_row_makes_the_schemas_of_the_op_and_its_gradient() -> None:
+def test_a_row_defines_the_schemas_of_the_op_and_its_gradient() -> None:
     weights = "Tensor w_z, Tensor b_z, Tensor w_loc, Tensor b_loc, Tensor w_scale, Tensor b_scale"
     assert TOY.forward.schema == (
         f"toy(Tensor z, Tensor x, Tensor z_0, {weights}, Tensor lengths, Tensor? mask, str kind, bool keep_c,"
@@ -85,7 +85,7 @@ def test_a_name_that_a_row_does_not_have_is_refused(field: str) -> None:
         replace(TOY, **{field: wrong})
 
 
-def test_words_are_read_size_by_size() -> None:
+def test_shape_strings_are_parsed() -> None:
     assert sizes_in("PBT(2Z)") == ["P", "B", "T", "(2Z)"]
     assert Argument.parse("x", "pBTD:binary") == Argument("x", "tensor", "pBTD", "binary")
     assert Argument.parse("w", "emitter") == Argument("w", "weights", "emitter")
@@ -95,7 +95,7 @@ def test_words_are_read_size_by_size() -> None:
 
 
 @COMPILED
-def test_the_library_is_of_this_table_and_of_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_library_matches_this_table_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _registry.difference_of_library() is None
     monkeypatch.setitem(OPS, "emitter", replace(OPS["emitter"], outputs={"probs": "ND"}))
     assert _registry.difference_of_library() == "emitter_backward has other arguments or results"
@@ -115,7 +115,7 @@ with warnings.catch_warnings(record=True) as caught:
     import dmm_fast
 torch._C.parse_schema = parse
 said = [str(warning.message) for warning in caught if "of another version" in str(warning.message)]
-assert len(said) == 1 and "Build it again" in said[0] and "emitter_backward" in said[0], said
+assert len(said) == 1 and "Rebuild it" in said[0] and "emitter_backward" in said[0], said
 
 from dmm_fast import ops
 from dmm_fast.ops.schema import _cpp
@@ -137,7 +137,7 @@ assert _cpp.main(["--list"]) == 0
 
 
 @COMPILED
-def test_a_library_of_another_version_is_left_out_and_the_generator_still_runs() -> None:
+def test_a_library_of_another_version_is_ignored_and_the_generator_still_runs() -> None:
     ended = subprocess.run([sys.executable, "-c", OTHER_VERSION], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert "emitter(Tensor z" in ended.stdout
@@ -174,7 +174,7 @@ class Step(nn.Module):
 
     def __init__(self, given: dict[str, dict[str, Any]]) -> None:
         super().__init__()
-        self.projection = nn.ParameterList([given["input_projection"]["w"], given["input_projection"]["b"]])
+        self.w_ih, self.b_ih = (nn.Parameter(given["input_projection"][name]) for name in ("w", "b"))
         self.w_hh = nn.Parameter(given["rnn_scan"]["w_hh"])
         self.starts = nn.ParameterList([given["rnn_scan"]["h_0"], given["combiner_scan"]["z_q_0"]])
         self.z_0 = nn.Parameter(given["transition_log_prob"]["z_0"])
@@ -184,7 +184,7 @@ class Step(nn.Module):
 
     def forward(self, x: Tensor, eps: Tensor, lengths: Tensor, mask: Tensor) -> Tensor:
         weights = {name: WEIGHTS[name].tuple_type(*given) for name, given in self.weights.items()}
-        x_proj = ops.input_projection(x, *self.projection, lengths)
+        x_proj = ops.input_projection(x, self.w_ih, self.b_ih, lengths)
         h = ops.rnn_scan(x_proj, self.w_hh, self.starts[0], lengths)
         z, loc, pre_scale = ops.combiner_scan(h, eps, self.starts[1], weights["combiner"], lengths)
         posterior = ops.drawn_log_prob(eps, pre_scale, lengths)

@@ -27,7 +27,7 @@ each_op_in_each_dtype = pytest.mark.parametrize(
 
 @pytest.mark.parametrize("case_name", CASES)
 @each_op_in_each_dtype
-def test_backend_is_as_near_the_truth_as_eager_pytorch(
+def test_backend_is_as_accurate_as_eager_pytorch(
     op_name: str, backend: str, dtype: torch.dtype, case_name: str
 ) -> None:
     compare(op_name, CASES[case_name], backend, dtype)
@@ -47,7 +47,7 @@ def test_so_is_the_library_on_narrower_instruction_sets(
     ("op_name", "backend"),
     [(op, b) for op, b, dtype in OP_BACKEND_DTYPES if op in DIFFERENTIABLE and dtype == torch.float64],
 )
-def test_gradients_are_the_numerical_ones(op_name: str, backend: str) -> None:
+def test_gradients_equal_numerical_ones(op_name: str, backend: str) -> None:
     check_gradients(op_name, backend, TINY)
     if op_name == "rnn_scan":
         check_gradients(op_name, backend, replace(TINY, nonlinearity="tanh", direction="forward"))
@@ -56,7 +56,7 @@ def test_gradients_are_the_numerical_ones(op_name: str, backend: str) -> None:
 # Interpreted, the larger case would take minutes of all the tests' time.
 @pytest.mark.parametrize("case_name", ["particles"] if triton.INTERPRETED else ["particles", "primes"])
 @each_op
-def test_gradient_of_one_input_alone_is_its_part_of_all(op_name: str, backend: str, case_name: str) -> None:
+def test_the_gradient_of_one_input_equals_its_part_of_all(op_name: str, backend: str, case_name: str) -> None:
     case = CASES[case_name]
     inputs = build(op_name, case)
     names = list(differentiable(inputs)) if op_name in DIFFERENTIABLE else []
@@ -69,7 +69,7 @@ def test_gradient_of_one_input_alone_is_its_part_of_all(op_name: str, backend: s
 
 
 @each_op
-def test_no_input_with_a_gradient_no_graph(op_name: str, backend: str) -> None:
+def test_without_gradients_there_is_no_graph(op_name: str, backend: str) -> None:
     case = CASES["particles"]
     inputs = build(op_name, case)
     with ops.use_backend(backend):
@@ -91,7 +91,7 @@ def test_no_input_with_a_gradient_no_graph(op_name: str, backend: str) -> None:
 
 @pytest.mark.parametrize("case_name", ["tutorial", "many_rows"])
 @each_op
-def test_the_same_call_gives_the_same_bits(op_name: str, backend: str, case_name: str) -> None:
+def test_a_repeated_call_is_bitwise_equal(op_name: str, backend: str, case_name: str) -> None:
     torch.use_deterministic_algorithms(True)
     case = CASES[case_name]
     first, second = (run_backend(op_name, build(op_name, case), case, backend) for _ in range(2))
@@ -101,7 +101,7 @@ def test_the_same_call_gives_the_same_bits(op_name: str, backend: str, case_name
 
 @pytest.mark.parametrize("particles", [(), (2,)], ids=["", "particles"])
 @each_op
-def test_no_row_gives_an_empty_result_and_gradients_of_zero(
+def test_empty_batches_have_empty_results_and_zero_gradients(
     op_name: str, backend: str, particles: tuple[int, ...]
 ) -> None:
     case = replace(CASES["small"], name="no_rows", B=0, particles=particles, mask="dims")
@@ -116,7 +116,7 @@ def test_no_row_gives_an_empty_result_and_gradients_of_zero(
 
 
 @pytest.mark.parametrize(("op_name", "backend"), [pair for pair in OP_BACKENDS if pair[0] in SEQUENCE_OPS])
-def test_rows_without_a_step_give_zero(op_name: str, backend: str) -> None:
+def test_rows_without_steps_are_zero(op_name: str, backend: str) -> None:
     case = replace(CASES["empty_rows"], name="no_steps", B=1)
     for name, value in run_backend(op_name, build(op_name, case), case, backend).items():
         assert value.count_nonzero() == 0, name

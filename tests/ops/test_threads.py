@@ -1,4 +1,4 @@
-"""The threads of the compiled ops: how many work gets, that results do not depend on them, and forks."""
+"""Threads of the compiled ops: their number, independence of results from it, and forks."""
 
 import os
 import time
@@ -26,7 +26,7 @@ LARGE = Case("large", B=5, T=50, D=512, Z=512, H=224, R=16, G=16, E=16, nonlinea
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
-    """The number of threads is as it was after the test."""
+    """Restore the number of threads after the test."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -34,7 +34,7 @@ def threads() -> Iterator[None]:
 
 @pytest.fixture
 def shared_work() -> Iterator[None]:
-    """Even the smallest work is cut up for all threads."""
+    """Make even the smallest work use all threads."""
     torch.ops.dmm_fast._share_small_work(True)
     yield
     torch.ops.dmm_fast._share_small_work(False)
@@ -49,7 +49,7 @@ def same(op_name: str, value: Tensor, alone: Tensor) -> bool:
     if op_name in (
         "combiner_scan",
         "flow_scan",
-    ):  # they add up what each thread's hidden units contribute to a latent
+    ):  # they add up the contributions of each thread's hidden units to a latent
         return torch.allclose(value, alone, rtol=1e-12, atol=1e-13)
     return torch.equal(value, alone)
 
@@ -57,7 +57,7 @@ def same(op_name: str, value: Tensor, alone: Tensor) -> bool:
 @pytest.mark.usefixtures("shared_work")
 @pytest.mark.parametrize("case", [CASES["primes"], CASES["wide"], SMALL], ids=lambda case: case.name)
 @pytest.mark.parametrize("op_name", COMPILED)
-def test_any_number_of_threads_gives_the_same_result(op_name: str, case: Case) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(op_name: str, case: Case) -> None:
     def results() -> dict[str, Tensor]:
         return run_backend(op_name, build(op_name, case, torch.float64), case, "cpp")
 
@@ -70,7 +70,7 @@ def test_any_number_of_threads_gives_the_same_result(op_name: str, case: Case) -
 
 
 @pytest.mark.usefixtures("shared_work")
-def test_any_number_of_threads_gives_the_same_step_of_adam() -> None:
+def test_a_step_of_adam_does_not_depend_on_the_number_of_threads() -> None:
     torch.set_num_threads(1)
     calls = [clipped_adam_call() for _ in range(4)]
     for count, call in enumerate(calls, start=1):
@@ -81,7 +81,7 @@ def test_any_number_of_threads_gives_the_same_step_of_adam() -> None:
 
 
 @pytest.mark.parametrize("op_name", COMPILED)
-def test_a_thread_gets_no_work_too_small_for_it(op_name: str) -> None:
+def test_small_work_uses_fewer_threads(op_name: str) -> None:
     torch.set_num_threads(4)
     small = {call.name: parts_of(call) for call in calls_of(op_name, SMALL)}
     assert all(parts == 1 for parts in small.values()), small
@@ -107,10 +107,10 @@ def test_adam_shares_many_parameters_and_not_few() -> None:
     assert torch.ops.dmm_fast._parts_of_last_op() == 2
 
 
-# A team of OpenMP does not outlive a fork: the child waits for threads that it does not have.
+# OpenMP threads do not survive a fork: a child would wait for threads that it does not have.
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_child_does_small_work_after_its_parent_has_had_threads() -> None:
+def test_a_forked_child_computes_after_its_parent_used_threads() -> None:
     small = [call for op_name in COMPILED for call in calls_of(op_name, SMALL)]
     small.append(clipped_adam_call())
     torch.set_num_threads(2)

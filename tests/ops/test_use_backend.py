@@ -1,4 +1,4 @@
-"""The choice of a backend: for which ops it holds, how long, in which threads, tasks and compiled graphs."""
+"""The choice of a backend: its ops, duration, threads, tasks and compiled graphs."""
 
 import asyncio
 import contextvars
@@ -36,7 +36,7 @@ def test_unknown_name_is_refused_and_changes_nothing(name: Any) -> None:
     assert requested() == "reference"
 
 
-def test_a_call_holds_until_the_next() -> None:
+def test_a_call_is_effective_until_the_next() -> None:
     assert requested() is None
     ops.use_backend("triton")
     assert requested() == "triton"
@@ -159,8 +159,8 @@ def test_a_with_statement_that_does_not_follow_its_call_is_refused() -> None:
 
 @pytest.mark.parametrize("scopes", [[None], [["emitter"]], [None, ["emitter"], ["rnn_scan", "emitter"]]])
 @pytest.mark.parametrize("in_block", [False, True])
-def test_calls_do_not_pile_up(scopes: list[Any], in_block: bool) -> None:
-    """Nor where narrower scopes follow wider ones, each of which a part of the ops still needs."""
+def test_calls_do_not_accumulate(scopes: list[Any], in_block: bool) -> None:
+    """Also if narrower scopes follow wider ones that remain in effect for some ops."""
     names = sorted(dmm_fast.info()["ops"])
     scopes = [*scopes, *(names[k:] for k in range(len(names)))]
     with ops.use_backend("cpp") if in_block else ops.use_backend(None):
@@ -228,7 +228,7 @@ def test_a_backward_pass_does_not_depend_on_the_choice(op_name: str) -> None:
         tensor.requires_grad_()
     outputs = getattr(ops, op_name)(**inputs)
     loss = sum(output.sum() for output in (outputs if isinstance(outputs, tuple) else (outputs,)))
-    with ops.use_backend("cuda"):  # which takes no tensors of a CPU
+    with ops.use_backend("cuda"):  # which does not support CPU tensors
         grads = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
     assert any(grad is not None for grad in grads)
 
@@ -248,7 +248,7 @@ def compiled_double(double_op: Callable[[Tensor], Tensor]) -> Callable[[Tensor],
 def test_a_compiled_function_follows_the_choice(compiled_double: Callable[[Tensor], Tensor]) -> None:
     x = torch.ones(1)
     assert compiled_double(x) == 3
-    for _ in range(20):  # more often than torch would compile it again
+    for _ in range(20):  # more often than torch would recompile
         with ops.use_backend("reference"):
             assert compiled_double(x) == 2
             with ops.use_backend("cpp", ops=["other"]):
@@ -281,7 +281,7 @@ def test_a_choice_may_be_made_in_a_compiled_function(double_op: Callable[[Tensor
     assert requested() == "reference"
 
 
-def test_a_choice_for_all_ops_holds_for_what_is_no_op_too() -> None:
+def test_a_choice_for_all_ops_also_applies_to_other_functions() -> None:
     assert _backends.may_use("triton")
     with ops.use_backend("reference"):
         assert not _backends.may_use("triton")

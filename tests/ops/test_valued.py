@@ -1,4 +1,4 @@
-"""The backward ops that give the value too, against the reference, through every backend that has them."""
+"""The backward ops that also return the value, compared with the reference for every backend."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -34,7 +34,7 @@ OF_INTERPRETED = ("one_row", "one_step", "primes", "particles")
 
 
 def cases_for(backend: str) -> Iterable[str]:
-    """The names of the cases that a backend is run through."""
+    """The names of the cases for a backend."""
     return OF_INTERPRETED if backend == "triton" and triton.INTERPRETED else CASES
 
 
@@ -69,7 +69,7 @@ def call_of(op_name: str, case: Case, backend: str, dtype: torch.dtype = torch.f
 
 
 def backward(op_name: str, call: Call, backend: str, **flags: bool) -> dict[str, Tensor]:
-    """The results of the backward op by name; what no flag speaks of is wanted."""
+    """The results of the backward op by name; those without a flag are always computed."""
     signature = OPS[op_name].backward
     wanted = [flags.get(each.name, True) for each in signature.arguments if each.kind == "flag"]
     function = getattr(torch.ops.dmm_fast, signature.name)
@@ -78,7 +78,7 @@ def backward(op_name: str, call: Call, backend: str, **flags: bool) -> dict[str,
 
 
 def expected(op_name: str, call: Call, dtype: torch.dtype) -> list[Tensor]:
-    """The same of the reference on a CPU, in the order of the backward op's results."""
+    """The results of the reference on a CPU, in the order of the backward op's results."""
 
     def leaf(_: str, tensor: Tensor) -> Tensor:
         return tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype)
@@ -93,7 +93,7 @@ def expected(op_name: str, call: Call, dtype: torch.dtype) -> list[Tensor]:
     RUNS,
     ids=[f"{op}-{backend}-{str(dtype).removeprefix('torch.')}-{case}" for op, backend, dtype, case in RUNS],
 )
-def test_value_and_gradients_are_as_near_the_truth_as_eager_pytorch(
+def test_value_and_gradients_are_as_accurate_as_eager_pytorch(
     op_name: str, backend: str, dtype: torch.dtype, case_name: str
 ) -> None:
     call = call_of(op_name, CASES[case_name], backend, dtype)
@@ -108,7 +108,7 @@ def test_value_and_gradients_are_as_near_the_truth_as_eager_pytorch(
 
 
 @pytest.mark.parametrize(("op_name", "backend"), OP_BACKENDS)
-def test_what_is_not_wanted_is_empty_and_changes_nothing_else(op_name: str, backend: str) -> None:
+def test_unrequested_results_are_empty_and_do_not_affect_others(op_name: str, backend: str) -> None:
     call = call_of(op_name, CASES["empty_rows"], backend)
     of_all = backward(op_name, call, backend)
     value = getattr(torch.ops.dmm_fast, op_name)(*call.given, backend)
@@ -130,7 +130,7 @@ def test_what_is_not_wanted_is_empty_and_changes_nothing_else(op_name: str, back
 
 @pytest.mark.parametrize("sizes", [{"B": 0}, {"T": 0}], ids=["no_row", "no_step"])
 @pytest.mark.parametrize(("op_name", "backend"), OP_BACKENDS)
-def test_of_nothing_the_value_and_the_gradients_are_zero(
+def test_without_valid_steps_value_and_gradients_are_zero(
     op_name: str, backend: str, sizes: dict[str, int]
 ) -> None:
     case = replace(CASES["small"], name="nothing", **sizes)

@@ -1,4 +1,4 @@
-"""``ClippedAdam`` with its learning rates and step counts on the device: the results are the same."""
+"""``ClippedAdam`` with learning rates and step counts on the device has the same results."""
 
 import copy
 import io
@@ -26,7 +26,7 @@ def values(params: list[Any]) -> list[Tensor]:
 
 
 def assert_near(ours: list[Any], theirs: list[Any]) -> None:
-    """The step size is computed in another way, in double precision: the last bit may differ."""
+    """The step size is computed differently, in double precision, so the last bit may differ."""
     for a, b in zip(values(ours), values(theirs), strict=True):
         eps = torch.finfo(a.dtype).eps
         torch.testing.assert_close(a, b, rtol=16 * eps, atol=16 * eps, check_stride=True)
@@ -34,7 +34,7 @@ def assert_near(ours: list[Any], theirs: list[Any]) -> None:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: ",".join(o) or "defaults")
 @each_backend_and_dtype("clipped_adam")
-def test_20_steps_are_those_with_numbers(backend: str, options: dict[str, Any], dtype: torch.dtype) -> None:
+def test_20_steps_equal_those_with_numbers(backend: str, options: dict[str, Any], dtype: torch.dtype) -> None:
     mine = make_params(SHAPES, dtype)
     others = twins(mine)
     ours, theirs = ClippedAdam(mine, capturable=True, **options), ClippedAdam(others, **options)
@@ -68,7 +68,7 @@ def test_groups_have_their_own_rates() -> None:
 
 
 def test_a_rate_that_groups_share_decays_for_each() -> None:
-    """As Pyro's ``lr *= lrd`` does, and before any parameter is stepped."""
+    """As with Pyro's ``lr *= lrd``, and before any parameter is updated."""
     p = make_params([(3,), (4,)])
     optimizer = capturable([{"params": p[:1]}, {"params": p[1:], "betas": (0.5, 0.5)}], lr=0.5, lrd=0.5)
     rate = optimizer.param_groups[0]["lr"]
@@ -102,7 +102,7 @@ def wide(params: list[Any]) -> list[Any]:
 
 
 def may_step(backend: str, groups: str) -> bool:
-    """Whether a backend computes all dtypes of the parameters."""
+    """True if a backend computes all dtypes of the parameters."""
     return groups not in WIDE or torch.float64 in dtypes_for("clipped_adam", backend)
 
 
@@ -112,7 +112,7 @@ def may_step(backend: str, groups: str) -> bool:
     [(b, g) for b in backends_for("clipped_adam") for g in GROUPS if may_step(b, g)],
 )
 def test_counts_and_rates_are_exact(backend: str, groups: str, absent: float) -> None:
-    """Those of numbers on the host, whatever is stepped together; a scheduler sets the rates once."""
+    """Equal to numbers on the host for any grouping; a scheduler sets the rates once."""
     sides = []
     for make, ours in ((ClippedAdam, False), (capturable, True)):
         torch.manual_seed(5)
@@ -145,7 +145,7 @@ def test_a_step_is_one_operation(backend: str) -> None:
 
 
 class _Operations(TorchDispatchMode):
-    """Keeps the names of the operations that change tensors."""
+    """Records the names of the operations that modify tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ class TestNumbersBecomeTensors:
         assert optimizer.param_groups[0]["lr"] is rate
         assert float(rate) == 0.5
 
-    def test_a_number_that_is_set_counts_from_the_next_step_on(self) -> None:
+    def test_a_changed_number_takes_effect_in_the_next_step(self) -> None:
         mine = make_params([(3,)])
         others = twins(mine)
         ours, theirs = ClippedAdam(mine, capturable=True, **RULE), ClippedAdam(others, **RULE)
@@ -245,7 +245,7 @@ class TestNumbersBecomeTensors:
         assert_near(mine, others)
         assert float(ours.param_groups[0]["lr"]) == 0.4 * 0.9
 
-    def test_the_first_step_of_a_capture_is_refused_before_anything_moves(
+    def test_the_first_step_of_a_capture_is_refused_before_any_change(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         p = make_params([(3,)])

@@ -1,4 +1,4 @@
-"""``ClippedAdam`` against Pyro's own, to the last bit."""
+"""``ClippedAdam`` is bitwise equal to Pyro's."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from tests.helpers_optim import OPTIONS, SHAPES, assert_same, give_grads, make_p
 
 @pytest.fixture(autouse=True)
 def reference_backend() -> Iterator[None]:
-    """The bits of Pyro are those of the same operations in the same order."""
+    """Use the reference, which has the same operations in the same order as Pyro."""
     with use_backend("reference"):
         yield
 
@@ -32,7 +32,7 @@ TAKEN = torch.ones(3)
 class TestClippedAdam:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: ",".join(o) or "defaults")
-    def test_50_steps_have_the_bits_of_pyro(self, options: dict[str, Any], dtype: torch.dtype) -> None:
+    def test_50_steps_equal_bitwise_pyro(self, options: dict[str, Any], dtype: torch.dtype) -> None:
         mine = make_params(SHAPES, dtype)
         pyros = twins(mine)
         ours, theirs = ClippedAdam(mine, **options), TheirClippedAdam(pyros, **options)
@@ -46,7 +46,7 @@ class TestClippedAdam:
         assert_same(ours.state_dict(), theirs.state_dict())
 
     @given(data=st.data())
-    def test_any_shapes_and_hyper_parameters_have_the_bits_of_pyro(self, data: Any) -> None:
+    def test_any_shapes_and_hyper_parameters_equal_bitwise_pyro(self, data: Any) -> None:
         shapes = data.draw(st.lists(st.lists(st.integers(0, 3), max_size=3).map(tuple), min_size=1))
         unit = st.floats(0.0, 0.9990234375)
         options = {
@@ -118,7 +118,7 @@ class TestClippedAdam:
         assert optimizer.param_groups[0]["lr"] == 0.5
 
     @pytest.mark.parametrize("bad", ["sparse", "complex"])
-    def test_a_gradient_that_is_sparse_or_complex_is_refused_before_anything_moves(self, bad: str) -> None:
+    def test_a_sparse_or_complex_gradient_is_refused_before_any_change(self, bad: str) -> None:
         good = torch.ones(3, requires_grad=True)
         good.grad = torch.full((3,), 100.0)
         if bad == "sparse":
@@ -187,11 +187,13 @@ class TestClippedAdam:
             ([{"params": [TAKEN]}, {"params": TAKEN}], ValueError, "^params: expected each .* in one group"),
         ],
     )
-    def test_what_is_no_parameter_is_refused(self, params: Any, exc: type[Exception], message: str) -> None:
+    def test_values_other_than_parameters_are_refused(
+        self, params: Any, exc: type[Exception], message: str
+    ) -> None:
         with pytest.raises(exc, match=message):
             ClippedAdam(params)
 
-    def test_parameters_come_as_torch_takes_them(self) -> None:
+    def test_parameters_have_the_forms_that_torch_accepts(self) -> None:
         module = torch.nn.Linear(2, 3)
         named = ClippedAdam(module.named_parameters())
         assert named.param_groups[0]["param_names"] == ["weight", "bias"]
@@ -320,13 +322,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 class TestBuckets:
-    def test_alike_parameters_take_one_call_whatever_their_group(self, calls: list[int]) -> None:
+    def test_similar_parameters_of_all_groups_need_one_call(self, calls: list[int]) -> None:
         p = make_params(SHAPES)
         give_grads(p)
         ClippedAdam([{"params": p[:2]}, {"params": p[2:]}]).step()
         assert calls == [len(SHAPES)]
 
-    def test_step_counts_dtypes_and_rates_part_them(self, calls: list[int]) -> None:
+    def test_step_counts_dtypes_and_rates_separate_them(self, calls: list[int]) -> None:
         p = [*make_params([(2,), (3,)]), *make_params([(2,)], torch.float64), *make_params([(2,)])]
         optimizer = ClippedAdam([{"params": p[:3]}, {"params": p[3:], "lr": 0.5}])
         give_grads(p)
@@ -338,7 +340,7 @@ class TestBuckets:
         optimizer.step()
         assert sorted(calls) == [1, 1, 1, 1]
 
-    def test_no_gradients_no_call(self, calls: list[int]) -> None:
+    def test_without_gradients_there_is_no_call(self, calls: list[int]) -> None:
         optimizer = ClippedAdam(make_params(SHAPES), lr=1.0, lrd=0.5)
         optimizer.step()
         assert calls == []
@@ -377,7 +379,7 @@ class TestOp:
         with pytest.raises(ValueError, match=r"^step: expected an int from 1, got 0$"):
             clipped_adam(*self.args(), step=0, **self.options)
 
-    def test_no_tensors_is_no_work(self) -> None:
+    def test_empty_lists_are_allowed(self) -> None:
         clipped_adam([], [], [], [], step=1, **self.options)
 
     def test_leaves_that_require_a_gradient_are_stepped_without_recording(self) -> None:

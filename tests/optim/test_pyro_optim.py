@@ -1,4 +1,4 @@
-"""``PyroClippedAdam`` against Pyro's own, to the last bit."""
+"""``PyroClippedAdam`` is bitwise equal to Pyro's ``ClippedAdam``."""
 
 import copy
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from tests.helpers_optim import assert_same, give_grads
 
 @pytest.fixture(autouse=True)
 def reference_backend() -> Iterator[None]:
-    """The bits of Pyro are those of the same operations in the same order."""
+    """Use the reference, which has the same operations in the same order as Pyro."""
     with use_backend("reference"):
         yield
 
@@ -72,7 +72,7 @@ class TestPyroClippedAdam:
         "optim_args", [{"lr": 0.05, "lrd": 0.99, "weight_decay": 0.1}, per_param, per_module]
     )
     @pytest.mark.parametrize("clip_args", [None, {"clip_norm": 0.3}, clip_per_param])
-    def test_svi_gives_the_bits_of_pyro(self, optim_args: Any, clip_args: Any) -> None:
+    def test_svi_equals_bitwise_pyro(self, optim_args: Any, clip_args: Any) -> None:
         ours, theirs = (make(optim_args, clip_args) for make in (PyroClippedAdam, their_optim))
         losses, params = fit(ours)
         state = copy.deepcopy(ours.get_state())
@@ -125,7 +125,7 @@ class TestPyroClippedAdam:
         assert_same(ours, run(their_optim({"lr": 0.1, "lrd": 0.9})))
         assert [ours[n]["state"][0]["step"] for n in "ab"] == [6, 3]
 
-    def test_a_waiting_state_is_taken_once(self) -> None:
+    def test_a_pending_state_is_used_once(self) -> None:
         def steps_after_one_more(optim: PyroClippedAdam) -> int:
             pyro.clear_param_store()
             p = pyro.param("p", torch.ones(3))
@@ -139,7 +139,7 @@ class TestPyroClippedAdam:
         assert steps_after_one_more(after) == 2
         assert steps_after_one_more(after) == 1
 
-    def test_an_unfit_state_keeps_waiting_and_the_parameter_stays_unknown(self) -> None:
+    def test_an_invalid_state_stays_pending_and_the_parameter_unknown(self) -> None:
         p = pyro.param("p", torch.ones(3))
         give_grads([p])
         optim = PyroClippedAdam({"lr": 0.1})

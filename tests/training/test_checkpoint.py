@@ -1,4 +1,4 @@
-"""Checkpoints: the same bits back, and a refusal with reasons for anything that is no checkpoint."""
+"""Checkpoints: bitwise equal round trips, and errors for files that are not checkpoints."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def make_checkpoint(dmm: DMM) -> Checkpoint:
 
 
 def assert_same(one: Any, other: Any) -> None:
-    """Equal to the last bit, and of the same types all the way down."""
+    """Assert that nested values are bitwise equal and of equal types."""
     assert type(one) is type(other) or isinstance(one, dict)
     if isinstance(one, Tensor):
         assert one.dtype == other.dtype
@@ -116,7 +116,7 @@ def test_flipped_bit_is_noticed(saved: Path, place: float) -> None:
         training.load_checkpoint(saved)
 
 
-def test_foreign_files_are_refused(tmp_path: Path, dmm: DMM) -> None:
+def test_other_files_are_refused(tmp_path: Path, dmm: DMM) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("a file that is something else")
     plain = tmp_path / "plain.safetensors"
@@ -132,13 +132,13 @@ def test_foreign_files_are_refused(tmp_path: Path, dmm: DMM) -> None:
             training.load_checkpoint(path)
 
 
-def test_missing_file_says_so(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         training.load_checkpoint(tmp_path / "nowhere")
 
 
 class Payload:
-    """What a hostile pickle could hold."""
+    """An object that a hostile pickle could contain."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -225,7 +225,7 @@ def test_unsavable_value_is_named_and_nothing_is_written(saved: Path, dmm: DMM) 
     assert saved.read_bytes() == before
 
 
-def test_plain_model_has_the_example_s_names_and_loads(tmp_path: Path, dmm: DMM) -> None:
+def test_plain_model_has_the_names_of_the_example_and_loads(tmp_path: Path, dmm: DMM) -> None:
     training.save_model(tmp_path / "m", dmm)
     assert {"z_0", "z_q_0", "h_0", "rnn.weight_ih_l0", "trans.lin_sig.bias"} <= load_file(
         tmp_path / "m"
@@ -235,7 +235,7 @@ def test_plain_model_has_the_example_s_names_and_loads(tmp_path: Path, dmm: DMM)
     assert_same(dict(dmm.state_dict()), dict(other.state_dict()))
 
 
-def test_pyro_optimizer_state_converts_as_the_message_says(tmp_path: Path, dmm: DMM) -> None:
+def test_pyro_optimizer_state_converts_as_documented_in_the_message(tmp_path: Path, dmm: DMM) -> None:
     optimizer = pyro.optim.ClippedAdam({"lr": 1e-3, "betas": (0.9, 0.99)})
     batch = chorales(2, 1, 1, num_steps=(8, 9)).train.batch(torch.arange(2))
     SVI(dmm.model, dmm.guide, optimizer, Trace_ELBO()).step(*batch)
@@ -244,8 +244,8 @@ def test_pyro_optimizer_state_converts_as_the_message_says(tmp_path: Path, dmm: 
     assert_same(optimizer.get_state(), training.load_optimizer(tmp_path / "new"))
 
 
-def test_document_is_json_that_floats_survive(saved: Path) -> None:
-    # What a reader without this package finds: a header length, the header, its metadata.
+def test_document_is_json_with_exact_floats(saved: Path) -> None:
+    # Read without this package: the length of the header, the header, its metadata.
     content = saved.read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     document = json.loads(header["__metadata__"]["dmm_fast"])

@@ -10,13 +10,13 @@ import pytest
 from dmm_fast.training import TrainConfig
 
 
-def test_annealing_factor_is_the_example_s() -> None:
+def test_annealing_factor_equals_that_of_the_example() -> None:
     config = TrainConfig(annealing_epochs=2, minimum_annealing_factor=0.2)
     factors = [config.annealing_factor(e, b, 4) for e in range(3) for b in range(4)]
     expected = [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0]
     assert factors == pytest.approx(expected, abs=1e-15)
     assert TrainConfig(annealing_epochs=0).annealing_factor(0, 0, 4) == 1.0
-    # The formula as it stands there, to the bit.
+    # The formula of the example, bitwise.
     want = 0.2 + (1.0 - 0.2) * (float(7 + 123 * 12 + 1) / float(1000 * 12))
     assert TrainConfig().annealing_factor(123, 7, 12) == want
 
@@ -61,7 +61,7 @@ def test_settings_out_of_range_are_named(changes: dict[str, Any], message: str) 
 
 @pytest.mark.parametrize("field", dataclasses.fields(TrainConfig), ids=lambda field: field.name)
 def test_a_value_of_another_type_is_named(field: Any) -> None:
-    """No field takes an object, a bool only those of bools, and a text only those of texts."""
+    """No field accepts an object; only bool fields accept bools, and only str fields strings."""
     hint = field.type
     wrong: list[Any] = [object(), [1]]
     wrong += [] if "bool" in hint else [True]
@@ -73,7 +73,7 @@ def test_a_value_of_another_type_is_named(field: Any) -> None:
             TrainConfig(**{field.name: value})
 
 
-def test_types_that_are_meant_are_taken() -> None:
+def test_valid_types_are_accepted() -> None:
     config = TrainConfig(learning_rate=1, clip_norm=math.inf, out=Path("o"), num_sequences=3)
     assert (config.learning_rate, config.num_sequences) == (1, 3)
 
@@ -105,13 +105,13 @@ def test_standardize_follows_the_emission() -> None:
     assert not TrainConfig().is_standardized
     assert TrainConfig(emission="gaussian").is_standardized
     assert not TrainConfig(emission="gaussian", standardize=False).is_standardized
-    # Said or left to the emission, it is the same run.
+    # Explicit or by the emission, it is the same run.
     assert (
         TrainConfig(emission="gaussian").kept() == TrainConfig(emission="gaussian", standardize=True).kept()
     )
 
 
-def test_sizes_of_a_bernoulli_model_are_those_of_before_there_were_others() -> None:
+def test_sizes_have_only_options_that_differ_from_their_defaults() -> None:
     assert not {"emission", "min_scale", "inference", "rnn"} & TrainConfig().sizes(88).keys()
     sizes = TrainConfig(emission="gaussian", min_scale=0.1).sizes(88)
     assert (sizes["emission"], sizes["min_scale"]) == ("gaussian", 0.1)

@@ -1,4 +1,4 @@
-"""Crafted checkpoints, whose checksum is right, are refused with reasons, and cost no memory."""
+"""Crafted checkpoints with a valid checksum are refused with reasons, without large allocations."""
 
 import dataclasses
 import re
@@ -38,12 +38,12 @@ def path(tmp_path: Path) -> Path:
 
 
 def tensors_differ(guide: str, other: str) -> bool:
-    """Whether two guides have other tensors; a direction of time alone changes none."""
+    """True if two guides have different tensors; a direction of time alone changes none."""
     return (guide[:2], "lr" in guide) != (other[:2], "lr" in other)
 
 
 def refused(read_it: Callable[[], object]) -> str:
-    """Message of a refusal; nothing large is asked for on the way to it."""
+    """The message of a refusal, which must not allocate much memory."""
     expected = r"crafted\.safetensors: expected .*, got "
     with little_memory(1 << 30), pytest.raises(CheckpointError, match=expected) as caught:
         read_it()
@@ -169,12 +169,12 @@ def test_fields_with_wrong_values_are_refused(path: Path, field: str, value: Any
     ],
     ids=str,
 )
-def test_sizes_are_compared_with_the_tensors_before_anything_is_made(path: Path, sizes: Any) -> None:
+def test_sizes_are_compared_with_the_tensors_before_allocation(path: Path, sizes: Any) -> None:
     training.save_checkpoint(path, run_of(small_dmm(), sizes=sizes))
     refused(lambda: training.load_dmm(path))
 
 
-def test_products_of_sizes_that_are_each_there_are_refused(path: Path) -> None:
+def test_large_products_of_valid_sizes_are_refused(path: Path) -> None:
     # Each size is that of a small tensor in the file; their product is eight terabytes.
     many = 10**6
     sizes = {"input_dim": many, "z_dim": 1, "emission_dim": many, "transition_dim": 1, "rnn_dim": 1}
@@ -200,14 +200,14 @@ def test_tensors_of_another_guide_are_refused(path: Path, guide: str, other: str
     assert re.search("model.(h_0|z_q_0): expected shape|Unexpected key.*z_q_0", message)
 
 
-def test_many_layers_that_are_not_there_take_no_time(path: Path) -> None:
+def test_many_missing_layers_are_refused_quickly(path: Path) -> None:
     dmm, many = small_dmm(rnn="lstm"), 8_000
     model = dmm.state_dict() | {f"rnn.weight_hh_l{n}": torch.zeros(1) for n in range(2, many)}
     run = run_of(dmm, sizes={**SIZES, "rnn": "lstm", "num_layers": many}, model=model)
     training.save_checkpoint(path, run)
     begun = time.process_time()
     assert "model.rnn.weight_ih_l1: expected shape" in refused(lambda: training.load_dmm(path))
-    assert time.process_time() - begun < 4  # torch takes 10 seconds to make so many, and grows by the square
+    assert time.process_time() - begun < 4  # torch takes 10 seconds to make so many, growing quadratically
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_many_layers_that_are_not_there_take_no_time(path: Path) -> None:
     ],
     ids=str,
 )
-def test_what_was_saved_is_still_loaded(path: Path, kind: dict[str, Any]) -> None:
+def test_saved_checkpoints_are_loaded(path: Path, kind: dict[str, Any]) -> None:
     dmm = small_dmm(**kind)
     training.save_checkpoint(path, run_of(dmm, sizes={**SIZES, **kind}))
     loaded = training.load_dmm(path)
@@ -319,7 +319,7 @@ def test_settings_of_other_kinds_are_refused(path: Path, config: Any, reason: st
     assert reason in refused(lambda: _checkpoint.train_config(path, saved.config))
 
 
-def test_whole_numbers_are_settings_that_are_floats(path: Path) -> None:
+def test_float_settings_may_be_whole_numbers(path: Path) -> None:
     assert _checkpoint.train_config(path, {"clip_norm": 10}).clip_norm == 10
 
 
@@ -332,7 +332,7 @@ def test_two_tensors_of_one_name_are_not_saved(path: Path) -> None:
 @pytest.mark.parametrize(
     "tensor", [torch.eye(2).to_sparse(), torch.zeros(2, device="meta"), torch.zeros(2, dtype=torch.complex64)]
 )
-def test_tensors_that_no_file_holds_are_not_saved(path: Path, tensor: Tensor) -> None:
+def test_unsupported_tensors_are_not_saved(path: Path, tensor: Tensor) -> None:
     with pytest.raises(TypeError, match=r"optimizer\.a: expected .*, got "):
         training.save_optimizer(path, {"a": tensor})
 

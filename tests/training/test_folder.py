@@ -1,4 +1,4 @@
-"""The folder of a run: one trainer at a time, outputs that can be written, spoilt checkpoints."""
+"""The folder of a run: a single trainer at a time, writable outputs, damaged checkpoints."""
 
 import dataclasses
 import errno
@@ -24,7 +24,7 @@ from dmm_fast.training._lock import FolderLock
 from dmm_fast.training._runlog import METRICS, RunLog
 from tests.helpers_train import assert_same_run, small_data, stop_at, tiny
 
-# A process that holds the lock of a folder and says so, without the seconds that torch takes to load.
+# A process that holds the lock of a folder, without the seconds of importing torch.
 HOLDER = """
 import fcntl, os, sys, time
 file = open(sys.argv[1] + "/.lock", "w")
@@ -43,7 +43,7 @@ def data() -> Dataset:
 
 @contextmanager
 def disk_full_after(size: int) -> Iterator[None]:
-    """No file can be made longer than ``size`` bytes."""
+    """Limit the length of files to ``size`` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -52,7 +52,7 @@ def disk_full_after(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(tmp_path: Path, data: Dataset) -> None:
+def test_a_second_process_is_refused_and_a_dead_one_holds_no_lock(tmp_path: Path, data: Dataset) -> None:
     config = tiny(tmp_path, num_epochs=1)
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE)
     assert holder.stdout is not None
@@ -68,11 +68,11 @@ def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(tmp_path: Path
     assert {path.name for path in tmp_path.iterdir()} == {LAST, BEST, METRICS}
 
 
-def test_a_lock_on_a_file_that_went_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_on_a_deleted_file_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken, flock = [], fcntl.flock
 
     def once_too_late(file: Any, operation: int) -> None:
-        if not taken:  # between opening and locking, its holder takes the file away
+        if not taken:  # its holder deletes the file between opening and locking
             os.unlink(tmp_path / ".lock")
         taken.append(file)
         flock(file, operation)
@@ -86,7 +86,7 @@ def test_a_lock_on_a_file_that_went_is_none(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_system_without_locks_is_said(
+def test_a_file_system_without_locks_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(file: Any, operation: int) -> None:
@@ -101,7 +101,7 @@ def test_a_file_system_without_locks_is_said(
         pass
 
 
-def test_a_run_that_another_went_on_with_is_refused(tmp_path: Path, data: Dataset) -> None:
+def test_a_run_continued_by_another_process_is_refused(tmp_path: Path, data: Dataset) -> None:
     train(tiny(tmp_path, num_epochs=1), data)
     late = Trainer(tiny(tmp_path, num_epochs=3, resume=True), data)
     train(tiny(tmp_path, num_epochs=2, resume=True), data)
@@ -118,7 +118,7 @@ def test_a_run_that_another_went_on_with_is_refused(tmp_path: Path, data: Datase
         ({"save_model": "file/m"}, "save_model: expected a folder .*file: Not a directory"),
         ({"save_model": "."}, "save_model: expected a file, got .*which is a folder"),
         ({"out": "file"}, "out: expected a folder for the run, got .*file: Not a directory"),
-        ({"out": "file/a/b"}, "out: expected a folder in which to make .*b, got .*file: Not a directory"),
+        ({"out": "file/a/b"}, "out: expected a folder in which to create .*b, got .*file: Not a directory"),
         (
             {"save_model": "m", "save_opt": "m"},
             "save_opt: expected a file of its own, got .*which is save_m",
@@ -126,7 +126,7 @@ def test_a_run_that_another_went_on_with_is_refused(tmp_path: Path, data: Datase
         ({"out": "x", "save_model": f"x/{LAST}"}, f"save_model: expected a file of its own, .*{LAST} in out"),
     ],
 )
-def test_outputs_that_cannot_be_are_refused_before_training(
+def test_invalid_outputs_are_refused_before_training(
     tmp_path: Path, data: Dataset, changes: dict[str, str], message: str
 ) -> None:
     (tmp_path / "file").touch()
@@ -152,12 +152,12 @@ def test_outputs_may_go_into_the_folder_that_is_made(tmp_path: Path, data: Datas
     assert (tmp_path / "run" / "m").exists()
 
 
-def test_a_run_that_keeps_nothing_says_so(
+def test_a_run_without_outputs_is_reported(
     tmp_path: Path, data: Dataset, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "dmm_fast")
     train(tiny(num_epochs=1), data)
-    line = "nothing of this run will be kept: neither out nor save_model nor save_opt is given"
+    line = "this run writes no files: none of out, save_model and save_opt is given"
     assert caplog.messages[0] == line
     caplog.clear()
     train(tiny(num_epochs=1, save_opt=tmp_path / "o"), data)
@@ -178,7 +178,7 @@ def test_a_full_disk_is_named_with_its_file(tmp_path: Path, data: Dataset) -> No
 
 
 @pytest.mark.parametrize("name", [METRICS, "tensorboard"])
-def test_a_full_disk_is_named_for_what_is_logged(tmp_path: Path, name: str) -> None:
+def test_a_full_disk_is_reported_for_logs(tmp_path: Path, name: str) -> None:
     log = RunLog(tmp_path, tensorboard=name != METRICS, progress=False, total_steps=2, first_step=0,
                  first_epoch=0, metrics_bytes=0)  # fmt: skip
     (tmp_path / METRICS).touch()
@@ -200,7 +200,7 @@ def test_a_fault_in_the_first_step_leaves_no_run(
         stop_at(patch, 1, fault)
         with pytest.raises(ValueError, match="a fault"):
             train(tiny(out / "a" / "b", tensorboard=True), data)
-        # What was there before stays.
+        # Existing files are kept.
         assert not out.exists()
         out.mkdir()
         (out / "notes.txt").touch()
@@ -211,7 +211,7 @@ def test_a_fault_in_the_first_step_leaves_no_run(
     train(tiny(out, num_epochs=1), data)
 
 
-def test_a_run_killed_in_its_first_epoch_goes_on_from_its_first_step(
+def test_a_run_killed_in_its_first_epoch_restarts_from_its_first_step(
     tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(tiny(tmp_path / "unbroken"), data)
@@ -234,7 +234,7 @@ def spoil(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-def test_a_spoilt_last_checkpoint_says_how_to_go_on(tmp_path: Path, data: Dataset) -> None:
+def test_a_damaged_last_checkpoint_is_reported_with_a_remedy(tmp_path: Path, data: Dataset) -> None:
     train(tiny(tmp_path, num_epochs=2, eval_frequency=0), data)
     (tmp_path / BEST).write_bytes((tmp_path / LAST).read_bytes())
     train(tiny(tmp_path, num_epochs=3, eval_frequency=0, resume=True), data)
@@ -242,7 +242,7 @@ def test_a_spoilt_last_checkpoint_says_how_to_go_on(tmp_path: Path, data: Datase
     spoil(tmp_path / LAST)
     again = tiny(tmp_path, num_epochs=3, eval_frequency=0, resume=True)
     copy = f"cp {tmp_path / BEST} {tmp_path / LAST}"
-    advice = f"{BEST} .* is whole, of after 2 epochs: to go on from there and train 1 epochs again, {copy}"
+    advice = f"{BEST} .* is intact and has 2 epochs: to resume from it and train 1 epochs again, {copy}"
     with pytest.raises(CheckpointError, match=f"{LAST}: expected CRC-32 .*{advice}"):
         train(again, data)
     (tmp_path / LAST).unlink()
@@ -253,29 +253,29 @@ def test_a_spoilt_last_checkpoint_says_how_to_go_on(tmp_path: Path, data: Datase
     assert (tmp_path / LAST).read_bytes() == whole
     spoil(tmp_path / LAST)
     spoil(tmp_path / BEST)
-    with pytest.raises(CheckpointError, match=f"{BEST} beside it is spoilt too: .*{BEST}: expected CRC"):
+    with pytest.raises(CheckpointError, match=f"{BEST} beside it is damaged too: .*{BEST}: expected CRC"):
         train(again, data)
     (tmp_path / BEST).unlink()
     with pytest.raises(CheckpointError, match=f"There is no {BEST} beside it"):
         train(again, data)
 
 
-def test_a_spoilt_best_checkpoint_is_named(
+def test_a_damaged_best_checkpoint_is_named(
     tmp_path: Path, data: Dataset, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(tiny(tmp_path, num_epochs=2), data)
     spoil(tmp_path / BEST)
     with pytest.raises(
-        CheckpointError, match=f"{LAST} beside it is whole, .*: name {tmp_path / LAST} itself"
+        CheckpointError, match=f"{LAST} beside it is intact .*: to use it, give {tmp_path / LAST} itself"
     ):
         load_or_advise(tmp_path / BEST)
     train(tiny(tmp_path, num_epochs=3, resume=True), data)
     (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert f"{BEST}: expected CRC-32" in warning
-    assert f"The run goes on from {LAST}" in warning
+    assert f"The run resumes from {LAST}" in warning
 
 
-def test_settings_of_a_run_that_knew_fewer_are_taken_over(tmp_path: Path, data: Dataset) -> None:
+def test_settings_of_an_older_run_are_completed(tmp_path: Path, data: Dataset) -> None:
     train(tiny(tmp_path / "new", num_epochs=2, eval_frequency=0), data)
     train(tiny(tmp_path / "old", num_epochs=1, eval_frequency=0), data)
     saved = training.load_checkpoint(tmp_path / "old" / LAST)

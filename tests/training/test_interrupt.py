@@ -19,7 +19,7 @@ def handlers_as_before() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", STOPS)
-def test_a_signal_is_noted_and_its_handler_put_back(number: signal.Signals) -> None:
+def test_a_signal_is_recorded_and_its_handler_restored(number: signal.Signals) -> None:
     before = [signal.getsignal(each) for each in STOPS]
     with StopSignals() as stop:
         assert stop.received is None

@@ -1,4 +1,4 @@
-"""An optimizer state of an older model finds its parameters, and one of another is refused by names."""
+"""An optimizer state of an older model is matched by names, one of another model is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def data() -> Dataset:
 
 
 def former(names: dict[str, Any]) -> dict[str, Any]:
-    """The same under the names that the networks' parameters had once."""
+    """The same state with the former parameter names."""
     renamed = {}
     for name, value in names.items():
         for now, then in FORMER.items():

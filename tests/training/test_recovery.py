@@ -1,4 +1,4 @@
-"""Recovery from a loss that is no number: back to a good state at half the rate, resumed or not."""
+"""Recovery from a NaN loss: an earlier state with half the learning rate, also in resumed runs."""
 
 import dataclasses
 import math
@@ -50,10 +50,10 @@ def spoil_losses(monkeypatch: pytest.MonkeyPatch, above: float, after: int = 2) 
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 7, 12])
-def test_the_state_gone_back_to_had_a_finite_loss(
+def test_the_restored_state_had_a_finite_loss(
     data: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: int
 ) -> None:
-    # States are kept before steps 0 and 2 of each epoch; a loss of the state itself shows it to be good.
+    # States are kept before steps 0 and 2 of each epoch, and count as good once their loss is finite.
     starts = [e * STEPS_AN_EPOCH + s for e in range(4) for s in (0, 2)]
     trainer = Trainer(tiny(recover=True), data)
     stop_at(monkeypatch, step, lambda: math.nan)
@@ -76,15 +76,15 @@ def test_the_state_gone_back_to_had_a_finite_loss(
     assert counts == {4 * STEPS_AN_EPOCH}
 
 
-def test_a_state_is_restored_to_the_bit_in_its_own_memory(
+def test_a_state_is_restored_bitwise_in_place(
     tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the rate left alone, a run that goes back is the one that never had to."""
+    """With an unchanged rate, a run with a recovery equals one without."""
     monkeypatch.setattr("dmm_fast.training._recovery._LESS", 1.0)
     train(tiny(tmp_path / "smooth", recover=True), data)
     trainer = Trainer(tiny(tmp_path / "rough", recover=True), data)
     memory = [parameter.data_ptr() for parameter in trainer.dmm.parameters()]
-    # The first step of the second epoch: what it goes back to lies in the first, whose line is there.
+    # The first step of the second epoch: the earlier state is in the first, whose line is written.
     stop_at(monkeypatch, STEPS_AN_EPOCH + 1, lambda: math.inf)
     trainer.run()
     assert memory == [parameter.data_ptr() for parameter in trainer.dmm.parameters()]
@@ -97,7 +97,7 @@ def test_a_state_is_restored_to_the_bit_in_its_own_memory(
 @pytest.mark.parametrize(
     ("broken_at", "schedule"), [(1, "constant"), (2, "cosine"), (4, "constant"), (9, "cosine")]
 )
-def test_resumed_it_recovers_as_if_unbroken(
+def test_a_resumed_run_recovers_like_an_uninterrupted_one(
     tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch, broken_at: int, schedule: str
 ) -> None:
     config = tiny(tmp_path / "unbroken", recover=True, lr_schedule=schedule, num_epochs=3)
@@ -108,7 +108,7 @@ def test_resumed_it_recovers_as_if_unbroken(
     broken = dataclasses.replace(config, out=tmp_path / "broken")
     with monkeypatch.context() as patch:
         spoil_losses(patch, above=0.004)
-        # Steps that it has to take again count too.
+        # Repeated steps count as well.
         stop_at(patch, broken_at, lambda: signal.raise_signal(signal.SIGTERM))
         with pytest.raises(TrainingInterrupted):
             train(broken, data)
@@ -118,7 +118,7 @@ def test_resumed_it_recovers_as_if_unbroken(
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
 
 
-def test_after_ten_times_it_ends(
+def test_training_ends_after_ten_recoveries(
     tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     spoil_losses(monkeypatch, above=0.0)
@@ -128,8 +128,8 @@ def test_after_ten_times_it_ends(
     assert training.load_checkpoint(tmp_path / LAST).recovery["times"] == 10
 
 
-def test_it_goes_back_under_graphs(tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replays go on from the restored state, with rates and counts that are tensors."""
+def test_recovery_with_graphs(tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replays continue from the restored state, with rates and counts as tensors."""
     trainer = GraphedTrainer(tiny(tmp_path, recover=True, num_epochs=6), data)
     trainer._steps_ahead = 2
     original, done = trainer.svi.step, []

@@ -1,4 +1,4 @@
-"""What a run shows and keeps."""
+"""Progress bar and metrics of a run."""
 
 import json
 import re
@@ -13,9 +13,9 @@ from dmm_fast.training._runlog import RunLog
 GOOD_LINE = json.dumps({"epoch": 0, "train": 1.5})
 
 
-def test_bar_tells_nats_per_time_step_speed_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bar_shows_nats_per_time_step_speed_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     class Terminal:
-        """Standard error as a terminal has it."""
+        """Standard error as on a terminal."""
 
         def isatty(self) -> bool:
             return True
@@ -56,13 +56,13 @@ def test_unreadable_metrics_name_the_line(tmp_path: Path, line: str, message: st
         read_metrics(path)
 
 
-def test_a_line_without_an_end_is_left_out(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{GOOD_LINE}\n{{"epoch": 1, "tr')
     assert read_metrics(path) == [{"epoch": 0, "train": 1.5}]
 
 
-def test_going_back_drops_lines_and_moves_the_bar(tmp_path: Path) -> None:
+def test_recovery_drops_lines_and_moves_the_bar(tmp_path: Path) -> None:
     with RunLog(tmp_path, tensorboard=False, progress=True, total_steps=9, first_step=0,
                 first_epoch=0, metrics_bytes=0) as log:  # fmt: skip
         log.epoch({"epoch": 0, "train": 1.5})

@@ -1,4 +1,4 @@
-"""Training: the example's loop, and a resumed run that has the bits of an unbroken one."""
+"""Training: the loop of the example, and resumed runs that are bitwise equal to uninterrupted ones."""
 
 import dataclasses
 import math
@@ -35,10 +35,10 @@ def data() -> Dataset:
     return small_data()
 
 
-def test_numbers_are_those_of_the_example_s_loop(tmp_path: Path, data: Dataset) -> None:
+def test_results_equal_those_of_the_examples_loop(tmp_path: Path, data: Dataset) -> None:
     config = tiny(tmp_path, learning_rate=0.003, eval_frequency=0, seed=5)
     train(config, data)
-    # The example, with its own batches (packed, reversed, sorted) and its own loop.
+    # The example with its batches (packed, reversed, sorted) and its loop.
     pyro.clear_param_store()
     pyro.set_rng_seed(5)
     dmm = DMM(z_dim=4, emission_dim=5, transition_dim=6, rnn_dim=7)
@@ -110,7 +110,7 @@ def test_evaluation_is_without_dropout(tmp_path: Path, data: Dataset) -> None:
     ],
     ids=str,
 )
-def test_interrupted_in_mid_epoch_and_resumed_has_the_same_bits(
+def test_interrupted_in_mid_epoch_and_resumed_is_bitwise_equal(
     tmp_path: Path,
     data: Dataset,
     monkeypatch: pytest.MonkeyPatch,
@@ -138,7 +138,7 @@ def test_interrupted_in_mid_epoch_and_resumed_has_the_same_bits(
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in saved.model.items())
 
 
-def test_a_checkpoint_of_before_there_were_guides_is_resumed(tmp_path: Path, data: Dataset) -> None:
+def test_a_checkpoint_without_a_guide_setting_is_resumed(tmp_path: Path, data: Dataset) -> None:
     train(tiny(tmp_path / "unbroken", num_epochs=3), data)
     config = tiny(tmp_path / "old", num_epochs=2)
     train(config, data)
@@ -181,7 +181,7 @@ while True:
 """
 
 
-def test_killed_again_and_again_and_resumed_has_the_same_bits(tmp_path: Path, data: Dataset) -> None:
+def test_killed_repeatedly_and_resumed_is_bitwise_equal(tmp_path: Path, data: Dataset) -> None:
     save_npz(data, tmp_path / "data.npz")
     config = tiny(tmp_path / "unbroken", data=str(tmp_path / "data.npz"), num_epochs=80)
     train(config)
@@ -199,7 +199,7 @@ def test_killed_again_and_again_and_resumed_has_the_same_bits(tmp_path: Path, da
     assert_same_run(tmp_path / "unbroken", tmp_path / "killed")
 
 
-def test_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path: Path, data: Dataset) -> None:
+def test_resumed_run_drops_metrics_after_its_checkpoint(tmp_path: Path, data: Dataset) -> None:
     unbroken = tiny(tmp_path / "unbroken", checkpoint_freq=2)
     train(unbroken, data)
     half = dataclasses.replace(unbroken, out=tmp_path / "half", num_epochs=2)
@@ -213,7 +213,7 @@ def test_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path: Path, data
     assert not leftover.exists()
 
 
-def test_lost_metrics_are_noticed(tmp_path: Path, data: Dataset) -> None:
+def test_lost_metrics_are_detected(tmp_path: Path, data: Dataset) -> None:
     train(tiny(tmp_path, num_epochs=1), data)
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"metrics\.jsonl: expected at least the \d+ bytes"):
@@ -221,13 +221,13 @@ def test_lost_metrics_are_noticed(tmp_path: Path, data: Dataset) -> None:
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
-def test_non_finite_loss_stops_and_keeps_the_checkpoint_of_before(
+def test_non_finite_loss_stops_and_keeps_the_earlier_checkpoint(
     tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch, loss: float
 ) -> None:
     train(tiny(tmp_path / "one", num_epochs=1), data)
     with monkeypatch.context() as patch:
         stop_at(patch, STEPS_AN_EPOCH + 1, lambda: loss)
-        with pytest.raises(NonFiniteLossError, match=f"got {loss} in epoch 1, step 0.*of before"):
+        with pytest.raises(NonFiniteLossError, match=f"got {loss} in epoch 1, step 0.*saved before"):
             train(tiny(tmp_path / "two"), data)
     one, two = (training.load_checkpoint(tmp_path / name / LAST) for name in ("one", "two"))
     assert two.epoch == 1
@@ -236,7 +236,7 @@ def test_non_finite_loss_stops_and_keeps_the_checkpoint_of_before(
 
 @pytest.mark.filterwarnings("ignore:Encountered NaN")
 @pytest.mark.parametrize("elbo", ["trace", "mean_field", "tmc", "tmcelbo"])
-def test_divergence_is_said_in_a_line_whatever_the_objective(data: Dataset, elbo: str) -> None:
+def test_divergence_is_reported_in_one_line_for_every_objective(data: Dataset, elbo: str) -> None:
     with pytest.raises(NonFiniteLossError) as caught:
         train(tiny(learning_rate=1e6, clip_norm=1e30, elbo=elbo, tmc_num_samples=2), data)
     assert len(str(caught.value)) < 120
@@ -275,7 +275,7 @@ def test_a_cosine_fixes_the_number_of_epochs(tmp_path: Path, data: Dataset) -> N
         train(dataclasses.replace(config, resume=True, num_epochs=2), data)
 
 
-def test_a_truncated_checkpoint_is_refused_and_left_alone(tmp_path: Path, data: Dataset) -> None:
+def test_a_truncated_checkpoint_is_refused_and_unchanged(tmp_path: Path, data: Dataset) -> None:
     train(tiny(tmp_path, num_epochs=1), data)
     half = (tmp_path / LAST).read_bytes()[:5000]
     (tmp_path / LAST).write_bytes(half)
@@ -290,12 +290,12 @@ def test_starting_anew_over_a_run_is_refused(tmp_path: Path, data: Dataset) -> N
         train(tiny(tmp_path), data)
 
 
-def test_resuming_from_nothing_says_so(tmp_path: Path, data: Dataset) -> None:
+def test_resuming_without_a_run_is_reported(tmp_path: Path, data: Dataset) -> None:
     with pytest.raises(FileNotFoundError, match=f"{LAST}: expected a checkpoint to resume from"):
         train(tiny(tmp_path, resume=True), data)
 
 
-def test_schedule_is_what_the_optimizer_has(tmp_path: Path, data: Dataset) -> None:
+def test_the_optimizer_follows_the_schedule(tmp_path: Path, data: Dataset) -> None:
     config = tiny(tmp_path, lr_schedule="cosine", warmup_steps=4, num_epochs=4, lr_decay=0.9)
     train(config, data)
     rates = [line["learning_rate"] for line in read_metrics(tmp_path / "metrics.jsonl")]
@@ -307,7 +307,7 @@ def test_schedule_is_what_the_optimizer_has(tmp_path: Path, data: Dataset) -> No
     assert rates == pytest.approx(expected, rel=1e-12)
 
 
-def test_model_and_optimizer_go_out_and_in(tmp_path: Path, data: Dataset) -> None:
+def test_model_and_optimizer_are_saved_and_loaded(tmp_path: Path, data: Dataset) -> None:
     files = {"save_model": tmp_path / "m", "save_opt": tmp_path / "o"}
     dmm = train(tiny(**files), data)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "o"]
@@ -337,7 +337,7 @@ def test_tensorboard_has_the_scalars(tmp_path: Path, data: Dataset) -> None:
     assert drawn == pytest.approx([line["train"] for line in metrics], rel=1e-6)
 
 
-def test_cuda_is_refused_where_there_is_none(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_is_refused_if_unavailable(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="cuda: expected a CUDA device"):
         Trainer(tiny(cuda=True), data)

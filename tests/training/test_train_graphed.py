@@ -1,4 +1,4 @@
-"""Training as on a GPU: replayed steps, a rate that is filled in, losses that are read later."""
+"""Training as on a GPU: replayed steps, rates on the device, losses read later."""
 
 import math
 import signal
@@ -52,14 +52,14 @@ def controlled() -> Dataset:
 
 
 @pytest.mark.parametrize("kind", ["notes", "controlled"])
-def test_the_run_is_that_of_plain_steps(
+def test_the_run_equals_that_of_plain_steps(
     tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     settings = SETTINGS
     if kind == "controlled":
         data = controlled()
         settings = {**SETTINGS, "emission": "gaussian", "augment": "both", "mask_input": True}
-    # Noise for more steps than there are would be other noise from the second mini-batch on.
+    # Noise for more steps would change the noise from the second mini-batch on.
     monkeypatch.setattr(SequenceSet, "padded_steps", lambda self, longest: longest)
     plain = Trainer(TrainConfig(out=tmp_path / "plain", **settings), data)
     plain.run()
@@ -82,13 +82,13 @@ def test_mini_batches_are_padded_to_few_lengths(data: Dataset) -> None:
     assert trainer.graphs.replays == 4 * STEPS_AN_EPOCH - 2
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bits(
+def test_an_interrupted_run_continues_bitwise_equal(
     tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     GraphedTrainer(TrainConfig(out=tmp_path / "unbroken", **SETTINGS), data).run()
     config = TrainConfig(out=tmp_path / "broken", **SETTINGS)
     broken = GraphedTrainer(config, data)
-    gather, calls = broken._gather, 0
+    gather, calls = broken._batches.gather, 0
 
     def interrupting(*args: Any) -> Any:
         nonlocal calls
@@ -108,7 +108,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     assert all(torch.equal(one.model[name], value) for name, value in other.model.items())
 
 
-def test_a_loss_that_is_read_later_is_named_by_its_own_step(
+def test_a_loss_read_later_is_reported_with_its_own_step(
     tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = Trainer(TrainConfig(out=tmp_path, **SETTINGS), data)

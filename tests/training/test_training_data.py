@@ -1,4 +1,4 @@
-"""Data of a training run: refused before anything is written where no model of it can be."""
+"""Data of a training run, refused before anything is written if no model supports them."""
 
 import re
 from typing import Any
@@ -34,7 +34,7 @@ def splits(test: torch.Tensor) -> Dataset:
         (torch.ones(1, 3, 2, dtype=torch.float64), "gaussian", "sequences of torch.float32, as the model is"),
     ],
 )  # fmt: skip
-def test_data_that_no_model_fits_are_refused(test: torch.Tensor, emission: str, message: str) -> None:
+def test_data_without_a_suitable_model_are_refused(test: torch.Tensor, emission: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"data, test: expected {message}")):
         Trainer(TrainConfig(emission=emission, rnn_dim=2, z_dim=2), splits(test))
 
@@ -54,7 +54,7 @@ def test_splits_have_the_same_controls() -> None:
 
 
 @pytest.mark.parametrize("emission", ["bernoulli", "gaussian"])
-def test_a_missing_value_is_none_that_is_refused(emission: str) -> None:
+def test_missing_values_are_accepted(emission: str) -> None:
     test = torch.ones(1, 3, 2)
     test[0, 1, 1] = torch.nan
     check_data(splits(test), emission)

@@ -1,9 +1,9 @@
-"""What the Triton kernels become on a GPU that is not there: registers, spills, shared memory.
+"""Resources of the Triton kernels, compiled without a GPU: registers, spills, shared memory.
 
     python -m tests.triton.compile_table [--arch 90] [--variant few] [--json]
 
-The real ops run at the tutorial's sizes on CPU tensors, with every launch turned into a compilation: so
-what is compiled is what would be launched, and no list of kernels is kept. Results are never looked at.
+The ops run at the tutorial's sizes on CPU tensors, with every launch replaced by a compilation, so that
+exactly the launched kernels are compiled. Results are not used.
 """
 
 import argparse
@@ -23,7 +23,7 @@ ARCHITECTURES = (80, 90, 100)
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel as it was compiled, in the first variant that launches it so.
+    """A compiled kernel, with the first variant that launches it.
 
     ``approximate`` are the PTX instructions that do not round correctly.
     """
@@ -39,7 +39,7 @@ class Compiled:
     approximate: list[str]
 
 
-# Up to how many rows a batch has few, and torch's precision for products.
+# The largest number of rows of a small batch, and torch's precision of products.
 VARIANTS = {
     "few": (1 << 30, "highest"),
     "many": (0, "highest"),
@@ -49,7 +49,7 @@ VARIANTS = {
 
 
 class NoGpu:
-    """A driver for a device of some architecture that is never used."""
+    """A driver that reports a device of some architecture, which is never used."""
 
     def __init__(self, arch: int) -> None:
         self._arch = arch
@@ -67,7 +67,7 @@ class NoGpu:
 
 
 def resources(kernel: Any, variant: str, arch: int) -> Compiled:
-    """What the assembler says of a compiled kernel."""
+    """The output of the assembler for a compiled kernel."""
     import triton
 
     tools = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
@@ -86,14 +86,14 @@ def resources(kernel: Any, variant: str, arch: int) -> Compiled:
         registers=int(registers[0]),
         spills=len(re.findall(r"\bSTL\b", code)),
         shared=kernel.metadata.shared,
-        # Where three such products make up for one, what goes into them is rounded first.
+        # If three such products replace one, their factors are rounded first.
         tf32="tf32" in ptx and "cvt.rna.tf32" not in ptx,
         approximate=sorted(set(re.findall(r"\b\w+\.(?:approx|full)[.\w]*", ptx))),
     )
 
 
 def take_cpu_tensors() -> None:
-    """Make the Triton ops take CPU tensors, as they do where they are interpreted."""
+    """Make the Triton ops accept CPU tensors, as if they were interpreted."""
     from dmm_fast.ops import _backends, _registry
 
     _backends.PREFERENCE["cpu"] += ("triton",)
@@ -101,7 +101,7 @@ def take_cpu_tensors() -> None:
 
 
 def run_every_pass(op_name: str, case: Any) -> None:
-    """A forward and a backward pass of the op, and the backward passes that give the value too."""
+    """Run forward and backward pass of the op, and the backward passes that also return the value."""
     from dmm_fast.ops.schema import OPS
     from tests.compiled import calls_of
 
@@ -112,11 +112,11 @@ def run_every_pass(op_name: str, case: Any) -> None:
 
 
 def compile_all(arch: int, variants: Sequence[str]) -> list[Compiled]:
-    """Every kernel that forward and backward passes of every op would launch at the tutorial's sizes.
+    """Compile every kernel that forward and backward passes of all ops launch at the tutorial's sizes.
 
-    In each of the variants, some of which need the same kernels.
+    For each variant; some of them share kernels.
     """
-    # Before the package is imported: a torch without CUDA would have no Triton ops.
+    # Set before the package is imported, as a torch without CUDA would have no Triton ops.
     torch.version.cuda = torch.version.cuda or "none"
     import triton
     from triton.runtime.jit import JITFunction

@@ -1,6 +1,6 @@
-"""Counts of Triton kernels that batches of several shapes need: ``python -m tests.triton.compiled_anew``.
+"""Numbers of Triton kernels for batches of several shapes: ``python -m tests.triton.compiled_anew``.
 
-Prints, as JSON, how many different kernels each one's launches ask for at one shape of a batch, and at all of
+Prints, as JSON, the number of different kernels of each op at one shape of a batch, and at all of
 :data:`SHAPES`, which also differ in their strides. Nothing is compiled or launched.
 """
 
@@ -13,7 +13,7 @@ import torch
 
 from tests.triton.compile_table import NoGpu, run_every_pass, take_cpu_tensors
 
-# Sizes that Triton tells apart where it may: 1, multiples of 16, and others.
+# Sizes that Triton may specialise on: 1, multiples of 16, and others.
 SHAPES: tuple[dict[str, Any], ...] = (
     {"B": 4, "T": 5},
     {"B": 1, "T": 1},
@@ -30,7 +30,7 @@ SHAPES: tuple[dict[str, Any], ...] = (
 
 def counts() -> list[dict[str, int]]:
     """For the first shape and for all of them: the number of different kernels by name."""
-    # Before the package is imported: a torch without CUDA would have no Triton ops.
+    # Set before the package is imported, as a torch without CUDA would have no Triton ops.
     torch.version.cuda = torch.version.cuda or "none"
     import triton
     from triton.runtime.jit import JITFunction

@@ -1,4 +1,4 @@
-"""Rowwise kernels that an SVI step at the tutorial's size launches, compiled for a GPU that is not there."""
+"""Launches of rowwise kernels in an SVI step at the tutorial's size, compiled without a GPU."""
 
 import os
 import re
@@ -20,14 +20,14 @@ OPS = ("emission_log_prob", "transition_log_prob", "drawn_log_prob", "input_proj
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel as an op launches it.
+    """A launch of a kernel by an op.
 
-    ``passes`` are those of each loop with products of matrices, in the order in which they begin.
+    ``passes`` are the iterations of each loop with matrix products, in the order of their starts.
     """
 
     op: str
     kernel: str
-    blocks: str  # rows, columns and inputs at a time
+    blocks: str  # rows, columns and inputs per block
     grid: tuple[int, ...]
     warps: int
     registers: int
@@ -43,7 +43,7 @@ class Launch:
 
 
 def tool(name: str, *arguments: str) -> str:
-    """What one of the tools beside Triton's compiler prints."""
+    """The output of one of the tools of Triton's compiler."""
     import triton
 
     folder = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
@@ -55,11 +55,11 @@ _LOOP = re.compile(r"( *)(?:%[\w.:]+ = )?scf\.for %[\w.-]+ = (%[\w.-]+) to (%[\w
 
 
 def passes_of(ttgir: str, unknown: int = 1) -> list[int]:
-    """How often each loop with products of matrices is passed, in the order in which they begin.
+    """The iterations of each loop with matrix products, in the order of their starts.
 
     Args:
-        ttgir: the kernel as the compiler has it before it becomes code of a single thread.
-        unknown: the passes of a loop whose bounds only the device knows.
+        ttgir: the kernel in Triton's GPU IR.
+        unknown: the iterations of a loop whose bounds are read on the device.
     """
     known = {name: int(value) for name, value in _CONSTANT.findall(ttgir)}
     found: list[int] = []
@@ -83,7 +83,7 @@ def launch_of(op: str, kernel: Any, grid: tuple[int, ...], options: dict[str, An
     (registers,) = re.findall(r"REG:(\d+)", said)
     blocks = options.get("blocks")
     unknown = 1
-    if "splits" in options:  # the shares of the rows that are multiplied
+    if "splits" in options:  # the parts that the rows of a product are split into
         unknown = -(-options["count"] // options["splits"] // blocks.K.value)
     return Launch(
         op=op,
@@ -100,7 +100,7 @@ def launch_of(op: str, kernel: Any, grid: tuple[int, ...], options: dict[str, An
 
 
 def call(op: str) -> None:
-    """Run an op at the tutorial's size as a step does: with its gradients, or with a backward pass."""
+    """Run an op at the tutorial's size as in a step: with its gradients, or by a backward op."""
     from benchmarks.draws import Sizes, differentiable, draw
     from dmm_fast import ops
     from dmm_fast.ops._registry import call_valued
@@ -126,11 +126,11 @@ def call(op: str) -> None:
 
 
 def all_launches(names: Sequence[str] = OPS, arch: int = 90) -> list[Launch]:
-    """Every launch of these ops, forward and backward, each turned into a compilation.
+    """Compile every launch of these ops, forward and backward, instead of executing it.
 
-    From then on no kernel can run in this process.
+    No kernel can run in this process afterwards.
     """
-    # Before the package is imported: a torch without CUDA would have no Triton ops.
+    # Set before the package is imported, as a torch without CUDA would have no Triton ops.
     torch.version.cuda = torch.version.cuda or "none"
     import triton
     from triton.runtime.jit import JITFunction

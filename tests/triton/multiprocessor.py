@@ -1,14 +1,13 @@
 """An estimate of the time of a launch on an H100, from the machine code of its kernel.
 
-The programs of a launch are dealt evenly to the multiprocessors, and the one with the most of them
-decides. There each of four schedulers has a quarter of a program's warps; they are alike, so one is
-simulated. It issues an instruction a cycle, of the first warp that can go on: the stall count of the
-instruction before has passed, the scoreboards that it waits for are clear, its unit is free, and it is
-not at a barrier.
+The programs of a launch are distributed evenly over the multiprocessors, and the one with the most programs
+determines the time. Each of its four schedulers has a quarter of a program's warps; they are alike, so one is
+simulated. It issues one instruction per cycle, of the first ready warp: the stall count of the previous
+instruction has passed, the scoreboards it waits for are clear, its unit is free, and it is not at a barrier.
 
 Latencies and throughputs are those of published measurements; :data:`NEW_LINE`, :data:`FROM_L2` and
 :data:`START` are fitted to the profile of a step. Bank conflicts, masked accesses, divergence within a
-warp and the load that other multiprocessors put on the L2 are left out.
+warp and the load of other multiprocessors on the L2 are ignored.
 """
 
 import re
@@ -22,11 +21,11 @@ MULTIPROCESSORS = 132
 SCHEDULERS = 4
 REGISTERS, SHARED, WARPS = 65536, 227 << 10, 64  # of a multiprocessor
 SYSTEM_SHARED = 1 << 10  # of every program
-CLOCK = 1.98  # cycles a ns, under load
+CLOCK = 1.98  # cycles per ns, under load
 
 # Cycles that an instruction of a warp occupies a unit of its scheduler.
 ALU, FMA, SPECIAL, MMA = 2, 1, 8, 8
-WAVEFRONT = 4  # 128 bytes, of a unit that the schedulers share
+WAVEFRONT = 4  # per 128 bytes, in a unit shared by the schedulers
 _FMA = ("FFMA", "FADD", "FMUL", "IMAD")
 _SPECIAL = ("MUFU", "F2I", "I2F", "FRND", "F2F", "POPC", "FLO", "BREV")
 _COMPARED = ("FSETP", "FSEL", "FMNMX", "ISETP", "SEL", "VIMNMX", "PLOP3", "P2R", "R2P")
@@ -44,16 +43,16 @@ BUSY = (
 LATENCY = {"LDG": 300, "LDGSTS": 300, "LDS": 30, "LDSM": 33, "SHFL": 25, "MUFU": 20, "LDC": 40}
 OTHER_LATENCY = 20
 OPERANDS_READ = 10
-MMA_LATENCY = 18  # and the cycles that it occupies the unit
+MMA_LATENCY = 18  # and cycles that it occupies the unit
 BARRIER = 25
 TAKEN_BRANCH = 10
-NEW_LINE = 10  # until 128 bytes of instructions are there that the multiprocessor has not had in this launch
-FROM_L2 = 40  # bytes a cycle, to a multiprocessor
+NEW_LINE = 10  # to load 128 bytes of instructions for the first time in a launch
+FROM_L2 = 40  # bytes per cycle and multiprocessor
 START = 1000.0  # ns of a launch in which no program computes
 
 
 class Load(NamedTuple):
-    """A launch as the multiprocessor sees it: all that matters but the way of its warps."""
+    """The parameters of a launch that affect a multiprocessor, except for the path of its warps."""
 
     programs: int
     warps: int
@@ -62,23 +61,23 @@ class Load(NamedTuple):
 
     @property
     def resident(self) -> int:
-        """The number of programs that a multiprocessor holds at a time."""
+        """The number of resident programs per multiprocessor."""
         registers = -(-self.registers // 8) * 8 * 32 * self.warps
         return min(REGISTERS // registers, SHARED // (self.shared + SYSTEM_SHARED), WARPS // self.warps)
 
     @property
     def most(self) -> int:
-        """The number of programs of the multiprocessor that has the most."""
+        """The number of programs of the multiprocessor with the most."""
         return -(-self.programs // MULTIPROCESSORS)
 
     @property
     def waves(self) -> int:
-        """Times that it takes as many as it holds."""
+        """The number of waves."""
         return -(-self.most // self.resident)
 
 
 def microseconds(load: Load, path: Sequence[Instruction]) -> float:
-    """The estimated time of a launch whose warps go this way."""
+    """The estimated time of a launch whose warps follow this path."""
     warps = -(-load.warps // SCHEDULERS)
     taken, total = 0, 0
     while taken < load.most:
@@ -90,27 +89,29 @@ def microseconds(load: Load, path: Sequence[Instruction]) -> float:
 
 @dataclass
 class Warp:
-    """A warp on its way; times are in cycles."""
+    """The state of a warp on its path; times are in cycles."""
 
     program: int
     at: int = 0
     ready: float = 0.0
     at_barrier: bool = False
     clear_at: list[float] = field(default_factory=lambda: [0.0] * SCOREBOARDS)
-    copied: float = 0.0  # when the copies to shared memory that it has asked for are there
-    groups: list[float] = field(default_factory=list)  # and those of each group of them
-    multiplied: float = 0.0  # when what a group of warps multiplies is done
-    sums: dict[int, float] = field(default_factory=dict)  # when a register has what a warp multiplies
+    copied: float = 0.0  # time at which its issued copies to shared memory are complete
+    groups: list[float] = field(default_factory=list)  # the same for each group of copies
+    multiplied: float = 0.0  # time at which the products of a group of warps are complete
+    sums: dict[int, float] = field(
+        default_factory=dict
+    )  # time at which a register has the result of a product
 
 
 def cycles(path: Sequence[Instruction], warps: int, programs: int, *, is_cold: bool = True) -> int:
-    """Cycles until every program is done, of several that begin together on a multiprocessor.
+    """Cycles until all of several programs that start together on a multiprocessor are done.
 
     Args:
         path: the instructions of each warp, in the order in which it executes them.
-        warps: those of a program that a scheduler has.
+        warps: warps of a program per scheduler.
         programs: the number of programs.
-        is_cold: whether the first to need an instruction waits for it.
+        is_cold: the first warp to need an instruction waits for it to be loaded.
     """
     scheduler = Scheduler(path, warps, programs, is_cold)
     while scheduler.warps:
@@ -119,7 +120,7 @@ def cycles(path: Sequence[Instruction], warps: int, programs: int, *, is_cold: b
 
 
 class Scheduler:
-    """A scheduler and its warps, of which the one that issued last has the lowest priority."""
+    """A scheduler and its warps; the warp that issued last has the lowest priority."""
 
     def __init__(self, path: Sequence[Instruction], warps: int, programs: int, is_cold: bool) -> None:
         self.path = path
@@ -131,7 +132,7 @@ class Scheduler:
         self._fetched = 0.0
 
     def step(self) -> None:
-        """Issue an instruction, or go on to when one can be."""
+        """Issue an instruction, or advance to the time at which one is ready."""
         soonest = float("inf")
         for warp in self.warps:
             if warp.at_barrier:
@@ -146,7 +147,7 @@ class Scheduler:
         self.clock = soonest
 
     def _ready(self, warp: Warp, instruction: Instruction) -> float:
-        """When the warp's next instruction may be issued, as far as is known by now."""
+        """The earliest time of the next instruction of a warp, as known so far."""
         kind = instruction.kind
         times = [self._fetch(instruction), *(warp.clear_at[index] for index in instruction.waits)]
         if kind == "DEPBAR":  # "SB0, 0x1": all groups of copies but the last one
@@ -162,7 +163,7 @@ class Scheduler:
         return max(times)
 
     def _issue(self, warp: Warp, instruction: Instruction) -> None:
-        """Let the warp issue its next instruction."""
+        """Issue the next instruction of a warp."""
         kind, now = instruction.kind, self.clock
         arrives = now + LATENCY.get(kind, OTHER_LATENCY)
         if kind in BUSY:
@@ -177,7 +178,7 @@ class Scheduler:
                 warp.sums |= dict.fromkeys(range(first, first + 4), now + busy + MMA_LATENCY)
             self._free[unit] = now + busy
             if kind in ("LDG", "LDGSTS", "STG"):
-                # A scheduler has its quarter of the way to the L2.
+                # A scheduler has a quarter of the bandwidth to the L2.
                 bytes_ = 128 * wavefronts(instruction)
                 self._l2_free = max(self._l2_free, now) + bytes_ * SCHEDULERS / FROM_L2
                 arrives = max(arrives, self._l2_free + LATENCY["LDG"] - 100)
@@ -207,7 +208,7 @@ class Scheduler:
                     other.at_barrier, other.ready = False, max(other.ready, self.clock + BARRIER)
 
     def _fetch(self, instruction: Instruction) -> float:
-        """When the instruction is there."""
+        """The time at which the instruction is loaded."""
         if self._lines is None:
             return 0.0
         line = instruction.address // 128
@@ -217,7 +218,7 @@ class Scheduler:
 
 
 def wavefronts(instruction: Instruction) -> int:
-    """The number of times 128 bytes that a warp reads or writes."""
+    """The number of 128-byte units that a warp reads or writes."""
     if instruction.kind == "LDSM":
         return int(instruction.opcode[-1]) if instruction.opcode[-2] == "." else 1
     width = re.search(r"\.(64|128)\b", instruction.opcode)
@@ -225,7 +226,7 @@ def wavefronts(instruction: Instruction) -> int:
 
 
 def columns_of(instruction: Instruction) -> int:
-    """The columns of what four warps multiply: "HGMMA.64x32x8" has 32."""
+    """The columns of a product of four warps: "HGMMA.64x32x8" has 32."""
     return int(instruction.opcode.split("x")[1])
 
 
@@ -234,6 +235,6 @@ def _registers(operands: str) -> list[int]:
 
 
 def _read(instruction: Instruction) -> list[int]:
-    """The registers that may hold sums of products: of another product, those that it adds to."""
+    """The registers that may hold sums of products, including those that a product accumulates into."""
     registers = _registers(instruction.operands)
     return registers[3:] if instruction.kind == "HMMA" else registers[1:]

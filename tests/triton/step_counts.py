@@ -2,14 +2,13 @@
 
     python -m tests.triton.step_counts [--check] [--write] [OP...]
 
-A row is a launch of an op or of its backward pass, compiled for compute capability 9.0: registers and
-spills of a thread; programs, how many a multiprocessor holds (occupancy), and how often it takes as many
-(waves); instructions of a warp on its way through the kernel (:mod:`tests.triton.warp_path`), loops as
-often as they are passed, and some of their kinds; the time of the launch as
-:mod:`tests.triton.multiprocessor` estimates it. Below are the sums of the kernels whose time in a step
-was measured.
+A row is a launch of an op or of its backward pass, compiled for compute capability 9.0: registers and spills
+per thread; programs, resident programs per multiprocessor (occupancy) and waves; instructions of a warp on
+its path through the kernel with all loop iterations (:mod:`tests.triton.warp_path`), also by kind; and the
+time estimated by :mod:`tests.triton.multiprocessor`. Below are sums over the kernels whose time in a step was
+measured.
 
-``step_counts.json`` is the table that the kernels are held to.
+``step_counts.json`` is the committed table, which the kernels must not exceed.
 """
 
 import argparse
@@ -46,7 +45,7 @@ KINDS = {
     "ldgsts": ("LDGSTS",),
     "ldg": ("LDG.",),
 }
-# The part by which a count may exceed the table's; "words" are copies of four bytes a thread.
+# Relative tolerances of the counts; "words" are copies of four bytes per thread.
 TOLERANCE = {"registers": 0.0, "spills": 0.0, "shared": 0.0, "bar": 0.0, "words": 0.0, "instructions": 0.02}
 
 Counts = dict[str, int]
@@ -60,13 +59,13 @@ class Table(NamedTuple):
 
 
 def load_of(launch: Launch) -> Load:
-    """The part of a launch that a multiprocessor sees."""
+    """The parameters of a launch for the simulation of a multiprocessor."""
     return Load(launch.programs, launch.warps, launch.registers, launch.shared)
 
 
 def counts_of(launch: Launch) -> Counts:
     """Registers, spills and shared memory of a kernel, and the instructions of a warp."""
-    path = [i for i in warp_path(launch.code, launch.passes) if i.predicate != "@!PT"]  # those do nothing
+    path = [i for i in warp_path(launch.code, launch.passes) if i.predicate != "@!PT"]  # NOPs
     kinds = {
         name: sum(i.opcode.startswith(begin) for i in path for begin in begins)
         for name, begins in KINDS.items()
@@ -93,7 +92,7 @@ def named(launches: Sequence[Launch]) -> dict[str, Launch]:
 
 
 def excess(found: dict[str, Counts], allowed: dict[str, Counts]) -> list[str]:
-    """Differences from the table, a line each: launches of the same ops, and counts that have grown."""
+    """Differences from the table: missing and new launches, and counts that have grown."""
     ops = {name.split()[0] for name in found}
     expected = {name for name in allowed if name.split()[0] in ops}
     lines = [f"{name}: expected in the table, got none" for name in found.keys() - expected]
@@ -113,7 +112,7 @@ def read_table(path: Path = TABLE) -> Table:
 
 
 def write_table(table: Table, path: Path = TABLE) -> None:
-    """Writes a line for each launch."""
+    """Write the table, a line for each launch."""
     lines = (f"    {json.dumps(name)}: {json.dumps(counts)}" for name, counts in table.launches.items())
     head = f'{{\n  "triton": {json.dumps(table.triton)},\n  "launches": {{\n'
     path.write_text(head + ",\n".join(lines) + "\n  }\n}\n")

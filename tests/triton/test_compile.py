@@ -1,4 +1,4 @@
-"""The Triton kernels as they would be launched, compiled for GPUs that are not there."""
+"""The Triton kernels of all launches, compiled without a GPU."""
 
 import json
 import subprocess
@@ -10,15 +10,15 @@ import pytest
 
 from tests.triton.compile_table import ARCHITECTURES
 
-# The shared memory a block may have: on every GPU of a generation, or for 9.0 and 10.0 on the one there is.
+# The largest shared memory of a block on all GPUs of a generation, of which 9.0 and 10.0 have one.
 SHARED = {80: 99 << 10, 90: 227 << 10, 100: 227 << 10}
 
-# Stores that spill. Where the assembler gives up a few words, it does so outside of the loops: of addresses,
-# at 128 registers of 255, to fit one more block on a multiprocessor.
+# Stores that spill. The assembler spills a few words of addresses outside of loops, at 128 of 255 registers,
+# to fit one more block on a multiprocessor.
 SPILLS = {80: 6, 90: 2, 100: 10}
-SPILLS_OF_MANY = 26  # the blocks of 32 rows are as they come
+SPILLS_OF_MANY = 26  # the blocks of 32 rows are not tuned
 
-# What is compiled for each: all variants would take minutes.
+# The variants to compile for each architecture; all would take minutes.
 VARIANTS = {80: ["few"], 90: ["few", "many, tf32"], 100: ["few"]}
 
 # Kernels of the scans that multiply.
@@ -28,7 +28,7 @@ OF_SCANS = {
     *("latents_bwd_kernel", "inputs_bwd_kernel"),
 }
 
-# Exact to two units in the last place, which the elementary functions are made for.
+# Accurate to two units in the last place, as the elementary functions require.
 APPROXIMATE = {"div.full.f32", "ex2.approx.ftz.f32"}
 
 TABLE = [sys.executable, "-m", "tests.triton.compile_table"]
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is n
 
 @pytest.fixture(scope="module")
 def tables() -> dict[int, list[dict[str, Any]]]:
-    """What each architecture's kernels need; a process each, since a fake driver is for good."""
+    """The resources of the kernels by architecture, a process each, as a fake driver is permanent."""
     runs = {
         arch: subprocess.Popen(
             [*TABLE, "--json", "--arch", str(arch), *(f"--variant={name}" for name in VARIANTS[arch])],
@@ -70,13 +70,11 @@ def test_every_kernel_fits_the_gpu_and_its_registers(
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_elementary_functions_are_no_coarser_than_they_are_made_for(
-    tables: dict[int, list[dict[str, Any]]], arch: int
-) -> None:
+def test_elementary_functions_have_their_accuracy(tables: dict[int, list[dict[str, Any]]], arch: int) -> None:
     assert {name for k in tables[arch] for name in k["approximate"]} <= APPROXIMATE
 
 
-def test_a_network_multiplies_in_tf32_only_where_torch_allows_it(
+def test_a_network_uses_tf32_only_where_torch_allows_it(
     tables: dict[int, list[dict[str, Any]]],
 ) -> None:
     networks = [k for k in tables[90] if k["name"] in OF_SCANS or "transition" in k["name"]]
@@ -84,12 +82,12 @@ def test_a_network_multiplies_in_tf32_only_where_torch_allows_it(
     assert {(k["variant"], k["tf32"]) for k in networks} == {("few", False), ("many, tf32", True)}
 
 
-def test_no_kernel_is_compiled_anew_for_another_shape_or_other_strides_of_the_batch() -> None:
+def test_no_kernel_is_recompiled_for_another_shape_or_other_strides_of_the_batch() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "tests.triton.compiled_anew"], capture_output=True, text=True, check=True
     )
     at_one_shape, at_all = json.loads(run.stdout)
     assert at_one_shape
-    # What adds up shares of the rows is compiled for the number of shares, of three binary digits.
+    # The kernel that sums parts of rows is compiled for each number of parts, of three binary digits.
     del at_one_shape["sums_kernel"], at_all["sums_kernel"]
     assert at_all == at_one_shape

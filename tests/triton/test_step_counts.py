@@ -1,4 +1,4 @@
-"""The rowwise kernels take no more of anything than the committed table says, and how that is counted."""
+"""The rowwise kernels do not exceed the committed table of counts; and tests of the counting."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ from tests.triton.warp_path import warp_path
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.skipif(INTERPRETED, reason="compiles, which a process that interprets cannot")
-def test_the_kernels_take_no_more_than_the_table_says() -> None:
+def test_the_kernels_do_not_exceed_the_table() -> None:
     table = step_counts.read_table()
     if (installed := version("triton")) != table.triton:
         pytest.skip(f"the table is from triton {table.triton}, not {installed}")
@@ -28,7 +28,7 @@ def test_the_kernels_take_no_more_than_the_table_says() -> None:
     assert (run.returncode, run.stdout) == (0, ""), run.stderr
 
 
-def test_rows_and_weights_are_copied_by_sixteen_bytes() -> None:
+def test_rows_and_weights_are_copied_in_units_of_sixteen_bytes() -> None:
     launches = step_counts.read_table().launches
     assert len(launches) > 15
     assert [name for name, counts in launches.items() if counts["words"]] == []
@@ -53,20 +53,20 @@ ALLOWED: dict[str, Counts] = {
         ("instructions", 103, True),
     ],
 )
-def test_counts_may_not_grow(column: str, count: int, is_more: bool) -> None:
+def test_larger_counts_are_reported(column: str, count: int, is_more: bool) -> None:
     found = {"a 0 k": ALLOWED["a 0 k"] | {column: count}}
     told = f"a 0 k: {column}: expected at most {ALLOWED['a 0 k'][column]}, got {count}"
     assert excess(found, ALLOWED) == ([told] if is_more else [])
 
 
-def test_an_op_launches_what_the_table_says() -> None:
+def test_an_op_has_the_launches_of_the_table() -> None:
     assert excess({"a 0 other": ALLOWED["a 0 k"]}, ALLOWED) == [
         "a 0 k: expected to be launched, got none",
         "a 0 other: expected in the table, got none",
     ]
 
 
-def test_the_committed_table_is_as_it_is_written(tmp_path: Path) -> None:
+def test_the_committed_table_is_as_written(tmp_path: Path) -> None:
     step_counts.write_table(step_counts.read_table(), tmp_path / "table.json")
     assert (tmp_path / "table.json").read_text() == TABLE.read_text()
     table = Table("1.2.3", ALLOWED)
@@ -74,13 +74,13 @@ def test_the_committed_table_is_as_it_is_written(tmp_path: Path) -> None:
     assert step_counts.read_table(tmp_path / "table.json") == table
 
 
-# --- the way of a warp ----------------------------------------------------------------------------------
+# --- the path of a warp ---------------------------------------------------------------------------------
 
 _NOTHING = 7 << 46 | 7 << 49  # no scoreboard is marked
 
 
 def code(*lines: str) -> list[Instruction]:
-    """Instructions from "@P0 BRA 0x20", one after another, each with a stall count of one."""
+    """Instructions parsed from texts like "@P0 BRA 0x20", each with a stall count of one."""
     made = []
     for index, line in enumerate(lines):
         predicate, _, rest = line.rpartition(" ; ")
@@ -90,11 +90,11 @@ def code(*lines: str) -> list[Instruction]:
 
 
 def kinds(lines: list[Instruction]) -> str:
-    """The kinds of instructions, by their first letters."""
+    """The kinds of instructions as a string of their first letters."""
     return "".join(instruction.kind[0] for instruction in lines)
 
 
-def test_a_loop_with_products_is_passed_as_often_as_in_the_source() -> None:
+def test_a_loop_with_products_has_the_passes_of_the_source() -> None:
     nested = code("FADD", "MOV", "HMMA R0, R4, R8, R0", "@P0 ; BRA 0x20", "@P0 ; BRA 0x10", "EXIT")
     assert kinds(warp_path(nested, [2, 3])) == "F" + 2 * ("M" + 3 * "HB" + "B") + "E"
     assert kinds(warp_path(code("MOV", "@P0 ; BRA 0x0", "EXIT"), [])) == "MBE"
@@ -107,7 +107,7 @@ def test_the_shortest_loop_is_the_one_that_was_unrolled() -> None:
     assert kinds(warp_path(once, [1, 4])) == "H" + 4 * "MHB" + "E"
 
 
-def test_a_branch_is_taken_over_a_call_and_an_exit_between_products() -> None:
+def test_calls_and_exits_between_products_are_branched_over() -> None:
     divides = code("@P0 ; BRA 0x30", "CALL.REL 0x50", "BRA 0x30", "@P0 ; BRA 0x50", "FADD", "EXIT")
     assert kinds(warp_path(divides, [])) == "BBFE"
     tiles = code("@P0 ; EXIT", "HGMMA.64x32x8", "@P0 ; EXIT", "HGMMA.64x32x8", "EXIT")
@@ -140,26 +140,26 @@ def warm(lines: list[Instruction], warps: int = 1, programs: int = 1) -> int:
 
 
 def waits(instruction: Instruction, index: int) -> Instruction:
-    """The instruction, once the scoreboard is clear."""
+    """The instruction, waiting for the scoreboard."""
     return instruction._replace(control=instruction.control | 1 << 52 + index)
 
 
 def marks(instruction: Instruction, index: int) -> Instruction:
-    """The instruction, which marks the scoreboard until its result is there."""
+    """The instruction, marking the scoreboard until its result is available."""
     return instruction._replace(control=instruction.control & ~(7 << 46) | index << 46)
 
 
-def test_a_scheduler_issues_an_instruction_a_cycle_where_units_allow_it() -> None:
+def test_a_scheduler_issues_an_instruction_per_cycle_if_units_allow_it() -> None:
     assert warm(code(*10 * ["FFMA"])) == 10
     assert warm(code(*10 * ["FFMA"]), warps=2) == warm(code(*10 * ["FFMA"]), programs=2) == 20
     assert warm(code(*10 * ["LOP3"])) == 19
     assert warm(code(*4 * ["HMMA R0, R4, R8, RZ"])) == 25
     slow = [line._replace(control=5 << 41 | _NOTHING) for line in code(*4 * ["FFMA"])]
     assert warm(slow) == 16  # stall counts of five
-    assert warm(slow, warps=5) == 20  # which other warps fill
+    assert warm(slow, warps=5) == 20  # filled by other warps
 
 
-def test_a_warp_waits_for_what_it_needs() -> None:
+def test_a_warp_waits_for_its_operands() -> None:
     load, use = code("LDS R0, [R1]", "FADD")
     assert warm([marks(load, 2), waits(use, 2)]) == 31
     assert warm([marks(load, 2), waits(use, 3)]) == 2
@@ -178,13 +178,13 @@ def test_warps_of_a_program_meet_at_a_barrier() -> None:
     assert warm(code("BAR.SYNC", "FFMA"), programs=2) < 2 * warm(code("BAR.SYNC", "FFMA"))
 
 
-def test_the_first_to_need_instructions_waits_for_them() -> None:
+def test_the_first_warp_waits_for_instructions() -> None:
     line = code(*8 * ["FFMA"])
     assert cycles(line, 1, 1) == 8 + multiprocessor.NEW_LINE
     assert cycles(line, 2, 1) == 16 + multiprocessor.NEW_LINE
 
 
-def test_programs_that_do_not_fit_take_another_wave() -> None:
+def test_programs_that_do_not_fit_need_another_wave() -> None:
     load = Load(programs=264, warps=4, registers=128, shared=0)
     assert (load.resident, load.most, load.waves) == (4, 2, 1)
     assert (load._replace(registers=129).resident, load._replace(shared=100 << 10).resident) == (3, 2)

@@ -20,14 +20,14 @@ CASE = Case("flows", B=3, T=3, Z=5, H=6, K=4, F=7, lengths="zeros", poison="nan"
 
 
 def inputs_with(b_log_scale: list[float], dtype: torch.dtype, device: str) -> Inputs:
-    """The case with these biases of the first flow's log-scales."""
+    """Build the case with these biases of the first flow's log-scales."""
     inputs = build("flow_scan", CASE, dtype, device)
     b = inputs["flow_weights"].b_log_scale.clone()
     b[0] = torch.tensor(b_log_scale)
     return inputs | {"flow_weights": inputs["flow_weights"]._replace(b_log_scale=b)}
 
 
-def test_gradients_pass_the_clamp_of_a_log_scale_as_they_are() -> None:
+def test_gradients_pass_the_clamp_of_a_log_scale_unchanged() -> None:
     least, most = FLOW_LOG_SCALES
     given = [least - 4.0, least + 4.0, 0.0, most - 2.0, most + 2.0]
     got = run_backend("flow_scan", inputs_with(given, torch.float32, DEVICE), CASE, "triton")

@@ -1,4 +1,4 @@
-"""The kernels' elementary functions against float64 over the whole range of float32."""
+"""The kernels' elementary functions compared with float64 over the range of float32."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -28,7 +28,7 @@ Array = NDArray[np.float32]
 
 
 def off_by_two_units(x: NDArray[np.float64]) -> Array:
-    """Two units in the last place more or less, which it is differs from number to number."""
+    """Add or subtract two units in the last place, varying from number to number."""
     near = x.astype(np.float32)
     more = near.view(np.int32) % 3 > 0
     return (x * np.where(more, 1.0 + 2.0**-22, 1.0 - 2.0**-22)).astype(np.float32)
@@ -39,23 +39,23 @@ def without_subnormal(x: Array) -> Array:
 
 
 def exp2_on_a_gpu(x: Array) -> Array:
-    """The worst that PTX allows of ``ex2.approx.ftz.f32``."""
+    """``ex2.approx.ftz.f32`` with the largest error that PTX allows."""
     return without_subnormal(off_by_two_units(np.exp2(without_subnormal(x).astype(np.float64))))
 
 
 def exp_on_a_gpu(x: Array) -> Array:
-    """What Triton makes of ``tl.exp``: the argument is scaled and rounded, then ``ex2.approx.f32``."""
+    """``tl.exp`` as compiled by Triton: the argument is scaled and rounded, then ``ex2.approx.f32``."""
     return off_by_two_units(np.exp2((x * np.float32(np.log2(np.e))).astype(np.float64)))
 
 
 def quotient_on_a_gpu(x: Array, y: Array) -> Array:
-    """The worst that PTX allows of ``div.full.f32``."""
+    """``div.full.f32`` with the largest error that PTX allows."""
     return off_by_two_units(x.astype(np.float64) / y.astype(np.float64))
 
 
 @pytest.fixture(params=["exact", "as on a GPU"], autouse=True)
 def unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
-    """With numpy's elementary functions an eps; with the worst that a GPU may have instead, three."""
+    """The bound: one eps with numpy's functions, three with the largest errors allowed on a GPU."""
     if request.param == "exact":
         return EPS
     builder = InterpreterBuilder
@@ -72,7 +72,7 @@ def apply_kernel(x, out, size, FUNCTION: tl.constexpr, BLOCK: tl.constexpr):  # 
 
 
 def apply(name: str, x: Tensor) -> Tensor:
-    """The function of that name, elementwise."""
+    """A kernel that applies the function elementwise."""
     module = import_module(f"dmm_fast.triton.{'densities' if name.endswith('slope') else 'common'}")
     x = x.to(DEVICE)
     out = torch.full_like(x, float("nan"))
@@ -81,7 +81,7 @@ def apply(name: str, x: Tensor) -> Tensor:
 
 
 def everywhere(least: float, most: float) -> Tensor:
-    """Numbers between the two: evenly, and by magnitude down to the least that float32 knows."""
+    """Numbers between two limits, spaced linearly and, down to the smallest of float32, logarithmically."""
     size = torch.logspace(-37, 4.5, 20001, dtype=torch.float64)
     x = torch.cat([torch.linspace(-110.0, 110.0, 20001, dtype=torch.float64), size, -size, torch.zeros(1)])
     return x[(x >= least) & (x <= most)].float()
@@ -121,7 +121,7 @@ def test_log_softplus_is_exact_relative_to_one(unit: float) -> None:
     assert off.max() <= 4 * unit, (x[off.argmax()].item(), off.max().item() / EPS)
 
 
-def test_exp_below_and_above_what_is_normal() -> None:
+def test_exp_of_denormal_and_overflowing_results() -> None:
     x = torch.tensor([-1e30, -104.0, -95.0, 88.8, 1e30, -float("inf"), float("inf")])
     expected = x.double().exp().float()
     torch.testing.assert_close(apply("exp", x), expected, rtol=0, atol=torch.finfo(torch.float32).tiny)
@@ -132,7 +132,7 @@ def test_nan_stays_nan(name: str) -> None:
     assert apply(name, torch.tensor([float("nan")])).isnan().all()
 
 
-def test_log_1_plus_keeps_what_rounding_would_lose(unit: float) -> None:
+def test_log_1_plus_is_accurate_near_zero(unit: float) -> None:
     u = torch.cat([torch.logspace(-37, 0, 20001), torch.zeros(1)])
     expected: Any = u.double().log1p()
     off = (apply("log_1_plus", u).double() - expected).abs() / expected.clamp_min(1e-37)

@@ -18,12 +18,12 @@ if DEVICE != TRITON_DEVICE:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("op_name", [op for op in OPS if "triton" in backends_for(op)])
-def test_half_precision_rounds_only_what_goes_in_and_comes_out(op_name: str, dtype: torch.dtype) -> None:
+def test_half_precision_rounds_only_inputs_and_outputs(op_name: str, dtype: torch.dtype) -> None:
     case = CASES["empty_rows"]
     rounded = build(op_name, case, dtype)
     same = map_tensors(rounded, lambda name, t: t.float() if t.is_floating_point() else t)
     half = run_backend(op_name, rounded, case, "triton")
     for name, expected in run_backend(op_name, same, case, "triton").items():
         assert half[name].dtype == dtype, name
-        # Twice: the incoming gradients are rounded too.
+        # Twice the bound, as the incoming gradients are rounded as well.
         assert error(half[name], expected.double()) <= 2 * torch.finfo(dtype).eps, name

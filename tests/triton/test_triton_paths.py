@@ -1,4 +1,4 @@
-"""Ways through the kernels that only large batches, torch's settings or measuring open, interpreted."""
+"""Paths of the kernels for large batches, torch's settings or measuring, interpreted."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,12 +24,12 @@ from dmm_fast.triton import layers, scan, tuning
 BY_TRITON = [op for op in OPS if "triton" in backends_for(op)]
 each_op = pytest.mark.parametrize("op_name", BY_TRITON)
 
-# A row takes 17 steps or more, so that parts and blocks end within one.
+# Rows have at least 17 steps, so that parts and blocks end within rows.
 CASE = CASES["many_steps"]
 
 
 @each_op
-def test_a_large_batch_takes_larger_blocks_and_several_parts(
+def test_a_large_batch_uses_larger_blocks_and_several_parts(
     op_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tuning, "FEW_PLACES", 0)
@@ -38,7 +38,7 @@ def test_a_large_batch_takes_larger_blocks_and_several_parts(
     compare(op_name, CASE, "triton")
 
 
-def test_larger_blocks_begin_where_each_multiprocessor_has_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_larger_blocks_are_used_if_each_multiprocessor_has_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "INTERPRETED", False)
     assert [tuning.by_rule(count).BLOCK_M for count in (1, 8192, 8193)] == [16, 16, 32]
     assert [scan.blocks_for(rows, 600, 100).M.value for rows in (1, 128, 129)] == [8, 8, 64]
@@ -53,13 +53,13 @@ def test_a_part_of_scratch_is_whole_blocks() -> None:
 
 
 def rounded(x: Any) -> Any:
-    """To the ten bits that tf32 has."""
+    """Round to the ten bits of tf32."""
     return ((x.view(np.int32) + (1 << 12)) & ~((1 << 13) - 1)).view(np.float32)
 
 
 @pytest.fixture
 def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Products allowed to be tf32, and an interpreter that rounds what goes into such a product."""
+    """Allow tf32 products, and make the interpreter round their factors."""
     dot = InterpreterBuilder.create_dot
 
     def rounding_dot(self: Any, a: Any, b: Any, d: Any, precision: Any, most: Any) -> Any:
@@ -76,7 +76,7 @@ def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @each_op
 @pytest.mark.usefixtures("tensor_cores")
-def test_products_have_ten_bits_where_torch_allows_it(op_name: str) -> None:
+def test_products_are_rounded_to_tf32_where_torch_allows_it(op_name: str) -> None:
     case = CASES["particles"]
     got = run_backend(op_name, build(op_name, case), case, "triton")
     off = {name: error(got[name], truth) for name, truth in eager(op_name, case, torch.float64).items()}
@@ -90,7 +90,7 @@ def test_products_have_ten_bits_where_torch_allows_it(op_name: str) -> None:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Measuring switched on; the configs tried so far, of which the last candidate is the fastest."""
+    """Enable measuring; returns the configs tried so far, the last candidate being the fastest."""
     tried: list[Any] = []
 
     def milliseconds(run: Any, config: Any) -> float:
@@ -99,7 +99,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return -float(len(tried))
 
     monkeypatch.setattr(tuning, "milliseconds", milliseconds)
-    monkeypatch.setattr(tuning, "CANDIDATES", tuning.CANDIDATES[::5])  # a block of each size
+    monkeypatch.setattr(tuning, "CANDIDATES", tuning.CANDIDATES[::5])  # one config of each size
     monkeypatch.setattr(tuning, "TILES", tuning.TILES[::7])
     monkeypatch.setattr(tuning, "_fastest", {})
     monkeypatch.setattr(tuning, "_measures", False)
@@ -127,7 +127,7 @@ def test_nothing_is_measured_for_a_graph(measured: list[Any], monkeypatch: pytes
     assert not measured
 
 
-def test_nothing_is_measured_unasked(measured: list[Any]) -> None:
+def test_nothing_is_measured_by_default(measured: list[Any]) -> None:
     triton.autotune(False)
     compare("normal_log_prob", CASE, "triton")
     assert not measured

@@ -1,4 +1,4 @@
-"""A step whose weight gradients are computed aside: both streams wait for the memory that they take."""
+"""A step with weight gradients on a side stream: both streams wait before reusing memory."""
 
 from functools import partial
 
@@ -21,7 +21,7 @@ Done = tuple[Order, SteppedBeside, Run]
 
 @pytest.fixture(scope="module")
 def done() -> Done:
-    """A warm-up, and a step captured beside a side stream."""
+    """A warm-up, and a step captured with a side stream."""
     order = Order()
     capturer = SteppedBeside(order, partial(noted_kernels, order))
     run = Run(capturer)
@@ -31,7 +31,7 @@ def done() -> Done:
     return order, capturer, run
 
 
-def test_every_launch_waits_for_the_memory_that_it_takes(done: Done) -> None:
+def test_every_launch_waits_for_its_memory(done: Done) -> None:
     order, capturer, _ = done
     aside = [each.name for each in order.events if isinstance(each, Launch) and each.stream == "side"]
     assert aside == ["products_kernel", "sums_kernel"] * 3  # of the emission, the transition, the combiner
@@ -39,7 +39,7 @@ def test_every_launch_waits_for_the_memory_that_it_takes(done: Done) -> None:
     assert races(order.events) == []
 
 
-def test_a_step_has_the_numbers_of_a_plain_one(done: Done) -> None:
+def test_a_step_equals_a_plain_one(done: Done) -> None:
     plain = Run(None)
     for batch in BATCHES:
         plain.step(*batch, 0.5)
@@ -48,7 +48,7 @@ def test_a_step_has_the_numbers_of_a_plain_one(done: Done) -> None:
 
 
 @pytest.mark.parametrize("waiting", ["main", "side"])
-def test_without_a_wait_there_are_races(waiting: str, done: Done) -> None:
+def test_a_missing_wait_causes_races(waiting: str, done: Done) -> None:
     waits = [each for each in done[0].events if isinstance(each, Wait) and each.stream == waiting]
     assert len(waits) == {"main": 1, "side": 3}[waiting]
     for wait in waits:

@@ -1,4 +1,4 @@
-"""Launches in place of many operators of torch, against those: interpreted or on a GPU."""
+"""Single launches compared with the many operators of torch that they replace, interpreted or on a GPU."""
 
 import pytest
 import torch
@@ -36,14 +36,14 @@ def test_an_elbo_and_its_gradients(B: int, dtype: torch.dtype) -> None:
     torch.testing.assert_close(loss, -exact, rtol=1e-12, atol=1e-12)
     for gradient, (log_prob, scale, sign) in zip(gradients, terms, strict=True):
         assert (gradient.dtype, gradient.shape) == (dtype, log_prob.shape)
-        # The interpreter truncates what the GPU rounds.
+        # The interpreter truncates where the GPU rounds.
         right = torch.full_like(gradient, -sign * float(scale) / 4)
         torch.testing.assert_close(gradient, right, rtol=torch.finfo(dtype).eps, atol=0)
 
 
 @pytest.mark.parametrize("kind", [torch.bool, torch.float32, torch.int64, None])
 @pytest.mark.parametrize("by_feature", [False, True])
-def test_what_is_not_observed_is_zero(kind: torch.dtype | None, by_feature: bool) -> None:
+def test_unobserved_entries_are_zero(kind: torch.dtype | None, by_feature: bool) -> None:
     B, T, D = 5, 37, 11
     x = randn(B, D, T).mT  # strided
     lengths = torch.tensor([37, 0, 1, 20, 36], device=DEVICE)

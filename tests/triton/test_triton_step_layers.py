@@ -1,4 +1,4 @@
-"""Layers of every step, interpreted, against torch's in float64."""
+"""Layers over all steps, interpreted, compared with torch in float64."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ LENGTHS = torch.tensor([5, 0, 3])
 VALID = (torch.arange(T) < LENGTHS[:, None])[..., None]
 
 
-def test_layers_stand_side_by_side_and_are_zero_past_the_ends() -> None:
+def test_layers_are_concatenated_and_zero_past_the_ends() -> None:
     h, w_loc, b_loc, w_scale, b_scale = (torch.randn(s) for s in [(P, B, T, H), (Z, H), (Z,), (Z, H), (Z,)])
     h = torch.where(VALID, h, float("nan"))
     got = step_layers(h, [(w_loc, b_loc), (w_scale, b_scale)], LENGTHS, scale=0.5)

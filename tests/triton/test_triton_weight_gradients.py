@@ -1,4 +1,4 @@
-"""Weight gradients of groups of layers against float64, interpreted or on a GPU."""
+"""Weight gradients of groups of layers compared with float64, interpreted or on a GPU."""
 
 from collections.abc import Callable
 
@@ -41,7 +41,7 @@ def padded(tensor: Tensor, value: float) -> Tensor:
 
 
 def of_rnn(value: float, double: bool) -> Grads:
-    """By torch in float64, else by the kernels, with ``value`` past the ends; all begin with one start."""
+    """By torch in float64, or by the kernels, with ``value`` past the ends and a shared initial state."""
     rows = randn(P, B, T, H)
     given = padded(rows, value), randn(P, B, H), padded(rows.relu(), value), randn(H)[None, None]
     dx_proj, dh_0, h, h_0 = (t.double() if double else t.to(DEVICE) for t in given)
@@ -53,7 +53,7 @@ def of_rnn(value: float, double: bool) -> Grads:
 
 
 def of_combiner(value: float, double: bool) -> Grads:
-    """See :func:`of_rnn`; each sequence has a start of its own."""
+    """As :func:`of_rnn`, with an initial state for each sequence."""
     given = [padded(randn(P, B, T, width), value) for width in (H, 2 * Z, H, H, Z)]
     da, dout, g, h, z = (t.double() if double else t.to(DEVICE) for t in given)
     dz_q_0, z_q_0 = (t.double() if double else t.to(DEVICE) for t in randn(2, P, B, Z))
@@ -112,8 +112,8 @@ def test_each_flow_has_the_gradients_of_its_own_rows() -> None:
 
 @pytest.mark.parametrize("direction", ["backward", "forward"])
 @pytest.mark.parametrize("empty", [slice(0, 70), slice(60, 131), slice(0, 131)])
-def test_many_sequences_of_which_many_are_empty(empty: slice, direction: str) -> None:
-    """More of them than a search reads at a time, each with a start of its own."""
+def test_many_empty_sequences(empty: slice, direction: str) -> None:
+    """More sequences than a search reads at once, each with its own initial state."""
     lengths = torch.arange(131) % 4
     lengths[empty] = 0
     dx_proj, h = randn(2, 131, 3, 6), randn(2, 131, 3, 6)
@@ -125,7 +125,7 @@ def test_many_sequences_of_which_many_are_empty(empty: slice, direction: str) ->
 
 
 @pytest.mark.parametrize("tiles", [Tiles(), Tiles(16, 32, 16), Tiles(128, 16, 64)])
-def test_any_tiles_give_the_sums(tiles: Tiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_tiles_give_the_same_sums(tiles: Tiles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weight_gradients, "cut_for", lambda sums, layers: Cut(tiles))
     rows = randn(300, 90)
     pieces = [slice(0, 1), slice(1, 66), slice(66, 90)]

@@ -1,12 +1,12 @@
-"""The way of a warp through a kernel's machine code, loops and all.
+"""The path of a warp through the machine code of a kernel, with all iterations of loops.
 
-Of conditional branches these are taken:
+These conditional branches are taken:
 
-1. One that ends a loop, as often as the loop is passed. A loop with products of matrices has the passes of
-   such a loop of the source, in the order in which they begin (where some are missing, the shortest were
-   unrolled); any other is passed once.
-2. One over a call: those are to divisions of 64 bits, which small numbers do without.
-3. An exit between products of matrices: a program has a tile of one of several layers, here of the first.
+1. A branch that ends a loop, for each iteration. Loops with matrix products have the iterations of such loops
+   in the source, in the order of their starts (if some are missing, the shortest were unrolled); other loops
+   have one iteration.
+2. A branch over a call: calls are to divisions of 64 bits, which small numbers do not need.
+3. An exit between matrix products: a program has a tile of one of several layers, here of the first.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ def warp_path(code: Sequence[Instruction], passes: Sequence[int]) -> list[Instru
 
     Args:
         code: the kernel's instructions in the order of their addresses.
-        passes: how often each loop of the source with products is passed.
+        passes: the iterations of each loop with products in the source.
 
     Raises:
         ValueError: the machine code has more loops with products than there are ``passes``.
     """
     place = {instruction.address: index for index, instruction in enumerate(code)}
     products = [index for index, instruction in enumerate(code) if instruction.kind in PRODUCTS]
-    ends: dict[int, int] = {}  # of each loop, by where it begins
+    ends: dict[int, int] = {}  # of each loop, by its address
     for index, instruction in enumerate(code):
         if instruction.target is not None and instruction.target < instruction.address:
             ends[place[instruction.target]] = index

@@ -1,1 +1,1 @@
-"""The stages of a run; the table in ``benchmarks.gpu.runner`` names the functions that list their units."""
+"""The stages of a run; ``benchmarks.gpu.runner.STAGES`` names the functions that list their units."""

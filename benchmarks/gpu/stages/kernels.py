@@ -1,37 +1,37 @@
-"""Every op and SVI step once at the tutorial's sizes, in many processes: later stages compile nothing."""
+"""Warm-up compile: every op and SVI step once at the tutorial's sizes, in many processes."""
 
 from collections.abc import Iterator
 from functools import partial
 
-from benchmarks.contestants import CAPTURABLE, GRAPHED, OURS, starting_parameters
 from benchmarks.draws import Sizes
-from benchmarks.gpu.exercise import SMALL, op_jobs
+from benchmarks.gpu.call_ops import SMALL, op_jobs
 from benchmarks.gpu.pool import Job, run_all
 from benchmarks.gpu.stage import Stage, Unit
 from benchmarks.gpu.stages import guides
 from benchmarks.gpu.stages.steps import tutorial_case
 from benchmarks.guides import Run
+from benchmarks.implementations import CAPTURABLE, GRAPHED, OURS, starting_parameters
 from benchmarks.precision import multiplied_in
-from benchmarks.racer import Contestant
+from benchmarks.stepper import Implementation
 
-STEPPING: tuple[Contestant, ...] = (*OURS, CAPTURABLE, GRAPHED)
+STEPPING: tuple[Implementation, ...] = (*OURS, CAPTURABLE, GRAPHED)
 
 
 def units(stage: Stage) -> Iterator[Unit]:
-    """All of them at once."""
+    """A single unit, which compiles everything."""
     yield Unit("compile", lambda: compile_all(stage), seconds=float("inf"))
 
 
 def compile_all(stage: Stage) -> None:
-    """Leave out the kernels that failed the smoke test; raise where a job fails here."""
+    """Run all jobs, except for kernels that failed the smoke test; raise if a job fails."""
     if errors := [ended.error for ended in run_all(stage, jobs(stage)) if ended.error]:
         raise RuntimeError("\n".join(errors))
 
 
 def jobs(stage: Stage) -> list[Job]:
-    """The ops, then the steps: these find most of their kernels compiled when they begin.
+    """Jobs of the ops, then of the steps, most of whose kernels are compiled by then.
 
-    A quick run has the ops alone.
+    A quick run has only those of the ops.
     """
     failed = {f"{row['op']}, {row['backend']}" for row in stage.record.failed_kernels()}
     sizes = SMALL if stage.quick else Sizes()
@@ -40,28 +40,28 @@ def jobs(stage: Stage) -> list[Job]:
 
 
 def step_jobs(stage: Stage) -> Iterator[Job]:
-    """Steps with flows first, which launch the most; a guide's as its stage takes them."""
+    """Jobs of the steps, those with flows, which have the most kernels, first."""
     for run in sorted(guides.RUNS, key=lambda run: run.flows, reverse=True):
         yield Job(f"guide {run.name}", partial(step_with_guide, stage, run))
-    for contestant in STEPPING:
-        yield Job(f"step of {contestant.name}", partial(step_of, stage, contestant))
+    for implementation in STEPPING:
+        yield Job(f"step of {implementation.name}", partial(step_of, stage, implementation))
 
 
-def step_of(stage: Stage, contestant: Contestant) -> None:
-    """A step as it comes."""
+def step_of(stage: Stage, implementation: Implementation) -> None:
+    """Take an eager step."""
     case = tutorial_case(stage)
     with multiplied_in(case.precision):
-        racer = contestant.setup(case, starting_parameters(case.sizes))
-        with racer.active():
-            racer.run()
+        stepper = implementation.setup(case, starting_parameters(case.sizes))
+        with stepper.active():
+            stepper.run()
 
 
 def step_with_guide(stage: Stage, run: Run) -> None:
-    """The steps of a guide that are compared, each as it comes."""
+    """Take the eager steps that the stage of guides compares."""
     case = guides.case_of(stage, run)
     with multiplied_in(case.precision):
-        guides.verdicts(stage, run, case)
-        for contestant in (CAPTURABLE, GRAPHED):
-            racer = contestant.setup(case, guides.parameters_of(case))
-            with racer.active():
-                racer.run()
+        guides.check_results(stage, run, case)
+        for implementation in (CAPTURABLE, GRAPHED):
+            stepper = implementation.setup(case, guides.parameters_of(case))
+            with stepper.active():
+                stepper.run()

@@ -1,4 +1,4 @@
-"""The machine, the versions and the library of a run."""
+"""Facts about the machine, the software versions and the compiled library."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,7 +13,7 @@ from dmm_fast.cuda.devices import CLUSTER_SIZES, cuda_device
 
 
 def units(stage: Stage) -> Iterator[Unit]:
-    """Versions, the library, the clocks before anything has run, and facts about the GPU."""
+    """Units for versions, the library, the initial clocks, and properties of the GPU."""
     yield Unit("meta", lambda: stage.record.add("meta", meta(stage)))
     asked: dict[str, Callable[[], object]]
     asked = {"library": partial(library, stage.device), "clocks": machine.clocks}
@@ -21,27 +21,27 @@ def units(stage: Stage) -> Iterator[Unit]:
         asked["properties"] = lambda: str(torch.cuda.get_device_properties(0))
         asked |= {"stream": stream, "clusters_at_once": clusters}
     for name, ask in asked.items():
-        yield Unit(name, partial(tell, stage, name, ask))
+        yield Unit(name, partial(record_fact, stage, name, ask))
 
 
-def tell(stage: Stage, name: str, ask: Callable[[], object]) -> None:
-    """Record and print the answer."""
+def record_fact(stage: Stage, name: str, ask: Callable[[], object]) -> None:
+    """Record and print a fact."""
     found = ask()
     stage.record.detail(**{name: found})
     print(f"  {name}: {found}", flush=True)
 
 
 def meta(stage: Stage) -> dict[str, object]:
-    """The facts that every suite records; the commit as it was given where git knows none."""
+    """The metadata of a results file, with the given commit outside a git checkout."""
     known = machine.meta(torch.device(stage.device), quick=stage.quick)
     return known | ({"commit": stage.commit} if stage.commit else {})
 
 
 def library(device: str) -> dict[str, object]:
-    """The compiled library that was found.
+    """Facts about the compiled library.
 
     Raises:
-        RuntimeError: it has no kernels for the device.
+        RuntimeError: the library has no kernels for the device.
     """
     found = ops.info()
     if not found["cuda_architectures" if device == "cuda" else "instruction_set"]:
@@ -50,17 +50,17 @@ def library(device: str) -> dict[str, object]:
 
 
 def stream() -> str:
-    """Whether a kernel runs on torch's current stream, which the library has to find."""
+    """Test whether a kernel runs on the current stream of torch, which the library must look up."""
     param, grad, average, square = (torch.tensor([n], device="cuda") for n in (3.0, 1.0, 0.0, 0.0))
     numbers: dict[str, Any] = {"step": 1, "lr": 1.0, "beta1": 0.0, "beta2": 0.0, "eps": 0.0}
     numbers |= {"weight_decay": 0.0, "clip_norm": 1.0}
-    # With no averages kept, the parameter moves by the learning rate against the sign of its gradient.
+    # With betas of 0, the parameter changes by the learning rate against the sign of its gradient.
     with ops.use_backend("cuda"):
         ops.clipped_adam([param], [grad], [average], [square], **numbers)
-    return "found" if param.item() == 2.0 else "a kernel on it computed something else"
+    return "found" if param.item() == 2.0 else "a kernel on it returned a wrong result"
 
 
 def clusters() -> dict[str, int]:
-    """Count the clusters of each size that run at a time with all the shared memory a block may have."""
+    """The number of concurrent clusters of each size whose blocks use the maximum of shared memory."""
     device = cuda_device(torch.cuda.current_device())
     return {str(size): device.at_once(size) for size in CLUSTER_SIZES[1:]}

@@ -1,4 +1,4 @@
-"""Train to the tutorial's test NLL, the tutorial itself beside it for the same wall time."""
+"""Training to the tutorial's test NLL, interleaved with the tutorial for the same wall time."""
 
 import time
 from collections.abc import Iterator
@@ -11,20 +11,20 @@ from benchmarks.gpu.stage import Stage, Unit
 from benchmarks.precision import IEEE, multiplied_in
 from dmm_fast.data import Dataset
 
-# What evaluation and writing need at the end.
+# Seconds reserved for the last evaluation and for writing.
 RESERVE = 5.0
-# Seconds between evaluations, each of which takes a fraction of one; and at most so many evaluations.
+# Seconds between evaluations, each of which takes less than one; and the largest number of evaluations.
 TURN, MOST_TURNS = 2.0, 20
 
 
 def units(stage: Stage) -> Iterator[Unit]:
-    """One race."""
+    """A single unit."""
     yield Unit("train to quality", lambda: train(stage), seconds=float("inf"))
 
 
 @multiplied_in(IEEE)
 def train(stage: Stage) -> None:
-    """Check both, train both, and say how far each came."""
+    """Check both, train both, and record their curves."""
     device = torch.device(stage.device)
     data = quality.chosen_data(data_file(stage.data))
     if stage.quick:
@@ -34,13 +34,13 @@ def train(stage: Stage) -> None:
         turn=max(TURN, stage.left() / (2 * MOST_TURNS)),  # both train
         deadline=time.monotonic() + stage.left() - RESERVE,
     )
-    verdicts = quality.checked(data, device)
-    for verdict in verdicts:
-        stage.record.correctness(verdict.as_dict())
-    if not all(verdict.ok for verdict in verdicts):
-        stage.record.not_run(data.name, "all", "the sides do not compute the same")
+    check_results = quality.check_both(data, device)
+    for result in check_results:
+        stage.record.correctness(result.as_dict())
+    if not all(result.ok for result in check_results):
+        stage.record.not_run(data.name, "all", "the implementations do not agree")
         return
-    both = quality.contestants(data, device)
-    quality.race(*both, plan)
-    for trainee in both[::-1] if both[0].ms else ():  # there may have been no time for a turn
-        stage.record.add("cases", quality.row(trainee, data.name))
+    both = quality.training_runs(data, device)
+    quality.train_interleaved(*both, plan)
+    for training_run in both[::-1] if both[0].ms else ():  # empty if there was no time for a turn
+        stage.record.add("cases", quality.row(training_run, data.name))

@@ -1,4 +1,4 @@
-"""The rowwise ops at the tutorial's sizes: their times, and the work that bounds them."""
+"""Times of the rowwise ops at the tutorial's sizes, with their bytes and operations."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,8 +10,8 @@ from benchmarks.cases import TUTORIAL_BATCH
 from benchmarks.draws import Sizes
 from benchmarks.errors import QUICK
 from benchmarks.gpu.calls import SCANS, Call, Function, by, every_op, reference_of, runnable
-from benchmarks.gpu.clocked import Part, clock_if_right, work_of
 from benchmarks.gpu.stage import Stage, Unit
+from benchmarks.gpu.timed_case import Part, time_if_correct, work_of
 
 SUITE = "rowwise"
 BATCHES = (TUTORIAL_BATCH, 256)
@@ -20,7 +20,7 @@ COMPILING = 60.0  # seconds, for all kernels of an op
 
 
 def units(stage: Stage) -> Iterator[Unit]:
-    """An op of a backend at one size is a unit; what has to be compiled for minutes comes last."""
+    """A unit for each op, backend and size; those that torch.compile compiles for minutes come last."""
     ops = [op for op in every_op() if op not in SCANS]
     sizes = [QUICK] if stage.quick else [replace(Sizes(), B=B) for B in BATCHES]
     calls = [
@@ -31,7 +31,7 @@ def units(stage: Stage) -> Iterator[Unit]:
 
 
 def time_op(stage: Stage, op: str, sizes: Sizes, name: str) -> None:
-    """Check it, then time the forward and, where there is a backward, both."""
+    """Check an op, then time its forward pass and, if it is differentiable, forward and backward."""
     call, function = Call(op, sizes, stage.device), by(name, op)
     if name == COMPILED:
         torch._dynamo.reset()
@@ -42,4 +42,4 @@ def time_op(stage: Stage, op: str, sizes: Sizes, name: str) -> None:
         both = Part("forward and backward", call.both(function), work_of(call, both=True))
         return [forward, both] if call.wanted else [forward]
 
-    clock_if_right(stage, SUITE, call, f"{op}, B={sizes.B}, T={sizes.T}", name, function, parts)
+    time_if_correct(stage, SUITE, call, f"{op}, B={sizes.B}, T={sizes.T}", name, function, parts)

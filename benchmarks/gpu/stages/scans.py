@@ -1,4 +1,4 @@
-"""Microseconds a time step of the scans, beside cuDNN's recurrence and the floor of the exchanges."""
+"""Times of the scans, of cuDNN's recurrence, and of the floors of the exchanges."""
 
 import copy
 import itertools
@@ -12,28 +12,28 @@ from torch import Tensor
 
 from benchmarks import exchange_floor
 from benchmarks.cases import TUTORIAL_STEPS
-from benchmarks.correctness import Verdict
+from benchmarks.correctness import CheckResult
 from benchmarks.draws import Sizes
 from benchmarks.errors import QUICK
 from benchmarks.gpu.calls import SCANS, Call, Function, by, runnable
-from benchmarks.gpu.clocked import Part, clock, clock_if_right, work_of
-from benchmarks.gpu.cuts import time_cuts
 from benchmarks.gpu.measure import time_calls
+from benchmarks.gpu.plan_sweep import time_plans
 from benchmarks.gpu.plans import fastest
 from benchmarks.gpu.smoke import FLOOR_KERNEL, FLOOR_STORES, WORDS
 from benchmarks.gpu.stage import Stage, Unit
+from benchmarks.gpu.timed_case import Part, time_if_correct, time_parts, work_of
 from benchmarks.precision import IEEE, multiplied_in
 from dmm_fast.cuda.devices import Device, cuda_device
 from dmm_fast.cuda.plan import Plan, combiner_plans, rnn_plans, scan_plans
 
 SUITE = "scans"
 FASTEST = "cuda"
-# The variants of the exchange floor: blocks of a cluster, how numbers are stored, warps that store them.
+# Variants of the exchange floor: blocks per cluster, and warps that store.
 CLUSTERS, WARPS = (8, 16), (1, 2, 4)
-# The slope between two numbers of steps is free of the launch.
+# The slope between two numbers of steps excludes the launch overhead.
 FLOOR_STEPS = (TUTORIAL_STEPS, 8 * TUTORIAL_STEPS)
 UNIT_SECONDS = 45.0
-# Other sizes than the tutorial's, one of them varied at a time, those that matter most first.
+# Other sizes than the tutorial's, one varied at a time, the most important ones first.
 ALONG = (
     *(("B", 1), ("B", 64), ("B", 256), ("T", 1024)),
     *(("H", 64), ("H", 128), ("H", 256), ("H", 1024), ("B", 4), ("B", 1024), ("T", 4096)),
@@ -41,7 +41,7 @@ ALONG = (
 
 
 def units(stage: Stage) -> Iterator[Unit]:
-    """The tutorial's size, PyTorch's own recurrence and the floors; then the slow ones, and other plans."""
+    """Units at the tutorial's size: CUDA scans, cuDNN, floors; then slower backends and plan sweeps."""
     sizes = QUICK if stage.quick else Sizes()
     scans = list(_of_each_backend(stage, sizes))
     fast = [unit for unit in scans if unit.name.endswith(f", {FASTEST}")]
@@ -56,11 +56,11 @@ def units(stage: Stage) -> Iterator[Unit]:
         yield Unit(f"floor, clusters of {cluster_size}", partial(time_floors, stage, cluster_size, sizes))
     yield from (unit for unit in scans if unit not in fast)
     for scan in scan_plans(1, 1, 1):
-        yield Unit(f"plan sweep of {scan}", partial(time_cuts, stage, SUITE, scan, sizes), UNIT_SECONDS)
+        yield Unit(f"plan sweep of {scan}", partial(time_plans, stage, SUITE, scan, sizes), UNIT_SECONDS)
 
 
 def size_units(stage: Stage) -> Iterator[Unit]:
-    """Other sizes than the tutorial's, one of them varied at a time."""
+    """Units at other sizes than the tutorial's, one of them varied at a time."""
     for axis, n in ALONG[: 1 if stage.quick else None]:
         varied: dict[str, Any] = {axis: n}
         sizes = replace(QUICK if stage.quick else Sizes(), **varied)
@@ -80,9 +80,9 @@ def _case(sizes: Sizes) -> str:
 
 
 def time_scan(stage: Stage, op: str, name: str, sizes: Sizes) -> None:
-    """Check it, then time forward, backward alone, and both, which a graph can hold."""
+    """Check a scan, then time forward, backward, and both; all but backward alone also from a graph."""
     call, T = Call(op, sizes, stage.device), sizes.T
-    # Thousands of steps of eager kernels take longer to capture than all else here together.
+    # Capturing thousands of eager steps would take longer than the rest of the stage.
     graph = name != "reference" or T <= TUTORIAL_STEPS
 
     def parts(function: Function) -> list[Part]:
@@ -92,17 +92,17 @@ def time_scan(stage: Stage, op: str, name: str, sizes: Sizes) -> None:
             Part("forward and backward", call.both(function), work_of(call, both=True), graph, T),
         ]
 
-    clock_if_right(stage, SUITE, call, f"{op}, {_case(sizes)}", name, by(name, op), parts)
+    time_if_correct(stage, SUITE, call, f"{op}, {_case(sizes)}", name, by(name, op), parts)
 
 
 @multiplied_in(IEEE)
 def time_rnn(stage: Stage, sizes: Sizes) -> None:
-    """PyTorch's own recurrence, on a GPU cuDNN's, projecting its inputs from D features; all rows full."""
+    """Time PyTorch's RNN, on a GPU cuDNN's, including its input projection, with rows of full length."""
     for dtype in (torch.float32, torch.float16) if stage.device == "cuda" else (torch.float32,):
         rnn = torch.nn.RNN(sizes.D, sizes.H, nonlinearity="relu").to(stage.device, dtype)
         x = torch.randn(sizes.T, sizes.B, sizes.D, device=stage.device, dtype=dtype, requires_grad=True)
         incoming = torch.randn(sizes.T, sizes.B, sizes.H, device=stage.device, dtype=dtype)
-        # The graph of the backward alone stays alive: its leaves are not those of a capture (Call.backward).
+        # The autograd graph for backward alone stays alive, so it needs its own leaves (see Call.backward).
         held, held_x = copy.deepcopy(rnn), x.detach().clone().requires_grad_()
         h, of_held = held(held_x)[0], (held_x, *held.parameters())
 
@@ -118,11 +118,11 @@ def time_rnn(stage: Stage, sizes: Sizes) -> None:
             Part("forward and backward", both, {}, steps=sizes.T),
         )
         impl = f"nn.RNN, {str(dtype).removeprefix('torch.')}"
-        clock(stage, SUITE, f"rnn_scan, {_case(sizes)}", impl, parts)
+        time_parts(stage, SUITE, f"rnn_scan, {_case(sizes)}", impl, parts)
 
 
 class Floor(NamedTuple):
-    """Exchanges to time: ``width`` numbers of each block; ``warps`` 0: all of the block store."""
+    """An exchange to time: ``width`` floats per block, stored by ``warps`` of its warps; 0: by all."""
 
     case: str
     clusters: int
@@ -134,7 +134,7 @@ class Floor(NamedTuple):
 
 
 def time_floors(stage: Stage, size: int, sizes: Sizes) -> None:
-    """A recurrence's exchanges and nothing else, stored in every way, on the clusters that run at a time."""
+    """Time the exchanges of a recurrence with every kind of store, on all clusters that run concurrently."""
     case = f"exchange floor, clusters of {size}, B={sizes.B}, H={sizes.H}"
     if not _has_floor(stage, case):
         return
@@ -145,12 +145,12 @@ def time_floors(stage: Stage, size: int, sizes: Sizes) -> None:
     rows = -(-sizes.B // most)
     floor = Floor(case, -(-sizes.B // rows), size, rows * -(-sizes.H // size))
     for store, warps in itertools.product(FLOOR_STORES, WARPS):
-        told = {"rows_a_cluster": rows, "clusters_at_once": most}
-        _time_exchanges(stage, floor._replace(store=store, warps=warps), told)
+        fields = {"rows_a_cluster": rows, "clusters_at_once": most}
+        _time_exchanges(stage, floor._replace(store=store, warps=warps), fields)
 
 
 def time_floor_of_plan(stage: Stage, scan: str, sizes: Sizes, by_memory: bool = False) -> None:
-    """A floor of a scan's time: the exchanges of its plan here, or of the best through device memory."""
+    """Time the exchanges of a scan under its plan here, or under the best plan through device memory."""
     case = f"exchange floor of {scan}{', by memory' * by_memory}, {_case(sizes)}"
     if not _has_floor(stage, case):
         return
@@ -162,8 +162,8 @@ def time_floor_of_plan(stage: Stage, scan: str, sizes: Sizes, by_memory: bool = 
     floor = Floor(case, plan.clusters, plan.cluster_size, plan.rows_per_cluster * plan.given, plan.threads)
     if plan.exchange == "memory":
         floor = floor._replace(store=WORDS)
-    told = {"rows_a_cluster": plan.rows_per_cluster, "plan": str(plan)}
-    _time_exchanges(stage, floor, told)
+    fields = {"rows_a_cluster": plan.rows_per_cluster, "plan": str(plan)}
+    _time_exchanges(stage, floor, fields)
 
 
 def _by_memory(scan: str, sizes: Sizes, device: Device) -> Plan:
@@ -173,8 +173,8 @@ def _by_memory(scan: str, sizes: Sizes, device: Device) -> Plan:
     return fastest(combiner_plans, 3, "memory", sizes.B, sizes.H, sizes.Z, device, backward)
 
 
-def _time_exchanges(stage: Stage, floor: Floor, told: dict[str, Any]) -> None:
-    """Check and time them; the width is made a multiple of what a thread may store at once."""
+def _time_exchanges(stage: Stage, floor: Floor, fields: dict[str, Any]) -> None:
+    """Check and time an exchange; the width is rounded up to a multiple of the floats per store."""
     multiple = 3 if floor.store == WORDS else 4
     width = -(-floor.width // multiple) * multiple
     rings = torch.randn(floor.clusters, floor.cluster_size * width, device=stage.device)
@@ -185,12 +185,12 @@ def _time_exchanges(stage: Stage, floor: Floor, told: dict[str, Any]) -> None:
 
     same = torch.equal(exchange(FLOOR_STEPS[0]), rings.roll(-FLOOR_STEPS[0], 1))
     impl = f"{floor.store}, {f'{floor.warps} warps' if floor.warps else f'{floor.threads} threads'}"
-    row = Verdict("exchange_floor", "cuda", f"{floor.case}, {impl}", float(not same), 0.0, same)
+    row = CheckResult("exchange_floor", "cuda", f"{floor.case}, {impl}", float(not same), 0.0, same)
     stage.record.correctness(row.as_dict())
     few, many = (time_calls(partial(exchange, n), stage.device, seconds=0.05) for n in FLOOR_STEPS)
     slope = 1e3 * (many.median - few.median) / (FLOOR_STEPS[1] - FLOOR_STEPS[0])
-    told = {"clusters": floor.clusters, "width": width, "us_per_step": slope, **told}
-    stage.record.case(SUITE, floor.case, impl, few.as_dict(), steps=FLOOR_STEPS[0], **told)
+    fields = {"clusters": floor.clusters, "width": width, "us_per_step": slope, **fields}
+    stage.record.case(SUITE, floor.case, impl, few.as_dict(), steps=FLOOR_STEPS[0], **fields)
 
 
 def _has_floor(stage: Stage, case: str) -> bool:

@@ -1,4 +1,4 @@
-"""Every CUDA kernel in a process of its own, all at once, each with a limit that begins when it is ready."""
+"""Smoke tests of every CUDA kernel, in concurrent processes with time limits of their own."""
 
 import json
 import sys
@@ -12,17 +12,17 @@ from benchmarks.gpu.smoke import EVERY, READY, RESULT, row_of
 from benchmarks.gpu.stage import Stage, Unit
 from benchmarks.report.smoke import smoke_table
 
-# For a kernel, once its process has imported torch and made its context; and for that.
+# Limits for a kernel, and for its process to import torch and create a context before.
 SECONDS, STARTING = 10.0, 45.0
 
 
 def units(stage: Stage) -> Iterator[Unit]:
-    """All kernels at once."""
+    """A single unit for all kernels."""
     yield Unit("smoke", partial(check_all, stage), STARTING + 2 * SECONDS, overrun=True)
 
 
 def check_all(stage: Stage) -> None:
-    """Write a row for each kernel, and go on without those that fail."""
+    """Record a row for each kernel; raise if one of them failed."""
     with ThreadPoolExecutor(len(EVERY)) as pool:
         for ended in as_completed(pool.submit(run_kernel, stage, name) for name in EVERY):
             stage.record.add("smoke", ended.result())
@@ -33,7 +33,7 @@ def check_all(stage: Stage) -> None:
 
 
 def run_kernel(stage: Stage, name: str) -> Row:
-    """The row that the kernel's process prints, or one that says how it ended without."""
+    """The row printed by the process of a kernel, or a row that describes how the process ended."""
     command = [sys.executable, "-u", "-m", "benchmarks.gpu.smoke", name, "--device", stage.device]
     command += ["--quick"] * stage.quick + (["--plugin", stage.plugin] if stage.plugin else [])
     ended = run(command, SECONDS, show=False, ready=READY, starting=STARTING, interrupt=0.0)

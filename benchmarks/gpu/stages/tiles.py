@@ -1,7 +1,7 @@
-"""A sweep of tiles: each Triton launch of an SVI step timed alone, with other tiles than the chosen ones.
+"""Tile sweep: times of each Triton launch of an SVI step, with the chosen tiles and with other tiles.
 
-The step is taken once with every launch noted; what is timed is a launch from a graph, again and again on
-the same numbers, so that its operands are in the L2 cache as they mostly are in a step.
+The launches are recorded in one step. Each is then replayed repeatedly from a graph on the same data, so that
+its operands are in the L2 cache, as they mostly are in a step.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,22 +11,22 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from benchmarks.cases import Case
-from benchmarks.contestants import OURS, starting_parameters
 from benchmarks.gpu.measure import time_launches
 from benchmarks.gpu.pool import Job, run_all
 from benchmarks.gpu.record import whole_traceback
 from benchmarks.gpu.stage import ProcessSpentError, Stage, Unit
 from benchmarks.gpu.stages.steps import tutorial_case
+from benchmarks.implementations import OURS, starting_parameters
 from benchmarks.precision import multiplied_in
 from dmm_fast.triton import tuning
 from dmm_fast.triton.tuning import Tiles
 
 SUITE = "tiles"
-# The kind of row in the record that names a candidate whose kernels are compiled and fit the GPU.
+# The kind of record for a candidate whose kernels are compiled and fit the GPU.
 FITS = "fits"
-# The part of the stage's time for the compiler; seconds that a candidate takes at the most.
+# Fraction of the stage's time for compilation; seconds reserved to time a candidate.
 COMPILING, A_CANDIDATE = 0.7, 1.0
-# Other tiles than the chosen ones. Kernels of whole rows have all columns in blocks of 128.
+# Candidates. Kernels of whole rows process all columns in blocks of 128.
 WHOLE_ROWS = (
     Tiles(16, 128, 16, 4, 3),
     Tiles(16, 128, 32, 4, 3),
@@ -45,7 +45,7 @@ COLUMNS = (
 
 
 class Launch(NamedTuple):
-    """A launch of a step: what it is called, what runs it with a candidate, the choice and the others."""
+    """A launch of a step: its name, a function that runs it with given tiles, the chosen tiles and others."""
 
     name: str
     run: Callable[[Any], object]
@@ -54,18 +54,18 @@ class Launch(NamedTuple):
 
 
 def units(stage: Stage) -> Iterator[Unit]:
-    """Compile all in many processes, then time one launch after another."""
+    """A unit that compiles all candidates in many processes, and one that times them in sequence."""
     if stage.device != "cuda":
-        stage.record.not_run("tiles", "triton", "it takes a GPU")
+        stage.record.not_run("tiles", "triton", "it requires a GPU")
         return
     yield Unit("compile the tiles", lambda: compile_all(stage), seconds=float("inf"))
     yield Unit("time the tiles", lambda: time_all(stage), seconds=float("inf"))
 
 
 def launches_of(case: Case) -> list[Launch]:
-    """Take an SVI step and note its launches over tiles, and its products of weights.
+    """Take an SVI step and record its launches over tiles, and its products for weight gradients.
 
-    Those that matter the most come first: of whole rows, then products, then those of columns.
+    The most important ones come first: launches of whole rows, then products, then launches of columns.
     """
     from dmm_fast.triton import layers, step_gradients, weight_gradients
 
@@ -99,14 +99,14 @@ def launches_of(case: Case) -> list[Launch]:
         note(products, what, run, chosen, cuts)
         return out
 
-    (contestant,) = (one for one in OURS if one.name == "dmm_fast, SequenceELBO")
-    racer = contestant.setup(case, starting_parameters(case.sizes))
-    with ExitStack() as stack, multiplied_in(case.precision), racer.active():
-        racer.run()
+    (implementation,) = (one for one in OURS if one.name == "dmm_fast, SequenceELBO")
+    stepper = implementation.setup(case, starting_parameters(case.sizes))
+    with ExitStack() as stack, multiplied_in(case.precision), stepper.active():
+        stepper.run()
         stack.enter_context(patch.object(tuning, "choose", choose))
         for module, name in ((step_gradients, "weight_gradients"), (layers, "products_of_rows")):
             stack.enter_context(patch.object(module, name, noted))
-        racer.run()
+        stepper.run()
     return [*rows, *products, *columns]
 
 
@@ -116,12 +116,12 @@ _noted: dict[str, Launch] = {}
 
 
 def take_step(stage: Stage) -> None:
-    """Note the launches of a step, for all candidates that this process compiles."""
+    """Record the launches of a step, which this process needs to compile candidates."""
     _noted.update((launch.name, launch) for launch in launches_of(tutorial_case(stage)))
 
 
 def compile_one(stage: Stage, name: str, candidate: Any) -> bool:
-    """Run a launch with a candidate; whether the GPU has the memory for it."""
+    """Run a launch with a candidate; returns False if it exceeds the memory of the GPU."""
     from triton.runtime.errors import OutOfResources
 
     try:
@@ -133,7 +133,7 @@ def compile_one(stage: Stage, name: str, candidate: Any) -> bool:
 
 
 def candidate_jobs(stage: Stage, launches: list[Launch]) -> Iterator[Job]:
-    """A job for each candidate; the chosen ones are compiled already."""
+    """A job for each candidate except for the chosen ones, which are compiled already."""
     for launch in launches:
         for candidate in launch.others:
             run = partial(compile_one, stage, launch.name, candidate)
@@ -149,7 +149,7 @@ def compile_all(stage: Stage) -> None:
         if each.value:
             stage.record.add(FITS, {"name": each.name})
         elif each.error is None:
-            stage.record.not_run(each.name, "triton", "the GPU has not the memory for it")
+            stage.record.not_run(each.name, "triton", "it exceeds the memory of the GPU")
     if errors := [each.error for each in ended if each.error]:
         raise RuntimeError("\n".join(errors))
 
@@ -158,7 +158,7 @@ def compile_all(stage: Stage) -> None:
 
 
 def time_all(stage: Stage) -> None:
-    """Record the time of each candidate that fits; those of a launch follow its chosen one."""
+    """Record the time of each candidate that fits; for every launch the chosen one comes first."""
     case = tutorial_case(stage)
     fitting = {row["name"] for row in stage.record.found(FITS)}
     with multiplied_in(case.precision):
@@ -168,7 +168,7 @@ def time_all(stage: Stage) -> None:
                 if stage.left() > A_CANDIDATE:
                     time_one(stage, launch, candidate)
                 else:
-                    why = "the time of the stage was spent"
+                    why = "the stage ran out of time"
                     stage.record.not_run(_row_name(launch, candidate), "triton", why)
 
 
@@ -185,16 +185,16 @@ def time_one(stage: Stage, launch: Launch, candidate: Any) -> None:
         stage.record.not_run(_row_name(launch, candidate), "triton", why)
         raise ProcessSpentError from error
     is_chosen = candidate == launch.chosen
-    stage.record.case(SUITE, launch.name, told(candidate), samples.as_dict(), chosen=is_chosen)
+    stage.record.case(SUITE, launch.name, described(candidate), samples.as_dict(), chosen=is_chosen)
 
 
 def _row_name(launch: Launch, candidate: Any) -> str:
-    return f"{launch.name}, {told(candidate)}"
+    return f"{launch.name}, {described(candidate)}"
 
 
-def told(candidate: Any) -> str:
-    """A candidate's numbers."""
+def described(candidate: Any) -> str:
+    """A candidate as text."""
     if isinstance(candidate, Tiles):
         sizes = " x ".join(map(str, candidate[:3]))
         return f"{sizes}, {candidate.num_warps} warps, {candidate.num_stages} stages"
-    return f"{told(candidate.tiles)}, {candidate.programs} programs, {candidate.precision}"
+    return f"{described(candidate.tiles)}, {candidate.programs} programs, {candidate.precision}"

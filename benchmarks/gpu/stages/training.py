@@ -1,4 +1,4 @@
-"""``dmm-fast train`` with the tutorial's settings, from the command to the likelihood of the test set."""
+"""A run of ``dmm-fast train`` with the tutorial's settings, and the likelihood of its test set."""
 
 import json
 import sys
@@ -19,18 +19,18 @@ SUITE = "training"
 EPOCHS, PARTICLES = 5000, 500
 # Epochs between evaluations.
 EVERY = 100
-# Seconds that evaluation takes at the end, imports included.
+# Seconds reserved for the evaluation at the end, including imports.
 RESERVE = 20.0
 TINY = ("--z-dim", "8", "--emission-dim", "8", "--transition-dim", "12", "--rnn-dim", "16")
 
 
 def units(stage: Stage) -> Iterator[Unit]:
-    """A single unit, of one training run."""
+    """A single unit, one training run."""
     yield Unit("training", lambda: train(stage), seconds=float("inf"))
 
 
 def train(stage: Stage) -> None:
-    """Train for all epochs, or until the time is up, and evaluate the parameters of the lowest bound.
+    """Train for all epochs, or as long as the time allows, and evaluate the parameters of the lowest bound.
 
     Raises:
         RuntimeError: a command failed.
@@ -68,10 +68,10 @@ def train(stage: Stage) -> None:
 
 
 def dmm_fast(arguments: Sequence[str], seconds: float) -> Ended:
-    """The command line in a process of its own."""
+    """Run the command line in a process of its own."""
     return run([sys.executable, "-m", "dmm_fast", *arguments], seconds)
 
 
 def json_of(output: str) -> Any:
-    """The JSON that ends the output."""
+    """Parse the JSON at the end of the output."""
     return json.loads(output[output.index("{") :])

@@ -1,25 +1,25 @@
-"""The table of ops: each op's arguments, outputs and what its backward pass reads, stated once.
+"""The table of ops: each op's arguments, outputs and saved values, stated once.
 
-Everything that depends on an op's signature is derived from its row: the schemas that torch knows, shape
+Everything that depends on an op's signature is derived from its row: the schemas registered with torch, shape
 functions for ``torch.compile``, autograd, the checks of arguments, the layout of compiled ops, the structs
 and bindings in C++ (``csrc/ops.inc``, written by ``python -m dmm_fast.ops.schema --cpp``), and the shapes,
-draws and bad input of the tests and benchmarks. ``CONTRIBUTING.md`` tells how to add an op.
+random inputs and invalid inputs of the tests and benchmarks. ``CONTRIBUTING.md`` explains how to add an op.
 
-A tensor's dimensions are a word of size letters. ``B`` rows, ``T`` steps, ``D`` features, ``Z`` latents,
+A tensor's dimensions are a word of size letters: ``B`` rows, ``T`` steps, ``D`` features, ``Z`` latents,
 ``H`` hidden units, ``G`` and ``R`` units of a transition's gate and proposed mean, ``E`` units of an
 emitter, ``U`` units of a NADE's state, ``K`` flows with ``F`` units each, ``I`` inputs of a transition:
-z_{t-1} and what else it depends on. ``(2Z)`` is twice a size, ``(I-Z)`` a difference. At the front of a word:
+z_{t-1} and any further inputs. ``(2Z)`` is twice a size, ``(I-Z)`` a difference. At the front of a word:
 
     P   the particle dimensions, any number of them, in a compiled op exactly one
     p   the same, broadcast with those of the other arguments
-    N   any leading dimensions, those of an op of single steps; in a compiled op exactly one
+    N   the leading dimensions of an op of single steps, any number; in a compiled op exactly one
     n   the same, broadcast
     s   any dimensions that broadcast to the particles and rows, in a compiled op [P, B] or [1, 1]
 
-A colon and a fact may follow, which says what numbers tests and benchmarks draw (``benchmarks/draws.py``):
-``binary``, 0 or 1; ``count``, a whole number from 0; ``one_hot``, a single 1 among 0; ``positive``;
-``sparse``, with rows from all zero to dense; ``uniform``, in [0, 1); ``wide``, three times as large;
-``weight``, as a layer's are initialised. Other numbers are standard normal.
+A colon and a fact may follow, which selects the random values in tests and benchmarks
+(``benchmarks/draws.py``): ``binary``, 0 or 1; ``count``, an integer from 0; ``one_hot``, a single 1 among
+zeros; ``positive``; ``sparse``, with rows from all zero to dense; ``uniform``, in [0, 1); ``wide``, three
+times as large; ``weight``, as a layer's weights are initialised. Other values are standard normal.
 """
 
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ _SUM = {"out": "PB"}
 
 
 def _emission(name: str, doc: str, fact: str, weights: str, stem: str = "emission_log_prob") -> Op:
-    """The row of a log-density of data of which ``fact`` is true, given latents and an emitter's weights."""
+    """The row of a log-density of data with the given ``fact``, from latents and an emitter's weights."""
     return Op(
         name,
         doc,
@@ -112,44 +112,44 @@ OPS = {
         ),
         _emission(
             "emission_log_prob",
-            "sum over what is observed of log Bernoulli(x_t; logits = emitter(z_t))",
+            "sum over observed entries of log Bernoulli(x_t; logits = emitter(z_t))",
             "binary",
             "emitter",
         ),
         _emission(
             "gaussian_emission_log_prob",
-            "sum over what is observed of log N(x_t; loc(z_t), scale(z_t))",
+            "sum over observed entries of log N(x_t; loc(z_t), scale(z_t))",
             "",
             "gaussian_emitter",
         ),
         _emission(
             "poisson_emission_log_prob",
-            "sum over what is observed of log Poisson(x_t; rate = softplus(emitter(z_t)))",
+            "sum over observed entries of log Poisson(x_t; rate = softplus(emitter(z_t)))",
             "count",
             "emitter",
         ),
         _emission(
             "negative_binomial_emission_log_prob",
-            "sum over what is observed of log NB(x_t; mean, total_count = softplus(gaussian_emitter(z_t)))",
+            "sum over observed entries of log NB(x_t; mean, total_count = softplus(gaussian_emitter(z_t)))",
             "count",
             "gaussian_emitter",
         ),
         _emission(
             "categorical_emission_log_prob",
-            "sum over valid t of log Categorical(x_t; logits = emitter(z_t)), what is masked summed over",
+            "sum over valid t of log Categorical(x_t; logits = emitter(z_t)), summed over missing entries",
             "one_hot",
             "emitter",
         ),
         _emission(
             "nade_emission_log_prob",
-            "sum over what is observed of log NADE(x_t; nade_emitter(z_t))",
+            "sum over observed entries of log NADE(x_t; nade_emitter(z_t))",
             "binary",
             "nade_emitter",
             stem="nade",
         ),
         Op(
             "nade_draw",
-            "a draw of a NADE from its logits, its first state and uniform noise",
+            "a draw of a NADE from its logits, its initial state and uniform noise",
             stem="nade",
             leading="logits",
             inputs={
@@ -164,21 +164,21 @@ OPS = {
         ),
         Op(
             "normal_log_prob",
-            "sum over what is observed of log N(value; loc, scale)",
+            "sum over observed entries of log N(value; loc, scale)",
             leading="loc",
             inputs={"value": "pBTD", "loc": "PBTD", "scale": "pBTD:positive", **_OBSERVED},
             outputs=_SUM,
         ),
         Op(
             "bernoulli_log_prob",
-            "sum over what is observed of log Bernoulli(x; sigmoid(logits))",
+            "sum over observed entries of log Bernoulli(x; sigmoid(logits))",
             leading="logits",
             inputs={"x": "pBTD:binary", "logits": "PBTD", **_OBSERVED},
             outputs=_SUM,
         ),
         Op(
             "input_projection",
-            "x_proj_t = W x_t + b on valid steps, 0 past the end",
+            "x_proj_t = W x_t + b at valid steps, 0 past the end",
             inputs={"x": "PBTD:sparse", "w": "HD", "b": "H", "lengths": "lengths"},
             outputs={"x_proj": "PBTH"},
             saved="x w lengths",
@@ -231,11 +231,11 @@ OPS = {
         ),
     )
 }
-"""The ops of single steps and sequences by name."""
+"""The ops of single steps and of sequences, by name."""
 
 
-# In place, and without a gradient. An empty list of steps or lrs stands for the number. With advance both
-# have a tensor for each parameter, which holds the number before the step and then that of the step.
+# In place, and without a gradient. If the list steps or lrs is empty, the number is used. With advance both
+# lists have a tensor for each parameter, with the value before the step, which is updated.
 CLIPPED_ADAM = Signature.parse(
     "clipped_adam",
     {
@@ -256,13 +256,13 @@ OTHERS = {
     signature.name: signature
     for signature in (
         CLIPPED_ADAM,
-        # One ticket with advance, as dmm_fast.ops._tickets has them, and else none.
+        # With advance the list has one ticket of dmm_fast.ops._tickets, otherwise none.
         Signature(
             "_launch_clipped_adam",
             (*CLIPPED_ADAM.arguments[:-1], Argument.parse("tickets", "tensors:changed")),
             (),
         ),
-        # The sequential part of a scan on a GPU. A plan of dmm_fast.cuda.plan says how the work is cut up.
+        # The sequential part of a scan on a GPU. The plan of dmm_fast.cuda.plan distributes the work.
         Signature.parse(
             "_launch_rnn_scan",
             {"x_proj": "PBTH", "w_hh": "HH:weight", "h_0": "PBH", **_RECURRENCE, "plan": "plan"},
@@ -273,13 +273,13 @@ OTHERS = {
             {"dh": "PBTH", "h": "PBTH", "w_hh": "HH:weight", **_RECURRENCE, "plan": "plan"},
             {"dx_proj": "PBTH", "dh_0": "PBH"},
         ),
-        # base is the part of loc and pre_scale that h and the biases make: it needs no scan.
+        # base is the contribution of h and the biases to loc and pre_scale, which needs no scan.
         Signature.parse(
             "_launch_combiner_scan",
             {"base": "PBT(2Z)", "eps": "PBTZ", "z_q_0": "PBZ", **_COMBINED, "keep_g": "flag"},
             {**_POSTERIOR, "g": "PBTH"},
         ),
-        # da is the gradient by the argument of g's tanh; dout is [dloc, dpre_scale] with all paths included.
+        # da is the gradient of the argument of g's tanh; dout is [dloc, dpre_scale] including all paths.
         Signature.parse(
             "_launch_combiner_scan_backward",
             {
@@ -291,11 +291,11 @@ OTHERS = {
         ),
     )
 }
-"""The others by name."""
+"""The other ops, by name."""
 
 
 def signatures() -> Iterator[Signature]:
-    """Every op that torch knows, forward, backward and the others."""
+    """Every op registered with torch: forward, backward and the others."""
     for op in OPS.values():
         yield from op.signatures
     yield from OTHERS.values()

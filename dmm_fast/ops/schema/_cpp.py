@@ -1,7 +1,8 @@
-"""C++ from the table of ops: structs of parameters, schemas and bindings, in three files of ``csrc``.
+"""C++ code generated from the table of ops: parameter structs, schemas and bindings, in three files of csrc.
 
-``cpu/ops.inc`` and ``cuda/ops.inc`` hold the structs that the kernels and the launches of scans take, and
-know no framework. ``ops.inc`` defines and registers the ops, with the checks of ``checks.h``.
+``cpu/ops.inc`` and ``cuda/ops.inc`` hold the parameter structs of the CPU kernels and of the launches of
+scans, independent of any framework. ``ops.inc`` defines and registers the ops, with the checks of
+``checks.h``.
 """
 
 import argparse
@@ -32,12 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(*(signature.schema for signature in signatures()), sep="\n")
         return 0
     if not _CSRC.is_dir():
-        print(f"{_CSRC}: expected the C++ sources, which only a checkout has", file=sys.stderr)
+        print(f"{_CSRC}: expected the C++ sources, which exist only in a checkout", file=sys.stderr)
         return 1
     stale = [path for path, text in files().items() if not path.is_file() or path.read_text() != text]
     if given.check and stale:
         names = ", ".join(str(path.relative_to(_CSRC.parent)) for path in stale)
-        print(f"{names}: expected what the table of ops says; run `{_COMMAND}`", file=sys.stderr)
+        print(f"{names}: expected the code of the table of ops; run `{_COMMAND}`", file=sys.stderr)
         return 1
     for path in stale:
         path.write_text(files()[path])

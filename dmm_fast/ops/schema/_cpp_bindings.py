@@ -8,7 +8,7 @@ from dmm_fast.ops.schema._signature import BACKEND, Argument, Op, Signature
 
 
 def bindings() -> Iterator[str]:
-    yield "// Definitions of all ops, and the functions that torch calls for them; in namespace dmm.\n"
+    yield "// Definitions of all ops, and the functions that torch calls for them, in namespace dmm.\n"
     yield _definitions()
     yield "namespace {\n"
     for kind in WEIGHTS:
@@ -111,7 +111,7 @@ def _chosen(argument: Argument) -> str:
 
 
 def _taken(argument: Argument) -> str | None:
-    """The line that checks an argument and puts what the kernel takes of it into the struct ``a``."""
+    """The line that checks an argument and fills its field of the struct ``a``."""
     name = argument.name
     if argument.kind == "weights":
         fields = ("checks", *(argument.prefix + field for field in WEIGHTS[argument.dims].fields))

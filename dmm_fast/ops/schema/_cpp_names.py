@@ -1,4 +1,4 @@
-"""Names, shapes and order of what stands in the C++ of the table of ops."""
+"""Names, shapes and order of the arguments in the generated C++."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,7 +6,7 @@ from dmm_fast.ops.schema import OPS, OTHERS
 from dmm_fast.ops.schema._signature import Argument, Op, Signature, sizes_in
 
 WIDTH = 110
-"""Columns of a line."""
+"""The maximum line width."""
 
 
 def camel(name: str) -> str:
@@ -14,7 +14,7 @@ def camel(name: str) -> str:
 
 
 def compiled_word(dims: str) -> str:
-    """The dimensions that an argument has in a compiled op on a CPU."""
+    """The dimensions of an argument in a compiled op on a CPU."""
     return {"p": "P", "n": "N", "s": "PB"}.get(dims[:1], dims[:1]) + dims[1:]
 
 
@@ -24,7 +24,7 @@ def shape(word: str) -> str:
 
 
 def prefix(kind: str) -> str:
-    """The prefix of weights of a kind as single tensors, the same in all ops."""
+    """The name prefix of the weights of a kind when they are single tensors, the same in all ops."""
     (prefix,) = {
         a.prefix for op in OPS.values() for a in op.arguments if (a.kind, a.dims) == ("weights", kind)
     }
@@ -32,13 +32,13 @@ def prefix(kind: str) -> str:
 
 
 def is_rows(argument: Argument) -> bool:
-    """Whether rows of a tensor may lie anywhere; the others are contiguous."""
+    """True if a tensor's rows may have any strides; other tensors are contiguous."""
     word = compiled_word(argument.dims)
     return word.startswith("N") or (word.startswith("PB") and len(word) > 2)
 
 
 def packed(opening: str, parts: Iterable[str], closing: str, indent: str) -> str:
-    """``opening part, part closing`` in lines of the width of the file."""
+    """``opening part, part closing``, wrapped to the maximum line width."""
     parts = list(parts)
     line = f"{opening}{', '.join(parts)}{closing}"
     if len(line) <= WIDTH:
@@ -54,7 +54,7 @@ def packed(opening: str, parts: Iterable[str], closing: str, indent: str) -> str
 
 
 def in_order(op: Op | None, signature: Signature) -> list[Argument]:
-    """The arguments, first the one that decides on dtype and sizes, last what has sizes made of others."""
+    """The arguments, first the one that defines dtype and sizes, last those with computed sizes."""
     plain = [a for a in signature.arguments if a.kind == "tensor" and "(" not in a.dims]
     leading = next((a for a in plain if op and a.name == op.leading), plain[0])
     others = (a for a in signature.arguments if a is not leading)
@@ -62,13 +62,13 @@ def in_order(op: Op | None, signature: Signature) -> list[Argument]:
 
 
 def letters(arguments: Iterable[Argument]) -> list[str]:
-    """The sizes of tensors, each once."""
+    """The size letters of tensors, each once."""
     words = "".join(compiled_word(a.dims) for a in arguments if a.kind == "tensor")
     return list(dict.fromkeys(letter for letter in words if letter.isalpha()))
 
 
 def condition(result: Argument, signature: Signature) -> str | None:
-    """The flag that says whether a result is wanted, if there is one."""
+    """The flag that requests a result, if there is one."""
     flags = {a.name for a in signature.arguments if a.kind == "flag"}
     return next((flag for flag in (f"keep_{result.name}", f"with_{result.name}") if flag in flags), None)
 
@@ -80,7 +80,7 @@ def cpu_signatures() -> Iterator[tuple[Op, Signature]]:
 
 
 def launches() -> list[Signature]:
-    """The ops that launch a kernel on a GPU for tensors, and not for lists of them."""
+    """The ops that launch a kernel on a GPU and take tensors, not lists of tensors."""
     return [s for s in OTHERS.values() if s.name.startswith("_") and s.results]
 
 

@@ -1,4 +1,4 @@
-"""The structs of the generated C++: what the CPU kernels and the launches of scans are given."""
+"""The structs of the generated C++: parameters of the CPU kernels and of the launches of scans."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -7,13 +7,13 @@ from dmm_fast.ops.schema import OTHERS, WEIGHTS
 from dmm_fast.ops.schema import _cpp_names as cpp
 from dmm_fast.ops.schema._signature import BACKEND, Argument, Op, Signature
 
-# --- cpu/ops.inc: what the kernels are given --------------------------------------------------------------
+# --- cpu/ops.inc: parameters of the kernels ---------------------------------------------------------------
 
 
 def cpu_structs() -> Iterator[str]:
     yield (
-        "// Parameters of the CPU kernels, in namespace dmm::cpu; params.h says how tensors lie in memory.\n"
-        "// Results and gradients are contiguous. The tensors of weights with S not const are gradients.\n"
+        "// Parameters of the CPU kernels, in namespace dmm::cpu; params.h describes the memory layouts.\n"
+        "// Results and gradients are contiguous. Weight structs whose S is not const hold gradients.\n"
     )
     calls = [f"  X({name}, {cpp.camel(name)})" for name in _cpu_kernels()]
     yield " \\\n".join(("#define DMM_FOR_EACH_OP(X)", *calls)) + "\n"
@@ -42,7 +42,7 @@ def _weights_struct(kind: str) -> str:
 
 
 def _struct(doc: str, parameter: str, name: str, fields: Iterable[tuple[str, str, str]], *more: str) -> str:
-    """A struct template of fields (type, name, comment), those that are alike in one line."""
+    """A struct template of fields (type, name, comment); equal fields share a line."""
     lines = []
     for (kind, comment), alike in groupby(fields, key=lambda field: (field[0], field[2])):
         names = [field for _, field, _ in alike]
@@ -76,7 +76,7 @@ def _params_struct(op: Op, signature: Signature) -> str:
 
 
 def _cpu_field(argument: Argument) -> Iterator[tuple[str, str, str]]:
-    """The field for an argument, if it has one."""
+    """The field of an argument, if it has one."""
     name = argument.name
     if argument.kind == "tensor":
         yield (
@@ -94,13 +94,13 @@ def _cpu_field(argument: Argument) -> Iterator[tuple[str, str, str]]:
         yield cpp.camel(name), name, ""
 
 
-# --- cuda/ops.inc: what the launches of scans are given ---------------------------------------------------
+# --- cuda/ops.inc: parameters of the launches of scans ----------------------------------------------------
 
 
 def cuda_structs() -> Iterator[str]:
     yield (
-        "// Arguments and results of the launches of scans, in namespace dmm::cuda, for any type of tensor.\n"
-        "// visit(f) calls f(name, field) for each.\n"
+        "// Arguments and results of the launches of scans, in namespace dmm::cuda, for any tensor type.\n"
+        "// visit(f) calls f(name, field) for each field.\n"
     )
     for kind in cpp.launched_weights():
         yield _visited(f"{cpp.camel(kind)}Weights", _weights_fields(kind, "Tensor"))

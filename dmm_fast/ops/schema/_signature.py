@@ -1,4 +1,4 @@
-"""The form of the table of ops: arguments, signatures and rows."""
+"""The classes of the table of ops: arguments, signatures and rows."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 from dmm_fast import check
 from dmm_fast.ops.schema._weights import WEIGHTS
 
-# Kinds of arguments that are no floating-point tensors, with their types in a schema.
+# Kinds of arguments that are not floating-point tensors, with their types in a schema.
 _TYPES = {
     "lengths": "Tensor",
     "mask": "Tensor?",
@@ -24,12 +24,13 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument: of a kind, for a tensor with dimensions and perhaps a fact about its numbers.
+    """An argument: its kind and, for a tensor, its dimensions and an optional fact about its values.
 
-    ``kind`` is ``"tensor"``, ``"weights"`` (``dims`` then names which), or a kind without a gradient:
-    ``"lengths"`` (int64 ``[B]`` in ``[0, T]``), ``"mask"`` (``[B, T]`` or ``[B, T, D]``, 0 or 1, or None),
-    ``"choice"`` (a name in ``fact``), ``"flag"``, ``"plan"`` (how a CUDA kernel cuts up the work), ``"int"``,
-    ``"float"``, and ``"tensors"`` (a list, changed in place where the fact is ``"changed"``).
+    ``kind`` is ``"tensor"``, ``"weights"`` (``dims`` is then the kind of weights), or a kind without
+    gradient: ``"lengths"`` (int64 ``[B]`` in ``[0, T]``), ``"mask"`` (``[B, T]`` or ``[B, T, D]``, 0 or 1, or
+    None), ``"choice"`` (one of the names in ``fact``), ``"flag"``, ``"plan"`` (the distribution of work in a
+    CUDA kernel), ``"int"``, ``"float"``, and ``"tensors"`` (a list, changed in place if the fact is
+    ``"changed"``).
     """
 
     name: str
@@ -47,17 +48,17 @@ class Argument:
 
     @property
     def prefix(self) -> str:
-        """The prefix that weights of this name have as single tensors."""
+        """The name prefix of weights with this name when they are single tensors."""
         return self.name.removesuffix("weights")
 
     @property
     def has_gradient(self) -> bool:
-        """Whether an op can have a gradient by it."""
+        """True if an op can have a gradient with respect to the argument."""
         return self.kind in ("tensor", "weights")
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The names among which a choice is made."""
+        """The valid names of a choice."""
         return tuple(self.fact.split("|"))
 
     def torch_type(self, alias: str = "") -> str:
@@ -84,16 +85,16 @@ class Signature:
 
     @cached_property
     def flat_arguments(self) -> tuple[Argument, ...]:
-        """The arguments as torch knows them: each of the weights is one."""
+        """The arguments in torch's schema, in which each weight is one argument."""
         return _flat(self.arguments)
 
     @cached_property
     def flat_results(self) -> tuple[Argument, ...]:
-        """The results as torch knows them."""
+        """The results in torch's schema."""
         return _flat(self.results)
 
     def group(self, given: Sequence[Any]) -> list[Any]:
-        """The values of :attr:`arguments`, weights as lists, for those of :attr:`flat_arguments`."""
+        """The values of :attr:`arguments`, with weights as lists, from those of :attr:`flat_arguments`."""
         values = iter(given)
         return [
             [next(values) for _ in WEIGHTS[argument.dims].words]
@@ -104,7 +105,7 @@ class Signature:
 
     @property
     def schema(self) -> str:
-        """The schema, as ``torch.library`` takes it."""
+        """The schema in the syntax of ``torch.library``."""
         aliases = iter("abcdefgh")
         given = []
         for argument in self.flat_arguments:
@@ -129,7 +130,7 @@ def _flat(arguments: Iterable[Argument]) -> tuple[Argument, ...]:
 
 
 BACKEND = Argument("backend", "choice", "", "|cpp|triton|cuda")
-"""The last argument of a compiled op: the backend that was asked for; empty: the device's default."""
+"""The last argument of a compiled op: the requested backend; empty: the device's default."""
 
 
 @dataclass(frozen=True)
@@ -137,19 +138,19 @@ class Op:
     """A row of the table.
 
     Attributes:
-        name: of the op; its public function, its reference and its compiled op all have it.
-        doc: what it computes.
-        inputs: name to dimensions, in the order of the op's signature.
-        outputs: name to dimensions.
-        stem: name of the files that hold it, in ``ops/``, ``triton/``, ``cuda/``; empty: its own.
-        leading: the argument whose dtype, device and sizes the others must fit; empty: the first.
-        saved: names of inputs and outputs that the backward pass reads, in its order; empty: all inputs.
-        kept: further outputs of the compiled op for its backward pass alone, made where autograd records.
-        optional: inputs whose gradient the backward pass makes only where it is wanted.
-        valued: whether the backward pass also makes the outputs again, behind the gradients, where they are
-            wanted: where the incoming gradient is known beforehand, one pass then does for both. The op has
-            one output, and its backward pass reads all inputs.
-        has_backward: whether there are gradients. Without, a backward pass through the op raises an error.
+        name: name of the op, of its public function, its reference and its compiled op.
+        doc: a description of the result.
+        inputs: dimensions by name, in the order of the op's signature.
+        outputs: dimensions by name.
+        stem: name of its files in ``ops/``, ``triton/`` and ``cuda/``; empty: the name of the op.
+        leading: the argument whose dtype, device and sizes the others must match; empty: the first.
+        saved: names of the inputs and outputs that the backward pass reads, in its order; empty: all inputs.
+        kept: further outputs of the compiled op for its backward pass only, computed if autograd records.
+        optional: inputs whose gradient the backward pass computes only on request.
+        valued: the backward pass also returns the outputs, after the gradients, on request: if the incoming
+            gradient is known beforehand, one pass is then enough for both. The op must have one output, and
+            its backward pass must read all inputs.
+        has_backward: the op has gradients; otherwise a backward pass through it raises an error.
     """
 
     name: str
@@ -192,27 +193,27 @@ class Op:
 
     @cached_property
     def kept_results(self) -> tuple[Argument, ...]:
-        """Further results of the compiled op, for its backward pass."""
+        """The further results of the compiled op for its backward pass."""
         return tuple(Argument.parse(name, dims) for name, dims in (self.kept or {}).items())
 
     @cached_property
     def differentiable(self) -> tuple[Argument, ...]:
-        """The arguments that it has gradients by."""
+        """The arguments with gradients."""
         return tuple(argument for argument in self.arguments if argument.has_gradient)
 
     @cached_property
     def leading_argument(self) -> Argument:
-        """The argument that the others must fit."""
+        """The argument that the others must match."""
         return next(argument for argument in self.arguments if argument.name == self.leading)
 
     @property
     def signatures(self) -> "tuple[Signature, ...]":
-        """The compiled ops that torch knows of it."""
+        """The compiled ops of this row that are registered with torch."""
         return (self.forward, self.backward) if self.has_backward else (self.forward,)
 
     @property
     def is_sequence(self) -> bool:
-        """Whether the op is one of sequences, which have lengths."""
+        """True if the op works on sequences, which have lengths, and not on single steps."""
         return "lengths" in self.inputs
 
     @cached_property
@@ -239,12 +240,12 @@ class Op:
 
 
 def sizes_in(dims: str) -> list[str]:
-    """The sizes of a word: letters, or in parentheses ``(2Z)``, twice one, and ``(I-Z)``, a difference."""
+    """The sizes of a word: letters, twice a letter, ``(2Z)``, or a difference, ``(I-Z)``."""
     return re.findall(r"\(\d\w\)|\(\w-\w\)|\w", dims)
 
 
 def size_of(size: str, letters: Mapping[str, int]) -> int:
-    """The number that a size of a word stands for."""
+    """The value of a size of a word."""
     if not size.startswith("("):
         return letters[size]
     first, last = size[1], size[-2]
