@@ -51,7 +51,7 @@ $(STAMP): requirements-dev.txt pyproject.toml setup.py $(wildcard csrc/*.* csrc/
 	$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 
-demo: $(STAMP)  ## train on built-in chorales, then draw and play what the model has learnt
+demo: $(STAMP)  ## train on built-in chorales, then draw and play chorales from the model
 	$(BIN)/dmm-fast train $(DEMO_TRAIN) --out $(DEMO_OUT)
 	$(BIN)/dmm-fast generate $(DEMO_OUT) $(DEMO_GENERATE) --out $(DEMO_OUT)
 	@printf '%s\n' '' 'The files above are the pictures and the music. The model is $(DEMO_OUT)/best.safetensors.' \

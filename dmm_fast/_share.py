@@ -1,8 +1,7 @@
 """The rows of a mini-batch that one process of a data-parallel run computes, and their noise.
 
 Every process draws the noise of the whole mini-batch and keeps that of its own rows. The random generators of
-all processes then stay alike, and the noise of a row does not depend on the number of processes. Drawing
-numbers that are not used costs little beside a step: a few hundredths of its time on a CPU.
+all processes then stay alike, and the noise of a row does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 class Share(NamedTuple):
     """Rows ``rank, rank + size, rank + 2 size, ..`` of a mini-batch of ``total`` rows.
 
-    Mini-batches are sorted by length, so that every ``size``-th row gives all processes about as much work.
+    Of a mini-batch sorted by length, every ``size``-th row gives all processes about as much work.
     A process for which no row is left computes row 0, which does not count: see :attr:`is_empty`.
     """
 

@@ -46,6 +46,8 @@ def main() -> None:
     parser.add_argument("--out", default="forecast_bands.png", help="the picture")
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
     args = parser.parse_args()
+    if args.quick:
+        print("Only a few steps, to see that it runs: the figures mean nothing.")
     pyro.set_rng_seed(0)
 
     train = from_arrays(swings(300, seed=1))

@@ -49,6 +49,8 @@ def main() -> None:
         losses, start = [], time.perf_counter()
         for step in range(num_steps):
             indices = torch.randperm(len(data.train))[:MINI_BATCH_SIZE].to(data.train.sequences.device)
+            # Sorted by length, every process gets about as much work.
+            indices = indices[data.train.lengths[indices].argsort(descending=True)]
             batch = data.train.batch(indices)
             loss = svi.step(*batch, min(1.0, 0.1 + 2 * step / num_steps))
             losses.append(float(loss) / float(batch.mini_batch_seq_lengths.sum()))

@@ -1,9 +1,9 @@
-// Elementary functions that the compiler vectorises: branch-free, accurate to a few units in the last place
+// Elementary functions that the compiler vectorizes: branch-free, accurate to a few units in the last place
 // over the whole range. Double precision uses the standard library.
 //
 // Included once for each instruction set, inside its namespace.
 
-// c ? a : b by bit operations, since a conditional may be compiled to a branch, which prevents vectorisation.
+// c ? a : b by bit operations, since a conditional may be compiled to a branch, which prevents vectorization.
 inline float select_(bool c, float a, float b) {
   uint32_t x, y;
   std::memcpy(&x, &a, 4);

@@ -47,10 +47,10 @@ struct Cluster {
 // them have arrived and, if threads of the block are to arrive, all of these have; bytes and threads may arrive before the
 // number is set.
 //
-// A wait returns true if the phase has ended: it polls for about a tenth of a second and then gives up. The duration of a
-// poll is not documented, so the time is limited too; but only after some polls, since a process that shares the device is
-// suspended for milliseconds. The first polls do not read the clock and have no time limit of their own, which would put
-// the thread to sleep (NANOSLEEP).
+// A wait returns true if the phase has ended: it gives up after 2^20 polls, which ask for 100 ns each, or after half a
+// second. The duration of a poll is not documented, so the time is limited too; but only after some polls, since a process
+// that shares the device is suspended for milliseconds. The first polls do not read the clock and have no time limit of
+// their own, which would put the thread to sleep (NANOSLEEP).
 constexpr int kMostPolls = 1 << 20, kLeastPolls = 1 << 10, kFirstPolls = 64;
 constexpr int kPollNanoseconds = 100;
 constexpr uint64_t kMostNanoseconds = 500'000'000;

@@ -99,7 +99,7 @@ struct RowsBackward {
   __device__ RowsBackward(const CombinerRowsBackward& a, int latent, int unit, bool stores)
       : a(a), latent(latent), unit(unit), stores(stores) {}
 
-  // dloc and dpre_scale alternate, so that a lane has both kinds.
+  // dloc and dpre_scale alternate among the inputs, so that each lane has only one of the two kinds.
   __device__ static int input(int latent, int i) { return 2 * latent + i; }
   __device__ static WeightLine to_unit(const CombinerRowsBackward& a, int unit, int part) {
     const Matrix& w = part % 2 ? a.w_scale : a.w_loc;

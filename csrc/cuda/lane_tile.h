@@ -11,8 +11,8 @@ constexpr int kLaneParts = 8;  // adjacent lanes split the inputs of some output
 constexpr int kLaneGroups = kMostThreads / kLaneParts;
 constexpr int kGivenAtOnce = 2;  // adjacent sums that a lane sends to another block in one store
 
-// Eight lanes have equal ranges of the inputs, which they read from shared memory four at a time. The stride from lane to
-// lane is an odd number of float4, which avoids bank conflicts.
+// The inputs are dealt round-robin to eight lanes (input i to lane i % 8); each lane reads its own from shared memory four
+// at a time. The stride from lane to lane is an odd number of float4, which avoids bank conflicts.
 __host__ __device__ constexpr int lane_stride(int lane_inputs) { return 4 * (((lane_inputs + 3) / 4) | 1); }
 // The offset of an input in the vector that is multiplied.
 __host__ __device__ constexpr int lane_place(int lane_inputs, int input) {

@@ -12,7 +12,10 @@ from dmm_fast.reference import CombinerWeights
 
 
 def heads_of_hidden(h: Tensor, weights: CombinerWeights, lengths: Tensor) -> Tensor:
-    """``[P, B, T, 2 Z]``: the part of loc and pre_scale, linear layers of (g + h) / 2, that is due to h."""
+    """``[P, B, T, 2 Z]``: the part of loc and pre_scale that does not depend on g: due to h and the biases.
+
+    Both are linear layers of ``(g + h) / 2``.
+    """
     if by_triton(h):
         from dmm_fast.triton.step_layers import step_layers
 

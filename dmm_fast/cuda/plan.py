@@ -1,11 +1,11 @@
 """Plans of the scans: pure functions of the sizes and the device.
 
 A cluster of blocks processes some rows of the batch. Each of its blocks keeps a slice of the weights on chip
-for the whole scan, and at every step all blocks exchange their results (an all-gather). In larger clusters
-each block has less arithmetic and more data to exchange. The rows of a cluster are divided into groups that
-are processed alternately, which hides latency. On a GPU without clusters, or with too small ones, *teams* of
-blocks do the same through device memory. The plan is the fastest one measured at these sizes on this device
-(:func:`use_measured`), or else the one with the smallest estimated time.
+for the whole scan, and at every step all blocks exchange their results: states in `rnn_scan`, partial sums in
+`combiner_scan`. In larger clusters each block has less arithmetic and more data to exchange. The rows of a
+cluster are divided into groups that are processed alternately. On a GPU without clusters, or with too small
+ones, *teams* of blocks do the same through device memory. The plan is the fastest one measured at these sizes
+on this device (:func:`use_measured`), or else the one with the smallest estimated time.
 
 The estimate is in cycles. For the kernels that process a few rows at once (:mod:`.rnn_plans`,
 :mod:`.lane_tiles`, :mod:`.combiner_tensor`) it is derived from the instructions of their machine code and the

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.error import URLError
 from urllib.request import urlopen
 
 from dmm_fast import check
@@ -78,7 +79,7 @@ def download(
     path.parent.mkdir(parents=True, exist_ok=True)
     url = URL.format(commit=COMMIT, name=name)
     opener = opener or partial(urlopen, timeout=60)
-    with opener(url) as response, atomic_write(path) as file:
+    with _opened(opener, url) as response, atomic_write(path) as file:
         _copy(response, file, url, max_bytes, progress)
         mismatch = _mismatch(file, name, sha256)
         if mismatch is not None:
@@ -90,6 +91,18 @@ def download(
             got = f"{type(error).__name__}: {error}"
             raise ValueError(f"{url}: expected pickled note lists, got {got}") from error
     return path
+
+
+def _opened(opener: Callable[[str], Any], url: str) -> Any:
+    """The answer of a server.
+
+    Raises:
+        OSError: there is none; the message names the address.
+    """
+    try:
+        return opener(url)
+    except URLError as error:
+        raise OSError(f"{url}: expected an answer, got {error.reason}") from error
 
 
 def _copy(response: Any, file: BinaryIO, url: str, max_bytes: int, progress: bool) -> None:

@@ -91,7 +91,10 @@ def from_frame(
         T = int(steps[-1]) + 1
         if names.controls and len(rows) < T:
             expected = f"no gaps, since there are controls{where} (give a row, with controls, for each step)"
-            check.fail("time", expected, f"{T - len(rows)} steps without a row")
+            first = int(np.setdiff1d(np.arange(T), steps)[0])
+            check.fail(
+                "time", expected, f"{T - len(rows)} steps without a row, the first of them step {first}"
+            )
         table = np.full((T, len(names.values)), np.nan)
         table[steps] = _numeric(rows, names.values)
         values.append(table)

@@ -96,7 +96,7 @@ class _NoteUnpickler(pickle._Unpickler):
         found = _CLASSES.get((module, name))
         if found is None:
             raise pickle.UnpicklingError(
-                f"refused {module}.{name}: only containers and integers are read"[:120]
+                f"refused {module}.{name}: only containers, strings and numbers are read"[:120]
             )
         return found
 

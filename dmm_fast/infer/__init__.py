@@ -2,9 +2,9 @@
 
 :class:`GraphedSVI` trains a model; :class:`SequenceELBO` is a loss for it and for ``pyro.infer.SVI`` that
 needs few operations. :func:`log_weights`, :func:`importance_nll`, :func:`evaluate_elbo` and
-:func:`evaluate_importance_nll` compute the likelihood of data. :func:`latents`, :func:`reconstruct` and
-:func:`impute` draw from the posterior, :func:`generate` and :func:`sample_prior` from the model itself, and
-:func:`forecast` and :func:`counterfactual` from the model given data up to some step.
+:func:`evaluate_importance_nll` estimate bounds and likelihoods of data. :func:`latents`, :func:`reconstruct`
+and :func:`impute` draw from the posterior, :func:`generate` and :func:`sample_prior` from the model itself,
+and :func:`forecast` and :func:`counterfactual` from the model given data up to some step.
 :class:`DataParallel` spreads training and evaluation over several processes.
 
 Every log-likelihood is in nats. Random numbers come from torch's global generator; a function that is given a

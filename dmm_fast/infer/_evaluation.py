@@ -22,11 +22,11 @@ Batch = tuple[Any, ...]
 
 
 class ElboEvaluation(NamedTuple):
-    """A negative ELBO or log-likelihood in nats per time step, averaged in both usual ways; lower is better.
+    """A negative ELBO or a negative log-likelihood in nats per time step, averaged in both usual ways.
 
-    ``total_over_total`` is the sum over all sequences divided by the total number of their time steps (the
-    tutorial's figure); ``mean_of_averages`` is the mean over sequences of each sequence's average. A time
-    step with missing values, even if all are missing, counts as a time step.
+    Lower is better. ``total_over_total`` is the sum over all sequences divided by the total number of their
+    time steps (the tutorial's figure); ``mean_of_averages`` is the mean over sequences of each sequence's
+    average. A time step with missing values, even if all are missing, counts as a time step.
     """
 
     total_over_total: float

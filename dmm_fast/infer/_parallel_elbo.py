@@ -101,7 +101,9 @@ class ParallelELBO(ELBO):
         expected = "the same values in all processes (call broadcast(dmm), or seed alike before it is made)"
         ranks.check_alike("parameters", expected, [_checksum(param) for param in params.values()])
         given = [value for value in arguments if isinstance(value, Tensor)]
-        expected = "the same, whole mini-batch in all processes, each of which takes its own rows"
+        expected = (
+            "the same, whole mini-batch in all processes (seed them alike), each of which takes its rows"
+        )
         ranks.check_alike("arguments", expected, [_checksum(value) for value in given])
         self._is_checked = True
 

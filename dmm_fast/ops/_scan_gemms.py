@@ -29,7 +29,10 @@ def allows_bf16() -> bool:
 
 
 def heads_of_hidden(h: Tensor, weights: CombinerWeights) -> Tensor:
-    """``[P, B, T, 2 Z]``: the part of loc and pre_scale, linear layers of (g + h) / 2, that is due to h."""
+    """``[P, B, T, 2 Z]``: the part of loc and pre_scale that does not depend on g: due to h and the biases.
+
+    Both are linear layers of ``(g + h) / 2``.
+    """
     w = torch.cat([weights.w_loc, weights.w_scale])
     b = torch.cat([weights.b_loc, weights.b_scale])
     return torch.addmm(b, h.flatten(0, 2), w.mT, alpha=0.5).view(*h.shape[:3], len(w))

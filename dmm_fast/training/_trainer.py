@@ -222,6 +222,11 @@ class Trainer:
             self.folder.warn_of_best()
         if not (config.out or config.save_model or config.save_opt):
             logger.info("this run writes no files: none of out, save_model and save_opt is given")
+        if config.num_epochs < config.annealing_epochs:
+            factor = config.annealing_factor(
+                config.num_epochs - 1, self.num_mini_batches - 1, self.num_mini_batches
+            )
+            logger.info("the run ends before annealing_epochs: its last KL weight is %.2f", factor)
         logger.info(
             "N_train_data: %d     avg. training seq. length: %.2f    N_mini_batches: %d",
             self._batches.num_sequences,

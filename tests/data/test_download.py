@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
@@ -118,7 +117,7 @@ HOSTILE = pickle.dumps(socket.gethostname)
         ({}, {"sha256": "0" * 64}, ValueError, f"expected SHA-256 {'0' * 64}, got {SHA256}"),
         ({}, {"max_bytes": 20}, ValueError, r"at most max_bytes = 20, got \d+ bytes"),
         ({"content_length": None}, {"max_bytes": 20}, ValueError, "at most max_bytes = 20, got"),
-        ({"status": 404}, {}, HTTPError, "404"),
+        ({"status": 404}, {}, OSError, "pickle: expected an answer, got Not Found"),
         (
             {"body": NOT_NOTES, "content_length": None},
             {"sha256": hashlib.sha256(NOT_NOTES).hexdigest()},
@@ -185,7 +184,9 @@ def test_refuses(tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
-        with pytest.raises(URLError):
+        with pytest.raises(
+            OSError, match=f"^https://github.com/.*{NAME}.pickle: expected an answer, got .*refused"
+        ):
             download(NAME, tmp_path, opener=lambda _: urlopen(f"http://127.0.0.1:{port}/"))
     assert list(tmp_path.iterdir()) == []
 
