@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-# The demo trains on 1,000 built-in chorales for two to three minutes. The notes of a chord depend on each other
+# The demo trains on 1,000 built-in chorales for about two minutes. The notes of a chord depend on each other
 # (NADE) and on the chord before (augment), without which forecasts lose the key and their chords clash. KL is
 # held low while the latents learn what a chord is; with more of it at once the posterior collapses onto the prior.
 DEMO_OUT      ?= demo
