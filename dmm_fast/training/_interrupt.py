@@ -39,6 +39,16 @@ class StopSignals:
                     self._earlier[number] = signal.signal(number, self._note)
         return self
 
+    def ignore(self) -> None:
+        """Ignore the signals from now on, also after the end of ``with``: the process ends by itself.
+
+        ``torchrun`` sends SIGTERM to all processes once one has ended, which could end another one before it
+        has said why.
+        """
+        for number in self._earlier:
+            signal.signal(number, signal.SIG_IGN)
+        self._earlier.clear()
+
     def __exit__(self, *error: object) -> None:
         for number, handler in self._earlier.items():
             signal.signal(number, handler)

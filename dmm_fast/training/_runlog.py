@@ -8,10 +8,15 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dmm_fast._io import naming
 from dmm_fast.check import describe, fail, kind
 from dmm_fast.training._scalars import ScalarFile
+
+if TYPE_CHECKING:
+    from dmm_fast.training._config import TrainConfig
+    from dmm_fast.training._mini_batches import MiniBatches
 
 logger = logging.getLogger("dmm_fast")
 
@@ -48,6 +53,22 @@ def _metrics_of(where: str, line: str) -> dict[str, float]:
         if isinstance(value, bool) or not isinstance(value, int | float):
             fail(f"{where}, {name}", "a number", describe(value))
     return found
+
+
+def announce(config: TrainConfig, batches: MiniBatches) -> None:
+    """Log the sizes of a run, and what may surprise: that it writes no files, a last KL weight below 1."""
+    if not (config.out or config.save_model or config.save_opt):
+        logger.info("this run writes no files: none of out, save_model and save_opt is given")
+    steps = len(batches)
+    if config.num_epochs < config.annealing_epochs:
+        factor = config.annealing_factor(config.num_epochs - 1, steps - 1, steps)
+        logger.info("the run ends before annealing_epochs: its last KL weight is %.2f", factor)
+    logger.info(
+        "N_train_data: %d     avg. training seq. length: %.2f    N_mini_batches: %d",
+        batches.num_sequences,
+        batches.num_time_steps / batches.num_sequences,
+        steps,
+    )
 
 
 class RunLog:

@@ -29,7 +29,7 @@ from dmm_fast.training._objective import guide_and_elbo, optimizer_of
 from dmm_fast.training._optimizer_state import fit_to_model, in_order, set_learning_rate
 from dmm_fast.training._processes import agree, check_processes
 from dmm_fast.training._recovery import MOST_RECOVERIES, Progress, Recovery
-from dmm_fast.training._runlog import RunLog, logger
+from dmm_fast.training._runlog import RunLog, announce, logger
 
 _EVALUATION_SEED = 1
 
@@ -168,9 +168,11 @@ class Trainer:
                 agree(self._ranks, self.config, self.dmm, self._identity, self.progress)
                 self._loop(log, stop)
             except RankLostError as error:
+                stop.ignore()
                 raise RankLostError(f"{error}. {self._way_on()}") from error
             except (NonFiniteLossError, TrainingInterrupted):
                 # All raise this, and wait until rank 0 has written: torchrun ends the others with the first.
+                stop.ignore()
                 self._ranks.most(0)
                 raise
 
@@ -179,7 +181,16 @@ class Trainer:
         config = self.config
         if self.folder is not None:
             entered.enter_context(self.folder)
-        self._announce()
+        if self.folder is not None and config.resume:
+            logger.info(
+                "resuming %s after %d epochs and %d steps",
+                self.folder.last,
+                self.progress.epoch,
+                self.progress.step,
+            )
+            self.folder.warn_of_best()
+        if self._ranks is None or self._ranks.is_main:
+            announce(config, self._batches)
         log = RunLog(
             config.out,
             tensorboard=config.tensorboard,
@@ -214,25 +225,6 @@ class Trainer:
             return stop.received
         # On a GPU the losses are read after many steps, and only then do processes wait for each other.
         return None if self._unread else self._ranks.most(stop.received or 0) or None
-
-    def _announce(self) -> None:
-        now, config = self.progress, self.config
-        if self.folder is not None and config.resume:
-            logger.info("resuming %s after %d epochs and %d steps", self.folder.last, now.epoch, now.step)
-            self.folder.warn_of_best()
-        if not (config.out or config.save_model or config.save_opt):
-            logger.info("this run writes no files: none of out, save_model and save_opt is given")
-        if config.num_epochs < config.annealing_epochs:
-            factor = config.annealing_factor(
-                config.num_epochs - 1, self.num_mini_batches - 1, self.num_mini_batches
-            )
-            logger.info("the run ends before annealing_epochs: its last KL weight is %.2f", factor)
-        logger.info(
-            "N_train_data: %d     avg. training seq. length: %.2f    N_mini_batches: %d",
-            self._batches.num_sequences,
-            self._batches.num_time_steps / self._batches.num_sequences,
-            self.num_mini_batches,
-        )
 
     def _start(self, resumed: RunFolder | None) -> None:
         """Start from new parameters, from given ones, or from the checkpoint of a run to resume."""

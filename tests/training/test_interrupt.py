@@ -41,3 +41,11 @@ def test_a_signal_that_is_ignored_stays_so(number: signal.Signals) -> None:
         signal.raise_signal(number)
         assert stop.received != number
     assert signal.getsignal(number) is signal.SIG_IGN
+
+
+def test_signals_stay_ignored_while_the_process_ends() -> None:
+    with StopSignals() as stop:
+        stop.ignore()
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.received is None
+    assert all(signal.getsignal(each) is signal.SIG_IGN for each in STOPS)
