@@ -1,6 +1,7 @@
 """Common state of all tests: one thread, Pyro's validation, a seed, an empty parameter store."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from tests import device
 
 # Workers share the cores; more threads than cores would delay small kernels.
 torch.set_num_threads(1)
+
+# A shell starts its background jobs with SIGINT ignored, and an ignored signal stays so; some tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Examples depend only on the source of the test, so runs are reproducible everywhere.
 hypothesis.settings.register_profile(
