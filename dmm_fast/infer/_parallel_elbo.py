@@ -66,11 +66,7 @@ class ParallelELBO(ELBO):
         self._sum_gradients(once)
         for param, gradient in earlier.items():
             param.grad = gradient if param.grad is None else param.grad.add_(gradient)
-        total = self._ranks.sum(loss)
-        if not any(param.is_cuda for param in once):
-            # Where noise was drawn for the own rows alone, of which others have one more or less.
-            torch.set_rng_state(self._ranks.of_main(torch.get_rng_state()))
-        return torch_item(total)
+        return torch_item(self._ranks.sum(loss))
 
     def differentiable_loss(self, *args: Any, **kwargs: Any) -> Any:
         """Not available: sums over processes are not differentiated.
@@ -92,6 +88,9 @@ class ParallelELBO(ELBO):
         own_kwargs = {name: rows_of(value, share) for name, value in kwargs.items()}
         with sharing(share), _PlatesOfAllRows(share):
             yield share, own_args, own_kwargs
+        if not any(isinstance(value, Tensor) and value.is_cuda for value in (*args, *kwargs.values())):
+            # Noise may have been drawn for the own rows alone, of which others have one more or less.
+            torch.set_rng_state(self._ranks.of_main(torch.get_rng_state()))
 
     def _check(self, params: dict[str, Tensor], arguments: list[Any]) -> None:
         """Check once that all processes compute the same thing: a sum over different things means nothing."""

@@ -137,6 +137,7 @@ def order_after_drift(ranks: DataParallel, data: SequenceSet) -> str:
     svi = SVI(dmm.model, dmm.guide, PyroClippedAdam(ADAM), ranks.elbo(Trace_ELBO()))
     for _ in range(2):
         svi.step(*data.batch(torch.arange(5)))
+    svi.evaluate_loss(*data.batch(torch.arange(5)))
     return str(torch.randperm(20).tolist())
 
 
