@@ -95,7 +95,7 @@ def settings_to_resume(args: argparse.Namespace) -> dict[str, Any]:
 def run_evaluate(args: argparse.Namespace, ranks: DataParallel) -> int:
     """``dmm-fast evaluate``, in one process or in several, which share the work."""
     with ranks.together():
-        if args.cuda:
+        if args.cuda and ranks.size > 1:
             ranks.check_gpus()
         path, dmm, data = _trained(args)
     report: dict[str, Any] = {
