@@ -26,13 +26,13 @@ from benchmarks import cases, machine
 from benchmarks.baseline import tutorial_mini_batch
 from benchmarks.correctness import GRADIENT_FLOOR, LOSS_BOUND, CheckResult, to_double, worst_gradient_error
 from benchmarks.precision import IEEE
-from benchmarks.quality import chosen_data
+from benchmarks.quality.to_target import chosen_data
 from benchmarks.run import RESULTS, write
 from benchmarks.timing import load_average, load_warning
 from dmm_fast import ops
 from dmm_fast._arguments import INFERENCE
 from dmm_fast.data import Batch, Dataset
-from dmm_fast.distributions import _posterior
+from dmm_fast.distributions import _drawn_posterior
 from dmm_fast.infer import SequenceELBO, evaluate_elbo, evaluate_importance_nll
 from dmm_fast.model import DMM
 from dmm_fast.training import TrainConfig, Trainer, load_dmm, read_metrics
@@ -159,7 +159,11 @@ def checked(
 
 def _loss_and_grads(dmm: DMM, batch: Batch, eps: Tensor) -> tuple[float, dict[str, Tensor]]:
     dmm.zero_grad(set_to_none=True)
-    with patch.object(_posterior, "standard_noise", lambda shape, like: eps.to(like.dtype).expand(shape)):
+
+    def noise(shape: torch.Size, like: Tensor) -> Tensor:
+        return eps.to(like.dtype).expand(shape)
+
+    with patch.object(_drawn_posterior, "standard_noise", noise):
         loss = SequenceELBO(Trace_ELBO()).loss_and_grads(dmm.model, dmm.guide, *batch)
     return float(loss), {name: p.grad.clone() for name, p in dmm.named_parameters() if p.grad is not None}
 

@@ -24,6 +24,7 @@ def check_constructor(
     nade_dim: object,
     nade_order: object,
     augment: object,
+    past_dropout_rate: object,
     control_dim: object,
     static_dim: object,
     mask_input: object,
@@ -58,6 +59,8 @@ def check_constructor(
         _check_order(nade_order, check.size("input_dim", input_dim))
     if augment is not None and (not isinstance(augment, str) or augment not in AUGMENT):
         check.fail("augment", f"None or one of {', '.join(AUGMENT)}", check.describe(augment))
+    if check.probability("past_dropout_rate", past_dropout_rate) > 0 and augment is None:
+        check.fail("past_dropout_rate", "0 without augment", str(past_dropout_rate))
     check.int_between("control_dim", control_dim, 0)
     check.int_between("static_dim", static_dim, 0)
     check.kind("mask_input", mask_input, bool)

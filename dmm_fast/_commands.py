@@ -11,7 +11,7 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ import dmm_fast
 from dmm_fast import _extension
 from dmm_fast import data as datasets
 from dmm_fast._arguments import INFERENCE, NETWORKS
-from dmm_fast._console import FIGURES, complain, quiet_after_hang_up
-from dmm_fast._io import check_writable, naming
+from dmm_fast._console import FIGURES, AroundTheBar, LogFile, complain
+from dmm_fast._io import check_writable
 from dmm_fast.check import fail
 from dmm_fast.cuda import devices, paths, plan
 from dmm_fast.cuda import measured as measured_plans
@@ -35,6 +35,7 @@ from dmm_fast.nn import Emitter, NadeEmitter
 from dmm_fast.training import TrainConfig, TrainingInterrupted
 from dmm_fast.training._config import FILE_FIELDS, TABLE_FIELDS
 from dmm_fast.training._data import WIDTHS, check_data, load_data, widths
+from dmm_fast.training._presets import preset_settings
 from dmm_fast.training._runlog import METRICS, logger
 
 _JIT = (
@@ -83,13 +84,23 @@ def train_config(args: argparse.Namespace) -> TrainConfig:
     return TrainConfig(**settings)
 
 
-def settings_to_resume(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings in the checkpoint that ``--resume`` resumes from."""
+def other_defaults(args: argparse.Namespace, given: Collection[str]) -> dict[str, Any]:
+    """The settings of the run that ``--resume`` resumes, or else of ``--preset``.
+
+    Args:
+        args: the options of ``dmm-fast train``.
+        given: the names of those that were given.
+    """
+    if not args.resume:
+        return preset_settings(args.preset, given)
     from dmm_fast.training._folder import LAST, load_last, settings_of
 
     if args.out is None:
         fail("--resume", "the folder of a run in --out", "none")
-    return settings_of(args.out / LAST, load_last(args.out)).saved()
+    kept = settings_of(args.out / LAST, load_last(args.out)).saved()
+    if args.preset not in (None, kept["preset"]):
+        fail("--preset", f"{kept['preset']}, as in {args.out / LAST}", args.preset)
+    return kept
 
 
 def run_evaluate(args: argparse.Namespace, ranks: DataParallel) -> int:
@@ -322,9 +333,9 @@ def _silence() -> Iterator[None]:
 @contextmanager
 def _logging(args: argparse.Namespace) -> Iterator[None]:
     """Send the log lines of training to standard output and to the log file, if there is one."""
-    handlers: list[logging.Handler] = [_AroundTheBar()]
+    handlers: list[logging.Handler] = [AroundTheBar()]
     if args.log:
-        handlers.append(_LogFile(_log_path(args), append=args.resume))
+        handlers.append(LogFile(_log_path(args), append=args.resume))
     level = logger.level
     logger.setLevel(logging.INFO)
     for handler in handlers:
@@ -350,36 +361,6 @@ def _check_log(path: Path, out: Path | None) -> None:
         path.open("a").close()
     else:
         check_writable("--log", path, will_exist=out)
-
-
-class _AroundTheBar(logging.Handler):
-    """Prints to standard output without breaking the progress bar.
-
-    Unlike a ``StreamHandler`` it raises on a broken pipe, so that training ends with its reader.
-    """
-
-    def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm
-
-        with quiet_after_hang_up(sys.stdout):
-            tqdm.write(self.format(record), file=sys.stdout)
-            sys.stdout.flush()
-
-
-class _LogFile(logging.Handler):
-    """Appends lines to a file. Unlike a ``FileHandler`` it raises errors, such as a full disk.
-
-    The file is opened at the first line, so that a run that is refused does not empty an earlier log.
-    """
-
-    def __init__(self, path: Path, *, append: bool) -> None:
-        super().__init__()
-        self._path, self._mode = path, "a" if append else "w"
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with naming(self._path), self._path.open(self._mode, encoding="utf-8") as file:
-            file.write(self.format(record) + "\n")
-        self._mode = "a"
 
 
 def _readable(value: Any) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TextIO
+
+from dmm_fast._io import naming
 
 FIGURES = (
     "(a) bound: negative ELBO, summed over all sequences, divided by the number of all time steps",
@@ -45,3 +49,33 @@ def discard(stream: TextIO) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
+
+
+class AroundTheBar(logging.Handler):
+    """Prints to standard output without breaking the progress bar.
+
+    Unlike a ``StreamHandler`` it raises on a broken pipe, so that training ends with its reader.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        with quiet_after_hang_up(sys.stdout):
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+
+
+class LogFile(logging.Handler):
+    """Appends lines to a file. Unlike a ``FileHandler`` it raises errors, such as a full disk.
+
+    The file is opened at the first line, so that a run that is refused does not empty an earlier log.
+    """
+
+    def __init__(self, path: Path, *, append: bool) -> None:
+        super().__init__()
+        self._path, self._mode = path, "a" if append else "w"
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with naming(self._path), self._path.open(self._mode, encoding="utf-8") as file:
+            file.write(self.format(record) + "\n")
+        self._mode = "a"

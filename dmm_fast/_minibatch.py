@@ -25,7 +25,8 @@ class MiniBatch(NamedTuple):
     ``x`` is ``[B, T, D]`` with 0 at unobserved entries, or None if there are no data to condition on;
     ``lengths`` is int64 ``[B]`` on the model's device; ``mask`` (``[B, T]`` or ``[B, T, D]``; None: all
     observed) marks the observed entries. ``controls`` is ``[B, T, U + S]``, the controls of each step
-    followed by the static covariates, 0 past the end of a row; None for a model without either.
+    followed by the static covariates, 0 past the end of a row; None for a model without either. ``past`` is
+    ``[B, T, D]``, the x_{t-1} that the networks of the model are to read; None: that of ``x``.
     """
 
     x: Tensor | None
@@ -33,6 +34,7 @@ class MiniBatch(NamedTuple):
     mask: Tensor | None
     T: int
     controls: Tensor | None = None
+    past: Tensor | None = None
 
     @property
     def valid(self) -> Tensor:

@@ -14,6 +14,7 @@ from dmm_fast._heads import HEADS, Head, checked_emission, make_emitter, name_of
 from dmm_fast._inputs import Inputs, one_step_later
 from dmm_fast._minibatch import MiniBatch, checked_once
 from dmm_fast._recurrent import make_network, read
+from dmm_fast._share import dropout
 from dmm_fast._units import make_room, units_of
 from dmm_fast.distributions import (
     MarkovPosterior,
@@ -37,6 +38,8 @@ from dmm_fast.nn import (
 class Parts(nn.Module):
     """The networks and parameters of a :class:`dmm_fast.DMM`, which documents the arguments."""
 
+    path_gradient: bool = False
+    """Whether the gradient of the guide's log-density is its path gradient."""
     nade_order: Tensor | None
     x_loc: Tensor | None
     x_scale: Tensor | None
@@ -58,6 +61,7 @@ class Parts(nn.Module):
         nade_dim: int = 100,
         nade_order: Sequence[int] | None = None,
         augment: str | None = None,
+        past_dropout_rate: float = 0.0,
         control_dim: int = 0,
         static_dim: int = 0,
         mask_input: bool = False,
@@ -79,6 +83,7 @@ class Parts(nn.Module):
             nade_dim=nade_dim,
             nade_order=nade_order,
             augment=augment,
+            past_dropout_rate=past_dropout_rate,
             control_dim=control_dim,
             static_dim=static_dim,
             mask_input=mask_input,
@@ -94,6 +99,7 @@ class Parts(nn.Module):
         if nade_order is not None and self._emission != "nade":
             check.fail("nade_order", "None unless emission='nade'", check.describe(nade_order))
         self.augment, self.control_dim, self.static_dim = augment, control_dim, static_dim
+        self.past_dropout_rate = past_dropout_rate
         self.inputs = Inputs(input_dim, augment, control_dim, static_dim, mask_input)
         self._said_not_fused = set[str]()
         self._model_has_step_sites: bool | None = None
@@ -150,11 +156,13 @@ class Parts(nn.Module):
         if self.z_q_0 is None:
             combiner = self._weights_or_module("combiner", MeanFieldCombiner)
             Z = self.z_0.shape[0]
-            return MeanFieldPosterior(h, combiner, Z, lengths, self.iafs, self.min_scale)
+            given = (h, combiner, Z, lengths, self.iafs, self.min_scale)
+            return MeanFieldPosterior(*given, path_gradient=self.path_gradient)
         combiner = self._weights_or_module("combiner", Combiner)
         if (why := _flows.why_no_weights(self.iafs)) is not None:
             self._say_not_fused("iafs", why)
-        return MarkovPosterior(h, self.z_q_0, combiner, lengths, self.iafs, self.min_scale)
+        more = {"path_gradient": self.path_gradient}
+        return MarkovPosterior(h, self.z_q_0, combiner, lengths, self.iafs, self.min_scale, **more)
 
     def emission(self, z: Tensor, lengths: Tensor, mask: Tensor | None = None) -> SequenceDistribution:
         """p(x_{1:T} | z_{1:T}) for ``z [..., B, T, Z]``; may be overridden, see the class.
@@ -254,7 +262,15 @@ class Parts(nn.Module):
         """``x_{t-1} [B, T, D]`` in the units of the networks; None if no network reads it."""
         if self.augment is None or batch.x is None:
             return None
+        if batch.past is not None:
+            return batch.past
         return one_step_later(self._in_own_units(batch.x, batch))
+
+    def _with_dropped_past(self, batch: MiniBatch) -> MiniBatch:
+        """``batch`` with the x_{t-1} of a training step, in which dropout has zeroed some elements."""
+        if not self.training or self.past_dropout_rate == 0 or (past := self._past(batch)) is None:
+            return batch
+        return batch._replace(past=dropout(past, self.past_dropout_rate, self.training))
 
     def _in_own_units(self, x: Tensor, batch: MiniBatch) -> Tensor:
         """Data in the units of the networks, with 0 at unobserved entries."""

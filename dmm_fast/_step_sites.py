@@ -43,7 +43,9 @@ def model_steps(dmm: DMM, batch: MiniBatch, annealing_factor: float | Tensor) ->
     observed = batch.observed.unbind(1)
     controls = [None] * batch.T if batch.controls is None else batch.controls.unbind(1)
     x = [None] * batch.T if batch.x is None else batch.x.unbind(1)
+    past = None if batch.past is None else batch.past.unbind(1)
     for t in pyro.markov(range(1, batch.T + 1)):
+        x_prev = x_prev if past is None else past[t - 1]
         more = inputs.of_transition(x_prev, controls[t - 1])
         given = z_prev if more is None else beside(z_prev, more)
         prior = dist.Normal(*dmm.trans(given)).mask(valid[t - 1]).to_event(1)
@@ -51,7 +53,7 @@ def model_steps(dmm: DMM, batch: MiniBatch, annealing_factor: float | Tensor) ->
             z_prev = pyro.sample(f"z_{t}", prior)
         emission = _emission(dmm, inputs.of_emission(z_prev, x_prev), observed[t - 1])
         x_t = pyro.sample(f"obs_x_{t}", emission, obs=x[t - 1])
-        if dmm.augment is not None:
+        if dmm.augment is not None and past is None:
             units = dmm._units()
             own = x_t if units is None else (x_t - units.loc) / units.scale
             x_prev = torch.where(observed[t - 1], own, 0.0)
@@ -75,7 +77,13 @@ def _emission(dmm: DMM, z_t: Tensor, observed: Tensor) -> Any:
 
 
 def guide_steps(dmm: DMM, batch: MiniBatch, h: Tensor, annealing_factor: float | Tensor) -> Iterator[Tensor]:
-    """Sites ``z_t`` for t = 1 .. T; yields each z_t."""
+    """Sites ``z_t`` for t = 1 .. T; yields each z_t.
+
+    Raises:
+        ValueError: ``dmm.path_gradient`` is set, which is for one site per sequence.
+    """
+    if dmm.path_gradient:
+        check.fail("path_gradient", "False with one site per time step", "True")
     z_prev = None if dmm.z_q_0 is None else dmm.z_q_0.expand(batch.lengths.shape[0], -1)
     valid = batch.valid.unbind(1)
     h_steps = h.unbind(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 from dmm_fast import BackendError, __version__
 from dmm_fast._console import FIGURES, complain, discard
 from dmm_fast.cuda.devices import KNOWN
+from dmm_fast.training._presets import PRESETS
 
 EXTRAS = ("matplotlib", "mido", "safetensors", "scipy", "tensorboard", "tqdm")
 """Packages that ``pip install 'dmm-fast[cli]'`` adds."""
@@ -61,7 +63,9 @@ def build_parser(train_defaults: Mapping[str, Any] | None = None) -> argparse.Ar
     parser = _Parser(prog="dmm-fast", description="Deep Markov Models: train, evaluate, generate.")
     parser.add_argument("--version", action="version", version=f"dmm-fast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    train = commands.add_parser("train", help="train a model", **_STYLE)
+    train = commands.add_parser(
+        "train", help="train a model", formatter_class=_Figures, epilog=_presets_listed()
+    )
     _add_example_flags(train)
     _add_train_flags(train)
     train.set_defaults(**(train_defaults or {}))
@@ -93,7 +97,7 @@ class _Help(argparse.HelpFormatter):
 
 
 class _Figures(_Help, argparse.RawDescriptionHelpFormatter):
-    """Does not wrap the lines of the description."""
+    """Does not wrap the lines of the description and of the epilog."""
 
 
 _STYLE: dict[str, Any] = {"formatter_class": _Help}
@@ -119,14 +123,41 @@ def _run(arguments: Sequence[str]) -> int:
 
     try:
         with DataParallel() as ranks:
-            if args.command == "train" and args.resume:
-                # The run's own settings become the defaults; the options given are compared with them later.
+            if args.command == "train" and (args.resume or args.preset is not None):
+                # The settings of the run to resume, or of the preset, become the defaults. The options given
+                # are compared with those of the run later.
                 with ranks.together():
-                    kept = _commands.settings_to_resume(args)
-                args = build_parser(kept).parse_args(arguments)
+                    defaults = _commands.other_defaults(args, _given(arguments))
+                args = build_parser(defaults).parse_args(arguments)
             return _commands.PARALLEL[args.command](args, ranks)
     except RankLostError as error:
         return 1 if error.is_reported else complain(f"rank {os.environ.get('RANK', '0')}: {error}", 1)
+
+
+def _given(arguments: Sequence[str]) -> set[str]:
+    """The names of the settings of ``train`` that ``arguments`` give."""
+    absent = object()
+    names = vars(build_parser().parse_args(arguments))
+    parsed = vars(build_parser(dict.fromkeys(names, absent)).parse_args(arguments))
+    return {name for name, value in parsed.items() if value is not absent}
+
+
+def _presets_listed() -> str:
+    """The options that each preset stands for, one preset a paragraph."""
+    paragraphs, width = ["presets:"], max(map(len, PRESETS)) + 4
+    for name, settings in PRESETS.items():
+        options = [
+            f"--{setting.replace('_', '-')}" + ("" if value is True else f" {value}")
+            for setting, value in settings.items()
+        ]
+        paragraphs += textwrap.wrap(
+            " ".join(options) or "the defaults",
+            width=79,
+            initial_indent=f"  {name}".ljust(width),
+            subsequent_indent=" " * width,
+            break_on_hyphens=False,
+        )
+    return "\n".join(paragraphs)
 
 
 def _add_example_flags(train: argparse.ArgumentParser) -> None:
@@ -165,12 +196,22 @@ def _add_train_flags(train: argparse.ArgumentParser) -> None:
     add = train.add_argument_group("the run").add_argument
     add("--data", default="chorales", help="a .csv, .parquet, .npz, .npy, .mat or .pickle file, a folder of "
         "MIDI files, or the built-in chorales")  # fmt: skip
+    add("--preset", choices=tuple(PRESETS), help="settings to start from, listed below; options that are "
+        "given replace those of the preset")  # fmt: skip
     add("--num-sequences", type=int, help="number of training sequences of the built-in chorales")
     add("--seed", type=_seed, default=0, help="seed of the random generators")
+    add("--num-steps", type=int, help="the length of the run as a number of steps, in place of --num-epochs, "
+        "rounded up to whole epochs")  # fmt: skip
+    add("--segment-steps", type=int, help="train on segments of at most this many time steps, each a "
+        "sequence of its own")  # fmt: skip
     add("--out", type=Path, help="folder for checkpoints, metrics and TensorBoard")
     add("--resume", action="store_true", help="resume from the last checkpoint in --out")
     add("--eval-frequency", type=int, default=50, help="number of epochs between evaluations on validation "
         "and test data; the last epoch is always evaluated; 0: never evaluate")  # fmt: skip
+    add("--evaluation-particles", type=int, default=1, help="draws of the latents of each sequence in these "
+        "evaluations")  # fmt: skip
+    add("--patience", type=int, default=0, help="stop after this many evaluations without a better bound on "
+        "the validation data; 0: never")  # fmt: skip
     add("--no-tensorboard", dest="tensorboard", action="store_false", help="write no TensorBoard scalars")
     add("--no-progress", dest="progress", action="store_false", help="show no progress bar")
     add("--threads", type=int, help="number of CPU threads; a resumed run gives the same bits only with the "
@@ -186,10 +227,20 @@ def _add_train_flags(train: argparse.ArgumentParser) -> None:
     add("--split-seed", type=_seed, default=0, help="seed of the division into training, validation and "
         "test, for data that come undivided")  # fmt: skip
     add = train.add_argument_group("the objective and the optimizer").add_argument
-    add("--elbo", choices=("trace", "mean_field"), default="trace", help="sampled or analytic KL")
+    add("--elbo", choices=("trace", "mean_field", "importance"), default="trace", help="sampled or analytic "
+        "KL, or the tighter bound of weighted draws")  # fmt: skip
+    add("--num-particles", type=int, default=1, help="draws of each sequence in a step")
+    add("--gradient", choices=("total", "path", "dreg"), default="total", help="estimator of the gradient: "
+        "path with trace or importance, dreg with importance")  # fmt: skip
     add("--lr-schedule", choices=("constant", "cosine"), default="constant", help="schedule of the learning "
         "rate, in addition to --lr-decay")  # fmt: skip
     add("--warmup-steps", type=int, default=0, help="steps over which the learning rate rises linearly")
+    add("--annealing-steps", type=int, help="steps until the KL weight reaches 1, in place of "
+        "--annealing-epochs")  # fmt: skip
+    add("--guide-weight-decay", type=float, help="weight of the L2 penalty on the guide's parameters; by "
+        "default that of --weight-decay")  # fmt: skip
+    add("--average-decay", type=float, default=0.0, help="decay of a moving average of the parameters, such "
+        "as 0.999; the average is evaluated and saved as the model; 0: no average")  # fmt: skip
     add("--recover", action="store_true", help="when a loss is not finite, return to the last good state "
         "and halve the learning rate")  # fmt: skip
     add = train.add_argument_group("the guide").add_argument
@@ -205,6 +256,8 @@ def _add_train_flags(train: argparse.ArgumentParser) -> None:
     add("--nade-dim", type=int, default=100, help="number of hidden units of a NADE emission")
     add("--augment", choices=("transition", "emission", "both"), help="networks that also read the data of "
         "the previous step")  # fmt: skip
+    add("--past-dropout-rate", type=float, default=0.0, help="dropout of the data of the previous step that "
+        "these networks read")  # fmt: skip
     add("--min-scale", type=float, default=0.0, help="value added to the scales of the latents in the guide "
         "and of a Gaussian emission")  # fmt: skip
     add("--standardize", action=argparse.BooleanOptionalAction, help="use the mean and scale of the training "

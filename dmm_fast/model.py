@@ -67,6 +67,10 @@ class DMM(Parts):
       shape ``[T, D]``, masked by ``lengths`` and ``mask``. Pass ``emission="gaussian"`` with it, so that the
       data are not required to be 0 or 1.
 
+    ``dmm.path_gradient = True`` leaves the score of the guide out of the gradient of a sampled ELBO, see
+    :class:`~dmm_fast.distributions.MarkovPosterior`. It may be set at any time and is not part of the
+    ``state_dict()``.
+
     Args:
         input_dim: number of features ``D`` of x_t.
         z_dim: number of latents ``Z``.
@@ -87,6 +91,9 @@ class DMM(Parts):
         nade_order: the order of its features, a permutation of ``range(input_dim)``; None: their own order.
         augment: the networks that read x_{t-1} beside the latents: ``"transition"``, ``"emission"`` or
             ``"both"``; None: neither.
+        past_dropout_rate: dropout probability of each element of that x_{t-1} in training mode. Transition
+            and emission read the same elements; the others are 0, and those that are kept are divided by
+            ``1 - past_dropout_rate``, as by ``torch.nn.Dropout``. Data that the model draws are not dropped.
         control_dim: number of controls ``U`` of each step, inputs of transition and guide.
         static_dim: number of covariates ``S`` of each sequence, inputs of transition and guide.
         mask_input: give the guide the mask of observed values as a further input, so that it can tell a
@@ -138,6 +145,7 @@ class DMM(Parts):
         batch = self.mini_batch(*tensors, annealing_factor, controls, static)
         annealing_factor = _arguments.check_annealing_factor(annealing_factor, batch.lengths.shape[0])
         plate = _handlers.rows_plate(batch.lengths.shape[0])
+        batch = self._with_dropped_past(batch)
         drawn = _handlers.replayed_sites()
         if "z" not in drawn and ("z_1" in drawn or self.per_step_sites):
             _step_sites.refuse_overridden(self, DMM, "prior", "emission")
@@ -183,8 +191,11 @@ class DMM(Parts):
             with plate:
                 return list(_step_sites.guide_steps(self, batch, h, annealing_factor))
         _handlers.refuse_enumeration()
+        posterior = self.posterior(h, batch.lengths)
+        if self.path_gradient and not getattr(posterior, "path_gradient", False):
+            check.fail("path_gradient", "False, or a posterior() that passes it on", "True")
         with _Annealing(annealing_factor), plate:
-            z: Tensor = pyro.sample("z", self.posterior(h, batch.lengths))
+            z: Tensor = pyro.sample("z", posterior)
         return z
 
     def _own_model_has_step_sites(self, *args: Any) -> bool:

@@ -138,6 +138,25 @@ def set_linear(layer: Any, weight: Any, bias: Any) -> None:
             parameter.copy_(torch.as_tensor(value, dtype=parameter.dtype).expand_as(parameter))
 
 
+def landed() -> DMM:
+    """A DMM whose guide is the exact posterior: all steps are standard normal in prior and guide.
+
+    The emission does not depend on z, so the posterior is the prior.
+    """
+    dmm = small_dmm(dtype=torch.float64)
+    unit = torch.log(torch.expm1(torch.ones((), dtype=torch.float64)))
+    for layer, bias in (
+        (dmm.trans.lin_z_to_loc, 0.0),
+        (dmm.trans.lin_proposed_mean_hidden_to_z, 0.0),
+        (dmm.trans.lin_sig, unit),
+        (dmm.combiner.lin_hidden_to_loc, 0.0),
+        (dmm.combiner.lin_hidden_to_scale, unit),
+    ):
+        set_linear(layer, 0.0, bias)
+    set_linear(dmm.emitter.lin_z_to_hidden, 0.0, 0.1)
+    return dmm
+
+
 def repeat(times: int, draw: Callable[[], float]) -> Tensor:
     """``[times]``: stacked results of repeated calls of ``draw``."""
     return torch.tensor([draw() for _ in range(times)], dtype=torch.float64)

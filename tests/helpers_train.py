@@ -1,5 +1,6 @@
 """Small training runs, and ways to interfere with them."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ import pytest
 from pyro.infer import SVI
 
 from dmm_fast.data import Dataset, chorales
-from dmm_fast.optim import PyroClippedAdam
 from dmm_fast.training import TrainConfig, Trainer
 from dmm_fast.training._folder import BEST, LAST
+from dmm_fast.training._objective import optimizer_of
+from dmm_fast.training._optimizer_state import OptimizerState
 from dmm_fast.training._runlog import METRICS
 from tests.helpers_graph import RecordedGraphs
 
@@ -65,7 +67,9 @@ class GraphedTrainer(Trainer):
     def __init__(self, config: TrainConfig, data: Dataset) -> None:
         super().__init__(config, data)
         self.graphs = RecordedGraphs()
-        self.optimizer = PyroClippedAdam({**self.optimizer.pt_optim_args, "capturable": True})
+        rate = config.scheduled_lr(0, self.num_mini_batches)
+        self.optimizer = optimizer_of(dataclasses.replace(config, cuda=True), rate)
+        self._optimizer_state = OptimizerState(self.optimizer, self.dmm)
         if self.folder is not None and config.resume:
             self._restore(self.folder)
         self.svi.optim, self.svi._capturer, self.svi.max_graphs = self.optimizer, self.graphs, 8

@@ -227,6 +227,7 @@ def test_generate_reports_a_prefix_that_is_too_long(
         (["train", "--jit"], "silently truncates longer sequences"),
         (["train", "--num-epochs", "many"], "-n/--num-epochs: invalid int value: 'many'"),
         (["train", "--elbo", "renyi"], "--elbo: invalid choice: 'renyi'"),
+        (["train", "--gradient", "dreg"], "gradient: expected total or path with elbo trace, got dreg"),
         (["train", "--data", "nowhere.mat"], "nowhere.mat"),
         (["train", "--resume"], "--resume: expected the folder of a run in --out"),
         (["train", "--threads", "0"], "--threads: expected at least 1, got 0"),

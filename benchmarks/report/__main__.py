@@ -1,8 +1,9 @@
 """``python -m benchmarks.report``: write all results, tables and plots, from the JSON files.
 
 Every number between the two markers of the README and of the results page, and on the page beside the JSON
-files, comes from the newest results file of its suite. A file that names a disagreement, or a quick run, is
-refused: nothing older is shown in its place.
+files, comes from the newest results file of its suite; in the suite ``quality``, whose files hold a run each,
+from all of them. A file that names a disagreement, or a quick run, is refused: nothing older is shown in its
+place.
 """
 
 import argparse
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import ROOT
+from benchmarks.quality.runs import SUITE
+from benchmarks.report import ablations
 from benchmarks.report.pages import (
     Newest,
     overview_section,
@@ -22,6 +25,7 @@ from benchmarks.report.pages import (
     with_section,
 )
 from benchmarks.report.plots import plot_source, save
+from benchmarks.report.quality import quality_results
 from benchmarks.report.results import ReportError, newest_per_suite
 
 
@@ -30,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     readme, overview, folder = Path(args.readme), Path(args.page), Path(args.results)
     try:
-        newest = newest_per_suite(folder, args.quick)
+        runs = folder / SUITE
+        newest = newest_per_suite(folder, args.quick) | quality_results(runs)
+        newest = dict(sorted((newest | quality_results(runs / "ablations", ablations.SUITE)).items()))
         pages = {tables_path(folder): tables_page(newest)}
         for path, section in ((readme, readme_section), (overview, overview_section)):
             text = section(newest, folder, path.parent)

@@ -10,7 +10,6 @@ from benchmarks.report.markdown import cell, table
 from benchmarks.report.parts import Part, Picture
 from benchmarks.report.plots import first_baseline, places_on, scaling_plot, speed_up_plot
 from benchmarks.report.profiles import profile_tables
-from benchmarks.report.quality import quality_picture, quality_table
 from benchmarks.report.results import QUALITY, Results, Row, precision_of, rows_of, where_and_with_what
 from benchmarks.report.rowwise import roofline_table, rowwise_table
 from benchmarks.report.scans import floors_table, scans_picture, scans_table, sweep_table
@@ -23,6 +22,7 @@ from benchmarks.report.steps import (
     peers_table,
 )
 from benchmarks.report.tiles import tiles_table
+from benchmarks.report.to_target import quality_picture, quality_table
 from benchmarks.report.training import training_sentence, training_table
 
 # Stages that check correctness. If one of them failed, the section says so first. Only the smoke test is

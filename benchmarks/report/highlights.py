@@ -3,7 +3,8 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from benchmarks.report import gpu, steps
+from benchmarks.quality.runs import SUITE
+from benchmarks.report import gpu, quality, steps
 from benchmarks.report.markdown import milliseconds, table
 from benchmarks.report.parts import Part
 from benchmarks.report.plots import first_baseline
@@ -15,9 +16,9 @@ WIDTH = 110
 
 
 def highlights(results_of: Mapping[str, Results]) -> list[Part]:
-    """Parts of the README: the suite ``cpu`` and the newest run on a GPU; empty without either.
+    """Parts of the README: the suite ``cpu``, the newest run on a GPU, and the best trained models.
 
-    A run in which a stage failed is shown with the sentence that says so.
+    Empty without any of them. A run in which a stage failed is shown with the sentence that says so.
     """
     shown: list[tuple[str, Results, list[Row], str]] = []
     cpu = results_of.get("cpu")
@@ -28,15 +29,20 @@ def highlights(results_of: Mapping[str, Results]) -> list[Part]:
         newest = max(on_gpus, key=lambda results: str(results["meta"]["date"]))
         shown.append(("GPU", newest, _beside_baseline(gpu.headline(newest), ON_A_GPU), gpu.not_ok(newest)))
     shown = [run for run in shown if run[2]]
+    trained = quality.sentence(results_of[SUITE]) if SUITE in results_of else ""
     if not shown:
-        return []
+        return [_filled(trained)] if trained else []
     baselines = distinct(first_baseline(rows) for _, _, rows, _ in shown)
     titles = ["on", "case", "implementation", "median, ms", f"times faster than {' or '.join(baselines)}"]
     lines = [_line(on, row, str(first_baseline(rows))) for on, _, rows, _ in shown for row in rows]
     notes = [f"{on}: {_where(results)} {caution}".rstrip() for on, results, _, caution in shown]
     notes[-1] += " Ratios are taken round by round: their median, lowest and highest in brackets."
-    text = "\n\n".join(textwrap.fill(note, WIDTH, break_long_words=False) for note in notes)
+    text = "\n\n".join(map(_filled, filter(None, [*notes, trained])))
     return [table(titles, lines, texts=3), text, *([steps.picture(cpu)] if cpu else [])]
+
+
+def _filled(note: str) -> str:
+    return textwrap.fill(note, WIDTH, break_long_words=False)
 
 
 def _beside_baseline(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.report import gpu, guides, quality, steps
+from benchmarks.report import ablations, gpu, gradient_variance, guides, quality, steps, to_target
 from benchmarks.report.highlights import highlights
 from benchmarks.report.parts import Part, Picture
 from benchmarks.report.results import ReportError, Results
@@ -12,7 +12,14 @@ from benchmarks.report.results import ReportError, Results
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 NOTHING_YET = "No results have been measured yet."
 # Suites that are not tables of SVI steps.
-OTHERS = {"gpu": gpu, "gpu-first": gpu, "gpu-second": gpu, "cpu-quality": quality, "cpu-guides": guides}
+OTHERS = {
+    **dict.fromkeys(("gpu", "gpu-first", "gpu-second"), gpu),
+    "cpu-quality": to_target,
+    "cpu-guides": guides,
+    "quality": quality,
+    ablations.SUITE: ablations,
+    "gradient-variance": gradient_variance,
+}
 
 Newest = dict[str, tuple[Path, Results]]
 
@@ -52,7 +59,8 @@ def tables_page(newest: Newest) -> str:
         "Written by `python -m benchmarks.report` from the JSON files beside it.",
     ]
     for suite, (path, results) in newest.items():
-        parts += [f"## Suite `{suite}`", f"From `{path.name}`.", *page_parts(results)]
+        where = f"the files in `{path.name}/`" if "source" in results else f"`{path.name}`"
+        parts += [f"## Suite `{suite}`", f"From {where}.", *page_parts(results)]
     return _markdown(parts, lambda name: name) + "\n"
 
 
@@ -62,9 +70,9 @@ def tables_path(folder: Path) -> Path:
 
 
 def pictures(newest: Newest) -> list[tuple[Picture, str]]:
-    """Every plot with the name of the file it is drawn from."""
+    """Every plot with the name of the file, or a description of the files, that it is drawn from."""
     return [
-        (part, path.name)
+        (part, results.get("source", path.name))
         for path, results in newest.values()
         for part in page_parts(results)
         if isinstance(part, Picture)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -99,6 +100,47 @@ class SequenceSet:
         given = (self.mask, self.controls, self.static)
         moved = (None if tensor is None else tensor.to(device) for tensor in given)
         return SequenceSet(self.sequences.to(device), self.lengths.to(device), *moved)
+
+    def segments(self, steps: int) -> SequenceSet:
+        """The same data in segments of at most ``steps`` time steps, each a sequence of its own.
+
+        Each sequence is cut into as few segments as possible, whose lengths differ by at most one. They
+        follow one another in the result, with the mask, the controls and the covariates of their sequence.
+        Training on them takes more steps in an epoch, with less memory and without the padding of long
+        sequences, but sees no dependence across a cut: the first step of a segment is a first step to it.
+
+        Args:
+            steps: largest number of time steps of a segment.
+
+        Raises:
+            TypeError: ``steps`` is not an int.
+            ValueError: ``steps`` is not positive.
+        """
+        if check.integer("steps", steps, "a positive number of time steps") < 1:
+            check.fail("steps", "a positive number of time steps", str(steps))
+        rows, starts, lengths = [], [], []
+        for row, length in enumerate(self.lengths.tolist()):
+            number = -(-length // steps)
+            bounds = [length * i // number for i in range(number + 1)]
+            rows += [row] * number
+            starts += bounds[:-1]
+            lengths += [end - start for start, end in itertools.pairwise(bounds)]
+        device = self.sequences.device
+        row_of, start_of, length_of = (torch.tensor(each, device=device) for each in (rows, starts, lengths))
+        inside = valid_steps(length_of, max(lengths))
+        # Steps past the end of a segment are read from its first step, and set to zero.
+        step_of = start_of[:, None] + torch.where(inside, torch.arange(max(lengths), device=device), 0)
+
+        def cut(values: Tensor) -> Tensor:
+            return values[row_of[:, None], step_of].masked_fill(~inside[:, :, None], 0)
+
+        return SequenceSet(
+            cut(self.sequences),
+            length_of,
+            None if self.mask is None else cut(self.mask),
+            None if self.controls is None else cut(self.controls),
+            None if self.static is None else self.static[row_of],
+        )
 
     def batch(self, indices: Tensor, T: int | None = None) -> Batch | ControlledBatch:
         """Gather the sequences ``indices``, in that order, on the device of the set.

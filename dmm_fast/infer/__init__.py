@@ -1,10 +1,11 @@
 """Training steps, evaluation and sampling with a DMM.
 
 :class:`GraphedSVI` trains a model; :class:`SequenceELBO` is a loss for it and for ``pyro.infer.SVI`` that
-needs few operations. :func:`log_weights`, :func:`importance_nll`, :func:`evaluate_elbo` and
-:func:`evaluate_importance_nll` estimate bounds and likelihoods of data. :func:`latents`, :func:`reconstruct`
-and :func:`impute` draw from the posterior, :func:`generate` and :func:`sample_prior` from the model itself,
-and :func:`forecast` and :func:`counterfactual` from the model given data up to some step.
+needs few operations, and :class:`ImportanceELBO` one that is a tighter bound. :func:`log_weights`,
+:func:`importance_nll`, :func:`evaluate_elbo` and :func:`evaluate_importance_nll` estimate bounds and
+likelihoods of data. :func:`latents`, :func:`reconstruct` and :func:`impute` draw from the posterior,
+:func:`generate` and :func:`sample_prior` from the model itself, and :func:`forecast` and
+:func:`counterfactual` from the model given data up to some step.
 :class:`DataParallel` spreads training and evaluation over several processes.
 
 Every log-likelihood is in nats. Random numbers come from torch's global generator; a function that is given a
@@ -23,6 +24,7 @@ from dmm_fast.infer._evaluation import (
     log_weights,
 )
 from dmm_fast.infer._graphed_svi import CaptureError, GraphedSVI
+from dmm_fast.infer._importance_elbo import ImportanceELBO
 from dmm_fast.infer._posterior_draws import Latents, impute, latents, reconstruct
 from dmm_fast.infer._roll_out import counterfactual, forecast, generate, sample_prior
 from dmm_fast.infer._sequence_elbo import SequenceELBO
@@ -33,6 +35,7 @@ __all__ = [
     "DataParallel",
     "ElboEvaluation",
     "GraphedSVI",
+    "ImportanceELBO",
     "Latents",
     "RankLostError",
     "SequenceELBO",

@@ -136,11 +136,11 @@ class DataParallel:
         other would be summed as often as there are processes. The first step checks that parameters and
         mini-batch are the same in all processes.
 
-        The package draws noise, and the dropout between layers of its recurrent networks, for the whole
-        mini-batch. Noise drawn in another way (dropout of an LSTM, GRU or other module, sites of a model of
-        yours, ``per_step_sites``) is the same for the first row of each process, and so on; the result then
-        differs from that of a single process. After a step on the CPU all processes have the random state
-        of rank 0, so that they go on to draw the same mini-batches.
+        The package draws noise, and the dropout of past data and between layers of its recurrent networks,
+        for the whole mini-batch. Noise drawn in another way (dropout of an LSTM, GRU or other module, sites
+        of a model of yours, ``per_step_sites``) is the same for the first row of each process, and so on; the
+        result then differs from that of a single process. After a step on the CPU all processes have the
+        random state of rank 0, so that they go on to draw the same mini-batches.
 
         Raises:
             TypeError: ``elbo`` is no estimator of Pyro.

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
 from dmm_fast import check
 from dmm_fast._share import rows_of, sharing, spread_rows
 from dmm_fast.data import SequenceSet
 from dmm_fast.infer._data_parallel import DataParallel
+from dmm_fast.infer._particles import traces_of_particles
 from dmm_fast.model import DMM
 
 Batch = tuple[Any, ...]
@@ -69,13 +69,10 @@ def log_weights(dmm: DMM, batch: Batch, num_particles: int) -> Tensor:
     """
     check_batch(dmm, batch)
     num_particles = check.size("num_particles", num_particles)
-    # The model's plate is the rightmost dimension, so the particles are the dimension before it.
-    particles = pyro.plate("particles", num_particles, dim=-2)
     total = torch.zeros((), device=dmm.z_0.device, dtype=dmm.z_0.dtype)
     # In a separate parameter store, so that these parameters do not enter that of a model in training.
     with pyro.get_param_store().scope(), evaluating(dmm):
-        guide = poutine.trace(particles(dmm.guide)).get_trace(*batch)
-        model = poutine.trace(poutine.replay(particles(dmm.model), trace=guide)).get_trace(*batch)
+        guide, model = traces_of_particles(dmm.model, dmm.guide, num_particles, tuple(batch), {})
         for trace, sign in ((model, 1.0), (guide, -1.0)):
             # Computed within the scope, since a user's own network may run here.
             trace.compute_log_prob()

@@ -56,7 +56,7 @@ class Checkpoint:
         sizes: the constructor arguments of the :class:`~dmm_fast.model.DMM`.
         config: the training settings, JSON values only.
         data: a fingerprint of the training data, compared on resume.
-        model: the DMM's ``state_dict()``.
+        model: the DMM's ``state_dict()``, with the averages of its parameters if the run averages them.
         optimizer: ``PyroOptim.get_state()``.
         rng: states of torch's global generators, ``"cpu"`` and, on a GPU, ``"cuda"``.
         epoch: number of completed epochs.
@@ -64,8 +64,10 @@ class Checkpoint:
         order: int64 ``[N]``, the current epoch's permutation; None between epochs.
         epoch_loss: the current epoch's loss so far, nats.
         best: lowest validation loss so far, nats per time step; None before the first evaluation.
+        waited: number of evaluations since that one.
         metrics_bytes: length of ``metrics.jsonl`` in bytes when the checkpoint was saved.
         recovery: the states to go back to when a loss is not finite; empty unless ``recover`` is set.
+        unaveraged: the parameters themselves, by name, of a run that averages them; else empty.
     """
 
     sizes: dict[str, Any]
@@ -81,6 +83,8 @@ class Checkpoint:
     best: float | None
     metrics_bytes: int
     recovery: dict[str, Any] = dataclasses.field(default_factory=dict)
+    unaveraged: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    waited: int = 0
 
 
 _FIELD_TYPES: dict[str, tuple[type, ...]] = {
@@ -97,7 +101,12 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "best": (float, type(None)),
     "metrics_bytes": (int,),
     "recovery": (dict,),
+    "unaveraged": (dict,),
+    "waited": (int,),
 }
+
+_LATER_FIELDS: dict[str, type] = {"recovery": dict, "unaveraged": dict, "waited": int}
+"""The fields that older checkpoints do not have, with makers of the values that stand for their absence."""
 
 
 def save_checkpoint(path: PathLike, checkpoint: Checkpoint) -> None:
@@ -121,7 +130,7 @@ def load_checkpoint(path: PathLike) -> Checkpoint:
         CheckpointError: the file is truncated, corrupt, or of another format or version, or a field is
             invalid.
     """
-    fields = {"recovery": {}, **_read(path, "checkpoint")}  # older checkpoints have no such field
+    fields = {name: make() for name, make in _LATER_FIELDS.items()} | _read(path, "checkpoint")
     if set(fields) != set(_FIELD_TYPES):
         _fail(path, f"the fields {sorted(_FIELD_TYPES)}", sorted(map(str, fields)))
     for name, types in _FIELD_TYPES.items():

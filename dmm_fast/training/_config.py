@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-from dmm_fast._arguments import AUGMENT, INFERENCE, NETWORKS
-from dmm_fast._heads import HEADS
-from dmm_fast.check import describe, fail
-
-ELBOS = ("trace", "mean_field", "tmc", "tmcelbo")
-SCHEDULES = ("constant", "cosine")
-EMISSIONS = tuple(HEADS)
+from dmm_fast.check import fail
+from dmm_fast.training._presets import preset_settings
+from dmm_fast.training._ranges import (
+    ENUMERATED,
+    GRADIENTS_OF,
+    WIDTHS,
+    check_count,
+    check_ranges,
+    check_types,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +37,29 @@ class TrainConfig:
         freq: for a table with dates, the length of a time step.
         seed: seed of torch's global generators.
         learning_rate, beta1, beta2, clip_norm, lr_decay, weight_decay: arguments of ``ClippedAdam``.
+        guide_weight_decay: weight decay of the guide's parameters; None: as ``weight_decay``, which is that
+            of the model's parameters (emitter, transition, ``z_0``).
         lr_schedule: ``constant``, or ``cosine``: a factor from 1 to 0 over all epochs.
         warmup_steps: number of steps over which the learning rate rises linearly.
+        average_decay: decay per step of a moving average of the parameters, such as 0.999, but at most
+            ``(1 + n) / (10 + n)`` after step ``n``. The averages are evaluated and saved as the model. 0: no
+            averaging.
         mini_batch_size: number of sequences per step.
+        segment_steps: train on segments of at most this many time steps, each a sequence of its own, as
+            :meth:`~dmm_fast.data.SequenceSet.segments` cuts them. Validation and test data are not cut.
+            None: train on whole sequences.
         annealing_epochs: number of epochs over which the weight of the KL terms rises to 1; 0: no
             annealing.
+        annealing_steps: the same as a number of steps. ``annealing_epochs`` must then keep its default value,
+            and has no effect. None: count epochs.
         minimum_annealing_factor: the weight at which annealing begins.
         z_dim, emission_dim, transition_dim, rnn_dim, num_layers: sizes of the :class:`~dmm_fast.DMM`.
         rnn_dropout_rate, num_iafs, iaf_dim: arguments of the same.
-        elbo: ``trace`` (sampled KL), ``mean_field`` (analytic KL), ``tmc`` or ``tmcelbo``.
+        elbo: ``trace`` (sampled KL), ``mean_field`` (analytic KL), ``importance`` (weighted draws of each
+            sequence, a tighter bound), ``tmc`` or ``tmcelbo``.
+        num_particles: number of draws of each sequence for ``trace``, ``mean_field`` and ``importance``.
+        gradient: the estimator of the gradient: ``total``; ``path`` with ``trace`` or ``importance``;
+            ``dreg`` with ``importance``. See :class:`~dmm_fast.infer.ImportanceELBO`.
         tmc_num_samples: number of samples per site for ``tmc`` and ``tmcelbo``.
         inference: the guide, one of those that :class:`~dmm_fast.DMM` explains.
         rnn: the guide's recurrent network, ``relu``, ``tanh``, ``lstm`` or ``gru``.
@@ -51,6 +67,7 @@ class TrainConfig:
             and ones or ``gaussian`` for real values.
         nade_dim: number of hidden units of a NADE emission.
         augment: the networks that also read x_{t-1}: ``transition``, ``emission`` or ``both``; None: neither.
+        past_dropout_rate: dropout of the elements of x_{t-1} that these networks read, while training.
         mask_input: give the guide the mask of observed values as a further input.
         min_scale: added to the scales of the guide's z and of a Gaussian emission.
         standardize: use the mean and the scale of the training data as the units of a new model (Gaussian
@@ -58,9 +75,15 @@ class TrainConfig:
         recover: when a loss is not finite, go back to the last good state, halve the learning rate and
             continue; see :class:`~dmm_fast.training._recovery.Recovery`.
         cuda: train on the current CUDA device.
+        preset: the name of the preset that :meth:`from_preset` took these settings from; it is kept for
+            information, and has no effect of its own.
         num_epochs: number of epochs of the whole run.
+        num_steps: the same as a number of steps, rounded up to whole epochs; see :meth:`in_epochs`.
+            ``num_epochs`` must then keep its default value, and has no effect. None: count epochs.
         eval_frequency: number of epochs between evaluations on validation and test data; the last epoch is
             always evaluated; 0: never evaluate.
+        evaluation_particles: number of draws of z for each sequence in these evaluations.
+        patience: stop after this many evaluations without a better bound on the validation data; 0: never.
         out: a folder for checkpoints, metrics and TensorBoard; None: write none of them.
         resume: continue from ``out/last.safetensors``.
         checkpoint_freq: number of epochs between checkpoints; one is always written at the end; 0: only
@@ -91,10 +114,14 @@ class TrainConfig:
     clip_norm: float = 10.0
     lr_decay: float = 0.99996
     weight_decay: float = 2.0
+    guide_weight_decay: float | None = None
     lr_schedule: str = "constant"
     warmup_steps: int = 0
+    average_decay: float = 0.0
     mini_batch_size: int = 20
+    segment_steps: int | None = None
     annealing_epochs: int = 1000
+    annealing_steps: int | None = None
     minimum_annealing_factor: float = 0.2
     z_dim: int = 100
     emission_dim: int = 100
@@ -105,19 +132,26 @@ class TrainConfig:
     num_iafs: int = 0
     iaf_dim: int = 100
     elbo: str = "trace"
+    num_particles: int = 1
+    gradient: str = "total"
     tmc_num_samples: int = 10
     inference: str = "st-r"
     rnn: str = "relu"
     emission: str = "bernoulli"
     nade_dim: int = 100
     augment: str | None = None
+    past_dropout_rate: float = 0.0
     mask_input: bool = False
     min_scale: float = 0.0
     standardize: bool | None = None
     recover: bool = False
     cuda: bool = False
+    preset: str | None = None
     num_epochs: int = 5000
+    num_steps: int | None = None
     eval_frequency: int = 50
+    evaluation_particles: int = 1
+    patience: int = 0
     out: Path | None = None
     resume: bool = False
     checkpoint_freq: int = 1
@@ -130,22 +164,22 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check types, ranges, and combinations of settings."""
-        _check_types(self)
-        for name, (lowest, highest) in _RANGES.items():
-            value = getattr(self, name)
-            # Comparisons with NaN are false, so this rejects NaN too.
-            if value is not None and not lowest <= value <= highest:
-                fail(name, _range(lowest, highest), str(value))
-        for name, choices in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices and (value is not None or name != "augment"):
-                fail(name, f"one of {', '.join(choices)}", str(value))
-        for name in ("beta1", "beta2"):
-            if getattr(self, name) == 1:
-                fail(name, "a number below 1", "1")
-        for name in ("clip_norm", "lr_decay"):
-            if getattr(self, name) == 0:
-                fail(name, "a number above 0", "0")
+        check_types(self)
+        check_ranges(self)
+        if self.annealing_steps is not None and self.annealing_epochs != TrainConfig.annealing_epochs:
+            beside = f"None beside annealing_epochs {self.annealing_epochs}"
+            fail("annealing_steps", beside, str(self.annealing_steps))
+        if self.num_steps is not None and self.num_epochs != TrainConfig.num_epochs:
+            fail("num_steps", f"None beside num_epochs {self.num_epochs}", str(self.num_steps))
+        if self.past_dropout_rate > 0 and self.augment is None:
+            fail("past_dropout_rate", "0 without augment", str(self.past_dropout_rate))
+        if self.patience > 0 and self.eval_frequency == 0:
+            fail("patience", "0 with eval_frequency 0, which means no evaluation", str(self.patience))
+        known = GRADIENTS_OF.get(self.elbo, ("total",))
+        if self.gradient not in known:
+            fail("gradient", f"{' or '.join(known)} with elbo {self.elbo}", self.gradient)
+        if self.num_particles > 1 and self.elbo in ENUMERATED:
+            fail("num_particles", f"1 with elbo {self.elbo}", str(self.num_particles))
         if self.standardize and self.emission != "gaussian":
             fail("standardize", "emission gaussian with it", self.emission)
         if self.standardize is not None and self.load_model is not None:
@@ -157,6 +191,22 @@ class TrainConfig:
         if self.load_opt and not self.load_model:
             fail("load_opt", "load_model with it", "none")
 
+    @classmethod
+    def from_preset(cls, preset: str, **settings: Any) -> TrainConfig:
+        """The settings of a preset, except for those that are given.
+
+        Args:
+            preset: ``tutorial`` (the defaults), or after arXiv 1609.09869 ``krishnan``, ``aug`` or
+                ``aug-nade``; ``dmm-fast train --help`` lists their settings.
+            settings: fields of this class. ``annealing_epochs`` replaces a preset's ``annealing_steps`` too,
+                and the other way round; so do ``num_epochs`` and ``num_steps``.
+
+        Raises:
+            TypeError: ``preset`` is not a string, or a setting is unknown or has the wrong type.
+            ValueError: there is no such preset, or a setting is out of range, or conflicts with another.
+        """
+        return cls(**{**preset_settings(preset, settings), **settings})
+
     def sizes(self, input_dim: int, control_dim: int = 0, static_dim: int = 0) -> dict[str, Any]:
         """The constructor arguments of a DMM, for data with these numbers of features, controls, covariates.
 
@@ -165,17 +215,17 @@ class TrainConfig:
             ValueError: an argument is out of range.
         """
         # A default is left out, since checkpoints older than the argument do not have it.
-        names = ("emission", "nade_dim", "augment", "mask_input", "inference", "rnn", "min_scale")
-        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in names}
+        fields = {field.name: field.default for field in dataclasses.fields(self)}
+        changed = [name for name in _OPTIONS if getattr(self, name) != fields[name]]
         inputs = {"control_dim": control_dim, "static_dim": static_dim}
         for name, width in {"input_dim": input_dim, **inputs}.items():
-            _count(name, width, int(name == "input_dim"))
+            check_count(name, width, int(name == "input_dim"))
         return {
             "input_dim": input_dim,
-            **{name: getattr(self, name) for name in (*_WIDTHS, "rnn_dropout_rate", "num_iafs", "iaf_dim")},
+            **{name: getattr(self, name) for name in (*WIDTHS, "rnn_dropout_rate", "num_iafs", "iaf_dim")},
             # Tensor Monte Carlo enumerates over single time steps.
-            "per_step_sites": self.elbo in ("tmc", "tmcelbo"),
-            **{name: getattr(self, name) for name in names if getattr(self, name) != defaults[name]},
+            "per_step_sites": self.elbo in ENUMERATED,
+            **{name: getattr(self, name) for name in changed},
             **{name: width for name, width in inputs.items() if width > 0},
         }
 
@@ -204,7 +254,20 @@ class TrainConfig:
 
     def saved(self) -> dict[str, Any]:
         """Settings in a checkpoint: :meth:`kept`, and those that a resumed run may override."""
-        return {name: getattr(self, name) for name in PACE_FIELDS} | self.kept()
+        return {name: getattr(self, name) for name in ("preset", *PACE_FIELDS)} | self.kept()
+
+    def in_epochs(self, num_mini_batches: int) -> TrainConfig:
+        """The same settings with the length of the run in epochs of ``num_mini_batches`` steps.
+
+        Raises:
+            TypeError: ``num_mini_batches`` is not an int.
+            ValueError: ``num_mini_batches`` is not positive.
+        """
+        check_count("num_mini_batches", num_mini_batches, 1)
+        if self.num_steps is None:
+            return self
+        num_epochs = -(-self.num_steps // num_mini_batches)
+        return dataclasses.replace(self, num_epochs=num_epochs, num_steps=None)
 
     def without_outputs(self) -> TrainConfig:
         """The settings of a process that takes part in a run and writes nothing."""
@@ -213,7 +276,7 @@ class TrainConfig:
         )
 
     def annealing_factor(self, epoch: int, which_mini_batch: int, num_mini_batches: int) -> float:
-        """The weight of the KL terms at a step: linear over ``annealing_epochs``, then 1.
+        """The weight of the KL terms at a step: linear over ``annealing_epochs`` or steps, then 1.
 
         As in Pyro's example, the weight goes from ``minimum_annealing_factor`` to 1 by the step's one-based
         index divided by the number of annealed steps.
@@ -227,13 +290,28 @@ class TrainConfig:
             TypeError: an argument is not an int.
             ValueError: an argument is out of range.
         """
-        _count("epoch", epoch, 0)
-        _count("num_mini_batches", num_mini_batches, 1)
-        _count("which_mini_batch", which_mini_batch, 0, num_mini_batches - 1)
-        if epoch >= self.annealing_epochs:
+        check_count("epoch", epoch, 0)
+        check_count("num_mini_batches", num_mini_batches, 1)
+        check_count("which_mini_batch", which_mini_batch, 0, num_mini_batches - 1)
+        step, annealed = which_mini_batch + epoch * num_mini_batches, self.annealed_steps(num_mini_batches)
+        if step >= annealed:
             return 1.0
-        done = (which_mini_batch + epoch * num_mini_batches + 1) / (self.annealing_epochs * num_mini_batches)
+        done = (step + 1) / annealed
         return self.minimum_annealing_factor + (1.0 - self.minimum_annealing_factor) * done
+
+    def annealed_steps(self, num_mini_batches: int) -> int:
+        """The number of steps in which the weight of the KL terms rises to 1.
+
+        Args:
+            num_mini_batches: number of mini-batches per epoch.
+
+        Raises:
+            TypeError: ``num_mini_batches`` is not an int.
+            ValueError: ``num_mini_batches`` is not positive.
+        """
+        check_count("num_mini_batches", num_mini_batches, 1)
+        of_epochs = self.annealing_epochs * num_mini_batches
+        return of_epochs if self.annealing_steps is None else self.annealing_steps
 
     def scheduled_lr(self, step: int, num_mini_batches: int) -> float:
         """The learning rate to set before ``step``, counted from 0; ``ClippedAdam`` decays it once more.
@@ -242,8 +320,8 @@ class TrainConfig:
             TypeError: an argument is not an int.
             ValueError: an argument is out of range.
         """
-        _count("step", step, 0)
-        _count("num_mini_batches", num_mini_batches, 1)
+        check_count("step", step, 0)
+        check_count("num_mini_batches", num_mini_batches, 1)
         factor = 1.0
         if self.lr_schedule == "cosine":
             factor = 0.5 * (1.0 + math.cos(math.pi * step / (self.num_epochs * num_mini_batches)))
@@ -257,7 +335,7 @@ class TrainConfig:
         return self.lr_schedule != "constant" or self.warmup_steps > 0
 
 
-PACE_FIELDS = ("num_epochs", "eval_frequency", "checkpoint_freq")
+PACE_FIELDS = ("num_epochs", "num_steps", "eval_frequency", "checkpoint_freq", "patience")
 """Settings of the length of a run and of the intervals between evaluations and checkpoints."""
 
 TABLE_FIELDS = ("id_column", "time_column", "columns", "control_columns", "static_columns", "freq")
@@ -266,63 +344,20 @@ TABLE_FIELDS = ("id_column", "time_column", "columns", "control_columns", "stati
 FILE_FIELDS = ("load_model", "load_opt", "save_model", "save_opt")
 """Settings that name files outside the folder of a run."""
 
-RUN_FIELDS = frozenset({*PACE_FIELDS, *FILE_FIELDS, "out", "resume", "tensorboard", "progress"})
+RUN_FIELDS = frozenset({*PACE_FIELDS, *FILE_FIELDS, "preset", "out", "resume", "tensorboard", "progress"})
 """Settings that do not change the results of a run."""
 
-_INF = math.inf
-_LARGEST = sys.float_info.max
-
-_WIDTHS = ("z_dim", "emission_dim", "transition_dim", "rnn_dim", "num_layers")
-
-_RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("num_epochs", "mini_batch_size", "tmc_num_samples", "num_sequences"), (1, _INF)),
-    **dict.fromkeys(("warmup_steps", "annealing_epochs", "eval_frequency", "checkpoint_freq"), (0, _INF)),
-    **dict.fromkeys(_WIDTHS, (1, _INF)),
-    **dict.fromkeys(("learning_rate", "lr_decay", "weight_decay", "min_scale"), (0, _LARGEST)),
-    **dict.fromkeys(("beta1", "beta2", "minimum_annealing_factor", "rnn_dropout_rate"), (0, 1)),
-    "clip_norm": (0, _INF),
-    "num_iafs": (0, _INF),
-    **dict.fromkeys(("iaf_dim", "nade_dim"), (1, _INF)),
-    "split_seed": (0, sys.maxsize),
-    "seed": (0, 2**32 - 1),  # the range of NumPy's seeds, since Pyro seeds NumPy too
-}
-
-_CHOICES = {
-    "elbo": ELBOS,
-    "lr_schedule": SCHEDULES,
-    "emission": EMISSIONS,
-    "augment": AUGMENT,
-    "inference": INFERENCE,
-    "rnn": NETWORKS,
-}
-
-
-def _check_types(config: TrainConfig) -> None:
-    """Check each field against its annotation; an int is accepted as a float, a bool only as a bool."""
-    for name, hint in get_type_hints(TrainConfig).items():
-        kinds = get_args(hint) or (hint,)
-        value = getattr(config, name)
-        admitted = (*kinds, int) if float in kinds else kinds
-        if not isinstance(value, admitted) or (isinstance(value, bool) and bool not in kinds):
-            fail(name, _names(kinds), describe(value), TypeError)
+_OPTIONS = (
+    "emission",
+    "nade_dim",
+    "augment",
+    "past_dropout_rate",
+    "mask_input",
+    "inference",
+    "rnn",
+    "min_scale",
+)
 
 
 def _listed(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
-
-
-def _names(kinds: tuple[type, ...]) -> str:
-    return " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-
-
-def _range(lowest: float, highest: float) -> str:
-    if highest == _INF:
-        return f"at least {lowest}"
-    return f"a finite number from {lowest}" if highest == _LARGEST else f"{lowest} to {highest}"
-
-
-def _count(name: str, value: object, lowest: int, highest: float = _INF) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        fail(name, "int", describe(value), TypeError)
-    if not lowest <= value <= highest:
-        fail(name, _range(lowest, highest), str(value))

@@ -68,16 +68,39 @@ def _some(names: Iterable[str]) -> str:
     return f"{len(ordered)} ({', '.join(ordered[:_SHOWN])}{dots})"
 
 
-def set_learning_rate(optimizer: PyroClippedAdam, waiting: dict[str, Any], lr: float) -> None:
-    """Set the learning rate of each parameter's optimizer.
+class OptimizerState:
+    """The state of the optimizer of a run, also before its first step.
+
+    The optimizer adopts a loaded state parameter by parameter at that step; until then it is kept here.
 
     Args:
         optimizer: the optimizer of the run.
-        waiting: the state that the parameters' optimizers will start from, before the first step.
-        lr: the learning rate.
+        dmm: the model in training.
     """
-    optimizers = list(optimizer.optim_objs.values())
-    states = [each.param_groups for each in optimizers] or [each["param_groups"] for each in waiting.values()]
-    for groups in states:
-        for group in groups:
-            set_rate(group, lr)
+
+    def __init__(self, optimizer: PyroClippedAdam, dmm: DMM) -> None:
+        self._optimizer, self._dmm = optimizer, dmm
+        self._waiting: dict[str, Any] = {}
+
+    def load(self, path: Path, state: dict[str, Any]) -> None:
+        """Start from a state that was read from ``path``; raises as :func:`fit_to_model` does."""
+        # A checkpoint written before the first step has no optimizer state yet.
+        self._waiting = fit_to_model(path, state, self._dmm) if state else {}
+        self._optimizer.set_state(self._waiting)
+
+    def now(self, steps_done: int) -> dict[str, Any]:
+        """The state by parameter after so many steps, with its keys in the same order in every process."""
+        state = {**self._waiting, **self._optimizer.get_state()}
+        if steps_done == 0 and not self._waiting:
+            # After going back to the very start only the learning rates remain.
+            state = {name: {**each, "state": {}} for name, each in state.items()}
+        ordered: dict[str, Any] = in_order(state)
+        return ordered
+
+    def set_learning_rate(self, lr: float) -> None:
+        """Set the learning rate of each parameter's optimizer."""
+        optimizers = list(self._optimizer.optim_objs.values())
+        waiting = [each["param_groups"] for each in self._waiting.values()]
+        for groups in [each.param_groups for each in optimizers] or waiting:
+            for group in groups:
+                set_rate(group, lr)

@@ -14,6 +14,7 @@ from dmm_fast.check import describe, fail
 from dmm_fast.model import DMM
 from dmm_fast.optim import PyroClippedAdam
 from dmm_fast.optim._capturable import set_rate
+from dmm_fast.training._averaging import Averaging
 from dmm_fast.training._checkpoint import CheckpointError
 
 MOST_RECOVERIES = 10
@@ -30,6 +31,7 @@ class Progress:
     order: Tensor | None = None
     epoch_loss: float = 0.0
     best: float | None = None
+    waited: int = 0
     metrics_bytes: int = 0
 
 
@@ -43,11 +45,12 @@ class Recovery:
 
     Args:
         dmm: the model in training.
+        averaging: the averages of its parameters.
         rate: the learning rate before the first step.
     """
 
-    def __init__(self, dmm: DMM, rate: float) -> None:
-        self._dmm, self._rate = dmm, rate
+    def __init__(self, dmm: DMM, averaging: Averaging, rate: float) -> None:
+        self._dmm, self._averaging, self._rate = dmm, averaging, rate
         self.times = 0
         self._states: list[dict[str, Any]] = []
 
@@ -67,7 +70,7 @@ class Recovery:
             CheckpointError: ``saved`` has another form.
         """
         times, states = saved.get("times"), saved.get("states")
-        parts = {"progress", "model", "optimizer", "rng"}
+        parts = {"progress", "model", "optimizer", "rng", *self._averages()}
         if (
             not isinstance(times, int)
             or not isinstance(states, list)
@@ -75,7 +78,13 @@ class Recovery:
             or not all(isinstance(state, dict) and state.keys() == parts for state in states)
         ):
             fail(str(path), "one or two states to go back to", describe(saved), CheckpointError)
+        for state in states:
+            self._averaging.check(path, "average", state.get("average", {}))
         self.times, self._states = times, list(states)
+
+    def _averages(self) -> dict[str, Any]:
+        """The part of a state that only a run with averaging has."""
+        return {"average": self._averaging.tensors} if self._averaging.tensors else {}
 
     def keep(self, progress: Progress, optimizer_state: dict[str, Any]) -> None:
         """Keep the current state; all losses so far must have been read and found finite.
@@ -96,13 +105,15 @@ class Recovery:
             "model": dict(self._dmm.state_dict()),
             "optimizer": optimizer_state,
             "rng": rng,
+            **self._averages(),
         }
         self._states = [*self._states[-1:], _copy(state)]
 
     def go_back(self, optimizer: PyroClippedAdam, epoch: int, step: int, now: Progress) -> bool:
         """Restore the newest good state and set ``now`` to its position; return False if there is none.
 
-        The lowest validation loss is kept, since the checkpoint of that model is kept too.
+        The lowest validation loss is kept, since the checkpoint of that model is kept too, and with it the
+        number of evaluations since.
 
         Args:
             optimizer: the optimizer that trains the model.
@@ -120,6 +131,7 @@ class Recovery:
         with torch.no_grad():
             for name, tensor in self._dmm.state_dict().items():
                 tensor.copy_(state["model"][name])
+            self._averaging.restore(state.get("average", {}))
             for param, each in optimizer.optim_objs.items():
                 kept = state["optimizer"].get(pyro.get_param_store().param_name(param))
                 _restore(each.state[param], kept)
@@ -129,7 +141,7 @@ class Recovery:
         if "cuda" in state["rng"]:
             torch.cuda.set_rng_state(state["rng"]["cuda"])
         for name, value in _copy(state["progress"]).items():
-            if name != "best":
+            if name not in ("best", "waited"):
                 setattr(now, name, value)
         self._states = []
         return True

@@ -60,9 +60,10 @@ def announce(config: TrainConfig, batches: MiniBatches) -> None:
     if not (config.out or config.save_model or config.save_opt):
         logger.info("this run writes no files: none of out, save_model and save_opt is given")
     steps = len(batches)
-    if config.num_epochs < config.annealing_epochs:
+    if config.num_epochs * steps < config.annealed_steps(steps):
         factor = config.annealing_factor(config.num_epochs - 1, steps - 1, steps)
-        logger.info("the run ends before annealing_epochs: its last KL weight is %.2f", factor)
+        setting = "annealing_epochs" if config.annealing_steps is None else "annealing_steps"
+        logger.info("the run ends before %s: its last KL weight is %.2f", setting, factor)
     logger.info(
         "N_train_data: %d     avg. training seq. length: %.2f    N_mini_batches: %d",
         batches.num_sequences,

@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shlex
 import signal
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from pathlib import Path
-from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
 
 from dmm_fast.check import fail, kind
-from dmm_fast.data import Dataset, SequenceSet
-from dmm_fast.infer import DataParallel, GraphedSVI, RankLostError, evaluate_elbo
+from dmm_fast.data import Dataset
+from dmm_fast.infer import DataParallel, GraphedSVI, RankLostError
 from dmm_fast.model import DMM
 from dmm_fast.training import _checkpoint as ckpt
+from dmm_fast.training._averaging import Averaging
 from dmm_fast.training._config import TrainConfig
 from dmm_fast.training._data import check_data, fingerprint, load_data, widths
+from dmm_fast.training._evaluation import Evaluation, Patience, is_due
 from dmm_fast.training._folder import BEST, LAST, RunFolder, check_outputs
 from dmm_fast.training._identity import Identity
 from dmm_fast.training._interrupt import StopSignals, TrainingInterrupted
 from dmm_fast.training._mini_batches import MiniBatches
 from dmm_fast.training._objective import guide_and_elbo, optimizer_of
-from dmm_fast.training._optimizer_state import fit_to_model, in_order, set_learning_rate
-from dmm_fast.training._processes import agree, check_processes
+from dmm_fast.training._optimizer_state import OptimizerState
+from dmm_fast.training._processes import agree, check_processes, way_on
+from dmm_fast.training._ranges import ENUMERATED
 from dmm_fast.training._recovery import MOST_RECOVERIES, Progress, Recovery
 from dmm_fast.training._runlog import RunLog, announce, logger
-
-_EVALUATION_SEED = 1
 
 # On a GPU the host queues at most this many steps before it waits for their losses. The states that a run
 # can go back to are kept at the same interval, on every device.
@@ -44,9 +42,13 @@ class NonFiniteLossError(ValueError):
 
 
 def train(config: TrainConfig, data: Dataset | None = None, *, ranks: DataParallel | None = None) -> DMM:
-    """Train a DMM with the settings ``config`` and return it; see :class:`Trainer`."""
+    """Train a DMM with the settings ``config`` and return it; see :class:`Trainer`.
+
+    With ``config.average_decay`` its parameters are their averages.
+    """
     trainer = Trainer(config, data, ranks=ranks)
     trainer.run()
+    trainer.averaging.adopt()
     return trainer.dmm
 
 
@@ -105,28 +107,32 @@ class Trainer:
         check_outputs(config)
         data = load_data(config) if data is None else data
         check_data(data, config.emission)
-        self.config = config
         self.folder = None if config.out is None else RunFolder(config.out)
         self.data = data.to("cuda" if config.cuda else "cpu")
         # Enumeration reads values from the device in the middle of a step, which a CUDA graph cannot do.
-        is_graphed = config.cuda and config.elbo in ("trace", "mean_field")
-        self._batches = MiniBatches(
-            self.data.train, config.mini_batch_size, pads=is_graphed, ranks=self._ranks
-        )
+        is_graphed = config.cuda and config.elbo not in ENUMERATED
+        train = self.data.train
+        if config.segment_steps is not None:
+            train = train.segments(config.segment_steps)
+        self._batches = MiniBatches(train, config.mini_batch_size, pads=is_graphed, ranks=self._ranks)
         self.num_mini_batches = len(self._batches)
+        self.config = config = config.in_epochs(self.num_mini_batches)
         self.progress = Progress()
-        self._optimizer_state: dict[str, Any] = {}
+        self._patience = Patience(config, self.progress)
 
         pyro.clear_param_store()
         pyro.set_rng_seed(config.seed)
         sizes = config.sizes(*widths(data.train))
         self._identity = Identity(
-            config.kept(), sizes, fingerprint(data), len(data.train), self.num_mini_batches
+            config.kept(), sizes, fingerprint(data), self._batches.num_sequences, self.num_mini_batches
         )
         self.dmm = DMM(**sizes, use_cuda=config.cuda)
         rate = config.scheduled_lr(0, self.num_mini_batches)
-        self._recovery = Recovery(self.dmm, rate)
+        self.averaging = Averaging(self.dmm, config.average_decay)
+        self._evaluation = Evaluation(self.dmm, self.averaging, config, self._ranks)
+        self._recovery = Recovery(self.dmm, self.averaging, rate)
         self.optimizer = optimizer_of(config, rate)
+        self._optimizer_state = OptimizerState(self.optimizer, self.dmm)
         guide, elbo = guide_and_elbo(self.dmm, config)
         self.svi = GraphedSVI(
             self.dmm.model,
@@ -165,11 +171,11 @@ class Trainer:
                 self._loop(log, stop)
                 return
             try:
-                agree(self._ranks, self.config, self.dmm, self._identity, self.progress)
+                agree(self._ranks, self.config, self.dmm, self.averaging, self._identity, self.progress)
                 self._loop(log, stop)
             except RankLostError as error:
                 stop.ignore()
-                raise RankLostError(f"{error}. {self._way_on()}") from error
+                raise RankLostError(f"{error}. {way_on(self._out, self._ranks)}") from error
             except (NonFiniteLossError, TrainingInterrupted):
                 # All raise this, and wait until rank 0 has written: torchrun ends the others with the first.
                 stop.ignore()
@@ -191,6 +197,7 @@ class Trainer:
             self.folder.warn_of_best()
         if self._ranks is None or self._ranks.is_main:
             announce(config, self._batches)
+            self._patience.announce()
         log = RunLog(
             config.out,
             tensorboard=config.tensorboard,
@@ -205,7 +212,7 @@ class Trainer:
     def _loop(self, log: RunLog, stop: StopSignals) -> None:
         if self.steps_done == 0:
             self._keep()
-        while self.progress.epoch < self.config.num_epochs:
+        while self.progress.epoch < self.config.num_epochs and not self._patience.is_over:
             self._step(log)
             if self.progress.step == self.num_mini_batches:
                 self._finish_epoch(log)
@@ -233,8 +240,9 @@ class Trainer:
             self.dmm.standardize(self.data.train.sequences, self.data.train.lengths)
         if config.load_model is not None:
             ckpt.load_model(config.load_model, self.dmm)
+            self.averaging.restart()
         if config.load_opt is not None:
-            self._set_optimizer_state(config.load_opt, ckpt.load_optimizer(config.load_opt))
+            self._optimizer_state.load(config.load_opt, ckpt.load_optimizer(config.load_opt))
         if resumed is not None:
             self._restore(self.folder or resumed)
         elif self.folder is not None:
@@ -244,21 +252,16 @@ class Trainer:
         saved = folder.load()
         self._identity.check_same(folder.last, saved)
         ckpt.load_state(folder.last, self.dmm, saved.model)
-        self._set_optimizer_state(folder.last, saved.optimizer)
+        self.averaging.load(folder.last, saved.unaveraged)
+        self._optimizer_state.load(folder.last, saved.optimizer)
         for field in dataclasses.fields(Progress):
             setattr(self.progress, field.name, getattr(saved, field.name))
+        self._patience.resume(saved.config)
         if self.config.recover:
             self._recovery.load(folder.last, saved.recovery)
         torch.set_rng_state(saved.rng["cpu"])
         if self.config.cuda:
             torch.cuda.set_rng_state(saved.rng["cuda"])
-
-    def _set_optimizer_state(self, path: Path, state: dict[str, Any]) -> None:
-        # A checkpoint written before the first step has no optimizer state yet.
-        state = fit_to_model(path, state, self.dmm) if state else {}
-        self.optimizer.set_state(state)
-        # The optimizer adopts the state parameter by parameter at the first step; until then it is kept here.
-        self._optimizer_state = state
 
     def _step(self, log: RunLog) -> None:
         """Take a gradient step on the next mini-batch."""
@@ -269,12 +272,13 @@ class Trainer:
         if config.is_scheduled:
             rate = config.scheduled_lr(self.steps_done, self.num_mini_batches)
             rate *= self._recovery.rate_factor
-            set_learning_rate(self.optimizer, self._optimizer_state, rate)
+            self._optimizer_state.set_learning_rate(rate)
         factor = config.annealing_factor(now.epoch, now.step, self.num_mini_batches)
         # With one site per time step, Pyro's validation would raise on NaN parameters; here the check of
         # the loss reports them.
         with pyro.validation_enabled(False) if self.dmm.per_step_sites else nullcontext():
             loss = self.svi.step(indices, T, factor)
+        self.averaging.update(self.steps_done)
         self._unread.append((loss, num_time_steps))
         now.step += 1
         if now.step % self._steps_ahead == 0 or now.step == self.num_mini_batches:
@@ -324,15 +328,7 @@ class Trainer:
     def _keep(self) -> None:
         """Keep the current state, to go back to if a later loss is not finite."""
         if self.config.recover:
-            self._recovery.keep(self.progress, self._state_of_optimizer())
-
-    def _state_of_optimizer(self) -> dict[str, Any]:
-        """The optimizer's state by parameter, with its keys in an order that is the same in every process."""
-        state = {**self._optimizer_state, **self.optimizer.get_state()}
-        if self.steps_done == 0 and not self._optimizer_state:
-            # After going back to the very start only the learning rates remain.
-            state = {name: {**each, "state": {}} for name, each in state.items()}
-        return in_order(state)
+            self._recovery.keep(self.progress, self._optimizer_state.now(self.steps_done))
 
     def _finish_epoch(self, log: RunLog) -> None:
         now, config = self.progress, self.config
@@ -344,46 +340,28 @@ class Trainer:
         }
         done = now.epoch + 1
         is_last = done == config.num_epochs
-        every = config.eval_frequency
-        if every > 0 and (is_last or (now.epoch > 0 and now.epoch % every == 0)):
-            line["valid"] = self._evaluate(self.data.valid)
-            line["test"] = self._evaluate(self.data.test)
+        if is_due(config, now.epoch):
+            line |= self._evaluation.measure(self.data)
         log.epoch(line)
         now.epoch, now.step, now.order, now.epoch_loss = done, 0, None, 0.0
         now.metrics_bytes = log.metrics_bytes
         self._keep()
-        valid = line.get("valid", math.nan)
-        if math.isfinite(valid) and (now.best is None or valid < now.best):
-            now.best = valid
+        if self._patience.judge(line):
             self._save(BEST)
-        if is_last or (config.checkpoint_freq > 0 and done % config.checkpoint_freq == 0):
+        if (
+            is_last
+            or self._patience.is_over
+            or (config.checkpoint_freq > 0 and done % config.checkpoint_freq == 0)
+        ):
             self._save(LAST)
             self._save_plain()
-
-    def _evaluate(self, sequences: SequenceSet) -> float:
-        """Negative ELBO in nats per time step; the random generators of training are left unchanged."""
-        devices = [torch.cuda.current_device()] if self.config.cuda else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(_EVALUATION_SEED)
-            return evaluate_elbo(self.dmm, sequences, ranks=self._ranks).total_over_total
 
     def _interrupt(self, number: int) -> None:
         now = self.progress
         self._save(LAST)
         self._save_plain()
-        raise TrainingInterrupted(
-            f"{signal.Signals(number).name} after {now.epoch} epochs and {now.step} steps: {self._way_on()}"
-        )
-
-    def _way_on(self) -> str:
-        """End of a message about a run that has stopped: what was saved, and how to resume."""
-        if self._out is None or not (self._out / LAST).exists():
-            return "no checkpoint was written; give a folder with --out to be able to resume"
-        command = "dmm-fast"
-        if self._ranks is not None:
-            command = f"torchrun --nproc-per-node {self._ranks.local_size} -m dmm_fast"
-        out = shlex.quote(str(self._out))
-        return f"saved {self._out / LAST}; resume with: {command} train --resume --out {out}"
+        place = f"{signal.Signals(number).name} after {now.epoch} epochs and {now.step} steps"
+        raise TrainingInterrupted(f"{place}: {way_on(self._out, self._ranks)}")
 
     def _save(self, name: str) -> None:
         """Write a checkpoint into the run's folder, if it has one."""
@@ -398,8 +376,9 @@ class Trainer:
                 sizes=self._identity.sizes,
                 config=self.config.saved(),
                 data=self._identity.data,
-                model=self.dmm.state_dict(),
-                optimizer=self._state_of_optimizer(),
+                model=self.averaging.model(),
+                unaveraged=self.averaging.unaveraged(),
+                optimizer=self._optimizer_state.now(self.steps_done),
                 rng=rng,
                 recovery=self._recovery.saved() if self.config.recover else {},
                 **vars(self.progress),
@@ -409,6 +388,7 @@ class Trainer:
     def _save_plain(self) -> None:
         """Write the model and the optimizer state to ``save_model`` and ``save_opt``, where given."""
         if self.config.save_model is not None:
-            ckpt.save_model(self.config.save_model, self.dmm)
+            with self.averaging.swapped():
+                ckpt.save_model(self.config.save_model, self.dmm)
         if self.config.save_opt is not None:
-            ckpt.save_optimizer(self.config.save_opt, self._state_of_optimizer())
+            ckpt.save_optimizer(self.config.save_opt, self._optimizer_state.now(self.steps_done))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def check_fields(checkpoint: Checkpoint) -> None:
     """Check the values of a checkpoint whose fields have the right types."""
-    for name in ("epoch", "step", "metrics_bytes"):
+    for name in ("epoch", "step", "metrics_bytes", "waited"):
         check.int_between(name, getattr(checkpoint, name), 0)
     check.number("epoch_loss", checkpoint.epoch_loss)
     if checkpoint.best is not None:
@@ -30,6 +30,7 @@ def check_fields(checkpoint: Checkpoint) -> None:
             if not isinstance(key, str) or not isinstance(value, _tree.Scalar):
                 check.fail(name, "names and their JSON values", f"{key!r}: {check.describe(value)}"[:80])
     check_state("model", checkpoint.model)
+    check_state("unaveraged", checkpoint.unaveraged)
     check_optimizer(checkpoint.optimizer)
     check_rng(checkpoint.rng)
     order = checkpoint.order

@@ -23,6 +23,10 @@ NOT_CALLED = {
     "distributions.SequenceDistribution": "a base class",
     "infer.SequenceELBO.loss": "Pyro's own",
     "infer.SequenceELBO.differentiable_loss": "Pyro's own",
+    **dict.fromkeys(
+        [f"infer.ImportanceELBO.{name}" for name in ("loss", "loss_and_grads", "differentiable_loss")],
+        "model and guide check the arguments",
+    ),
 }
 """Public functions that are not called here, with the reason."""
 

@@ -1,224 +1,255 @@
-"""Training to a test NLL: both train correctly, alternately, and for the same time."""
+"""The benchmark of quality: runs are trained, evaluated, resumed, skipped and listed."""
 
 import json
-import math
-from dataclasses import replace
-from functools import partial
+import os
+import signal
 
 import pytest
 import torch
 
-from benchmarks import quality, training_run
-from benchmarks.baseline import BaselineDMM
-from benchmarks.quality import TARGET, Plan, reached, row, train_interleaved
-from benchmarks.training_run import Evaluation, FastTrainingStepper, TrainingRun, TutorialTrainingStepper
-from dmm_fast.data import Dataset, SequenceSet
-from dmm_fast.training import TrainConfig, Trainer
-from tests.helpers_graph import RecordedGraphs
+from benchmarks.quality import jobs
+from benchmarks.quality.journal import Journal
+from tests.helpers_quality import call, two_sets
+from tests.helpers_train import assert_same_run, stop_at
 
-CPU = torch.device("cpu")
-# With four rows, noise drawn per step equals noise drawn at once.
-SETTINGS = {"mini_batch_size": 4, "seed": 3, "annealing_epochs": 4}
-CONFIG = TrainConfig(**SETTINGS)
+FIELDS = {
+    *("suite", "name", "data", "fingerprint", "preset", "seed", "overrides", "settings", "parameters"),
+    *("meta", "machines", "ended", "limits", "seconds", "epochs", "updates", "best", "bound", "nll", "curve"),
+}
 
 
-def sequences(*lengths, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    valid = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
-    x = (torch.rand(len(lengths), max(lengths), 88, generator=generator) < 0.1).float()
-    return SequenceSet(x * valid.unsqueeze(-1), torch.tensor(lengths))
+@pytest.fixture(autouse=True)
+def threads(monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
 
 
 @pytest.fixture(scope="module")
-def data():
-    return Dataset(
-        "tiny", sequences(3, 5, 2, 4, 5, 1, 4, 3), sequences(4, 2, seed=1), sequences(3, 3, seed=2)
+def data(tmp_path_factory):
+    return two_sets(tmp_path_factory.mktemp("data"))
+
+
+def written(place):
+    return {path.name: json.loads(path.read_text()) for path in sorted((place / "out").glob("*.json"))}
+
+
+def only(place):
+    (results,) = written(place).values()
+    return results
+
+
+def without_times(results):
+    curve = [
+        {name: value for name, value in point.items() if name != "seconds"} for point in results["curve"]
+    ]
+    best = {name: value for name, value in results["best"].items() if name != "seconds"}
+    left = {name: results[name] for name in FIELDS - {"meta", "machines", "seconds"}}
+    return left | {"curve": curve, "best": best}
+
+
+# --- runs -----------------------------------------------------------------------------------------------
+
+
+def test_each_data_set_preset_and_seed_is_a_run_with_a_file(data, tmp_path, capsys):
+    presets = ("krishnan", "aug-nade")
+    assert call(tmp_path, data, "--seeds", "3", presets=presets) == 0
+    assert call(tmp_path, data / "other.npz", "--seeds", "0") == 0
+    results = {(r["data"], r["preset"], r["seed"]): r for r in written(tmp_path).values()}
+    assert results.keys() == {
+        ("other", "krishnan", 0),
+        *((name, preset, 3) for name in ("Little_One", "other") for preset in presets),
+    }
+    one = results["Little_One", "aug-nade", 3]
+    assert set(one) == FIELDS
+    assert one["name"].startswith("little_one-aug-nade-3-")
+    assert one["settings"]["emission"] == "nade"
+    assert one["settings"]["rnn_dim"] == one["overrides"]["rnn_dim"] == 6
+    assert (one["ended"], one["epochs"], one["updates"]) == ("all epochs", 3, 6)
+    assert [point["epoch"] for point in one["curve"]] == [2, 3]  # not the first
+    assert 0 < one["curve"][0]["seconds"] <= one["curve"][1]["seconds"] <= one["seconds"]
+    assert one["best"]["valid"] == min(point["valid"] for point in one["curve"])
+    assert one["machines"] == [{"device": one["meta"]["device"], "threads": one["meta"]["threads"]}]
+    assert (one["bound"]["draws"], one["nll"]["draws"]) == (10, 6)
+    for average in ("total_over_total", "mean_of_averages"):
+        assert 0 < one["nll"]["test"][average] < one["bound"]["test"][average]
+        assert one["bound"]["valid"][average] > 0
+    assert one["nll"].keys() == {"draws", "test"}  # models are chosen by their bounds
+    # No path of the machine is in the file.
+    assert str(tmp_path) not in json.dumps(one)
+    assert str(data) not in json.dumps(one)
+
+
+def test_a_finished_run_is_skipped_even_without_its_folder(data, tmp_path, capsys):
+    source = data / "other.npz"
+    assert call(tmp_path, source) == 0
+    (path,) = (tmp_path / "out").iterdir()
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    assert call(tmp_path, source) == 0
+    (folder,) = (tmp_path / "work").iterdir()
+    folder.rename(tmp_path / "elsewhere")
+    assert call(tmp_path, source) == 0
+    assert capsys.readouterr().out.count("; skipped") == 2
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+    # Other draws need the parameters, which are not trained again without being asked.
+    for more in (("--particles", "7"), ("--evaluate-only", "--particles", "7"), ("--epochs", "4")):
+        assert call(tmp_path, source, *more, epochs=None if "--epochs" in more else "3") == 1
+        assert "expected the folder of the run" in capsys.readouterr().err
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+
+
+def test_a_run_in_many_sessions_equals_an_uninterrupted_one(data, tmp_path):
+    source = data / "other.npz"
+    assert call(tmp_path / "once", source) == 0
+    sessions = 0
+    while not written(tmp_path / "many") or only(tmp_path / "many")["nll"]["test"] is None:
+        assert call(tmp_path / "many", source, "--seconds", "1e-9") == 0  # a step, or a group of sequences
+        sessions += 1
+    assert sessions > 5
+    (once,), (many,) = ((tmp_path / name / "work").iterdir() for name in ("once", "many"))
+    assert_same_run(once, many)
+    assert without_times(only(tmp_path / "once")) == without_times(only(tmp_path / "many"))
+    seconds = [line["seconds"] for line in Journal(many).lines]
+    assert seconds == sorted(seconds)
+    assert len(only(tmp_path / "many")["machines"]) > 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_everything_to_the_next_call(data, tmp_path, monkeypatch, number):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3, lambda: os.kill(os.getpid(), number))
+        assert call(tmp_path, data, "--seeds", "0", "1") == 130
+    assert not written(tmp_path)
+    (folder,) = (tmp_path / "work").iterdir()  # the others were not begun
+    assert (Journal(folder).steps, Journal(folder).ended) == (3, "signal")
+    assert call(tmp_path, data, "--seeds", "0", "1") == 0
+    assert {r["ended"] for r in written(tmp_path).values()} == {"all epochs"}
+    assert len(written(tmp_path)) == 4
+
+
+def test_a_run_that_its_time_ended_has_a_bound_and_on_request_an_nll(data, tmp_path):
+    source = data / "other.npz"
+    while not written(tmp_path):
+        assert call(tmp_path, source, "--seconds", "0.001", epochs="40") == 0
+    results = only(tmp_path)
+    assert (results["ended"], results["nll"]) == ("time budget", {"draws": 6, "test": None})
+    assert results["bound"]["test"]["total_over_total"] > 0
+    trained = results["updates"]
+    assert call(tmp_path, source, "--evaluate-only", epochs="40") == 0
+    results = only(tmp_path)
+    assert (results["updates"], results["ended"]) == (trained, "time budget")
+    assert results["nll"]["test"]["mean_of_averages"] > 0
+    assert call(tmp_path, source, "--seconds", "0.001", epochs="40") == 0
+    assert only(tmp_path)["updates"] > trained
+
+
+def test_early_stopping_ends_a_run_and_a_higher_patience_continues_it(data, tmp_path):
+    still = ("--set", "learning_rate=0", "evaluation_particles=2")
+    assert call(tmp_path, data / "other.npz", *still, "--set", "patience=1", epochs="9") == 0
+    results = only(tmp_path)
+    assert (results["ended"], results["epochs"], results["limits"]) == ("patience", 3, [9, 1])
+    assert (results["best"]["epochs"], results["best"]["updates"]) == (2, 4)
+    assert results["best"]["seconds"] < results["seconds"]
+    assert all(point["valid_mean"] != point["valid"] for point in results["curve"])
+    assert results["nll"]["test"] is not None
+    before = (tmp_path / "out").iterdir().__next__().read_bytes()
+    assert call(tmp_path, data / "other.npz", *still, "--set", "patience=1", epochs="9") == 0
+    assert (tmp_path / "out").iterdir().__next__().read_bytes() == before
+    assert call(tmp_path, data / "other.npz", *still, "--set", "patience=3", epochs="9") == 0
+    assert (only(tmp_path)["ended"], only(tmp_path)["epochs"]) == ("patience", 5)
+
+
+def test_the_list_shows_what_is_done_and_what_is_missing(data, tmp_path, capsys):
+    assert call(tmp_path, data / "other.npz") == 0
+    while not written(tmp_path / "open"):
+        call(tmp_path / "open", data / "other.npz", "--seconds", "1e-9", epochs="9")
+    best = only(tmp_path)["best"]["valid"]
+    capsys.readouterr()
+    assert call(tmp_path, data, "--seeds", "0", "1", "--list") == 0
+    missing, other_missing, done, also_missing = capsys.readouterr().out.splitlines()
+    assert all(line.endswith(": missing") for line in (missing, other_missing, also_missing))
+    assert done.startswith("other-krishnan-0-")
+    assert done.endswith(f": done; 3 epochs, 0.00 h, best validation bound {best:.3f}")
+    assert call(tmp_path / "open", data / "other.npz", "--list", epochs="9") == 0
+    assert "open (time budget); 2 epochs" in capsys.readouterr().out
+    assert len(written(tmp_path)) == 1  # nothing was trained
+
+
+def test_a_run_that_fails_is_told_and_the_others_are_made(data, tmp_path, monkeypatch, capsys):
+    stop_at(monkeypatch, 5, lambda: float("nan"))
+    assert call(tmp_path, data) == 1
+    failed, done = written(tmp_path).values()
+    assert failed["ended"] == "failed: loss: expected a finite number, got nan in epoch 2, step 0"
+    assert failed["bound"]["test"]["total_over_total"] > 0
+    assert done["ended"] == "all epochs"
+    assert "failed: loss: expected a finite number" in capsys.readouterr().err
+    assert call(tmp_path, data) == 0
+    assert {r["ended"] for r in written(tmp_path).values()} == {"all epochs"}
+
+
+class Process:
+    """A process that is alive at the first look at it, or until it is ended, and then has done its task."""
+
+    alive, most, made = 0, 0, []
+
+    def __init__(self, target, args):
+        # A spawned process does not import the __main__ of a package.
+        assert not target.__module__.endswith("__main__")
+        self.target, self.args, self.looks, self.exitcode = target, args, 0, None
+
+    def start(self):
+        Process.alive += 1
+        Process.most = max(Process.most, Process.alive)
+        Process.made.append(self)
+
+    def is_alive(self):
+        self.looks += 1
+        if self.looks > 1:
+            self.join()
+        return self.exitcode is None
+
+    def join(self):
+        if self.exitcode is None:
+            Process.alive -= 1
+            try:
+                self.target(*self.args)
+            except SystemExit as ended:
+                self.exitcode = ended.code
+
+    def terminate(self):
+        self.exitcode, Process.alive = 130, Process.alive - 1
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    context = type("Context", (), {"Process": Process})
+    monkeypatch.setattr(jobs.multiprocessing, "get_context", lambda method: context)
+    monkeypatch.setattr(jobs, "LOOK", 0.0)
+    monkeypatch.setattr(Process, "alive", 0)
+    monkeypatch.setattr(Process, "most", 0)
+    monkeypatch.setattr(Process, "made", [])
+
+
+def test_as_many_processes_as_asked_for_make_the_runs(data, tmp_path, monkeypatch, processes):
+    stop_at(monkeypatch, 5, lambda: float("nan"))
+    assert call(tmp_path, data, "--seeds", "0", "1", "--jobs", "3") == 1  # one of them failed
+    assert (len(Process.made), Process.most, Process.alive) == (4, 3, 0)
+    assert sorted(process.exitcode for process in Process.made) == [0, 0, 0, 1]
+    assert len(written(tmp_path)) == 4
+
+
+def test_a_signal_ends_all_processes(data, tmp_path, monkeypatch, processes):
+    monkeypatch.setattr(Process, "join", lambda self: None)
+    monkeypatch.setattr(
+        Process, "is_alive", lambda it: os.kill(os.getpid(), signal.SIGTERM) or it.exitcode is None
     )
+    assert call(tmp_path, data, "--seeds", "0", "1", "--jobs", "2") == 130
+    assert [process.exitcode for process in Process.made] == [130, 130]
 
 
-def a_training_run(data, make=FastTrainingStepper):
-    return TrainingRun("it", make, data, CPU, CONFIG)
-
-
-def trained(data, count, make=FastTrainingStepper):
-    """The evaluations after each of ``count`` epochs."""
-    it = a_training_run(data, make)
-    for epoch in range(count):
-        it.train(math.inf, epoch + 1)
-        it.evaluate()
-    return it
-
-
-def nlls(curve):
-    return [value for point in curve for value in (point.train, point.valid, point.test, point.test_elbo)]
-
-
-def test_dmm_fast_trains_like_the_command(data, tmp_path):
-    config = TrainConfig(
-        **SETTINGS, num_epochs=3, eval_frequency=1, out=tmp_path, tensorboard=False, progress=False
-    )
-    Trainer(config, data).run()
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    curve = trained(data, 3).curve
-    assert [point.train for point in curve] == [line["train"] for line in lines]
-    assert [point.test_elbo for point in curve[1:]] == [line["test"] for line in lines[1:]]
-    assert all(point.test < point.test_elbo for point in curve)
-
-
-def test_both_train_alike(data):
-    ours, tutorial = trained(data, 3), trained(data, 3, TutorialTrainingStepper)
-    assert [(p.epoch, p.step) for p in ours.curve] == [(1, 2), (2, 4), (3, 6)]
-    assert nlls(ours.curve) == pytest.approx(nlls(tutorial.curve), rel=1e-5)
-
-
-def test_alternating_changes_no_result(data):
-    alone = trained(data, 2)
-    in_turn, other = a_training_run(data), a_training_run(data, TutorialTrainingStepper)
-    for _ in range(4):  # one step each, as any time exceeds zero
-        in_turn.train(1e-9)
-        other.train(1e-9)
-        in_turn.evaluate()
-    assert (in_turn.steps, other.steps) == (4, 4)
-    assert nlls(in_turn.curve[1::2]) == nlls(alone.curve)
-
-
-def test_graphs_are_kept_between_turns(data):
-    graphs, full = RecordedGraphs(), replace(data, train=sequences(*[5] * 8))
-    it = a_training_run(full, partial(FastTrainingStepper, capturer=graphs))
-    for _ in range(6):
-        it.train(1e-9)
-        it.evaluate()
-    assert (graphs.runs, graphs.captures, graphs.replays) == (1, 1, 5)
-    plain = trained(full, 3)
-    assert nlls(it.curve[1::2]) == pytest.approx(nlls(plain.curve), rel=1e-6)
-
-
-def test_a_turn_leaves_global_state_unchanged(data):
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    trained(data, 1)
-    assert torch.equal(torch.rand(3), expected)
-
-
-def test_evaluation_does_not_count_as_training_time(data, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(training_run.time, "perf_counter", lambda: now[0])
-
-    class Stepper(TutorialTrainingStepper):
-        def step(self, *args):
-            now[0] += 2.0
-            return super().step(*args)
-
-    def evaluate(*args):
-        now[0] += 1000.0
-        return quality_evaluate(*args)
-
-    quality_evaluate = training_run.evaluate_elbo
-    monkeypatch.setattr(training_run, "evaluate_elbo", evaluate)
-    it = a_training_run(data, Stepper)
-    it.train(5.0)  # a third step begins at 4 and is finished
-    assert (it.steps, it.epoch, it.seconds) == (3, 1, 6.0)
-    assert it.ms == [2000.0, 2000.0]
-    it.evaluate()
-    it.train(1.0)
-    it.evaluate()
-    assert [(p.seconds, p.epoch, p.step) for p in it.curve] == [(6.0, 1, 3), (8.0, 2, 4)]
-
-
-class Walker:
-    """A training run whose steps take a given time and lower the NLL."""
-
-    def __init__(self, name, step, start=7.5):
-        self.name, self.step, self.nll = name, step, start
-        self.seconds, self.epoch, self.steps = 0.0, 0, 0
-        self.curve, self.ms, self.turns = [], [1.0], []
-
-    def train(self, seconds, epochs=math.inf):
-        end, begun = self.seconds + seconds, self.seconds
-        while self.seconds < end and self.epoch < epochs:
-            self.seconds += self.step
-            self.epoch += 1
-            self.steps += 1
-            self.nll -= 0.1
-        self.turns.append(self.seconds - begun)
-
-    def evaluate(self):
-        self.curve.append(Evaluation(self.seconds, self.epoch, self.steps, 0.0, 0.0, self.nll, 9.0))
-
-
-def test_both_have_the_same_time():
-    ours, other = Walker("ours", 0.25), Walker("other", 3.0)
-    train_interleaved(ours, other, Plan(epochs=47, turn=2.0))
-    assert ours.epoch == 47
-    assert ours.seconds <= other.seconds < ours.seconds + other.step
-    assert max(ours.turns) == 2.0
-
-
-def test_training_ends_at_the_target_or_the_time_limit():
-    ours = Walker("ours", 0.25)
-    train_interleaved(ours, Walker("other", 0.5), Plan(turn=0.5, until_target=True))
-    assert ours.curve[-1] == reached(ours.curve)
-    assert ours.curve[-2].test > TARGET >= ours.curve[-1].test
-    ours = Walker("ours", 0.25)
-    train_interleaved(ours, Walker("other", 0.5), Plan(seconds=12.0, turn=5.0))
-    assert (ours.seconds, ours.turns) == (12.0, [5.0, 5.0, 2.0])
-
-
-def test_no_turn_begins_that_could_exceed_the_deadline(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(quality.time, "monotonic", lambda: now[0])
-
-    class Slow(Walker):
-        def evaluate(self):
-            super().evaluate()
-            now[0] += 20.0
-
-    ours = Slow("ours", 0.25)
-    train_interleaved(ours, Walker("other", 0.5), Plan(turn=5.0, deadline=109.0))
-    assert ours.turns == []
-    # There is time for more than two turns of 5 seconds, but not with their evaluations.
-    train_interleaved(ours, Walker("other", 0.5), Plan(turn=5.0, deadline=155.0))
-    assert len(ours.turns) == 2
-
-
-def test_the_row_has_the_progress_of_the_run():
-    it = Walker("it", 2.0, start=7.0)
-    for _ in range(3):
-        it.train(2.0)
-        it.evaluate()
-    told = row(it, "tiny")
-    assert (told["impl"], told["n"], told["median_ms"]) == ("it", 1, 1.0)
-    extra = told["extra"]
-    assert extra["reached"] == extra["curve"][1]
-    assert (extra["reached"]["seconds"], extra["reached"]["step"]) == (4.0, 2)
-    assert (extra["seconds"], extra["epochs"], extra["steps"]) == (6.0, 3, 3)
-    assert extra["best_test"] == extra["last_test"] == pytest.approx(6.7)
-    far = Walker("far", 2.0)
-    far.train(2.0)
-    far.evaluate()
-    assert row(far, "tiny")["extra"]["reached"] is None
-
-
-def test_nothing_is_trained_if_the_losses_disagree(data, tmp_path, monkeypatch, capsys):
-    class Forgets(BaselineDMM):
-        def guide(self, *args):
-            super().guide(*args[:4], 0.5)
-
-    other = replace(quality.OURS[0], module=lambda sizes: Forgets(**sizes))
-    monkeypatch.setattr(quality, "OURS", (other,))
-    monkeypatch.setattr(quality, "chosen_data", lambda _: data)
-    assert quality.main(["--out", str(tmp_path), "--epochs", "1"]) == 1
-    assert "the implementations do not agree" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_command_writes_both(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(quality, "chosen_data", lambda _: data)
-    assert quality.main(["--out", str(tmp_path), "--epochs", "2", "--turn", "0.05"]) == 0
-    (path,) = tmp_path.iterdir()
-    results = json.loads(path.read_text())
-    assert results["suite"] == "cpu-quality"
-    assert [r["impl"] for r in results["cases"]] == ["tutorial", "dmm_fast"]
-    assert {r["backend"] for r in results["correctness"]} == {"tutorial", "dmm_fast"}
-    assert all(r["suite"] == "train_to_quality" and r["extra"]["curve"] for r in results["cases"])
+def test_another_file_in_the_place_of_results_is_kept(data, tmp_path, capsys):
+    source = data / "other.npz"
+    assert call(tmp_path, source) == 0
+    (path,) = (tmp_path / "out").iterdir()
+    path.write_text("{")
+    assert call(tmp_path, source) == 1
+    assert "expected the results of other-krishnan-0-" in capsys.readouterr().err
+    assert path.read_text() == "{"

@@ -6,16 +6,16 @@ import pytest
 from PIL import Image
 
 from benchmarks.report import __main__ as report
-from benchmarks.report import gpu, pages, quality
+from benchmarks.report import gpu, pages, to_target
 from benchmarks.report.gpu import headline, not_ok, not_run_sentence, not_run_table, stages_table
 from benchmarks.report.markdown import cell, code, milliseconds, percent, ratio, three_digits
 from benchmarks.report.parts import Picture
 from benchmarks.report.profiles import profile_tables
-from benchmarks.report.quality import quality_table
 from benchmarks.report.results import share_of_bound
 from benchmarks.report.rowwise import roofline_table, rowwise_table
 from benchmarks.report.scans import floors_table, scans_table, sweep_table
 from benchmarks.report.steps import headline_table, implementations_table, peers_table
+from benchmarks.report.to_target import quality_table
 from tests.helpers_results import (
     SIZE,
     STEP,
@@ -328,11 +328,11 @@ def test_training_without_an_evaluation_has_dashes():
         "| training | dmm_fast | 6.87 | not reached | – | – | – | – | – | 10.0 | 4 | 2.00 |"
         in quality_table(results)
     )
-    assert quality.quality_picture(results, "any.png").draw().axes
+    assert to_target.quality_picture(results, "any.png").draw().axes
 
 
 def test_the_plot_of_training_has_a_line_for_each_implementation_and_the_target():
-    picture = quality.quality_picture(a_quality_run(), "any.png")
+    picture = to_target.quality_picture(a_quality_run(), "any.png")
     (axes,) = picture.draw().axes
     lines = {line.get_label(): line for line in axes.lines}
     assert list(lines["tutorial"].get_ydata()) == [61.0, 9.5, 8.125]
@@ -343,10 +343,10 @@ def test_the_plot_of_training_has_a_line_for_each_implementation_and_the_target(
 
 def test_the_plot_of_training_reaches_the_lowest_nll_of_every_implementation():
     results = a_quality_run()
-    (axes,) = quality.quality_picture(results, "any.png").draw().axes
+    (axes,) = to_target.quality_picture(results, "any.png").draw().axes
     assert axes.get_ylim()[1] == pytest.approx(1.4 * 6.87)
     results["cases"][0]["extra"]["curve"][1:] = []
-    (axes,) = quality.quality_picture(results, "any.png").draw().axes
+    (axes,) = to_target.quality_picture(results, "any.png").draw().axes
     assert axes.get_ylim()[1] == pytest.approx(1.1 * 61.0)
     assert axes.get_xlim()[0] < 2.5
 

@@ -202,3 +202,57 @@ def test_numpy_integers_are_accepted() -> None:
     data = SequenceSet(X, L)
     assert data.padded_steps(np.int64(2), np.int32(2)) == 2
     assert data.batch(torch.tensor([0]), T=np.int64(3)).mini_batch.shape == (1, 3, 4)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 17), min_size=1, max_size=6),
+    steps=st.integers(1, 20),
+    seed=st.integers(0, 99),
+)
+def test_segments_put_together_are_the_sequences(lengths: list[int], steps: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    N, T = len(lengths), max(lengths)
+    valid = torch.arange(T) < torch.tensor(lengths)[:, None]
+    x, controls = (torch.randn(N, T, size) * valid[:, :, None] for size in (3, 2))
+    mask = torch.rand(N, T, 3) > 0.3
+    whole = SequenceSet(x, torch.tensor(lengths), mask, controls, torch.randn(N, 1))
+    cut = whole.segments(steps)
+    assert cut.mask is not None
+    assert cut.controls is not None
+    assert cut.static is not None
+    assert whole.mask is not None
+    assert whole.controls is not None
+    assert whole.static is not None
+    assert cut.sequences.shape[1] == int(cut.lengths.max()) <= steps
+    assert not cut.mask[torch.arange(cut.sequences.shape[1]) >= cut.lengths[:, None]].any()
+    piece = 0
+    for row, length in enumerate(lengths):
+        number = -(-length // steps)
+        pieces, ends = range(piece, piece + number), cut.lengths.tolist()
+        own = [ends[i] for i in pieces]
+        assert sum(own) == length
+        assert max(own) - min(own) <= 1
+        for of, among in (
+            (whole.sequences, cut.sequences),
+            (whole.mask, cut.mask),
+            (whole.controls, cut.controls),
+        ):
+            together = torch.cat([among[i, : ends[i]] for i in pieces])
+            assert torch.equal(together.nan_to_num(7.0), of[row, :length].nan_to_num(7.0))
+        assert torch.equal(cut.static[list(pieces)], whole.static[[row] * number])
+        piece += number
+    assert piece == len(cut)
+
+
+def test_a_set_without_masks_has_segments_without_them() -> None:
+    cut = make([5, 2]).segments(3)
+    assert cut.mask is None
+    assert cut.controls is None
+    assert cut.static is None
+    assert cut.lengths.tolist() == [2, 3, 2]
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_segments_have_a_step(steps: int) -> None:
+    with pytest.raises(ValueError, match=f"steps: expected a positive number of time steps, got {steps}"):
+        make([3]).segments(steps)

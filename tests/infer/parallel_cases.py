@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from dmm_fast import DMM, GraphedSVI, PyroClippedAdam
 from dmm_fast.data import SequenceSet
-from dmm_fast.infer import DataParallel, evaluate_elbo, evaluate_importance_nll
+from dmm_fast.infer import DataParallel, ImportanceELBO, evaluate_elbo, evaluate_importance_nll
 from dmm_fast.reference import valid_steps
 
 SIZES = {"z_dim": 4, "emission_dim": 5, "transition_dim": 5, "rnn_dim": 6, "rnn": "tanh"}
@@ -98,9 +98,10 @@ def accumulated(ranks: DataParallel) -> Results:
 
 
 def dropout(ranks: DataParallel) -> Results:
-    """Dropout between the layers of the package's own recurrent network."""
+    """Dropout between the layers of the package's own recurrent network, and of past data."""
     data = sequences(torch.float64)
-    dmm = model(torch.float64, control_dim=U, num_layers=2, rnn_dropout_rate=0.4)
+    past = {"augment": "both", "past_dropout_rate": 0.3}
+    dmm = model(torch.float64, control_dim=U, num_layers=2, rnn_dropout_rate=0.4, **past)
     svi = SVI(dmm.model, dmm.guide, PyroClippedAdam(ADAM), ranks.elbo(Trace_ELBO()))
     return results_of(dmm, [svi.step(*data.batch(torch.randperm(len(data))[:5])) for _ in range(4)])
 
@@ -115,6 +116,7 @@ def evaluations(ranks: DataParallel) -> Results:
 CASES: dict[str, Callable[[DataParallel], Results]] = {
     "float64": lambda ranks: fifty_steps(ranks, torch.float64, Trace_ELBO()),
     "float32": lambda ranks: fifty_steps(ranks, torch.float32, TraceMeanField_ELBO()),
+    "importance": lambda ranks: fifty_steps(ranks, torch.float64, ImportanceELBO(3, "dreg")),
     "pyro_svi": pyro_svi,
     "accumulated": accumulated,
     "dropout": dropout,

@@ -21,13 +21,30 @@ def test_annealing_factor_equals_that_of_the_example() -> None:
     assert TrainConfig().annealing_factor(123, 7, 12) == want
 
 
+def test_annealing_over_steps_ends_in_mid_epoch() -> None:
+    config = TrainConfig(annealing_steps=5, minimum_annealing_factor=0.0)
+    factors = [config.annealing_factor(epoch, batch, 4) for epoch in range(2) for batch in range(4)]
+    assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0, 1.0], abs=1e-15)
+    assert TrainConfig(annealing_steps=0).annealing_factor(0, 0, 4) == 1.0
+    # As many steps as epochs have: the same, bitwise.
+    epochs, steps = TrainConfig(), TrainConfig(annealing_steps=12_000)
+    assert [each.annealing_factor(123, 7, 12) for each in (epochs, steps)] == [0.2 + 0.8 * 1484 / 12_000] * 2
+    # An explicit default cannot be told from an absent setting.
+    assert TrainConfig(annealing_steps=5, annealing_epochs=1000) == TrainConfig(annealing_steps=5)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"num_epochs": 0}, "num_epochs: expected at least 1, got 0"),
         ({"mini_batch_size": 0}, "mini_batch_size"),
         ({"num_sequences": 0}, "num_sequences: expected at least 1"),
-        ({"elbo": "renyi"}, "elbo: expected one of trace, mean_field, tmc, tmcelbo, got renyi"),
+        ({"elbo": "renyi"}, "elbo: expected one of trace, mean_field, importance, tmc, tmcelbo, got renyi"),
+        ({"gradient": "stl"}, "gradient: expected one of total, path, dreg, got stl"),
+        ({"gradient": "dreg"}, "gradient: expected total or path with elbo trace, got dreg"),
+        ({"gradient": "path", "elbo": "mean_field"}, "gradient: expected total with elbo mean_field, got"),
+        ({"num_particles": 0}, "num_particles: expected at least 1, got 0"),
+        ({"num_particles": 2, "elbo": "tmc"}, "num_particles: expected 1 with elbo tmc, got 2"),
         ({"lr_schedule": "step"}, "lr_schedule"),
         ({"emission": "cauchy"}, "emission: expected one of bernoulli, .*nade.*, got cauchy"),
         ({"augment": "latents"}, "augment: expected one of transition, emission, both, got latents"),
@@ -51,6 +68,13 @@ def test_annealing_factor_equals_that_of_the_example() -> None:
         ({"z_dim": 0}, "z_dim: expected at least 1"),
         ({"seed": 2**32}, "seed: expected 0 to 4294967295"),
         ({"min_scale": -0.1}, "min_scale: expected a finite number from 0, got -0.1"),
+        ({"annealing_steps": -1}, "annealing_steps: expected at least 0, got -1"),
+        (
+            {"annealing_steps": 9, "annealing_epochs": 3},
+            "annealing_steps: expected None beside annealing_epochs 3, got 9",
+        ),
+        ({"guide_weight_decay": math.inf}, "guide_weight_decay: expected a finite number from 0, got inf"),
+        ({"average_decay": 1.0}, "average_decay: expected a number below 1, got 1"),
         ({"standardize": True}, "standardize: expected emission gaussian with it, got bernoulli"),
     ],
 )

@@ -114,6 +114,8 @@ def test_header_larger_than_the_file_is_refused(path: Path) -> None:
         ("epoch", True, "epoch of type int, got bool"),
         ("step", 2**80, "step: expected an int from 0, got one that is too large"),
         ("metrics_bytes", -5, "metrics_bytes: expected an int from 0"),
+        ("waited", -1, "waited: expected an int from 0, got -1"),
+        ("unaveraged", {"z_0": 1}, "unaveraged: expected tensors by their names"),
         ("epoch_loss", float("nan"), "epoch_loss: expected a finite number, got float nan"),
         ("best", float("inf"), "best: expected a finite number, got float inf"),
         ("order", torch.tensor([0, 1, 1]), "order: expected a permutation"),

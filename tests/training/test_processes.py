@@ -20,7 +20,8 @@ from dmm_fast.training._processes import check_processes
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = "--num-sequences 9 --mini-batch-size 4 --rnn tanh --rnn-dim 8 --z-dim 4 --emission-dim 5"
-RUN = [*SETTINGS.split(), "--transition-dim", "5", "--no-tensorboard", "--no-progress", "--threads", "1"]
+RUN = [*SETTINGS.split(), "--transition-dim", "5", "--average-decay", "0.9"]
+RUN += ["--no-tensorboard", "--no-progress", "--threads", "1"]
 ENDLESS = 100_000
 
 
@@ -128,7 +129,7 @@ class Ranks(DataParallel):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"elbo": "tmc"}, "elbo: expected trace or mean_field with several processes, got 'tmc'"),
+        ({"elbo": "tmc"}, "elbo: expected trace, mean_field or importance with several processes, got 'tmc'"),
         (
             {"mini_batch_size": 1},
             "mini_batch_size: expected at least a sequence for each of 2 processes",

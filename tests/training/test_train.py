@@ -94,11 +94,11 @@ def test_evaluation_is_without_dropout(tmp_path: Path, data: Dataset) -> None:
     ("number", "changes"),
     [
         (signal.SIGINT, {}),
-        (signal.SIGTERM, {"elbo": "mean_field"}),
+        (signal.SIGTERM, {"elbo": "mean_field", "augment": "both", "past_dropout_rate": 0.5}),
         (signal.SIGHUP, {"recover": True}),
         (signal.SIGINT, {"elbo": "tmc", "tmc_num_samples": 2}),
         (signal.SIGINT, {"elbo": "tmcelbo", "tmc_num_samples": 2}),
-        (signal.SIGINT, {"num_iafs": 1, "iaf_dim": 6}),
+        (signal.SIGINT, {"num_iafs": 1, "iaf_dim": 6, "guide_weight_decay": 0.0}),
         (signal.SIGINT, {"num_layers": 2, "rnn_dropout_rate": 0.5}),
         (signal.SIGINT, {"lr_schedule": "cosine", "warmup_steps": 7, "num_epochs": 3}),
         (signal.SIGINT, {"inference": "st-r", "rnn": "lstm", "num_layers": 2, "rnn_dropout_rate": 0.5}),
@@ -235,7 +235,7 @@ def test_non_finite_loss_stops_and_keeps_the_earlier_checkpoint(
 
 
 @pytest.mark.filterwarnings("ignore:Encountered NaN")
-@pytest.mark.parametrize("elbo", ["trace", "mean_field", "tmc", "tmcelbo"])
+@pytest.mark.parametrize("elbo", ["trace", "mean_field", "importance", "tmc", "tmcelbo"])
 def test_divergence_is_reported_in_one_line_for_every_objective(data: Dataset, elbo: str) -> None:
     with pytest.raises(NonFiniteLossError) as caught:
         train(tiny(learning_rate=1e6, clip_norm=1e30, elbo=elbo, tmc_num_samples=2), data)
@@ -325,6 +325,23 @@ def test_an_optimizer_state_of_another_dmm_is_refused(tmp_path: Path, data: Data
         Trainer(tiny(load_model=tmp_path / "m", load_opt=tmp_path / "o"), data)
 
 
+def test_the_weight_decay_of_the_guide_is_its_own(tmp_path: Path, data: Dataset) -> None:
+    config = tiny(tmp_path, num_epochs=1, num_iafs=1, iaf_dim=6, guide_weight_decay=0.5, eval_frequency=0)
+    trainer = Trainer(config, data)
+    trainer.run()
+    resumed = Trainer(dataclasses.replace(config, num_epochs=2, resume=True), data)
+    resumed.run()
+    for each in (trainer, resumed):
+        decays = {
+            name.removeprefix("dmm$$$"): state["param_groups"][0]["weight_decay"]
+            for name, state in each.optimizer.get_state().items()
+        }
+        assert decays.keys() == {name for name, _ in each.dmm.named_parameters()}
+        of_model = ("emitter.", "trans.", "z_0")
+        assert decays == {name: 2.0 if name.startswith(of_model) else 0.5 for name in decays}
+        assert {0.5, 2.0} == set(decays.values())
+
+
 def test_tensorboard_has_the_scalars(tmp_path: Path, data: Dataset) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -341,3 +358,31 @@ def test_cuda_is_refused_if_unavailable(data: Dataset, monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="cuda: expected a CUDA device"):
         Trainer(tiny(cuda=True), data)
+
+
+def test_training_on_segments_is_training_on_a_set_of_segments(tmp_path: Path, data: Dataset) -> None:
+    train(tiny(tmp_path / "cut", segment_steps=5), data)
+    pieces = Dataset(data.name, data.train.segments(5), data.valid, data.test)
+    train(tiny(tmp_path / "given"), pieces)
+    one, other = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("cut", "given"))
+    assert one == other
+    stopped = tiny(tmp_path / "stopped", segment_steps=5, num_epochs=2)
+    train(stopped, data)
+    train(dataclasses.replace(stopped, num_epochs=4, resume=True), data)
+    assert_same_run(tmp_path / "cut", tmp_path / "stopped")
+    with pytest.raises(ValueError, match=r"segment_steps: expected 5, as in .*, got 6"):
+        Trainer(dataclasses.replace(stopped, segment_steps=6, resume=True), data)
+
+
+def test_the_length_of_a_run_can_be_a_number_of_steps(tmp_path: Path, data: Dataset) -> None:
+    epochs = tiny(tmp_path / "epochs", num_epochs=3, lr_schedule="cosine")
+    train(epochs, data)
+    # Three epochs of three steps are the fewest with eight steps.
+    steps = dataclasses.replace(epochs, out=tmp_path / "steps", num_epochs=5000, num_steps=8)
+    train(steps, data)
+    assert_same_run(tmp_path / "epochs", tmp_path / "steps")
+    assert Trainer(dataclasses.replace(steps, resume=True), data).config.num_epochs == 3
+    with pytest.raises(ValueError, match="num_steps: expected None beside num_epochs 3, got 8"):
+        dataclasses.replace(epochs, num_steps=8)
+    with pytest.raises(ValueError, match=r"num_epochs: expected 3, as in .*, got 4"):
+        Trainer(dataclasses.replace(steps, num_steps=12, resume=True), data)

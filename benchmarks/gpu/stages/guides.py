@@ -15,7 +15,7 @@ from benchmarks.gpu.stages.steps import tutorial_case
 from benchmarks.guides import GUIDES, Run, checked
 from benchmarks.implementations import CAPTURABLE, GRAPHED
 from benchmarks.precision import multiplied_in
-from benchmarks.quality import chosen_data
+from benchmarks.quality.to_target import chosen_data
 from benchmarks.replays import compare_replays
 from dmm_fast.data import Dataset
 from dmm_fast.model import DMM

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks import quality
 from benchmarks.cases import beginnings, data_file
 from benchmarks.gpu.stage import Stage, Unit
 from benchmarks.precision import IEEE, multiplied_in
+from benchmarks.quality import to_target
 from dmm_fast.data import Dataset
 
 # Seconds reserved for the last evaluation and for writing.
@@ -26,21 +26,21 @@ def units(stage: Stage) -> Iterator[Unit]:
 def train(stage: Stage) -> None:
     """Check both, train both, and record their curves."""
     device = torch.device(stage.device)
-    data = quality.chosen_data(data_file(stage.data))
+    data = to_target.chosen_data(data_file(stage.data))
     if stage.quick:
         data = Dataset(data.name, *map(beginnings, (data.train, data.valid, data.test)))
-    plan = quality.Plan(
-        epochs=2 if stage.quick else quality.Plan.epochs,
+    plan = to_target.Plan(
+        epochs=2 if stage.quick else to_target.Plan.epochs,
         turn=max(TURN, stage.left() / (2 * MOST_TURNS)),  # both train
         deadline=time.monotonic() + stage.left() - RESERVE,
     )
-    check_results = quality.check_both(data, device)
+    check_results = to_target.check_both(data, device)
     for result in check_results:
         stage.record.correctness(result.as_dict())
     if not all(result.ok for result in check_results):
         stage.record.not_run(data.name, "all", "the implementations do not agree")
         return
-    both = quality.training_runs(data, device)
-    quality.train_interleaved(*both, plan)
+    both = to_target.training_runs(data, device)
+    to_target.train_interleaved(*both, plan)
     for training_run in both[::-1] if both[0].ms else ():  # empty if there was no time for a turn
-        stage.record.add("cases", quality.row(training_run, data.name))
+        stage.record.add("cases", to_target.row(training_run, data.name))

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.commands import INTERRUPT_SECONDS, Ended, run
 from benchmarks.gpu.stage import Stage, Unit
-from benchmarks.quality import TARGET
+from benchmarks.quality.to_target import TARGET
 from benchmarks.timing import Samples
 from dmm_fast.training import read_metrics
 from dmm_fast.training._runlog import METRICS

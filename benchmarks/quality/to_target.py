@@ -1,4 +1,4 @@
-"""``python -m benchmarks.quality``: train to the tutorial's test NLL; the tutorial has the same wall time.
+"""``python -m benchmarks.quality.to_target``: train to the tutorial's test NLL, beside the tutorial.
 
 Both train alternately, some seconds each, so that drift of the machine affects both alike and both have the
 same wall time at any end. That time includes making mini-batches. It does not include the evaluation after
@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     default = Plan()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.to_target", description=__doc__)
     parser.add_argument("--out", default=RESULTS, help="folder for the JSON file")
     parser.add_argument("--data", help="a file of chorales, or a folder holding JSB_Chorales.mat")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
