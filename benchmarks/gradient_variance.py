@@ -21,6 +21,7 @@ from torch import Tensor
 
 from benchmarks import machine
 from benchmarks.correctness import CheckResult
+from benchmarks.options import whole_number
 from benchmarks.run import RESULTS, write
 from dmm_fast.data import Batch, ControlledBatch
 from dmm_fast.infer import ImportanceELBO, SequenceELBO
@@ -161,7 +162,8 @@ def case_of(checkpoint: Path, data: str | None, rows: int) -> tuple[str, DMM, An
     config = train_config(checkpoint, saved.config)
     found = load_data(config if data is None else dataclasses.replace(config, data=data))
     sequences = found.train
-    name = f"{found.name}, {config.inference}, epoch {saved.epoch}"
+    model = config.emission + (f", augment {config.augment}" if config.augment else "")
+    name = f"{found.name}, {model}, {config.inference}, epoch {saved.epoch}"
     return name, load_dmm(checkpoint), sequences.batch(torch.arange(min(rows, len(sequences))))
 
 
@@ -194,18 +196,13 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("checkpoint", type=Path, nargs="+", help="checkpoints of training runs")
     add("--data", help="a data file; by default that of each training run")
-    add("--draws", type=_at_least_two, default=200, help="draws of all latents, with a gradient each")
-    add("--particles", type=int, default=5, help="draws of each sequence in the importance-weighted bound")
-    add("--rows", type=int, default=20, help="sequences of the mini-batch")
-    add("--threads", type=int, default=torch.get_num_threads())
+    add("--draws", type=whole_number(2), default=200, help="draws of all latents, with a gradient each")
+    positive, of_bound = whole_number(1), "draws of each sequence in the importance-weighted bound"
+    add("--particles", type=positive, default=5, help=of_bound)
+    add("--rows", type=positive, default=20, help="sequences of the mini-batch")
+    add("--threads", type=positive, default=torch.get_num_threads())
     add("--out", type=Path, default=RESULTS, help="folder for the JSON file")
     return parser
-
-
-def _at_least_two(text: str) -> int:
-    if int(text) < 2:
-        raise argparse.ArgumentTypeError(f"expected at least 2, got {text}")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 It is meant for machines without access to a package index. It has the package with its compiled library,
 benchmarks and tests, the library of the exchange floor, which is built first, Pyro, the chorales, the hash of
-the commit, and ``run.sh``.
+the commit, ``run.sh``, and further data sets for ``run.sh quality`` in the folder ``sets``.
 """
 
 import argparse
@@ -20,25 +20,32 @@ from dmm_fast.data import load, save_npz
 OUT = ROOT / "build" / "gpu-kit"
 FOLDERS = ("dmm_fast", "benchmarks", "tests")
 # Pyro and what it imports beside torch and numpy.
-PACKAGES = ("pyro-ppl", "pyro-api", "opt_einsum", "tqdm")
+PACKAGES = ("pyro-ppl", "pyro-api", "opt_einsum", "safetensors", "tqdm")
 UNNEEDED = shutil.ignore_patterns("__pycache__", "results", ".*")
 # Upload limits of GPU machines are often about this size.
 MOST_BYTES = 60_000_000
 RUN = """\
 #!/bin/sh
 # sh run.sh first DIR [more options of python -m benchmarks.gpu, absolute paths]: a preset, results in DIR.
+# sh run.sh quality DIR [options of python -m benchmarks.quality]: models trained on all data sets of the kit.
 set -eu
-preset=${1:?usage: sh run.sh first|second DIR [options]}
-: "${2:?usage: sh run.sh first|second DIR [options]}"
+preset=${1:?usage: sh run.sh first|second|quality DIR [options]}
+: "${2:?usage: sh run.sh first|second|quality DIR [options]}"
 mkdir -p "$2"
 out=$(cd "$2" && pwd)
 shift 2
 cd "$(dirname "$0")"
+PYTHONPATH="$PWD/packages${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH
+if [ "$preset" = quality ]; then
+  for data in *.npz sets/*.npz; do
+    [ -f "$data" ] && set -- --data "$data" "$@"
+  done
+  exec "${PYTHON:-python3}" -m benchmarks.quality --cuda --out "$out" --work "$out/work" "$@"
+fi
 for chorales in *.npz; do
   [ -f "$chorales" ] && set -- --data "$chorales" "$@"
 done
-PYTHONPATH="$PWD/packages${PYTHONPATH:+:$PYTHONPATH}"
-export PYTHONPATH
 exec "${PYTHON:-python3}" -m benchmarks.gpu --preset "$preset" --out "$out" --commit "$(cat COMMIT)" "$@"
 """
 
@@ -57,6 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sequences = data and load(data)
     except (OSError, ValueError) as error:
         parser.error(f"--data: {error}")
+    try:
+        sets = {path.stem: load(path) for path in args.sets}
+    except (OSError, ValueError) as error:
+        parser.error(f"--sets: {error}")
     if why := exchange_floor.ensure():
         print(f"The kit will not measure the floors of the scans' exchanges: {why}.", file=sys.stderr)
     shutil.rmtree(out, ignore_errors=True)
@@ -72,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         shutil.copyfile(source, out / "packages" / name)
     if data and sequences:
         save_npz(sequences, out / f"{data.stem}.npz")
+    for name, each in sets.items():
+        (out / "sets").mkdir(exist_ok=True)
+        save_npz(each, out / "sets" / f"{name}.npz")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     chorales = data.name if data else "the built-in ones: JSB_Chorales.mat was not found, see --data"
     print(f"{out}: {size / 1e6:.1f} MB, commit {machine.commit()}, chorales: {chorales}")
@@ -95,6 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kit", description=__doc__)
     parser.add_argument("--out", default=OUT, help="the folder; an old kit is replaced")
     parser.add_argument("--data", help="a file of chorales, or a folder holding JSB_Chorales.mat")
+    parser.add_argument(
+        "--sets", type=Path, nargs="+", default=[], help="further data files, for run.sh quality"
+    )
     return parser
 
 

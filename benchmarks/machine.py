@@ -15,9 +15,15 @@ from benchmarks.timing import load_average
 
 
 def commit() -> str:
-    """The short commit of this checkout, ``-dirty`` when tracked files differ; else ``unknown``."""
+    """The short commit of this checkout, ``-dirty`` when tracked files differ; in a kit, that of its file.
+
+    Where there is neither, ``unknown``.
+    """
     described = _output(["git", "describe", "--always", "--dirty", "--abbrev=8", "--exclude=*"])
-    return described or "unknown"
+    if described:
+        return described
+    kept = ROOT / "COMMIT"
+    return kept.read_text(encoding="utf-8").strip() if kept.is_file() else "unknown"
 
 
 def meta(device: torch.device, *, quick: bool) -> dict[str, Any]:

@@ -10,6 +10,8 @@ AUGMENT = ("transition", "emission", "both")
 # The guides, named as in table 1 of arXiv 1609.09869, and their recurrent networks.
 INFERENCE = ("st-r", "st-l", "st-lr", "mf-r", "mf-l", "mf-lr")
 NETWORKS = ("relu", "tanh", "lstm", "gru")
+# The estimators of the gradient of an importance-weighted bound.
+GRADIENTS = ("total", "path", "dreg")
 
 
 def check_constructor(

@@ -35,7 +35,7 @@ from dmm_fast.nn import Emitter, NadeEmitter
 from dmm_fast.training import TrainConfig, TrainingInterrupted
 from dmm_fast.training._config import FILE_FIELDS, TABLE_FIELDS
 from dmm_fast.training._data import WIDTHS, check_data, load_data, widths
-from dmm_fast.training._presets import preset_settings
+from dmm_fast.training._presets import PresetName, check_given, not_replaced, preset_settings
 from dmm_fast.training._runlog import METRICS, logger
 
 _JIT = (
@@ -73,34 +73,51 @@ def train_config(args: argparse.Namespace) -> TrainConfig:
     settings: dict[str, Any] = {name: given[name] for name in names}
     for name in FILE_FIELDS:
         settings[name] = Path(given[name]) if given[name] else None
-    if args.tmc or args.tmcelbo:
-        wanted = "tmc" if args.tmc else "tmcelbo"
-        if (args.tmc and args.tmcelbo) or args.elbo not in ("trace", wanted):
-            other = "--tmcelbo" if args.tmc and args.tmcelbo else f"--elbo {args.elbo}"
-            fail(f"--{wanted}", "one objective", f"{other} beside it")
-        settings["elbo"] = wanted
+    settings["elbo"] = _objective(args)
+    settings["preset"] = None if args.preset is None else PresetName(args.preset)
     if args.checkpoint_freq == 0 and args.out is not None:
         settings["checkpoint_freq"] = 1
     return TrainConfig(**settings)
 
 
+def _objective(args: argparse.Namespace) -> str:
+    """The setting ``elbo``, from the options of ``dmm-fast train``."""
+    if not (args.tmc or args.tmcelbo):
+        return str(args.elbo)
+    wanted = "tmc" if args.tmc else "tmcelbo"
+    if (args.tmc and args.tmcelbo) or args.elbo not in ("trace", wanted):
+        other = "--tmcelbo" if args.tmc and args.tmcelbo else f"--elbo {args.elbo}"
+        fail(f"--{wanted}", "one objective", f"{other} beside it")
+    return wanted
+
+
 def other_defaults(args: argparse.Namespace, given: Collection[str]) -> dict[str, Any]:
-    """The settings of the run that ``--resume`` resumes, or else of ``--preset``.
+    """The settings of the run that ``--resume`` resumes, or else of ``--preset``, if there is either.
 
     Args:
         args: the options of ``dmm-fast train``.
-        given: the names of those that were given.
+        given: the names of those that were given. The settings that they replace are left out.
+
+    Raises:
+        ValueError: two of the options given exclude each other, or there is no run to resume.
     """
+    options = {name: getattr(args, name) for name in given}
+    if args.tmc or args.tmcelbo:
+        options["elbo"] = _objective(args)
+    check_given(options)
     if not args.resume:
-        return preset_settings(args.preset, given)
+        return {} if args.preset is None else preset_settings(args.preset, options)
     from dmm_fast.training._folder import LAST, load_last, settings_of
 
     if args.out is None:
         fail("--resume", "the folder of a run in --out", "none")
-    kept = settings_of(args.out / LAST, load_last(args.out)).saved()
+    path = args.out / LAST
+    kept = settings_of(path, load_last(args.out)).saved()
+    if args.preset is not None and kept["preset"] is None:
+        fail("--preset", f"to be absent, as {path} is of a run without a preset", args.preset)
     if args.preset not in (None, kept["preset"]):
-        fail("--preset", f"{kept['preset']}, as in {args.out / LAST}", args.preset)
-    return kept
+        fail("--preset", f"{kept['preset']}, as in {path}", args.preset)
+    return not_replaced(kept, options)
 
 
 def run_evaluate(args: argparse.Namespace, ranks: DataParallel) -> int:

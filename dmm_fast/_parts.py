@@ -156,13 +156,15 @@ class Parts(nn.Module):
         if self.z_q_0 is None:
             combiner = self._weights_or_module("combiner", MeanFieldCombiner)
             Z = self.z_0.shape[0]
-            given = (h, combiner, Z, lengths, self.iafs, self.min_scale)
-            return MeanFieldPosterior(*given, path_gradient=self.path_gradient)
+            return MeanFieldPosterior(
+                h, combiner, Z, lengths, self.iafs, self.min_scale, path_gradient=self.path_gradient
+            )
         combiner = self._weights_or_module("combiner", Combiner)
         if (why := _flows.why_no_weights(self.iafs)) is not None:
             self._say_not_fused("iafs", why)
-        more = {"path_gradient": self.path_gradient}
-        return MarkovPosterior(h, self.z_q_0, combiner, lengths, self.iafs, self.min_scale, **more)
+        return MarkovPosterior(
+            h, self.z_q_0, combiner, lengths, self.iafs, self.min_scale, path_gradient=self.path_gradient
+        )
 
     def emission(self, z: Tensor, lengths: Tensor, mask: Tensor | None = None) -> SequenceDistribution:
         """p(x_{1:T} | z_{1:T}) for ``z [..., B, T, Z]``; may be overridden, see the class.

@@ -123,7 +123,7 @@ def _run(arguments: Sequence[str]) -> int:
 
     try:
         with DataParallel() as ranks:
-            if args.command == "train" and (args.resume or args.preset is not None):
+            if args.command == "train":
                 # The settings of the run to resume, or of the preset, become the defaults. The options given
                 # are compared with those of the run later.
                 with ranks.together():

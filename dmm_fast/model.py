@@ -68,8 +68,9 @@ class DMM(Parts):
       data are not required to be 0 or 1.
 
     ``dmm.path_gradient = True`` leaves the score of the guide out of the gradient of a sampled ELBO, see
-    :class:`~dmm_fast.distributions.MarkovPosterior`. It may be set at any time and is not part of the
-    ``state_dict()``.
+    :class:`~dmm_fast.distributions.MarkovPosterior`. It concerns the draws of the guide: latents whose values
+    are given, as by ``poutine.replay``, keep the whole gradient. It may be set at any time and is not part of
+    the ``state_dict()``.
 
     Args:
         input_dim: number of features ``D`` of x_t.

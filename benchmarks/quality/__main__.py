@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.options import whole_number
 from benchmarks.quality.jobs import STOPPED, Task, carry_out, in_processes, run_of
 from benchmarks.quality.settings import parsed
 from benchmarks.run import RESULTS
+from dmm_fast.check import fail
 from dmm_fast.data._frames import TABLES
 from dmm_fast.data._load import READERS
 from dmm_fast.training._interrupt import StopSignals
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tasks = [Task(*task) for task in _tasks(args)]
         runs = [run_of(args, task) for task in tasks]
         for run in runs:
-            assert run.name  # its settings are checked before anything is trained
+            run.check_settings()
     except (OSError, TypeError, ValueError, ImportError) as error:
         parser.error(str(error))
     if args.cuda and not torch.cuda.is_available():
@@ -56,9 +58,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def overrides(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings given in place of the preset's."""
-    epochs = {} if args.epochs is None else {"num_epochs": args.epochs}
-    return {**epochs, **dict(map(parsed, args.set))}
+    """The settings given in place of the preset's.
+
+    Raises:
+        ValueError: a setting has another form, or the length of training is given twice.
+    """
+    given = dict(map(parsed, args.set))
+    if args.epochs is None:
+        return given
+    for name in ("num_epochs", "num_steps"):
+        if name in given:
+            fail("--epochs", f"to be absent beside --set {name}={given[name]}", str(args.epochs))
+    return {"num_epochs": args.epochs, **given}
 
 
 def sources(path: Path) -> list[Path]:
@@ -78,16 +89,17 @@ def _tasks(args: argparse.Namespace) -> Iterator[tuple[Path, str, int]]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
-    add = parser.add_argument
+    add, positive = parser.add_argument, whole_number(1)
     add(
         "--data",
         type=Path,
         nargs="+",
+        action="extend",
         required=True,
         help="data files, folders of them, or a folder of MIDI files",
     )
     add("--presets", nargs="+", choices=tuple(PRESETS), default=["krishnan", "aug", "aug-nade"])
-    add("--seeds", type=_count, nargs="+", default=[0], help="seeds of training")
+    add("--seeds", type=whole_number(0), nargs="+", default=[0], help="seeds of training")
     add("--out", type=Path, default=RESULTS / "quality", help="folder for the results files")
     add("--work", type=Path, default=Path("build/quality"), help="folder for the runs, one folder each")
     add(
@@ -96,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         default=math.inf,
         help="wall time of each run's training in this call, and of its evaluation",
     )
-    add("--epochs", type=_count, help="number of epochs in place of the preset's")
+    add("--epochs", type=positive, help="number of epochs in place of the preset's")
     add(
         "--set",
         nargs="+",
@@ -105,21 +117,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="settings of training in place of the preset's, as in TrainConfig",
     )
-    add("--particles", type=_count, default=500, help="draws of the importance-sampled NLL")
-    add("--threads", type=_count, default=1, help="CPU threads of each run")
-    add("--jobs", type=_count, default=1, help="concurrent runs, each in a process of its own")
+    add("--particles", type=positive, default=500, help="draws of the importance-sampled NLL")
+    add("--threads", type=positive, default=1, help="CPU threads of each run")
+    add("--jobs", type=positive, default=1, help="concurrent runs, each in a process of its own")
     add("--cuda", action="store_true", help="train and evaluate on the GPU")
     add(
         "--evaluate-only", action="store_true", help="train nothing; evaluate the best parameters of each run"
     )
     add("--list", action="store_true", help="print the state of each run and end")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
-    return int(text)
 
 
 def _positive(text: str) -> float:

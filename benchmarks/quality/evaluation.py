@@ -123,7 +123,10 @@ class Evaluation:
             return {}
         if not isinstance(found, dict) or found.get("checkpoint") != self._crc:
             return {}
-        return {key: nats for key, nats in found["nats"].items() if isinstance(nats, list)}
+        nats = found.get("nats")
+        if not isinstance(nats, dict) or not all(map(_are_nats, nats.values())):
+            return {}
+        return nats
 
     def _write(self) -> None:
         with atomic_write(self._path) as file:
@@ -148,6 +151,11 @@ def groups(lengths: Tensor, steps: int) -> Iterator[Tensor]:
 def parts(total: int, size: int) -> list[int]:
     """Numbers of at most ``size`` that add up to ``total``."""
     return [min(size, total - start) for start in range(0, total, size)]
+
+
+def _are_nats(values: object) -> bool:
+    """True for a list of numbers, with None where one is missing."""
+    return isinstance(values, list) and all(isinstance(each, float | None) for each in values)
 
 
 def _key(what: str, draws: int, split: str) -> str:

@@ -16,11 +16,13 @@ from benchmarks.quality.evaluation import BOUND, BOUND_DRAWS, NLL, SPLITS, Evalu
 from benchmarks.quality.journal import FINISHED, Journal
 from benchmarks.quality.settings import chosen, limits, recorded
 from benchmarks.quality.training import train
+from dmm_fast import check
 from dmm_fast._io import atomic_write
 from dmm_fast.data import Dataset
 from dmm_fast.training import TrainConfig, load_checkpoint, load_dmm, read_metrics
 from dmm_fast.training._data import fingerprint
 from dmm_fast.training._folder import BEST
+from dmm_fast.training._mini_batches import num_mini_batches
 from dmm_fast.training._runlog import METRICS
 
 SUITE = "quality"
@@ -67,10 +69,7 @@ class Run:
         return config.in_epochs(self._updates_per_epoch(config))
 
     def _updates_per_epoch(self, config: TrainConfig) -> int:
-        train = self.data.train
-        if config.segment_steps is not None:
-            train = train.segments(config.segment_steps)
-        return -(-len(train) // config.mini_batch_size)
+        return num_mini_batches(self.data.train.lengths, config.mini_batch_size, config.segment_steps)
 
     @cached_property
     def name(self) -> str:
@@ -78,6 +77,15 @@ class Run:
         identity = json.dumps([self.fingerprint, chosen(self.config)], sort_keys=True)
         data = re.sub(r"[^a-z0-9]+", "_", self.data.name.lower()).strip("_") or "data"
         return f"{data}-{self.preset}-{self.seed}-{zlib.crc32(identity.encode()):08x}"
+
+    def check_settings(self) -> None:
+        """Check the settings, which are put together when they are first read.
+
+        Raises:
+            TypeError: a setting is unknown or has the wrong type.
+            ValueError: a setting is out of range, or conflicts with another.
+        """
+        check.kind("settings", self.config, TrainConfig)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -89,6 +89,10 @@ class DrawnPosterior(SequenceDistribution):
             check.fail("posterior", "a draw before this", "none", RuntimeError)
         return self._draw
 
+    def has_drawn(self, value: Tensor) -> bool:
+        """True if ``value`` is the last draw itself."""
+        return self._draw is not None and value is self._draw.z
+
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
         """See :meth:`SequenceDistribution.expand`; the last draw is not copied to the new distribution."""
         new = super().expand(batch_shape, _instance)
@@ -117,10 +121,10 @@ class DrawnPosterior(SequenceDistribution):
         raise NotImplementedError
 
     def _log_prob(self, value: Tensor, gradient: Tensor | None = None) -> Tensor:
-        draw = self._draw
-        if draw is None or value is not draw.z:
+        if not self.has_drawn(value):
             self._check_value(value, self.h)
             return self._spread(self._log_prob_of_any(value))
+        draw = self.last_draw
         if self._path_gradient and torch.is_grad_enabled() and draw.z.requires_grad:
             return self._log_prob_by_path(draw)
         given = (draw.eps, draw.pre_scale, self.lengths)

@@ -82,8 +82,8 @@ def slope_of(
         slope = in_float32(partial(_before_flows, flows, keep), (z, slope))
     if to_previous is not None:
         to_scale = torch.where(keep, (eps.square() - 1.0) / scale, 0.0)
-        later = to_previous(to_loc, to_scale)[..., 1:, :]
-        slope = torch.cat([slope[..., :-1, :] + later, slope[..., -1:, :]], dim=-2)
+        from_next = to_previous(to_loc, to_scale)[..., 1:, :]
+        slope = torch.cat([slope[..., :-1, :] + from_next, slope[..., -1:, :]], dim=-2)
     return slope
 
 
@@ -93,8 +93,8 @@ def _before_flows(flows: Sequence[Any], keep: Tensor, given: tuple[Tensor, Tenso
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         base, log_det = _flows.invert(flows, z)
-    less = -keep.squeeze(-1).to(z.dtype).expand_as(log_det)
-    (gradient,) = torch.autograd.grad((base, log_det), z, (slope, less))
+    to_log_det = -keep.squeeze(-1).to(z.dtype).expand_as(log_det)
+    (gradient,) = torch.autograd.grad((base, log_det), z, (slope, to_log_det))
     return gradient
 
 
@@ -128,11 +128,13 @@ def to_previous_by_network(
     def to_previous(to_loc: Tensor, to_scale: Tensor) -> Tensor:
         with torch.enable_grad():
             given = z_prev.detach().requires_grad_()
-            made = conditional(given)
+            loc, scale = conditional(given)
+        of_given = [(loc, to_loc)] * loc.requires_grad + [(scale, to_scale)] * scale.requires_grad
+        if not of_given:
+            return torch.zeros_like(given)
         # With z_{t-1} as the only input, autograd computes no gradients of parameters.
-        pairs = [(each, to) for each, to in zip(made, (to_loc, to_scale), strict=True) if each.requires_grad]
-        outputs, gradients = [each for each, _ in pairs], [to for _, to in pairs]
-        (gradient,) = torch.autograd.grad(outputs, given, gradients, allow_unused=True) if pairs else (None,)
+        outputs, gradients = zip(*of_given, strict=True)
+        (gradient,) = torch.autograd.grad(outputs, given, gradients, allow_unused=True)
         return torch.zeros_like(given) if gradient is None else gradient
 
     return to_previous

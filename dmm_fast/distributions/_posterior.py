@@ -43,7 +43,8 @@ class MarkovPosterior(DrawnPosterior):
         min_scale: added to every scale, before any flow.
         path_gradient: the gradient of the last draw's log-density flows through the draw alone, as if the
             parameters of q were constants; its value is the same. The gradient of the ELBO stays unbiased and
-            its variance vanishes where q is exact. It takes affine autoregressive flows only, which are then
+            its variance vanishes where q is exact. Any other value has no path from the parameters, and its
+            log-density keeps its whole gradient. It takes affine autoregressive flows only, which are then
             inverted, one latent after another. A network in place of weights is evaluated once more, for all
             steps at once, and must compute the same as for the draw.
 

@@ -1,24 +1,22 @@
 """The importance-weighted bound of each sequence as a loss, with three estimators of its gradient."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
 from pyro.infer.util import is_validation_enabled, torch_item
-from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
 
 from dmm_fast import check
+from dmm_fast._arguments import GRADIENTS
 from dmm_fast._one_step import one_step
 from dmm_fast.distributions._drawn_posterior import DrawnPosterior
-from dmm_fast.infer._particles import traces_of_particles
-
-GRADIENTS = ("total", "path", "dreg")
+from dmm_fast.infer._particles import sample_sites, traces_of_particles
 
 _ROW_DIMS = 2  # particles and rows
 
@@ -77,7 +75,8 @@ class ImportanceELBO(ELBO):
 
     Raises:
         ValueError: ``num_particles`` is not positive, or ``gradient`` is another name. A step raises one if
-            a site of the guide does not admit the ``gradient``.
+            a site of the guide does not admit the ``gradient``: its distribution is another one, or for
+            ``"path"`` and ``"dreg"`` its value is not the draw that it made, but given.
         TypeError: ``num_particles`` is not an int.
 
     Source: Burda et al., arXiv 1509.00519 (the bound); Roeder et al., arXiv 1703.09194 (path); Tucker et al.,
@@ -126,7 +125,7 @@ class ImportanceELBO(ELBO):
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
             check_if_enumerated(guide_trace)
         traces = prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
-        of_model, of_guide = (list(_sample_sites(trace)) for trace in traces)
+        of_model, of_guide = (list(sample_sites(trace)) for trace in traces)
         for site in of_guide:
             self._prepare(site)
         if self.gradient == "dreg" and len(of_guide) > 1:
@@ -165,14 +164,13 @@ class ImportanceELBO(ELBO):
                 expected = "'path' or 'dreg' with a guide whose path_gradient is True"
                 check.fail("gradient", expected, repr(self.gradient))
         elif isinstance(drawn, DrawnPosterior):
+            if not drawn.has_drawn(site["value"]):
+                expected = f"a draw of the guide, which has a path, for gradient={self.gradient!r}"
+                check.fail(name, expected, "another value")
             drawn.use_path_gradient()
         else:
             expected = f"a MarkovPosterior or a MeanFieldPosterior for gradient={self.gradient!r}"
             check.fail(name, expected, f"a {type(drawn).__name__}")
-
-
-def _sample_sites(trace: Trace) -> Iterator[Any]:
-    return (site for site in trace.nodes.values() if site["type"] == "sample")
 
 
 def _relative(scale: float | Tensor, common: float | Tensor) -> float | Tensor:

@@ -1,6 +1,6 @@
-"""Guide and model run for several draws of all latents at once."""
+"""Traces of guide and model: for several draws of all latents at once, and the sites of a trace."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
@@ -23,3 +23,8 @@ def traces_of_particles(
     guide_trace = poutine.trace(particles(guide)).get_trace(*args, **kwargs)
     replayed = poutine.replay(particles(model), trace=guide_trace)
     return guide_trace, poutine.trace(replayed).get_trace(*args, **kwargs)
+
+
+def sample_sites(trace: Trace) -> Iterator[Any]:
+    """The sites of a trace that have a distribution."""
+    return (site for site in trace.nodes.values() if site["type"] == "sample")

@@ -5,7 +5,7 @@ some forty scalar products and sums is a kernel launch. Here the weight of each 
 is computed, so that its value and its gradients come from one pass over the networks.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +33,7 @@ from dmm_fast.distributions import (
     NegativeBinomialEmission,
     PoissonEmission,
 )
+from dmm_fast.infer._particles import sample_sites
 from dmm_fast.ops._backends import may_use
 
 # The kernel for the loss is a single program, which limits the number of elements.
@@ -133,7 +134,7 @@ class SequenceELBO(Trace_ELBO):
 
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Any, Any]:
         terms = self._terms(model_trace, guide_trace)
-        sites = (*_sample_sites(model_trace), *_sample_sites(guide_trace))
+        sites = (*sample_sites(model_trace), *sample_sites(guide_trace))
         if terms is None:
             model_trace.compute_log_prob()
             guide_trace.compute_score_parts()
@@ -156,8 +157,8 @@ class SequenceELBO(Trace_ELBO):
 
     def _terms(self, model_trace: Trace, guide_trace: Trace) -> list[Term] | None:
         """The terms of the ELBO; None if Pyro's own computation is needed."""
-        sites = [(site, 1) for site in _sample_sites(model_trace)]
-        sites += [(site, -1) for site in _sample_sites(guide_trace)]
+        sites = [(site, 1) for site in sample_sites(model_trace)]
+        sites += [(site, -1) for site in sample_sites(guide_trace)]
         if not all(_is_plain(site, sign) for site, sign in sites):
             return None
         return [_log_density(site, sign) for site, sign in sites]
@@ -175,9 +176,9 @@ class _SequenceMeanFieldELBO(SequenceELBO, TraceMeanField_ELBO):
         return model_trace, guide_trace
 
     def _terms(self, model_trace: Trace, guide_trace: Trace) -> list[Term] | None:
-        drawn = {site["name"]: site for site in _sample_sites(guide_trace)}
+        drawn = {site["name"]: site for site in sample_sites(guide_trace)}
         terms = []
-        for site in _sample_sites(model_trace):
+        for site in sample_sites(model_trace):
             posterior = drawn.pop(site["name"], None)
             if posterior is None:
                 if not (site["is_observed"] and _is_plain(site, 1)):
@@ -257,10 +258,6 @@ def _by_triton(terms: Iterable[Term]) -> bool:
             for term in terms
         )
     )
-
-
-def _sample_sites(trace: Trace) -> Iterator[Any]:
-    return (site for site in trace.nodes.values() if site["type"] == "sample")
 
 
 def _is_plain(site: dict[str, Any], sign: int) -> bool:

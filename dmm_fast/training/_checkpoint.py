@@ -27,6 +27,7 @@ from dmm_fast._io import atomic_write
 from dmm_fast.model import DMM
 from dmm_fast.training import _tree
 from dmm_fast.training._config import TrainConfig
+from dmm_fast.training._presets import PresetName
 from dmm_fast.training._untrusted import check_fields, check_optimizer, check_sizes, check_state, check_units
 
 FORMAT = "dmm_fast"
@@ -208,8 +209,10 @@ def train_config(path: PathLike, config: Mapping[str, Any]) -> TrainConfig:
             if type(value) not in (*kinds, *([int] if float in kinds else [])):
                 expected = getattr(types[name], "__name__", str(types[name]))
                 check.fail(f"config.{name}", expected, check.describe(value))
+        preset = config.get("preset")
+        named = {} if preset is None else {"preset": PresetName(preset)}
         try:
-            return TrainConfig(**config)
+            return TrainConfig(**{**config, **named})
         except TypeError as error:
             raise ValueError(str(error)) from error
 

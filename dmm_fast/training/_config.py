@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dmm_fast.check import fail
-from dmm_fast.training._presets import preset_settings
+from dmm_fast.training._presets import PresetName, preset_settings
 from dmm_fast.training._ranges import (
     ENUMERATED,
     GRADIENTS_OF,
-    WIDTHS,
+    SIZES,
     check_count,
     check_ranges,
     check_types,
@@ -75,8 +75,8 @@ class TrainConfig:
         recover: when a loss is not finite, go back to the last good state, halve the learning rate and
             continue; see :class:`~dmm_fast.training._recovery.Recovery`.
         cuda: train on the current CUDA device.
-        preset: the name of the preset that :meth:`from_preset` took these settings from; it is kept for
-            information, and has no effect of its own.
+        preset: the name of the preset that :meth:`from_preset` took these settings from, for information; it
+            is set there and not by the constructor, which has no way to tell given settings from defaults.
         num_epochs: number of epochs of the whole run.
         num_steps: the same as a number of steps, rounded up to whole epochs; see :meth:`in_epochs`.
             ``num_epochs`` must then keep its default value, and has no effect. None: count epochs.
@@ -166,6 +166,8 @@ class TrainConfig:
         """Check types, ranges, and combinations of settings."""
         check_types(self)
         check_ranges(self)
+        if self.preset is not None and not isinstance(self.preset, PresetName):
+            fail("preset", f"None; TrainConfig.from_preset({self.preset!r}) takes the settings", self.preset)
         if self.annealing_steps is not None and self.annealing_epochs != TrainConfig.annealing_epochs:
             beside = f"None beside annealing_epochs {self.annealing_epochs}"
             fail("annealing_steps", beside, str(self.annealing_steps))
@@ -198,8 +200,11 @@ class TrainConfig:
         Args:
             preset: ``tutorial`` (the defaults), or after arXiv 1609.09869 ``krishnan``, ``aug`` or
                 ``aug-nade``; ``dmm-fast train --help`` lists their settings.
-            settings: fields of this class. ``annealing_epochs`` replaces a preset's ``annealing_steps`` too,
-                and the other way round; so do ``num_epochs`` and ``num_steps``.
+            settings: fields of this class. A setting also replaces what would contradict it in the preset:
+                ``annealing_epochs`` replaces ``annealing_steps``, and the other way round; so do
+                ``num_epochs`` and ``num_steps``; another ``elbo`` replaces ``gradient``, which is then
+                ``total`` unless it is given; ``augment`` None replaces ``past_dropout_rate``; and
+                ``eval_frequency`` 0 replaces ``patience``.
 
         Raises:
             TypeError: ``preset`` is not a string, or a setting is unknown or has the wrong type.
@@ -222,7 +227,7 @@ class TrainConfig:
             check_count(name, width, int(name == "input_dim"))
         return {
             "input_dim": input_dim,
-            **{name: getattr(self, name) for name in (*WIDTHS, "rnn_dropout_rate", "num_iafs", "iaf_dim")},
+            **{name: getattr(self, name) for name in (*SIZES, "rnn_dropout_rate", "num_iafs", "iaf_dim")},
             # Tensor Monte Carlo enumerates over single time steps.
             "per_step_sites": self.elbo in ENUMERATED,
             **{name: getattr(self, name) for name in changed},
@@ -247,14 +252,16 @@ class TrainConfig:
 
     def kept(self) -> dict[str, Any]:
         """The settings that determine the results of a run, as JSON values."""
-        # The cosine schedule spans all epochs, so with it the number of epochs matters from the first step.
-        free = RUN_FIELDS - {"num_epochs"} if self.lr_schedule == "cosine" else RUN_FIELDS
+        # The cosine schedule spans the whole run, so with it the run's length matters from the first step.
+        length = {"num_epochs" if self.num_steps is None else "num_steps"}
+        free = RUN_FIELDS - length if self.lr_schedule == "cosine" else RUN_FIELDS
         names = [field.name for field in dataclasses.fields(self) if field.name not in free]
         return {name: getattr(self, name) for name in names} | {"standardize": self.is_standardized}
 
     def saved(self) -> dict[str, Any]:
         """Settings in a checkpoint: :meth:`kept`, and those that a resumed run may override."""
-        return {name: getattr(self, name) for name in ("preset", *PACE_FIELDS)} | self.kept()
+        preset = None if self.preset is None else str(self.preset)
+        return {"preset": preset, **{name: getattr(self, name) for name in PACE_FIELDS}, **self.kept()}
 
     def in_epochs(self, num_mini_batches: int) -> TrainConfig:
         """The same settings with the length of the run in epochs of ``num_mini_batches`` steps.
@@ -266,8 +273,10 @@ class TrainConfig:
         check_count("num_mini_batches", num_mini_batches, 1)
         if self.num_steps is None:
             return self
-        num_epochs = -(-self.num_steps // num_mini_batches)
-        return dataclasses.replace(self, num_epochs=num_epochs, num_steps=None)
+        return dataclasses.replace(self, num_epochs=self._num_epochs(num_mini_batches), num_steps=None)
+
+    def _num_epochs(self, num_mini_batches: int) -> int:
+        return self.num_epochs if self.num_steps is None else -(-self.num_steps // num_mini_batches)
 
     def without_outputs(self) -> TrainConfig:
         """The settings of a process that takes part in a run and writes nothing."""
@@ -324,7 +333,8 @@ class TrainConfig:
         check_count("num_mini_batches", num_mini_batches, 1)
         factor = 1.0
         if self.lr_schedule == "cosine":
-            factor = 0.5 * (1.0 + math.cos(math.pi * step / (self.num_epochs * num_mini_batches)))
+            num_steps = self._num_epochs(num_mini_batches) * num_mini_batches
+            factor = 0.5 * (1.0 + math.cos(math.pi * step / num_steps))
         if step < self.warmup_steps:
             factor *= (step + 1) / self.warmup_steps
         return self.learning_rate * self.lr_decay**step * factor

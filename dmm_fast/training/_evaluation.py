@@ -11,12 +11,15 @@ from dmm_fast.data import Dataset, SequenceSet
 from dmm_fast.infer import DataParallel, ElboEvaluation, evaluate_elbo
 from dmm_fast.model import DMM
 from dmm_fast.training._averaging import Averaging
-from dmm_fast.training._config import PACE_FIELDS, TrainConfig
+from dmm_fast.training._config import TrainConfig
 from dmm_fast.training._recovery import Progress
 from dmm_fast.training._runlog import logger
 
 _SEED = 1
 _MINI_BATCH_SIZE = 64
+
+_ENDS = ("num_epochs", "eval_frequency", "patience")
+"""Settings at which a run ends."""
 
 
 def is_due(config: TrainConfig, epoch: int) -> bool:
@@ -31,10 +34,11 @@ class Patience:
     Args:
         config: the settings of the run.
         progress: the position in training, of which ``best`` and ``waited`` are updated here.
+        logs: log the end of the run; False in all processes of a run but one.
     """
 
-    def __init__(self, config: TrainConfig, progress: Progress) -> None:
-        self._config, self._progress = config, progress
+    def __init__(self, config: TrainConfig, progress: Progress, *, logs: bool) -> None:
+        self._config, self._progress, self._logs = config, progress, logs
         self.is_over = False
 
     def judge(self, line: Mapping[str, float]) -> bool:
@@ -51,19 +55,20 @@ class Patience:
         now.waited += 1
         if 0 < self._config.patience <= now.waited:
             self.is_over = True
-            logger.info("stopped after epoch %d: %s", line["epoch"], self._reason())
+            self._log(f"stopped after epoch {line['epoch']:.0f}: {self._reason()}")
         return False
 
     def resume(self, saved: Mapping[str, object]) -> None:
         """Find out, from the settings of a checkpoint, whether the run has already been stopped.
 
-        It has if its settings of pace are those given now. With others it goes on: by a higher patience as if
-        this had been the run's from the start, else to the next evaluation, which is then decisive.
+        It has if patience, number of epochs and frequency of evaluations are those given now. With others it
+        goes on: by a higher patience as if this had been the run's from the start, else to the next
+        evaluation, which is then decisive.
         """
         now, patience = self._progress, self._config.patience
         if not 0 < patience <= now.waited:
             return
-        if all(saved.get(name) == getattr(self._config, name) for name in PACE_FIELDS):
+        if all(saved.get(name) == getattr(self._config, name) for name in _ENDS):
             self.is_over = True
         else:
             now.waited = patience - 1
@@ -71,7 +76,11 @@ class Patience:
     def announce(self) -> None:
         """Log that a resumed run is finished, if it is."""
         if self.is_over:
-            logger.info("the run is finished: %s; a higher patience continues it", self._reason())
+            self._log(f"the run is finished: {self._reason()}; a higher patience continues it")
+
+    def _log(self, message: str) -> None:
+        if self._logs:
+            logger.info("%s", message)
 
     def _reason(self) -> str:
         now = self._progress

@@ -16,7 +16,8 @@ class StopSignals:
     """A context manager that records SIGINT, SIGTERM or SIGHUP in ``received``; a second SIGINT interrupts.
 
     SIGHUP is sent when a terminal is closed. Signals that the process ignores, as under ``nohup`` or in a
-    shell's background job, stay ignored.
+    shell's background job, stay ignored. On exit a signal is passed on to the instance that was entered
+    before, if there is one.
 
     Args:
         twice: let a second SIGINT interrupt at once. False for a process started by ``torchrun``, which
@@ -52,6 +53,10 @@ class StopSignals:
     def __exit__(self, *error: object) -> None:
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
+        if self.received is not None:
+            outer = getattr(self._earlier.get(self.received), "__self__", None)
+            if isinstance(outer, StopSignals):
+                outer._note(self.received, None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number

@@ -20,17 +20,42 @@ class Step(NamedTuple):
     num_time_steps: int
 
 
+def num_mini_batches(lengths: Tensor, size: int, segment_steps: int | None) -> int:
+    """The number of mini-batches of an epoch, counted without cutting the data.
+
+    Args:
+        lengths: ``[N]``, the time steps of each sequence.
+        size: sequences, or segments, in a mini-batch.
+        segment_steps: as for :class:`MiniBatches`.
+    """
+    if segment_steps is None:
+        return math.ceil(len(lengths) / size)
+    return math.ceil(sum(-(-length // segment_steps) for length in lengths.tolist()) / size)
+
+
 class MiniBatches:
     """Mini-batches of a training set, on the device that holds it.
 
     Args:
         train: the sequences.
         size: sequences in a mini-batch; the last of an epoch may have fewer.
+        segment_steps: cut the sequences into segments of at most this many time steps, which then are the
+            sequences; None: take them whole.
         pads: pad mini-batches to few different numbers of time steps, as CUDA graphs need it.
         ranks: the processes of a data-parallel run, which take the same mini-batches; None: a single one.
     """
 
-    def __init__(self, train: SequenceSet, size: int, *, pads: bool, ranks: DataParallel | None) -> None:
+    def __init__(
+        self,
+        train: SequenceSet,
+        size: int,
+        segment_steps: int | None = None,
+        *,
+        pads: bool,
+        ranks: DataParallel | None,
+    ) -> None:
+        self._num = num_mini_batches(train.lengths, size, segment_steps)
+        train = train if segment_steps is None else train.segments(segment_steps)
         self._train, self._size, self._pads, self._ranks = train, size, pads, ranks
         # On the host, so that choosing T for a batch on a GPU needs no synchronisation.
         self._lengths = train.lengths.cpu()
@@ -38,7 +63,7 @@ class MiniBatches:
         self.num_time_steps = train.num_time_steps
 
     def __len__(self) -> int:
-        return math.ceil(self.num_sequences / self._size)
+        return self._num
 
     def order(self) -> Tensor:
         """A new order of the sequences, int64 ``[N]``, the same in all processes."""

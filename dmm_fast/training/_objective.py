@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
@@ -19,14 +20,13 @@ from dmm_fast.training._ranges import ENUMERATED
 def guide_and_elbo(dmm: DMM, config: TrainConfig) -> tuple[Callable[..., Any], ELBO]:
     """The ELBO that ``config.elbo`` names, and the guide in the form that this ELBO needs.
 
-    The guide of ``dmm`` has a path gradient from now on if ``config`` asks for that of a plain ELBO.
+    Steps are to be taken within :func:`path_gradient`.
 
     Raises:
         TypeError: an argument has the wrong type.
     """
     check.kind("dmm", dmm, DMM)
     check.kind("config", config, TrainConfig)
-    dmm.path_gradient = config.elbo == "trace" and config.gradient == "path"
     if config.elbo == "importance":
         return dmm.guide, ImportanceELBO(config.num_particles, config.gradient)
     if config.elbo not in ENUMERATED:
@@ -38,6 +38,16 @@ def guide_and_elbo(dmm: DMM, config: TrainConfig) -> tuple[Callable[..., Any], E
     kind = TraceTMC_ELBO if config.elbo == "tmc" else TraceEnum_ELBO
     guide = enumerate_sites(dmm.guide, default="parallel", num_samples=config.tmc_num_samples, expand=False)
     return guide, kind(max_plate_nesting=1)
+
+
+@contextmanager
+def path_gradient(dmm: DMM, config: TrainConfig) -> Iterator[None]:
+    """Set ``dmm.path_gradient`` while entered if ``config`` asks for that of a plain ELBO; False on exit."""
+    dmm.path_gradient = config.elbo == "trace" and config.gradient == "path"
+    try:
+        yield
+    finally:
+        dmm.path_gradient = False
 
 
 _OF_GUIDE = ("rnn", "combiner", "iafs_modules", "h_0", "z_q_0")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
 from dmm_fast.check import describe, fail
@@ -79,30 +79,69 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 _SAME = (("annealing_epochs", "annealing_steps"), ("num_epochs", "num_steps"))
+"""Pairs of settings of which one replaces the other."""
 
 
-def preset_settings(preset: str, given: Collection[str] = ()) -> dict[str, Any]:
-    """The settings of a preset without those that are given beside it.
+class PresetName(str):
+    """The name of the preset that some settings were taken from, as :class:`TrainConfig` keeps it.
 
-    ``annealing_epochs`` and ``annealing_steps`` set the same thing: either one replaces the preset's. So do
-    ``num_epochs`` and ``num_steps``.
+    A plain string is a request for the settings of a preset, which only ``TrainConfig.from_preset`` meets.
+    """
+
+    __slots__ = ()
+
+
+def preset_settings(preset: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The settings of a preset without those that settings given beside it replace.
 
     Args:
         preset: the name of the preset.
-        given: the names of the settings that are given.
+        given: the settings that are given; None: none.
 
     Raises:
         TypeError: ``preset`` is not a string.
-        ValueError: there is no such preset.
+        ValueError: there is no such preset, or two of the settings given exclude each other.
     """
     expected = f"one of {', '.join(PRESETS)}"
     if not isinstance(preset, str):
         fail("preset", expected, describe(preset), TypeError)
     if preset not in PRESETS:
         fail("preset", expected, preset)
+    return not_replaced({"preset": PresetName(preset), **PRESETS[preset]}, given or {})
+
+
+def not_replaced(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``settings`` without those that the settings ``given`` replace.
+
+    A given setting replaces the one of its name, and also one that would contradict it:
+    ``annealing_epochs`` and ``annealing_steps`` replace each other, and so do ``num_epochs`` and
+    ``num_steps``; another ``elbo`` replaces ``gradient``; ``augment`` None replaces ``past_dropout_rate``;
+    and ``eval_frequency`` 0 replaces ``patience``.
+
+    Raises:
+        ValueError: two of the settings given exclude each other.
+    """
+    check_given(given)
     replaced = {*given}
     for names in _SAME:
         if not replaced.isdisjoint(names):
             replaced.update(names)
-    settings = {"preset": preset, **PRESETS[preset]}
+    elbo = settings.get("elbo", "trace")
+    if given.get("elbo", elbo) != elbo:
+        replaced.add("gradient")
+    if given.get("augment", True) is None:
+        replaced.add("past_dropout_rate")
+    if given.get("eval_frequency") == 0:
+        replaced.add("patience")
     return {name: value for name, value in settings.items() if name not in replaced}
+
+
+def check_given(given: Mapping[str, Any]) -> None:
+    """Check that at most one of two settings that replace each other is given, be it with its default.
+
+    Raises:
+        ValueError: both are given.
+    """
+    for name, other in _SAME:
+        if given.get(name) is not None and given.get(other) is not None:
+            fail(other, f"None beside {name} {given[name]}", str(given[other]))

@@ -6,22 +6,20 @@ import math
 import sys
 from typing import TYPE_CHECKING, get_args, get_type_hints
 
-from dmm_fast._arguments import AUGMENT, INFERENCE, NETWORKS
+from dmm_fast._arguments import AUGMENT, GRADIENTS, INFERENCE, NETWORKS
 from dmm_fast._heads import HEADS
 from dmm_fast.check import describe, fail
 
 if TYPE_CHECKING:
     from dmm_fast.training._config import TrainConfig
 
-WIDTHS = ("z_dim", "emission_dim", "transition_dim", "rnn_dim", "num_layers")
+SIZES = ("z_dim", "emission_dim", "transition_dim", "rnn_dim", "num_layers")
 """Settings that are sizes of a model."""
 
 ENUMERATED = ("tmc", "tmcelbo")
 """The objectives that enumerate the samples of each time step."""
 
-_GRADIENTS = ("total", "path", "dreg")
-
-GRADIENTS_OF = {"trace": ("total", "path"), "importance": _GRADIENTS}
+GRADIENTS_OF = {"trace": ("total", "path"), "importance": GRADIENTS}
 """The estimators of the gradient of each objective; those of the others: ``total``."""
 
 _INF = math.inf
@@ -35,7 +33,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("tmc_num_samples", "num_particles", "evaluation_particles"), (1, _INF)),
     **dict.fromkeys(("warmup_steps", "annealing_epochs", "annealing_steps"), (0, _INF)),
     **dict.fromkeys(("eval_frequency", "checkpoint_freq", "patience"), (0, _INF)),
-    **dict.fromkeys(WIDTHS, (1, _INF)),
+    **dict.fromkeys(SIZES, (1, _INF)),
     **dict.fromkeys(("learning_rate", "lr_decay", "min_scale"), (0, _LARGEST)),
     **dict.fromkeys(("weight_decay", "guide_weight_decay"), (0, _LARGEST)),
     **dict.fromkeys(("beta1", "beta2", "average_decay"), (0, 1)),
@@ -49,7 +47,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 _CHOICES = {
     "elbo": ("trace", "mean_field", "importance", *ENUMERATED),
-    "gradient": _GRADIENTS,
+    "gradient": GRADIENTS,
     "lr_schedule": ("constant", "cosine"),
     "emission": tuple(HEADS),
     "augment": AUGMENT,

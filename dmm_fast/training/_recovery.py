@@ -112,8 +112,8 @@ class Recovery:
     def go_back(self, optimizer: PyroClippedAdam, epoch: int, step: int, now: Progress) -> bool:
         """Restore the newest good state and set ``now`` to its position; return False if there is none.
 
-        The lowest validation loss is kept, since the checkpoint of that model is kept too, and with it the
-        number of evaluations since.
+        The lowest validation loss is kept, since the checkpoint of that model is kept too. Evaluations that
+        are undone do not count as evaluations since.
 
         Args:
             optimizer: the optimizer that trains the model.
@@ -140,6 +140,10 @@ class Recovery:
         torch.set_rng_state(state["rng"]["cpu"])
         if "cuda" in state["rng"]:
             torch.cuda.set_rng_state(state["rng"]["cuda"])
+        if now.best != state["progress"]["best"]:
+            now.waited = 0
+        else:
+            now.waited = state["progress"].get("waited", 0)
         for name, value in _copy(state["progress"]).items():
             if name not in ("best", "waited"):
                 setattr(now, name, value)

@@ -56,9 +56,11 @@ def _metrics_of(where: str, line: str) -> dict[str, float]:
 
 
 def announce(config: TrainConfig, batches: MiniBatches) -> None:
-    """Log the sizes of a run, and what may surprise: that it writes no files, a last KL weight below 1."""
+    """Log the sizes of a run, and what may surprise: no files, no best model, a last KL weight below 1."""
     if not (config.out or config.save_model or config.save_opt):
         logger.info("this run writes no files: none of out, save_model and save_opt is given")
+    if config.patience > 0 and config.out is None:
+        logger.warning("patience: without out the model of the best validation bound is not kept")
     steps = len(batches)
     if config.num_epochs * steps < config.annealed_steps(steps):
         factor = config.annealing_factor(config.num_epochs - 1, steps - 1, steps)

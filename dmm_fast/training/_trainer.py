@@ -24,7 +24,7 @@ from dmm_fast.training._folder import BEST, LAST, RunFolder, check_outputs
 from dmm_fast.training._identity import Identity
 from dmm_fast.training._interrupt import StopSignals, TrainingInterrupted
 from dmm_fast.training._mini_batches import MiniBatches
-from dmm_fast.training._objective import guide_and_elbo, optimizer_of
+from dmm_fast.training._objective import guide_and_elbo, optimizer_of, path_gradient
 from dmm_fast.training._optimizer_state import OptimizerState
 from dmm_fast.training._processes import agree, check_processes, way_on
 from dmm_fast.training._ranges import ENUMERATED
@@ -44,7 +44,8 @@ class NonFiniteLossError(ValueError):
 def train(config: TrainConfig, data: Dataset | None = None, *, ranks: DataParallel | None = None) -> DMM:
     """Train a DMM with the settings ``config`` and return it; see :class:`Trainer`.
 
-    With ``config.average_decay`` its parameters are their averages.
+    Its parameters are those after the last step, or with ``config.average_decay`` their averages. The model
+    of the best validation bound is in ``config.out``, as ``best.safetensors``, which :func:`load_dmm` reads.
     """
     trainer = Trainer(config, data, ranks=ranks)
     trainer.run()
@@ -111,14 +112,13 @@ class Trainer:
         self.data = data.to("cuda" if config.cuda else "cpu")
         # Enumeration reads values from the device in the middle of a step, which a CUDA graph cannot do.
         is_graphed = config.cuda and config.elbo not in ENUMERATED
-        train = self.data.train
-        if config.segment_steps is not None:
-            train = train.segments(config.segment_steps)
-        self._batches = MiniBatches(train, config.mini_batch_size, pads=is_graphed, ranks=self._ranks)
+        size, steps = config.mini_batch_size, config.segment_steps
+        self._batches = MiniBatches(self.data.train, size, steps, pads=is_graphed, ranks=self._ranks)
         self.num_mini_batches = len(self._batches)
         self.config = config = config.in_epochs(self.num_mini_batches)
         self.progress = Progress()
-        self._patience = Patience(config, self.progress)
+        self._is_main = self._ranks is None or self._ranks.is_main
+        self._patience = Patience(config, self.progress, logs=self._is_main)
 
         pyro.clear_param_store()
         pyro.set_rng_seed(config.seed)
@@ -153,12 +153,14 @@ class Trainer:
         return self.progress.epoch * self.num_mini_batches + self.progress.step
 
     def run(self) -> None:
-        """Train up to ``config.num_epochs``.
+        """Train up to ``config.num_epochs``, or until ``config.patience`` is over.
+
+        Afterwards ``dmm`` has the parameters of the last step, and ``dmm.path_gradient`` is False.
 
         Raises:
             NonFiniteLossError: the loss is not finite; nothing is saved after that.
-            TrainingInterrupted: SIGINT, SIGTERM or SIGHUP was received; the state after the current step
-                is saved.
+            TrainingInterrupted: SIGINT, SIGTERM or SIGHUP was received before the last step; the state after
+                the current step is saved.
             ValueError: another process is training in ``out``, or has done so since this object was made.
             OSError: a file cannot be written; the error names it, and the earlier version is intact.
             RankLostError: another process of the run has ended; what was saved before is intact.
@@ -166,6 +168,7 @@ class Trainer:
         with ExitStack() as entered:
             with self._together():
                 log = self._open(entered)
+            entered.enter_context(path_gradient(self.dmm, self.config))
             stop = entered.enter_context(StopSignals(twice=self._ranks is None))
             if self._ranks is None:
                 self._loop(log, stop)
@@ -195,9 +198,9 @@ class Trainer:
                 self.progress.step,
             )
             self.folder.warn_of_best()
-        if self._ranks is None or self._ranks.is_main:
+        if self._is_main:
             announce(config, self._batches)
-            self._patience.announce()
+        self._patience.announce()
         log = RunLog(
             config.out,
             tensorboard=config.tensorboard,
@@ -212,7 +215,7 @@ class Trainer:
     def _loop(self, log: RunLog, stop: StopSignals) -> None:
         if self.steps_done == 0:
             self._keep()
-        while self.progress.epoch < self.config.num_epochs and not self._patience.is_over:
+        while not self._is_finished:
             self._step(log)
             if self.progress.step == self.num_mini_batches:
                 self._finish_epoch(log)
@@ -221,10 +224,15 @@ class Trainer:
             if self.steps_done == 1:
                 self._read_losses(log)
                 self._save(LAST)
-            if (number := self._stop_requested(stop)) is not None:
+            # What asks a run to stop in its last step finds it finished, with nothing left to resume.
+            if not self._is_finished and (number := self._stop_requested(stop)) is not None:
                 self._read_losses(log)
                 self._interrupt(number)
         self._save_plain()
+
+    @property
+    def _is_finished(self) -> bool:
+        return self.progress.epoch >= self.config.num_epochs or self._patience.is_over
 
     def _stop_requested(self, stop: StopSignals) -> int | None:
         """The signal after which all processes stop, at the same step: one that any of them received."""
@@ -339,20 +347,16 @@ class Trainer:
             "learning_rate": float(next(iter(self.optimizer.optim_objs.values())).param_groups[0]["lr"]),
         }
         done = now.epoch + 1
-        is_last = done == config.num_epochs
         if is_due(config, now.epoch):
             line |= self._evaluation.measure(self.data)
         log.epoch(line)
         now.epoch, now.step, now.order, now.epoch_loss = done, 0, None, 0.0
         now.metrics_bytes = log.metrics_bytes
+        is_best = self._patience.judge(line)
         self._keep()
-        if self._patience.judge(line):
+        if is_best:
             self._save(BEST)
-        if (
-            is_last
-            or self._patience.is_over
-            or (config.checkpoint_freq > 0 and done % config.checkpoint_freq == 0)
-        ):
+        if self._is_finished or (config.checkpoint_freq > 0 and done % config.checkpoint_freq == 0):
             self._save(LAST)
             self._save_plain()
 

@@ -62,7 +62,7 @@ def test_a_file_and_a_table_are_written(tmp_path: Path) -> None:
     assert gradient_variance.main([str(tmp_path / "run" / LAST), *given]) == 0
     (path,) = (tmp_path / "out").iterdir()
     results = json.loads(path.read_text())
-    assert {row["case"] for row in results["cases"]} == {"chorales, st-r, epoch 1"}
+    assert {row["case"] for row in results["cases"]} == {"chorales, bernoulli, st-r, epoch 1"}
     assert {(row["objective"], row["impl"]) for row in results["cases"]} == {
         ("ELBO", "path"),
         ("IWAE, 2 draws", "dreg"),
@@ -72,3 +72,13 @@ def test_a_file_and_a_table_are_written(tmp_path: Path) -> None:
     assert text == "\n".join(map(str, overview_parts(results)))
     combiner = next(row for row in results["cases"] if row["network"] == "combiner")
     assert f"| {combiner['variances'][0]:.3g} | {combiner['variances'][1]:.3g} |" in text
+
+
+@pytest.mark.parametrize("option", ["--particles", "--rows", "--threads", "--draws"])
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_other_numbers_are_refused(capsys: pytest.CaptureFixture[str], option: str, number: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        gradient_variance.main(["x", option, number])
+    lowest = 2 if option == "--draws" else 1
+    error = capsys.readouterr().err
+    assert f"argument {option}: expected a whole number from {lowest}, got {number!r}" in error

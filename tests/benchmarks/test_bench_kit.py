@@ -27,12 +27,15 @@ def small_data(folder):
 def test_a_kit_has_everything_its_command_needs(with_kernels, tmp_path):
     data = small_data(tmp_path)
     out = tmp_path / "kit"
+    more = tmp_path / "more.npz"
+    more.write_bytes(data.read_bytes())
     for _ in range(2):  # over an old one
-        assert kit.main(["--out", str(out), "--data", str(data)]) == 0
+        assert kit.main(["--out", str(out), "--data", str(data), "--sets", str(more)]) == 0
     assert (out / "COMMIT").read_text().strip()
     assert (out / "songs.npz").is_file()
     assert list((out / "dmm_fast").glob("_C*.so"))
-    assert {"pyro", "pyroapi", "tqdm", "opt_einsum"} <= {path.name for path in (out / "packages").iterdir()}
+    needed = {"pyro", "pyroapi", "tqdm", "opt_einsum", "safetensors"}
+    assert needed <= {path.name for path in (out / "packages").iterdir()}
     assert not list(out.rglob("__pycache__"))
     # Pyro's packages are hidden in this environment, so those of the kit are used.
     program = (
@@ -51,6 +54,13 @@ def test_a_kit_has_everything_its_command_needs(with_kernels, tmp_path):
     wanted = f"--preset first --out {tmp_path}/results --commit {commit} --data songs.npz --device cpu"
     assert asked == f"-m benchmarks.gpu {wanted}"
     assert all(path.startswith(str(out)) for path in found.split())
+    command = ["sh", str(out / "run.sh"), "quality", "results", "--presets", "tuned"]
+    ended = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHON": str(python)}, capture_output=True, text=True
+    )
+    wanted = f"--cuda --out {tmp_path}/results --work {tmp_path}/results/work"
+    both = "--data sets/more.npz --data songs.npz"
+    assert ended.stdout.splitlines()[0] == f"-m benchmarks.quality {wanted} {both} --presets tuned"
 
 
 def test_a_kit_without_the_floor_prints_a_warning(with_kernels, monkeypatch, tmp_path, capsys):
@@ -84,7 +94,8 @@ def test_another_folder_is_not_replaced(with_kernels, tmp_path, capsys):
 def test_unreadable_data_is_an_error(with_kernels, tmp_path, capsys, name):
     (tmp_path / "garbage.mat").write_bytes(b"garbage")
     out = tmp_path / "kit"
-    assert "--data: " in refused(capsys, "--out", str(out), "--data", str(tmp_path / name))
+    for option in ("--data", "--sets"):
+        assert f"{option}: " in refused(capsys, "--out", str(out), option, str(tmp_path / name))
     assert not out.exists()
 
 
@@ -93,4 +104,4 @@ def test_the_command_of_a_kit_prints_its_usage(tmp_path, arguments):
     (tmp_path / "run.sh").write_text(kit.RUN)
     ended = subprocess.run(["sh", "run.sh", *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode != 0
-    assert "usage: sh run.sh first|second DIR" in ended.stderr
+    assert "usage: sh run.sh first|second|quality DIR" in ended.stderr

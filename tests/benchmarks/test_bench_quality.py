@@ -103,6 +103,9 @@ def test_a_run_in_many_sessions_equals_an_uninterrupted_one(data, tmp_path):
     while not written(tmp_path / "many") or only(tmp_path / "many")["nll"]["test"] is None:
         assert call(tmp_path / "many", source, "--seconds", "1e-9") == 0  # a step, or a group of sequences
         sessions += 1
+        (folder,) = (tmp_path / "many" / "work").iterdir()
+        # The last of six steps ends the run, whose time is over too.
+        assert (Journal(folder).ended == "all epochs") == (sessions >= 6)
     assert sessions > 5
     (once,), (many,) = ((tmp_path / name / "work").iterdir() for name in ("once", "many"))
     assert_same_run(once, many)
@@ -123,6 +126,16 @@ def test_a_signal_leaves_everything_to_the_next_call(data, tmp_path, monkeypatch
     assert call(tmp_path, data, "--seeds", "0", "1") == 0
     assert {r["ended"] for r in written(tmp_path).values()} == {"all epochs"}
     assert len(written(tmp_path)) == 4
+
+
+def test_a_signal_in_the_last_step_leaves_only_the_evaluation(data, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert call(tmp_path, data, "--seeds", "0", "1") == 130
+    (folder,) = (tmp_path / "work").iterdir()  # the others were not begun
+    assert (Journal(folder).steps, Journal(folder).ended) == (6, "all epochs")
+    assert only(tmp_path)["nll"]["test"] is None
+    assert call(tmp_path, data, "--seeds", "0", "1", "--list") == 0
 
 
 def test_a_run_that_its_time_ended_has_a_bound_and_on_request_an_nll(data, tmp_path):

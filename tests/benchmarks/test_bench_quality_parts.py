@@ -1,5 +1,9 @@
 """Parts of the benchmark of quality: settings, the evaluation and the journal."""
 
+import ast
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -62,6 +66,34 @@ def test_settings_are_checked_before_anything_is_trained(data, tmp_path, capsys,
         quality.main(["--data", str(data), "--work", str(tmp_path / "work"), *words])
     assert told in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_no_check_is_an_assertion():
+    # An optimising interpreter skips them.
+    for path in Path(quality.__file__).parent.glob("*.py"):
+        tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        assert not any(isinstance(node, ast.Assert) for node in tree), path
+
+
+@pytest.mark.parametrize(
+    ("epochs", "words", "told"),
+    [
+        ("5", ["num_epochs=9"], "--epochs: expected to be absent beside --set num_epochs=9, got 5"),
+        ("5", ["num_steps=9"], "--epochs: expected to be absent beside --set num_steps=9, got 5"),
+        (None, ["num_epochs=5000", "num_steps=9"], "num_steps: expected None beside num_epochs 5000, got 9"),
+    ],
+)
+def test_the_length_of_training_is_given_once(data, tmp_path, capsys, epochs, words, told):
+    with pytest.raises(SystemExit, match="2"):
+        call(tmp_path, data, "--list", "--set", *words, epochs=epochs)
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--particles", "--threads", "--jobs", "--epochs"])
+def test_numbers_are_positive(data, tmp_path, capsys, option):
+    with pytest.raises(SystemExit, match="2"):
+        call(tmp_path, data, "--list", option, "0", epochs=None)
+    assert f"argument {option}: expected a whole number from 1, got '0'" in capsys.readouterr().err
 
 
 def test_data_are_checked_too(tmp_path, capsys):
@@ -134,6 +166,21 @@ def test_an_evaluation_goes_on_where_it_was_stopped(data, checkpoint, monkeypatc
     checkpoint.write_bytes((checkpoint.parent / LAST).read_bytes() + b"")
     (checkpoint.parent / "evaluation.json").write_text("[")
     assert Evaluation(checkpoint, sequences).result(NLL, 6, "test") is None
+
+
+@pytest.mark.parametrize(
+    "nats", [None, [], {"nll of test, 6 draws": ["1.0"] * 3}, {"nll of test, 6 draws": 1}]
+)
+def test_a_damaged_file_of_figures_is_as_good_as_none(data, checkpoint, nats):
+    sequences = load(data / "other.npz")
+    whole = Evaluation(checkpoint, sequences).compute(NLL, 6, "test")
+    path = checkpoint.parent / "evaluation.json"
+    written = json.loads(path.read_text())
+    changed = {name: value for name, value in written.items() if name != "nats"}
+    path.write_text(json.dumps(changed if nats is None else {**changed, "nats": nats}))
+    it = Evaluation(checkpoint, sequences)
+    assert it.result(NLL, 6, "test") is None
+    assert it.compute(NLL, 6, "test") == whole
 
 
 def test_groups_hold_each_sequence_once_and_few_steps():

@@ -12,9 +12,11 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from dmm_fast import DMM
+from dmm_fast._arguments import GRADIENTS
 from dmm_fast.infer import GraphedSVI, ImportanceELBO, log_weights
 from dmm_fast.optim import PyroClippedAdam
 from tests.device import cpu_only
@@ -35,7 +37,6 @@ from tests.helpers_model import (
 pytestmark = cpu_only
 
 DOUBLE = torch.float64
-GRADIENTS = ("total", "path", "dreg")
 
 
 def of_guide(dmm: DMM) -> list[str]:
@@ -309,3 +310,21 @@ def test_several_sites_are_refused_for_dreg() -> None:
     ImportanceELBO(3, "path").loss(guide, guide)
     with pytest.raises(ValueError, match=r"^gradient: expected 'total' or 'path' with several sites"):
         ImportanceELBO(3, "dreg").loss(guide, guide)
+
+
+class _Rounded(Messenger):
+    """Has the guide take latents that are close to a draw."""
+
+    def _pyro_sample(self, message: Any) -> None:
+        if message["name"] == "z" and message["value"] is None:
+            message["value"] = message["fn"]().round(decimals=3)
+
+
+def test_a_value_that_was_not_drawn_has_no_path() -> None:
+    dmm, batch = small_dmm(), make_batch()
+    with _Rounded():
+        assert ImportanceELBO(3).loss(dmm.model, dmm.guide, *batch) > 0
+        for gradient in ("path", "dreg"):
+            expected = rf"^site 'z': expected a draw of the guide, .* gradient='{gradient}', got another"
+            with pytest.raises(ValueError, match=expected):
+                ImportanceELBO(3, gradient).loss(dmm.model, dmm.guide, *batch)

@@ -125,6 +125,21 @@ def test_arguments_of_the_schedule_are_checked(step: int, batches: int) -> None:
         TrainConfig().scheduled_lr(step, batches)
 
 
+def test_a_schedule_of_steps_is_that_of_as_many_epochs() -> None:
+    steps = TrainConfig(lr_schedule="cosine", num_steps=11)
+    epochs = TrainConfig(lr_schedule="cosine", num_epochs=3)
+    rates = [[each.scheduled_lr(step, 4) for step in range(12)] for each in (steps, epochs)]
+    assert rates[0] == rates[1]
+    assert rates[0][6] < 0.6 * rates[0][0]
+    # Runs of other lengths are other runs, but only with this schedule.
+    kept = [TrainConfig(lr_schedule="cosine", num_steps=n).kept() for n in (11, 12)]
+    assert kept[0] != kept[1]
+    assert [each["num_steps"] for each in kept] == [11, 12]
+    assert TrainConfig(num_steps=11).kept() == TrainConfig().kept()
+    assert "num_steps" not in epochs.kept()
+    assert TrainConfig(**steps.saved()).saved() == steps.saved()
+
+
 def test_standardize_follows_the_emission() -> None:
     assert not TrainConfig().is_standardized
     assert TrainConfig(emission="gaussian").is_standardized

@@ -12,9 +12,9 @@ from dmm_fast.data import Dataset, SequenceSet
 from dmm_fast.infer import ImportanceELBO
 from dmm_fast.training import train
 from dmm_fast.training._folder import LAST
-from dmm_fast.training._objective import guide_and_elbo
+from dmm_fast.training._objective import guide_and_elbo, path_gradient
 from tests.helpers_model import assert_close, small_dmm
-from tests.helpers_train import GraphedTrainer, assert_same_run, small_data, tiny
+from tests.helpers_train import GraphedTrainer, assert_same_run, small_data, stop_at, tiny
 
 KINDS: list[dict[str, Any]] = [
     {"gradient": "path"},
@@ -48,7 +48,8 @@ def test_each_setting_changes_the_run(data: Dataset) -> None:
 
 def training_losses(settings: dict[str, Any], data: Dataset) -> list[float]:
     trainer = training.Trainer(tiny(num_epochs=1, **settings), data)
-    return [trainer.svi.step(*_step(trainer, n), 0.5).item() for n in range(2)]
+    with path_gradient(trainer.dmm, trainer.config):
+        return [trainer.svi.step(*_step(trainer, n), 0.5).item() for n in range(2)]
 
 
 def _step(trainer: training.Trainer, number: int) -> tuple[Any, ...]:
@@ -85,8 +86,22 @@ def test_the_objective_is_the_one_that_was_named() -> None:
         _, elbo = guide_and_elbo(dmm, config)
         assert isinstance(elbo, kind)
         assert elbo.num_particles == config.num_particles
-        assert dmm.path_gradient == (config.gradient == "path")
+        assert not dmm.path_gradient
+        with path_gradient(dmm, config):
+            assert dmm.path_gradient == (config.gradient == "path")
         assert getattr(elbo, "gradient", config.gradient) == config.gradient
+
+
+def test_a_trained_model_has_the_total_gradient(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    dmm = train(tiny(num_epochs=1, gradient="path"), data)
+    assert not dmm.path_gradient
+    trainer = training.Trainer(tiny(num_epochs=1, gradient="path"), data)
+    used = []
+    stop_at(monkeypatch, 2, lambda: used.append(trainer.dmm.path_gradient) or float("nan"))
+    with pytest.raises(training.NonFiniteLossError):
+        trainer.run()
+    assert used == [True]
+    assert not trainer.dmm.path_gradient
 
 
 def test_a_checkpoint_from_before_these_settings_is_resumed(tmp_path: Path, data: Dataset) -> None:

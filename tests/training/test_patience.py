@@ -12,9 +12,11 @@ import torch
 from dmm_fast import training
 from dmm_fast.data import Dataset
 from dmm_fast.infer import ElboEvaluation, evaluate_elbo
-from dmm_fast.training import TrainConfig, Trainer, _evaluation, read_metrics, train
+from dmm_fast.training import TrainConfig, Trainer, _evaluation, _trainer, read_metrics, train
+from dmm_fast.training._evaluation import Patience
 from dmm_fast.training._folder import BEST, LAST
-from tests.helpers_train import assert_same_run, small_data, tiny
+from dmm_fast.training._recovery import Progress
+from tests.helpers_train import STEPS_AN_EPOCH, assert_same_run, small_data, stop_at, tiny
 
 BOUNDS = [9.0, 8.0, 8.5, float("nan"), 7.0, 7.0, 7.5, 7.2, 6.0, 6.5]
 """Validation bounds of the evaluations after epochs 1, 2 and so on."""
@@ -104,6 +106,51 @@ def test_another_number_of_epochs_continues_a_stopped_run_to_the_next_evaluation
     assert training.load_checkpoint(tmp_path / LAST).waited == 1
     train(longer, data)
     assert evaluated_epochs(tmp_path) == [1, 2, 3, 4]
+
+
+@pytest.mark.usefixtures("bounds")
+def test_other_intervals_of_checkpoints_do_not_continue_a_stopped_run(tmp_path: Path, data: Dataset) -> None:
+    config = tiny(tmp_path, num_epochs=11, patience=1)
+    train(config, data)
+    train(dataclasses.replace(config, checkpoint_freq=3, resume=True), data)
+    assert evaluated_epochs(tmp_path) == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("bounds")
+@pytest.mark.parametrize(("epoch", "step", "waited"), [(3, 0, 0), (4, 0, 0), (5, 0, 1), (3, 1, 0), (4, 1, 1)])
+def test_evaluations_that_are_undone_do_not_count(
+    tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch, epoch: int, step: int, waited: int
+) -> None:
+    """A loss that is not finite restores the state before an evaluation (step 0), or after it (step 1)."""
+    monkeypatch.setattr(_trainer, "_STEPS_AHEAD", 2)
+    stop_at(monkeypatch, epoch * STEPS_AN_EPOCH + step + 1, lambda: float("nan"))
+    seen: list[tuple[int, float | None]] = []
+    trainer = Trainer(tiny(tmp_path, num_epochs=epoch + 1, patience=9, recover=True), data)
+    original = trainer._recovery.go_back
+
+    def go_back(*arguments: Any) -> bool:
+        is_back = original(*arguments)
+        seen.append((trainer.progress.waited, trainer.progress.best))
+        return is_back
+
+    monkeypatch.setattr(trainer._recovery, "go_back", go_back)
+    trainer.run()
+    # The best bound is that of the kept checkpoint, even if its evaluation is undone.
+    assert seen == [(waited, 8.0)]
+
+
+def test_one_process_logs_that_a_run_has_stopped(said: pytest.LogCaptureFixture) -> None:
+    for logs in (False, True):
+        patience = Patience(tiny(patience=1), Progress(), logs=logs)
+        patience.judge({"epoch": 1.0, "valid": float("nan")})
+        patience.announce()
+        assert patience.is_over
+        assert len(said.messages) == 2 * logs
+
+
+def test_a_run_that_loses_its_best_model_is_warned_of(data: Dataset, said: pytest.LogCaptureFixture) -> None:
+    train(tiny(num_epochs=1, patience=1), data)
+    assert "patience: without out the model of the best validation bound is not kept" in said.messages
 
 
 def test_an_evaluation_has_both_averages_over_as_many_draws_as_set(tmp_path: Path, data: Dataset) -> None:

@@ -9,6 +9,7 @@ import torch
 from dmm_fast.data import Dataset, SequenceSet
 from dmm_fast.training import TrainConfig, Trainer, read_metrics
 from dmm_fast.training._data import check_data, fingerprint, load_data
+from dmm_fast.training._mini_batches import MiniBatches
 from dmm_fast.training._runlog import RunLog
 
 LOG: dict[str, Any] = {"tensorboard": False, "progress": False, "total_steps": 1, "first_step": 0,
@@ -77,3 +78,13 @@ def test_missing_values_are_accepted(emission: str) -> None:
 def test_arguments_of_another_type_are_named(call: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         call()
+
+
+@pytest.mark.parametrize("steps", [None, 1, 3, 4, 100])
+def test_mini_batches_of_segments_are_counted_without_cutting(steps: int | None) -> None:
+    train = SequenceSet(torch.zeros(5, 9, 2), torch.tensor([9, 1, 4, 6, 3]))
+    batches = MiniBatches(train, 2, steps, pads=False, ranks=None)
+    pieces = train if steps is None else train.segments(steps)
+    assert batches.num_sequences == len(pieces)
+    assert 2 * len(batches) - len(pieces) in (0, 1)
+    assert batches.step(torch.arange(len(pieces)), len(batches) - 1).num_time_steps > 0
