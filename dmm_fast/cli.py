@@ -181,8 +181,9 @@ def _add_example_flags(train: argparse.ArgumentParser) -> None:
     add("-lopt", "--load-opt", type=str, default="", help="safetensors file of the initial optimizer state")
     add("-lmod", "--load-model", type=str, default="", help="load the model from this safetensors file; the "
         "error for a file of torch.save explains how to convert it")  # fmt: skip
-    add("-sopt", "--save-opt", type=str, default="", help="write the optimizer state to this file")
-    add("-smod", "--save-model", type=str, default="", help="write the model to this file")
+    add("-sopt", "--save-opt", type=str, default="", help="write the last optimizer state to this file")
+    add("-smod", "--save-model", type=str, default="", help="write the last model to this file; the "
+        "best one is in --out")  # fmt: skip
     add("--cuda", action="store_true", help="train on the GPU")
     add("--jit", action="store_true", help="rejected: not supported and not needed here")
     add("--tmc", action="store_true", help="use tensor Monte Carlo instead of an ELBO")

@@ -220,6 +220,9 @@ def train_config(path: PathLike, config: Mapping[str, Any]) -> TrainConfig:
 def save_model(path: PathLike, dmm: DMM) -> None:
     """Write the plain ``state_dict()`` as safetensors; the names are those of Pyro's example.
 
+    The parameters are those that ``dmm`` has: after training those of the last step, or their averages. The
+    best model of a run is in its ``best.safetensors``.
+
     Raises:
         OSError: the folder is missing or the disk is full; the earlier file is untouched.
         TypeError: ``dmm`` is not a module.
@@ -276,6 +279,8 @@ def load_state(path: PathLike, dmm: DMM, state: Mapping[str, Tensor]) -> None:
 
 def save_optimizer(path: PathLike, state: Mapping[str, Any]) -> None:
     """Write ``PyroOptim.get_state()`` as safetensors.
+
+    The moments are those of the parameters in training, not of their averages, see ``average_decay``.
 
     Raises:
         TypeError: ``state`` contains a value that is neither a tensor nor a JSON value.

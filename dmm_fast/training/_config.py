@@ -56,7 +56,8 @@ class TrainConfig:
         z_dim, emission_dim, transition_dim, rnn_dim, num_layers: sizes of the :class:`~dmm_fast.DMM`.
         rnn_dropout_rate, num_iafs, iaf_dim: arguments of the same.
         elbo: ``trace`` (sampled KL), ``mean_field`` (analytic KL), ``importance`` (weighted draws of each
-            sequence, a tighter bound), ``tmc`` or ``tmcelbo``.
+            sequence, a tighter bound), ``tmc`` or ``tmcelbo``. Evaluations measure the ELBO with each of
+            them, so that runs with different objectives can be compared.
         num_particles: number of draws of each sequence for ``trace``, ``mean_field`` and ``importance``.
         gradient: the estimator of the gradient: ``total``; ``path`` with ``trace`` or ``importance``;
             ``dreg`` with ``importance``. See :class:`~dmm_fast.infer.ImportanceELBO`.
@@ -83,7 +84,8 @@ class TrainConfig:
         eval_frequency: number of epochs between evaluations on validation and test data; the last epoch is
             always evaluated; 0: never evaluate.
         evaluation_particles: number of draws of z for each sequence in these evaluations.
-        patience: stop after this many evaluations without a better bound on the validation data; 0: never.
+        patience: stop after this many evaluations without a better bound on the validation data, which is
+            the ELBO whatever ``elbo`` is; 0: never. The model of the best bound is kept in ``out`` only.
         out: a folder for checkpoints, metrics and TensorBoard; None: write none of them.
         resume: continue from ``out/last.safetensors``.
         checkpoint_freq: number of epochs between checkpoints; one is always written at the end; 0: only
@@ -91,7 +93,9 @@ class TrainConfig:
         tensorboard: write scalars to ``out/tensorboard``.
         progress: show a progress bar if standard error is a terminal.
         load_model, load_opt: files of the model and the optimizer state to start from.
-        save_model, save_opt: further files to write the model and the optimizer state to.
+        save_model, save_opt: further files to write the last model and the state of the optimizer to. With
+            ``average_decay`` the model has the averages, but the optimizer's moments are those of the
+            parameters themselves; to continue such a run, ``resume`` it.
 
     Raises:
         TypeError: a setting has the wrong type.

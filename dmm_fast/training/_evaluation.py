@@ -77,6 +77,8 @@ class Patience:
         """Log that a resumed run is finished, if it is."""
         if self.is_over:
             self._log(f"the run is finished: {self._reason()}; a higher patience continues it")
+        elif self._progress.epoch >= self._config.num_epochs:
+            self._log(f"the run is finished: all of its {self._config.num_epochs} epochs are done")
 
     def _log(self, message: str) -> None:
         if self._logs:

@@ -33,7 +33,8 @@ class Identity(NamedTuple):
         for given, kept in ((self.settings, settings_of(path, saved).kept()), (self.sizes, saved.sizes)):
             for name in [*given, *sorted(kept.keys() - given.keys())]:
                 if given.get(name) != kept.get(name):
-                    fail(name, f"{kept.get(name)!r}, as in {path}", repr(given.get(name)))
+                    why = ", since its cosine schedule spans all epochs" if name == "num_epochs" else ""
+                    fail(name, f"{kept.get(name)!r}, as in {path}{why}", repr(given.get(name)))
         if self.data != saved.data:
             fail("data", f"the data {path} was trained on ({saved.data})", self.data)
         rows = self.num_sequences if saved.order is None else len(saved.order)

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import dmm_fast
-from benchmarks import exchange_floor, kit
+from benchmarks import exchange_floor, kit, machine
 from dmm_fast.data import chorales, save_npz
 
 
@@ -105,3 +105,11 @@ def test_the_command_of_a_kit_prints_its_usage(tmp_path, arguments):
     ended = subprocess.run(["sh", "run.sh", *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode != 0
     assert "usage: sh run.sh first|second|quality DIR" in ended.stderr
+
+
+def test_outside_a_checkout_the_commit_is_that_of_the_kit(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert machine.commit() == "unknown"
+    (tmp_path / "COMMIT").write_text("0123abcd\n")
+    assert machine.commit() == "0123abcd"

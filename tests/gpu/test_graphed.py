@@ -1,6 +1,7 @@
 """Steps replayed from CUDA graphs equal eager steps, and do not synchronise."""
 
 import warnings
+from functools import partial
 from typing import Any
 
 import pyro
@@ -9,8 +10,9 @@ import torch
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 
 from dmm_fast import use_backend
+from dmm_fast._arguments import GRADIENTS
 from dmm_fast.data import SequenceSet
-from dmm_fast.infer import GraphedSVI
+from dmm_fast.infer import GraphedSVI, ImportanceELBO
 from dmm_fast.optim import ClippedAdam, PyroClippedAdam
 from dmm_fast.triton import side_stream
 from tests.compare import backends_for
@@ -32,7 +34,9 @@ def data() -> SequenceSet:
     return SequenceSet(batch.mini_batch, batch.mini_batch_seq_lengths).to("cuda")
 
 
-@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
+@pytest.mark.parametrize(
+    "elbo", [Trace_ELBO, TraceMeanField_ELBO, *(partial(ImportanceELBO, 3, each) for each in GRADIENTS)]
+)
 def test_replays_equal_eager_steps(elbo: Any) -> None:
     """Sixteen steps on two alternating shapes, with a seed each, dropout, and one change of the rate."""
     losses, states = [], []
