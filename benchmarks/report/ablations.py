@@ -33,6 +33,8 @@ def _sentence(runs: Sequence[Row]) -> str:
 def _table(runs: Sequence[Row]) -> str:
     titles = ["change", "ended by", "seeds", "epochs", "hours", "validation bound", "test bound", "test NLL"]
     common, lines = _common(runs), []
+    # The run without a change first.
+    runs = sorted(runs, key=lambda run: _change(run, common))
     for mine in by(runs, lambda run: _change(run, common)):
         figures = [
             [run[what][split][MEAN] for run in mine if run[what][split] is not None]

@@ -226,7 +226,7 @@ def test_ablations_are_tables_of_changes(place):
     (place / "results" / "quality" / "ablations").mkdir()
     common = {"num_steps": 600, "eval_frequency": 10}
     for number, (overrides, bound) in enumerate(
-        [(common, 7.0), ({**common, "rnn": "lstm"}, 6.5), ({**common, "rnn": "lstm"}, 6.7)]
+        [({**common, "rnn": "lstm"}, 6.5), ({**common, "rnn": "lstm"}, 6.7), (common, 7.0)]
     ):
         run = a_run(seed=number, bound=bound, name=f"run-{number}", overrides=overrides)
         path = place / "results" / "quality" / "ablations" / f"{number}.json"
@@ -235,9 +235,10 @@ def test_ablations_are_tables_of_changes(place):
     page = (place / "page.md").read_text()
     assert "JSB_Chorales, preset `krishnan` with `num_steps=600`, and one change a row:" in page
     rows = page.splitlines()
-    assert "| – | patience | 0 | 300 | 1.50 | 7.100 | 7.000 | 6.500 |" in rows
+    assert "| – | patience | 2 | 300 | 1.50 | 7.100 | 7.000 | 6.500 |" in rows
     lstm = (
-        "| `rnn=lstm` | patience | 1, 2 | 300 (300 to 300) | 1.50 (1.50 to 1.50) | 6.700 (6.600 to 6.800) |"
+        "| `rnn=lstm` | patience | 0, 1 | 300 (300 to 300) | 1.50 (1.50 to 1.50) | 6.700 (6.600 to 6.800) |"
     )
-    assert any(row.startswith(lstm) for row in rows)
+    (place_of_lstm,) = [number for number, row in enumerate(rows) if row.startswith(lstm)]
+    assert rows[place_of_lstm - 1].startswith("| – |")
     assert call(place, "--check") == 0
