@@ -15,7 +15,7 @@ from benchmarks.machine import cpu_count
 RUNS: dict[str, tuple[str, ...]] = {
     "CUDA kernels and graphs": (
         *("tests/gpu/test_graphed.py", "tests/gpu/test_streams.py", "tests/gpu/test_hang.py"),
-        *("tests/gpu/test_launches.py", "tests/gpu/test_devices.py"),
+        *("tests/gpu/test_launches.py", "tests/gpu/test_devices.py", "tests/gpu/test_training.py"),
     ),
     "plans of the scans": ("tests/gpu/test_scan_plans.py", "tests/gpu/test_exchange_floor.py"),
     "every op": ("tests/ops/test_table.py",),
