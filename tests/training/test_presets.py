@@ -216,3 +216,13 @@ def test_help_and_documentation_list_the_settings(capsys: pytest.CaptureFixture[
         assert name in listed
         assert all(option in shown for option in own)
     assert rows.keys() == set().union(*options.values())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_takes_its_first_steps_at_its_own_sizes(name: str) -> None:
+    quiet = {"progress": False, "tensorboard": False, "eval_frequency": 0, "patience": 0}
+    # Two epochs of three steps. A loss that is not finite raises.
+    config = TrainConfig.from_preset(name, num_sequences=60, num_epochs=2, **quiet)
+    trainer = training.Trainer(config)
+    trainer.run()
+    assert trainer.steps_done == 6
